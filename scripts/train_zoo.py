@@ -1,0 +1,202 @@
+"""Train the embedded models on Fashion-MNIST: the DDPM, its class-conditional twin, the feature classifier.
+
+    python scripts/train_zoo.py ddpm --images 3000000
+    python scripts/train_zoo.py twin --images 600000 --init ts_adapt/zoo/fashion-ddpm
+    python scripts/train_zoo.py classifier --epochs 10
+
+On several cores `torchrun --nproc-per-node 2 scripts/train_zoo.py ddpm` is nearly twice as fast as one process with
+two threads, so small are the convolutions; --batch is the batch of all processes together.
+
+The diffusion models are resumable: killed and started again, they go on from the last checkpoint under --out. Their
+loss is the mean squared error of v = alpha eps - sigma x0 at real-valued times, uniform on [0, 999] of the linear beta
+schedule of DDPM; the learning rate warms up, stays, and falls linearly to zero over the last quarter. The classifier
+takes minutes; it is in train_classifier.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import time
+from pathlib import Path
+
+import ts_adapt  # noqa: F401  (first: it makes torchvision, hence diffusers, importable beside a CPU torch)
+
+# isort: split
+import torch
+import torch.distributed as dist
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from train_classifier import train_classifier
+
+from ts_adapt.zoo.data import load_fashion_mnist, to_model_range
+
+CHANNELS = (16, 32, 96)
+CLASSES, NULL_CLASS = 10, 10
+
+
+def build_unet(channels: tuple[int, ...], conditional: bool, groups: int = 8) -> UNet2DModel:
+    """A plain diffusers UNet2DModel for 28x28 grey images, with one self-attention block at 7x7."""
+    return UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D",) * len(channels),
+        up_block_types=("UpBlock2D",) * len(channels),
+        norm_num_groups=groups,
+        attention_head_dim=channels[-1] // 2,
+        num_class_embeds=CLASSES + 1 if conditional else None,
+    )
+
+
+def alpha_sigma(betas: Tensor) -> tuple[Tensor, Tensor]:
+    alpha = torch.cumprod(1 - betas.double(), 0).sqrt()
+    return alpha, (1 - alpha.square()).sqrt()
+
+
+def noised(x_0: Tensor, t: Tensor, log_snr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """x_t and the v-target at real times t: log-SNR is interpolated linearly in the table."""
+    low = t.floor().long().clamp(0, len(log_snr) - 2)
+    lam = torch.lerp(log_snr[low], log_snr[low + 1], (t - low).double())
+    alpha = torch.sigmoid(2 * lam).sqrt().float()[:, None, None, None]
+    sigma = torch.sigmoid(-2 * lam).sqrt().float()[:, None, None, None]
+    eps = torch.randn(x_0.shape, generator=generator)
+    return alpha * x_0 + sigma * eps, alpha * eps - sigma * x_0
+
+
+def learning_rate(done: float, peak: float, warmup: float, decay: float = 0.25) -> float:
+    """Trapezoid over the fraction `done` of training: up, level, down to zero."""
+    return peak * min(1.0, done / warmup, max(0.0, (1 - done) / decay))
+
+
+def average_gradients(net: nn.Module, world: int) -> None:
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        dist.init_process_group("gloo")
+    torch.manual_seed(args.seed)
+    images, labels = load_fashion_mnist("train")
+    test, test_labels = load_fashion_mnist("test")
+    data, held_out = to_model_range(images), to_model_range(test[:1024])
+    scheduler = DDPMScheduler(prediction_type="v_prediction", clip_sample=True)
+    alpha, sigma = alpha_sigma(scheduler.betas)
+    log_snr = (alpha / sigma).log()
+    net = build_unet(tuple(args.channels), conditional, args.groups)
+    if args.init:
+        weights = UNet2DModel.from_pretrained(args.init, subfolder="unet").state_dict()
+        missing = net.load_state_dict(weights, strict=False)
+        print(f"initialised from {args.init}; new: {missing.missing_keys}", flush=True)
+    average = copy.deepcopy(net).requires_grad_(False)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99))
+    step, spent = 0, 0.0
+    checkpoint = args.out / "checkpoint.pt"
+    if checkpoint.exists():
+        kept = torch.load(checkpoint, weights_only=True)
+        net.load_state_dict(kept["net"])
+        average.load_state_dict(kept["average"])
+        optimizer.load_state_dict(kept["optimizer"])
+        step, spent = kept["step"], kept["spent"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    total = args.images // args.batch
+    print(f"{sum(p.numel() for p in net.parameters()):,} parameters, {step} of {total} steps done", flush=True)
+    started, recent = time.time(), []
+
+    def save() -> None:
+        seconds = spent + time.time() - started
+        held = validation_loss(average, held_out, test_labels[:1024] if conditional else None, log_snr)
+        row = {
+            "step": step,
+            "images": step * args.batch,
+            "seconds": round(seconds),
+            "held_out": round(held, 5),
+            "train": round(sum(recent) / max(1, len(recent)), 5),
+        }
+        print(json.dumps(row), flush=True)
+        with open(args.out / "curve.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+        weights = {"net": net.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+        state = {**weights, "step": step, "spent": seconds}
+        torch.save(state, checkpoint.with_suffix(".part"))
+        checkpoint.with_suffix(".part").rename(checkpoint)
+        DDPMPipeline(average, scheduler).save_pretrained(args.out / "pipeline")
+        recent.clear()
+
+    local = args.batch // world
+    while step < total:
+        generator = torch.Generator().manual_seed((args.seed * 10_000_019 + step) * world + rank)
+        rows = torch.randint(len(data), (local,), generator=generator)
+        t = 999 * (torch.arange(local) + torch.rand(local, generator=generator)) / local
+        x_t, target = noised(data[rows], t, log_snr, generator)
+        classes = None
+        if conditional:
+            dropped = torch.rand(local, generator=generator) < 0.1
+            classes = torch.where(dropped, NULL_CLASS, labels[rows])
+        loss = F.mse_loss(net(x_t, t, class_labels=classes).sample, target)
+        optimizer.zero_grad()
+        loss.backward()
+        if world > 1:
+            average_gradients(net, world)
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate((step + 1) / total, args.lr, warmup=0.02)
+        optimizer.step()
+        step += 1
+        decay = min(0.9995, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for kept, new in zip(average.parameters(), net.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
+        recent.append(loss.item())
+        if rank == 0 and (step % args.every == 0 or step == total):
+            save()
+
+
+@torch.inference_mode()
+def validation_loss(net: nn.Module, x_0: Tensor, classes: Tensor | None, log_snr: Tensor) -> float:
+    generator = torch.Generator().manual_seed(7)
+    t = 999 * (torch.arange(len(x_0)) + 0.5) / len(x_0)
+    t = t[torch.randperm(len(x_0), generator=generator)]
+    x_t, target = noised(x_0, t, log_snr, generator)
+    out = [
+        net(x_t[i : i + 128], t[i : i + 128], class_labels=None if classes is None else classes[i : i + 128]).sample
+        for i in range(0, len(x_0), 128)
+    ]
+    return F.mse_loss(torch.cat(out), target).item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("ddpm", "twin", "classifier"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--images", type=int, default=2_000_000)
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--lr", type=float, help="peak learning rate; 1.5e-3, of the classifier 0.1")
+    parser.add_argument("--epochs", type=int, default=10, help="of the classifier")
+    parser.add_argument("--channels", type=int, nargs="+", default=list(CHANNELS))
+    parser.add_argument("--groups", type=int, default=8)
+    parser.add_argument("--every", type=int, default=500)
+    parser.add_argument("--init", help="pipeline folder to start from")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.what == "classifier":
+        train_classifier(args.out, args.epochs, args.batch, args.lr or 0.1, args.seed)
+        return
+    args.lr = args.lr or 1.5e-3
+    args.out = args.out or Path("train_data/zoo") / args.what
+    train_diffusion(args, conditional=args.what == "twin")
+
+
+if __name__ == "__main__":
+    main()

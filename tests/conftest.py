@@ -1,0 +1,37 @@
+"""Shared by the tests: ts_adapt first (it repairs torchvision's import), and a small problem with a known denoiser."""
+
+from __future__ import annotations
+
+import ts_adapt  # noqa: F401  isort: skip
+
+import pytest
+import torch
+
+from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
+from ts_adapt.distances import make
+from ts_adapt.noise import ContinuousVP
+from ts_adapt.sampling import initial_noise, integrate
+from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.solvers import UniPC
+
+
+@pytest.fixture(scope="session")
+def mixture() -> GaussianMixtureDenoiser:
+    """Four separated modes on 1x4x4 pictures: the best grid differs from noise to noise."""
+    generator = torch.Generator().manual_seed(3)
+    means = 2 * torch.rand((4, 1, 4, 4), generator=generator) - 1
+    return GaussianMixtureDenoiser(ContinuousVP(), means, torch.tensor([0.004, 0.01, 0.03, 0.02]))
+
+
+@pytest.fixture(scope="session")
+def problem(mixture: GaussianMixtureDenoiser) -> tuple[Objective, Batch]:
+    """The objective of UniPC-3 under l2, and 48 samples of a fine teacher."""
+    solver = UniPC(mixture.noise, order=3)
+    x_T = initial_noise(0, range(48), (1, 4, 4))
+    lam = torch.linspace(
+        float(mixture.noise.log_snr(torch.tensor(1.0))), float(mixture.noise.log_snr(torch.tensor(1e-3))), 65
+    ).double()
+    times = mixture.noise.time(lam)
+    times[0], times[-1] = 1.0, 1e-3
+    target = integrate(mixture, solver, times, x_T).x
+    return Objective(mixture, solver, make("l2")), Batch(torch.arange(48), x_T, target, {})

@@ -1,0 +1,214 @@
+"""NetworkDenoiser around real, tiny, untrained networks of diffusers, against conversions written out by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from torch import Tensor, nn
+
+from ts_adapt.denoisers import NetworkDenoiser
+from ts_adapt.interfaces import Denoiser, TsAdaptError
+from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding
+
+VP = BetaTable.from_config({})
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet2DModel:
+    torch.manual_seed(0)
+    return _unet().eval()
+
+
+def _unet(**options: object) -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, norm_num_groups=4,
+        attention_head_dim=8, **options,
+    )  # fmt: skip
+
+
+def _batch(n: int = 3, shape: tuple[int, ...] = (1, 8, 8)) -> Tensor:
+    return torch.randn((n, *shape), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_x0_is_that_of_diffusers_ddim_at_integer_timesteps(unet: UNet2DModel, kind: str) -> None:
+    scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
+    scheduler.set_timesteps(1000)
+    noise = BetaTable.from_config(scheduler.config)
+    denoiser = NetworkDenoiser(unet, noise, {"v_prediction": "v"}.get(kind, kind))
+    x = _batch()
+    for t in (3, 400, 900):
+        raw = unet(x, t).sample
+        expected = scheduler.step(raw, t, x).pred_original_sample
+        torch.testing.assert_close(denoiser(x, torch.tensor(float(t))), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_velocity_on_rectified_flow_is_told_a_thousand_t(unet: UNet2DModel) -> None:
+    x, t = _batch(), torch.tensor([0.2, 0.5, 1.0])
+    denoiser = NetworkDenoiser(unet, RectifiedFlow(), "velocity")
+    u = unet(x, 1000 * t).sample
+    torch.testing.assert_close(denoiser(x, t), x - t[:, None, None, None] * u)
+
+
+def test_a_batch_with_times_of_its_own_is_as_many_single_calls(unet: UNet2DModel) -> None:
+    denoiser = NetworkDenoiser(unet, VP, "v")
+    x, t = _batch(), torch.tensor([10.5, 500.25, 998.0], dtype=torch.float64)
+    scales, told = torch.tensor([0.9, 1.0, 1.2]), torch.tensor([20.0, 480.0, 999.0])
+    whole = denoiser(x, t, model_time=told, output_scale=scales)
+    for i in range(3):
+        one = denoiser(x[i : i + 1], t[i], model_time=told[i], output_scale=scales[i])
+        torch.testing.assert_close(whole[i : i + 1], one, rtol=1e-4, atol=1e-5)
+    assert denoiser.evaluations == 4
+
+
+def test_output_scale_multiplies_the_raw_prediction_and_model_time_reaches_the_network_only(unet: UNet2DModel) -> None:
+    denoiser = NetworkDenoiser(unet, VP, "epsilon")
+    x, t, told = _batch(), torch.tensor(300.0), torch.tensor(350.0)
+    alpha, sigma = VP.alpha(t).float(), VP.sigma(t).float()
+    expected = (x - sigma * 1.5 * unet(x, told).sample) / alpha
+    got = denoiser(x, t, model_time=told, output_scale=torch.tensor(1.5))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_reach_times_model_times_and_scales(unet: UNet2DModel) -> None:
+    network = copy.deepcopy(unet).double()
+    denoiser = NetworkDenoiser(network, VP, "v")
+    x = _batch(2).double()
+    t, told = torch.tensor([200.3, 700.6]).double(), torch.tensor([210.4, 690.7]).double()
+    scales = torch.tensor([1.1, 0.9]).double()
+    leaves = [v.requires_grad_() for v in (t, told, scales)]
+
+    def loss(t: Tensor, told: Tensor, scales: Tensor) -> Tensor:
+        return denoiser(x, t, model_time=told, output_scale=scales).square().mean()
+
+    grads = torch.autograd.grad(loss(*leaves), leaves)
+    step = 1e-1  # timesteps pass through float32, so differences are taken over a wide step
+    for which, grad in enumerate(grads):
+        for i in range(2):
+            shift = torch.zeros(2).double()
+            shift[i] = step if which < 2 else 1e-4
+            up, down = ([v + s * shift if k == which else v for k, v in enumerate(leaves)] for s in (1, -1))
+            difference = (loss(*up) - loss(*down)) / (2 * shift[i])
+            torch.testing.assert_close(grad[i], difference, rtol=2e-2, atol=1e-7)
+
+
+def test_clipping_is_off_unless_asked_for(unet: UNet2DModel) -> None:
+    x, t = 5 * _batch(), torch.tensor(800.0)
+    free = NetworkDenoiser(unet, VP, "epsilon")(x, t)
+    assert free.abs().max() > 1
+    torch.testing.assert_close(NetworkDenoiser(unet, VP, "epsilon", clip_x0=True)(x, t), free.clamp(-1, 1))
+
+
+def test_the_network_runs_in_its_precision_and_x0_comes_in_that_of_the_state(unet: UNet2DModel) -> None:
+    half = NetworkDenoiser(copy.deepcopy(unet), VP, "v").to(dtype=torch.bfloat16)
+    assert next(half.network.parameters()).dtype == torch.bfloat16
+    x, t = _batch(), torch.tensor(999.0)
+    out = half(x, t)
+    assert out.dtype == torch.float32
+    assert half.timestep(t, x).tolist() == [999.0] * 3
+    torch.testing.assert_close(out, NetworkDenoiser(unet, VP, "v")(x, t), rtol=0.05, atol=0.05)
+
+
+def test_shape_is_read_from_the_config_and_the_protocol_is_met(unet: UNet2DModel) -> None:
+    denoiser = NetworkDenoiser(unet, VP, "v")
+    assert denoiser.shape == (1, 8, 8)
+    assert isinstance(denoiser, Denoiser)
+    x = _batch()
+    assert denoiser.decode(x) is x
+
+
+def test_classes_reach_the_network() -> None:
+    network = _unet(num_class_embeds=4).eval()
+    x, t = _batch(2), torch.tensor(100.0)
+    denoiser = NetworkDenoiser(network, VP, "sample")
+    labels = torch.tensor([0, 3])
+    torch.testing.assert_close(denoiser(x, t, class_labels=labels), network(x, 100, class_labels=labels).sample)
+    assert not torch.equal(denoiser(x, t, class_labels=labels), denoiser(x, t, class_labels=labels.flip(0)))
+
+
+def test_unet_with_text() -> None:
+    network = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4, attention_head_dim=2, cross_attention_dim=8,
+    ).eval()  # fmt: skip
+    x, text = _batch(2, (4, 8, 8)), torch.randn(2, 5, 8, dtype=torch.float64)
+    denoiser = NetworkDenoiser(network, VP, "sample")
+    got = denoiser(x, torch.tensor(50.0), encoder_hidden_states=text)
+    torch.testing.assert_close(got, network(x, 50, encoder_hidden_states=text.float()).sample)
+
+
+def test_dit_with_a_learned_variance_gives_its_mean() -> None:
+    network = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
+        patch_size=2, num_embeds_ada_norm=10, norm_num_groups=2,
+    ).eval()  # fmt: skip
+    x, labels = _batch(2, (4, 8, 8)), torch.tensor([1, 7])
+    got = NetworkDenoiser(network, VP, "sample")(x, torch.tensor(20.0), class_labels=labels)
+    raw = network(x, timestep=torch.tensor([20.0, 20.0]), class_labels=labels).sample
+    torch.testing.assert_close(got, raw[:, :4])
+
+
+def test_sd3_style_transformer() -> None:
+    network = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=2,
+        joint_attention_dim=8, caption_projection_dim=8, pooled_projection_dim=8, out_channels=4,
+    ).eval()  # fmt: skip
+    x, text, pooled = _batch(2, (4, 8, 8)), torch.randn(2, 3, 8), torch.randn(2, 8)
+    t = torch.tensor([0.3, 0.8])
+    condition = {"encoder_hidden_states": text, "pooled_projections": pooled}
+    got = NetworkDenoiser(network, RectifiedFlow(), "velocity")(x, t, **condition)
+    u = network(x, timestep=1000 * t, **condition).sample
+    torch.testing.assert_close(got, x - t[:, None, None, None] * u)
+
+
+def test_flux_style_transformer_packs_patches_as_its_pipeline_does() -> None:
+    from diffusers import FluxPipeline
+
+    network = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=12, num_attention_heads=2,
+        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(4, 4, 4),
+    ).eval()  # fmt: skip
+    x, text, pooled = _batch(2, (4, 8, 8)), torch.randn(2, 3, 8), torch.randn(2, 8)
+    t = torch.tensor(0.4)
+    denoiser = NetworkDenoiser(network, RectifiedFlow(), "velocity", shape=(4, 8, 8))
+    got = denoiser(x, t, encoder_hidden_states=text, pooled_projections=pooled)
+    u = network(
+        FluxPipeline._pack_latents(x, 2, 4, 8, 8),
+        timestep=t.expand(2),
+        encoder_hidden_states=text,
+        pooled_projections=pooled,
+        img_ids=FluxPipeline._prepare_latent_image_ids(2, 4, 4, x.device, x.dtype),
+        txt_ids=torch.zeros(3, 3),
+    ).sample
+    expected = x - t * FluxPipeline._unpack_latents(u, 64, 64, 8)
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_plain_module_is_called_by_position() -> None:
+    class Plain(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor]:
+            return (x * t[:, None],)
+
+    denoiser = NetworkDenoiser(Plain(), VarianceExploding(), "sample", shape=(2,))
+    torch.testing.assert_close(denoiser(torch.ones(3, 2), torch.tensor(4.0)), torch.full((3, 2), 4.0))
+
+
+def test_what_cannot_be_is_refused(unet: UNet2DModel) -> None:
+    with pytest.raises(TsAdaptError, match=r"prediction 'eps' is not known.*epsilon"):
+        NetworkDenoiser(unet, VP, "eps")
+    with pytest.raises(TsAdaptError, match=r"pass shape="):
+        NetworkDenoiser(nn.Identity(), VP, "v")
+    with pytest.raises(TsAdaptError, match=r"\(2,\) for a batch of 3"):
+        NetworkDenoiser(unet, VP, "v")(_batch(), torch.tensor([1.0, 2.0]))

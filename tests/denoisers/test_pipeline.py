@@ -1,0 +1,240 @@
+"""Pipelines of real, tiny, untrained components: our denoiser and solver loop against the pipeline itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LDMPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
+)
+from torch import Tensor
+
+from ts_adapt import zoo
+from ts_adapt.denoisers import Guided, NetworkDenoiser, encode_prompts, from_pipeline, load
+from ts_adapt.denoisers.pipeline import noise_of
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.noise import RectifiedFlow
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def unet(channels: int = 1) -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=8, in_channels=channels, out_channels=channels, layers_per_block=1, block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, norm_num_groups=4,
+        attention_head_dim=8,
+    )  # fmt: skip
+
+
+def vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4, sample_size=16,
+        scaling_factor=0.3,
+    )  # fmt: skip
+
+
+def ddim(denoiser: Any, x: Tensor, steps: int, **condition: Any) -> Tensor:
+    """DDIM with diffusers' leading spacing, ending in alpha = 1: two lines of algebra, independent of the solvers."""
+    times = [i * (1000 // steps) for i in reversed(range(steps))]
+    for i, t in enumerate(times):
+        now = torch.tensor(float(t))
+        x0 = denoiser(x, now, **condition)
+        eps = (x - denoiser.noise.alpha(now) * x0) / denoiser.noise.sigma(now)
+        if i + 1 == steps:
+            return x0.float()
+        after = torch.tensor(float(times[i + 1]))
+        x = (denoiser.noise.alpha(after) * x0 + denoiser.noise.sigma(after) * eps).float()
+    raise AssertionError
+
+
+def scheduler(kind: str = "epsilon", **options: Any) -> DDIMScheduler:
+    return DDIMScheduler(prediction_type=kind, clip_sample=False, set_alpha_to_one=True, **options)
+
+
+def as_images(x: Tensor) -> Tensor:
+    return (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_ddim_pipeline_end_to_end(kind: str) -> None:
+    pipe = DDIMPipeline(unet(), scheduler(kind))
+    pipe.set_progress_bar_config(disable=True)
+    x_T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    theirs = pipe(2, torch.Generator().manual_seed(5), num_inference_steps=5, output_type="np").images
+    denoiser = from_pipeline(pipe)
+    assert denoiser.prediction == {"v_prediction": "v"}.get(kind, kind)
+    ours = as_images(denoiser.decode(ddim(denoiser, x_T, 5)))
+    torch.testing.assert_close(ours, torch.from_numpy(theirs), atol=2e-4, rtol=2e-4)
+    assert denoiser.evaluations == 5
+
+
+@torch.no_grad()
+def test_ldm_pipeline_end_to_end_with_its_decoder() -> None:
+    vq = VQModel(
+        in_channels=3, out_channels=3, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=3, norm_num_groups=4, scaling_factor=0.4,
+    )  # fmt: skip
+    pipe = LDMPipeline(vq, unet(3), scheduler())
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(1, torch.Generator().manual_seed(5), num_inference_steps=4, output_type="np").images
+    denoiser = from_pipeline(pipe)
+    x_T = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    image = denoiser.decode(ddim(denoiser, x_T, 4))
+    assert image.shape == (1, 3, 16, 16)
+    torch.testing.assert_close(as_images(image), torch.from_numpy(theirs), atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_dit_pipeline_end_to_end_guided_with_its_null_class() -> None:
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
+        patch_size=2, num_embeds_ada_norm=1000, norm_num_groups=2,
+    )  # fmt: skip
+    pipe = DiTPipeline(transformer.eval(), vae(), scheduler())
+    pipe.set_progress_bar_config(disable=True)
+    labels = [3, 8]
+    theirs = pipe(
+        labels, guidance_scale=4.0, generator=torch.Generator().manual_seed(5), num_inference_steps=4, output_type="np"
+    ).images
+    denoiser = from_pipeline(pipe)
+    guided = Guided(denoiser, 4.0)
+    x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    ours = as_images(guided.decode(ddim(guided, x_T, 4, class_labels=torch.tensor(labels))))
+    torch.testing.assert_close(ours, torch.from_numpy(theirs), atol=1e-3, rtol=1e-3)
+
+
+def test_stable_diffusion_with_prompts() -> None:
+    class StableDiffusionPipeline:
+        """The real one needs a text encoder of another library; this one has its components and `encode_prompt`."""
+
+        def __init__(self) -> None:
+            self.unet = UNet2DConditionModel(
+                sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                norm_num_groups=4, attention_head_dim=2, cross_attention_dim=8,
+            )  # fmt: skip
+            self.vae = vae()
+            self.scheduler = scheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+            self.device = torch.device("cpu")
+
+        def encode_prompt(
+            self, prompt: list[str], device: Any, num_images_per_prompt: int, do_classifier_free_guidance: bool,
+            negative_prompt: list[str],
+        ) -> tuple[Tensor, Tensor]:  # fmt: skip
+            def embed(texts: list[str]) -> Tensor:
+                return torch.stack([torch.full((5, 8), float(len(text))) for text in texts])
+
+            return embed(prompt), embed(negative_prompt)
+
+    pipe = StableDiffusionPipeline()
+    denoiser = from_pipeline(pipe)
+    assert denoiser.shape == (4, 8, 8)
+    assert not any(p.requires_grad for p in denoiser.network.parameters())
+    condition, none = encode_prompts(pipe, ["a hat", "two hats"])
+    assert condition["encoder_hidden_states"].shape == (2, 5, 8)
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor(600.0)
+    got = Guided(denoiser, 7.5, none)(x, t, **condition)
+    empty = denoiser(x, t, encoder_hidden_states=torch.zeros(2, 5, 8))
+    given = denoiser(x, t, **condition)
+    torch.testing.assert_close(got, empty + 7.5 * (given - empty), rtol=1e-3, atol=1e-3)
+    decoded = denoiser.decode(x)
+    torch.testing.assert_close(decoded, pipe.vae.decode(x / 0.3).sample)
+    derived = type("Inpainting", (StableDiffusionPipeline,), {})()
+    assert isinstance(from_pipeline(derived), NetworkDenoiser)
+
+
+def test_noise_of_scheduler_configs() -> None:
+    table, kind = noise_of(DDPMScheduler(beta_schedule="squaredcos_cap_v2").config)
+    expected = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.double().sqrt()
+    torch.testing.assert_close(table.alpha(torch.arange(999.0)), expected[:999], rtol=1e-4, atol=1e-5)
+    assert kind == "epsilon"
+    flow, kind = noise_of(FlowMatchEulerDiscreteScheduler().config, "FlowMatchEulerDiscreteScheduler")
+    assert isinstance(flow, RectifiedFlow) and kind == "velocity"
+    with pytest.raises(TsAdaptError, match="EDMEulerScheduler has no betas"):
+        noise_of(EDMEulerScheduler().config, "EDMEulerScheduler")
+    with pytest.raises(TsAdaptError, match="prediction_type 'noise'"):
+        noise_of({"beta_schedule": "linear", "prediction_type": "noise"})
+
+
+def test_other_pipelines_are_refused_with_a_list() -> None:
+    with pytest.raises(TsAdaptError, match=r"SimpleNamespace is not supported; supported are DDPMPipeline, .*NetworkDen"):
+        from_pipeline(SimpleNamespace(unet=unet()))
+    with pytest.raises(TsAdaptError, match="encodes no prompts"):
+        encode_prompts(SimpleNamespace(), ["a hat"])
+
+
+def test_load_reads_a_folder_with_overrides(tmp_path: Path) -> None:
+    pipe = DDPMPipeline(unet(), DDPMScheduler(prediction_type="v_prediction"))
+    pipe.save_pretrained(tmp_path / "model")
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor(321.5)
+    denoiser = load(str(tmp_path / "model"))
+    assert denoiser.prediction == "v"
+    torch.testing.assert_close(denoiser(x, t), from_pipeline(pipe)(x, t))
+    other = load(tmp_path / "model", prediction="epsilon", device="cpu", dtype=torch.bfloat16)
+    assert other.prediction == "epsilon"
+    assert next(other.network.parameters()).dtype == torch.bfloat16
+
+
+def test_load_opens_no_pickles(tmp_path: Path) -> None:
+    pipe = DDPMPipeline(unet(), DDPMScheduler())
+    pipe.save_pretrained(tmp_path / "model", safe_serialization=False)
+    with pytest.raises(TsAdaptError, match="cannot be loaded"):
+        load(tmp_path / "model")
+
+
+def test_load_of_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = UNet2DModel.from_config({**unet().config, "num_class_embeds": 11})
+    DDPMPipeline(network, DDPMScheduler()).save_pretrained(tmp_path / "class")
+    folders = {"fashion-ddpm-class": tmp_path / "class", "fashion-ddpm": tmp_path / "none"}
+    monkeypatch.setattr(zoo, "paths", lambda: folders)
+    assert load("fashion-ddpm-class").null_condition == {"class_labels": 10}
+    with pytest.raises(TsAdaptError, match="reinstall"):
+        load("fashion-ddpm")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fashon-ddpm", "did you mean 'fashion-ddpm'"),
+        ("whatever", "no model is called 'whatever'; the zoo has fashion-ddpm"),
+        ("./nowhere", "there is no folder './nowhere'"),
+        ("/no/such/folder", "there is no folder"),
+    ],
+)
+def test_load_of_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(TsAdaptError, match=message):
+        load(name)
+
+
+def test_load_without_model_index_or_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TsAdaptError, match=r"no model_index\.json"):
+        load(tmp_path)
+
+    def unreachable(*args: object, **options: object) -> None:
+        raise OSError("We couldn't connect to 'https://huggingface.co'")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", unreachable)
+    with pytest.raises(TsAdaptError, match=r"could not be had from the Hugging Face hub.*model of the zoo"):
+        load("owner/name")

@@ -1,0 +1,151 @@
+"""Fixed grids: shared ends, their defining equations, equality with the published originals."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ts_adapt.grids.fixed import FIXED, NATIVE, make
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding, edm_sigma
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+NOISES: dict[str, NoiseSchedule] = {
+    "sd": BetaTable.from_config(SD),
+    "zero_snr": BetaTable.from_config({**SD, "rescale_betas_zero_snr": True}),
+    "vp": ContinuousVP(),
+    "cosine": Cosine(),
+    "edm": VarianceExploding(),
+    "edm_to_0": VarianceExploding(t_min=0.0),
+    "flow": RectifiedFlow(),
+}
+CONTINUOUS = ["vp", "cosine", "edm", "flow"]
+SHARED_RULE = {"linear": ["ddim", "trailing", "uniform"], "log_snr": ["exponential"]}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(FIXED)), st.sampled_from(sorted(NOISES)), st.integers(1, 200))
+def test_every_family_falls_strictly_between_the_shared_ends(name: str, schedule: str, steps: int) -> None:
+    noise = NOISES[schedule]
+    times = make(name, noise, steps)
+    assert times.shape == (steps + 1,) and times.dtype == torch.float64
+    assert float(times[0]) == noise.t_max and float(times[-1]) == noise.t_min
+    assert bool((times.diff() < 0).all())
+
+
+@pytest.mark.parametrize("schedule", sorted(NOISES))
+def test_names_that_differ_by_their_originals_only_are_one_grid_between_shared_ends(schedule: str) -> None:
+    for name, others in SHARED_RULE.items():
+        for other in others:
+            torch.testing.assert_close(
+                make(other, NOISES[schedule], 9), make(name, NOISES[schedule], 9), rtol=0, atol=0
+            )
+    distinct = {tuple(make(name, NOISES[schedule], 9).tolist()) for name in FIXED}
+    assert len(distinct) == len(set(FIXED.values())) == 5
+
+
+@pytest.mark.parametrize("schedule", ["sd", "vp", "cosine", "edm"])
+def test_defining_equations(schedule: str) -> None:
+    noise = NOISES[schedule]
+
+    def assert_even(values: torch.Tensor) -> None:
+        torch.testing.assert_close(values.diff(), values.diff().mean().expand(12), rtol=1e-6, atol=1e-10)
+
+    assert_even(make("linear", noise, 12))
+    assert_even(make("quadratic", noise, 12).sqrt())
+    assert_even(noise.log_snr(make("log_snr", noise, 12)))
+    assert_even(edm_sigma(noise, make("karras", noise, 12)) ** (1 / 7))
+    share = (make("beta", noise, 12) - noise.t_min) / (noise.t_max - noise.t_min)
+    assert_even(torch.as_tensor(scipy.stats.beta.cdf(share.clamp(0, 1).numpy(), 0.6, 0.6)))
+
+
+@pytest.mark.parametrize(("schedule", "ends"), [("flow", (0, -1)), ("zero_snr", (0,)), ("edm_to_0", (-1,))])
+@pytest.mark.parametrize("name", ["karras", "log_snr"])
+def test_infinite_ends_are_pinned_outside_the_finite_rest(schedule: str, ends: tuple[int, ...], name: str) -> None:
+    noise = NOISES[schedule]
+    log_snr = noise.log_snr(make(name, noise, 6))
+    assert all(math.isinf(float(log_snr[end])) for end in ends)
+    assert bool(torch.isfinite(log_snr[1:-1]).all())
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20, 50])
+@pytest.mark.parametrize(("name", "spacing", "offset"), [("ddim", "leading", 1), ("trailing", "trailing", 0)])
+def test_native_integers_equal_diffusers(steps: int, name: str, spacing: str, offset: int) -> None:
+    scheduler: Any = DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
+    scheduler.set_timesteps(steps)
+    times = make(name, NOISES["sd"], steps, native=True)
+    assert times[:-1].tolist() == scheduler.timesteps.tolist() and float(times[-1]) == 0
+
+
+@pytest.mark.parametrize("steps", [5, 10, 25])
+@pytest.mark.parametrize(
+    ("name", "option"), [("karras", "use_karras_sigmas"), ("exponential", "use_exponential_sigmas")]
+)
+def test_native_sigmas_equal_diffusers_down_to_the_last_reachable_one(steps: int, name: str, option: str) -> None:
+    scheduler: Any = EulerDiscreteScheduler(**SD, **{option: True})
+    scheduler.set_timesteps(steps + 1)  # steps + 1 sigmas make `steps` intervals before the unreachable 0
+    times = make(name, NOISES["sd"], steps, native=True)
+    torch.testing.assert_close(edm_sigma(NOISES["sd"], times), scheduler.sigmas[:-1].double(), rtol=2e-4, atol=0)
+
+
+def test_native_originals_that_reach_sigma_0_have_n_sigmas_and_a_0() -> None:
+    for name, power in (("karras", 1 / 7), ("exponential", 0)):
+        times = make(name, NOISES["edm_to_0"], 6, native=True)
+        sigmas = times[:-1].pow(power) if power else times[:-1].log()
+        torch.testing.assert_close(sigmas.diff(), sigmas.diff().mean().expand(5))
+        assert float(times[-1]) == 0 and len(times) == 7
+
+
+def test_native_linear_quadratic_and_beta_are_the_published_formulas() -> None:
+    noise, steps = NOISES["sd"], 10
+    assert make("linear", noise, steps, native=True).tolist() == [round(999 - i * 999 / 10) for i in range(11)]
+    ramp = (np.linspace(0, math.sqrt(1000 * 0.8), steps) ** 2).astype(int) + 1
+    assert make("quadratic", noise, steps, native=True).tolist() == [*ramp[::-1].tolist(), 0]
+    quantiles = scipy.stats.beta.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6)
+    assert make("beta", noise, steps, native=True).tolist() == [*np.rint(quantiles * 999).tolist(), 0]
+
+
+@pytest.mark.parametrize("schedule", sorted(NOISES))
+def test_families_that_are_their_own_originals(schedule: str) -> None:
+    for name in set(FIXED) - set(NATIVE):
+        assert torch.equal(make(name, NOISES[schedule], 7, native=True), make(name, NOISES[schedule], 7))
+
+
+@pytest.mark.parametrize("schedule", CONTINUOUS)
+@pytest.mark.parametrize("name", ["linear", "ddim", "trailing", "quadratic", "beta"])
+def test_integer_originals_are_refused_without_a_table(schedule: str, name: str) -> None:
+    with pytest.raises(TsAdaptError, match=f"native {name} .*leave native=True out"):
+        make(name, NOISES[schedule], 5, native=True)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("linear", 1200), ("ddim", 1200), ("quadratic", 100), ("beta", 400)])
+def test_repeated_timesteps_of_an_original_are_refused(name: str, steps: int) -> None:
+    with pytest.raises(TsAdaptError, match=f"native {name} grid over {steps} steps is twice the same time"):
+        make(name, NOISES["sd"], steps, native=True)
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_too_few_steps_are_refused(steps: int) -> None:
+    with pytest.raises(TsAdaptError, match=f"steps is {steps}"):
+        make("karras", NOISES["sd"], steps)
+
+
+def test_an_unknown_name_lists_the_known_and_suggests_the_near() -> None:
+    with pytest.raises(TsAdaptError, match="did you mean 'karras'") as error:
+        make("karas", NOISES["sd"], 5)
+    assert all(re.search(rf"\b{name}\b", str(error.value)) for name in FIXED)
+
+
+def test_one_step_goes_from_end_to_end() -> None:
+    for noise in NOISES.values():
+        for name in FIXED:
+            assert make(name, noise, 1).tolist() == [noise.t_max, noise.t_min]

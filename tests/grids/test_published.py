@@ -1,0 +1,109 @@
+"""Align Your Steps: the tables, their interpolation and range; rounding to integer timesteps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers.scheduling_utils import AysSchedules
+
+from ts_adapt.grids.fixed import make
+from ts_adapt.grids.published import TABLES, ays, round_to_timesteps
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding, edm_sigma
+
+SD_CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+SD = BetaTable.from_config(SD_CONFIG)
+SVD = VarianceExploding(t_min=0.002, t_max=700.0)
+OWN: list[tuple[str, NoiseSchedule]] = [("sd15", SD), ("sdxl", SD), ("svd", SVD)]
+PUBLISHED: dict[str, Any] = AysSchedules
+KEYS = {"sd15": "StableDiffusionSigmas", "sdxl": "StableDiffusionXLSigmas", "svd": "StableDiffusionVideoSigmas"}
+
+
+@pytest.mark.parametrize("table", sorted(TABLES))
+def test_tables_equal_those_of_diffusers(table: str) -> None:
+    assert [*TABLES[table].sigmas, 0.0] == PUBLISHED[KEYS[table]]
+
+
+@pytest.mark.parametrize(("table", "noise"), OWN)
+def test_ten_steps_are_the_table_between_the_shared_ends(table: str, noise: NoiseSchedule) -> None:
+    times = ays(table, noise, 10)
+    assert float(times[0]) == noise.t_max and float(times[-1]) == noise.t_min
+    sigmas = edm_sigma(noise, times)[1:-1]
+    torch.testing.assert_close(sigmas, torch.tensor(TABLES[table].sigmas[1:], dtype=torch.float64), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("key", ["StableDiffusionTimesteps", "StableDiffusionXLTimesteps"])
+def test_times_agree_with_the_published_integer_timesteps(key: str) -> None:
+    table = "sdxl" if "XL" in key else "sd15"
+    worst = max(abs(a - b) for a, b in zip(ays(table, SD, 10)[:-1].tolist(), PUBLISHED[key], strict=True))
+    assert worst < (2.0 if table == "sd15" else 6.0)  # the authors rounded, the more so in the SDXL sigmas
+
+
+@pytest.mark.parametrize(("table", "noise"), OWN)
+@pytest.mark.parametrize("steps", [1, 2, 5, 7, 20, 33])
+def test_other_numbers_of_steps_interpolate_log_sigma(table: str, noise: NoiseSchedule, steps: int) -> None:
+    nodes = np.log([*TABLES[table].sigmas, TABLES[table].sigma_min])
+    expected = np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, 11), nodes)
+    got = -noise.log_snr(ays(table, noise, steps)).numpy()
+    np.testing.assert_allclose(got[1:-1], expected[1:-1], rtol=1e-9)
+    assert len(got) == steps + 1
+
+
+@pytest.mark.parametrize(
+    ("table", "noise"), [("svd", SD), ("sd15", SVD), ("sd15", RectifiedFlow()), ("svd", VarianceExploding())]
+)
+def test_a_table_for_another_range_is_refused_unless_rescaled(table: str, noise: NoiseSchedule) -> None:
+    with pytest.raises(TsAdaptError, match="rescale=True"):
+        ays(table, noise, 10)
+    times = ays(table, noise, 10, rescale=True)
+    assert float(times[0]) == noise.t_max and float(times[-1]) == noise.t_min
+
+
+def test_rescaling_is_affine_in_log_sigma() -> None:
+    noise = VarianceExploding()
+    own, other = ays("svd", SVD, 10).log(), ays("svd", noise, 10, rescale=True).log()
+    slope = math.log(80 / 0.002) / math.log(700 / 0.002)
+    torch.testing.assert_close(other - other[-1], slope * (own - own[-1]))
+
+
+def test_native_starts_at_the_table_and_ends_in_sigma_0_where_it_can() -> None:
+    to_zero = VarianceExploding(t_min=0.0, t_max=705.0)
+    native = ays("svd", to_zero, 10, native=True)
+    torch.testing.assert_close(native, torch.tensor([*TABLES["svd"].sigmas, 0.0], dtype=torch.float64))
+    assert float(ays("svd", to_zero, 10)[0]) == 705.0
+    assert float(ays("sd15", SD, 10, native=True)[-1]) == SD.t_min
+
+
+def test_bad_requests_are_refused() -> None:
+    with pytest.raises(TsAdaptError, match="did you mean 'sdxl'"):
+        ays("sdlx", SD, 10)
+    with pytest.raises(TsAdaptError, match="steps is 0"):
+        ays("sd15", SD, 0)
+    with pytest.raises(TsAdaptError, match="choose one"):
+        ays("sd15", SD, 10, native=True, rescale=True)
+
+
+@pytest.mark.parametrize("config", [SD_CONFIG, {}, {**SD_CONFIG, "rescale_betas_zero_snr": True}])
+def test_rounding_takes_the_timestep_nearest_in_log_sigma(config: dict[str, object]) -> None:
+    noise = BetaTable.from_config(config)
+    times = torch.stack([make("linear", noise, 13), make("quadratic", noise, 13)])
+    table = noise.log_snr(torch.arange(1000, dtype=torch.float64))
+    nearest = (noise.log_snr(times[:, 1:-1])[..., None] - table).abs().argmin(-1)
+    rounded = round_to_timesteps(times, noise)
+    assert torch.equal(rounded[:, 1:-1], nearest.double())
+    assert torch.equal(rounded[:, [0, -1]], times[:, [0, -1]])
+    assert torch.equal(round_to_timesteps(rounded, noise), rounded)
+
+
+def test_rounding_refuses_duplicates_and_names_the_places() -> None:
+    times = torch.tensor([999.0, 500.4, 500.2, 3.1, 2.9, 0.0], dtype=torch.float64)
+    with pytest.raises(TsAdaptError, match="places 1 and 2, 3 and 4;"):
+        round_to_timesteps(times, SD)
+    with pytest.raises(TsAdaptError, match="places 1 and 2 of sample 1"):
+        round_to_timesteps(torch.stack([make("linear", SD, 5), times]), SD)
+    with pytest.raises(TsAdaptError, match="BetaTable"):
+        round_to_timesteps(torch.tensor([1.0, 0.0]), RectifiedFlow())

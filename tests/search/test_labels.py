@@ -1,0 +1,50 @@
+"""Labels on disk: round trip, resuming, another teacher, damage."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.search.labels import LabelStore
+from ts_adapt.search.per_sample import LabelBatch
+
+SPEC = {"teacher": "abc", "solver": "unipc-3", "nfe": 3}
+
+
+def part(first: int) -> LabelBatch:
+    times = torch.tensor([1.0, 0.6, 0.2, 0.0], dtype=torch.float64).repeat(4, 1)
+    return LabelBatch(torch.arange(first, first + 4), times, torch.rand(4), torch.rand(4), torch.zeros(4, dtype=torch.long))
+
+
+def test_round_trip_in_the_order_of_parts(tmp_path):
+    store = LabelStore.create(tmp_path, SPEC)
+    store.write(1, part(4))
+    store.write(0, part(0))
+    loaded = LabelStore.open(tmp_path, "abc").load()
+    assert loaded.index.tolist() == list(range(8))
+    assert loaded.times.dtype == torch.float64
+    assert store.has(0) and not store.has(2)
+
+
+def test_labels_of_another_teacher_are_refused(tmp_path):
+    LabelStore.create(tmp_path, SPEC).write(0, part(0))
+    with pytest.raises(TsAdaptError, match="belong to the teacher abc, not to xyz"):
+        LabelStore.open(tmp_path, "xyz")
+    with pytest.raises(TsAdaptError, match="another teacher"):
+        LabelStore.create(tmp_path, {**SPEC, "teacher": "xyz"})
+
+
+def test_missing_and_unfinished_labels_say_what_to_do(tmp_path):
+    with pytest.raises(TsAdaptError, match="ts-adapt search"):
+        LabelStore.open(tmp_path / "none")
+    with pytest.raises(TsAdaptError, match="has not finished"):
+        LabelStore.create(tmp_path / "new", SPEC).load()
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    store = LabelStore.create(tmp_path, SPEC)
+    store.write(0, part(0))
+    store.path(0).write_bytes(store.path(0).read_bytes()[:100])
+    with pytest.raises(TsAdaptError, match="part-00000"):
+        store.load()

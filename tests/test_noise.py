@@ -1,0 +1,184 @@
+"""Noise schedules: inversion, equality with diffusers' tables, gradients, the meaning of the ends."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.noise import (
+    BetaTable,
+    ContinuousVP,
+    Cosine,
+    RectifiedFlow,
+    VarianceExploding,
+    edm_sigma,
+    time_of_edm_sigma,
+)
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "squaredcos_cap_v2": {"beta_schedule": "squaredcos_cap_v2"},
+    "trained_betas": {"trained_betas": torch.linspace(0.001, 0.2, 50).tolist(), "num_train_timesteps": 50},
+    "short": {"num_train_timesteps": 100, "beta_end": 0.2},
+}
+ZERO_SNR: dict[str, dict[str, Any]] = {
+    name: {**CONFIGS[name], "rescale_betas_zero_snr": True} for name in ("linear", "scaled_linear", "squaredcos_cap_v2")
+}
+
+
+def diffusers_ddpm(config: dict[str, Any]) -> Any:
+    return DDPMScheduler(**config)
+
+
+NOISES: dict[str, NoiseSchedule] = {
+    **{name: BetaTable.from_config(diffusers_ddpm(config).config) for name, config in CONFIGS.items()},
+    **{f"zero_snr_{name}": BetaTable.from_config(config) for name, config in ZERO_SNR.items()},
+    "vp": ContinuousVP(),
+    "cosine": Cosine(),
+    "edm": VarianceExploding(),
+    "flow": RectifiedFlow(),
+}
+VP = sorted(set(NOISES) - {"edm", "flow"})
+schedules = pytest.mark.parametrize("name", sorted(NOISES))
+
+
+def inside(noise: NoiseSchedule, count: int = 301) -> torch.Tensor:
+    """Times between the ends, the ends left out, where lambda may be infinite."""
+    return torch.linspace(noise.t_min, noise.t_max, count + 2, dtype=torch.float64)[1:-1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(NOISES)), st.floats(0.0005, 0.9995))
+def test_time_inverts_log_snr(name: str, share: float) -> None:
+    noise = NOISES[name]
+    t = torch.tensor(noise.t_min + share * (noise.t_max - noise.t_min), dtype=torch.float64)
+    torch.testing.assert_close(noise.time(noise.log_snr(t)), t, rtol=1e-9, atol=1e-9)
+
+
+@schedules
+def test_time_inverts_log_snr_at_the_ends(name: str) -> None:
+    noise = NOISES[name]
+    ends = torch.tensor([noise.t_max, noise.t_min], dtype=torch.float64)
+    torch.testing.assert_close(noise.time(noise.log_snr(ends)), ends, rtol=1e-9, atol=1e-9)
+
+
+@schedules
+def test_log_snr_falls_and_is_that_of_alpha_and_sigma(name: str) -> None:
+    noise = NOISES[name]
+    t = inside(noise)
+    assert isinstance(noise, NoiseSchedule)
+    assert bool((noise.log_snr(t).diff() < 0).all())
+    torch.testing.assert_close(noise.log_snr(t), torch.log(noise.alpha(t) / noise.sigma(t)), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(edm_sigma(noise, t), noise.sigma(t) / noise.alpha(t), rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(time_of_edm_sigma(noise, edm_sigma(noise, t)), t, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", VP)
+def test_vp_families_preserve_variance(name: str) -> None:
+    t = inside(NOISES[name])
+    square = NOISES[name].alpha(t).square() + NOISES[name].sigma(t).square()
+    torch.testing.assert_close(square, torch.ones_like(square))
+
+
+@schedules
+def test_shapes_pass_through_in_float64(name: str) -> None:
+    noise = NOISES[name]
+    for shape in ((), (0,), (3,), (2, 4)):
+        t = torch.full(shape, 0.5 * (noise.t_min + noise.t_max), dtype=torch.float32)
+        for function in (noise.alpha, noise.sigma, noise.log_snr, lambda x: noise.time(noise.log_snr(x))):
+            assert function(t).shape == shape and function(t).dtype == torch.float64
+
+
+@schedules
+def test_gradients(name: str) -> None:
+    noise = NOISES[name]
+    t = (inside(noise, 6) + 0.013 * (1 if isinstance(noise, BetaTable) else 0)).requires_grad_()
+    eps = 1e-6 * (noise.t_max - noise.t_min)
+    for function in (noise.alpha, noise.sigma, noise.log_snr):
+        assert torch.autograd.gradcheck(function, t, eps=eps, atol=1e-6, rtol=1e-3)
+    log_snr = noise.log_snr(t).detach().requires_grad_()
+    assert torch.autograd.gradcheck(noise.time, log_snr, eps=1e-7, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_integers_reproduce_the_table_of_diffusers(name: str) -> None:
+    table = diffusers_ddpm(CONFIGS[name]).alphas_cumprod.double()
+    t = torch.arange(len(table))
+    torch.testing.assert_close(NOISES[name].alpha(t).square(), table, rtol=2e-4, atol=1e-8)
+    torch.testing.assert_close(NOISES[name].sigma(t).square(), 1 - table, rtol=2e-3, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", sorted(ZERO_SNR))
+def test_integers_reproduce_the_table_rescaled_to_zero_terminal_snr(name: str) -> None:
+    scheduler: Any = DDIMScheduler(**ZERO_SNR[name])
+    table = scheduler.alphas_cumprod.double()
+    noise = BetaTable.from_config(ZERO_SNR[name])
+    assert noise.zero_terminal_snr
+    torch.testing.assert_close(noise.alpha(torch.arange(1000)).square(), table, rtol=2e-3, atol=1e-6)
+    end = torch.tensor(noise.t_max)
+    assert float(noise.log_snr(end)) == -math.inf
+    assert float(noise.alpha(end)) == 0 and float(noise.sigma(end)) == 1
+    assert float(noise.time(torch.tensor(-math.inf))) == noise.t_max
+
+
+def test_lambda_is_linear_inside_a_cell_and_continuous_into_the_last() -> None:
+    noise = NOISES["scaled_linear"]
+    cell = noise.log_snr(torch.tensor([400.0, 400.25, 400.5, 401.0]))
+    torch.testing.assert_close(cell[1:3], torch.lerp(cell[0], cell[3], torch.tensor([0.25, 0.5], dtype=torch.float64)))
+    rescaled = NOISES["zero_snr_scaled_linear"]
+    before, at, after = rescaled.log_snr(torch.tensor([998 - 1e-9, 998.0, 998 + 1e-9], dtype=torch.float64))
+    torch.testing.assert_close(before, at)
+    torch.testing.assert_close(after, at)
+
+
+def test_gradients_are_finite_in_every_cell_of_a_zero_terminal_table() -> None:
+    noise = NOISES["zero_snr_scaled_linear"]
+    t = torch.tensor([10.5, 500.25, 997.5, 998.1, 998.9], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(noise.log_snr(t).sum(), t)
+    assert bool((torch.isfinite(gradient) & (gradient < 0)).all())
+    log_snr = noise.log_snr(t).detach().requires_grad_()
+    (inverse,) = torch.autograd.grad(noise.time(log_snr).sum(), log_snr)
+    torch.testing.assert_close(inverse, 1 / gradient)
+
+
+def test_continuous_families_follow_their_equations() -> None:
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    torch.testing.assert_close(ContinuousVP().alpha(t), torch.exp(-0.25 * t**2 * 19.9 - 0.5 * t * 0.1))
+    quarter = math.pi / 2
+    alpha = torch.cos(quarter * (t + 0.008) / 1.008) / math.cos(quarter * 0.008 / 1.008)
+    torch.testing.assert_close(Cosine().alpha(t), alpha)
+    torch.testing.assert_close(VarianceExploding().sigma(t), t)
+    torch.testing.assert_close(RectifiedFlow().alpha(t) + RectifiedFlow().sigma(t), torch.ones_like(t))
+
+
+def test_flow_is_pure_noise_at_1_and_data_at_0() -> None:
+    ends = torch.tensor([1.0, 0.0])
+    assert RectifiedFlow().log_snr(ends).tolist() == [-math.inf, math.inf]
+
+
+@pytest.mark.parametrize(
+    ("betas", "message"),
+    [
+        (torch.tensor([[0.1, 0.2]]), r"shape \(T,\)"),
+        (torch.tensor([0.1]), r"shape \(T,\)"),
+        (torch.tensor([0.1, 1.2]), r"lie in \(0, 1\)"),
+        (torch.tensor([0.0, 0.2]), r"lie in \(0, 1\)"),
+        (torch.tensor([1.0, 0.2]), "only the last"),
+    ],
+)
+def test_bad_tables_are_refused(betas: torch.Tensor, message: str) -> None:
+    with pytest.raises(TsAdaptError, match=message):
+        BetaTable(betas)
+
+
+def test_an_unknown_beta_schedule_is_refused() -> None:
+    with pytest.raises(TsAdaptError, match="'sigmoid' is not known"):
+        BetaTable.from_config({"beta_schedule": "sigmoid"})

@@ -1,0 +1,122 @@
+"""From names to objects: the one place where options become denoisers, solvers, grids and distances.
+
+Solvers are named `family-order`, with `+corrector` behind any of the multistep family or DDIM for UniPC's corrector;
+grids by their family, published tables as `ays-sd15`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ts_adapt import distances
+from ts_adapt.denoisers.load import load
+from ts_adapt.grids import fixed, published
+from ts_adapt.interfaces import Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError
+from ts_adapt.numerics import validate_times
+from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniPC
+
+SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
+    "ddim": lambda noise: DDIM(noise),
+    "ddpm": lambda noise: DDIM(noise, eta=1.0),
+    "euler": lambda noise: Euler(noise),
+    "heun": lambda noise: Heun(noise),
+    "dpmpp-2m": lambda noise: DPMSolverPP(noise, order=2),
+    "dpmpp-3m": lambda noise: DPMSolverPP(noise, order=3),
+    "deis-1": lambda noise: DEIS(noise, order=1),
+    "deis-2": lambda noise: DEIS(noise, order=2),
+    "deis-3": lambda noise: DEIS(noise, order=3),
+    "unipc-1": lambda noise: UniPC(noise, order=1),
+    "unipc-2": lambda noise: UniPC(noise, order=2),
+    "unipc-3": lambda noise: UniPC(noise, order=3),
+    "unipc-2-bh1": lambda noise: UniPC(noise, order=2, variant="bh1"),
+    "unipc-3-bh1": lambda noise: UniPC(noise, order=3, variant="bh1"),
+    "ipndm-1": lambda noise: IPNDM(noise, order=1),
+    "ipndm-2": lambda noise: IPNDM(noise, order=2),
+    "ipndm-3": lambda noise: IPNDM(noise, order=3),
+    "ipndm-4": lambda noise: IPNDM(noise, order=4),
+}
+CORRECTOR = "+corrector"
+PUBLISHED = {"ays-sd15": "sd15", "ays-sdxl": "sdxl", "ays-svd": "svd"}
+
+
+@dataclass
+class ModelOptions:
+    """Which model samples, and how it is called."""
+
+    name: str = "fashion-ddpm"
+    """A zoo name, a pipeline folder, or a hub id."""
+    prediction: str | None = None
+    """epsilon, sample, v or velocity; None: what the model's scheduler config says."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    """The network's precision: float32, float16 or bfloat16; coefficients are float64 in any case."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> TsAdaptError:
+    """The error for a name that is not in a registry: lists what is, and suggests the near one."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1, 0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return TsAdaptError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}")
+
+
+def build_denoiser(options: ModelOptions) -> Denoiser:
+    """The denoiser of `options`, on its device."""
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if options.dtype not in dtypes:
+        raise unknown("dtype", options.dtype, dtypes)
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise TsAdaptError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    denoiser: Denoiser = load(options.name, prediction=options.prediction, device=device, dtype=dtypes[options.dtype])
+    return denoiser
+
+
+def build_solver(name: str, noise: NoiseSchedule) -> Solver:
+    """The solver called `name` for `noise`."""
+    base = name.removesuffix(CORRECTOR)
+    if base not in SOLVERS:
+        raise unknown("solver", base, SOLVERS)
+    solver = SOLVERS[base](noise)
+    return Corrected(solver) if name.endswith(CORRECTOR) else solver
+
+
+def grid_names() -> list[str]:
+    return [*fixed.FIXED, *PUBLISHED]
+
+
+def build_grid(name: str, noise: NoiseSchedule, steps: int, *, native: bool = False, rescale: bool = False) -> TimeGrid:
+    """The fixed grid called `name` over `steps` intervals; published tables are fitted to `noise` with `rescale`."""
+    if steps < 1:
+        raise TsAdaptError(f"steps is {steps}; a solve takes at least 1")
+    if name in PUBLISHED:
+        times = published.ays(PUBLISHED[name], noise, steps, native=native, rescale=rescale)
+    elif name in fixed.FIXED:
+        times = fixed.make(name, noise, steps, native=native)
+    else:
+        raise unknown("grid", name, grid_names())
+    return TimeGrid(validate_times(times, noise, what=f"the {name} grid"))
+
+
+def build_distance(name: str, device: str = "cpu") -> Distance:
+    """The distance called `name`."""
+    distance: Distance = distances.make(name, device=device)
+    return distance
+
+
+def steps_of(solver: Solver, nfe: int) -> int:
+    """How many steps spend `nfe` evaluations a sample with `solver`."""
+    if nfe < 1:
+        raise TsAdaptError(f"nfe is {nfe}; a solve takes at least 1 evaluation")
+    if nfe % solver.evaluations_per_step:
+        raise TsAdaptError(
+            f"{type(solver).__name__} spends {solver.evaluations_per_step} evaluations a step; nfe {nfe} is no multiple"
+        )
+    return nfe // solver.evaluations_per_step

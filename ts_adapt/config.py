@@ -1,0 +1,129 @@
+"""One experiment as a dataclass: the options of every room, from YAML and command-line overrides (jsonargparse).
+
+Unknown keys are refused with the near one suggested; every option has a default, so a config names what differs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ts_adapt.assembly import ModelOptions
+from ts_adapt.evaluation.benchmark import EvaluateOptions
+from ts_adapt.predictors.training import TrainOptions
+from ts_adapt.search.blackbox import BlackboxOptions
+from ts_adapt.search.per_sample import PerSampleOptions
+from ts_adapt.search.static import StaticOptions
+
+
+@dataclass
+class TeacherOptions:
+    """The fine solve that schedules are learned from. Test noises are never used in learning."""
+
+    solver: str = "unipc-3"
+    grid: str = "log_snr"
+    nfe: int = 40
+    train_samples: int = 1024
+    test_samples: int = 2000
+    batch_size: int = 64
+    seed: int = 0
+    shard_size: int = 256
+    trajectory: bool = False
+    """Keep every state of the solve, not only its end."""
+    label: int | None = None
+    """One class for all samples of a class-conditional model; None: drawn for each sample."""
+    prompts: str | None = None
+    """A text file with one prompt a line, for text-conditional models."""
+
+
+@dataclass
+class Config:
+    """One experiment. `name` is the folder under `data_root` and `log_root`."""
+
+    name: str = "fashion"
+    model: ModelOptions = field(default_factory=ModelOptions)
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1: none."""
+    solvers: list[str] = field(default_factory=lambda: ["unipc-3"])
+    nfe: list[int] = field(default_factory=lambda: [5])
+    distance: str = "features"
+    """What is minimised: features (the embedded network), l2, or lpips."""
+    rescale_published: bool = False
+    """Fit published tables (AYS) to the model's sigma range."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    static_samples: int = 128
+    """Training samples of the static search, and as many more for its validation."""
+    label_samples: int = 512
+    """Training samples with oracle labels; the last fifth validates the predictors."""
+    oracle_samples: int = 512
+    """Test samples with oracle grids."""
+    label_batch: int = 128
+    teacher: TeacherOptions = field(default_factory=TeacherOptions)
+    static: StaticOptions = field(default_factory=StaticOptions)
+    per_sample: PerSampleOptions = field(default_factory=PerSampleOptions)
+    blackbox: BlackboxOptions = field(default_factory=BlackboxOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
+    data_root: str = "train_data"
+    log_root: str = "logs"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where an experiment keeps its things."""
+
+    data: Path
+    logs: Path
+
+    @classmethod
+    def of(cls, config: Config) -> Workspace:
+        return cls(Path(config.data_root) / config.name, Path(config.log_root) / config.name)
+
+    def teacher(self, split: str) -> Path:
+        return self.data / "teacher" / split
+
+    def static(self, solver: str, nfe: int) -> Path:
+        return self.data / "static" / f"{solver}-nfe{nfe}.json"
+
+    def labels(self, split: str, solver: str, nfe: int) -> Path:
+        return self.data / "labels" / split / f"{solver}-nfe{nfe}"
+
+    def predictor(self, kind: str, solver: str, nfe: int) -> Path:
+        return self.data / "predictors" / kind / f"{solver}-nfe{nfe}"
+
+    def tensorboard(self, job: str, solver: str, nfe: int) -> Path:
+        return self.logs / "tensorboard" / job / f"{solver}-nfe{nfe}"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.logs / "evaluation"
+
+
+def keys_of(kind: type, prefix: str = "") -> list[str]:
+    """All dotted option names of a dataclass, nested ones included."""
+    names = []
+    for name, value in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
+        names.append(prefix + name)
+        factory = value.default_factory
+        if isinstance(factory, type) and hasattr(factory, "__dataclass_fields__"):
+            names += keys_of(factory, f"{prefix}{name}.")
+    return names
+
+
+def explain(message: str) -> str:
+    """jsonargparse's message as one sentence; for an unknown key, with the near one suggested."""
+    text = " ".join(message.split())
+    found = re.search(r"(?:Key|Group|Option) '([\w.]+)' is not expected|[Uu]nrecognized arguments: (?:--)?([\w.-]+)", text)
+    if found:
+        given = found.group(1) or found.group(2)
+        known = keys_of(Config)
+        short = {name.rsplit(".", 1)[-1]: name for name in known}
+        near = difflib.get_close_matches(given, known, 1, 0.6)
+        if not near:
+            near = [short[n] for n in difflib.get_close_matches(given.rsplit(".", 1)[-1], list(short), 1, 0.6)]
+        hint = f"; did you mean {near[0]!r}?" if near else "; `ts-adapt COMMAND --help` lists the options"
+        return f"unknown option {given!r}{hint}"
+    return text

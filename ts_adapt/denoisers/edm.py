@@ -1,0 +1,113 @@
+"""EDM's preconditioned networks (Karras et al. 2022) as denoisers, in variance-exploding variables.
+
+    x_t = x_0 + sigma eps,  t = sigma (the edm_sigma),  d = sigma_data
+    D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)
+    c_skip = d^2 / (sigma^2 + d^2),   c_out = sigma d / sqrt(sigma^2 + d^2),   c_in = 1 / sqrt(sigma^2 + d^2)
+
+The raw prediction is F, but only D can be called. Where the network is told another sigma' than that of the state,
+F is found from D at the state that sigma' scales to the same input, y = x c_in / c_in':
+
+    F(c_in x; c_noise') = (D(y; sigma') - c_skip' y) / c_out'
+
+The published checkpoints (github.com/NVlabs/edm) are pickles, which run code when opened; this package does not open
+them. Whoever trusts one loads it with NVlabs' code and hands its "ema" over: `from_edm(ema, shape)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, as_node_times
+from ts_adapt.noise import VarianceExploding
+from ts_adapt.numerics import combine, scale
+
+
+class EDMDenoiser:
+    """x0 = D(x; sigma) in the variables of EDM; see `from_edm`."""
+
+    def __init__(
+        self, network: Callable[..., Tensor], shape: Sequence[int], noise: NoiseSchedule, sigma_data: float
+    ) -> None:
+        self.network = network
+        self.shape = tuple(shape)
+        self.noise = noise
+        self.sigma_data = sigma_data
+        self.evaluations = 0
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        model_time: Tensor | None = None,
+        output_scale: Tensor | None = None,
+        **condition: Any,
+    ) -> Tensor:
+        """x0 `(B, ...)` in the dtype of `x_t`; `output_scale` multiplies F, `model_time` is the sigma told to F."""
+        sigma = as_node_times(t)
+        c_skip, c_out, c_in = self._preconditioning(sigma)
+        if model_time is None:
+            x0 = self._call(x_t, sigma, condition)
+            if output_scale is None:
+                return x0
+            skip = scale(c_skip, x_t)
+            return skip + scale(torch.as_tensor(output_scale), x0 - skip)
+        told = as_node_times(model_time)
+        told_skip, told_out, told_in = self._preconditioning(told)
+        y = scale(c_in / told_in, x_t)
+        gain = c_out / told_out
+        if output_scale is not None:
+            gain = gain * torch.as_tensor(output_scale).to(gain)
+        return combine((c_skip, x_t), (gain, self._call(y, told, condition)), (-gain * told_skip, y))
+
+    def _call(self, x: Tensor, sigma: Tensor, condition: dict[str, Any]) -> Tensor:
+        if sigma.ndim == 1 and sigma.shape[0] != x.shape[0]:
+            raise TsAdaptError(
+                f"there are {sigma.shape[0]} times for a batch of {x.shape[0]}; give one, or one a sample"
+            )
+        self.evaluations += 1
+        out = self.network(x, sigma.to(device=x.device, dtype=torch.float32).expand(x.shape[0]), **condition)
+        return out.to(x.dtype)
+
+    def _preconditioning(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c_skip, c_out, c_in at `sigma`."""
+        total = sigma.square() + self.sigma_data**2
+        return self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(), 1 / total.sqrt()
+
+    def decode(self, x: Tensor) -> Tensor:
+        """EDM's pixel models: the identity."""
+        return x
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the network, if it is a module; returns the denoiser itself."""
+        if isinstance(self.network, nn.Module):
+            self.network.to(device=device, dtype=dtype)
+        return self
+
+
+def from_edm(
+    D: Callable[..., Tensor],
+    shape: Sequence[int],
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    sigma_data: float = 0.5,
+) -> EDMDenoiser:
+    """A denoiser from EDM's D(x, sigma, class_labels=...) -> x0.
+
+    D           x `(B, C, H, W)`, sigma `(B,)` float32; `class_labels` and the like by name (NVlabs' are one-hot)
+    shape       (C, H, W) of a sample
+    sigma_min, sigma_max  the range of edm_sigma, i.e. t_min and t_max
+    sigma_data  the standard deviation of the data that D was preconditioned with
+
+    Raises TsAdaptError unless 0 < sigma_min < sigma_max and sigma_data > 0.
+    """
+    if not 0 < sigma_min < sigma_max or sigma_data <= 0:
+        raise TsAdaptError(
+            f"sigma_min {sigma_min}, sigma_max {sigma_max}, sigma_data {sigma_data}; "
+            "expected 0 < sigma_min < sigma_max and 0 < sigma_data"
+        )
+    return EDMDenoiser(D, shape, VarianceExploding(t_min=sigma_min, t_max=sigma_max), sigma_data)

@@ -1,0 +1,94 @@
+"""A denoiser by name: a model of the zoo, a pipeline folder, or a hub id.
+
+    fashion-ddpm            a model that travels with the package
+    ./folder, /abs/folder   a folder that diffusers' `save_pretrained` has written
+    owner/name              a folder if there is one, else a pipeline on the Hugging Face hub
+
+Weights are read as safetensors only: the other formats are pickles, which run code when opened.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ts_adapt import zoo
+from ts_adapt.denoisers.network import NetworkDenoiser
+from ts_adapt.denoisers.pipeline import from_pipeline
+from ts_adapt.interfaces import TsAdaptError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def load(
+    name: str | Path,
+    prediction: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> NetworkDenoiser:
+    """The denoiser called `name`; see the module's head.
+
+    prediction  epsilon, sample, v or velocity; None: what the pipeline's scheduler says
+    device, dtype  of the network; None: the CPU, and float32
+
+    Raises TsAdaptError for an unknown name, a missing or foreign folder, and a hub that cannot be reached.
+    """
+    name = str(name)
+    null_class = None
+    if name in zoo.MODELS:
+        folder, null_class = zoo.paths()[name], zoo.MODELS[name]
+        if not folder.is_dir():
+            raise TsAdaptError(f"the zoo's model {name!r} is missing from {folder}; reinstall ts_adapt with its data")
+        pipe = _from_folder(folder, dtype)
+    elif Path(name).expanduser().is_dir():
+        pipe = _from_folder(Path(name).expanduser(), dtype)
+    elif _HUB_ID.fullmatch(name):
+        pipe = _from_hub(name, dtype)
+    elif "/" in name or "\\" in name or name.startswith((".", "~")):
+        raise TsAdaptError(
+            f"there is no folder {name!r}; expected one that a diffusers pipeline's save_pretrained wrote"
+        )
+    else:
+        near = difflib.get_close_matches(name, zoo.MODELS, 1, 0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise TsAdaptError(
+            f"no model is called {name!r}; {hint}the zoo has {', '.join(zoo.MODELS)}; "
+            "for any other give a pipeline folder or a hub id owner/name"
+        )
+    denoiser = from_pipeline(pipe, prediction)
+    if null_class is not None:
+        denoiser.null_condition = {"class_labels": null_class}
+    return denoiser.to(device) if device is not None else denoiser
+
+
+def _from_folder(folder: Path, dtype: torch.dtype | None) -> Any:
+    if not (folder / "model_index.json").is_file():
+        raise TsAdaptError(
+            f"{folder} has no model_index.json: it is not a folder that a diffusers pipeline's save_pretrained wrote"
+        )
+    return _read(str(folder), f"the pipeline in {folder} cannot be loaded ({{}})", dtype, local_files_only=True)
+
+
+def _from_hub(name: str, dtype: torch.dtype | None) -> Any:
+    failure = (
+        f"{name!r} is no folder here, and could not be had from the Hugging Face hub ({{}}); "
+        "without a network give a pipeline folder or a model of the zoo"
+    )
+    return _read(name, failure, dtype)
+
+
+def _read(source: str, failure: str, dtype: torch.dtype | None, **options: Any) -> Any:
+    """The pipeline, or TsAdaptError of `failure` with the cause in its braces, whatever the loader raises."""
+    from diffusers import DiffusionPipeline
+
+    read: Any = DiffusionPipeline.from_pretrained
+    try:
+        return read(source, dtype=dtype or torch.float32, use_safetensors=True, **options)
+    except Exception as error:
+        cause = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
+        raise TsAdaptError(failure.format(cause)) from error

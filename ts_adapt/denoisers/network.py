@@ -1,0 +1,197 @@
+"""A trained network as a denoiser: its raw prediction becomes x0.
+
+    r  = F(x_t, tau; condition)                 tau = time_scale * model_time,  model_time = t unless told otherwise
+    x0 = to_x0(output_scale * r, x_t, alpha_t, sigma_t)                          see `parameterization`
+
+alpha and sigma are those of t itself: `model_time` changes what the network is told, not where the state is. The
+network runs in its own precision; the conversion runs in that of the state, with coefficients computed in float64;
+timesteps are handed over as real numbers in float32, as bfloat16 would round 999 to 1000.
+
+Networks of diffusers differ in how they are called. `calling_convention` reads it off the signature of `forward`:
+
+    keyword      network(x, timestep=timestep, ...)  UNet2DModel, UNet2DConditionModel, DiT, PixArt, SD3, ...
+    flux         as Flux: 2x2 patches as tokens, positions of tokens as `img_ids`, timestep / 1000
+    positional   network(x, timestep, ...)           any other module
+
+Its result may be a tensor, a tuple that begins with one, or an object with `.sample`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ts_adapt.interfaces import Condition, NoiseSchedule, TsAdaptError, as_node_times
+from ts_adapt.noise import RectifiedFlow
+from ts_adapt.numerics import scale
+from ts_adapt.parameterization import PARAMETERIZATIONS, to_x0
+
+NetworkCall = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], Tensor]
+"""(network, x_t `(B, ...)`, timestep `(B,)`, condition) -> the raw prediction `(B, ...)`."""
+
+
+class NetworkDenoiser:
+    """x0 from a network that predicts epsilon, sample, v or velocity.
+
+    network     the module; anything of diffusers' making that takes a state and a timestep, or a wrapper of one
+    noise       the noise schedule it was trained with
+    prediction  what it predicts: "epsilon", "sample", "v" or "velocity"
+    shape       of a sample without the batch; None: read from `network.config` (in_channels, sample_size)
+    time_scale  the network's timestep for t = 1; None: 1000 for RectifiedFlow, 1 otherwise (beta tables, whose t is
+                the timestep)
+    clip_x0     clamp x0 to [-1, 1]; off by default, as few-step solvers and gradients are better without
+    decoder     from the space of the diffusion to images in [-1, 1]; None: the identity
+    null_condition  the condition that stands for "none", where the model has one: what `Guided` needs
+    call        how the network is called; None: `calling_convention(network)`
+
+    A network with twice as many output channels has learned a variance as well; only the first half is used.
+    `evaluations` counts calls. Raises TsAdaptError for an unknown prediction, or a shape that cannot be inferred.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        noise: NoiseSchedule,
+        prediction: str,
+        *,
+        shape: Sequence[int] | None = None,
+        time_scale: float | None = None,
+        clip_x0: bool = False,
+        decoder: Callable[[Tensor], Tensor] | None = None,
+        null_condition: Condition | None = None,
+        call: NetworkCall | None = None,
+    ) -> None:
+        if prediction not in PARAMETERIZATIONS:
+            raise TsAdaptError(
+                f"prediction {prediction!r} is not known; expected one of {', '.join(PARAMETERIZATIONS)}"
+            )
+        self.network = network
+        self.noise = noise
+        self.prediction = prediction
+        self.call = call if call is not None else calling_convention(network)
+        self.shape = tuple(shape) if shape is not None else _configured_shape(network, self.call)
+        self.time_scale = time_scale if time_scale is not None else 1000.0 if isinstance(noise, RectifiedFlow) else 1.0
+        self.clip_x0 = clip_x0
+        self.decoder = decoder
+        self.null_condition = dict(null_condition) if null_condition is not None else None
+        self.evaluations = 0
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        model_time: Tensor | None = None,
+        output_scale: Tensor | None = None,
+        **condition: Any,
+    ) -> Tensor:
+        """x0 `(B, ...)` in the dtype of `x_t`; see `interfaces.Denoiser`.
+
+        `condition` goes to the network by name, floating-point tensors in its dtype. Raises TsAdaptError when there
+        are per-sample times for another batch.
+        """
+        t = as_node_times(t)
+        timestep = self.timestep(t if model_time is None else as_node_times(model_time), x_t)
+        dtype = _dtype_of(self.network, x_t.dtype)
+        raw = self.call(self.network, x_t.to(dtype), timestep, _cast(condition, x_t.device, dtype))
+        self.evaluations += 1
+        if raw.ndim == x_t.ndim and raw.shape[1] == 2 * x_t.shape[1]:
+            raw = raw[:, : x_t.shape[1]]
+        raw = raw.to(x_t.dtype)
+        if output_scale is not None:
+            raw = scale(torch.as_tensor(output_scale), raw)
+        x0 = to_x0(raw, x_t, self.noise.alpha(t), self.noise.sigma(t), self.prediction)
+        return x0.clamp(-1, 1) if self.clip_x0 else x0
+
+    def timestep(self, time: Tensor, x: Tensor) -> Tensor:
+        """What the network is told at `time` `()` or `(B,)`: `(B,)` float32 beside `x`."""
+        batch = x.shape[0]
+        if time.ndim > 1 or (time.ndim == 1 and time.shape[0] != batch):
+            raise TsAdaptError(
+                f"times have shape {tuple(time.shape)} for a batch of {batch}; expected () or ({batch},)"
+            )
+        return (time * self.time_scale).to(device=x.device, dtype=torch.float32).expand(batch)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images in [-1, 1] from states `x` `(B, ...)` at the end of a solve."""
+        return x if self.decoder is None else self.decoder(x)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the network (and the decoder's) to a device, a precision, or both; returns the denoiser itself."""
+        for module in (self.network, self.decoder):
+            if isinstance(module, nn.Module):
+                module.to(device=device, dtype=dtype)
+        return self
+
+
+def positional_call(network: nn.Module, x: Tensor, timestep: Tensor, condition: dict[str, Any]) -> Tensor:
+    """network(x, timestep, **condition)."""
+    return _tensor(network(x, timestep, **condition))
+
+
+def keyword_call(network: nn.Module, x: Tensor, timestep: Tensor, condition: dict[str, Any]) -> Tensor:
+    """network(x, timestep=timestep, **condition): the transformers have other arguments in between."""
+    return _tensor(network(x, timestep=timestep, **condition))
+
+
+def flux_call(network: nn.Module, x: Tensor, timestep: Tensor, condition: dict[str, Any]) -> Tensor:
+    """Flux on latents `(B, C, H, W)`: 2x2 patches become tokens `(B, HW/4, 4C)` and back.
+
+    Tokens are numbered by row and column, the text's all by zero; Flux multiplies its timestep by 1000 by itself.
+    """
+    patches = F.pixel_unshuffle(x, 2)
+    rows, columns = torch.meshgrid(*(torch.arange(n, device=x.device) for n in patches.shape[2:]), indexing="ij")
+    positions = torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).to(x.dtype)
+    text = condition["encoder_hidden_states"].shape[1]
+    out = network(
+        patches.flatten(2).transpose(1, 2),
+        timestep=timestep / 1000,
+        img_ids=positions,
+        txt_ids=positions.new_zeros(text, 3),
+        **condition,
+    )
+    return F.pixel_shuffle(_tensor(out).transpose(1, 2).reshape(patches.shape), 2)
+
+
+def calling_convention(network: nn.Module) -> NetworkCall:
+    """How `network` wants to be called, from the argument names of its `forward`."""
+    names = inspect.signature(network.forward).parameters
+    if "img_ids" in names:
+        return flux_call
+    return keyword_call if "timestep" in names else positional_call
+
+
+def _tensor(out: Any) -> Tensor:
+    out = getattr(out, "sample", out)
+    result: Tensor = out[0] if isinstance(out, tuple) else out
+    return result
+
+
+def _dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), default)
+
+
+def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Tensors of a condition on the device of the state, the floating-point ones in the network's precision."""
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+    if isinstance(value, dict):
+        return {name: _cast(part, device, dtype) for name, part in value.items()}
+    return value
+
+
+def _configured_shape(network: nn.Module, call: NetworkCall) -> tuple[int, ...]:
+    config = getattr(network, "config", None)
+    channels, size = getattr(config, "in_channels", None), getattr(config, "sample_size", None)
+    if channels is None or size is None:
+        raise TsAdaptError(
+            f"the sample shape of {type(network).__name__} is not in its config; pass shape=(channels, height, width)"
+        )
+    if call is flux_call:
+        channels //= 4
+    return (channels, size, size) if isinstance(size, int) else (channels, *size)

@@ -1,0 +1,108 @@
+"""A diffusers pipeline as a denoiser: its network, and the noise schedule, prediction and decoder of its config.
+
+    betas, prediction type    pipe.scheduler.config         x_t = alpha_t x_0 + sigma_t eps, t the real-valued timestep
+    images                    z -> vae.decode(z / scaling_factor + shift_factor)            for latent models
+
+The scheduler lends its config and nothing else: grids and solvers are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ts_adapt.denoisers.network import NetworkDenoiser
+from ts_adapt.interfaces import Condition, NoiseSchedule, TsAdaptError
+from ts_adapt.noise import BetaTable, RectifiedFlow
+from ts_adapt.parameterization import PARAMETERIZATIONS, PREDICTION_TYPES
+
+PIPELINES: dict[str, tuple[str, str | None]] = {
+    "DDPMPipeline": ("unet", None),
+    "DDIMPipeline": ("unet", None),
+    "LDMPipeline": ("unet", "vqvae"),
+    "DiTPipeline": ("transformer", "vae"),
+    "StableDiffusionPipeline": ("unet", "vae"),
+}
+"""Pipeline class -> the names of its network and of its decoder."""
+
+
+def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = False) -> NetworkDenoiser:
+    """The denoiser inside a diffusers pipeline.
+
+    pipe        one of `PIPELINES`, or of a class derived from one; its network and decoder are put in evaluation mode
+                and frozen, in place, so that gradients reach the times only
+    prediction  epsilon, sample, v or velocity; None: what the scheduler's config says
+    clip_x0     clamp x0 to [-1, 1]; off by default, whatever the scheduler's `clip_sample` says
+
+    A DiT knows its null class, see `null_condition`; prompts of Stable Diffusion are turned into conditions by
+    `encode_prompts`. Raises TsAdaptError for other pipelines, and for schedulers without a noise schedule of ours.
+    """
+    family = next((c.__name__ for c in type(pipe).__mro__ if c.__name__ in PIPELINES), None)
+    if family is None:
+        raise TsAdaptError(
+            f"{type(pipe).__name__} is not supported; supported are {', '.join(PIPELINES)}: "
+            "for another one build NetworkDenoiser(network, noise, prediction) by hand"
+        )
+    network_name, decoder_name = PIPELINES[family]
+    network = getattr(pipe, network_name).eval().requires_grad_(False)
+    decoder = None
+    if decoder_name is not None:
+        decoder = LatentDecoder(getattr(pipe, decoder_name)).eval().requires_grad_(False)
+    noise, configured = noise_of(pipe.scheduler.config, type(pipe.scheduler).__name__)
+    null = {"class_labels": network.config.num_embeds_ada_norm} if family == "DiTPipeline" else None
+    return NetworkDenoiser(
+        network, noise, prediction or configured, clip_x0=clip_x0, decoder=decoder, null_condition=null
+    )
+
+
+def noise_of(config: Mapping[str, Any], name: str = "the scheduler") -> tuple[NoiseSchedule, str]:
+    """The noise schedule and the prediction (in the words of `parameterization`) that a scheduler's config stands for.
+
+    Raises TsAdaptError for a config without betas that is no flow, and for an unknown `prediction_type`.
+    """
+    if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
+        return RectifiedFlow(), "velocity"
+    if "beta_schedule" not in config and config.get("trained_betas") is None:
+        raise TsAdaptError(f"the config of {name} has no betas and is no rectified flow; its noise schedule is unknown")
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in PREDICTION_TYPES:
+        raise TsAdaptError(
+            f"prediction_type {kind!r} of {name} is not known; pass prediction= one of {', '.join(PARAMETERIZATIONS)}"
+        )
+    return BetaTable.from_config(config), PREDICTION_TYPES[kind]
+
+
+class LatentDecoder(nn.Module):
+    """Images in [-1, 1] from latents: an autoencoder of diffusers, with the scaling of its config undone."""
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        config: Any = autoencoder.config
+        self.scaling = float(getattr(config, "scaling_factor", None) or 1.0)
+        self.shift = float(getattr(config, "shift_factor", None) or 0.0)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """`(B, c, h, w)` -> `(B, C, H, W)`, in the dtype of `z`."""
+        dtype = next(self.autoencoder.parameters()).dtype
+        decode: Any = self.autoencoder.decode
+        image: Tensor = decode((z / self.scaling + self.shift).to(dtype)).sample
+        return image.to(z.dtype)
+
+
+@torch.no_grad()
+def encode_prompts(pipe: Any, prompts: Sequence[str], negative: str = "") -> tuple[Condition, Condition]:
+    """The condition `(B, tokens, width)` of `prompts`, and that of the `negative` prompt for `Guided`.
+
+    Raises TsAdaptError for a pipeline without text encoder.
+    """
+    if getattr(pipe, "encode_prompt", None) is None:
+        raise TsAdaptError(f"{type(pipe).__name__} encodes no prompts; give its condition (class_labels) as tensors")
+    prompts = list(prompts)
+    embeddings, unconditional = pipe.encode_prompt(
+        prompts, pipe.device, 1, do_classifier_free_guidance=True, negative_prompt=[negative] * len(prompts)
+    )[:2]
+    return {"encoder_hidden_states": embeddings}, {"encoder_hidden_states": unconditional[:1]}

@@ -1,0 +1,133 @@
+"""Per-sample distances between images in [-1, 1]: what a schedule is trained to make small.
+
+    l2        mean_i (x_i - y_i)^2                                over all entries i of a sample
+    l1        mean_i |x_i - y_i|
+    features  mean_k mean_p |u_k(x)_p - u_k(y)_p|^2               u = h / |h|, h_k the zoo network's k-th map, p a place
+    lpips     sum_k mean_p sum_c w_kc (u_k(x)_pc - u_k(y)_pc)^2   on VGG, w learned; the lpips package's (Zhang 2018)
+
+All `(B, ...), (B, ...) -> (B,)`, in the dtype of x, differentiable in both; zero for x = y.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ts_adapt.interfaces import Distance, TsAdaptError
+from ts_adapt.zoo import load_features
+
+_SMALL = 1e-6  # under the root of |h|: keeps gradients finite where a map is silent
+
+
+def l2(x: Tensor, y: Tensor) -> Tensor:
+    """Mean squared error of each sample, `(B,)`."""
+    _check(x, y)
+    return (x - y).square().flatten(1).mean(1)
+
+
+def l1(x: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute error of each sample, `(B,)`."""
+    _check(x, y)
+    return (x - y).abs().flatten(1).mean(1)
+
+
+class FeatureDistance:
+    """Squared distance of unit-normalised feature maps, averaged over places and layers; LPIPS without its weights.
+
+    network  images `(B, ...)` -> an object with `maps`, a sequence of `(B, C, ...)`, such as `zoo.FeatureNet`
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        _check(x, y)
+        dtype = _dtype_of(self.network, x.dtype)
+        pairs = zip(self.network(x.to(dtype)).maps, self.network(y.to(dtype)).maps, strict=True)
+        layers = [(_unit(a) - _unit(b)).square().sum(1).flatten(1).mean(1) for a, b in pairs]
+        return torch.stack(layers).mean(0).to(x.dtype)
+
+
+class LPIPSDistance:
+    """LPIPS of colour images `(B, 3, H, W)`; grey ones are repeated to three channels. `network`: an `lpips.LPIPS`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        _check(x, y)
+        if x.ndim != 4 or x.shape[1] not in (1, 3):
+            raise TsAdaptError(
+                f"lpips compares images (B, 1, H, W) or (B, 3, H, W); got {tuple(x.shape)}: "
+                "decode latents first, or use l2"
+            )
+        dtype = _dtype_of(self.network, x.dtype)
+        x3, y3 = (image.to(dtype).expand(-1, 3, -1, -1) for image in (x, y))
+        distance: Tensor = self.network(x3, y3)
+        return distance.flatten(1).mean(1).to(x.dtype)
+
+
+def _features(device: torch.device | str, network: nn.Module | None) -> Distance:
+    return FeatureDistance(load_features(device=device) if network is None else _frozen(network, device))
+
+
+def _lpips(device: torch.device | str, network: nn.Module | None) -> Distance:
+    return LPIPSDistance(_frozen(network if network is not None else _pretrained_lpips(), device))
+
+
+DISTANCES: dict[str, Callable[[torch.device | str, nn.Module | None], Distance]] = {
+    "l2": lambda device, network: l2,
+    "l1": lambda device, network: l1,
+    "features": _features,
+    "lpips": _lpips,
+}
+
+
+def make(name: str, device: torch.device | str = "cpu", network: nn.Module | None = None) -> Distance:
+    """The distance called `name`, its network on `device`.
+
+    network  another feature network in place of the zoo's (see `FeatureDistance`), or a built `lpips.LPIPS`; it is
+             frozen and put in evaluation mode; l1 and l2 have none
+
+    Raises TsAdaptError for an unknown name, and for lpips where its pretrained weights cannot be had.
+    """
+    if name not in DISTANCES:
+        near = difflib.get_close_matches(name, DISTANCES, 1, 0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise TsAdaptError(f"unknown distance {name!r}; {hint}known: {', '.join(DISTANCES)}")
+    return DISTANCES[name](device, network)
+
+
+def _pretrained_lpips() -> nn.Module:
+    try:
+        import lpips
+
+        network: nn.Module = lpips.LPIPS(net="vgg", verbose=False)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise TsAdaptError(
+            f"lpips cannot be built, it needs its package and VGG's pretrained weights from a network ({error}); "
+            "without one use --loss features or --loss l2"
+        ) from error
+    return network
+
+
+def _frozen(network: nn.Module, device: torch.device | str) -> nn.Module:
+    return network.eval().requires_grad_(False).to(device)
+
+
+def _unit(h: Tensor) -> Tensor:
+    return h * torch.rsqrt(h.square().sum(1, keepdim=True) + _SMALL)
+
+
+def _dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), default)
+
+
+def _check(x: Tensor, y: Tensor) -> None:
+    if x.shape != y.shape or x.ndim < 2:
+        raise TsAdaptError(
+            f"a distance compares two batches of the same shape (B, ...); got {tuple(x.shape)} and {tuple(y.shape)}"
+        )

@@ -1,0 +1,1 @@
+"""The comparison of schedules: metrics, the runs, the report."""

@@ -1,0 +1,299 @@
+"""Metrics of sets of images: Frechet and kernel distances of features, bootstrap intervals of per-sample values.
+
+    Frechet  |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))       means m and covariances C of features
+    kernel   the unbiased MMD^2 with k(f, g) = (f.g / D + 1)^3       averaged over subsets; may come out below zero
+    interval the quantiles of the mean over resamples of the samples, with replacement (percentile bootstrap)
+
+Heusel et al. 2017 (FID), Binkowski et al. 2018 (KID), Efron 1979. The distances themselves are clean-fid's. Features
+are those of Inception ("inception"), which makes it FID and KID proper, or those of the zoo's classifier ("zoo"),
+which works offline; numbers of the two have nothing to do with one another, and both depend on how many samples
+there are: compare equal numbers only.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.zoo import load_features, reference_statistics, test_images
+from ts_adapt.zoo.data import to_model_range, to_uint8
+from ts_adapt.zoo.features import IMAGE_SHAPE, TRAINING_IMAGES
+
+Extractor = Callable[[Tensor], Tensor]
+"""Images `(B, C, H, W)` in [-1, 1] -> features `(B, D)`. Images are rounded to 8 bits first, as if saved and read."""
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+INCEPTION_FILE = "inception-2015-12-05.pt"
+
+
+class FeatureStatistics:
+    """The count, mean `(D,)` and covariance `(D, D)` of features met so far, in float64.
+
+    Parts are merged exactly (Chan et al. 1983), so that neither the batches nor their order matter beyond rounding.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean: np.ndarray | None = None
+        self._scatter: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, features: Tensor | np.ndarray) -> Self:
+        """Of all features `(n, D)` at once."""
+        return cls().update(features)
+
+    @classmethod
+    def from_moments(cls, mean: np.ndarray, covariance: np.ndarray, count: int) -> Self:
+        """From a known mean and (n - 1) covariance of `count` features, such as `zoo.reference_statistics()`."""
+        made = cls()
+        made.count, made._mean = count, np.asarray(mean, np.float64)
+        made._scatter = np.asarray(covariance, np.float64) * (count - 1)
+        return made
+
+    def update(self, features: Tensor | np.ndarray) -> Self:
+        """Add features `(n, D)`; TsAdaptError for another width, another shape, or non-finite numbers."""
+        if isinstance(features, Tensor):
+            features = features.detach().cpu().double().numpy()
+        features = np.asarray(features, np.float64)
+        if features.ndim != 2:
+            raise TsAdaptError(f"features have shape {features.shape}; expected (n, D)")
+        if not np.isfinite(features).all():
+            raise TsAdaptError("features hold a NaN or infinite value; look for one in the images")
+        if len(features) == 0:
+            return self
+        mean = features.mean(0)
+        centred = features - mean
+        return self._add(len(features), mean, centred.T @ centred)
+
+    def merge(self, other: FeatureStatistics) -> Self:
+        """Add what `other` has met, e.g. on another process."""
+        if other._mean is None or other._scatter is None:
+            return self
+        return self._add(other.count, other._mean, other._scatter)
+
+    def _add(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> Self:
+        if self._mean is None or self._scatter is None:
+            self.count, self._mean, self._scatter = count, mean, scatter
+            return self
+        if mean.shape != self._mean.shape:
+            raise TsAdaptError(f"features of width {mean.shape[0]} were added to some of width {self._mean.shape[0]}")
+        total = self.count + count
+        apart = mean - self._mean
+        self._scatter = self._scatter + scatter + np.outer(apart, apart) * (self.count * count / total)
+        self._mean = self._mean + apart * (count / total)
+        self.count = total
+        return self
+
+    @property
+    def mean(self) -> np.ndarray:
+        """`(D,)`; TsAdaptError before the first features."""
+        if self._mean is None:
+            raise TsAdaptError("there are no features yet; update(features) first")
+        return self._mean
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """`(D, D)`, unbiased (n - 1); TsAdaptError below two features."""
+        if self._scatter is None or self.count < 2:
+            raise TsAdaptError(f"a covariance needs at least 2 features; there are {self.count}")
+        return self._scatter / (self.count - 1)
+
+
+def frechet(first: FeatureStatistics, second: FeatureStatistics) -> float:
+    """The Frechet distance of two Gaussians with these moments; clean-fid's.
+
+    Raises TsAdaptError for features of different widths, and where covariances of too few samples have no real root.
+    """
+    from cleanfid.fid import frechet_distance
+
+    if first.mean.shape != second.mean.shape:
+        raise TsAdaptError(f"features of widths {first.mean.shape[0]} and {second.mean.shape[0]} cannot be compared")
+    try:
+        return float(frechet_distance(first.mean, first.covariance, second.mean, second.covariance))
+    except ValueError as error:
+        raise TsAdaptError(
+            f"the covariances of {first.count} and {second.count} samples have no real root ({error}); "
+            "take more samples"
+        ) from error
+
+
+def kid(
+    first: Tensor | np.ndarray, second: Tensor | np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> float:
+    """The kernel distance of features `(n, D)` and `(m, D)`, clean-fid's; random by `seed` alone.
+
+    It averages over `subsets` of at most `size` features. Raises TsAdaptError for features of different widths.
+    """
+    from cleanfid.fid import kernel_distance
+
+    a, b = (np.asarray(f.detach().cpu() if isinstance(f, Tensor) else f, np.float64) for f in (first, second))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise TsAdaptError(f"features have shapes {a.shape} and {b.shape}; expected (n, D) and (m, D), n and m over 1")
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        return float(kernel_distance(a, b, num_subsets=subsets, max_subset_size=size))
+    finally:
+        np.random.set_state(state)
+
+
+def make_extractor(name: str, *, device: torch.device | str = "cpu", inception: str | Path | None = None) -> Extractor:
+    """The feature extractor called `name`: "zoo" (grey 28x28, offline) or "inception" (any size, resized by clean-fid).
+
+    inception  the folder of clean-fid's Inception weights (`inception-2015-12-05.pt`); None: clean-fid downloads them
+
+    Raises TsAdaptError for an unknown name, and where Inception's weights are not to be had.
+    """
+    if name not in EXTRACTORS:
+        near = difflib.get_close_matches(name, EXTRACTORS, 1, 0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise TsAdaptError(f"unknown feature extractor {name!r}; {hint}known: {', '.join(EXTRACTORS)}")
+    return EXTRACTORS[name](None if inception is None else Path(inception), torch.device(device))
+
+
+def _zoo(folder: Path | None, device: torch.device) -> Extractor:
+    network = load_features(device=device)
+
+    @torch.no_grad()
+    def extract(images: Tensor) -> Tensor:
+        pooled: Tensor = network(to_model_range(to_uint8(images)).to(device)).pooled
+        return pooled
+
+    return extract
+
+
+def _inception(folder: Path | None, device: torch.device) -> Extractor:
+    from cleanfid.resize import build_resizer
+
+    network, resize = _inception_network(folder, device), build_resizer("clean")
+
+    @torch.no_grad()
+    def extract(images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise TsAdaptError(f"Inception takes images (B, 1, H, W) or (B, 3, H, W); got {tuple(images.shape)}")
+        pixels = to_uint8(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+        resized = torch.from_numpy(np.stack([resize(image) for image in pixels])).permute(0, 3, 1, 2)
+        features: Tensor = network(resized.float().to(device))
+        return features
+
+    return extract
+
+
+def _inception_network(folder: Path | None, device: torch.device) -> Any:
+    offline = f"put {INCEPTION_FILE} into a folder and name it, or use the zoo's features, which need no network"
+    if folder is not None and not (folder / INCEPTION_FILE).is_file():
+        raise TsAdaptError(f"{folder} has no {INCEPTION_FILE}; {offline}")
+    try:
+        from cleanfid.features import feature_extractor
+        from cleanfid.inception_torchscript import InceptionV3W
+
+        if folder is not None:
+            return InceptionV3W(str(folder), download=False).to(device).eval()
+        return feature_extractor(device=device, use_dataparallel=False)
+    except (OSError, RuntimeError) as error:
+        raise TsAdaptError(f"Inception's weights cannot be had ({str(error).splitlines()[0]}); {offline}") from error
+
+
+EXTRACTORS: dict[str, Callable[[Path | None, torch.device], Extractor]] = {"zoo": _zoo, "inception": _inception}
+
+
+def folder_features(
+    extract: Extractor, folder: str | Path, shape: Sequence[int] | None = None, *, batch_size: int = 64
+) -> Tensor:
+    """The features `(n, D)` of the images in `folder` and the folders inside it, in the order of their names.
+
+    shape  of a sample: images are read as grey if its first number is 1, else (and for None) as RGB
+
+    Raises TsAdaptError for a missing folder, and one without images.
+    """
+    folder = Path(folder)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise TsAdaptError(f"{folder} holds no images; expected a folder of {', '.join(IMAGE_SUFFIXES)}")
+    mode = "L" if shape is not None and shape[0] == 1 else "RGB"
+    features = []
+    for start in range(0, len(files), batch_size):
+        images = [_read_image(file, mode) for file in files[start : start + batch_size]]
+        one_size = all(image.shape == images[0].shape for image in images)
+        features += [extract(part).cpu() for part in ([torch.cat(images)] if one_size else images)]
+    return torch.cat(features)
+
+
+def _read_image(file: Path, mode: str) -> Tensor:
+    """`(1, C, H, W)` in [-1, 1]."""
+    with Image.open(file) as image:
+        pixels = torch.from_numpy(np.array(image.convert(mode)))
+    return to_model_range((pixels.unsqueeze(-1) if mode == "L" else pixels).permute(2, 0, 1).unsqueeze(0))
+
+
+def real_features(
+    extract: Extractor, name: str, reference: str | Path | None = None, *, batch_size: int = 64
+) -> tuple[FeatureStatistics, Tensor | None]:
+    """The statistics of real images under the extractor called `name`, and the features of other real ones, or None.
+
+    Frechet distances to the former measure samples; the latter's say what is the least to be expected of any model.
+    reference  a folder of real images; None: the embedded statistics of the zoo's 60,000 training images, and the
+               features of its 10,000 test images
+
+    Raises TsAdaptError for Inception without a folder: the zoo has no statistics of its features.
+    """
+    if reference is not None:
+        shape = IMAGE_SHAPE if name == "zoo" else None
+        return FeatureStatistics.of(folder_features(extract, reference, shape, batch_size=batch_size)), None
+    if name != "zoo":
+        raise TsAdaptError(
+            f"there are no embedded statistics of {name} features; name a folder of real images (reference)"
+        )
+    test = torch.cat([extract(to_model_range(part)).cpu() for part in torch.split(test_images()[0], 500)])
+    return FeatureStatistics.from_moments(*reference_statistics(), TRAINING_IMAGES), test
+
+
+def bootstrap_interval(
+    values: Tensor | np.ndarray | Iterable[float], level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The ends (low, high) of the interval of the mean of per-sample `values` `(n,)`.
+
+    Raises TsAdaptError for no values, non-finite ones, or a level outside (0, 1).
+    """
+    v = _values(values)
+    if not 0 < level < 1 or resamples < 1:
+        raise TsAdaptError(f"level is {level}, resamples {resamples}; expected 0 < level < 1 and at least 1 resample")
+    draw = np.random.default_rng(seed)
+    means = [v[draw.integers(len(v), size=len(v))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def difference_interval(
+    first: Tensor | np.ndarray | Iterable[float],
+    second: Tensor | np.ndarray | Iterable[float],
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The ends (low, high) of the interval of the mean of `first - second`, both of the same samples in the same order.
+
+    Pairs are resampled together: what makes one sample harder than another cancels. An interval without zero means
+    that the two differ at this level.
+    """
+    a, b = _values(first), _values(second)
+    if a.shape != b.shape:
+        raise TsAdaptError(f"paired values come from the same samples; got {len(a)} and {len(b)}")
+    return bootstrap_interval(a - b, level, resamples, seed)
+
+
+def _values(values: Tensor | np.ndarray | Iterable[float]) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
+    v = np.asarray(values if isinstance(values, np.ndarray) else list(values), np.float64)
+    if v.ndim != 1 or len(v) == 0 or not np.isfinite(v).all():
+        raise TsAdaptError(f"per-sample values are finite, (n,) with n at least 1; got shape {v.shape}")
+    return v

@@ -1,0 +1,172 @@
+"""What an evaluation leaves behind: results.csv, results.json, plots, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ts_adapt.evaluation.benchmark import Row, as_records
+from ts_adapt.files import write_bytes, write_json
+from ts_adapt.interfaces import NoiseSchedule
+from ts_adapt.plots import plot_images, plot_quality, plot_schedules
+
+COLUMNS = [field.name for field in fields(Row)]
+LEARNED = ("static", "one-shot", "recursive", "oracle")
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<style>
+ body { font: 15px/1.45 system-ui, sans-serif; color: #1b1b1b; max-width: 64rem; margin: 2rem auto; padding: 0 1rem }
+ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
+ th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e3e3e3 }
+ th { border-bottom: 2px solid #999 } td.name, th.name { text-align: left }
+ tr.learned td { background: #f1f7fd } tr.best td { font-weight: 600 }
+ img { max-width: 100%; margin: .5rem 0 } .note { color: #555 }
+</style></head><body>
+<h1>{{ title }}</h1>
+<p>{{ summary }}</p>
+{% for line in notes %}<p class="note">{{ line }}</p>{% endfor %}
+{% for section in sections %}
+<h2>{{ section.title }}</h2>
+<table><tr><th class="name">schedule</th><th class="name">kind</th><th>samples</th><th>FID to data</th>
+<th>FID to teacher</th><th>distance</th><th>95 % interval</th><th>ms / image</th></tr>
+{% for row in section.rows %}<tr class="{{ 'learned' if row.kind in learned }} {{ 'best' if row.best }}">
+<td class="name">{{ row.schedule }}</td><td class="name">{{ row.kind }}</td><td>{{ row.samples }}</td>
+<td>{{ '%.2f'|format(row.fid_data) }}</td><td>{{ '%.2f'|format(row.fid_teacher) }}</td>
+<td>{{ '%.5f'|format(row.distance) }}</td>
+<td>{{ '%.5f'|format(row.distance_low) }} to {{ '%.5f'|format(row.distance_high) }}</td>
+<td>{{ '%.2f'|format(1000 * row.seconds_per_image) }}</td></tr>
+{% endfor %}</table>
+{% endfor %}
+<h2>Plots</h2>
+{% for figure in figures %}<figure><figcaption>{{ figure.caption }}</figcaption>
+<img alt="{{ figure.caption }}" src="data:image/png;base64,{{ figure.data }}"></figure>{% endfor %}
+</body></html>
+"""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is drawn for one solver and NFE: times and pictures by schedule name (the teacher's pictures included)."""
+
+    solver: str
+    nfe: int
+    times: Mapping[str, Tensor]
+    pictures: Mapping[str, Tensor]
+
+
+def write_report(
+    folder: Path,
+    rows: Sequence[Row],
+    panels: Sequence[Panel],
+    noise: NoiseSchedule,
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write everything under `folder`; returns the path of the HTML page. `facts` go into results.json."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(as_records(rows))
+    write_bytes(folder / "results.csv", text.getvalue().encode())
+    write_json(folder / "results.json", {"facts": dict(facts or {}), "rows": as_records(rows)})
+    figures = []
+    for name, caption, figure in _figures(rows, panels, noise):
+        png = _png(figure)
+        write_bytes(folder / "plots" / f"{name}.png", png)
+        figures.append({"caption": caption, "data": base64.b64encode(png).decode()})
+    html = (
+        Environment(autoescape=True)
+        .from_string(PAGE)
+        .render(
+            title=title, summary=headline(rows), notes=notes, sections=_sections(rows), figures=figures, learned=LEARNED
+        )
+    )
+    write_bytes(folder / "report.html", html.encode())
+    return folder / "report.html"
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """One sentence: what the learned schedules take off the best fixed one, at the counts they share."""
+    parts = []
+    for solver, nfe, samples in _groups(rows):
+        group = [r for r in rows if (r.solver, r.nfe, r.samples) == (solver, nfe, samples)]
+        fixed = [r for r in group if r.kind == "fixed"]
+        learned = [r for r in group if r.kind in LEARNED and r.kind != "oracle"]
+        if fixed and learned:
+            a, b = min(fixed, key=lambda r: r.fid_data), min(learned, key=lambda r: r.fid_data)
+            parts.append(
+                f"{solver}, NFE {nfe}, {samples} samples: FID {a.fid_data:.2f} ({a.schedule}) to {b.fid_data:.2f} ({b.schedule})"
+            )
+    return "Best fixed grid to best learned schedule. " + "; ".join(parts) + "." if parts else "No comparison yet."
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as an aligned text table, the best fixed and every learned schedule of each group, for the terminal."""
+    lines = [f"{'solver':<12}{'NFE':>4} {'schedule':<14}{'kind':<11}{'samples':>8}{'FID data':>10}{'FID teacher':>12}{'distance':>11}"]
+    for solver, nfe, samples in _groups(rows):
+        group = [r for r in rows if (r.solver, r.nfe, r.samples) == (solver, nfe, samples)]
+        lines.append("-" * len(lines[0]))
+        lines += [
+            f"{r.solver:<12}{r.nfe:>4} {r.schedule:<14}{r.kind:<11}{r.samples:>8}"
+            f"{r.fid_data:>10.2f}{r.fid_teacher:>12.2f}{r.distance:>11.5f}"
+            for r in group
+        ]
+    return "\n".join(lines)
+
+
+def _groups(rows: Sequence[Row]) -> list[tuple[str, int, int]]:
+    return sorted({(r.solver, r.nfe, r.samples) for r in rows}, key=lambda g: (g[0], g[1], -g[2]))
+
+
+def _sections(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    sections = []
+    for solver, nfe, samples in _groups(rows):
+        group = [r for r in rows if (r.solver, r.nfe, r.samples) == (solver, nfe, samples)]
+        least = min(r.distance for r in group)
+        records = [{**record, "best": record["distance"] == least} for record in as_records(group)]
+        sections.append({"title": f"{solver}, NFE {nfe}, {samples} samples", "rows": records})
+    return sections
+
+
+def _figures(
+    rows: Sequence[Row], panels: Sequence[Panel], noise: NoiseSchedule
+) -> list[tuple[str, str, Figure]]:
+    figures = []
+    for solver in sorted({r.solver for r in rows}):
+        for samples in sorted({r.samples for r in rows if r.solver == solver}, reverse=True):
+            part = [r for r in rows if r.solver == solver and r.samples == samples]
+            if len({r.nfe for r in part}) < 2:
+                continue
+            for column, label in (("fid_data", "FID to the data"), ("distance", "paired distance to the teacher")):
+                curves = {}
+                for name in dict.fromkeys(r.schedule for r in part):
+                    line = sorted((r for r in part if r.schedule == name), key=lambda r: r.nfe)
+                    curves[name] = (line[0].kind, [r.nfe for r in line], [getattr(r, column) for r in line])
+                caption = f"{label} against NFE, {solver}, {samples} samples"
+                figures.append((f"{column}-{solver}-{samples}", caption, plot_quality(curves, label, caption)))
+    for panel in panels:
+        where = f"{panel.solver}, NFE {panel.nfe}"
+        key = f"{panel.solver}-nfe{panel.nfe}"
+        figures.append((f"schedules-{key}", f"Schedules, {where}", plot_schedules(panel.times, noise, where)))
+        pictures = {name: x.float() / 127.5 - 1 for name, x in panel.pictures.items()}
+        figures.append((f"images-{key}", f"The same noises, {where}", plot_images(pictures, where)))
+    return figures
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,170 @@
+"""Fixed families of time grids: N intervals from t_max down to t_min, known before any model is seen.
+
+With u_i = i/N, T = t_max, e = t_min, lambda the half log-SNR, s = exp(-lambda) the edm_sigma, i = 0 .. N:
+
+    linear, uniform, ddim, trailing   t_i = T + u_i (e - T)
+    quadratic                         t_i = (sqrt T + u_i (sqrt e - sqrt T))^2
+    beta                              t_i = e + (T - e) F^-1(1 - u_i),  F of the Beta(.6, .6) distribution
+    log_snr, exponential              lambda_i = lambda_T + u_i (lambda_e - lambda_T)
+    karras                            s_i = (s_T^(1/7) + u_i (s_e^(1/7) - s_T^(1/7)))^7
+
+All families share their ends, so that a comparison of them is one of placement alone. Then the four on the first
+line are the same grid, and the two of log_snr (uniform in log s = -lambda); their names differ by the originals,
+which `native=True` gives. Where lambda is infinite at an end, the families in lambda or s are laid over
+`numerics.finite_log_snr_range` and their outermost point is moved to that end.
+
+The originals (`NATIVE`) have N points of evaluation t_0 .. t_{N-1} and an end:
+
+    linear       round(T - i T/N), N + 1 points                                                  (ALD3's LINEAR)
+    ddim         1 + (N-1-i) floor((T+1)/N), end t_min: starts below T        (DDIM 'leading', as Stable Diffusion)
+    trailing     round((T+1) - i (T+1)/N) - 1, end t_min                                    (Lin et al. 2024)
+    quadratic    1 + floor((N-1-i)^2 / (N-1)^2 0.8 (T+1)), end t_min          (DDIM 'quad', as latent diffusion)
+    beta         the times above, rounded to timesteps                        (Lee et al. 2024, as in ComfyUI)
+    karras, exponential   N points from s_T to s_e, then s = 0             (Karras et al. 2022; k-diffusion)
+
+The integer ones exist for tables of timesteps only. `s = 0` is reached where t_min has infinite lambda. Where it has
+not, sigma 0 lies outside the noise schedule and t_min stands for it; the N points already end there, an N-th step
+would have no length, and the N intervals of the common rule are the nearest thing: native and not are then the same.
+`uniform` and `log_snr` (DPM-Solver's time_uniform and logSNR) are their own originals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import scipy.stats
+import torch
+from torch import Tensor
+
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, unknown
+from ts_adapt.noise import BetaTable, time_of_edm_sigma
+from ts_adapt.numerics import finite_log_snr_range, validate_times
+
+Family = Callable[[NoiseSchedule, int], Tensor]
+
+RHO = 7.0
+BETA_SHAPE = 0.6
+
+
+def make(name: str, noise: NoiseSchedule, steps: int, native: bool = False) -> Tensor:
+    """The grid `name` over `steps` intervals: times `(steps+1,)`, float64, strictly decreasing.
+
+    They run from noise.t_max to noise.t_min exactly; with `native` they are the published original (see above).
+
+    Raises TsAdaptError if the name is unknown, `steps` is below 1, the original does not exist for this noise
+    schedule, or has two equal timesteps because there are too many steps.
+    """
+    if name not in FIXED:
+        raise unknown("grid", name, FIXED)
+    if steps < 1:
+        raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
+    if native and name in NATIVE:
+        return validate_times(NATIVE[name](noise, steps), noise, what=f"the native {name} grid over {steps} steps")
+    return validate_times(pin_ends(FIXED[name](noise, steps), noise), noise, what=f"the {name} grid over {steps} steps")
+
+
+def pin_ends(times: Tensor, noise: NoiseSchedule) -> Tensor:
+    """`times` `(N+1,)` with t_max and t_min, exactly, in the first and last place."""
+    return torch.cat([times.new_tensor([noise.t_max]), times[1:-1], times.new_tensor([noise.t_min])])
+
+
+def _between(first: float, last: float, points: int) -> Tensor:
+    return torch.linspace(first, last, points, dtype=torch.float64)
+
+
+def uniform(noise: NoiseSchedule, steps: int) -> Tensor:
+    """Uniform in t."""
+    return _between(noise.t_max, noise.t_min, steps + 1)
+
+
+def quadratic(noise: NoiseSchedule, steps: int) -> Tensor:
+    """Uniform in sqrt(t) (DPM-Solver's time_quadratic)."""
+    return _between(math.sqrt(noise.t_max), math.sqrt(noise.t_min), steps + 1).square()
+
+
+def beta(noise: NoiseSchedule, steps: int) -> Tensor:
+    """t at the quantiles 1 - i/N of Beta(.6, .6), dense at both ends (Lee et al. 2024, arXiv 2407.12173)."""
+    quantiles = scipy.stats.beta.ppf(_between(1, 0, steps + 1).numpy(), BETA_SHAPE, BETA_SHAPE)
+    return noise.t_min + (noise.t_max - noise.t_min) * torch.as_tensor(quantiles, dtype=torch.float64)
+
+
+def log_snr(noise: NoiseSchedule, steps: int) -> Tensor:
+    """Uniform in lambda (Lu et al. 2022, DPM-Solver)."""
+    return noise.time(_between(*finite_log_snr_range(noise), steps + 1))
+
+
+def karras(noise: NoiseSchedule, steps: int) -> Tensor:
+    """Uniform in edm_sigma^(1/7) (Karras et al. 2022, equation 5)."""
+    noisy, clean = (math.exp(-value / RHO) for value in finite_log_snr_range(noise))
+    return time_of_edm_sigma(noise, _between(noisy, clean, steps + 1).pow(RHO))
+
+
+def _last_timestep(noise: NoiseSchedule, name: str) -> int:
+    if not isinstance(noise, BetaTable):
+        raise TsAdaptError(
+            f"the native {name} grid is made of a table's timesteps and {type(noise).__name__} has none; "
+            "leave native=True out"
+        )
+    return round(noise.t_max)
+
+
+def _then_end(timesteps: Tensor, noise: NoiseSchedule) -> Tensor:
+    return torch.cat([timesteps.to(torch.float64), torch.tensor([noise.t_min], dtype=torch.float64)])
+
+
+def _native_linear(noise: NoiseSchedule, steps: int) -> Tensor:
+    return _between(_last_timestep(noise, "linear"), 0, steps + 1).round()
+
+
+def _native_ddim(noise: NoiseSchedule, steps: int) -> Tensor:
+    stride = (_last_timestep(noise, "ddim") + 1) // steps
+    return _then_end(1 + stride * torch.arange(steps - 1, -1, -1), noise)
+
+
+def _native_trailing(noise: NoiseSchedule, steps: int) -> Tensor:
+    length = _last_timestep(noise, "trailing") + 1
+    return _then_end((length - length / steps * torch.arange(steps, dtype=torch.float64)).round() - 1, noise)
+
+
+def _native_quadratic(noise: NoiseSchedule, steps: int) -> Tensor:
+    root = math.sqrt(0.8 * (_last_timestep(noise, "quadratic") + 1))
+    return _then_end(1 + _between(0, root, steps).square().floor().flip(0), noise)
+
+
+def _native_beta(noise: NoiseSchedule, steps: int) -> Tensor:
+    _last_timestep(noise, "beta")
+    return beta(noise, steps).round()
+
+
+def _ending_in_sigma_0(family: Family) -> Family:
+    """The original of a family of N sigmas, to which a 0 is appended."""
+
+    def native(noise: NoiseSchedule, steps: int) -> Tensor:
+        reached = math.isinf(float(noise.log_snr(torch.tensor(noise.t_min, dtype=torch.float64))))
+        return _then_end(family(noise, steps - 1), noise) if reached else pin_ends(family(noise, steps), noise)
+
+    return native
+
+
+FIXED: dict[str, Family] = {
+    "linear": uniform,
+    "ddim": uniform,
+    "trailing": uniform,
+    "uniform": uniform,
+    "quadratic": quadratic,
+    "karras": karras,
+    "log_snr": log_snr,
+    "exponential": log_snr,
+    "beta": beta,
+}
+
+NATIVE: dict[str, Family] = {
+    "linear": _native_linear,
+    "ddim": _native_ddim,
+    "trailing": _native_trailing,
+    "quadratic": _native_quadratic,
+    "karras": _ending_in_sigma_0(karras),
+    "exponential": _ending_in_sigma_0(log_snr),
+    "beta": _native_beta,
+}

@@ -1,0 +1,105 @@
+"""Time grids from unconstrained logits, the inverse, and the same grid over another number of steps.
+
+    w     = (1 - eps) softmax(logits) + eps / N          N weights, positive, of sum 1
+    u_i   = w_1 + .. + w_i,  u_0 = 0,  u_N = 1
+    t_i   = t(lambda_a + u_i (lambda_b - lambda_a)),     lambda_a at t_max, lambda_b at t_min
+    t_0   = t_max,  t_N = t_min                          exactly
+
+eps keeps neighbouring times apart for any logits, so grids are strictly decreasing by construction. Where lambda is
+infinite at an end, [lambda_a, lambda_b] is `numerics.finite_log_snr_range`: the interior times lie on this finite
+rest and the end is pinned outside it. N logits make N + 1 times in every case. Logits are defined up to a constant;
+the inverse returns those of mean 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.numerics import finite_log_snr_range, validate_times
+
+FLOOR = 1e-4
+"""eps: the share of the log-SNR range that is spread evenly, whatever the logits."""
+
+
+def logits_to_times(logits: Tensor, noise: NoiseSchedule) -> Tensor:
+    """Times `(N+1,)` or `(B, N+1)`, float64, from `logits` `(N,)` or `(B, N)`; differentiable.
+
+    Raises TsAdaptError if the shape is another, or a logit is NaN or infinite.
+    """
+    logits = torch.as_tensor(logits)
+    if logits.ndim not in (1, 2) or logits.shape[-1] < 1:
+        raise TsAdaptError(f"logits of a time grid have shape (N,) or (B, N) with N >= 1; got {tuple(logits.shape)}")
+    if not bool(torch.isfinite(logits.detach()).all()):
+        raise TsAdaptError("logits of a time grid hold a NaN or infinite value; try a smaller learning rate")
+    steps = logits.shape[-1]
+    weights = (1 - FLOOR) * torch.softmax(logits.to(torch.float64), -1) + FLOOR / steps
+    noisy, clean = finite_log_snr_range(noise)
+    inside = noise.time(noisy + (clean - noisy) * weights.cumsum(-1)[..., :-1])
+    nothing = 0 * weights[..., :1]  # so that a grid of one step, all ends, has a gradient (of zero) too
+    return torch.cat([nothing + noise.t_max, inside, nothing + noise.t_min], -1)
+
+
+def times_to_logits(times: Tensor, noise: NoiseSchedule) -> Tensor:
+    """Logits `(N,)` or `(B, N)`, float64, of mean 0, from `times` `(N+1,)` or `(B, N+1)`: inverts `logits_to_times`.
+
+    Raises TsAdaptError if the times do not run from t_max to t_min, or if an interval is so short that no logits
+    stand for it, naming the place.
+    """
+    times = validate_times(times, noise)
+    steps = times.shape[-1] - 1
+    tolerance = 1e-6 * (noise.t_max - noise.t_min)
+    first, last = times.detach()[..., 0], times.detach()[..., -1]
+    if bool(((first - noise.t_max).abs() > tolerance).any() | ((last - noise.t_min).abs() > tolerance).any()):
+        raise TsAdaptError(
+            f"logits stand for grids from t_max {noise.t_max:.6g} to t_min {noise.t_min:.6g}; this one runs from "
+            f"{float(first.min()):.6g} to {float(last.max()):.6g}: make it without native=True"
+        )
+    noisy, clean = finite_log_snr_range(noise)
+    weights = _finite_log_snr(times, noise).diff(dim=-1) / (clean - noisy)
+    short = (weights.detach() < (1 - 1e-3) * FLOOR / steps).nonzero().tolist()
+    if short:
+        *row, place = short[0]
+        where = f"times {place} and {place + 1}" + (f" of sample {row[0]}" if row else "")
+        raise TsAdaptError(
+            f"{where} are too close for logits: neighbours differ by {FLOOR / steps:.1g} of the log-SNR range "
+            f"[{noisy:.3g}, {clean:.3g}] at least, and only an infinite end lies outside it; take fewer steps"
+        )
+    softmax = (weights - FLOOR / steps) / (1 - FLOOR)
+    logits = softmax.clamp(min=1e-12).log()
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def interpolate(times: Tensor, noise: NoiseSchedule, steps: int) -> Tensor:
+    """The grid over `steps` intervals, float64: log-SNR interpolated linearly against i/N, with the ends of `times`.
+
+    `times` `(N+1,)` or `(B, N+1)` -> `(steps+1,)` or `(B, steps+1)`. The same number of steps gives the same grid. An
+    infinite end stands at the end of the finite range or, where its neighbour lies beyond that, as far from the
+    neighbour as the next one. Raises TsAdaptError for bad times, or `steps` below 1.
+    """
+    if steps < 1:
+        raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
+    times = validate_times(times, noise)
+    log_snr = _finite_log_snr(times, noise)
+    if times.shape[-1] > 2:
+        first, last = log_snr[..., :1], log_snr[..., -1:]
+        second, third = log_snr[..., 1:2], log_snr[..., 2:3]
+        before, penultimate = log_snr[..., -3:-2], log_snr[..., -2:-1]
+        first = torch.where(second <= first, 2 * second - third, first)
+        last = torch.where(penultimate >= last, 2 * penultimate - before, last)
+        log_snr = torch.cat([first, log_snr[..., 1:-1], last], -1)
+    place = torch.linspace(0, times.shape[-1] - 1, steps + 1, dtype=torch.float64, device=times.device)[1:-1]
+    low = place.floor().long()
+    inside = torch.lerp(log_snr[..., low], log_snr[..., low + 1], place - low)
+    return torch.cat([times[..., :1], noise.time(inside), times[..., -1:]], -1)
+
+
+def _finite_log_snr(times: Tensor, noise: NoiseSchedule) -> Tensor:
+    """lambda at `times`, with infinite ends replaced by those of the finite range."""
+    noisy, clean = finite_log_snr_range(noise)
+    reached = noise.log_snr(times.detach())
+    infinite = torch.isinf(reached)
+    finite_times = torch.where(infinite, 0.5 * (noise.t_max + noise.t_min), times)  # keeps NaN out of the gradient
+    ends = torch.where(reached < 0, reached.new_tensor(noisy), reached.new_tensor(clean))
+    return torch.where(infinite, ends, noise.log_snr(finite_times))

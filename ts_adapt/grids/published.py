@@ -1,0 +1,115 @@
+"""Published tables of time grids, and rounding to integer timesteps.
+
+Align Your Steps (Sabour et al. 2024) gives 11 edm_sigmas s_0 .. s_10 for 10 steps of three models; s_10 = 0. For
+other N its authors replace the final 0 by the smallest sigma of the model's range, interpolate log s linearly
+
+    log s(u), u = i/N,      through the nodes (k/10, log s_k), k = 0 .. 10
+
+and set the last one to 0 again. Sigmas become times by t(lambda = -log s): the published integer timesteps are
+rounded, the sigmas are not. Sigma 0 is reached where the noise schedule's t_min has infinite lambda; where it has
+not, t_min stands for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ts_adapt.grids.fixed import pin_ends
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, unknown
+from ts_adapt.noise import BetaTable
+from ts_adapt.numerics import finite_log_snr_range, validate_times
+
+
+@dataclass(frozen=True)
+class SigmaTable:
+    """edm_sigmas of a published grid, without the final 0; `sigma_min` is the low end of the range it was made for."""
+
+    sigmas: tuple[float, ...]
+    sigma_min: float
+
+
+TABLES: dict[str, SigmaTable] = {
+    "sd15": SigmaTable((14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152), 0.0292),
+    "sdxl": SigmaTable((14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113), 0.0292),
+    "svd": SigmaTable((700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034), 0.002),
+}
+
+RANGE_TOLERANCE = 0.02
+"""How far, in log edm_sigma, an end of the noise schedule may lie from the one a table was made for."""
+
+
+def ays(table: str, noise: NoiseSchedule, steps: int, native: bool = False, rescale: bool = False) -> Tensor:
+    """The Align Your Steps grid of `table` (sd15, sdxl, svd) over `steps` intervals: times `(steps+1,)`, float64.
+
+    The ends are noise.t_max and noise.t_min. With `native` the first is the table's own (at most t_max), the last
+    sigma 0, or t_min where the noise schedule does not reach 0. With `rescale` log edm_sigma is mapped linearly from
+    the table's range to the noise schedule's.
+
+    Raises TsAdaptError if the table is unknown, `steps` is below 1, the table was made for another range of
+    edm_sigma and `rescale` is off, or both `native` and `rescale` are asked for.
+    """
+    if table not in TABLES:
+        raise unknown("Align Your Steps table", table, TABLES)
+    if steps < 1:
+        raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
+    if native and rescale:
+        raise TsAdaptError("native=True gives a table as published and rescale=True changes it; choose one")
+    published = TABLES[table]
+    nodes = torch.tensor([*published.sigmas, published.sigma_min], dtype=torch.float64).log().neg()
+    if rescale:
+        low, high = finite_log_snr_range(noise)
+        nodes = low + (high - low) * (nodes - nodes[0]) / (nodes[-1] - nodes[0])
+    else:
+        _refuse_other_range(table, noise)
+    place = torch.linspace(0, len(nodes) - 1, steps + 1, dtype=torch.float64)
+    times = pin_ends(noise.time(_interpolate(nodes, place)), noise)
+    if native:
+        times = torch.cat([noise.time(nodes[:1]).clamp(max=noise.t_max), times[1:]])
+    return validate_times(times, noise, what=f"the {table} grid over {steps} steps")
+
+
+def _interpolate(nodes: Tensor, place: Tensor) -> Tensor:
+    low = place.floor().long().clamp(max=len(nodes) - 2)
+    return torch.lerp(nodes[low], nodes[low + 1], place - low)
+
+
+def _refuse_other_range(table: str, noise: NoiseSchedule) -> None:
+    """The clean end is compared only where it is finite: a schedule that reaches sigma 0 has the table's own end."""
+    published = TABLES[table]
+    noisy, clean = (float(noise.log_snr(torch.tensor(t, dtype=torch.float64))) for t in (noise.t_max, noise.t_min))
+    off_above = abs(noisy + math.log(published.sigmas[0])) > RANGE_TOLERANCE
+    off_below = math.isfinite(clean) and abs(clean + math.log(published.sigma_min)) > RANGE_TOLERANCE
+    if off_above or off_below:
+        raise TsAdaptError(
+            f"the table {table} was made for edm_sigma in [{published.sigma_min:.4g}, {published.sigmas[0]:.5g}], "
+            f"this noise schedule has [{math.exp(-clean):.4g}, {math.exp(-noisy):.5g}]; "
+            "use another table, or rescale=True to stretch this one"
+        )
+
+
+def round_to_timesteps(times: Tensor, noise: NoiseSchedule) -> Tensor:
+    """`times` `(N+1,)` or `(B, N+1)` moved to the integer timesteps nearest in log edm_sigma; float64.
+
+    For networks and schedulers that take integers only: a real time is the better input wherever it is possible.
+
+    Raises TsAdaptError if `noise` is not a table of timesteps, or if two times fall on the same timestep, naming the
+    places.
+    """
+    if not isinstance(noise, BetaTable):
+        raise TsAdaptError(f"times are rounded to the timesteps of a BetaTable; {type(noise).__name__} has none")
+    times = validate_times(times, noise)
+    below, above, at = noise.log_snr(times.floor()), noise.log_snr(times.ceil()), noise.log_snr(times)
+    rounded = torch.where(below - at > at - above, times.ceil(), times.floor())
+    same = (rounded[..., 1:] >= rounded[..., :-1]).nonzero().tolist()
+    if same:
+        named = [f"{i} and {i + 1}" + (f" of sample {row[0]}" if row else "") for *row, i in same]
+        shown = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
+        raise TsAdaptError(
+            f"rounded to integer timesteps, the time grid repeats itself at places {shown}; "
+            "take fewer steps, or keep the real times"
+        )
+    return rounded

@@ -1,0 +1,226 @@
+"""The package's interfaces: what a denoiser, a solver, a step policy, a distance must offer.
+
+Forward process `x_t = alpha_t x_0 + sigma_t eps`; `log_snr` is the *half* log-SNR `lambda_t = log(alpha_t / sigma_t)`,
+strictly decreasing in t. A denoiser returns `x0 = E[x_0 | x_t]`. Shapes: B is the batch, `...` the data dimensions;
+a time is `()` when the batch shares it and `(B,)` when every sample has its own. Times are float64; everything is
+differentiable in the times. Imports torch only.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Condition = Mapping[str, Any]
+"""Keyword arguments of a denoiser beside the state and the time: class labels, prompt embeddings, ..."""
+
+
+class TsAdaptError(Exception):
+    """An error of the user's input or of a file: one sentence that says what to do; the CLI exits with code 2."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> TsAdaptError:
+    """The error for a name that is not in a registry: lists what is, and suggests the near one."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1, 0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return TsAdaptError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}")
+
+
+@runtime_checkable
+class NoiseSchedule(Protocol):
+    """alpha and sigma as functions of continuous time; never a time grid.
+
+    Every method maps a tensor of any shape to the same shape, in float64, differentiably. `t_max` is the time of pure
+    noise, `t_min` that of data (`t_min < t_max`). `log_snr` may be infinite at either end.
+    """
+
+    @property
+    def t_min(self) -> float: ...
+
+    @property
+    def t_max(self) -> float: ...
+
+    def alpha(self, t: Tensor) -> Tensor: ...
+
+    def sigma(self, t: Tensor) -> Tensor: ...
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """lambda_t = log(alpha_t / sigma_t), strictly decreasing."""
+        ...
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The inverse of `log_snr`."""
+        ...
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """x0 = E[x_0 | x_t]. Counts its own evaluations: each call is one evaluation of every sample of the batch."""
+
+    evaluations: int
+
+    @property
+    def noise(self) -> NoiseSchedule: ...
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        model_time: Tensor | None = None,
+        output_scale: Tensor | None = None,
+        **condition: Any,
+    ) -> Tensor:
+        """The clean sample predicted from `x_t` `(B, ...)` at `t` `()` or `(B,)`.
+
+        `model_time` (same unit and shape as t) is told to the network in place of t; `output_scale` `()` or `(B,)`
+        multiplies the network's raw prediction before it is converted to x0.
+        """
+        ...
+
+    def decode(self, x: Tensor) -> Tensor:
+        """From the space of the diffusion to images in [-1, 1]: the VAE of a latent model, else the identity."""
+        ...
+
+
+@dataclass(frozen=True)
+class TimeGrid:
+    """Where the evaluations of a few-step solve are placed, with the corrections that travel along.
+
+    times         `(N+1,)` or `(B, N+1)`, float64, strictly decreasing: t_0 > t_1 > ... > t_N
+    model_times   `(N,)` or `(B, N)`: the times told to the network at t_0 .. t_{N-1}; None: the times themselves
+    output_scale  `(N,)` or `(B, N)`: factors on the network's predictions; None: ones
+    coefficients  `(N, K)` or `(B, N, K)`: additive corrections to the solver's coefficients; None: zeros
+    """
+
+    times: Tensor
+    model_times: Tensor | None = None
+    output_scale: Tensor | None = None
+    coefficients: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.times.shape[-1] - 1
+
+    @property
+    def per_sample(self) -> bool:
+        return self.times.ndim == 2
+
+    def rows(self, index: slice | Tensor | Sequence[int]) -> TimeGrid:
+        """The grids of some samples; what is shared by the batch stays as it is."""
+
+        def pick(value: Tensor | None, ndim: int) -> Tensor | None:
+            return value if value is None or value.ndim < ndim else value[index]
+
+        times = self.times[index] if self.per_sample else self.times
+        return TimeGrid(times, pick(self.model_times, 2), pick(self.output_scale, 2), pick(self.coefficients, 3))
+
+    def node(self, index: int) -> Node:
+        """The place of the `index`-th evaluation; index N is the end, where nothing is evaluated."""
+
+        def at(value: Tensor | None, *, per_step_dims: int = 0) -> Tensor | None:
+            if value is None or index >= self.steps:
+                return None
+            return value.select(-1 - per_step_dims, index)
+
+        return Node(
+            index=index,
+            steps=self.steps,
+            t=self.times[..., index],
+            model_time=at(self.model_times),
+            output_scale=at(self.output_scale),
+            coefficients=at(self.coefficients, per_step_dims=1),
+        )
+
+
+@dataclass(frozen=True)
+class Node:
+    """One place of evaluation: the `index`-th of `steps` (index == steps is the end of the solve).
+
+    t             `()` or `(B,)`, float64
+    model_time    as in TimeGrid, at this place; None: t
+    output_scale  as in TimeGrid, at this place; None: one
+    coefficients  `(K,)` or `(B, K)`; None: zeros
+    """
+
+    index: int
+    steps: int
+    t: Tensor
+    model_time: Tensor | None = None
+    output_scale: Tensor | None = None
+    coefficients: Tensor | None = None
+
+
+@runtime_checkable
+class StepPolicy(Protocol):
+    """Decides where the next evaluation is. Fixed, learned, one-shot and recursive schedules differ here alone.
+
+    The policy's state is explicit and returned; what it is, is the policy's own affair.
+    """
+
+    def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
+        """The first node (index 0) for the starting noise `x_T` `(B, ...)`."""
+        ...
+
+    def next(self, x_t: Tensor, x0: Tensor, node: Node, state: Any) -> tuple[Node, Any]:
+        """The node after `node`, given the (uncorrected) state and the x0 just computed there."""
+        ...
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """One step of the probability-flow ODE from the x0 values met so far. Pure: memory is handed in and returned.
+
+    order                 of convergence
+    evaluations_per_step  1, or more for single-step methods such as Heun (these have `step`, not `update`)
+    needs_noise           whether `update` draws on `noise` (stochastic solvers)
+    """
+
+    @property
+    def noise_schedule(self) -> NoiseSchedule: ...
+
+    @property
+    def order(self) -> int: ...
+
+    @property
+    def evaluations_per_step(self) -> int: ...
+
+    @property
+    def needs_noise(self) -> bool: ...
+
+    def init(self, x: Tensor) -> Any:
+        """The memory before the first step."""
+        ...
+
+    def update(
+        self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: Any, noise: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """x_s at `next_node.t` from x_t and x0 at `node.t`; all of shape `(B, ...)`."""
+        ...
+
+
+@runtime_checkable
+class StepAware(Protocol):
+    """Something inside the network that has to know the step: a cacher, a time-dependent quantizer."""
+
+    def begin(self, steps: int, batch: int) -> None: ...
+
+    def at(self, index: int) -> None: ...
+
+
+@runtime_checkable
+class Distance(Protocol):
+    """A per-sample distance between images in [-1, 1]: `(B, ...), (B, ...) -> (B,)`."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor: ...
+
+
+def as_node_times(t: float | Tensor) -> Tensor:
+    """A time as a float64 tensor."""
+    return torch.as_tensor(t, dtype=torch.float64)

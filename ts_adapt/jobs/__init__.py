@@ -1,0 +1,4 @@
+"""The jobs of the command line, as functions of a `Config`: teach, search, train, evaluate, sample.
+
+Each reads what the job before it left in the experiment's workspace and says in one sentence what is missing.
+"""

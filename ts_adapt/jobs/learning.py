@@ -1,0 +1,184 @@
+"""teach, search, train: from a model to its learned schedules. Whatever is finished is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ts_adapt.assembly import build_grid, steps_of, unknown
+from ts_adapt.interfaces import Solver
+from ts_adapt.jobs.session import SPLITS, Session
+from ts_adapt.plots import plot_schedules
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.predictors.store import save_predictor
+from ts_adapt.predictors.training import train_predictor
+from ts_adapt.schedule_file import Schedule
+from ts_adapt.search.blackbox import search_blackbox
+from ts_adapt.search.labels import LabelStore
+from ts_adapt.search.per_sample import search_per_sample
+from ts_adapt.search.static import best_start, search_static
+from ts_adapt.teacher.generate import generate
+from ts_adapt.teacher.store import TeacherStore
+
+METHODS = ("static", "per-sample", "blackbox")
+PREDICTORS = {"one-shot": OneShot, "recursive": Recursive}
+
+
+def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_png: bool = False) -> None:
+    """Generate the teacher's end points for each split; finished shards are kept."""
+    options = session.config.teacher
+    solver = session.solver(options.solver)
+    grid = build_grid(options.grid, session.noise, steps_of(solver, options.nfe))
+    for split in splits:
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        samples = options.train_samples if split == "train" else options.test_samples
+        spec: dict[str, Any] = {
+            "model": session.config.model.name,
+            "weights": weights_hash(session.denoiser),
+            "guidance": session.config.guidance,
+            "solver": options.solver,
+            "times": grid.times.tolist(),
+            "seed": options.seed,
+            "first": SPLITS[split],
+            "dtype": session.config.model.dtype,
+            "shape": list(session.denoiser.shape),  # type: ignore[attr-defined]
+            "label": options.label,
+            "prompts": options.prompts,
+            "shard_size": options.shard_size,
+            "batch_size": options.batch_size,
+            "trajectory": options.trajectory,
+        }
+        store = TeacherStore.create(session.workspace.teacher(split), spec)
+        generate(
+            session.denoiser, solver, grid, store,
+            samples=samples, batch_size=options.batch_size, save_png=save_png, progress=session.progress,
+        )  # fmt: skip
+
+
+def search(session: Session, method: str, split: str = "train") -> None:
+    """Search schedules for every solver and NFE of the config; what is finished is kept."""
+    if method not in METHODS:
+        raise unknown("search method", method, METHODS)
+    for name in session.config.solvers:
+        solver = session.solver(name)
+        for nfe in session.config.nfe:
+            steps_of(solver, nfe)
+            if method == "per-sample":
+                _search_labels(session, name, solver, nfe, split)
+            else:
+                _search_shared(session, name, solver, nfe, method)
+
+
+def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method: str) -> None:
+    config, path = session.config, session.workspace.static(name, nfe)
+    if path.exists():
+        print(f"{name}, NFE {nfe}: {path} exists")
+        return
+    count = config.static_samples
+    store, both = session.teacher("train", 2 * count)
+    train, validation = both.rows(slice(0, count)), both.rows(slice(count, 2 * count))
+    objective = session.objective(solver)
+    starts = session.fixed_grids(steps_of(solver, nfe))
+    with SummaryWriter(str(session.workspace.tensorboard(method, name, nfe))) as writer:
+        if method == "static":
+            result = search_static(
+                objective, train, validation, starts, config.static, progress=session.progress,
+                on_step=lambda step, loss: writer.add_scalar("train/distance", loss, step),
+            )  # fmt: skip
+            for step, value in result.curve:
+                writer.add_scalar("validation/distance", value, step)
+            grid, distance, start, start_distance = result.grid, result.distance, result.start, result.start_distance
+        else:
+            start, _ = best_start(objective, starts, validation)
+            folder = session.workspace.data / "blackbox"
+            folder.mkdir(parents=True, exist_ok=True)
+            found = search_blackbox(
+                lambda grid: float(objective.measure(grid, train).mean()), session.noise, starts[start], config.blackbox,
+                storage=config.blackbox.storage or f"sqlite:///{folder}/optuna.db",
+                study=f"{config.name}-{name}-nfe{nfe}", progress=session.progress,
+            )  # fmt: skip
+            grid, distance, start_distance = found.grid, found.distance, found.start_distance
+        figure = plot_schedules({method: grid.times, start: starts[start].times}, session.noise, f"{name}, NFE {nfe}")
+        writer.add_figure("schedule", figure)
+    about = {
+        "model": config.model.name, "teacher": store.hash, "distance": config.distance, "method": method,
+        "seed": config.static.seed if method == "static" else config.blackbox.seed,
+        "measured": {"validation_distance": distance, "best_fixed": start, "best_fixed_distance": start_distance},
+    }  # fmt: skip
+    Schedule(grid, name, nfe, about).save(path, session.noise)
+    gain = 100 * (1 - distance / start_distance)
+    print(f"{name}, NFE {nfe}: distance {distance:.5f}, {gain:.1f} % below the best fixed grid ({start}); {path}")
+
+
+def _search_labels(session: Session, name: str, solver: Solver, nfe: int, split: str) -> None:
+    config = session.config
+    count = config.label_samples if split == "train" else config.oracle_samples
+    teacher, batch = session.teacher(split, count)
+    static = session.static(name, nfe)
+    spec = {
+        "teacher": teacher.hash, "solver": name, "nfe": nfe, "distance": config.distance, "batch": config.label_batch,
+        "options": asdict(config.per_sample), "static": static.grid.times.tolist(),
+    }  # fmt: skip
+    store = LabelStore.create(session.workspace.labels(split, name, nfe), spec)
+    objective = session.objective(solver)
+    parts = batch.split(config.label_batch)
+    bar = tqdm(total=len(batch), desc=f"oracle {name} NFE {nfe}", unit="sample", disable=not session.progress, leave=False)
+    for part, samples in enumerate(parts):
+        if not store.has(part):
+            store.write(part, search_per_sample(objective, samples, static.grid, config.per_sample))
+        bar.update(len(samples))
+    bar.close()
+    labels = store.load()
+    oracle, shared = float(labels.distance.mean()), float(labels.static_distance.mean())
+    print(
+        f"{name}, NFE {nfe}, {split}: oracle distance {oracle:.5f} over {len(labels.index)} samples, "
+        f"{100 * (1 - oracle / shared):.1f} % below the static grid's {shared:.5f}"
+    )
+
+
+def train(session: Session, kind: str) -> None:
+    """Train a predictor for every solver and NFE of the config; finished ones are kept."""
+    if kind not in PREDICTORS:
+        raise unknown("predictor", kind, PREDICTORS)
+    config = session.config
+    for name in config.solvers:
+        solver = session.solver(name)
+        for nfe in config.nfe:
+            folder = session.workspace.predictor(kind, name, nfe)
+            if (folder / "config.json").exists():
+                print(f"{kind}, {name}, NFE {nfe}: {folder} exists")
+                continue
+            data = session.labelled("train", name, nfe)
+            cut = len(data.batch) - max(1, len(data.batch) // 5)
+            static = session.static(name, nfe)
+            classes = int(data.batch.condition["class_labels"].max()) + 1 if "class_labels" in data.batch.condition else 0
+            text = data.batch.condition.get("encoder_hidden_states")
+            torch.manual_seed(config.train.seed)
+            predictor = PREDICTORS[kind](
+                session.noise, static.grid.times, tuple(session.denoiser.shape),  # type: ignore[attr-defined]
+                width=config.train.width, hidden=config.train.hidden,
+                classes=classes, text=0 if text is None else text.shape[-1],
+            ).to(config.model.device)  # fmt: skip
+            result = train_predictor(
+                predictor, session.objective(solver), data.rows(slice(0, cut)), data.rows(slice(cut, None)),
+                config.train, session.workspace.tensorboard(kind, name, nfe), progress=session.progress,
+            )  # fmt: skip
+            store, _ = session.teacher("train")
+            about = {
+                "model": config.model.name, "teacher": store.hash, "solver": name, "nfe": nfe,
+                "distance": config.distance, "options": asdict(config.train),
+                "measured": {**asdict(result), "share_of_oracle": result.share_of_oracle},
+            }  # fmt: skip
+            save_predictor(folder, predictor, about)
+            print(
+                f"{kind}, {name}, NFE {nfe}: validation distance {result.distance:.5f} (static "
+                f"{result.static_distance:.5f}, oracle {result.oracle_distance:.5f}): "
+                f"{100 * result.share_of_oracle:.0f} % of the oracle's gain; {folder}"
+            )

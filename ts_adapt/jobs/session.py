@@ -1,0 +1,102 @@
+"""One experiment at work: its objects and what its workspace holds."""
+
+from __future__ import annotations
+
+import torch
+
+from ts_adapt.assembly import build_denoiser, build_distance, build_grid, build_solver, grid_names, steps_of, unknown
+from ts_adapt.config import Config, Workspace
+from ts_adapt.denoisers.guidance import Guided
+from ts_adapt.interfaces import Denoiser, Solver, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.predictors.store import load_predictor
+from ts_adapt.predictors.training import Labelled
+from ts_adapt.schedule_file import Schedule
+from ts_adapt.search.labels import LabelStore
+from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore
+
+SPLITS = {"train": TRAIN_START, "test": TEST_START}
+PREDICTORS = ("one-shot", "recursive")
+
+
+class Session:
+    """The objects of one experiment, built when they are first needed."""
+
+    def __init__(self, config: Config, *, progress: bool = True) -> None:
+        self.config, self.progress = config, progress
+        self.workspace = Workspace.of(config)
+        self.denoiser: Denoiser = build_denoiser(config.model)
+        if config.guidance != 1.0:
+            self.denoiser = Guided(self.denoiser, config.guidance)
+        self.noise = self.denoiser.noise
+        self._batches: dict[str, tuple[TeacherStore, Batch]] = {}
+
+    def solver(self, name: str) -> Solver:
+        return build_solver(name, self.noise)
+
+    def objective(self, solver: Solver) -> Objective:
+        config = self.config
+        distance = build_distance(config.distance, config.model.device)
+        return Objective(self.denoiser, solver, distance, config.checkpointing, config.teacher.seed)
+
+    def fixed_grids(self, steps: int) -> dict[str, TimeGrid]:
+        """Every fixed grid that fits the model, or those that the config names."""
+        wanted, grids = self.config.evaluate.grids, {}
+        for name in wanted or grid_names():
+            try:
+                grids[name] = build_grid(name, self.noise, steps, rescale=self.config.rescale_published)
+            except TsAdaptError:
+                if wanted or not name.startswith("ays"):
+                    raise
+        return grids
+
+    def teacher(self, split: str, count: int | None = None) -> tuple[TeacherStore, Batch]:
+        """The teacher's store and the first `count` samples of `split`, on the model's device."""
+        if split not in self._batches:
+            store = TeacherStore.open(self.workspace.teacher(split))
+            if store.manifest["config"]["model"] != self.config.model.name:
+                raise TsAdaptError(
+                    f"the teacher in {store.folder} is of the model {store.manifest['config']['model']!r}, not of "
+                    f"{self.config.model.name!r}; choose another `name` for this experiment"
+                )
+            data = store.load(store.indices)
+            device = self.config.model.device
+            condition = {k: data[k].to(device) for k in ("class_labels", "encoder_hidden_states") if k in data}
+            batch = Batch(data["index"], data["x_T"].to(device), data["target"].to(device), condition)
+            self._batches[split] = store, batch
+        store, batch = self._batches[split]
+        if count is None:
+            return store, batch
+        if len(batch) < count:
+            raise TsAdaptError(
+                f"{count} {split} samples are wanted, {store.folder} has {len(batch)}; "
+                f"raise teacher.{split}_samples and run `ts-adapt teach` again"
+            )
+        return store, batch.rows(slice(0, count))
+
+    def static(self, solver: str, nfe: int) -> Schedule:
+        path = self.workspace.static(solver, nfe)
+        if not path.exists():
+            raise TsAdaptError(f"there is no static grid at {path}; run `ts-adapt search --method static` first")
+        return Schedule.load(path, self.noise)
+
+    def labelled(self, split: str, solver: str, nfe: int) -> Labelled:
+        store, batch = self.teacher(split)
+        labels = LabelStore.open(self.workspace.labels(split, solver, nfe), store.hash).load()
+        place = {int(i): row for row, i in enumerate(batch.index)}
+        rows = torch.tensor([place[int(i)] for i in labels.index])
+        device = self.config.model.device
+        return Labelled(batch.rows(rows), labels.times.to(device), labels.distance.to(device))
+
+    def policy(self, schedule: str, solver: str, nfe: int) -> TimeGrid | StepPolicy:
+        """The schedule of that name for `solver` and `nfe`: static or a predictor of the workspace, or a fixed grid."""
+        if schedule == "static":
+            return self.static(solver, nfe).grid
+        if schedule in PREDICTORS:
+            predictor, _ = load_predictor(self.workspace.predictor(schedule, solver, nfe), self.noise)
+            return predictor.to(self.config.model.device).eval().policy()
+        known = [*grid_names(), "static", *PREDICTORS]
+        if schedule not in known:
+            raise unknown("schedule", schedule, known)
+        steps = steps_of(self.solver(solver), nfe)
+        return build_grid(schedule, self.noise, steps, rescale=self.config.rescale_published)

@@ -1,0 +1,216 @@
+"""Noise schedules: alpha_t and sigma_t as functions of continuous time, and the inverse of log-SNR.
+
+    x_t = alpha_t x_0 + sigma_t eps,      lambda_t = log(alpha_t / sigma_t)   (the half log-SNR, strictly decreasing)
+
+Variance-preserving (VP) families have alpha^2 + sigma^2 = 1, so that lambda alone determines both:
+
+    alpha = sqrt(sigmoid(2 lambda)),   sigma = sqrt(sigmoid(-2 lambda))
+
+    BetaTable        the discrete DDPM tables of diffusers; t is the real-valued timestep in [0, T-1], and lambda is
+                     interpolated linearly between the table's entries, so that integers reproduce the table
+    ContinuousVP     lambda from int beta = b0 t + (b1 - b0) t^2 / 2, t in [t_min, 1]            (Song et al. 2021)
+    Cosine           alpha = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s))                 (Nichol & Dhariwal 2021)
+    VarianceExploding  alpha = 1, sigma = t: EDM's variables; t is the `edm_sigma`               (Karras et al. 2022)
+    RectifiedFlow    alpha = 1 - t, sigma = t, t in [0, 1]; lambda is infinite at both ends      (Liu et al. 2023)
+
+All in float64, differentiable; shapes pass through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+
+
+def _f64(x: Tensor | float) -> Tensor:
+    return torch.as_tensor(x).to(torch.float64)
+
+
+class _VariancePreserving:
+    """alpha and sigma from `log_snr`, for schedules with alpha^2 + sigma^2 = 1."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(2 * self.log_snr(t)).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(-2 * self.log_snr(t)).sqrt()
+
+
+class BetaTable(_VariancePreserving):
+    """The VP schedule of a table of betas `(T,)`; t is the (real-valued) timestep, from T-1 (noise) to 0 (data).
+
+    lambda is linear between neighbouring entries. A table whose last alpha is 0 (zero terminal SNR, Lin et al. 2024)
+    has lambda -> -infinity as t -> T-1, through lambda_{T-2} + log(T-1 - t) in the last cell.
+
+    Raises TsAdaptError if a beta lies outside (0, 1), the last one excepted, which may be 1.
+    """
+
+    def __init__(self, betas: Tensor) -> None:
+        betas = _f64(betas).detach().cpu()
+        if betas.ndim != 1 or len(betas) < 2:
+            raise TsAdaptError(f"a beta table has shape (T,) with T >= 2; got {tuple(betas.shape)}")
+        if not bool(((betas > 0) & (betas <= 1)).all()) or not bool((betas[:-1] < 1).all()):
+            raise TsAdaptError("betas lie in (0, 1); only the last may be 1 (zero terminal SNR)")
+        log_alpha2 = torch.log1p(-betas).cumsum(0)  # log alpha^2; -inf in the last place for zero terminal SNR
+        log_sigma2 = torch.log(-torch.expm1(log_alpha2))
+        self._table = 0.5 * (log_alpha2 - log_sigma2)
+        self.zero_terminal_snr = bool(torch.isinf(self._table[-1]))
+        self.t_min, self.t_max = 0.0, float(len(betas) - 1)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> BetaTable:
+        """From the config of any diffusers scheduler with betas: `beta_schedule` linear, scaled_linear or
+        squaredcos_cap_v2, or `trained_betas`; `rescale_betas_zero_snr` is honoured."""
+        steps = int(config.get("num_train_timesteps", 1000))
+        kind, trained = config.get("beta_schedule", "linear"), config.get("trained_betas")
+        start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+        if trained is not None:
+            betas = torch.as_tensor(trained, dtype=torch.float64)
+        elif kind == "linear":
+            betas = torch.linspace(start, end, steps, dtype=torch.float64)
+        elif kind == "scaled_linear":
+            betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
+        elif kind == "squaredcos_cap_v2":
+            edges = torch.arange(steps + 1, dtype=torch.float64) / steps
+            alpha_bar = torch.cos((edges + 0.008) / 1.008 * math.pi / 2).square()
+            betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+        else:
+            raise TsAdaptError(
+                f"beta_schedule {kind!r} is not known; expected linear, scaled_linear, squaredcos_cap_v2 or trained_betas"
+            )
+        if config.get("rescale_betas_zero_snr"):
+            alpha = torch.cumprod(1 - betas, 0).sqrt()
+            alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+            alpha2 = alpha.square()
+            betas = 1 - torch.cat([alpha2[:1], alpha2[1:] / alpha2[:-1]])
+        return cls(betas)
+
+    def _finite_table(self, device: torch.device) -> Tensor:
+        table = self._table.to(device)
+        if self.zero_terminal_snr:
+            table = torch.cat([table[:-1], table[-2:-1]])
+        return table
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        t = _f64(t)
+        table = self._finite_table(t.device)
+        low = t.detach().floor().long().clamp(0, len(table) - 2)
+        value = table[low] + (t - low) * (table[low + 1] - table[low])
+        if self.zero_terminal_snr:
+            last = low == len(table) - 2
+            value = value + torch.where(last, torch.log1p(-torch.where(last, t - low, torch.zeros_like(t))), 0.0)
+        return value
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        lam = _f64(log_snr)
+        table = self._finite_table(lam.device)
+        if self.zero_terminal_snr:
+            beyond = lam < table[-1]
+            tail = len(table) - 1 - torch.exp(torch.where(beyond, lam - table[-1], torch.zeros_like(lam)))
+        rising = table.flip(0) if not self.zero_terminal_snr else table[:-1].flip(0)
+        high = torch.searchsorted(rising, lam.detach().contiguous(), right=True).clamp(1, len(rising) - 1)
+        slot = len(rising) - 1 - high  # the cell [slot, slot + 1] of the table holds lam
+        value = slot + (lam - table[slot]) / (table[slot + 1] - table[slot])
+        return torch.where(beyond, tail, value) if self.zero_terminal_snr else value
+
+
+@dataclass(frozen=True)
+class ContinuousVP(_VariancePreserving):
+    """dx = -beta(t)/2 x dt + sqrt(beta(t)) dw with beta(t) = b0 + (b1 - b0) t, t in [t_min, 1]."""
+
+    beta_0: float = 0.1
+    beta_1: float = 20.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        t = _f64(t)
+        integral = self.beta_0 * t + 0.5 * (self.beta_1 - self.beta_0) * t.square()
+        return -0.5 * torch.log(torch.expm1(integral))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        integral = torch.nn.functional.softplus(-2 * _f64(log_snr), threshold=1e9)
+        slope = self.beta_1 - self.beta_0
+        return 2 * integral / (self.beta_0 + torch.sqrt(self.beta_0**2 + 2 * slope * integral))
+
+
+@dataclass(frozen=True)
+class Cosine(_VariancePreserving):
+    """Nichol & Dhariwal's cosine schedule in continuous time, t in [t_min, t_max] inside (0, 1)."""
+
+    s: float = 0.008
+    t_min: float = 1e-3
+    t_max: float = 0.995
+
+    def _log_alpha(self, angle: Tensor) -> Tensor:
+        return torch.log(torch.cos(angle)) - math.log(math.cos(math.pi / 2 * self.s / (1 + self.s)))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        log_alpha = self._log_alpha(math.pi / 2 * (_f64(t) + self.s) / (1 + self.s))
+        return log_alpha - 0.5 * torch.log(-torch.expm1(2 * log_alpha))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        alpha = torch.sigmoid(2 * _f64(log_snr)).sqrt()
+        angle = torch.acos(alpha * math.cos(math.pi / 2 * self.s / (1 + self.s)))
+        return angle * (1 + self.s) / (math.pi / 2) - self.s
+
+
+@dataclass(frozen=True)
+class VarianceExploding:
+    """EDM's variables: alpha = 1, sigma = t; t is the edm_sigma in [t_min, t_max]."""
+
+    t_min: float = 0.002
+    t_max: float = 80.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(_f64(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return _f64(t)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return -torch.log(_f64(t))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.exp(-_f64(log_snr))
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """alpha = 1 - t, sigma = t; pure noise at t = 1 (lambda = -infinity), data at t = 0 (lambda = infinity)."""
+
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - _f64(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return _f64(t)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        t = _f64(t)
+        return torch.log1p(-t) - torch.log(t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-_f64(log_snr))
+
+
+def edm_sigma(noise: NoiseSchedule, t: Tensor) -> Tensor:
+    """sigma_t / alpha_t = exp(-lambda_t): the noise level in EDM's and k-diffusion's variables."""
+    return torch.exp(-noise.log_snr(t))
+
+
+def time_of_edm_sigma(noise: NoiseSchedule, sigma: Tensor) -> Tensor:
+    """The time at which sigma_t / alpha_t = `sigma`."""
+    return noise.time(-torch.log(_f64(sigma)))

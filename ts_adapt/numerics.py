@@ -1,0 +1,124 @@
+"""Broadcasting, float64 coefficients, validation of time grids.
+
+A coefficient is `()` (shared by the batch) or `(B,)` (per sample), float64; a state is `(B, ...)` in the network's
+dtype. `scale(c, x)` is the one place where the two meet.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
+
+
+def expand(c: Tensor, x: Tensor) -> Tensor:
+    """`()` or `(B,)` -> a shape that broadcasts with `x` `(B, ...)`, in the dtype of x."""
+    c = c.to(device=x.device, dtype=x.dtype)
+    return c.reshape(c.shape + (1,) * (x.ndim - 1)) if c.ndim else c
+
+
+def scale(c: Tensor, x: Tensor) -> Tensor:
+    """c x, with c `()` or `(B,)` in float64 and x `(B, ...)`."""
+    return expand(c, x) * x
+
+
+def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
+    """sum_k c_k x_k over pairs (c_k, x_k)."""
+    (c, x), *rest = terms
+    total = scale(c, x)
+    for c, x in rest:
+        total = total + scale(c, x)
+    return total
+
+
+def finite_log_snr_range(noise: NoiseSchedule, *, margin: float = 1e-3) -> tuple[float, float]:
+    """The log-SNR at t_max and t_min; an infinite end is replaced by its value `margin` of the time range inside.
+
+    Returns (lambda at the noisy end, lambda at the clean end), both finite.
+    """
+    span = noise.t_max - noise.t_min
+    ends = []
+    for t, inside in ((noise.t_max, noise.t_max - margin * span), (noise.t_min, noise.t_min + margin * span)):
+        value = float(noise.log_snr(torch.tensor(t, dtype=torch.float64)))
+        if not math.isfinite(value):
+            value = float(noise.log_snr(torch.tensor(inside, dtype=torch.float64)))
+        ends.append(value)
+    return ends[0], ends[1]
+
+
+def validate_times(times: Tensor, noise: NoiseSchedule | None = None, *, what: str = "the time grid") -> Tensor:
+    """`times` as float64 `(N+1,)` or `(B, N+1)`; TsAdaptError unless finite, strictly decreasing, and inside `noise`.
+
+    The message names the first offending place.
+    """
+    times = torch.as_tensor(times)
+    if times.ndim not in (1, 2):
+        raise TsAdaptError(f"{what} has shape {tuple(times.shape)}; expected (N+1,) or (B, N+1)")
+    if times.shape[-1] < 2:
+        raise TsAdaptError(f"{what} has {times.shape[-1]} time(s); at least 2 are needed, for one step")
+    times = times.to(torch.float64)
+    flat = times.detach().reshape(-1, times.shape[-1])
+    if not bool(torch.isfinite(flat).all()):
+        row, column = (~torch.isfinite(flat)).nonzero()[0].tolist()
+        raise TsAdaptError(
+            f"{what} holds {float(flat[row, column])} at place {column}{_of(times, row)}; times are finite"
+        )
+    falls = flat[:, 1:] < flat[:, :-1]
+    if not bool(falls.all()):
+        row, column = (~falls).nonzero()[0].tolist()
+        a, b = float(flat[row, column]), float(flat[row, column + 1])
+        kind = "twice the same time" if a == b else "not decreasing"
+        raise TsAdaptError(
+            f"{what} is {kind}: {a:.6g} then {b:.6g} at places {column} and {column + 1}{_of(times, row)}; "
+            "times fall strictly, from noise to data"
+        )
+    if noise is not None:
+        tolerance = 1e-9 * (abs(noise.t_max) + abs(noise.t_min))
+        high, low = float(flat.max()), float(flat.min())
+        if high > noise.t_max + tolerance or low < noise.t_min - tolerance:
+            raise TsAdaptError(
+                f"{what} runs from {high:.6g} to {low:.6g}, outside the noise schedule's "
+                f"[{noise.t_min:.6g}, {noise.t_max:.6g}]"
+            )
+    return times
+
+
+def _of(times: Tensor, row: int) -> str:
+    return f" of sample {row}" if times.ndim == 2 else ""
+
+
+def validate_grid(grid: TimeGrid | Tensor, noise: NoiseSchedule | None = None, batch: int | None = None) -> TimeGrid:
+    """A grid whose times are valid and whose corrections fit; a plain tensor of times is wrapped."""
+    if not isinstance(grid, TimeGrid):
+        grid = TimeGrid(torch.as_tensor(grid))
+    times = validate_times(grid.times, noise)
+    if batch is not None and times.ndim == 2 and times.shape[0] != batch:
+        raise TsAdaptError(f"there are {times.shape[0]} grids for a batch of {batch}; give one, or one per sample")
+    for name in ("model_times", "output_scale", "coefficients"):
+        value = getattr(grid, name)
+        if value is None:
+            continue
+        if not bool(torch.isfinite(value.detach()).all()):
+            raise TsAdaptError(f"{name} of the grid hold a NaN or infinite value")
+        shape = value.shape[:-1] if name == "coefficients" else value.shape
+        if len(shape) not in (1, 2) or shape[-1] != grid.steps:
+            raise TsAdaptError(
+                f"{name} of the grid have shape {tuple(value.shape)}; its {grid.steps} steps need as many places"
+            )
+        rows = times.shape[0] if times.ndim == 2 else batch
+        if len(shape) == 2 and rows is not None and shape[0] != rows:
+            raise TsAdaptError(f"{name} of the grid are for {shape[0]} samples; the grid is for {rows}")
+    return TimeGrid(times, grid.model_times, grid.output_scale, grid.coefficients)
+
+
+def check_finite(x: Tensor, step: int, what: str) -> None:
+    """TsAdaptError naming the step if `x` `(B, ...)` holds a NaN or infinity."""
+    if not bool(torch.isfinite(x).all()):
+        rows = (~torch.isfinite(x.flatten(1)).all(1)).nonzero().flatten().tolist()
+        raise TsAdaptError(
+            f"{what} holds a NaN or infinite value at step {step}, in sample(s) {rows[:8]} of the batch; "
+            "try a higher precision (fp32), or a grid with smaller steps"
+        )

@@ -1,0 +1,77 @@
+"""Step policies: who decides the next time.
+
+`FollowGrid` walks a grid known before the solve: a fixed one, a learned static one, or one grid per sample.
+`FromNoise` asks a function of the starting noise for the grid, once (one-shot schedules).
+`StepByStep` asks a function of the state for each next time, while sampling (recursive schedules).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ts_adapt.interfaces import Condition, Node, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.numerics import validate_grid
+
+
+class FollowGrid:
+    """Walks `grid`; `(B, N+1)` times give each sample its own. Times outside `noise`, where given, are refused."""
+
+    def __init__(self, grid: TimeGrid | Tensor, noise: NoiseSchedule | None = None) -> None:
+        self.grid = validate_grid(grid, noise)
+
+    def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, TimeGrid]:
+        grid = validate_grid(self.grid, batch=x_T.shape[0])
+        return grid.node(0), grid
+
+    def next(self, x_t: Tensor, x0: Tensor, node: Node, state: TimeGrid) -> tuple[Node, TimeGrid]:
+        return state.node(node.index + 1), state
+
+
+class FromNoise:
+    """One-shot: `grid_of(x_T, condition)` -> the grids of the batch, resolved once, at the start."""
+
+    def __init__(self, grid_of: Callable[[Tensor, Condition], TimeGrid]) -> None:
+        self.grid_of = grid_of
+
+    def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, TimeGrid]:
+        return FollowGrid(self.grid_of(x_T, condition)).init(x_T, condition)
+
+    def next(self, x_t: Tensor, x0: Tensor, node: Node, state: TimeGrid) -> tuple[Node, TimeGrid]:
+        return state.node(node.index + 1), state
+
+
+class StepByStep:
+    """Recursive: `next_node(x_t, x0, node, condition)` -> the next place of evaluation.
+
+    `first` is the node at pure noise; each next one has the index after it and a smaller time, up to index `steps`.
+    Raises TsAdaptError otherwise.
+    """
+
+    def __init__(self, first: Node, next_node: Callable[[Tensor, Tensor, Node, Condition], Node]) -> None:
+        self.first, self.next_node = first, next_node
+
+    def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
+        return self.first, condition
+
+    def next(self, x_t: Tensor, x0: Tensor, node: Node, state: Any) -> tuple[Node, Any]:
+        found = self.next_node(x_t, x0, node, state)
+        if found.index != node.index + 1:
+            raise TsAdaptError(f"after step {node.index} the policy went to {found.index}; expected {node.index + 1}")
+        if not bool((found.t < node.t).all()):
+            raise TsAdaptError(
+                f"after step {node.index} the policy's time does not fall in every sample; times fall strictly, "
+                "from noise to data"
+            )
+        return found, state
+
+
+def as_policy(schedule: StepPolicy | TimeGrid | Tensor, noise: NoiseSchedule | None = None) -> StepPolicy:
+    """A grid becomes `FollowGrid`, refused if it leaves the time range of `noise`; a policy passes."""
+    if isinstance(schedule, (TimeGrid, Tensor)):
+        return FollowGrid(schedule, noise)
+    if isinstance(schedule, StepPolicy):
+        return schedule
+    raise TsAdaptError(f"a schedule is a TimeGrid, a tensor of times or a step policy; got {type(schedule).__name__}")

@@ -1,0 +1,1 @@
+"""Networks that choose the schedule: from the starting noise, or step by step."""

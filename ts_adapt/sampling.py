@@ -1,0 +1,178 @@
+"""`integrate`: the package's only sampling loop.
+
+    node_0 = policy.init(x_T)
+    repeat   x0      = denoiser(x_t, node)
+             node'   = policy.next(x_t, x0, node)
+             x_s     = solver.update(x_t, x0, node, node')      until the end of the grid
+
+Times are `()` or `(B,)`: grids of their own for every sample cost no loop over samples. With `checkpoint=True` the
+denoiser's activations are recomputed in the backward pass, so that memory does not grow with the number of steps;
+the recomputation is not counted as an evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+from ts_adapt.interfaces import (
+    Condition,
+    Denoiser,
+    Node,
+    NoiseSchedule,
+    Solver,
+    StepAware,
+    StepPolicy,
+    TimeGrid,
+    TsAdaptError,
+)
+from ts_adapt.numerics import check_finite
+from ts_adapt.policies import as_policy
+
+
+@dataclass(frozen=True)
+class Solution:
+    """x       the state at the end of the grid, `(B, ...)`
+    times   the times met, `(N+1,)` or `(B, N+1)`
+    states  `(B, N+1, ...)` and x0 `(B, N, ...)`: the whole trajectory, where it was asked for
+    """
+
+    x: Tensor
+    times: Tensor
+    states: Tensor | None = None
+    x0: Tensor | None = None
+
+
+Callback = Callable[[Node, Tensor, Tensor], None]
+
+
+def integrate(
+    denoiser: Denoiser,
+    solver: Solver,
+    schedule: StepPolicy | TimeGrid | Tensor,
+    x_T: Tensor,
+    *,
+    condition: Condition | None = None,
+    step_noise: Callable[[int], Tensor] | None = None,
+    step_aware: Sequence[StepAware] = (),
+    callback: Callback | None = None,
+    keep_trajectory: bool = False,
+    checkpoint: bool = False,
+    check: bool = True,
+) -> Solution:
+    """Solve the probability-flow ODE from the noise `x_T` `(B, ...)` along `schedule`.
+
+    step_noise  step index -> standard normal noise `(B, ...)`, for solvers that need it (`noise_for` makes one)
+    step_aware  cachers and time-dependent quantizers, told the step before each evaluation
+    callback    called with (node, x_t, x0) after each evaluation
+    checkpoint  recompute the denoiser in the backward pass
+    check       refuse a NaN or infinity in the denoiser's output, naming the step
+
+    Raises TsAdaptError for bad grids, non-finite outputs, missing noise, and a cache under checkpointing.
+    """
+    policy = as_policy(schedule, denoiser.noise)
+    condition = dict(condition or {})
+    if solver.needs_noise and step_noise is None:
+        raise TsAdaptError(f"{type(solver).__name__} is stochastic: pass step_noise=noise_for(seed, index, x_T)")
+    if checkpoint and step_aware:
+        raise TsAdaptError("a stateful cache cannot be used under gradient checkpointing; switch one of them off")
+    node, state = policy.init(x_T, condition)
+    for aware in step_aware:
+        aware.begin(node.steps, x_T.shape[0])
+    memory, x = solver.init(x_T), x_T
+    times, states, predictions = [node.t], [x], []
+    while node.index < node.steps:
+        for aware in step_aware:
+            aware.at(node.index)
+        x0 = _evaluate(denoiser, x, node, condition, checkpoint)
+        if check:
+            check_finite(x0, node.index, "the denoiser's output")
+        next_node, state = policy.next(x, x0, node, state)
+        if callback is not None:
+            callback(node, x, x0)
+        noise = step_noise(node.index) if solver.needs_noise and step_noise is not None else None
+        if solver.evaluations_per_step == 1:
+            x, memory = solver.update(x, x0, node, next_node, memory, noise)
+        else:
+
+            def evaluate(x_t: Tensor, at: Node) -> Tensor:
+                return _evaluate(denoiser, x_t, at, condition, checkpoint)
+
+            x, memory = solver.step(evaluate, x, x0, node, next_node, memory)  # type: ignore[attr-defined]
+        node = next_node
+        times.append(node.t)
+        if keep_trajectory:
+            states.append(x)
+            predictions.append(x0)
+    per_sample = any(t.ndim for t in times)
+    stacked = torch.stack([t.expand(x_T.shape[0]) if per_sample else t for t in times], -1)
+    if not keep_trajectory:
+        return Solution(x, stacked)
+    return Solution(x, stacked, torch.stack(states, 1), torch.stack(predictions, 1))
+
+
+def _evaluate(denoiser: Denoiser, x: Tensor, node: Node, condition: dict[str, Any], checkpoint: bool) -> Tensor:
+    def call(x: Tensor, t: Tensor, model_time: Tensor | None, output_scale: Tensor | None) -> Tensor:
+        return denoiser(x, t, model_time=model_time, output_scale=output_scale, **condition)
+
+    if not (checkpoint and torch.is_grad_enabled()):
+        return call(x, node.t, node.model_time, node.output_scale)
+    forward_pass = True
+
+    def counted_once(*args: Any) -> Tensor:
+        counted = denoiser.evaluations
+        try:
+            return call(*args)
+        finally:  # the recomputation is left by an exception as soon as the last saved tensor is there
+            if not forward_pass:
+                denoiser.evaluations = counted
+
+    x0: Tensor = recompute(counted_once, x, node.t, node.model_time, node.output_scale, use_reentrant=False)
+    forward_pass = False
+    return x0
+
+
+def initial_noise(seed: int, index: Sequence[int] | Tensor, shape: Sequence[int], *, stream: int = 0) -> Tensor:
+    """Standard normal noise `(len(index), *shape)`, float32: sample i depends on (seed, i, stream) only.
+
+    It does not depend on the batch, its order, or the process that draws it.
+    """
+    rows = [
+        torch.randn(tuple(shape), generator=torch.Generator().manual_seed(_mix(seed, int(i), stream))) for i in index
+    ]
+    return torch.stack(rows) if rows else torch.empty((0, *shape))
+
+
+def noise_scale(noise: NoiseSchedule) -> float:
+    """What standard normal noise is multiplied by to become x_T: sqrt(alpha^2 + sigma^2) at t_max.
+
+    The standard deviation of x_T for data of unit variance: 1 for VP and rectified flow, the largest edm_sigma (to
+    1e-4) for VE; what diffusers' schedulers call `init_noise_sigma`.
+    """
+    t = torch.tensor(noise.t_max, dtype=torch.float64)
+    return float((noise.alpha(t).square() + noise.sigma(t).square()).sqrt())
+
+
+def noise_for(seed: int, index: Sequence[int] | Tensor, like: Tensor) -> Callable[[int], Tensor]:
+    """`step_noise` for `integrate`: the noise of a stochastic solver, a function of (seed, sample, step) only."""
+
+    def draw(step: int) -> Tensor:
+        return initial_noise(seed, index, like.shape[1:], stream=step + 1).to(like)
+
+    return draw
+
+
+def _mix(seed: int, index: int, stream: int) -> int:
+    """A 63-bit seed from three integers (splitmix64), so that neighbouring samples get unrelated generators."""
+    z = 0
+    for part in (seed, index, stream):
+        z = (z + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        z ^= z >> 31
+    return z >> 1

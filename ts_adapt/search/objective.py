@@ -1,0 +1,85 @@
+"""What every search minimises: the distance of the few-step solve to the teacher's, per sample.
+
+    L_b(grid) = distance(decode(student_b(grid)), decode(teacher_b))          student and teacher start from the same x_T
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ts_adapt.interfaces import Denoiser, Distance, Solver, StepPolicy, TimeGrid
+from ts_adapt.sampling import Solution, integrate, noise_for
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of a teacher: `index` (B,), the noise `x_T` and the teacher's end point `target` `(B, ...)`, condition."""
+
+    index: Tensor
+    x_T: Tensor
+    target: Tensor
+    condition: dict[str, Any]
+
+    def __len__(self) -> int:
+        return self.x_T.shape[0]
+
+    def rows(self, rows: slice | Tensor) -> Batch:
+        condition = {k: v[rows] if isinstance(v, Tensor) else v for k, v in self.condition.items()}
+        return Batch(self.index[rows], self.x_T[rows], self.target[rows], condition)
+
+    def split(self, size: int) -> list[Batch]:
+        return [self.rows(slice(i, i + size)) for i in range(0, len(self), size)]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The student's distance to the teacher; differentiable in the grid where denoiser and distance are.
+
+    `checkpoint` trades time for memory (see `sampling.integrate`). Stochastic solvers draw noise from `seed`, the
+    sample's index and the step.
+    """
+
+    denoiser: Denoiser
+    solver: Solver
+    distance: Distance
+    checkpoint: bool = False
+    seed: int = 0
+
+    def __call__(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None) -> Tensor:
+        """Distances `(B,)`; `x_T` replaces the batch's noise where the start itself is searched."""
+        return self.distance(self.denoiser.decode(self.student(schedule, batch, x_T)), self.denoiser.decode(batch.target))
+
+    def student(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None) -> Tensor:
+        """The end point of the few-step solve, `(B, ...)`."""
+        return self.student_solution(schedule, batch, x_T).x
+
+    def student_solution(
+        self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None
+    ) -> Solution:
+        """The few-step solve itself: its end point and its times."""
+        noise = noise_for(self.seed, batch.index, batch.x_T) if self.solver.needs_noise else None
+        start = batch.x_T if x_T is None else x_T
+        return integrate(
+            self.denoiser,
+            self.solver,
+            schedule,
+            start,
+            condition=batch.condition,
+            step_noise=noise,
+            checkpoint=self.checkpoint,
+            check=False,
+        )
+
+    @torch.no_grad()
+    def measure(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, batch_size: int = 128) -> Tensor:
+        """Distances `(B,)` without gradient, in parts of `batch_size`; non-finite ones become infinity."""
+        parts = []
+        for start in range(0, len(batch), batch_size):
+            rows = slice(start, start + batch_size)
+            part = schedule.rows(rows) if isinstance(schedule, TimeGrid) else schedule
+            parts.append(self(part, batch.rows(rows)))
+        return torch.nan_to_num(torch.cat(parts).float(), nan=torch.inf, posinf=torch.inf)

@@ -1,0 +1,154 @@
+"""One grid for all samples (LD3: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", ICLR 2025).
+
+    logits (N,) -> softmax -> cumsum -> affine to [lambda_min, lambda_max] -> times;    minimise  mean_b L_b(times)
+
+by minibatch Adam from the best of several starts; the grid with the lowest distance on validation samples is kept, so
+that the result is never worse there than the best start. Two options of LD3:
+
+    model times       t'_i = t_i + w min(t_{i-1} - t_i, t_i - t_{i+1}) tanh(d_i),  t'_0 = t_0: the time told to the network
+    soft teacher      the student may start anywhere in a ball of radius r = 0.001 D / N^2 around x_T (D data dimensions);
+                      each visit makes one gradient step on the start, projected, kept only where the distance falls
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ts_adapt.grids.parametric import logits_to_times, times_to_logits
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
+from ts_adapt.search.objective import Batch, Objective
+
+
+@dataclass
+class StaticOptions:
+    """How the static grid is searched."""
+
+    iterations: int = 150
+    batch_size: int = 32
+    lr: float = 0.05
+    validate_every: int = 15
+    model_times: bool = False
+    """Also learn the times told to the network (LD3's decoupled set)."""
+    win_rate: float = 0.5
+    """w of the model times: the share of the smaller neighbouring gap that they may move."""
+    soft_teacher: bool = False
+    seed: int = 0
+
+
+@dataclass
+class StaticResult:
+    """grid; its mean distance on the validation samples; the start's; (iteration, validation distance) on the way."""
+
+    grid: TimeGrid
+    distance: float
+    start: str
+    start_distance: float
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+
+class GridParameters(torch.nn.Module):
+    """The unconstrained parameters of one grid: logits `(N,)`, and shifts `(N,)` of the model times if wanted."""
+
+    def __init__(self, times: Tensor, noise: NoiseSchedule, *, model_times: bool, win_rate: float) -> None:
+        super().__init__()
+        self.noise, self.win_rate = noise, win_rate
+        self.logits = torch.nn.Parameter(times_to_logits(times, noise).detach().clone())
+        self.shift = torch.nn.Parameter(torch.zeros_like(self.logits)) if model_times else None
+
+    def forward(self) -> TimeGrid:
+        times = logits_to_times(self.logits, self.noise)
+        if self.shift is None:
+            return TimeGrid(times)
+        gaps = times[:-1] - times[1:]
+        room = torch.cat([torch.zeros_like(gaps[:1]), torch.minimum(gaps[:-1], gaps[1:])])
+        return TimeGrid(times, model_times=times[:-1] + self.win_rate * room * torch.tanh(self.shift))
+
+    def snapshot(self) -> TimeGrid:
+        grid = self()
+        model_times = None if grid.model_times is None else grid.model_times.detach().clone()
+        return TimeGrid(grid.times.detach().clone(), model_times)
+
+
+def best_start(objective: Objective, starts: Mapping[str, TimeGrid], batch: Batch) -> tuple[str, dict[str, float]]:
+    """The name of the start with the least mean distance on `batch`, and every start's mean distance."""
+    if not starts:
+        raise TsAdaptError("the static search needs at least one grid to start from")
+    means = {name: float(objective.measure(grid, batch).mean()) for name, grid in starts.items()}
+    return min(means, key=lambda name: means[name]), means
+
+
+def search_static(
+    objective: Objective,
+    train: Batch,
+    validation: Batch,
+    starts: Mapping[str, TimeGrid],
+    options: StaticOptions,
+    *,
+    progress: bool = True,
+    on_step: Callable[[int, float], None] | None = None,
+) -> StaticResult:
+    """Search the grid that minimises the mean distance over `train`; the best one on `validation` is returned.
+
+    `starts` are grids of N steps by name; the search begins at the best of them on `validation`.
+    """
+    noise = objective.denoiser.noise
+    start, means = best_start(objective, starts, validation)
+    parameters = GridParameters(
+        starts[start].times.to(train.x_T.device), noise, model_times=options.model_times, win_rate=options.win_rate
+    )
+    optimizer = torch.optim.Adam(parameters.parameters(), lr=options.lr, betas=(0.9, 0.95))
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.iterations, eta_min=0.05 * options.lr)
+    offsets = torch.zeros_like(train.x_T) if options.soft_teacher else None
+    generator = torch.Generator().manual_seed(options.seed)
+    best, best_grid = means[start], TimeGrid(starts[start].times.clone())
+    curve = [(0, best)]
+    order: list[int] = []
+    bar = tqdm(range(1, options.iterations + 1), desc="static", unit="step", disable=not progress, leave=False)
+    for iteration in bar:
+        size = min(options.batch_size, len(train))
+        if len(order) < size:
+            order += torch.randperm(len(train), generator=generator).tolist()
+        rows = torch.tensor([order.pop(0) for _ in range(size)])
+        batch = train.rows(rows)
+        x_T = batch.x_T if offsets is None else (batch.x_T + offsets[rows]).requires_grad_()
+        distances = objective(parameters(), batch, x_T)
+        finite = torch.isfinite(distances)
+        loss = distances[finite].mean()
+        optimizer.zero_grad()
+        if bool(finite.any()):
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters.parameters(), 1.0)
+            optimizer.step()
+        if offsets is not None and x_T.grad is not None:
+            offsets[rows] = _soft_start(objective, parameters.snapshot(), batch, offsets[rows], x_T.grad, distances)
+        decay.step()
+        if on_step is not None:
+            on_step(iteration, float(loss.detach()))
+        if iteration % options.validate_every == 0 or iteration == options.iterations:
+            grid = parameters.snapshot()
+            value = float(objective.measure(grid, validation).mean())
+            curve.append((iteration, value))
+            bar.set_postfix(validation=f"{value:.5f}", best=f"{min(value, best):.5f}")
+            if value < best:
+                best, best_grid = value, grid
+    return StaticResult(best_grid, best, start, means[start], curve)
+
+
+def _soft_start(
+    objective: Objective, grid: TimeGrid, batch: Batch, offset: Tensor, gradient: Tensor, distances: Tensor
+) -> Tensor:
+    """One projected gradient step on each start, kept where the distance falls (LD3's soft teacher forcing)."""
+    steps, dimensions = grid.steps, batch.x_T[0].numel()
+    radius = 0.001 * dimensions / steps**2
+    moved = offset - (12 / steps) * torch.nan_to_num(gradient) * len(batch)
+    norm = moved.flatten(1).norm(dim=1).clamp_min(1e-12)
+    moved = moved * (radius / norm).clamp(max=1.0).reshape(-1, *[1] * (moved.ndim - 1)).to(moved)
+    with torch.no_grad():
+        after = objective(grid, batch, batch.x_T + moved)
+    better = (after < distances.detach()).reshape(-1, *[1] * (moved.ndim - 1))
+    return torch.where(better, moved, offset)

@@ -1,0 +1,1 @@
+"""The teacher: fine solves from known noises, generated once and kept."""

@@ -1,0 +1,303 @@
+"""Generates the teacher's samples: the fine solve of
+
+    x_T = noise_scale * initial_noise(seed, i),   condition_i = draw(seed, i)      i = first, first + 1, ...
+
+shard by shard. A shard is cut into batches from its own start, so what it holds depends on the config and on nothing
+that happened before: killed at any moment and started again, a run ends in the same bytes as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ts_adapt import files
+from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid, TsAdaptError
+from ts_adapt.numerics import validate_grid
+from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
+from ts_adapt.teacher.store import TEST_START, TeacherStore, condition_of
+
+LABEL_STREAM = -1
+"""The stream of `initial_noise` that class labels are drawn from; x_T has 0, the solvers' noise those above."""
+
+
+class ConditionSource(Protocol):
+    """Where the condition of each sample comes from; a function of (seed, i)."""
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the conditions, as JSON."""
+        ...
+
+    def draw(self, seed: int, index: Sequence[int]) -> dict[str, Tensor]:
+        """The tensors `(n, ...)` kept for these samples; `a.b` is the entry b of the denoiser's argument a."""
+        ...
+
+
+class ClassLabels:
+    """`class_labels` `(n,)` int64: uniform on 0 .. classes - 1, drawn for each sample, or `label` for all."""
+
+    def __init__(self, classes: int, label: int | None = None) -> None:
+        if label is not None and not 0 <= label < classes:
+            raise TsAdaptError(f"the class label is {label}; this model has classes 0 to {classes - 1}")
+        self.classes, self.label = classes, label
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "class_labels", "classes": self.classes, "label": self.label}
+
+    def draw(self, seed: int, index: Sequence[int]) -> dict[str, Tensor]:
+        if self.label is not None:
+            return {"class_labels": torch.full((len(index),), self.label)}
+        uniform = torch.special.ndtr(initial_noise(seed, index, (), stream=LABEL_STREAM).double())
+        return {"class_labels": (uniform * self.classes).long().clamp(max=self.classes - 1)}
+
+
+class Prompts:
+    """Sample i has the prompt `prompts[i % len(prompts)]`; what `encode` makes of it is kept with its `prompt_index`.
+
+    encode  prompts -> tensors by name `(n, ...)`, such as `encoder_hidden_states`; `a.b` as in `ConditionSource`
+    """
+
+    def __init__(self, prompts: Sequence[str], encode: Callable[[list[str]], Mapping[str, Tensor]]) -> None:
+        if not prompts:
+            raise TsAdaptError("the list of prompts is empty; give at least one, one a line")
+        self.prompts, self.encode = list(prompts), encode
+
+    @classmethod
+    def read(cls, path: str | Path, encode: Callable[[list[str]], Mapping[str, Tensor]]) -> Prompts:
+        """The prompts of a text file, one a line; empty lines are skipped."""
+        try:
+            text = files.read_bytes(Path(path)).decode()
+        except UnicodeDecodeError as error:
+            raise TsAdaptError(f"{path} is not UTF-8 text ({error}); prompts are read one a line") from error
+        prompts = [line.strip() for line in text.splitlines() if line.strip()]
+        if not prompts:
+            raise TsAdaptError(f"{path} has no prompts; write one a line")
+        return cls(prompts, encode)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "prompts", "count": len(self.prompts), "sha256": files.sha256_of_json(self.prompts)}
+
+    def draw(self, seed: int, index: Sequence[int]) -> dict[str, Tensor]:
+        chosen = [i % len(self.prompts) for i in index]
+        return {"prompt_index": torch.tensor(chosen), **self.encode([self.prompts[i] for i in chosen])}
+
+
+def class_labels_for(denoiser: Denoiser, label: int | None = None) -> ClassLabels | None:
+    """The labels that a class-conditional denoiser wants; None for any other. The null class is never drawn.
+
+    Raises TsAdaptError if the model has no classes though a `label` is given, or no such class.
+    """
+    null = (getattr(denoiser, "null_condition", None) or {}).get("class_labels")
+    config = getattr(getattr(denoiser, "network", None), "config", None)
+    classes = null if isinstance(null, int) else getattr(config, "num_class_embeds", None)
+    if classes is None:
+        if label is not None:
+            raise TsAdaptError(f"the class label {label} is given, but this model has no classes; leave it out")
+        return None
+    return ClassLabels(int(classes), label)
+
+
+def weights_hash(denoiser: Denoiser) -> str:
+    """sha256 of the parameters and buffers of the denoiser's network; of its tensors, for an analytic one."""
+    network = getattr(denoiser, "network", None)
+    if isinstance(network, nn.Module):
+        return files.sha256_of_tensors(network.state_dict())
+    return files.sha256_of_tensors({k: v for k, v in vars(denoiser).items() if isinstance(v, Tensor)})
+
+
+def teacher_config(
+    denoiser: Denoiser,
+    solver: str,
+    grid: TimeGrid | Tensor,
+    *,
+    model: str,
+    seed: int,
+    first: int,
+    shape: Sequence[int],
+    shard_size: int,
+    batch_size: int,
+    condition: ConditionSource | None = None,
+    trajectory: bool = False,
+    dtype: str = "float32",
+    **further: Any,
+) -> dict[str, Any]:
+    """The config of a `TeacherStore`: everything that the samples depend on.
+
+    solver   its name, which says all of its options
+    model    the name the denoiser was loaded by; its weights and its noise schedule on the grid are hashed besides
+    first    index of the first sample: TRAIN_START or TEST_START
+    shape    of a sample, without the batch
+    dtype    the network's precision
+    further  other settings that the samples depend on (guidance, ...), as JSON
+    """
+    times = _shared_times(grid)
+    return {
+        "model": model,
+        "weights": weights_hash(denoiser),
+        "noise": _noise_hash(denoiser.noise, times),
+        "noise_scale": noise_scale(denoiser.noise),
+        "prediction": getattr(denoiser, "prediction", None),
+        "solver": solver,
+        "times": times.tolist(),
+        "seed": seed,
+        "first": first,
+        "shape": list(shape),
+        "dtype": dtype,
+        "condition": condition.describe() if condition is not None else None,
+        "shard_size": shard_size,
+        "batch_size": batch_size,
+        "trajectory": trajectory,
+        **further,
+    }
+
+
+def generate(
+    denoiser: Denoiser,
+    solver: Solver,
+    grid: TimeGrid | Tensor,
+    store: TeacherStore,
+    *,
+    samples: int,
+    batch_size: int,
+    condition: ConditionSource | None = None,
+    save_png: bool = False,
+    progress: bool = True,
+) -> None:
+    """Bring `store` to `samples` samples; shards that are there and intact stay, damaged ones are made anew.
+
+    grid       one time grid for all samples, that of the store's config
+    condition  as in the store's config; None: unconditional
+    save_png   also write the decoded targets to `images/<index>.png`
+
+    Raises TsAdaptError if an argument is not what the config says, if training samples would run into the test's,
+    if another process generates into the same folder, and for whatever goes wrong with a file.
+    """
+    times = _shared_times(grid)
+    _check_arguments(store, times, samples, batch_size, condition, denoiser.noise)
+    device = _device_of(denoiser)
+    with store.writing(), tqdm(total=samples, desc=store.folder.name, unit="sample", disable=not progress) as bar:
+        for shard in store.shards(samples):
+            index = store.range_of(shard, samples)
+            if store.finished(shard, samples):
+                bar.initial += len(index)
+                bar.update(len(index))
+            else:
+                parts = []
+                for rows in _batches(index, batch_size):
+                    parts.append(_solve(denoiser, solver, times, store, rows, condition, device))
+                    bar.update(len(rows))
+                store.write(shard, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+            if save_png:
+                _save_images(denoiser, store, index, batch_size, device)
+
+
+def _solve(
+    denoiser: Denoiser,
+    solver: Solver,
+    times: Tensor,
+    store: TeacherStore,
+    rows: list[int],
+    condition: ConditionSource | None,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """What a shard keeps of one batch, on the CPU."""
+    config = store.manifest["config"]
+    kept = condition.draw(config["seed"], rows) if condition is not None else {}
+    x_T = store.starting_noise(rows).to(device)
+    with torch.no_grad():
+        solution = integrate(
+            denoiser,
+            solver,
+            times,
+            x_T,
+            condition=condition_of({key: value.to(device) for key, value in kept.items()}),
+            step_noise=noise_for(config["seed"], rows, x_T) if solver.needs_noise else None,
+            keep_trajectory=config["trajectory"],
+        )
+    part = {"index": torch.tensor(rows), "target": solution.x, **kept}
+    if solution.states is not None and solution.x0 is not None:
+        part |= {"trajectory": solution.states, "trajectory_x0": solution.x0}
+    return {key: value.cpu() for key, value in part.items()}
+
+
+def _save_images(denoiser: Denoiser, store: TeacherStore, index: range, batch_size: int, device: torch.device) -> None:
+    """Write the images of these samples that are not there yet."""
+    paths = {i: store.folder / "images" / f"{i:06d}.png" for i in index}
+    missing = [i for i in index if not paths[i].exists()]
+    for rows in _batches(missing, batch_size):
+        with torch.no_grad():
+            images = denoiser.decode(store.load(rows)["target"].to(device)).float().cpu()
+        for i, image in zip(rows, images, strict=True):
+            files.write_bytes(paths[i], _png(image), durable=False)
+
+
+def _png(image: Tensor) -> bytes:
+    """An image `(C, H, W)` in [-1, 1], C = 1 or 3, as PNG."""
+    from PIL import Image
+
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise TsAdaptError(f"samples of shape {tuple(image.shape)} are no images; leave save_png out")
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).squeeze(-1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _batches(index: Sequence[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(index), size):
+        yield list(index[start : start + size])
+
+
+def _shared_times(grid: TimeGrid | Tensor) -> Tensor:
+    grid = validate_grid(grid)
+    if grid.per_sample or any(v is not None for v in (grid.model_times, grid.output_scale, grid.coefficients)):
+        raise TsAdaptError("a teacher has one plain time grid (N+1,) for all samples, without corrections")
+    return grid.times
+
+
+def _check_arguments(
+    store: TeacherStore,
+    times: Tensor,
+    samples: int,
+    batch_size: int,
+    condition: ConditionSource | None,
+    noise: NoiseSchedule,
+) -> None:
+    config = store.manifest["config"]
+    if samples < 1 or batch_size < 1:
+        raise TsAdaptError(f"samples is {samples} and batch_size {batch_size}; both are at least 1")
+    end = config["first"] + samples
+    if config["first"] < TEST_START < end:
+        raise TsAdaptError(
+            f"{samples} samples from index {config['first']} on run into the test's, which begin at {TEST_START}; "
+            f"at most {TEST_START - config['first']} can be had"
+        )
+    given = {
+        "times": [float(f"{t:.12g}") for t in times.tolist()],
+        "noise_scale": float(f"{noise_scale(noise):.12g}"),
+        "batch_size": batch_size,
+        "condition": condition.describe() if condition is not None else None,
+    }
+    for key, value in given.items():
+        if config.get(key) != value:
+            raise TsAdaptError(
+                f"generate was given a {key} that is not the one in the config of {store.folder}; "
+                "make the config by teacher_config, from the same arguments"
+            )
+
+
+def _noise_hash(noise: NoiseSchedule, times: Tensor) -> str:
+    return hashlib.sha256(" ".join(f"{v:.9g}" for v in noise.log_snr(times).tolist()).encode()).hexdigest()
+
+
+def _device_of(denoiser: Denoiser) -> torch.device:
+    network = getattr(denoiser, "network", None)
+    tensor = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    return tensor.device if tensor is not None else torch.device("cpu")

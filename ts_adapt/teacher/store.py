@@ -1,0 +1,292 @@
+"""The teacher's samples on disk.
+
+    manifest.json             format, config, its hash, versions, and the sha256 of every finished shard
+    shard-00000.safetensors   index (n,), target (n, ...), the condition's tensors (n, ...); optionally
+                              trajectory (n, N+1, ...) and trajectory_x0 (n, N, ...)
+
+Sample i starts from x_T = noise_scale * initial_noise(seed, i), redrawn when it is asked for and never stored. Shard k
+holds the samples first + k S ... first + (k + 1) S - 1, with S the shard size; its content is a function of the config
+alone. A shard counts as finished once the manifest has its checksum: a process killed between the two writes makes
+that shard again, to the same bytes. Everything in the config is hashed; versions are recorded only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ts_adapt import files
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.sampling import initial_noise
+
+TRAIN_START = 0
+"""First noise index of training and validation, which end where the test begins."""
+TEST_START = 50_000
+"""First noise index of the test; evaluation draws from here on and learning never does."""
+
+FORMAT, VERSION = "ts_adapt-teacher", 1
+CONFIG: files.Schema = {
+    "model": str,
+    "weights": str,
+    "solver": str,
+    "times": list,
+    "seed": int,
+    "first": int,
+    "shape": list,
+    "dtype": str,
+    "noise_scale": (float, int),
+    "shard_size": int,
+    "batch_size": int,
+    "trajectory": bool,
+}
+"""What every config has; further keys (guidance, condition, ...) are hashed and compared all the same."""
+NO_CONDITION = frozenset({"index", "x_T", "target", "trajectory", "trajectory_x0", "prompt_index"})
+"""What `load` returns beside the condition's tensors."""
+
+_SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
+_MANIFEST: files.Schema = {
+    "format": str, "version": int, "hash": str, "config": dict, "versions": dict, "shards": dict
+}  # fmt: skip
+
+
+class TeacherStore:
+    """The samples under `folder`. Made by `create` or `open`.
+
+    manifest  what manifest.json holds: `format`, `version`, `hash`, `config`, `versions`, `shards`
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._checked: dict[str, tuple[tuple[int, int, str], bool]] = {}
+
+    @classmethod
+    def create(cls, folder: str | Path, config: Mapping[str, Any]) -> TeacherStore:
+        """Begin a store of `config` (see `CONFIG`; `generate.teacher_config` makes one), or go on with the one there.
+
+        Raises TsAdaptError if a key is missing, if the folder holds samples of another config (naming the key that
+        differs), or shards without a manifest.
+        """
+        folder = Path(folder)
+        files.check_schema(config, CONFIG, "the teacher's config")
+        if config["shard_size"] < 1:
+            raise TsAdaptError(f"shard_size is {config['shard_size']}; at least 1 sample goes into a shard")
+        plain: dict[str, Any] = _plain(config)
+        if (folder / "manifest.json").exists():
+            store = cls.open(folder)
+            store._refuse_other(plain)
+            return store
+        if any(folder.glob("shard-*.safetensors")):
+            raise TsAdaptError(
+                f"{folder} holds shards but no manifest.json; restore it, or empty the folder and generate again"
+            )
+        manifest = {
+            "format": FORMAT, "version": VERSION, "hash": files.sha256_of_json(plain), "config": plain,
+            "versions": _versions(), "shards": {},
+        }  # fmt: skip
+        files.write_json(folder / "manifest.json", manifest)
+        return cls(folder, manifest)
+
+    @classmethod
+    def open(cls, folder: str | Path, config: Mapping[str, Any] | None = None) -> TeacherStore:
+        """Open an existing store; with `config`, only if it was made with that one.
+
+        Raises TsAdaptError if there is none, if its manifest is damaged or altered, or if the config is another.
+        """
+        folder = Path(folder)
+        store = cls(folder, _read_manifest(folder))
+        if config is not None:
+            store._refuse_other(_plain(config))
+        return store
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the config, which determines every sample."""
+        return str(self.manifest["hash"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(self.manifest["config"])
+
+    @property
+    def indices(self) -> list[int]:
+        """The indices of all samples in finished, intact shards, rising."""
+        return [i for name in self._names() if self._intact(name) for i in self._held(name)]
+
+    def verify(self) -> list[str]:
+        """The names of the shards that were finished but are now missing, truncated or altered."""
+        return [name for name in self._names() if not self._intact(name)]
+
+    def load(self, indices: Sequence[int] | Tensor, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """The samples of these indices, in their order, on `device` (default: the CPU).
+
+        Returns `index` (n,), `x_T` and `target` (n, ...), the tensors of the condition (n, ...), and `trajectory`
+        (n, N+1, ...) with `trajectory_x0` (n, N, ...) where they were kept.
+
+        Raises TsAdaptError naming the index that is not there, or the shard that is damaged; other shards can still be
+        loaded.
+        """
+        wanted = [int(i) for i in indices]
+        numbers = [self._shard_with(i) for i in wanted]
+        shards = {number: self._read(number) for number in sorted(set(numbers))}
+        places = {int(i): row for shard in shards.values() for row, i in enumerate(shard["index"])}
+        rows = [(shards[number], places[i]) for number, i in zip(numbers, wanted, strict=True)]
+        keys = next(iter(shards.values())).keys() if shards else ("index", "target")
+        empty = {"index": torch.empty(0, dtype=torch.int64), "target": torch.empty(0, *self.config["shape"])}
+        data = {key: torch.stack([shard[key][row] for shard, row in rows]) if rows else empty[key] for key in keys}
+        data["x_T"] = self.starting_noise(wanted)
+        return {key: value.to(device) if device is not None else value for key, value in data.items()}
+
+    def starting_noise(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """x_T `(n, ...)`, float32, of these indices; they need not be in the store."""
+        config = self.manifest["config"]
+        return initial_noise(config["seed"], indices, config["shape"]) * float(config["noise_scale"])
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the folder for writing, its manifest read anew; TsAdaptError if another process holds it."""
+        with files.hold(self.folder / ".lock", f"the teacher folder {self.folder}"):
+            files.remove_leftovers(self.folder)
+            self.manifest = _read_manifest(self.folder)
+            yield
+
+    def range_of(self, shard: int, samples: int) -> range:
+        """The indices of a shard in a store of `samples` samples."""
+        first, size = self.manifest["config"]["first"], self.manifest["config"]["shard_size"]
+        return range(first + shard * size, first + min((shard + 1) * size, samples))
+
+    def shards(self, samples: int) -> range:
+        """The numbers of the shards that `samples` samples fill."""
+        return range(-(-samples // self.manifest["config"]["shard_size"]))
+
+    def finished(self, shard: int, samples: int) -> bool:
+        """Whether a shard is there, intact, and as long as a store of `samples` samples needs it."""
+        name = shard_name(shard)
+        there = self.manifest["shards"].get(name)
+        return there is not None and there["samples"] >= len(self.range_of(shard, samples)) and self._intact(name)
+
+    def write(self, shard: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a finished shard: its file first, then its checksum in the manifest. Inside `writing` only."""
+        name = shard_name(shard)
+        checksum = files.write_tensors(self.folder / name, tensors)
+        shards = self.manifest["shards"] | {name: {"samples": len(tensors["index"]), "sha256": checksum}}
+        self.manifest = self.manifest | {"shards": dict(sorted(shards.items()))}
+        files.write_json(self.folder / "manifest.json", self.manifest)
+
+    def _names(self) -> list[str]:
+        return sorted(self.manifest["shards"])
+
+    def _held(self, name: str) -> range:
+        config = self.manifest["config"]
+        first = config["first"] + int(name[len("shard-") : -len(".safetensors")]) * config["shard_size"]
+        return range(first, first + self.manifest["shards"][name]["samples"])
+
+    def _shard_with(self, index: int) -> int:
+        config = self.manifest["config"]
+        number = (index - config["first"]) // config["shard_size"]
+        name = shard_name(number) if number >= 0 else ""
+        if name not in self.manifest["shards"] or index not in self._held(name):
+            held = sum(shard["samples"] for shard in self.manifest["shards"].values())
+            raise TsAdaptError(
+                f"sample {index} is not in the teacher folder {self.folder}, which has {held} samples from "
+                f"{config['first']} on; generate more of them"
+            )
+        return int(number)
+
+    def _read(self, number: int) -> dict[str, Tensor]:
+        name, config = shard_name(number), self.manifest["config"]
+        recorded = self.manifest["shards"][name]
+        shapes = {"index": (recorded["samples"],), "target": (recorded["samples"], *config["shape"])}
+        try:
+            return files.read_tensors(self.folder / name, shapes, sha256=recorded["sha256"])
+        except TsAdaptError as error:
+            raise TsAdaptError(
+                f"the teacher's shard {self.folder / name} is missing or damaged (samples {self._held(name).start} to "
+                f"{self._held(name)[-1]}; the others can be used); run `ts-adapt teach` again to make it anew"
+            ) from error
+
+    def _intact(self, name: str) -> bool:
+        path, checksum = self.folder / name, self.manifest["shards"][name]["sha256"]
+        try:
+            stat = path.stat()
+        except OSError:
+            return False
+        state = (stat.st_mtime_ns, stat.st_size, checksum)
+        known = self._checked.get(name)
+        if known is None or known[0] != state:
+            known = self._checked[name] = state, files.sha256_of_file(path) == checksum
+        return known[1]
+
+    def _refuse_other(self, config: dict[str, Any]) -> None:
+        kept = self.manifest["config"]
+        for key in [*kept, *(key for key in config if key not in kept)]:
+            if kept.get(key) != config.get(key):
+                raise TsAdaptError(
+                    f"the teacher folder {self.folder} was made with {key} = {_short(kept.get(key))}, not "
+                    f"{_short(config.get(key))}; set it back, remove the folder, or choose another one"
+                )
+
+
+def shard_name(shard: int) -> str:
+    """The file of the `shard`-th shard."""
+    return f"shard-{shard:05d}.safetensors"
+
+
+def condition_of(data: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The condition among the tensors of `TeacherStore.load`, as the denoiser takes it; `a.b` is the entry b of a."""
+    condition: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in NO_CONDITION:
+            *outer, name = key.split(".")
+            place = condition
+            for part in outer:
+                place = place.setdefault(part, {})
+            place[name] = value
+    return condition
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise TsAdaptError(f"there is no teacher in {folder} (no manifest.json); make one with `ts-adapt teach`")
+    manifest: dict[str, Any] = files.read_json(path, _MANIFEST)
+    if manifest["format"] != FORMAT or manifest["version"] != VERSION:
+        raise TsAdaptError(f"{path} is not of the format {FORMAT!r}, version {VERSION}; generate the teacher again")
+    files.check_schema(manifest["config"], CONFIG, path)
+    for name, shard in manifest["shards"].items():
+        if not _SHARD_NAME.fullmatch(name):
+            raise TsAdaptError(f"{path} lists {name!r}, which is no shard; restore it, or generate the teacher again")
+        files.check_schema(shard, {"samples": int, "sha256": str}, f"{name} in {path}")
+    if files.sha256_of_json(manifest["config"]) != manifest["hash"]:
+        raise TsAdaptError(f"the config in {path} was altered: it does not have its hash; restore it or generate again")
+    return manifest
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON gives it back; numbers to 12 digits, so that the last bit of a computed time does not count."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("ts_adapt", "torch", "diffusers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
