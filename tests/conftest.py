@@ -7,9 +7,8 @@ import ts_adapt  # noqa: F401  isort: skip
 import pytest
 import torch
 
-from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
+from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser, example_mixture
 from ts_adapt.distances import make
-from ts_adapt.noise import ContinuousVP
 from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.solvers import UniPC
@@ -17,10 +16,8 @@ from ts_adapt.solvers import UniPC
 
 @pytest.fixture(scope="session")
 def mixture() -> GaussianMixtureDenoiser:
-    """Four separated modes on 1x4x4 pictures: the best grid differs from noise to noise."""
-    generator = torch.Generator().manual_seed(3)
-    means = 2 * torch.rand((4, 1, 4, 4), generator=generator) - 1
-    return GaussianMixtureDenoiser(ContinuousVP(), means, torch.tensor([0.004, 0.01, 0.03, 0.02]))
+    """Separated modes on 1x4x4 pictures: the best grid differs from noise to noise."""
+    return example_mixture()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ts_adapt"
 ORDER = [
     {"__init__", "__main__"},
     {"cli"},
+    {"jobs"},
     {"config"},
     {"evaluation"},
     {"schedulers"},
@@ -21,7 +22,7 @@ ORDER = [
     {"teacher"},
     {"assembly"},
     {"cachers", "quantizers"},
-    {"schedule_file"},
+    {"schedule_file", "plots"},
     {"distances"},
     {"sampling"},
     {"policies"},
@@ -31,9 +32,9 @@ ORDER = [
     {"zoo"},
     {"noise"},
     {"parameterization"},
-    {"numerics"},
+    {"numerics", "files"},
     {"interfaces"},
-    {"_compat"},
+    {"_compat", "_version"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 MAY_IMPORT_DIFFUSERS = {"denoisers", "schedulers", "cachers", "quantizers"}

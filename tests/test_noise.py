@@ -180,5 +180,5 @@ def test_bad_tables_are_refused(betas: torch.Tensor, message: str) -> None:
 
 
 def test_an_unknown_beta_schedule_is_refused() -> None:
-    with pytest.raises(TsAdaptError, match="'sigmoid' is not known"):
+    with pytest.raises(TsAdaptError, match="'sigmoid' is unknown"):
         BetaTable.from_config({"beta_schedule": "sigmoid"})

@@ -6,17 +6,17 @@ grids by their family, published tables as `ays-sd15`.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ts_adapt import distances
+from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.denoisers.load import load
 from ts_adapt.grids import fixed, published
-from ts_adapt.interfaces import Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError, unknown
 from ts_adapt.numerics import validate_times
 from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniPC
 
@@ -40,6 +40,7 @@ SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
     "ipndm-3": lambda noise: IPNDM(noise, order=3),
     "ipndm-4": lambda noise: IPNDM(noise, order=4),
 }
+ANALYTIC: dict[str, Callable[[], Denoiser]] = {"gaussian-mixture": example_mixture}
 CORRECTOR = "+corrector"
 PUBLISHED = {"ays-sd15": "sd15", "ays-sdxl": "sdxl", "ays-svd": "svd"}
 
@@ -49,20 +50,12 @@ class ModelOptions:
     """Which model samples, and how it is called."""
 
     name: str = "fashion-ddpm"
-    """A zoo name, a pipeline folder, or a hub id."""
+    """A zoo name, a pipeline folder, a hub id, or gaussian-mixture (analytic)."""
     prediction: str | None = None
     """epsilon, sample, v or velocity; None: what the model's scheduler config says."""
     device: str = "cpu"
     dtype: str = "float32"
     """The network's precision: float32, float16 or bfloat16; coefficients are float64 in any case."""
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> TsAdaptError:
-    """The error for a name that is not in a registry: lists what is, and suggests the near one."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, 1, 0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return TsAdaptError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}")
 
 
 def build_denoiser(options: ModelOptions) -> Denoiser:
@@ -75,6 +68,8 @@ def build_denoiser(options: ModelOptions) -> Denoiser:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise TsAdaptError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if options.name in ANALYTIC:
+        return ANALYTIC[options.name]()
     denoiser: Denoiser = load(options.name, prediction=options.prediction, device=device, dtype=dtypes[options.dtype])
     return denoiser
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ts_adapt import __version__
+from ts_adapt._version import __version__
 from ts_adapt.config import Config, explain
 from ts_adapt.interfaces import TsAdaptError
 
@@ -92,7 +92,7 @@ def _sample_flags(parser: Parser) -> None:
 
 def config_of(command: str, options: Namespace, parser: Parser) -> Config:
     """The `Config` part of parsed options."""
-    instantiated = parser.instantiate_classes(Namespace(**{command: options, "subcommand": command}))[command]
+    instantiated = parser.instantiate(Namespace(**{command: options, "subcommand": command}))[command]
     return Config(**{field.name: instantiated[field.name] for field in fields(Config)})
 
 

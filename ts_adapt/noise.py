@@ -9,7 +9,7 @@ Variance-preserving (VP) families have alpha^2 + sigma^2 = 1, so that lambda alo
     BetaTable        the discrete DDPM tables of diffusers; t is the real-valued timestep in [0, T-1], and lambda is
                      interpolated linearly between the table's entries, so that integers reproduce the table
     ContinuousVP     lambda from int beta = b0 t + (b1 - b0) t^2 / 2, t in [t_min, 1]            (Song et al. 2021)
-    Cosine           alpha = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s))                 (Nichol & Dhariwal 2021)
+    Cosine           alpha = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s))                 (Nichol, Dhariwal 2021)
     VarianceExploding  alpha = 1, sigma = t: EDM's variables; t is the `edm_sigma`               (Karras et al. 2022)
     RectifiedFlow    alpha = 1 - t, sigma = t, t in [0, 1]; lambda is infinite at both ends      (Liu et al. 2023)
 
@@ -86,7 +86,7 @@ class BetaTable(_VariancePreserving):
             betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
         else:
             raise TsAdaptError(
-                f"beta_schedule {kind!r} is not known; expected linear, scaled_linear, squaredcos_cap_v2 or trained_betas"
+                f"beta_schedule {kind!r} is unknown; expected linear, scaled_linear, squaredcos_cap_v2 or trained_betas"
             )
         if config.get("rescale_betas_zero_snr"):
             alpha = torch.cumprod(1 - betas, 0).sqrt()

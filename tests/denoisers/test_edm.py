@@ -48,9 +48,7 @@ def test_output_scale_multiplies_F_and_model_time_is_told_to_F_alone(scaled: boo
     gain = torch.tensor([0.8, 1.1, 1.3]) if scaled else torch.ones(3)
     skip, out, scale_in = coefficients(sigma)
     expected = skip * X + out * gain.double().reshape(-1, 1, 1, 1) * raw(scale_in * X, told)
-    got = from_edm(D, (2, 4, 4))(
-        X, sigma, model_time=told if shifted else None, output_scale=gain if scaled else None
-    )
+    got = from_edm(D, (2, 4, 4))(X, sigma, model_time=told if shifted else None, output_scale=gain if scaled else None)
     torch.testing.assert_close(got, expected)
 
 

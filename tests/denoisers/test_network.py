@@ -93,7 +93,7 @@ def test_gradients_reach_times_model_times_and_scales(unet: UNet2DModel) -> None
         return denoiser(x, t, model_time=told, output_scale=scales).square().mean()
 
     grads = torch.autograd.grad(loss(*leaves), leaves)
-    step = 1e-1  # timesteps pass through float32, so differences are taken over a wide step
+    step = 2e-2  # timesteps pass through float32: not much smaller
     for which, grad in enumerate(grads):
         for i in range(2):
             shift = torch.zeros(2).double()
@@ -173,9 +173,7 @@ def test_sd3_style_transformer() -> None:
     torch.testing.assert_close(got, x - t[:, None, None, None] * u)
 
 
-def test_flux_style_transformer_packs_patches_as_its_pipeline_does() -> None:
-    from diffusers import FluxPipeline
-
+def test_flux_style_transformer_takes_patches_as_tokens() -> None:
     network = FluxTransformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=12, num_attention_heads=2,
         joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(4, 4, 4),
@@ -184,16 +182,19 @@ def test_flux_style_transformer_packs_patches_as_its_pipeline_does() -> None:
     t = torch.tensor(0.4)
     denoiser = NetworkDenoiser(network, RectifiedFlow(), "velocity", shape=(4, 8, 8))
     got = denoiser(x, t, encoder_hidden_states=text, pooled_projections=pooled)
+    places = [(row, column) for row in range(4) for column in range(4)]
+    tokens = torch.stack([x[:, :, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2].flatten(1) for r, c in places], 1)
     u = network(
-        FluxPipeline._pack_latents(x, 2, 4, 8, 8),
+        tokens,
         timestep=t.expand(2),
         encoder_hidden_states=text,
         pooled_projections=pooled,
-        img_ids=FluxPipeline._prepare_latent_image_ids(2, 4, 4, x.device, x.dtype),
+        img_ids=torch.tensor([(0, r, c) for r, c in places], dtype=torch.float32),
         txt_ids=torch.zeros(3, 3),
     ).sample
-    expected = x - t * FluxPipeline._unpack_latents(u, 64, 64, 8)
-    torch.testing.assert_close(got, expected)
+    for k, (r, c) in enumerate(places):
+        here = (slice(None), slice(None), slice(2 * r, 2 * r + 2), slice(2 * c, 2 * c + 2))
+        torch.testing.assert_close(got[here], x[here] - t * u[:, k].reshape(2, 4, 2, 2))
 
 
 def test_a_plain_module_is_called_by_position() -> None:

@@ -179,7 +179,9 @@ def test_noise_of_scheduler_configs() -> None:
 
 
 def test_other_pipelines_are_refused_with_a_list() -> None:
-    with pytest.raises(TsAdaptError, match=r"SimpleNamespace is not supported; supported are DDPMPipeline, .*NetworkDen"):
+    with pytest.raises(
+        TsAdaptError, match=r"SimpleNamespace is not supported; supported are DDPMPipeline, .*NetworkDen"
+    ):
         from_pipeline(SimpleNamespace(unet=unet()))
     with pytest.raises(TsAdaptError, match="encodes no prompts"):
         encode_prompts(SimpleNamespace(), ["a hat"])

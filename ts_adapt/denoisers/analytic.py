@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.noise import ContinuousVP
 from ts_adapt.numerics import expand, scale
 from ts_adapt.parameterization import PARAMETERIZATIONS, from_x0, to_x0
 
@@ -154,6 +155,22 @@ class GaussianMixtureDenoiser(AnalyticDenoiser):
         share = torch.softmax(self.weights.to(x_t).log() + log_density, -1)
         component = means + (alpha * variances / spread).unsqueeze(-1) * offset
         return (share.unsqueeze(-1) * component).sum(1).reshape(x_t.shape)
+
+    def draw(self, count: int, seed: int) -> Tensor:
+        """`count` exact samples of the data, `(count, *shape)`, float32; a function of `seed`."""
+        generator = torch.Generator().manual_seed(seed)
+        k = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        eps = torch.randn((count, *self.shape), generator=generator, dtype=torch.float64)
+        scale = self.variances[k].sqrt().reshape(-1, *[1] * len(self.shape))
+        return (self.means[k] + scale * eps).float()
+
+
+def example_mixture() -> GaussianMixtureDenoiser:
+    """Eight separated modes on 1x4x4 pictures, under a continuous VP schedule: small, and yet no grid suits all noises."""
+    generator = torch.Generator().manual_seed(3)
+    means = 2 * torch.rand((8, 1, 4, 4), generator=generator, dtype=torch.float64) - 1
+    variances = 10 ** (-2.5 + 1.5 * torch.rand(8, generator=generator, dtype=torch.float64))
+    return GaussianMixtureDenoiser(ContinuousVP(), means, variances)
 
 
 def _per_component(value: Tensor | float, count: int, what: str) -> Tensor:

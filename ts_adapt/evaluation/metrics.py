@@ -146,7 +146,8 @@ def kid(
 
 
 def make_extractor(name: str, *, device: torch.device | str = "cpu", inception: str | Path | None = None) -> Extractor:
-    """The feature extractor called `name`: "zoo" (grey 28x28, offline) or "inception" (any size, resized by clean-fid).
+    """The feature extractor called `name`: "zoo" (grey 28x28, offline), "inception" (any size, resized by clean-fid), or
+    "pixels" (the samples themselves, unrounded: for small analytic models).
 
     inception  the folder of clean-fid's Inception weights (`inception-2015-12-05.pt`); None: clean-fid downloads them
 
@@ -202,7 +203,15 @@ def _inception_network(folder: Path | None, device: torch.device) -> Any:
         raise TsAdaptError(f"Inception's weights cannot be had ({str(error).splitlines()[0]}); {offline}") from error
 
 
-EXTRACTORS: dict[str, Callable[[Path | None, torch.device], Extractor]] = {"zoo": _zoo, "inception": _inception}
+def _pixels(folder: Path | None, device: torch.device) -> Extractor:
+    return lambda images: images.flatten(1).double().cpu()
+
+
+EXTRACTORS: dict[str, Callable[[Path | None, torch.device], Extractor]] = {
+    "zoo": _zoo,
+    "inception": _inception,
+    "pixels": _pixels,
+}
 
 
 def folder_features(

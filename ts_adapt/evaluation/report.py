@@ -42,7 +42,7 @@ PAGE = """<!doctype html>
 <th>FID to teacher</th><th>distance</th><th>95 % interval</th><th>ms / image</th></tr>
 {% for row in section.rows %}<tr class="{{ 'learned' if row.kind in learned }} {{ 'best' if row.best }}">
 <td class="name">{{ row.schedule }}</td><td class="name">{{ row.kind }}</td><td>{{ row.samples }}</td>
-<td>{{ '%.2f'|format(row.fid_data) }}</td><td>{{ '%.2f'|format(row.fid_teacher) }}</td>
+<td>{{ '%.4f'|format(row.fid_data) }}</td><td>{{ '%.4f'|format(row.fid_teacher) }}</td>
 <td>{{ '%.5f'|format(row.distance) }}</td>
 <td>{{ '%.5f'|format(row.distance_low) }} to {{ '%.5f'|format(row.distance_high) }}</td>
 <td>{{ '%.2f'|format(1000 * row.seconds_per_image) }}</td></tr>
@@ -108,7 +108,7 @@ def headline(rows: Sequence[Row]) -> str:
         if fixed and learned:
             a, b = min(fixed, key=lambda r: r.fid_data), min(learned, key=lambda r: r.fid_data)
             parts.append(
-                f"{solver}, NFE {nfe}, {samples} samples: FID {a.fid_data:.2f} ({a.schedule}) to {b.fid_data:.2f} ({b.schedule})"
+                f"{solver}, NFE {nfe}, {samples} samples: FID {a.fid_data:.4f} ({a.schedule}) to {b.fid_data:.4f} ({b.schedule})"
             )
     return "Best fixed grid to best learned schedule. " + "; ".join(parts) + "." if parts else "No comparison yet."
 
@@ -121,7 +121,7 @@ def table(rows: Sequence[Row]) -> str:
         lines.append("-" * len(lines[0]))
         lines += [
             f"{r.solver:<12}{r.nfe:>4} {r.schedule:<14}{r.kind:<11}{r.samples:>8}"
-            f"{r.fid_data:>10.2f}{r.fid_teacher:>12.2f}{r.distance:>11.5f}"
+            f"{r.fid_data:>10.4f}{r.fid_teacher:>12.4f}{r.distance:>11.5f}"
             for r in group
         ]
     return "\n".join(lines)

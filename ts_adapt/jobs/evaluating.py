@@ -12,12 +12,19 @@ from tqdm import tqdm
 
 from ts_adapt.assembly import steps_of
 from ts_adapt.evaluation.benchmark import Entry, Row, Run, fingerprint, run_entry, score
-from ts_adapt.evaluation.metrics import FeatureStatistics, folder_features, frechet, make_extractor, real_features
+from ts_adapt.evaluation.metrics import (
+    Extractor,
+    FeatureStatistics,
+    folder_features,
+    frechet,
+    make_extractor,
+    real_features,
+)
 from ts_adapt.evaluation.report import Panel, table, write_report
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.session import PREDICTORS, Session
 from ts_adapt.predictors.store import load_predictor
-from ts_adapt.sampling import initial_noise, integrate, noise_for
+from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.schedule_file import Schedule
 
 
@@ -57,7 +64,7 @@ def evaluate(session: Session) -> tuple[list[Row], Path]:
     config, options = session.config, session.config.evaluate
     _, batch = session.teacher("test", options.samples)
     extractor = make_extractor(options.features, device=config.model.device, inception=options.inception)
-    data, floor_features = real_features(extractor, options.features, options.reference)
+    data, floor_features = _reference(session, extractor)
     folder = session.workspace.evaluation / "runs"
     teacher_features = _teacher_features(session, batch.target, extractor)
     plan = [(s, n, e) for s in config.solvers for n in config.nfe for e in _entries(session, s, n)]
@@ -80,11 +87,13 @@ def evaluate(session: Session) -> tuple[list[Row], Path]:
     facts = _facts(session, counts, data, teacher_features, floor_features)
     panels = _panels(session, runs, batch.target)
     notes = [
-        f"Model {config.model.name}; teacher {config.teacher.solver}, {config.teacher.nfe} evaluations; distance "
-        f"{config.distance}; Frechet distances in {options.features} features, comparable at equal sample counts only.",
+        (
+            f"Model {config.model.name}; teacher {config.teacher.solver}, {config.teacher.nfe} evaluations; distance "
+            f"{config.distance}; Frechet distances in {options.features} features, comparable at equal sample counts only."
+        ),
         *(
-            f"{count} samples: the teacher's own images score {facts['teacher'][count]:.2f}"
-            + (f", real test images {facts['floor'][count]:.2f}." if count in facts["floor"] else ".")
+            f"{count} samples: the teacher's own images score {facts['teacher'][count]:.4f}"
+            + (f", real test images {facts['floor'][count]:.4f}." if count in facts["floor"] else ".")
             for count in counts
         ),
     ]
@@ -98,7 +107,15 @@ def evaluate(session: Session) -> tuple[list[Row], Path]:
     return rows, path
 
 
-def _teacher_features(session: Session, target: Tensor, extractor: Any) -> Tensor:
+def _reference(session: Session, extractor: Extractor) -> tuple[FeatureStatistics, Tensor | None]:
+    """The statistics of the data, and the features of other real samples: drawn, where the data's law is known."""
+    options, draw = session.config.evaluate, getattr(session.denoiser, "draw", None)
+    if draw is None or options.reference is not None:
+        return real_features(extractor, options.features, options.reference)
+    return FeatureStatistics.of(extractor(draw(20_000, seed=1))), extractor(draw(10_000, seed=2))
+
+
+def _teacher_features(session: Session, target: Tensor, extractor: Extractor) -> Tensor:
     size = session.config.evaluate.batch_size
     with torch.inference_mode():
         return torch.cat([extractor(session.denoiser.decode(x).float()).cpu() for x in target.split(size)]).float()
@@ -141,9 +158,8 @@ def sample(
     else:
         chosen = session.policy(schedule, solver, nfe)
     method = session.solver(solver)
-    shape = session.denoiser.shape  # type: ignore[attr-defined]
     index = list(range(count))
-    x_T = initial_noise(seed, index, shape) * float(session.noise.sigma(torch.tensor(session.noise.t_max)))
+    x_T = initial_noise(seed, index, session.shape) * noise_scale(session.noise)
     x_T = x_T.to(session.config.model.device)
     condition: dict[str, Any] = {}
     if label is not None:
@@ -164,10 +180,10 @@ def sample_to_folder(
         raise TsAdaptError(f"count is {count}; at least 1 image is made")
     images = sample(session, schedule, solver, nfe, count, seed, label)
     folder = Path(out) if out else session.workspace.logs / "samples" / f"{Path(schedule).stem}-{solver}-nfe{nfe}"
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     pictures = (images.float().clamp(-1, 1) + 1) / 2
     for number, picture in enumerate(pictures):
-        save_image(picture, folder / f"{number:05d}.png")
+        save_image(picture, folder / "images" / f"{number:05d}.png")
     save_image(make_grid(pictures, nrow=max(1, round(count**0.5)), padding=2, pad_value=1.0), folder / "grid.png")
     print(f"{count} images along {schedule}, {solver}, NFE {nfe}: {folder}")
     return folder
@@ -177,8 +193,8 @@ def evaluate_images(session: Session, folder: Path) -> float:
     """The Frechet distance of a folder of images to the data."""
     options = session.config.evaluate
     extractor = make_extractor(options.features, device=session.config.model.device, inception=options.inception)
-    data, _ = real_features(extractor, options.features, options.reference)
-    features = folder_features(extractor, folder, tuple(session.denoiser.shape), batch_size=options.batch_size)  # type: ignore[attr-defined]
+    data, _ = _reference(session, extractor)
+    features = folder_features(extractor, folder, session.shape, batch_size=options.batch_size)
     value = frechet(FeatureStatistics.of(features), data)
     print(f"{folder}: {len(features)} images, Frechet distance to the data {value:.3f} ({options.features} features)")
     return value

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ts_adapt.assembly import build_grid, steps_of, unknown
-from ts_adapt.interfaces import Solver
+from ts_adapt.assembly import build_grid, steps_of
+from ts_adapt.interfaces import Solver, unknown
 from ts_adapt.jobs.session import SPLITS, Session
 from ts_adapt.plots import plot_schedules
 from ts_adapt.predictors.one_shot import OneShot
@@ -23,7 +22,7 @@ from ts_adapt.search.blackbox import search_blackbox
 from ts_adapt.search.labels import LabelStore
 from ts_adapt.search.per_sample import search_per_sample
 from ts_adapt.search.static import best_start, search_static
-from ts_adapt.teacher.generate import generate
+from ts_adapt.teacher.generate import generate, teacher_config
 from ts_adapt.teacher.store import TeacherStore
 
 METHODS = ("static", "per-sample", "blackbox")
@@ -35,31 +34,24 @@ def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_p
     options = session.config.teacher
     solver = session.solver(options.solver)
     grid = build_grid(options.grid, session.noise, steps_of(solver, options.nfe))
+    condition = session.condition_source()
     for split in splits:
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
         samples = options.train_samples if split == "train" else options.test_samples
-        spec: dict[str, Any] = {
-            "model": session.config.model.name,
-            "weights": weights_hash(session.denoiser),
-            "guidance": session.config.guidance,
-            "solver": options.solver,
-            "times": grid.times.tolist(),
-            "seed": options.seed,
-            "first": SPLITS[split],
-            "dtype": session.config.model.dtype,
-            "shape": list(session.denoiser.shape),  # type: ignore[attr-defined]
-            "label": options.label,
-            "prompts": options.prompts,
-            "shard_size": options.shard_size,
-            "batch_size": options.batch_size,
-            "trajectory": options.trajectory,
-        }
-        store = TeacherStore.create(session.workspace.teacher(split), spec)
+        config = teacher_config(
+            session.denoiser, options.solver, grid,
+            model=session.config.model.name, seed=options.seed, first=SPLITS[split], shape=session.shape,
+            shard_size=options.shard_size, batch_size=options.batch_size, condition=condition,
+            trajectory=options.trajectory, dtype=session.config.model.dtype, guidance=session.config.guidance,
+        )  # fmt: skip
+        store = TeacherStore.create(session.workspace.teacher(split), config)
         generate(
             session.denoiser, solver, grid, store,
-            samples=samples, batch_size=options.batch_size, save_png=save_png, progress=session.progress,
+            samples=samples, batch_size=options.batch_size, condition=condition, save_png=save_png,
+            progress=session.progress,
         )  # fmt: skip
+        print(f"teacher, {split}: {samples} samples in {store.folder}")
 
 
 def search(session: Session, method: str, split: str = "train") -> None:
@@ -162,7 +154,7 @@ def train(session: Session, kind: str) -> None:
             text = data.batch.condition.get("encoder_hidden_states")
             torch.manual_seed(config.train.seed)
             predictor = PREDICTORS[kind](
-                session.noise, static.grid.times, tuple(session.denoiser.shape),  # type: ignore[attr-defined]
+                session.noise, static.grid.times, session.shape,
                 width=config.train.width, hidden=config.train.hidden,
                 classes=classes, text=0 if text is None else text.shape[-1],
             ).to(config.model.device)  # fmt: skip

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from ts_adapt.assembly import build_denoiser, build_distance, build_grid, build_solver, grid_names, steps_of, unknown
+from ts_adapt.assembly import PUBLISHED, build_denoiser, build_distance, build_grid, build_solver, grid_names, steps_of
 from ts_adapt.config import Config, Workspace
 from ts_adapt.denoisers.guidance import Guided
-from ts_adapt.interfaces import Denoiser, Solver, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import Denoiser, Solver, StepPolicy, TimeGrid, TsAdaptError, unknown
 from ts_adapt.predictors.store import load_predictor
 from ts_adapt.predictors.training import Labelled
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.search.labels import LabelStore
 from ts_adapt.search.objective import Batch, Objective
-from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore
+from ts_adapt.teacher.generate import ConditionSource, Prompts, class_labels_for, weights_hash
+from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of
 
 SPLITS = {"train": TRAIN_START, "test": TEST_START}
 PREDICTORS = ("one-shot", "recursive")
@@ -31,6 +32,21 @@ class Session:
         self.noise = self.denoiser.noise
         self._batches: dict[str, tuple[TeacherStore, Batch]] = {}
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample, without the batch."""
+        return tuple(self.denoiser.shape)  # type: ignore[attr-defined]
+
+    def condition_source(self) -> ConditionSource | None:
+        """Where the teacher's conditions come from: class labels of a class-conditional model, or the prompts' file."""
+        options = self.config.teacher
+        if options.prompts is None:
+            return class_labels_for(self.denoiser, options.label)
+        encode = getattr(self.denoiser, "encode", None)
+        if encode is None:
+            raise TsAdaptError(f"the model {self.config.model.name!r} takes no prompts; leave teacher.prompts out")
+        return Prompts.read(options.prompts, encode)
+
     def solver(self, name: str) -> Solver:
         return build_solver(name, self.noise)
 
@@ -40,29 +56,31 @@ class Session:
         return Objective(self.denoiser, solver, distance, config.checkpointing, config.teacher.seed)
 
     def fixed_grids(self, steps: int) -> dict[str, TimeGrid]:
-        """Every fixed grid that fits the model, or those that the config names."""
+        """The fixed grids that the config names; else every one that fits the model, equal ones under one name."""
         wanted, grids = self.config.evaluate.grids, {}
         for name in wanted or grid_names():
             try:
-                grids[name] = build_grid(name, self.noise, steps, rescale=self.config.rescale_published)
+                grid = build_grid(name, self.noise, steps, rescale=self.config.rescale_published)
             except TsAdaptError:
-                if wanted or not name.startswith("ays"):
+                if wanted or name not in PUBLISHED:
                     raise
+                continue
+            if wanted or not any(torch.equal(grid.times, other.times) for other in grids.values()):
+                grids[name] = grid
         return grids
 
     def teacher(self, split: str, count: int | None = None) -> tuple[TeacherStore, Batch]:
         """The teacher's store and the first `count` samples of `split`, on the model's device."""
         if split not in self._batches:
             store = TeacherStore.open(self.workspace.teacher(split))
-            if store.manifest["config"]["model"] != self.config.model.name:
+            kept = store.config["model"], store.config["weights"]
+            if kept != (self.config.model.name, weights_hash(self.denoiser)):
                 raise TsAdaptError(
-                    f"the teacher in {store.folder} is of the model {store.manifest['config']['model']!r}, not of "
-                    f"{self.config.model.name!r}; choose another `name` for this experiment"
+                    f"the teacher in {store.folder} is of the model {kept[0]!r} with weights {kept[1][:12]}, not of "
+                    f"this {self.config.model.name!r}; choose another `name` for this experiment, or remove the folder"
                 )
-            data = store.load(store.indices)
-            device = self.config.model.device
-            condition = {k: data[k].to(device) for k in ("class_labels", "encoder_hidden_states") if k in data}
-            batch = Batch(data["index"], data["x_T"].to(device), data["target"].to(device), condition)
+            data = store.load(store.indices, self.config.model.device)
+            batch = Batch(data["index"].cpu(), data["x_T"], data["target"], condition_of(data))
             self._batches[split] = store, batch
         store, batch = self._batches[split]
         if count is None:

@@ -17,6 +17,7 @@ from ts_adapt.grids.parametric import logits_to_times, times_to_logits
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid
 from ts_adapt.policies import FromNoise
 from ts_adapt.predictors.encoder import Encoder
+from ts_adapt.sampling import noise_scale
 
 
 class OneShot(nn.Module):
@@ -43,7 +44,7 @@ class OneShot(nn.Module):
 
     def forward(self, x_T: Tensor, condition: Mapping[str, Any] | None = None) -> TimeGrid:
         """The grids `(B, N+1)` for the starting noise `(B, C, H, W)`."""
-        unit = x_T / float(self.noise.sigma(torch.tensor(self.noise.t_max)))
+        unit = x_T / noise_scale(self.noise)
         correction = self.encoder(unit, None, condition).double()
         return TimeGrid(logits_to_times(times_to_logits(self.static_times, self.noise) + correction, self.noise))
 

@@ -31,7 +31,7 @@ from ts_adapt.plots import plot_images, plot_schedules
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive, positions
 from ts_adapt.sampling import integrate
-from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.objective import Batch, Objective, condition_rows
 
 Predictor = OneShot | Recursive
 
@@ -187,7 +187,7 @@ def _regression(predictor: Predictor, objective: Objective, data: Labelled) -> C
         free = predictor.steps - 1
         index = torch.arange(free).repeat(len(rows))
         sample = rows.repeat_interleave(free)
-        condition = {k: v[sample] if isinstance(v, Tensor) else v for k, v in data.batch.condition.items()}
+        condition = condition_rows(data.batch.condition, sample)
         logit = predictor.share_logit(states[sample, index], x0[sample, index], data.times[sample, index], index, condition)
         predicted = u[sample, index] + torch.sigmoid(logit) * (1 - u[sample, index])
         return (predicted - u[sample, index + 1]).square().mean() / variance

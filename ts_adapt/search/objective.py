@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +29,21 @@ class Batch:
         return self.x_T.shape[0]
 
     def rows(self, rows: slice | Tensor) -> Batch:
-        condition = {k: v[rows] if isinstance(v, Tensor) else v for k, v in self.condition.items()}
-        return Batch(self.index[rows], self.x_T[rows], self.target[rows], condition)
+        return Batch(self.index[rows], self.x_T[rows], self.target[rows], condition_rows(self.condition, rows))
 
     def split(self, size: int) -> list[Batch]:
         return [self.rows(slice(i, i + size)) for i in range(0, len(self), size)]
+
+
+def condition_rows(condition: Mapping[str, Any], rows: slice | Tensor) -> dict[str, Any]:
+    """The condition of some samples: every tensor in it, nested ones included, has a row for each sample."""
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return condition_rows(value, rows)
+        return value[rows] if isinstance(value, Tensor) else value
+
+    return {key: pick(value) for key, value in condition.items()}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
     logits (N,) -> softmax -> cumsum -> affine to [lambda_min, lambda_max] -> times;    minimise  mean_b L_b(times)
 
-by minibatch Adam from the best of several starts; the grid with the lowest distance on validation samples is kept, so
-that the result is never worse there than the best start. Two options of LD3:
+by minibatch Adam from the best of several starts. What is validated is the moving average of the parameters, in which
+the noise of the minibatches cancels; the grid with the lowest distance on validation samples is kept, so that the
+result is never worse there than the best start. Two options of LD3:
 
     model times       t'_i = t_i + w min(t_{i-1} - t_i, t_i - t_{i+1}) tanh(d_i),  t'_0 = t_0: the time told to the network
     soft teacher      the student may start anywhere in a ball of radius r = 0.001 D / N^2 around x_T (D data dimensions);
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
@@ -30,7 +32,9 @@ class StaticOptions:
 
     iterations: int = 150
     batch_size: int = 32
-    lr: float = 0.05
+    lr: float = 0.03
+    ema: float = 0.9
+    """Decay of the moving average of the parameters."""
     validate_every: int = 15
     model_times: bool = False
     """Also learn the times told to the network (LD3's decoupled set)."""
@@ -101,6 +105,7 @@ def search_static(
     parameters = GridParameters(
         starts[start].times.to(train.x_T.device), noise, model_times=options.model_times, win_rate=options.win_rate
     )
+    average = AveragedModel(parameters, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
     optimizer = torch.optim.Adam(parameters.parameters(), lr=options.lr, betas=(0.9, 0.95))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.iterations, eta_min=0.05 * options.lr)
     offsets = torch.zeros_like(train.x_T) if options.soft_teacher else None
@@ -124,13 +129,14 @@ def search_static(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.parameters(), 1.0)
             optimizer.step()
+            average.update_parameters(parameters)
         if offsets is not None and x_T.grad is not None:
             offsets[rows] = _soft_start(objective, parameters.snapshot(), batch, offsets[rows], x_T.grad, distances)
         decay.step()
         if on_step is not None:
             on_step(iteration, float(loss.detach()))
         if iteration % options.validate_every == 0 or iteration == options.iterations:
-            grid = parameters.snapshot()
+            grid = average.module.snapshot()
             value = float(objective.measure(grid, validation).mean())
             curve.append((iteration, value))
             bar.set_postfix(validation=f"{value:.5f}", best=f"{min(value, best):.5f}")

@@ -1,0 +1,228 @@
+"""Metrics against references of their own: moments, eigenvalues, known kernels, coverage of intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from ts_adapt import zoo
+from ts_adapt.evaluation.metrics import (
+    FeatureStatistics,
+    bootstrap_interval,
+    difference_interval,
+    folder_features,
+    frechet,
+    kid,
+    make_extractor,
+    real_features,
+)
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.zoo.data import to_model_range
+
+
+def draw(n: int, width: int = 6, seed: int = 0, shift: float = 0.0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, width)) @ rng.normal(size=(width, width)) + shift
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 2**31))
+def test_statistics_do_not_depend_on_the_parts(sizes: list[int], seed: int) -> None:
+    features = draw(sum(sizes) + 2, seed=seed, shift=1e3)
+    statistics = FeatureStatistics()
+    for part in np.split(features, np.cumsum(sizes)):
+        statistics.update(part)
+    assert statistics.count == len(features)
+    np.testing.assert_allclose(statistics.mean, features.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(statistics.covariance, np.cov(features, rowvar=False), rtol=1e-8, atol=1e-8)
+
+
+def test_statistics_merge_and_come_from_moments_and_tensors() -> None:
+    features = draw(50)
+    whole = FeatureStatistics.of(features)
+    merged = FeatureStatistics.of(features[:20]).merge(FeatureStatistics.of(torch.from_numpy(features[20:])))
+    restored = FeatureStatistics.from_moments(whole.mean, whole.covariance, 50)
+    for other in (merged, restored, FeatureStatistics().merge(whole), whole.merge(FeatureStatistics())):
+        assert other.count == 50
+        np.testing.assert_allclose(other.covariance, np.cov(features, rowvar=False), rtol=1e-10, atol=1e-12)
+
+
+def test_statistics_are_float64_whatever_comes_in() -> None:
+    features = torch.tensor([[1e4], [1e4 + 1], [1e4 + 2]], dtype=torch.float32)
+    assert FeatureStatistics.of(features).covariance == pytest.approx(1.0, abs=1e-9)
+
+
+def test_frechet_is_the_eigenvalue_formula() -> None:
+    """tr (C1 C2)^(1/2) sums the roots of the eigenvalues of C1 C2; fails if scipy changes sqrtm under clean-fid."""
+    a, b = FeatureStatistics.of(draw(400, seed=1)), FeatureStatistics.of(draw(300, seed=2, shift=0.5))
+    roots = np.sqrt(np.linalg.eigvals(a.covariance @ b.covariance).real.clip(0)).sum()
+    apart = a.mean - b.mean
+    expected = apart @ apart + np.trace(a.covariance) + np.trace(b.covariance) - 2 * roots
+    assert frechet(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet(b, a) == pytest.approx(expected, rel=1e-9)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_of_shifted_and_stretched_gaussians_in_closed_form() -> None:
+    a = FeatureStatistics.from_moments(np.zeros(3), np.eye(3), 10)
+    b = FeatureStatistics.from_moments(np.array([1.0, 2.0, 0.0]), 4 * np.eye(3), 10)
+    assert frechet(a, b) == pytest.approx(5 + 3 * (2 - 1) ** 2)
+
+
+def test_kernel_distance_is_the_unbiased_estimator_and_leaves_the_global_generator_alone() -> None:
+    a, b = draw(40, seed=1), draw(40, seed=2, shift=0.3)
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def off_diagonal(k: np.ndarray) -> float:
+        return float((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)))
+
+    expected = off_diagonal(kernel(a, a)) + off_diagonal(kernel(b, b)) - 2 * kernel(a, b).mean()
+    state = np.random.get_state()[1].copy()
+    assert kid(a, torch.from_numpy(b), subsets=3) == pytest.approx(expected, rel=1e-9)
+    assert np.array_equal(np.random.get_state()[1], state)
+    assert kid(a, b, size=10, seed=1) == kid(a, b, size=10, seed=1) != kid(a, b, size=10, seed=2)
+
+
+def test_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
+    rng = np.random.default_rng(0)
+    values = [kid(rng.normal(size=(60, 4)), rng.normal(size=(60, 4)), subsets=1) for _ in range(100)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 10
+
+
+def test_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        low, high = bootstrap_interval(rng.exponential(size=80), level=0.9, resamples=300, seed=trial)
+        hits += low < 1 < high
+    assert 0.82 <= hits / 200 <= 0.95
+
+
+def test_bootstrap_interval_is_that_of_the_normal_for_large_samples_and_repeats() -> None:
+    values = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    low, high = bootstrap_interval(values)
+    half = 1.96 * float(values.std()) / 4000**0.5
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    assert (low, high) == bootstrap_interval(values)
+    assert (low, high) != bootstrap_interval(values, seed=1)
+
+
+def test_pairing_sees_what_unpaired_intervals_hide() -> None:
+    rng = np.random.default_rng(0)
+    hardness = rng.exponential(scale=10, size=200)
+    better = hardness + rng.normal(scale=0.1, size=200)
+    worse = hardness + 0.1 + rng.normal(scale=0.1, size=200)
+    assert bootstrap_interval(better)[1] > bootstrap_interval(worse)[0]
+    low, high = difference_interval(worse, better)
+    assert 0 < low < 0.1 < high
+    assert difference_interval(better, worse) == pytest.approx((-high, -low), abs=0.01)
+
+
+def test_the_zoo_extractor_reproduces_the_reference_on_real_images() -> None:
+    extract = make_extractor("zoo")
+    data, test = real_features(extract, "zoo")
+    assert test is not None and test.shape == (10_000, 128)
+    assert data.count == 60_000
+    assert frechet(data, FeatureStatistics.of(test)) < 0.01
+
+
+def test_extractors_see_images_as_saved_eight_bit_and_clipped() -> None:
+    extract = make_extractor("zoo")
+    real = to_model_range(zoo.test_images()[0][:4])
+    torch.testing.assert_close(extract(real + 0.003), extract(real))
+    torch.testing.assert_close(extract(3 * real), extract((3 * real).clamp(-1, 1)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i, image in enumerate(zoo.test_images()[0][:5, 0].numpy()):
+        (tmp_path / str(i % 2)).mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / str(i % 2) / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_features_of_a_folder_are_those_of_its_images(folder: Path) -> None:
+    extract = make_extractor("zoo")
+    images = to_model_range(zoo.test_images()[0][[0, 2, 4, 1, 3]])
+    torch.testing.assert_close(folder_features(extract, folder, (1, 28, 28), batch_size=2), extract(images))
+    data, rest = real_features(extract, "zoo", folder)
+    assert rest is None
+    np.testing.assert_allclose(data.mean, extract(images).double().mean(0).numpy(), rtol=1e-5, atol=1e-7)
+
+
+def test_images_of_several_sizes_are_read_one_by_one_in_colour(folder: Path) -> None:
+    Image.new("RGB", (5, 7), (255, 0, 0)).save(folder / "z.png")
+
+    def mean_colour(images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+    features = folder_features(mean_colour, folder)
+    assert features.shape == (6, 3)
+    torch.testing.assert_close(features[-1], torch.tensor([1.0, -1.0, -1.0]))
+
+
+def test_inception_from_a_folder_gets_resized_eight_bit_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Base(nn.Module):
+        """Stands for clean-fid's network: shows what reaches it after its own normalisation."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2048, bias=False))
+            self.layers[2].weight.data.fill_(1 / 3)
+
+    torch.jit.script(Base()).save(str(tmp_path / "inception-2015-12-05.pt"))
+    extract = make_extractor("inception", inception=tmp_path)
+    features = extract(torch.full((2, 1, 28, 28), 0.5))
+    assert features.shape == (2, 2048)
+    torch.testing.assert_close(features, torch.full((2, 2048), (191 - 128) / 128), rtol=1e-3, atol=1e-3)
+    with pytest.raises(TsAdaptError, match="Inception takes images"):
+        extract(torch.zeros(2, 4, 28, 28))
+    with pytest.raises(TsAdaptError, match="no embedded statistics of inception"):
+        real_features(extract, "inception")
+
+
+def test_inception_without_weights_names_the_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TsAdaptError, match=r"has no inception-2015-12-05\.pt.*use the zoo's features"):
+        make_extractor("inception", inception=tmp_path)
+
+    def unreachable(**options: object) -> None:
+        raise URLError("name resolution failed")
+
+    monkeypatch.setattr("cleanfid.features.feature_extractor", unreachable)
+    with pytest.raises(TsAdaptError, match=r"name resolution failed.*use the zoo's features, which need no network"):
+        make_extractor("inception")
+
+
+REFUSED: list[tuple[str, Callable[[], object]]] = [
+    ("unknown feature extractor 'incepton'; did you mean 'inception'", lambda: make_extractor("incepton")),
+    (r"expected \(n, D\)", lambda: FeatureStatistics.of(np.zeros(3))),
+    ("NaN or infinite", lambda: FeatureStatistics.of(np.full((2, 2), np.nan))),
+    ("width 3 were added to some of width 2", lambda: FeatureStatistics.of(draw(2, 2)).update(draw(2, 3))),
+    ("no features yet", lambda: FeatureStatistics().mean),
+    ("at least 2 features; there are 1", lambda: FeatureStatistics.of(draw(1)).covariance),
+    ("widths 2 and 3", lambda: frechet(FeatureStatistics.of(draw(9, 2)), FeatureStatistics.of(draw(9, 3)))),
+    (r"shapes \(4, 2\) and \(4, 3\)", lambda: kid(draw(4, 2), draw(4, 3))),
+    ("n at least 1", lambda: bootstrap_interval([])),
+    ("are finite", lambda: bootstrap_interval([1.0, float("inf")])),
+    ("level is 95", lambda: bootstrap_interval([1.0, 2.0], level=95)),
+    ("same samples; got 2 and 3", lambda: difference_interval([1.0, 2.0], [1.0, 2.0, 3.0])),
+    ("holds no images", lambda: folder_features(lambda x: x, "no/such/folder")),
+]
+
+
+@pytest.mark.parametrize(("message", "call"), REFUSED, ids=[message for message, _ in REFUSED])
+def test_what_cannot_be_is_refused(message: str, call: Callable[[], object]) -> None:
+    with pytest.raises(TsAdaptError, match=message):
+        call()
