@@ -67,7 +67,12 @@ def test_a_real_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("number", "said"),
-    [(errno.EROFS, "cannot be written"), (errno.EACCES, "permissions"), (errno.EDQUOT, "full"), (errno.EIO, "could not")],
+    [
+        (errno.EROFS, "cannot be written"),
+        (errno.EACCES, "permissions"),
+        (errno.EDQUOT, "full"),
+        (errno.EIO, "could not"),
+    ],
 )
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_errors_of_the_system(

@@ -1,4 +1,57 @@
-"""ts_adapt: learned time grids for few-step diffusion sampling."""
+"""ts_adapt: learned time grids for few-step diffusion sampling.
 
-from ts_adapt import _compat as _compat  # first: it makes torchvision importable beside a CPU-only torch
-from ts_adapt._version import __version__ as __version__
+    denoiser = ts_adapt.load("fashion-ddpm")                       # or a pipeline folder, or a hub id
+    solver = ts_adapt.build_solver("unipc-3", denoiser.noise)
+    grid = ts_adapt.build_grid("karras", denoiser.noise, steps=5)  # or a learned one: Schedule.load(path).grid
+    x_T = ts_adapt.initial_noise(seed=0, index=range(16), shape=denoiser.shape)
+    images = denoiser.decode(ts_adapt.integrate(denoiser, solver, grid, x_T).x)
+"""
+
+from ts_adapt import _compat as _compat  # isort: skip  (first: it makes torchvision importable beside a CPU-only torch)
+from ts_adapt._version import __version__
+from ts_adapt.assembly import build_distance, build_grid, build_solver
+from ts_adapt.denoisers.edm import from_edm
+from ts_adapt.denoisers.guidance import Guided
+from ts_adapt.denoisers.load import load
+from ts_adapt.denoisers.network import NetworkDenoiser
+from ts_adapt.denoisers.pipeline import from_pipeline
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.predictors.store import load_predictor
+from ts_adapt.sampling import Solution, initial_noise, integrate
+from ts_adapt.schedule_file import Schedule
+from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.per_sample import search_per_sample
+from ts_adapt.search.static import search_static
+
+__all__ = [
+    "Batch",
+    "BetaTable",
+    "ContinuousVP",
+    "Cosine",
+    "Guided",
+    "NetworkDenoiser",
+    "Objective",
+    "OneShot",
+    "RectifiedFlow",
+    "Recursive",
+    "Schedule",
+    "Solution",
+    "TimeGrid",
+    "TsAdaptError",
+    "VarianceExploding",
+    "__version__",
+    "build_distance",
+    "build_grid",
+    "build_solver",
+    "from_edm",
+    "from_pipeline",
+    "initial_noise",
+    "integrate",
+    "load",
+    "load_predictor",
+    "search_per_sample",
+    "search_static",
+]

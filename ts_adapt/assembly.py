@@ -18,7 +18,7 @@ from ts_adapt.denoisers.load import load
 from ts_adapt.grids import fixed, published
 from ts_adapt.interfaces import Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError, unknown
 from ts_adapt.numerics import validate_times
-from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniPC
+from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniP, UniPC
 
 SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
     "ddim": lambda noise: DDIM(noise),
@@ -27,6 +27,7 @@ SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
     "heun": lambda noise: Heun(noise),
     "dpmpp-2m": lambda noise: DPMSolverPP(noise, order=2),
     "dpmpp-3m": lambda noise: DPMSolverPP(noise, order=3),
+    "dpmpp-3m-exact": lambda noise: DPMSolverPP(noise, order=3, exact=True),
     "deis-1": lambda noise: DEIS(noise, order=1),
     "deis-2": lambda noise: DEIS(noise, order=2),
     "deis-3": lambda noise: DEIS(noise, order=3),
@@ -35,6 +36,8 @@ SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
     "unipc-3": lambda noise: UniPC(noise, order=3),
     "unipc-2-bh1": lambda noise: UniPC(noise, order=2, variant="bh1"),
     "unipc-3-bh1": lambda noise: UniPC(noise, order=3, variant="bh1"),
+    "unip-2": lambda noise: UniP(noise, order=2),
+    "unip-3": lambda noise: UniP(noise, order=3),
     "ipndm-1": lambda noise: IPNDM(noise, order=1),
     "ipndm-2": lambda noise: IPNDM(noise, order=2),
     "ipndm-3": lambda noise: IPNDM(noise, order=3),

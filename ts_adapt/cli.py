@@ -42,7 +42,11 @@ class Parser(ArgumentParser):
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="ts-adapt", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="ts-adapt", description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"ts-adapt {__version__}")
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     for name, help_text, own in (
@@ -53,7 +57,7 @@ def build_parser() -> Parser:
         ("sample", "make images along any schedule", _sample_flags),
         ("demo", "the main job in small, on the embedded model", lambda parser: None),
     ):
-        command = Parser(prog=f"ts-adapt {name}", description=help_text)
+        command = Parser(prog=f"ts-adapt {name}", description=help_text, allow_abbrev=False)
         command.add_argument("--config", action="config", help="a YAML file of options; flags behind it override it")
         command.add_argument("--quiet", action="store_true", help="no progress bars")
         own(command)
@@ -99,6 +103,9 @@ def config_of(command: str, options: Namespace, parser: Parser) -> Config:
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parse `arguments` and do the job; raises `Refused` or TsAdaptError."""
     parser = build_parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help()
+        raise Refused("name one of the commands above")
     parsed = parser.parse_args(arguments)
     name = parsed.subcommand
     options = parsed[name]

@@ -113,17 +113,23 @@ def keys_of(kind: type, prefix: str = "") -> list[str]:
     return names
 
 
+_UNKNOWN = re.compile(
+    r"(?:Key|Group|Option) '([\w.-]+)' is not expected|does not accept option '([\w.-]+)'"
+    r"|[Uu]nrecognized arguments: (?:--)?([\w.-]+)"
+)
+
+
 def explain(message: str) -> str:
-    """jsonargparse's message as one sentence; for an unknown key, with the near one suggested."""
+    """jsonargparse's message as one sentence; for an unknown option, with the near one suggested."""
     text = " ".join(message.split())
-    found = re.search(r"(?:Key|Group|Option) '([\w.]+)' is not expected|[Uu]nrecognized arguments: (?:--)?([\w.-]+)", text)
-    if found:
-        given = found.group(1) or found.group(2)
-        known = keys_of(Config)
+    found = _UNKNOWN.search(text)
+    if not found:
+        return re.sub(r"<class '(\w+)'>", r"\1", text.replace("Parser key ", "option "))
+    given = next(name for name in found.groups() if name)
+    known = keys_of(Config)
+    near = difflib.get_close_matches(given, known, 1, 0.6)
+    if not near:
         short = {name.rsplit(".", 1)[-1]: name for name in known}
-        near = difflib.get_close_matches(given, known, 1, 0.6)
-        if not near:
-            near = [short[n] for n in difflib.get_close_matches(given.rsplit(".", 1)[-1], list(short), 1, 0.6)]
-        hint = f"; did you mean {near[0]!r}?" if near else "; `ts-adapt COMMAND --help` lists the options"
-        return f"unknown option {given!r}{hint}"
-    return text
+        near = [short[name] for name in difflib.get_close_matches(given.rsplit(".", 1)[-1], list(short), 1, 0.6)]
+    hint = f"did you mean {near[0]!r}?" if near else "`ts-adapt COMMAND --help` lists the options"
+    return f"unknown option {given!r}; {hint}"

@@ -33,6 +33,7 @@ SOLVERS = {
     "deis3 + unic3": lambda n: Corrected(DEIS(n, 3), 3),
     "ipndm2 + unic2": lambda n: Corrected(IPNDM(n, 2), 2),
 }
+ONE_EVALUATION = {name: make for name, make in SOLVERS.items() if name != "heun"}
 NEEDS_SIGMA = {"heun", "deis2", "deis3", "deis3 + unic3"}
 NOISES = {
     "vp": ContinuousVP(),
@@ -78,11 +79,9 @@ def test_a_batch_of_grids_is_the_runs_of_one(name, noise):
 
 
 @pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", ONE_EVALUATION)
 def test_one_step_is_ddim(name, noise):
-    """Heun apart: there is no history in the first step, and nothing to correct."""
-    if name == "heun":
-        pytest.skip("two evaluations")
+    """There is no history in the first step, and nothing to correct."""
     times = grid(noise, 1)
     one, reference = (integrate(mixture(noise), s(noise), times, start(noise)).x for s in (SOLVERS[name], DDIM))
     torch.testing.assert_close(one, reference, rtol=1e-12, atol=1e-12)
@@ -163,13 +162,11 @@ def test_float32_states_stay_float32_and_close(name):
     torch.testing.assert_close(narrow.double(), wide, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", ONE_EVALUATION)
 def test_memory_is_explicit(name):
     """A solve interrupted by another one, with the same solver object, is not disturbed."""
     noise = NOISES["vp"]
     solver, denoiser = SOLVERS[name](noise), mixture(noise)
-    if solver.evaluations_per_step != 1:
-        pytest.skip("a single-step method has no memory")
     g = TimeGrid(grid(noise, 4))
 
     def step(index, x, memory):
@@ -243,15 +240,12 @@ def test_eta_one_to_and_from_infinite_log_snr_has_gradients():
     assert torch.isfinite(solution.x).all() and torch.isfinite(gradient).all()
 
 
-LEARNED = {name: make for name, make in SOLVERS.items() if name != "heun"}
-
-
 @pytest.mark.parametrize("per_sample", [False, True], ids=["shared", "per sample"])
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", ONE_EVALUATION)
 def test_learned_coefficients(name, per_sample):
     """Zero changes nothing; the gradient reaches every coefficient that has a value to weigh, in every row."""
     noise = NOISES["flow"]
-    solver, x, times = LEARNED[name](noise), start(noise), grid(noise, 5)
+    solver, x, times = ONE_EVALUATION[name](noise), start(noise), grid(noise, 5)
     if per_sample:
         times = times.expand(3, -1)
     c = torch.zeros(*times.shape[:-1], 5, solver.order, dtype=torch.float64, requires_grad=True)

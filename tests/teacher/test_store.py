@@ -296,7 +296,9 @@ def test_which_labels_a_denoiser_wants() -> None:
 
 def test_prompts_go_around_and_nested_conditions_return(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a\n\nbb\nccc\n")
-    prompts = Prompts.read(tmp_path / "prompts.txt", lambda texts: {"added.embedding": torch.tensor([len(t) for t in texts])})
+    prompts = Prompts.read(
+        tmp_path / "prompts.txt", lambda texts: {"added.embedding": torch.tensor([len(t) for t in texts])}
+    )
     data = make(tmp_path / "t", 5, denoiser=Shifted(NOISE, 0.3, 0.25, SHAPE), condition=prompts).load(range(5))
     assert data["prompt_index"].tolist() == [0, 1, 2, 0, 1]
     condition = condition_of(data)

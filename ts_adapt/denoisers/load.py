@@ -12,6 +12,8 @@ from __future__ import annotations
 import difflib
 import re
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,8 @@ def load(
     denoiser = from_pipeline(pipe, prediction)
     if null_class is not None:
         denoiser.null_condition = {"class_labels": null_class}
-    return denoiser.to(device) if device is not None else denoiser
+    with _quiet():
+        return denoiser.to(device) if device is not None else denoiser
 
 
 def _from_folder(folder: Path, dtype: torch.dtype | None) -> Any:
@@ -88,7 +91,24 @@ def _read(source: str, failure: str, dtype: torch.dtype | None, **options: Any) 
 
     read: Any = DiffusionPipeline.from_pretrained
     try:
-        return read(source, dtype=dtype or torch.float32, use_safetensors=True, **options)
+        with _quiet():
+            return read(source, dtype=dtype or torch.float32, use_safetensors=True, **options)
     except Exception as error:
         cause = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
         raise TsAdaptError(failure.format(cause)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' progress bars and warnings, which are about its own ways of loading."""
+    from diffusers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -128,7 +128,7 @@ def teacher_config(
     dtype: str = "float32",
     **further: Any,
 ) -> dict[str, Any]:
-    """The config of a `TeacherStore`: everything that the samples depend on.
+    """The config of a `TeacherStore`: everything that the samples depend on, what is chosen first, what follows last.
 
     solver   its name, which says all of its options
     model    the name the denoiser was loaded by; its weights and its noise schedule on the grid are hashed besides
@@ -140,10 +140,6 @@ def teacher_config(
     times = _shared_times(grid)
     return {
         "model": model,
-        "weights": weights_hash(denoiser),
-        "noise": _noise_hash(denoiser.noise, times),
-        "noise_scale": noise_scale(denoiser.noise),
-        "prediction": getattr(denoiser, "prediction", None),
         "solver": solver,
         "times": times.tolist(),
         "seed": seed,
@@ -155,6 +151,10 @@ def teacher_config(
         "batch_size": batch_size,
         "trajectory": trajectory,
         **further,
+        "weights": weights_hash(denoiser),
+        "noise": _noise_hash(denoiser.noise, times),
+        "noise_scale": noise_scale(denoiser.noise),
+        "prediction": getattr(denoiser, "prediction", None),
     }
 
 
@@ -182,20 +182,26 @@ def generate(
     times = _shared_times(grid)
     _check_arguments(store, times, samples, batch_size, condition, denoiser.noise)
     device = _device_of(denoiser)
-    with store.writing(), tqdm(total=samples, desc=store.folder.name, unit="sample", disable=not progress) as bar:
-        for shard in store.shards(samples):
-            index = store.range_of(shard, samples)
-            if store.finished(shard, samples):
-                bar.initial += len(index)
-                bar.update(len(index))
-            else:
-                parts = []
-                for rows in _batches(index, batch_size):
-                    parts.append(_solve(denoiser, solver, times, store, rows, condition, device))
-                    bar.update(len(rows))
-                store.write(shard, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
-            if save_png:
-                _save_images(denoiser, store, index, batch_size, device)
+    with store.writing():
+        ranges = {shard: store.range_of(shard, samples) for shard in store.shards(samples)}
+        finished = {shard for shard in ranges if store.finished(shard, samples)}
+        bar = tqdm(
+            total=samples,
+            initial=sum(len(ranges[shard]) for shard in finished),
+            desc=store.folder.name,
+            unit="sample",
+            disable=not progress,
+        )
+        with bar:
+            for shard, index in ranges.items():
+                if shard not in finished:
+                    parts = []
+                    for rows in _batches(index, batch_size):
+                        parts.append(_solve(denoiser, solver, times, store, rows, condition, device))
+                        bar.update(len(rows))
+                    store.write(shard, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+                if save_png:
+                    _save_images(denoiser, store, index, batch_size, device)
 
 
 def _solve(

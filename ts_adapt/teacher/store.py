@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt import files
+from ts_adapt._version import __version__
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.sampling import initial_noise
 
@@ -278,8 +279,8 @@ def _plain(value: Any) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("ts_adapt", "torch", "diffusers"):
+    found = {"ts_adapt": __version__}
+    for package in ("torch", "diffusers"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

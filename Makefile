@@ -1,0 +1,60 @@
+# make demo | test | test-slow | lint | results | zoo | clean        PYTHON=python3.12 for another interpreter;
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu for a torch without CUDA where the default index has one with it.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+CONFIG ?= configs/fashion.yml
+SPLITS := train test
+PREDICTORS := one-shot recursive
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+
+.DELETE_ON_ERROR:
+.PHONY: demo test test-slow lint format results zoo install clean
+
+demo: $(STAMP)
+	$(BIN)/ts-adapt demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The table of the README; hours on two cores. Stopped and started again, it goes on.
+results: $(STAMP)
+	$(BIN)/ts-adapt teach --config $(CONFIG)
+	$(BIN)/ts-adapt search --config $(CONFIG) --method static
+	for split in $(SPLITS); do $(BIN)/ts-adapt search --config $(CONFIG) --method per-sample --split $$split || exit; done
+	for kind in $(PREDICTORS); do $(BIN)/ts-adapt train --config $(CONFIG) --predictor $$kind || exit; done
+	$(BIN)/ts-adapt evaluate --config $(CONFIG)
+
+# The embedded models, trained anew; hours on two cores. Stopped and started again, it goes on.
+zoo: $(STAMP)
+	$(BIN)/python scripts/train_zoo.py classifier
+	$(BIN)/python scripts/train_zoo.py ddpm
+	$(BIN)/python scripts/train_zoo.py twin --init ts_adapt/zoo/fashion-ddpm
+
+install: $(STAMP)
+
+# torch goes first, by its exact version: resolved among the rest, a newer build with CUDA may be taken in its place.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) install --quiet -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

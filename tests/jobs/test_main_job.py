@@ -1,0 +1,191 @@
+"""The whole job through the command line, on the analytic mixture: every step, what it leaves, and how it resumes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from ts_adapt.cli import main
+from ts_adapt.evaluation.report import COLUMNS
+
+SMALL = """
+name: small
+model: {name: gaussian-mixture}
+solvers: [unipc-2]
+nfe: [3]
+distance: l2
+static_samples: 24
+label_samples: 48
+oracle_samples: 24
+label_batch: 24
+teacher: {nfe: 24, train_samples: 48, test_samples: 40, shard_size: 16, batch_size: 16}
+static: {iterations: 20}
+per_sample: {iterations: 6, random_starts: 1, candidates: 2}
+train: {epochs: 6, end_to_end_epochs: 2, width: 4, hidden: 16}
+evaluate: {samples: 40, features: pixels, batch_size: 16}
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """A folder in which the whole job has run once."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "small.yml").write_text(SMALL)
+    for step in (
+        ["teach", "--save-png"],
+        ["search"],
+        ["search", "--method", "per-sample"],
+        ["search", "--method", "per-sample", "--split", "test"],
+        ["train"],
+        ["train", "--predictor", "recursive"],
+        ["evaluate"],
+        ["sample", "--schedule", "recursive", "--count", "4"],
+    ):
+        assert run(folder, *step) == 0, step
+    return folder
+
+
+def run(folder: Path, command: str, *flags: str) -> int:
+    roots = ["--data_root", str(folder / "train_data"), "--log_root", str(folder / "logs")]
+    return main([command, "--config", str(folder / "small.yml"), "--quiet", *flags, *roots])
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "logs/small/evaluation/results.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_has_its_columns_and_every_kind(done):
+    table = rows(done)
+    assert list(table[0]) == COLUMNS
+    assert COLUMNS == (
+        "model,solver,nfe,schedule,kind,samples,fid_data,fid_teacher,distance,distance_low,distance_high,"
+        "seconds_per_image,seed"
+    ).split(",")
+    assert {row["kind"] for row in table} == {"fixed", "static", "one-shot", "recursive", "oracle"}
+    assert {int(row["samples"]) for row in table} == {40, 24}
+    assert {row["schedule"] for row in table if row["samples"] == "24"} >= {"oracle", "static", "karras"}
+
+
+def test_static_beats_fixed_and_the_oracle_beats_static(done):
+    subset = {row["schedule"]: float(row["distance"]) for row in rows(done) if row["samples"] == "24"}
+    fixed = [float(r["distance"]) for r in rows(done) if r["samples"] == "24" and r["kind"] == "fixed"]
+    assert subset["oracle"] < subset["static"] < 1.05 * min(fixed)
+
+
+def test_the_interval_holds_the_mean(done):
+    for row in rows(done):
+        assert float(row["distance_low"]) <= float(row["distance"]) <= float(row["distance_high"])
+
+
+def test_json_plots_and_page_say_the_same(done):
+    folder = done / "logs/small/evaluation"
+    data = json.loads((folder / "results.json").read_text())
+    assert len(data["rows"]) == len(rows(done))
+    assert {"teacher", "floor", "device"} <= set(data["facts"])
+    assert list((folder / "plots").glob("schedules-*.png")) and list((folder / "plots").glob("images-*.png"))
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(list((folder / "plots").glob("*.png")))
+    assert "http://" not in page and "https://" not in page
+
+
+def test_nothing_is_computed_twice(done, capsys, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*.safetensors")}
+    monkeypatch.setattr("ts_adapt.sampling._evaluate", lambda *_: pytest.fail("the network was evaluated again"))
+    for step in (["teach"], ["search"], ["search", "--method", "per-sample"], ["train"], ["evaluate"]):
+        assert run(done, *step) == 0
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("*.safetensors")} == before
+
+
+def test_pictures_are_written(done):
+    assert len(list((done / "train_data/small/teacher/train/images").glob("*.png"))) == 48
+    samples = done / "logs/small/samples/recursive-unipc-2-nfe3"
+    assert len(list((samples / "images").glob("*.png"))) == 4
+    assert (samples / "grid.png").stat().st_size > 100
+
+
+def test_a_schedule_file_samples_by_itself(done):
+    path = done / "train_data/small/static/unipc-2-nfe3.json"
+    out = done / "from-file"
+    assert run(done, "sample", "--schedule", str(path), "--count", "2", "--out", str(out)) == 0
+    assert (out / "grid.png").exists()
+
+
+def test_blackbox_finds_a_schedule_and_resumes(done):
+    flags = ["--name", "box", "--blackbox.trials", "6", "--blackbox.sampler", "random"]
+    assert run(done, "teach", *flags[:2]) == 0
+    assert run(done, "search", "--method", "blackbox", *flags) == 0
+    saved = json.loads((done / "train_data/box/static/unipc-2-nfe3.json").read_text())
+    assert saved["method"] == "blackbox"
+
+
+def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one sentence of a refused command."""
+    capsys.readouterr()
+    assert run(folder, *arguments) == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("ts-adapt: ")
+    assert "Traceback" not in message and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["search", "--solvers", "[unipx-3]"], "did you mean 'unipc-3'"),
+        (["search", "--nfe", "[0]"], "at least 1"),
+        (["search", "--solvers", "[heun]", "--nfe", "[3]"], "no multiple"),
+        (["search", "--method", "gradient"], "known: static, per-sample, blackbox"),
+        (["train", "--predictor", "oneshot"], "did you mean 'one-shot'"),
+        (["sample", "--schedule", "karas"], "did you mean 'karras'"),
+        (["sample", "--schedule", "no/such/file.json"], "no/such/file.json"),
+        (["sample", "--count", "0"], "at least 1"),
+        (["evaluate", "--evaluate.grids", "[karas]"], "did you mean 'karras'"),
+        (["evaluate", "--evaluate.samples", "4000"], "run `ts-adapt teach` again"),
+        (["evaluate", "--model.device", "cuda:9"], "cannot be used here"),
+        (["evaluate", "--evaluate.features", "inceptoin"], "did you mean 'inception'"),
+        (["search", "--distance", "lpip"], "did you mean 'lpips'"),
+        (["teach", "--teacher.nfe", "40"], "made with times"),
+        (["teach", "--teacher.nef", "40"], "did you mean 'teacher.nfe'"),
+        (["search", "--static.iteration", "3"], "did you mean 'static.iterations'"),
+        (["search", "--static.iterations", "many"], "many"),
+        (["train", "--name", "fresh"], "ts-adapt teach"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(done, capsys, arguments, expected):
+    if arguments[0] == "search" and "--distance" in arguments:
+        arguments = [*arguments, "--nfe", "[4]"]
+    assert expected in refused(done, capsys, *arguments)
+
+
+def test_an_unknown_key_of_a_config_file_is_refused_with_the_near_one(done, capsys, tmp_path):
+    (tmp_path / "bad.yml").write_text("teacher:\n  nef: 3\n")
+    assert main(["teach", "--config", str(tmp_path / "bad.yml")]) == 2
+    assert "did you mean 'teacher.nfe'" in capsys.readouterr().err
+
+
+def test_labels_of_another_teacher_are_refused(done, capsys):
+    flags = ["--name", "other", "--teacher.seed", "5"]
+    assert run(done, "teach", *flags) == 0
+    assert run(done, "search", *flags) == 0
+    source, target = done / "train_data/small/labels", done / "train_data/other/labels"
+    source_file = source / "train/unipc-2-nfe3/labels.json"
+    copy = target / "train/unipc-2-nfe3"
+    copy.mkdir(parents=True)
+    for file in source_file.parent.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert "belong to the teacher" in refused(done, capsys, "train", *flags)
+
+
+def test_a_damaged_shard_is_named_and_made_anew(done, capsys):
+    flags = ["--name", "broken"]
+    assert run(done, "teach", *flags) == 0
+    shard = done / "train_data/broken/teacher/train/shard-00001.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    assert "train samples are wanted" in refused(done, capsys, "search", *flags)
+    assert run(done, "teach", *flags) == 0
+    assert shard.read_bytes() == whole
