@@ -1,10 +1,10 @@
 """ts_adapt: learned time grids for few-step diffusion sampling.
 
-    denoiser = ts_adapt.load("fashion-ddpm")                       # or a pipeline folder, or a hub id
-    solver = ts_adapt.build_solver("unipc-3", denoiser.noise)
-    grid = ts_adapt.build_grid("karras", denoiser.noise, steps=5)  # or a learned one: Schedule.load(path).grid
-    x_T = ts_adapt.initial_noise(seed=0, index=range(16), shape=denoiser.shape)
-    images = denoiser.decode(ts_adapt.integrate(denoiser, solver, grid, x_T).x)
+denoiser = ts_adapt.load("fashion-ddpm")                       # or a pipeline folder, or a hub id
+solver = ts_adapt.build_solver("unipc-3", denoiser.noise)
+grid = ts_adapt.build_grid("karras", denoiser.noise, steps=5)  # or a learned one: Schedule.load(path).grid
+x_T = ts_adapt.initial_noise(seed=0, index=range(16), shape=denoiser.shape)
+images = denoiser.decode(ts_adapt.integrate(denoiser, solver, grid, x_T).x)
 """
 
 from ts_adapt import _compat as _compat  # isort: skip  (first: it makes torchvision importable beside a CPU-only torch)

@@ -43,7 +43,8 @@ class Parser(ArgumentParser):
 
 def build_parser() -> Parser:
     parser = Parser(
-        prog="ts-adapt", description=DESCRIPTION,
+        prog="ts-adapt",
+        description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -36,7 +37,7 @@ def plot_schedules(grids: Mapping[str, Tensor], noise: NoiseSchedule, title: str
             axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_xlabel("step")
     axes.set_ylabel(r"log-SNR  $\lambda = \log(\alpha/\sigma)$")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
@@ -58,7 +59,7 @@ def plot_quality(
     axes.set_xlabel("NFE (denoiser evaluations a sample)")
     axes.set_ylabel(ylabel)
     axes.set_yscale("log")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(title)
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False, fontsize=7, ncols=2)

@@ -2,7 +2,7 @@
 
     format, version          "ts_adapt-schedule", 1
     times                    N+1 real times of the model's noise schedule, decreasing
-    edm_sigmas, log_snr      the same places as sigma/alpha and as log(alpha/sigma): for other programs; infinite ends are null
+    edm_sigmas, log_snr      the same places as sigma/alpha and as log(alpha/sigma), for other programs; infinite: null
     model_times, output_scale, coefficients    corrections, or null
     solver, nfe, model, prediction, teacher, distance, seed, measured    where it comes from
 

@@ -75,7 +75,7 @@ def test_conditions_reach_the_grid(kind, problem):
     objective, batch = problem
     predictor = build(kind, objective.denoiser.noise, classes=3)
     with torch.no_grad():
-        predictor.encoder.head[-1].weight.normal_(0, 0.5)
+        predictor.encoder.last.weight.normal_(0, 0.5)
     labels = torch.arange(len(batch)) % 3
     one = predictor.policy().init(batch.x_T, {"class_labels": labels})
     first = one[0]
@@ -95,7 +95,9 @@ def labelled(problem):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", ["labels", "end_to_end"])
-def test_training_lowers_the_distance_on_unseen_samples_or_keeps_the_static_grid(kind, loss, problem, labelled, tmp_path):
+def test_training_lowers_the_distance_on_unseen_samples_or_keeps_the_static_grid(
+    kind, loss, problem, labelled, tmp_path
+):
     objective, _ = problem
     predictor = build(kind, objective.denoiser.noise)
     options = TrainOptions(loss=loss, epochs=10, end_to_end_epochs=25, end_to_end_lr=3e-3, batch_size=8)
@@ -116,7 +118,9 @@ def test_regression_can_fit_its_labels(kind, problem, labelled, tmp_path):
 
     objective, _ = problem
     predictor = build(kind, objective.denoiser.noise)
-    options = TrainOptions(loss="labels", epochs=80, lr=1e-2, weight_decay=0.0, batch_size=8, patience=1000, validate_every=80)
+    options = TrainOptions(
+        loss="labels", epochs=80, lr=1e-2, weight_decay=0.0, batch_size=8, patience=1000, validate_every=80
+    )
     train_predictor(predictor, objective, labelled, labelled, options, tmp_path, progress=False)
     events = EventAccumulator(str(next(tmp_path.rglob("events*")).parent))
     events.Reload()
@@ -144,7 +148,7 @@ def test_round_trip_on_disk(kind, problem, tmp_path):
     objective, batch = problem
     predictor = build(kind, objective.denoiser.noise)
     with torch.no_grad():
-        predictor.encoder.head[-1].weight.normal_(0, 0.2)
+        predictor.encoder.last.weight.normal_(0, 0.2)
     save_predictor(tmp_path, predictor, {"solver": "unipc-3"})
     loaded, config = load_predictor(tmp_path, objective.denoiser.noise)
     assert config["solver"] == "unipc-3"

@@ -40,4 +40,6 @@ def test_approaches_a_planted_optimum_and_resumes(mixture, tmp_path):
 def test_unknown_sampler_is_refused(mixture):
     start = TimeGrid(fixed.make("log_snr", mixture.noise, 3))
     with pytest.raises(TsAdaptError, match="known: tpe"):
-        search_blackbox(planted(mixture.noise), mixture.noise, start, BlackboxOptions(sampler="x"), storage="sqlite://", study="b")
+        search_blackbox(
+            planted(mixture.noise), mixture.noise, start, BlackboxOptions(sampler="x"), storage="sqlite://", study="b"
+        )

@@ -14,7 +14,9 @@ SPEC = {"teacher": "abc", "solver": "unipc-3", "nfe": 3}
 
 def part(first: int) -> LabelBatch:
     times = torch.tensor([1.0, 0.6, 0.2, 0.0], dtype=torch.float64).repeat(4, 1)
-    return LabelBatch(torch.arange(first, first + 4), times, torch.rand(4), torch.rand(4), torch.zeros(4, dtype=torch.long))
+    return LabelBatch(
+        torch.arange(first, first + 4), times, torch.rand(4), torch.rand(4), torch.zeros(4, dtype=torch.long)
+    )
 
 
 def test_round_trip_in_the_order_of_parts(tmp_path):

@@ -24,7 +24,8 @@ times = torch.linspace(1, 1e-3, 21, dtype=torch.float64)
 
 def run(name, samples):
     denoiser = GaussianDenoiser(noise, 0.3, 0.25, (1, 8, 8))
-    config = teacher_config(denoiser, "ddim", times, model="g", seed=1, first=0, shape=(1, 8, 8), shard_size=4, batch_size=3)
+    settings = {"model": "g", "seed": 1, "first": 0, "shape": (1, 8, 8), "shard_size": 4, "batch_size": 3}
+    config = teacher_config(denoiser, "ddim", times, **settings)
     store = TeacherStore.create(folder / name, config)
     generate(denoiser, DDIM(noise), times, store, samples=samples, batch_size=3, progress=False)
 

@@ -195,7 +195,7 @@ def test_manifests_that_are_missing_damaged_or_altered(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(TsAdaptError, match="no teacher in"):
         TeacherStore.open(tmp_path)
-    with pytest.raises(TsAdaptError, match="no manifest.json"):
+    with pytest.raises(TsAdaptError, match=r"no manifest\.json"):
         TeacherStore.create(tmp_path, config)
     with pytest.raises(TsAdaptError, match="no 'weights'"):
         TeacherStore.create(tmp_path / "new", {k: v for k, v in config.items() if k != "weights"})
@@ -246,10 +246,15 @@ def test_arguments_that_are_not_the_configs(tmp_path: Path) -> None:
         options = {"samples": 4, "batch_size": 3, "progress": False} | changed
         generate(denoiser, DDIM(denoiser.noise), grid, store, **options)
 
-    for key, changed in (("batch_size", {"batch_size": 4}), ("condition", {"condition": ClassLabels(3)}),
-                         ("times", {"grid": TIMES[1:]}), ("noise_scale", {"denoiser": gaussian(VarianceExploding())})):  # fmt: skip
+    others: dict[str, dict[str, Any]] = {
+        "batch_size": {"batch_size": 4},
+        "condition": {"condition": ClassLabels(3)},
+        "times": {"grid": TIMES[1:]},
+        "noise_scale": {"denoiser": gaussian(VarianceExploding())},
+    }
+    for key, changed in others.items():
         with pytest.raises(TsAdaptError, match=key):
-            run(**changed)  # type: ignore[arg-type]
+            run(**changed)
     with pytest.raises(TsAdaptError, match="at least 1"):
         run(samples=0)
     for grid in (TIMES.expand(2, -1), TimeGrid(TIMES, output_scale=torch.ones(5))):

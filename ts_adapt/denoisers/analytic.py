@@ -113,7 +113,7 @@ class GaussianDenoiser(AnalyticDenoiser):
         return mean + gain * (x_t - alpha * mean)
 
     def solution(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The exact x_s `(B, ...)` of the probability-flow ODE through x_t at t; t and s `()` or `(B,)`, in any order."""
+        """The exact x_s `(B, ...)` of the probability-flow ODE through x_t at t; t, s `()` or `(B,)`, in any order."""
         mean, variance = self.mean.to(x_t), self.variance.to(x_t)
         alpha_t, alpha_s = expand(self.noise.alpha(t), x_t), expand(self.noise.alpha(s), x_t)
         variance_t = alpha_t.square() * variance + expand(self.noise.sigma(t), x_t).square()
@@ -166,7 +166,7 @@ class GaussianMixtureDenoiser(AnalyticDenoiser):
 
 
 def example_mixture() -> GaussianMixtureDenoiser:
-    """Eight separated modes on 1x4x4 pictures, under a continuous VP schedule: small, and yet no grid suits all noises."""
+    """Eight separated modes on 1x4x4 pictures, continuous VP schedule: small, and yet no grid suits all noises."""
     generator = torch.Generator().manual_seed(3)
     means = 2 * torch.rand((8, 1, 4, 4), generator=generator, dtype=torch.float64) - 1
     variances = 10 ** (-2.5 + 1.5 * torch.rand(8, generator=generator, dtype=torch.float64))

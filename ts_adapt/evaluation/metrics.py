@@ -146,8 +146,8 @@ def kid(
 
 
 def make_extractor(name: str, *, device: torch.device | str = "cpu", inception: str | Path | None = None) -> Extractor:
-    """The feature extractor called `name`: "zoo" (grey 28x28, offline), "inception" (any size, resized by clean-fid), or
-    "pixels" (the samples themselves, unrounded: for small analytic models).
+    """The feature extractor called `name`: "zoo" (grey 28x28, offline), "inception" (any size, resized by clean-fid),
+    or "pixels" (the samples themselves, unrounded: for small analytic models).
 
     inception  the folder of clean-fid's Inception weights (`inception-2015-12-05.pt`); None: clean-fid downloads them
 

@@ -108,14 +108,18 @@ def headline(rows: Sequence[Row]) -> str:
         if fixed and learned:
             a, b = min(fixed, key=lambda r: r.fid_data), min(learned, key=lambda r: r.fid_data)
             parts.append(
-                f"{solver}, NFE {nfe}, {samples} samples: FID {a.fid_data:.4f} ({a.schedule}) to {b.fid_data:.4f} ({b.schedule})"
+                f"{solver}, NFE {nfe}, {samples} samples: FID {a.fid_data:.4f} ({a.schedule}) "
+                f"to {b.fid_data:.4f} ({b.schedule})"
             )
     return "Best fixed grid to best learned schedule. " + "; ".join(parts) + "." if parts else "No comparison yet."
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as an aligned text table, the best fixed and every learned schedule of each group, for the terminal."""
-    lines = [f"{'solver':<12}{'NFE':>4} {'schedule':<14}{'kind':<11}{'samples':>8}{'FID data':>10}{'FID teacher':>12}{'distance':>11}"]
+    lines = [
+        f"{'solver':<12}{'NFE':>4} {'schedule':<14}{'kind':<11}"
+        f"{'samples':>8}{'FID data':>10}{'FID teacher':>12}{'distance':>11}"
+    ]
     for solver, nfe, samples in _groups(rows):
         group = [r for r in rows if (r.solver, r.nfe, r.samples) == (solver, nfe, samples)]
         lines.append("-" * len(lines[0]))
@@ -141,9 +145,7 @@ def _sections(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return sections
 
 
-def _figures(
-    rows: Sequence[Row], panels: Sequence[Panel], noise: NoiseSchedule
-) -> list[tuple[str, str, Figure]]:
+def _figures(rows: Sequence[Row], panels: Sequence[Panel], noise: NoiseSchedule) -> list[tuple[str, str, Figure]]:
     figures = []
     for solver in sorted({r.solver for r in rows}):
         for samples in sorted({r.samples for r in rows if r.solver == solver}, reverse=True):

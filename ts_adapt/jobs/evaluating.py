@@ -89,7 +89,7 @@ def evaluate(session: Session) -> tuple[list[Row], Path]:
     notes = [
         (
             f"Model {config.model.name}; teacher {config.teacher.solver}, {config.teacher.nfe} evaluations; distance "
-            f"{config.distance}; Frechet distances in {options.features} features, comparable at equal sample counts only."
+            f"{config.distance}; Frechet distances in {options.features} features, comparable at equal counts only."
         ),
         *(
             f"{count} samples: the teacher's own images score {facts['teacher'][count]:.4f}"
@@ -141,7 +141,9 @@ def _panels(session: Session, runs: list[tuple[Entry, Run]], target: Tensor) -> 
     teacher = ((images + 1) * 127.5).round().to(torch.uint8).cpu()
     for solver, nfe in dict.fromkeys((e.solver, e.nfe) for e, _ in runs):
         here = {e.schedule: (e, run) for e, run in runs if (e.solver, e.nfe) == (solver, nfe)}
-        times = {name: run.times if e.kind in (*PREDICTORS, "oracle") else run.times[0] for name, (e, run) in here.items()}
+        times = {
+            name: run.times if e.kind in (*PREDICTORS, "oracle") else run.times[0] for name, (e, run) in here.items()
+        }
         pictures = {name: run.pictures for name, (_, run) in here.items()} | {"teacher": teacher}
         panels.append(Panel(solver, nfe, times, pictures))
     return panels
@@ -152,6 +154,7 @@ def sample(
 ) -> Tensor:
     """`count` images in [-1, 1] along `schedule`: a grid's name, static / one-shot / recursive, or a schedule file."""
     path = Path(schedule)
+    chosen: TimeGrid | StepPolicy
     if path.suffix == ".json":
         loaded = Schedule.load(path, session.noise)
         solver, chosen = loaded.solver, loaded.grid

@@ -26,7 +26,7 @@ from ts_adapt.teacher.generate import generate, teacher_config
 from ts_adapt.teacher.store import TeacherStore
 
 METHODS = ("static", "per-sample", "blackbox")
-PREDICTORS = {"one-shot": OneShot, "recursive": Recursive}
+PREDICTORS: dict[str, type[OneShot | Recursive]] = {"one-shot": OneShot, "recursive": Recursive}
 
 
 def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_png: bool = False) -> None:
@@ -92,7 +92,8 @@ def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method
             folder = session.workspace.data / "blackbox"
             folder.mkdir(parents=True, exist_ok=True)
             found = search_blackbox(
-                lambda grid: float(objective.measure(grid, train).mean()), session.noise, starts[start], config.blackbox,
+                lambda grid: float(objective.measure(grid, train).mean()),
+                session.noise, starts[start], config.blackbox,
                 storage=config.blackbox.storage or f"sqlite:///{folder}/optuna.db",
                 study=f"{config.name}-{name}-nfe{nfe}", progress=session.progress,
             )  # fmt: skip
@@ -121,7 +122,9 @@ def _search_labels(session: Session, name: str, solver: Solver, nfe: int, split:
     store = LabelStore.create(session.workspace.labels(split, name, nfe), spec)
     objective = session.objective(solver)
     parts = batch.split(config.label_batch)
-    bar = tqdm(total=len(batch), desc=f"oracle {name} NFE {nfe}", unit="sample", disable=not session.progress, leave=False)
+    bar = tqdm(
+        total=len(batch), desc=f"oracle {name} NFE {nfe}", unit="sample", disable=not session.progress, leave=False
+    )
     for part, samples in enumerate(parts):
         if not store.has(part):
             store.write(part, search_per_sample(objective, samples, static.grid, config.per_sample))
@@ -150,7 +153,9 @@ def train(session: Session, kind: str) -> None:
             data = session.labelled("train", name, nfe)
             cut = len(data.batch) - max(1, len(data.batch) // 5)
             static = session.static(name, nfe)
-            classes = int(data.batch.condition["class_labels"].max()) + 1 if "class_labels" in data.batch.condition else 0
+            classes = (
+                int(data.batch.condition["class_labels"].max()) + 1 if "class_labels" in data.batch.condition else 0
+            )
             text = data.batch.condition.get("encoder_hidden_states")
             torch.manual_seed(config.train.seed)
             predictor = PREDICTORS[kind](

@@ -57,7 +57,8 @@ class Session:
 
     def fixed_grids(self, steps: int) -> dict[str, TimeGrid]:
         """The fixed grids that the config names; else every one that fits the model, equal ones under one name."""
-        wanted, grids = self.config.evaluate.grids, {}
+        wanted = self.config.evaluate.grids
+        grids: dict[str, TimeGrid] = {}
         for name in wanted or grid_names():
             try:
                 grid = build_grid(name, self.noise, steps, rescale=self.config.rescale_published)

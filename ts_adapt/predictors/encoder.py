@@ -47,13 +47,15 @@ class Encoder(nn.Module):
         self.scalars = nn.Linear(scalars, hidden) if scalars else None
         self.classes = nn.Embedding(classes + 1, hidden) if classes else None
         self.text = nn.Linear(text, hidden) if text else None
-        self.head = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
-        last = self.head[-1]
-        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.last = nn.Linear(hidden, outputs)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.head = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
 
-    def forward(self, picture: Tensor, scalars: Tensor | None = None, condition: Mapping[str, Any] | None = None) -> Tensor:
-        dtype = self.head[-1].weight.dtype
+    def forward(
+        self, picture: Tensor, scalars: Tensor | None = None, condition: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        dtype = self.last.weight.dtype
         features = self.picture(picture.to(dtype))
         if self.scalars is not None:
             if scalars is None:
@@ -68,5 +70,5 @@ class Encoder(nn.Module):
             prompts = condition.get("encoder_hidden_states")
             if prompts is not None:
                 features = features + self.text(prompts.to(dtype).mean(1))
-        out: Tensor = self.head(features)
+        out: Tensor = self.last(self.head(features))
         return out

@@ -7,7 +7,7 @@ f is zero before training, so that an untrained predictor *is* the static grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class OneShot(nn.Module):
     kind = "one-shot"
 
     def __init__(
-        self, noise: NoiseSchedule, static_times: Tensor, shape: tuple[int, int, int], *, width: int = 32,
+        self, noise: NoiseSchedule, static_times: Tensor, shape: Sequence[int], *, width: int = 32,
         hidden: int = 128, classes: int = 0, text: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -35,7 +35,7 @@ class OneShot(nn.Module):
         self.register_buffer("static_times", static_times.detach().to(torch.float64))
         self.static_times: Tensor
         self.encoder = Encoder(
-            shape[0], self.steps, width=width, hidden=hidden, size=shape[1:], classes=classes, text=text
+            shape[0], self.steps, width=width, hidden=hidden, size=(shape[1], shape[2]), classes=classes, text=text
         )
 
     @property

@@ -11,6 +11,8 @@ that an untrained predictor *is* the static grid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +49,7 @@ class Recursive(nn.Module):
     kind = "recursive"
 
     def __init__(
-        self, noise: NoiseSchedule, static_times: Tensor, shape: tuple[int, int, int], *, width: int = 32,
+        self, noise: NoiseSchedule, static_times: Tensor, shape: Sequence[int], *, width: int = 32,
         hidden: int = 128, classes: int = 0, text: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -56,7 +58,14 @@ class Recursive(nn.Module):
         self.register_buffer("static_times", static_times.detach().to(torch.float64))
         self.static_times: Tensor
         self.encoder = Encoder(
-            2 * shape[0], 1, scalars=3, width=width, hidden=hidden, size=shape[1:], classes=classes, text=text
+            2 * shape[0],
+            1,
+            scalars=3,
+            width=width,
+            hidden=hidden,
+            size=(shape[1], shape[2]),
+            classes=classes,
+            text=text,
         )
 
     @property
@@ -64,7 +73,7 @@ class Recursive(nn.Module):
         return self.static_times.shape[-1] - 1
 
     def share_logit(self, x_t: Tensor, x0: Tensor, t: Tensor, index: int | Tensor, condition: Condition) -> Tensor:
-        """logit(r_i) `(B,)`, float64, for states `(B, C, H, W)` at `t` `()` or `(B,)` and step `index` `()` or `(B,)`."""
+        """logit(r_i) `(B,)`, float64, for states `(B, C, H, W)` at `t` and step `index`, each `()` or `(B,)`."""
         batch = x_t.shape[0]
         index = torch.as_tensor(index, device=x_t.device).expand(batch)
         t = t.to(x_t.device).expand(batch)
@@ -74,7 +83,8 @@ class Recursive(nn.Module):
         left = (self.steps - index) / self.steps
         scalars = torch.stack([u, left, u * left], 1)
         picture = torch.cat([scale(norm, x_t), x0], 1)
-        return static + self.encoder(picture, scalars, condition).squeeze(1).double()
+        correction: Tensor = self.encoder(picture, scalars, condition)
+        return static + correction.squeeze(1).double()
 
     def forward(self, x_t: Tensor, x0: Tensor, node: Node, condition: Condition) -> Node:
         """The next node; the last one is the end of the grid, exactly."""

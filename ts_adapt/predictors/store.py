@@ -14,7 +14,7 @@ from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 
 FORMAT, VERSION = "ts_adapt-predictor", 1
-KINDS = {"one-shot": OneShot, "recursive": Recursive}
+KINDS: dict[str, type[OneShot | Recursive]] = {"one-shot": OneShot, "recursive": Recursive}
 
 
 def save_predictor(folder: Path, predictor: OneShot | Recursive, about: dict[str, Any]) -> None:

@@ -106,9 +106,7 @@ def train_predictor(
     if predictor.steps < 2:
         raise TsAdaptError("a grid of one step has no free time to predict; use nfe 2 or more")
     torch.manual_seed(options.seed)
-    accelerator = Accelerator(
-        cpu=train.batch.x_T.device.type == "cpu", log_with="tensorboard", project_dir=str(folder)
-    )
+    accelerator = Accelerator(cpu=train.batch.x_T.device.type == "cpu", log_with="tensorboard", project_dir=str(folder))
     accelerator.init_trackers("tensorboard")
     writer = accelerator.get_tracker("tensorboard", unwrap=True)
     static = TimeGrid(predictor.static_times)
@@ -128,7 +126,9 @@ def train_predictor(
         model, optimizer, schedule = accelerator.prepare(predictor, optimizer, schedule)
         generator = torch.Generator().manual_seed(options.seed)
         since_best = 0
-        bar = tqdm(range(epochs), desc=f"{predictor.kind}, {loss_name}", unit="epoch", disable=not progress, leave=False)
+        bar = tqdm(
+            range(epochs), desc=f"{predictor.kind}, {loss_name}", unit="epoch", disable=not progress, leave=False
+        )
         for epoch in bar:
             total, count = 0.0, 0
             for rows in torch.randperm(len(train.batch), generator=generator).split(options.batch_size):
@@ -188,7 +188,9 @@ def _regression(predictor: Predictor, objective: Objective, data: Labelled) -> C
         index = torch.arange(free).repeat(len(rows))
         sample = rows.repeat_interleave(free)
         condition = condition_rows(data.batch.condition, sample)
-        logit = predictor.share_logit(states[sample, index], x0[sample, index], data.times[sample, index], index, condition)
+        logit = predictor.share_logit(
+            states[sample, index], x0[sample, index], data.times[sample, index], index, condition
+        )
         predicted = u[sample, index] + torch.sigmoid(logit) * (1 - u[sample, index])
         return (predicted - u[sample, index + 1]).square().mean() / variance
 
@@ -247,7 +249,9 @@ def _validate(predictor: Any, objective: Objective, validation: Labelled) -> tup
 
 
 @torch.no_grad()
-def _picture(writer: Any, predictor: Predictor, objective: Objective, validation: Labelled, result: TrainResult) -> None:
+def _picture(
+    writer: Any, predictor: Predictor, objective: Objective, validation: Labelled, result: TrainResult
+) -> None:
     few = validation.rows(slice(0, 64))
     grids = {
         "static": predictor.static_times,

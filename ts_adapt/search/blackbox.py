@@ -84,7 +84,9 @@ def search_blackbox(
     missing = options.trials - finished
     if missing > 0:
         run.optimize(objective, n_trials=missing, show_progress_bar=progress)
-    complete = [trial for trial in run.trials if trial.state == optuna.trial.TrialState.COMPLETE and trial.value is not None]
+    complete = [
+        trial for trial in run.trials if trial.state == optuna.trial.TrialState.COMPLETE and trial.value is not None
+    ]
     if not complete:
         raise TsAdaptError(f"no trial of the study {study!r} is complete; set trials to at least 1")
     first = min(complete, key=lambda trial: trial.number)

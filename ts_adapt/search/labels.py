@@ -37,7 +37,8 @@ class LabelStore:
             if differing:
                 key = differing[0]
                 raise TsAdaptError(
-                    f"{folder} holds labels made with another {key} ({_short(kept.get(key))}, now {_short(store.spec[key])}); "
+                    f"{folder} holds labels made with another {key} ({_short(kept.get(key))}, "
+                    f"now {_short(store.spec[key])}); "
                     "remove the folder or write to another one"
                 )
         else:
@@ -54,7 +55,8 @@ class LabelStore:
             raise TsAdaptError(f"{folder / 'labels.json'} is not of the format {FORMAT!r}, version {VERSION}")
         if teacher_hash is not None and spec.get("teacher") != teacher_hash:
             raise TsAdaptError(
-                f"the labels in {folder} belong to the teacher {_short(spec.get('teacher'))}, not to {_short(teacher_hash)}; "
+                f"the labels in {folder} belong to the teacher {_short(spec.get('teacher'))}, "
+                f"not to {_short(teacher_hash)}; "
                 "search them again for this teacher"
             )
         return cls(folder, spec)

@@ -1,6 +1,6 @@
 """What every search minimises: the distance of the few-step solve to the teacher's, per sample.
 
-    L_b(grid) = distance(decode(student_b(grid)), decode(teacher_b))          student and teacher start from the same x_T
+L_b(grid) = distance(decode(student_b(grid)), decode(teacher_b))          student and teacher start from the same x_T
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ts_adapt.sampling import Solution, integrate, noise_for
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of a teacher: `index` (B,), the noise `x_T` and the teacher's end point `target` `(B, ...)`, condition."""
+    """Samples of a teacher: `index` (B,), noise `x_T` and the teacher's end point `target` `(B, ...)`, condition."""
 
     index: Tensor
     x_T: Tensor
@@ -62,7 +62,9 @@ class Objective:
 
     def __call__(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None) -> Tensor:
         """Distances `(B,)`; `x_T` replaces the batch's noise where the start itself is searched."""
-        return self.distance(self.denoiser.decode(self.student(schedule, batch, x_T)), self.denoiser.decode(batch.target))
+        return self.distance(
+            self.denoiser.decode(self.student(schedule, batch, x_T)), self.denoiser.decode(batch.target)
+        )
 
     def student(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None) -> Tensor:
         """The end point of the few-step solve, `(B, ...)`."""

@@ -41,7 +41,7 @@ class PerSampleOptions:
 
 @dataclass(frozen=True)
 class LabelBatch:
-    """Searched grids: `times` `(B, N+1)`, their `distance` `(B,)`, the static grid's, and which start won (0: static)."""
+    """Searched `times` `(B, N+1)`, their `distance` `(B,)`, the static grid's, and which start won (0: static)."""
 
     index: Tensor
     times: Tensor
@@ -88,9 +88,7 @@ def _random_start(
     return static_logits + draws[torch.arange(len(batch), device=draws.device), chosen]
 
 
-def _descend(
-    objective: Objective, batch: Batch, start: Tensor, options: PerSampleOptions
-) -> tuple[Tensor, Tensor]:
+def _descend(objective: Objective, batch: Batch, start: Tensor, options: PerSampleOptions) -> tuple[Tensor, Tensor]:
     """Adam on every row of the logits `(B, N)` at once; the best times `(B, N+1)` and distances `(B,)` met."""
     noise = objective.denoiser.noise
     logits = start.detach().clone().requires_grad_()

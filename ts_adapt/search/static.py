@@ -6,8 +6,8 @@ by minibatch Adam from the best of several starts. What is validated is the movi
 the noise of the minibatches cancels; the grid with the lowest distance on validation samples is kept, so that the
 result is never worse there than the best start. Two options of LD3:
 
-    model times       t'_i = t_i + w min(t_{i-1} - t_i, t_i - t_{i+1}) tanh(d_i),  t'_0 = t_0: the time told to the network
-    soft teacher      the student may start anywhere in a ball of radius r = 0.001 D / N^2 around x_T (D data dimensions);
+    model times       t'_i = t_i + w min(t_{i-1} - t_i, t_i - t_{i+1}) tanh(d_i),  t'_0 = t_0: told to the network
+    soft teacher      the student may start anywhere within r = 0.001 D / N^2 of x_T (D data dimensions);
                       each visit makes one gradient step on the start, projected, kept only where the distance falls
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -106,6 +107,7 @@ def search_static(
         starts[start].times.to(train.x_T.device), noise, model_times=options.model_times, win_rate=options.win_rate
     )
     average = AveragedModel(parameters, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
+    averaged = cast(GridParameters, average.module)
     optimizer = torch.optim.Adam(parameters.parameters(), lr=options.lr, betas=(0.9, 0.95))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.iterations, eta_min=0.05 * options.lr)
     offsets = torch.zeros_like(train.x_T) if options.soft_teacher else None
@@ -136,7 +138,7 @@ def search_static(
         if on_step is not None:
             on_step(iteration, float(loss.detach()))
         if iteration % options.validate_every == 0 or iteration == options.iterations:
-            grid = average.module.snapshot()
+            grid = averaged.snapshot()
             value = float(objective.measure(grid, validation).mean())
             curve.append((iteration, value))
             bar.set_postfix(validation=f"{value:.5f}", best=f"{min(value, best):.5f}")

@@ -134,7 +134,8 @@ class Heun:
         t, s = place(self.noise_schedule, node.t), place(self.noise_schedule, next_node.t)
         if bool((s.sigma == 0).any()):
             raise TsAdaptError(
-                f"Heun evaluates the denoiser at the end of step {node.index}, where sigma is 0; end the grid at sigma > 0"
+                f"Heun evaluates the denoiser at the end of step {node.index}, where sigma is 0; "
+                "end the grid at sigma > 0"
             )
         weight_x, weight_x0 = first_order(t, s)
         euler = combine((weight_x, x_t), (weight_x0, x0))
