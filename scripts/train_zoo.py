@@ -74,6 +74,17 @@ def learning_rate(done: float, peak: float, warmup: float, decay: float = 0.25) 
     return peak * min(1.0, done / warmup, max(0.0, (1 - done) / decay))
 
 
+def hold_fast_frequencies(net: UNet2DModel) -> None:
+    """Zero the weights on cos and sin of t and of t / 3.2, the two fastest frequencies of the time embedding.
+
+    The loss hardly sees how the network wiggles with a period of six timesteps, but its derivative in t, which
+    schedules are learned from, consists of little else. Called after every step of the optimiser.
+    """
+    half = net.config["block_out_channels"][0] // 2
+    with torch.no_grad():
+        net.time_embedding.linear_1.weight[:, [0, 1, half, half + 1]] = 0
+
+
 def average_gradients(net: nn.Module, world: int) -> None:
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
@@ -99,6 +110,7 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
         weights = UNet2DModel.from_pretrained(args.init, subfolder="unet").state_dict()
         missing = net.load_state_dict(weights, strict=False)
         print(f"initialised from {args.init}; new: {missing.missing_keys}", flush=True)
+    hold_fast_frequencies(net)
     average = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99))
     step, spent = 0, 0.0
@@ -153,6 +165,7 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate((step + 1) / total, args.lr, warmup=0.02)
         optimizer.step()
+        hold_fast_frequencies(net)
         step += 1
         decay = min(0.9995, (1 + step) / (10 + step))
         with torch.no_grad():

@@ -122,7 +122,7 @@ def test_bad_logits_and_times_are_refused() -> None:
     with pytest.raises(TsAdaptError, match="times 1 and 2 of sample 1 are too close"):
         close = torch.tensor([999.0, 500.0, 500.0 - 1e-7, 0.0], dtype=torch.float64)
         times_to_logits(torch.stack([make("linear", noise, 3), close]), noise)
-    with pytest.raises(TsAdaptError, match="times 0 and 1 are too close .* only an infinite end"):
+    with pytest.raises(TsAdaptError, match=r"times 0 and 1 are too close .* only an infinite end"):
         times_to_logits(torch.tensor([1.0, 0.9999, 0.5, 0.0]), NOISES["flow"])
 
 

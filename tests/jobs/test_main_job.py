@@ -146,7 +146,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["search", "--solvers", "[unipx-3]"], "did you mean 'unipc-3'"),
+        (["search", "--solvers", "[unipcc-3]"], "did you mean 'unipc-3'"),
         (["search", "--nfe", "[0]"], "at least 1"),
         (["search", "--solvers", "[heun]", "--nfe", "[3]"], "no multiple"),
         (["search", "--method", "gradient"], "known: static, per-sample, blackbox"),

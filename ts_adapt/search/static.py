@@ -34,6 +34,8 @@ class StaticOptions:
     iterations: int = 150
     batch_size: int = 32
     lr: float = 0.03
+    clip: float = 1.0
+    """Each sample's gradient is clipped to this norm before the mean."""
     ema: float = 0.9
     """Decay of the moving average of the parameters."""
     validate_every: int = 15
@@ -65,18 +67,37 @@ class GridParameters(torch.nn.Module):
         self.logits = torch.nn.Parameter(times_to_logits(times, noise).detach().clone())
         self.shift = torch.nn.Parameter(torch.zeros_like(self.logits)) if model_times else None
 
-    def forward(self) -> TimeGrid:
-        times = logits_to_times(self.logits, self.noise)
+    def forward(self, batch: int | None = None, clip: float = 1.0) -> TimeGrid:
+        """The grid `(N+1,)`; for a `batch`, as `(B, N+1)`, so that each sample's gradient is clipped to norm `clip`
+        before they are averaged: a few samples with steep losses would outvote all others."""
+        times = logits_to_times(_per_sample(self.logits, batch, clip), self.noise)
         if self.shift is None:
             return TimeGrid(times)
-        gaps = times[:-1] - times[1:]
-        room = torch.cat([torch.zeros_like(gaps[:1]), torch.minimum(gaps[:-1], gaps[1:])])
-        return TimeGrid(times, model_times=times[:-1] + self.win_rate * room * torch.tanh(self.shift))
+        gaps = times[..., :-1] - times[..., 1:]
+        room = torch.cat([torch.zeros_like(gaps[..., :1]), torch.minimum(gaps[..., :-1], gaps[..., 1:])], -1)
+        shift = torch.tanh(_per_sample(self.shift, batch, clip))
+        return TimeGrid(times, model_times=times[..., :-1] + self.win_rate * room * shift)
 
     def snapshot(self) -> TimeGrid:
         grid = self()
         model_times = None if grid.model_times is None else grid.model_times.detach().clone()
         return TimeGrid(grid.times.detach().clone(), model_times)
+
+
+def _per_sample(parameter: Tensor, batch: int | None, clip: float) -> Tensor:
+    """`(N,)` as `(B, N)`, with the gradient of a mean over the batch clipped row by row."""
+    if batch is None:
+        return parameter
+    rows = parameter.expand(batch, -1)
+
+    def limit(gradient: Tensor) -> Tensor:
+        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        norm = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return gradient * (clip / batch / norm).clamp(max=1.0)
+
+    if rows.requires_grad:
+        rows.register_hook(limit)
+    return rows
 
 
 def best_start(objective: Objective, starts: Mapping[str, TimeGrid], batch: Batch) -> tuple[str, dict[str, float]]:
@@ -123,13 +144,12 @@ def search_static(
         rows = torch.tensor([order.pop(0) for _ in range(size)])
         batch = train.rows(rows)
         x_T = batch.x_T if offsets is None else (batch.x_T + offsets[rows]).requires_grad_()
-        distances = objective(parameters(), batch, x_T)
+        distances = objective(parameters(len(batch), options.clip), batch, x_T)
         finite = torch.isfinite(distances)
         loss = distances[finite].mean()
         optimizer.zero_grad()
         if bool(finite.any()):
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters.parameters(), 1.0)
             optimizer.step()
             average.update_parameters(parameters)
         if offsets is not None and x_T.grad is not None:
