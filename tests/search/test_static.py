@@ -7,7 +7,7 @@ import torch
 
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
-from ts_adapt.search.static import GridParameters, StaticOptions, best_start, search_static
+from ts_adapt.search.static import GridParameters, StaticOptions, _smoothed_gradient, best_start, search_static
 
 STEPS = 4
 
@@ -20,11 +20,12 @@ def split(batch):
     return batch.rows(slice(0, 32)), batch.rows(slice(32, None))
 
 
-def test_learned_grid_beats_the_best_fixed_one_on_validation(problem):
+@pytest.mark.parametrize("gradient", ["smoothed", "exact"])
+def test_learned_grid_beats_the_best_fixed_one_on_validation(problem, gradient):
     objective, batch = problem
     train, validation = split(batch)
     grids = starts(objective.denoiser.noise)
-    options = StaticOptions(iterations=60, batch_size=16)
+    options = StaticOptions(iterations=60, batch_size=16, gradient=gradient)
     result = search_static(objective, train, validation, grids, options, progress=False)
     _, means = best_start(objective, grids, validation)
     assert result.start_distance == pytest.approx(min(means.values()))
@@ -77,7 +78,7 @@ def test_model_times_lower_the_training_distance(problem):
 def test_soft_teacher_runs_and_still_improves(problem):
     objective, batch = problem
     train, validation = split(batch)
-    options = StaticOptions(iterations=30, batch_size=16, soft_teacher=True)
+    options = StaticOptions(iterations=30, batch_size=16, soft_teacher=True, gradient="exact")
     result = search_static(objective, train, validation, starts(objective.denoiser.noise), options, progress=False)
     assert result.distance < result.start_distance
 
@@ -86,3 +87,31 @@ def test_no_start_is_refused(problem):
     objective, batch = problem
     with pytest.raises(TsAdaptError, match="at least one grid"):
         best_start(objective, {}, batch)
+
+
+def test_smoothed_gradient_is_the_exact_one_of_a_smooth_loss(problem):
+    """Where the loss is quadratic in the logits, smoothing changes nothing: the estimate converges to the gradient."""
+    objective, batch = problem
+    noise = objective.denoiser.noise
+    goal = noise.log_snr(fixed.make("karras", noise, STEPS))
+
+    class Quadratic:
+        denoiser, solver = objective.denoiser, objective.solver
+
+        def measure(self, grid, batch, size):
+            return (noise.log_snr(grid.times) - goal).square().sum(-1)
+
+    many = batch.rows(torch.arange(len(batch)).repeat(400))
+    parameters = GridParameters(fixed.make("log_snr", noise, STEPS), noise, model_times=False, win_rate=0.5)
+    _smoothed_gradient(Quadratic(), parameters, many, 0.05, torch.Generator().manual_seed(0))
+    exact = torch.autograd.grad((noise.log_snr(parameters().times) - goal).square().sum(), parameters.logits)[0]
+    assert torch.nn.functional.cosine_similarity(parameters.logits.grad, exact, dim=0) > 0.98
+
+
+def test_bad_options_are_refused(problem):
+    objective, batch = problem
+    grids = starts(objective.denoiser.noise)
+    with pytest.raises(TsAdaptError, match="did you mean 'exact'"):
+        search_static(objective, batch, batch, grids, StaticOptions(gradient="exakt"))
+    with pytest.raises(TsAdaptError, match="soft_teacher moves the starts"):
+        search_static(objective, batch, batch, grids, StaticOptions(soft_teacher=True))

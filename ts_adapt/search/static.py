@@ -2,9 +2,17 @@
 
     logits (N,) -> softmax -> cumsum -> affine to [lambda_min, lambda_max] -> times;    minimise  mean_b L_b(times)
 
-by minibatch Adam from the best of several starts. What is validated is the moving average of the parameters, in which
-the noise of the minibatches cancels; the grid with the lowest distance on validation samples is kept, so that the
-result is never worse there than the best start. Two options of LD3:
+by minibatch Adam from the best of several starts. The loss of one sample is rugged in the logits (a sample may end in
+another mode of the data), and its exact gradient says little about a step of the search. So by default the mean loss is
+smoothed over Gaussian perturbations xi of the logits, one for each sample of the batch, and its gradient estimated
+from forward solves alone, antithetically:
+
+    d/dlogits E_xi mean_b L_b(logits + s xi_b)  ~  mean_b (L_b(logits + s xi_b) - L_b(logits - s xi_b)) / (2 s) xi_b
+
+(Nesterov & Spokoiny 2017); since every sample of a batch may have a grid of its own, that costs one solve of twice the
+batch. `gradient="exact"` differentiates through the solver instead, as LD3 does. What is validated is the moving average
+of the parameters, in which the noise of the minibatches cancels; the grid with the lowest distance on validation samples
+is kept, so that the result is never worse there than the best start. Two options of LD3:
 
     model times       t'_i = t_i + w min(t_{i-1} - t_i, t_i - t_{i+1}) tanh(d_i),  t'_0 = t_0: told to the network
     soft teacher      the student may start anywhere within r = 0.001 D / N^2 of x_T (D data dimensions);
@@ -23,22 +31,28 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
 from ts_adapt.search.objective import Batch, Objective
+
+GRADIENTS = ("smoothed", "exact")
 
 
 @dataclass
 class StaticOptions:
     """How the static grid is searched."""
 
-    iterations: int = 150
-    batch_size: int = 32
-    lr: float = 0.03
+    iterations: int = 45
+    batch_size: int = 64
+    lr: float = 0.08
+    gradient: str = "smoothed"
+    """smoothed: from perturbed grids, by forward solves alone; exact: through the solver."""
+    smoothing: float = 0.2
+    """s: the standard deviation of the perturbed logits."""
     clip: float = 1.0
-    """Each sample's gradient is clipped to this norm before the mean."""
+    """Each sample's exact gradient is clipped to this norm before the mean."""
     ema: float = 0.9
     """Decay of the moving average of the parameters."""
-    validate_every: int = 15
+    validate_every: int = 5
     model_times: bool = False
     """Also learn the times told to the network (LD3's decoupled set)."""
     win_rate: float = 0.5
@@ -70,13 +84,16 @@ class GridParameters(torch.nn.Module):
     def forward(self, batch: int | None = None, clip: float = 1.0) -> TimeGrid:
         """The grid `(N+1,)`; for a `batch`, as `(B, N+1)`, so that each sample's gradient is clipped to norm `clip`
         before they are averaged: a few samples with steep losses would outvote all others."""
-        times = logits_to_times(_per_sample(self.logits, batch, clip), self.noise)
-        if self.shift is None:
+        return self.grid(*(_per_sample(parameter, batch, clip) for parameter in self.parameters()))
+
+    def grid(self, logits: Tensor, shift: Tensor | None = None) -> TimeGrid:
+        """The grid, or grids, of given parameters `(N,)` or `(B, N)`."""
+        times = logits_to_times(logits, self.noise)
+        if shift is None:
             return TimeGrid(times)
         gaps = times[..., :-1] - times[..., 1:]
         room = torch.cat([torch.zeros_like(gaps[..., :1]), torch.minimum(gaps[..., :-1], gaps[..., 1:])], -1)
-        shift = torch.tanh(_per_sample(self.shift, batch, clip))
-        return TimeGrid(times, model_times=times[..., :-1] + self.win_rate * room * shift)
+        return TimeGrid(times, model_times=times[..., :-1] + self.win_rate * room * torch.tanh(shift))
 
     def snapshot(self) -> TimeGrid:
         grid = self()
@@ -93,7 +110,8 @@ def _per_sample(parameter: Tensor, batch: int | None, clip: float) -> Tensor:
     def limit(gradient: Tensor) -> Tensor:
         gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         norm = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        return gradient * (clip / batch / norm).clamp(max=1.0)
+        clipped: Tensor = gradient * (clip / batch / norm).clamp(max=1.0)
+        return clipped
 
     if rows.requires_grad:
         rows.register_hook(limit)
@@ -122,6 +140,10 @@ def search_static(
 
     `starts` are grids of N steps by name; the search begins at the best of them on `validation`.
     """
+    if options.gradient not in GRADIENTS:
+        raise unknown("gradient", options.gradient, GRADIENTS)
+    if options.soft_teacher and options.gradient != "exact":
+        raise TsAdaptError("soft_teacher moves the starts by their exact gradient; set static.gradient to exact")
     noise = objective.denoiser.noise
     start, means = best_start(objective, starts, validation)
     parameters = GridParameters(
@@ -143,20 +165,16 @@ def search_static(
             order += torch.randperm(len(train), generator=generator).tolist()
         rows = torch.tensor([order.pop(0) for _ in range(size)])
         batch = train.rows(rows)
-        x_T = batch.x_T if offsets is None else (batch.x_T + offsets[rows]).requires_grad_()
-        distances = objective(parameters(len(batch), options.clip), batch, x_T)
-        finite = torch.isfinite(distances)
-        loss = distances[finite].mean()
         optimizer.zero_grad()
-        if bool(finite.any()):
-            loss.backward()
-            optimizer.step()
-            average.update_parameters(parameters)
-        if offsets is not None and x_T.grad is not None:
-            offsets[rows] = _soft_start(objective, parameters.snapshot(), batch, offsets[rows], x_T.grad, distances)
+        if options.gradient == "smoothed":
+            loss = _smoothed_gradient(objective, parameters, batch, options.smoothing, generator)
+        else:
+            loss = _exact_gradient(objective, parameters, batch, rows, offsets, options.clip)
+        optimizer.step()
+        average.update_parameters(parameters)
         decay.step()
         if on_step is not None:
-            on_step(iteration, float(loss.detach()))
+            on_step(iteration, loss)
         if iteration % options.validate_every == 0 or iteration == options.iterations:
             grid = averaged.snapshot()
             value = float(objective.measure(grid, validation).mean())
@@ -165,6 +183,38 @@ def search_static(
             if value < best:
                 best, best_grid = value, grid
     return StaticResult(best_grid, best, start, means[start], curve)
+
+
+def _smoothed_gradient(
+    objective: Objective, parameters: GridParameters, batch: Batch, spread: float, generator: torch.Generator
+) -> float:
+    """Sets `.grad` from antithetic pairs of perturbed grids, one pair a sample; returns the mean distance met."""
+    owned = list(parameters.parameters())
+    draws = [torch.randn((len(batch), len(p)), generator=generator, dtype=p.dtype).to(p.device) for p in owned]
+
+    def distances(sign: float) -> Tensor:
+        moved = [p.detach() + sign * spread * draw for p, draw in zip(owned, draws, strict=True)]
+        return objective.measure(parameters.grid(*moved), batch, len(batch)).to(owned[0].dtype)
+
+    up, down = distances(1.0), distances(-1.0)
+    slope = torch.nan_to_num((up - down) / (2 * spread), nan=0.0, posinf=0.0, neginf=0.0)
+    for parameter, draw in zip(owned, draws, strict=True):
+        parameter.grad = (slope[:, None] * draw).mean(0)
+    return float((0.5 * (up + down)).mean())
+
+
+def _exact_gradient(
+    objective: Objective, parameters: GridParameters, batch: Batch, rows: Tensor, offsets: Tensor | None, clip: float
+) -> float:
+    """Sets `.grad` by differentiating through the solver; moves the starts `offsets` where they are soft."""
+    x_T = batch.x_T if offsets is None else (batch.x_T + offsets[rows]).requires_grad_()
+    distances = objective(parameters(len(batch), clip), batch, x_T)
+    finite = torch.isfinite(distances)
+    loss = torch.where(finite, distances, torch.zeros_like(distances)).sum() / finite.sum().clamp_min(1)
+    loss.backward()
+    if offsets is not None and x_T.grad is not None:
+        offsets[rows] = _soft_start(objective, parameters.snapshot(), batch, offsets[rows], x_T.grad, distances)
+    return float(loss.detach())
 
 
 def _soft_start(

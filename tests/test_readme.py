@@ -1,0 +1,47 @@
+"""The README's Python runs as it stands, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from ts_adapt.cli import build_parser
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_python_example_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    images = names["images"]
+    assert isinstance(images, torch.Tensor)
+    assert images.shape == (16, 1, 28, 28)
+    assert 0.2 < float(images.std()) < 1.0
+
+
+def test_the_commands_are_understood(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    lines = [line.split("#")[0].split() for line in re.findall(r"^    ts-adapt (.*)$", README, re.MULTILINE)]
+    assert len(lines) >= 8
+    for line in lines:
+        assert build_parser().parse_args(line).subcommand == line[0]
+
+
+def test_every_name_of_the_readme_exists():
+    from ts_adapt.assembly import SOLVERS, grid_names
+
+    solvers = README[README.index("- Solvers:") : README.index("- Grids,")]
+    for name in re.findall(r"`([a-z0-9-]+)`", solvers):
+        assert name in SOLVERS or name == "-bh1"
+    grids = README[README.index("- Grids,") : README.index("- Models:")]
+    for name in re.findall(r"`([a-z0-9_-]+)`", grids):
+        assert name in grid_names()
+
+
+def test_importing_the_package_gives_its_public_names():
+    import ts_adapt
+
+    assert all(hasattr(ts_adapt, name) for name in ts_adapt.__all__)
