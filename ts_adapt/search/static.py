@@ -10,8 +10,8 @@ from forward solves alone, antithetically:
     d/dlogits E_xi mean_b L_b(logits + s xi_b)  ~  mean_b (L_b(logits + s xi_b) - L_b(logits - s xi_b)) / (2 s) xi_b
 
 (Nesterov & Spokoiny 2017); since every sample of a batch may have a grid of its own, that costs one solve of twice the
-batch. `gradient="exact"` differentiates through the solver instead, as LD3 does. What is validated is the moving average
-of the parameters, in which the noise of the minibatches cancels; the grid with the lowest distance on validation samples
+batch. `gradient="exact"` differentiates through the solver instead, as LD3 does. What is validated is the moving
+average of the parameters, in which the noise of the minibatches cancels; the grid of the lowest validation distance
 is kept, so that the result is never worse there than the best start. Two options of LD3:
 
     model times       t'_i = t_i + w min(t_{i-1} - t_i, t_i - t_{i+1}) tanh(d_i),  t'_0 = t_0: told to the network
