@@ -143,7 +143,8 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
         state = {**weights, "step": step, "spent": seconds}
         torch.save(state, checkpoint.with_suffix(".part"))
         checkpoint.with_suffix(".part").rename(checkpoint)
-        DDPMPipeline(average, scheduler).save_pretrained(args.out / "pipeline")
+        weights = copy.deepcopy(average).half() if args.half else average
+        DDPMPipeline(weights, scheduler).save_pretrained(args.out / "pipeline")
         recent.clear()
 
     local = args.batch // world
@@ -200,6 +201,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=list(CHANNELS))
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--every", type=int, default=500)
+    parser.add_argument("--half", action="store_true", help="write the pipeline in float16: half the size on disk")
     parser.add_argument("--init", help="pipeline folder to start from")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
