@@ -12,6 +12,9 @@ from ts_adapt.jobs.learning import search, teach, train
 from ts_adapt.jobs.session import Session
 
 
+GRIDS = ("linear", "quadratic", "karras", "log_snr", "beta", "ays-sd15", "ays-svd")
+
+
 def small(config: Config) -> Config:
     """`config` cut down to what two cores do in minutes: one solver, NFE 5, a few hundred samples."""
     return replace(
@@ -19,14 +22,15 @@ def small(config: Config) -> Config:
         name="demo",
         solvers=["unipc-3"],
         nfe=[5],
-        static_samples=64,
+        rescale_published=True,
+        static_samples=128,
         label_samples=256,
         oracle_samples=256,
         teacher=replace(config.teacher, nfe=25, train_samples=256, test_samples=512, shard_size=128),
-        static=replace(config.static, iterations=90),
+        static=replace(config.static, iterations=30),
         per_sample=replace(config.per_sample, iterations=20, random_starts=0),
         train=replace(config.train, epochs=40, end_to_end_epochs=2),
-        evaluate=replace(config.evaluate, samples=512),
+        evaluate=replace(config.evaluate, samples=512, grids=list(GRIDS)),
     )
 
 
