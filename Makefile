@@ -47,7 +47,6 @@ learn-%: $(STAMP)
 		$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --method per-sample --split $$split || exit; \
 	done
 	for kind in $(PREDICTORS); do $(BIN)/ts-adapt train --config $(CONFIG) --solvers [$*] --predictor $$kind || exit; done
-	$(BIN)/ts-adapt evaluate --config $(CONFIG) --solvers [$*]
 
 # The embedded models, trained anew; hours on two cores. Stopped and started again, it goes on.
 zoo: $(STAMP)

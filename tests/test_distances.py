@@ -126,7 +126,7 @@ def test_lpips_without_a_network_names_the_alternatives(monkeypatch: pytest.Monk
         raise URLError("name resolution failed")
 
     monkeypatch.setattr(lpips, "LPIPS", unreachable)
-    with pytest.raises(TsAdaptError, match=r"name resolution failed.*--loss features or --loss l2"):
+    with pytest.raises(TsAdaptError, match=r"name resolution failed.*--distance features or --distance l2"):
         make("lpips")
 
 

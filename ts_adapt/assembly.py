@@ -18,6 +18,7 @@ from ts_adapt.denoisers.load import load
 from ts_adapt.grids import fixed, published
 from ts_adapt.interfaces import Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError, unknown
 from ts_adapt.numerics import validate_times
+from ts_adapt.schedule_file import MAX_STEPS
 from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniP, UniPC
 
 SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
@@ -72,6 +73,10 @@ def build_denoiser(options: ModelOptions) -> Denoiser:
     except (RuntimeError, AssertionError) as error:
         raise TsAdaptError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     if options.name in ANALYTIC:
+        if options.prediction is not None:
+            raise TsAdaptError(
+                f"model.prediction is {options.prediction!r}, but {options.name!r} is no network; leave it out"
+            )
         return ANALYTIC[options.name]()
     denoiser: Denoiser = load(options.name, prediction=options.prediction, device=device, dtype=dtypes[options.dtype])
     return denoiser
@@ -113,6 +118,8 @@ def steps_of(solver: Solver, nfe: int) -> int:
     """How many steps spend `nfe` evaluations a sample with `solver`."""
     if nfe < 1:
         raise TsAdaptError(f"nfe is {nfe}; a solve takes at least 1 evaluation")
+    if nfe > MAX_STEPS:
+        raise TsAdaptError(f"nfe is {nfe}; give at most {MAX_STEPS} evaluations a solve")
     if nfe % solver.evaluations_per_step:
         raise TsAdaptError(
             f"{type(solver).__name__} spends {solver.evaluations_per_step} evaluations a step; nfe {nfe} is no multiple"

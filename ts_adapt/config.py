@@ -6,16 +6,72 @@ Unknown keys are refused with the near one suggested; every option has a default
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.evaluation.benchmark import EvaluateOptions
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.predictors.store import MAX_HIDDEN, MAX_WIDTH
 from ts_adapt.predictors.training import TrainOptions
+from ts_adapt.schedule_file import MAX_STEPS
 from ts_adapt.search.blackbox import BlackboxOptions
 from ts_adapt.search.per_sample import PerSampleOptions
 from ts_adapt.search.static import StaticOptions
+from ts_adapt.teacher.store import MAX_SHARD, TEST_START
+
+MANY, SMALL, SEED = 10_000_000, 1e-9, 2**32 - 1
+LIMITS: dict[str, tuple[float, float]] = {
+    "guidance": (-1000, 1000),
+    "nfe": (1, MAX_STEPS),
+    "static_samples": (1, TEST_START // 2),
+    "label_samples": (2, MANY),
+    "oracle_samples": (2, MANY),
+    "label_batch": (1, MANY),
+    "teacher.nfe": (1, MAX_STEPS),
+    "teacher.train_samples": (1, TEST_START),
+    "teacher.test_samples": (1, MANY),
+    "teacher.batch_size": (1, MANY),
+    "teacher.seed": (0, SEED),
+    "teacher.shard_size": (1, MAX_SHARD),
+    "static.iterations": (1, MANY),
+    "static.batch_size": (1, MANY),
+    "static.lr": (SMALL, 1000),
+    "static.smoothing": (SMALL, 1000),
+    "static.clip": (SMALL, math.inf),
+    "static.ema": (0, 0.999999),
+    "static.validate_every": (1, MANY),
+    "static.win_rate": (0, 1),
+    "static.seed": (0, SEED),
+    "per_sample.iterations": (1, MANY),
+    "per_sample.lr": (SMALL, 1000),
+    "per_sample.random_starts": (0, 1000),
+    "per_sample.candidates": (1, 10_000),
+    "per_sample.spread": (0, 1000),
+    "per_sample.clip": (SMALL, math.inf),
+    "per_sample.seed": (0, SEED),
+    "blackbox.trials": (1, MANY),
+    "blackbox.radius": (SMALL, 1000),
+    "blackbox.seed": (0, SEED),
+    "train.epochs": (1, MANY),
+    "train.end_to_end_epochs": (1, MANY),
+    "train.batch_size": (1, MANY),
+    "train.lr": (SMALL, 1000),
+    "train.end_to_end_lr": (SMALL, 1000),
+    "train.weight_decay": (0, 1000),
+    "train.ema": (0, 0.999999),
+    "train.patience": (1, MANY),
+    "train.validate_every": (1, MANY),
+    "train.width": (1, MAX_WIDTH),
+    "train.hidden": (1, MAX_HIDDEN),
+    "train.seed": (0, SEED),
+    "evaluate.samples": (2, MANY),
+    "evaluate.batch_size": (1, MANY),
+}
+"""The least and the greatest value of every option that is a number (of `nfe`: of each of its numbers)."""
 
 
 @dataclass
@@ -69,6 +125,43 @@ class Config:
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     data_root: str = "train_data"
     log_root: str = "logs"
+
+    def validate(self) -> None:
+        """TsAdaptError naming the first option whose value cannot be worked with."""
+        for option, default in vars(Config()).items():
+            if is_dataclass(default) and not isinstance(getattr(self, option), type(default)):
+                raise TsAdaptError(
+                    f"option {option} is {getattr(self, option)!r}; it is a group of options, "
+                    f"give some of it, like {option}.{next(iter(vars(default)))}"
+                )
+        for option in ("name", "distance", "data_root", "log_root"):
+            if not isinstance(getattr(self, option), str):
+                raise TsAdaptError(f"option {option} is {getattr(self, option)!r}; give a text")
+        if self.name in ("", ".", "..") or re.search(r"[/\\\0]", self.name):
+            raise TsAdaptError(f"option name is {self.name!r}; give one folder name, without / or ..")
+        for option in ("solvers", "nfe"):
+            values = getattr(self, option)
+            if not isinstance(values, list) or not values:
+                raise TsAdaptError(f"option {option} is {values!r}; give a list of at least one")
+            twice = [value for place, value in enumerate(values) if value in values[:place]]
+            if twice:
+                raise TsAdaptError(f"option {option} lists {twice[0]!r} twice; leave one of them out")
+        for option, (low, high) in LIMITS.items():
+            value: Any = self
+            for part in option.split("."):
+                value = getattr(value, part)
+            for number in value if isinstance(value, list) else [value]:
+                _check_limits(option, number, low, high)
+        width = self.train.width
+        if width % 8 and width not in (1, 2, 4):
+            raise TsAdaptError(f"option train.width is {width}; give 1, 2, 4 or a multiple of 8")
+
+
+def _check_limits(option: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        wanted = f"at least {low:g}" if isinstance(value, int | float) and value < low else f"a number from {low:g} on"
+        ceiling = "" if high == math.inf else f", at most {high if isinstance(high, int) else format(high, 'g')}"
+        raise TsAdaptError(f"option {option} is {value}; give {wanted}{ceiling}")
 
 
 @dataclass(frozen=True)

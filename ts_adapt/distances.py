@@ -109,7 +109,7 @@ def _pretrained_lpips() -> nn.Module:
     except (ImportError, OSError, RuntimeError) as error:
         raise TsAdaptError(
             f"lpips cannot be built, it needs its package and VGG's pretrained weights from a network ({error}); "
-            "without one use --loss features or --loss l2"
+            "without one use --distance features or --distance l2"
         ) from error
     return network
 

@@ -64,6 +64,13 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
             _sync_folder(path.parent)
 
 
+def make_folder(path: Path) -> Path:
+    """Make the folder `path`, unless it is there, and return it; TsAdaptError where none can be."""
+    with _explained(path, "written"):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of `path`; TsAdaptError if it is missing or cannot be read."""
     with _explained(Path(path), "read"):
@@ -82,7 +89,7 @@ def read_json(path: Path, schema: Schema | None = None) -> Any:
     """
     try:
         value = json.loads(read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TsAdaptError(
             f"{path} is damaged, or no JSON file ({error}); restore it, or remove it and make it again"
         ) from error
@@ -121,18 +128,24 @@ def read_tensors(path: Path, shapes: Shapes | None = None, *, sha256: str | None
     """
     data = read_bytes(path)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise TsAdaptError(f"{path} is damaged: its sha256 is not the one recorded; make it again")
+        raise TsAdaptError(f"{path} is damaged: its sha256 is not the one recorded; remove it and make it again")
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise TsAdaptError(f"{path} is truncated, or no safetensors file ({error}); make it again") from error
+        raise TsAdaptError(
+            f"{path} is truncated, or no safetensors file ({error}); remove it and make it again"
+        ) from error
     for name, shape in (shapes or {}).items():
         found = tuple(tensors[name].shape) if name in tensors else None
         if found is None:
-            raise TsAdaptError(f"{path} has no tensor {name!r}, only {', '.join(sorted(tensors))}; make it again")
+            raise TsAdaptError(
+                f"{path} has no tensor {name!r}, only {', '.join(sorted(tensors))}; remove it and make it again"
+            )
         if len(found) != len(shape) or any(want not in (None, got) for want, got in zip(shape, found, strict=True)):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
-            raise TsAdaptError(f"{name!r} in {path} has shape {found}; expected ({wanted})")
+            raise TsAdaptError(
+                f"{name!r} in {path} has shape {found}; expected ({wanted}), remove it and make it again"
+            )
     return tensors
 
 

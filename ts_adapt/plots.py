@@ -21,6 +21,9 @@ COLORS = {
     "oracle": "#000000",
 }
 
+PALE = ("#c7b8a3", "#9fb6c3", "#b5b58c", "#c9a0a0", "#a3a3c7", "#9dbf9d", "#bfbfbf", "#d0b070")
+"""Of fixed schedules, drawn thin and dashed behind the learned ones."""
+
 
 def plot_schedules(grids: Mapping[str, Tensor], noise: NoiseSchedule, title: str = "") -> Figure:
     """Log-SNR at every place of each grid; `(B, N+1)` grids as their median, with the middle 80 % shaded."""
@@ -30,8 +33,12 @@ def plot_schedules(grids: Mapping[str, Tensor], noise: NoiseSchedule, title: str
         lam = noise.log_snr(times.detach().cpu().double()).clamp(-20, 20)
         rows = lam.reshape(-1, lam.shape[-1])
         places = torch.arange(rows.shape[1])
-        color = COLORS.get(name.split(" ")[0], f"C{order}")
-        axes.plot(places, rows.median(0).values, "o-", color=color, label=name, markersize=4, linewidth=1.5)
+        learned = name in COLORS
+        color = COLORS[name] if learned else PALE[order % len(PALE)]
+        axes.plot(
+            places, rows.median(0).values, "o-" if learned else ".--", color=color, label=name, markersize=5,
+            linewidth=2 if learned else 1, zorder=3 if learned else 2,
+        )  # fmt: skip
         if len(rows) > 1:
             low, high = torch.quantile(rows, torch.tensor([0.1, 0.9], dtype=rows.dtype), dim=0)
             axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)

@@ -75,8 +75,12 @@ class Schedule:
             schedule = cls(validate_grid(grid, noise), str(data["solver"]), int(data["nfe"]), _about(data))
         except TsAdaptError as error:
             raise TsAdaptError(f"{path}: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise TsAdaptError(f"{path} is no valid schedule file: {error}") from error
+        if schedule.grid.per_sample:
+            raise TsAdaptError(
+                f"{path} holds {len(schedule.grid.times)} grids; a schedule file holds one, give another"
+            )
         if not 1 <= schedule.grid.steps <= MAX_STEPS:
             raise TsAdaptError(f"{path} has {schedule.grid.steps} steps; between 1 and {MAX_STEPS} are accepted")
         return schedule

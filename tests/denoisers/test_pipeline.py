@@ -155,7 +155,10 @@ def test_stable_diffusion_with_prompts() -> None:
     condition, none = encode_prompts(pipe, ["a hat", "two hats"])
     assert condition["encoder_hidden_states"].shape == (2, 5, 8)
     x, t = torch.randn(2, 4, 8, 8), torch.tensor(600.0)
-    got = Guided(denoiser, 7.5, none)(x, t, **condition)
+    assert denoiser.encode is not None
+    torch.testing.assert_close(denoiser.encode(["a hat", "two hats"]), condition)
+    got = Guided(denoiser, 7.5)(x, t, **condition)
+    torch.testing.assert_close(got, Guided(denoiser, 7.5, none)(x, t, **condition))
     empty = denoiser(x, t, encoder_hidden_states=torch.zeros(2, 5, 8))
     given = denoiser(x, t, **condition)
     torch.testing.assert_close(got, empty + 7.5 * (given - empty), rtol=1e-3, atol=1e-3)

@@ -171,3 +171,37 @@ def test_a_bad_folder_is_refused_in_one_sentence(problem, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "kind": "os.system"}))
     with pytest.raises(TsAdaptError, match="known: one-shot, recursive"):
         load_predictor(tmp_path, noise)
+
+
+def test_regression_has_finite_gradients_where_log_snr_is_infinite():
+    from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
+    from ts_adapt.distances import l2
+    from ts_adapt.noise import RectifiedFlow
+    from ts_adapt.predictors.training import _regression
+    from ts_adapt.sampling import initial_noise
+    from ts_adapt.search.objective import Batch, Objective
+    from ts_adapt.solvers import DDIM
+
+    noise = RectifiedFlow()
+    denoiser = GaussianMixtureDenoiser(noise, torch.zeros(2, 1, 4, 4), 0.1, prediction="velocity")
+    x_T = initial_noise(0, range(6), (1, 4, 4))
+    times = fixed.make("log_snr", noise, STEPS).expand(6, -1)
+    data = Labelled(Batch(torch.arange(6), x_T, x_T, {}), times, torch.ones(6))
+    for kind in KINDS:
+        predictor = build(kind, noise)
+        _regression(predictor, Objective(denoiser, DDIM(noise), l2), data)(predictor, torch.arange(6)).backward()
+        assert all(torch.isfinite(p.grad).all() for p in predictor.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stochastic_solvers_can_be_trained_for(kind, problem, labelled, tmp_path):
+    from ts_adapt.search.objective import Objective
+    from ts_adapt.solvers import DDIM
+
+    objective, _ = problem
+    noisy = Objective(objective.denoiser, DDIM(objective.denoiser.noise, eta=1.0), objective.distance)
+    options = TrainOptions(loss="labels", epochs=1)
+    result = train_predictor(
+        build(kind, noisy.denoiser.noise), noisy, labelled, labelled, options, tmp_path, progress=False
+    )
+    assert result.epochs == 1

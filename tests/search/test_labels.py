@@ -26,7 +26,8 @@ def test_round_trip_in_the_order_of_parts(tmp_path):
     loaded = LabelStore.open(tmp_path, "abc").load()
     assert loaded.index.tolist() == list(range(8))
     assert loaded.times.dtype == torch.float64
-    assert store.has(0) and not store.has(2)
+    assert store.has(0, torch.arange(4)) and store.has(0, torch.arange(2)) and not store.has(2, torch.arange(4))
+    assert not store.has(0, torch.arange(5)) and not store.has(1, torch.arange(4))
 
 
 def test_labels_of_another_teacher_are_refused(tmp_path):

@@ -47,6 +47,7 @@ class NetworkDenoiser:
     clip_x0     clamp x0 to [-1, 1]; off by default, as few-step solvers and gradients are better without
     decoder     from the space of the diffusion to images in [-1, 1]; None: the identity
     null_condition  the condition that stands for "none", where the model has one: what `Guided` needs
+    encode      prompts -> their condition, tensors `(B, ...)` by name; None: the model takes no prompts
     call        how the network is called; None: `calling_convention(network)`
 
     A network with twice as many output channels has learned a variance as well; only the first half is used.
@@ -64,6 +65,7 @@ class NetworkDenoiser:
         clip_x0: bool = False,
         decoder: Callable[[Tensor], Tensor] | None = None,
         null_condition: Condition | None = None,
+        encode: Callable[[Sequence[str]], Condition] | None = None,
         call: NetworkCall | None = None,
     ) -> None:
         if prediction not in PARAMETERIZATIONS:
@@ -78,6 +80,7 @@ class NetworkDenoiser:
         self.time_scale = time_scale if time_scale is not None else 1000.0 if isinstance(noise, RectifiedFlow) else 1.0
         self.clip_x0 = clip_x0
         self.decoder = decoder
+        self.encode = encode
         self.null_condition = dict(null_condition) if null_condition is not None else None
         self.evaluations = 0
 

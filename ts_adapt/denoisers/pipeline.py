@@ -37,8 +37,8 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
     prediction  epsilon, sample, v or velocity; None: what the scheduler's config says
     clip_x0     clamp x0 to [-1, 1]; off by default, whatever the scheduler's `clip_sample` says
 
-    A DiT knows its null class, see `null_condition`; prompts of Stable Diffusion are turned into conditions by
-    `encode_prompts`. Raises TsAdaptError for other pipelines, and for schedulers without a noise schedule of ours.
+    A DiT knows its null class, Stable Diffusion the embedding of the empty prompt (`null_condition`); its prompts are
+    turned into conditions by `encode`. Raises TsAdaptError for other pipelines, and for schedulers without a noise schedule of ours.
     """
     family = next((c.__name__ for c in type(pipe).__mro__ if c.__name__ in PIPELINES), None)
     if family is None:
@@ -52,9 +52,18 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
     if decoder_name is not None:
         decoder = LatentDecoder(getattr(pipe, decoder_name)).eval().requires_grad_(False)
     noise, configured = noise_of(pipe.scheduler.config, type(pipe.scheduler).__name__)
-    null = {"class_labels": network.config.num_embeds_ada_norm} if family == "DiTPipeline" else None
+    null: Condition | None = None
+    if family == "DiTPipeline":
+        null = {"class_labels": network.config.num_embeds_ada_norm}
+    encode = None
+    if getattr(pipe, "encode_prompt", None) is not None:
+        null = encode_prompts(pipe, [""])[0]
+
+        def encode(prompts: Sequence[str]) -> Condition:
+            return encode_prompts(pipe, prompts)[0]
+
     return NetworkDenoiser(
-        network, noise, prediction or configured, clip_x0=clip_x0, decoder=decoder, null_condition=null
+        network, noise, prediction or configured, clip_x0=clip_x0, decoder=decoder, null_condition=null, encode=encode
     )
 
 

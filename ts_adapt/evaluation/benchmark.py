@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ts_adapt.evaluation.metrics import FeatureStatistics, bootstrap_interval, frechet
 from ts_adapt.files import read_tensors, write_tensors
-from ts_adapt.interfaces import StepPolicy, TimeGrid
+from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.search.objective import Batch, Objective
 
 PICTURES = 16
@@ -121,10 +121,9 @@ def run_entry(
     path = folder / entry.file
     batch = batch.rows(slice(0, entry.samples))
     key = torch.frombuffer(bytearray(entry.fingerprint.encode()), dtype=torch.uint8).clone()
-    if path.exists():
-        kept = read_tensors(path)
-        if torch.equal(kept["fingerprint"], key) and len(kept["distance"]) == len(batch):
-            return Run(kept["features"], kept["distance"], float(kept["seconds"]), kept["pictures"], kept["times"])
+    kept = _kept(path, key, len(batch))
+    if kept is not None:
+        return kept
     features, distances, pictures, seconds = [], [], [], 0.0
     times: list[Tensor] = []
     for start in range(0, len(batch), batch_size):
@@ -164,6 +163,23 @@ def run_entry(
         },
     )
     return run
+
+
+def _kept(path: Path, key: Tensor, count: int) -> Run | None:
+    """The run in `path`, if it is whole and of this very `key` and `count`; a run is a cache, so any other is None."""
+    if not path.exists():
+        return None
+    shapes = {
+        "features": (count, None), "distance": (count,), "seconds": (), "pictures": (min(count, PICTURES), *3 * [None]),
+        "times": (count, None), "fingerprint": (len(key),),
+    }  # fmt: skip
+    try:
+        kept = read_tensors(path, shapes)
+    except TsAdaptError:
+        return None
+    if not torch.equal(kept["fingerprint"], key):
+        return None
+    return Run(kept["features"], kept["distance"], float(kept["seconds"]), kept["pictures"], kept["times"])
 
 
 def score(

@@ -221,7 +221,8 @@ def folder_features(
 
     shape  of a sample: images are read as grey if its first number is 1, else (and for None) as RGB
 
-    Raises TsAdaptError for a missing folder, and one without images.
+    Raises TsAdaptError for a missing folder, one without images, a file that is no image, and images whose features
+    have several widths.
     """
     folder = Path(folder)
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -233,13 +234,18 @@ def folder_features(
         images = [_read_image(file, mode) for file in files[start : start + batch_size]]
         one_size = all(image.shape == images[0].shape for image in images)
         features += [extract(part).cpu() for part in ([torch.cat(images)] if one_size else images)]
+    if len({part.shape[1] for part in features}) > 1:
+        raise TsAdaptError(f"the images in {folder} have several sizes; make them all of one size")
     return torch.cat(features)
 
 
 def _read_image(file: Path, mode: str) -> Tensor:
     """`(1, C, H, W)` in [-1, 1]."""
-    with Image.open(file) as image:
-        pixels = torch.from_numpy(np.array(image.convert(mode)))
+    try:
+        with Image.open(file) as image:
+            pixels = torch.from_numpy(np.array(image.convert(mode)))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise TsAdaptError(f"{file} is no image that can be read; remove it, or put it right") from error
     return to_model_range((pixels.unsqueeze(-1) if mode == "L" else pixels).permute(2, 0, 1).unsqueeze(0))
 
 

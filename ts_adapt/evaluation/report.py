@@ -81,6 +81,7 @@ def write_report(
     writer.writeheader()
     writer.writerows(as_records(rows))
     write_bytes(folder / "results.csv", text.getvalue().encode())
+    write_bytes(folder / "results.md", markdown(rows).encode())
     write_json(folder / "results.json", {"facts": dict(facts or {}), "rows": as_records(rows)})
     figures = []
     for name, caption, figure in _figures(rows, panels, noise):
@@ -129,6 +130,37 @@ def table(rows: Sequence[Row]) -> str:
             for r in group
         ]
     return "\n".join(lines)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Tables for a README: schedules down, NFE across, in each cell the Frechet distance to the data and the paired
+    distance to the teacher; the lowest of each column among the non-oracles in bold."""
+    parts = []
+    for solver, samples in dict.fromkeys((r.solver, r.samples) for r in rows):
+        part = [r for r in rows if (r.solver, r.samples) == (solver, samples)]
+        nfes = sorted({r.nfe for r in part})
+        cells = {(r.schedule, r.nfe): r for r in part}
+        least = {
+            (n, column): min(getattr(r, column) for r in part if r.nfe == n and r.kind != "oracle")
+            for n in nfes
+            for column in ("fid_data", "distance")
+        }
+        lines = [f"{solver}, {samples} test samples: Frechet distance to the data / paired distance to the teacher", ""]
+        lines.append("| schedule | " + " | ".join(f"NFE {n}" for n in nfes) + " |")
+        lines.append("|---" * (len(nfes) + 1) + "|")
+        for name in dict.fromkeys(r.schedule for r in part):
+            texts = []
+            for n in nfes:
+                row = cells.get((name, n))
+                values = []
+                for column in ("fid_data", "distance") if row else ():
+                    value = getattr(row, column)
+                    text = f"{value:.3f}" if column == "fid_data" else f"{value:.4f}"
+                    values.append(f"**{text}**" if value == least[n, column] else text)
+                texts.append(" / ".join(values))
+            lines.append(f"| {name} | " + " | ".join(texts) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, int, int]]:

@@ -11,7 +11,6 @@ from ts_adapt.jobs.evaluating import evaluate
 from ts_adapt.jobs.learning import search, teach, train
 from ts_adapt.jobs.session import Session
 
-
 GRIDS = ("linear", "quadratic", "karras", "log_snr", "beta", "ays-sd15", "ays-svd")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from ts_adapt.evaluation.metrics import (
     real_features,
 )
 from ts_adapt.evaluation.report import Panel, table, write_report
-from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.files import make_folder, write_bytes
+from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.session import PREDICTORS, Session
-from ts_adapt.predictors.store import load_predictor
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.schedule_file import Schedule
+from ts_adapt.teacher.generate import class_labels_for
+
+MAX_COUNT = 1_000_000
 
 
 def _entries(session: Session, solver: str, nfe: int) -> list[Entry]:
@@ -45,15 +49,22 @@ def _entries(session: Session, solver: str, nfe: int) -> list[Entry]:
     for kind in PREDICTORS:
         folder = workspace.predictor(kind, solver, nfe)
         if (folder / "config.json").exists():
-            predictor, _ = load_predictor(folder, session.noise)
-            policy = predictor.to(config.model.device).eval().policy()
-            entries.append(entry(kind, kind, policy, predictor.state_dict()))
+            predictor = session.predictor(kind, solver, nfe)
+            entries.append(entry(kind, kind, predictor.policy(), predictor.state_dict()))
     if (workspace.labels("test", solver, nfe) / "labels.json").exists():
         labels = session.labelled("test", solver, nfe)
         count = min(config.oracle_samples, len(labels.batch))
+        if samples < count:
+            raise TsAdaptError(
+                f"evaluate.samples is {samples}, below the {count} samples of the oracle; raise it to {count}, "
+                f"or lower oracle_samples to {samples}"
+            )
         _, batch = session.teacher("test", count)
         if not torch.equal(labels.batch.index[:count], batch.index):
-            raise TsAdaptError(f"the oracle of {solver}, NFE {nfe} does not cover the first {count} test samples")
+            raise TsAdaptError(
+                f"the oracle of {solver}, NFE {nfe} does not cover the first {count} test samples; "
+                "run `ts-adapt search --method per-sample --split test` again"
+            )
         grid = TimeGrid(labels.times[:count])
         entries.append(entry("oracle", "oracle", grid, grid, count))
     return entries
@@ -150,17 +161,10 @@ def _panels(session: Session, runs: list[tuple[Entry, Run]], target: Tensor) -> 
 
 
 def sample(
-    session: Session, schedule: str, solver: str, nfe: int, count: int, seed: int, label: int | None = None
+    session: Session, chosen: TimeGrid | StepPolicy, method: Solver, count: int, seed: int, label: int | None = None
 ) -> Tensor:
-    """`count` images in [-1, 1] along `schedule`: a grid's name, static / one-shot / recursive, or a schedule file."""
-    path = Path(schedule)
-    chosen: TimeGrid | StepPolicy
-    if path.suffix == ".json":
-        loaded = Schedule.load(path, session.noise)
-        solver, chosen = loaded.solver, loaded.grid
-    else:
-        chosen = session.policy(schedule, solver, nfe)
-    method = session.solver(solver)
+    """`count` images in [-1, 1] along the schedule `chosen`, by the solver `method`."""
+    class_labels_for(session.denoiser, label)
     index = list(range(count))
     x_T = initial_noise(seed, index, session.shape) * noise_scale(session.noise)
     x_T = x_T.to(session.config.model.device)
@@ -175,20 +179,55 @@ def sample(
         return session.denoiser.decode(end)
 
 
+def _schedule(
+    session: Session, schedule: str, solver: str | None, nfe: int | None
+) -> tuple[str, int, TimeGrid | StepPolicy]:
+    """The solver's name, the NFE and the schedule itself; a schedule file is only sampled by the solver it is for."""
+    path = Path(schedule)
+    if path.suffix == ".json":
+        loaded = Schedule.load(path, session.noise)
+        wanted = solver or loaded.solver, loaded.nfe if nfe is None else nfe
+        if wanted != (loaded.solver, loaded.nfe):
+            raise TsAdaptError(
+                f"{path} is for {loaded.solver}, NFE {loaded.nfe}, not for {wanted[0]}, NFE {wanted[1]}; "
+                "leave --solver and --steps out"
+            )
+        session.check_fit(path, loaded.solver, loaded.nfe, loaded.grid.steps, wanted=wanted)
+        return loaded.solver, loaded.nfe, loaded.grid
+    name = session.config.solvers[0] if solver is None else solver
+    nfe = session.config.nfe[0] if nfe is None else nfe
+    steps_of(session.solver(name), nfe)
+    return name, nfe, session.policy(schedule, name, nfe)
+
+
+def _save_png(picture: Tensor, path: Path) -> None:
+    buffer = io.BytesIO()
+    save_image(picture, buffer, format="png")
+    write_bytes(path, buffer.getvalue(), durable=False)
+
+
 def sample_to_folder(
-    session: Session, schedule: str, solver: str, nfe: int, count: int, seed: int, label: int | None, out: str | None
-) -> Path:
-    """`count` images as PNG files and one grid of them; returns the folder."""
-    if count < 1:
-        raise TsAdaptError(f"count is {count}; at least 1 image is made")
-    images = sample(session, schedule, solver, nfe, count, seed, label)
-    folder = Path(out) if out else session.workspace.logs / "samples" / f"{Path(schedule).stem}-{solver}-nfe{nfe}"
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    session: Session, schedule: str, solver: str | None, nfe: int | None, count: int, seed: int, label: int | None,
+    out: str | None,
+) -> Path:  # fmt: skip
+    """`count` images as PNG files and one grid of them; returns the folder.
+
+    schedule     a grid's name, static / one-shot / recursive, or a schedule file
+    solver, nfe  None: the schedule file's, or the first of the config
+    """
+    if not 1 <= count <= MAX_COUNT:
+        raise TsAdaptError(f"count is {count}; at least 1 image is made, at most {MAX_COUNT}")
+    if not 0 <= seed < 2**32:
+        raise TsAdaptError(f"seed is {seed}; give a number from 0 to {2**32 - 1}")
+    name, nfe, chosen = _schedule(session, schedule, solver, nfe)
+    folder = Path(out) if out else session.workspace.logs / "samples" / f"{Path(schedule).stem}-{name}-nfe{nfe}"
+    make_folder(folder / "images")
+    images = sample(session, chosen, session.solver(name), count, seed, label)
     pictures = (images.float().clamp(-1, 1) + 1) / 2
     for number, picture in enumerate(pictures):
-        save_image(picture, folder / "images" / f"{number:05d}.png")
-    save_image(make_grid(pictures, nrow=max(1, round(count**0.5)), padding=2, pad_value=1.0), folder / "grid.png")
-    print(f"{count} images along {schedule}, {solver}, NFE {nfe}: {folder}")
+        _save_png(picture, folder / "images" / f"{number:05d}.png")
+    _save_png(make_grid(pictures, nrow=max(1, round(count**0.5)), padding=2, pad_value=1.0), folder / "grid.png")
+    print(f"{count} images along {schedule}, {name}, NFE {nfe}: {folder}")
     return folder
 
 
@@ -198,6 +237,10 @@ def evaluate_images(session: Session, folder: Path) -> float:
     extractor = make_extractor(options.features, device=session.config.model.device, inception=options.inception)
     data, _ = _reference(session, extractor)
     features = folder_features(extractor, folder, session.shape, batch_size=options.batch_size)
+    if features.shape[1] != data.mean.shape[0]:
+        raise TsAdaptError(
+            f"the images in {folder} are of another size than the model's {tuple(session.shape)}; resize them to it"
+        )
     value = frechet(FeatureStatistics.of(features), data)
     print(f"{folder}: {len(features)} images, Frechet distance to the data {value:.3f} ({options.features} features)")
     return value

@@ -10,7 +10,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ts_adapt.assembly import build_grid, steps_of
-from ts_adapt.interfaces import Solver, unknown
+from ts_adapt.files import make_folder
+from ts_adapt.interfaces import Solver, TsAdaptError, unknown
 from ts_adapt.jobs.session import SPLITS, Session
 from ts_adapt.plots import plot_schedules
 from ts_adapt.predictors.one_shot import OneShot
@@ -37,7 +38,7 @@ def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_p
     condition = session.condition_source()
     for split in splits:
         if split not in SPLITS:
-            raise unknown("split", split, SPLITS)
+            raise unknown("split", split, (*SPLITS, "both"))
         samples = options.train_samples if split == "train" else options.test_samples
         config = teacher_config(
             session.denoiser, options.solver, grid,
@@ -58,6 +59,8 @@ def search(session: Session, method: str, split: str = "train") -> None:
     """Search schedules for every solver and NFE of the config; what is finished is kept."""
     if method not in METHODS:
         raise unknown("search method", method, METHODS)
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
     for name in session.config.solvers:
         solver = session.solver(name)
         for nfe in session.config.nfe:
@@ -71,6 +74,7 @@ def search(session: Session, method: str, split: str = "train") -> None:
 def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method: str) -> None:
     config, path = session.config, session.workspace.static(name, nfe)
     if path.exists():
+        session.static(name, nfe)
         print(f"{name}, NFE {nfe}: {path} exists")
         return
     count = config.static_samples
@@ -78,7 +82,7 @@ def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method
     train, validation = both.rows(slice(0, count)), both.rows(slice(count, 2 * count))
     objective = session.objective(solver)
     starts = session.fixed_grids(steps_of(solver, nfe))
-    with SummaryWriter(str(session.workspace.tensorboard(method, name, nfe))) as writer:
+    with SummaryWriter(str(make_folder(session.workspace.tensorboard(method, name, nfe)))) as writer:
         if method == "static":
             result = search_static(
                 objective, train, validation, starts, config.static, progress=session.progress,
@@ -89,8 +93,7 @@ def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method
             grid, distance, start, start_distance = result.grid, result.distance, result.start, result.start_distance
         else:
             start, _ = best_start(objective, starts, validation)
-            folder = session.workspace.data / "blackbox"
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = make_folder(session.workspace.data / "blackbox")
             found = search_blackbox(
                 lambda grid: float(objective.measure(grid, train).mean()),
                 session.noise, starts[start], config.blackbox,
@@ -126,14 +129,14 @@ def _search_labels(session: Session, name: str, solver: Solver, nfe: int, split:
         total=len(batch), desc=f"oracle {name} NFE {nfe}", unit="sample", disable=not session.progress, leave=False
     )
     for part, samples in enumerate(parts):
-        if not store.has(part):
+        if not store.has(part, samples.index):
             store.write(part, search_per_sample(objective, samples, static.grid, config.per_sample))
         bar.update(len(samples))
     bar.close()
     labels = store.load()
-    oracle, shared = float(labels.distance.mean()), float(labels.static_distance.mean())
+    oracle, shared = float(labels.distance[:count].mean()), float(labels.static_distance[:count].mean())
     print(
-        f"{name}, NFE {nfe}, {split}: oracle distance {oracle:.5f} over {len(labels.index)} samples, "
+        f"{name}, NFE {nfe}, {split}: oracle distance {oracle:.5f} over {count} samples, "
         f"{100 * (1 - oracle / shared):.1f} % below the static grid's {shared:.5f}"
     )
 
@@ -148,9 +151,16 @@ def train(session: Session, kind: str) -> None:
         for nfe in config.nfe:
             folder = session.workspace.predictor(kind, name, nfe)
             if (folder / "config.json").exists():
+                session.predictor(kind, name, nfe)
                 print(f"{kind}, {name}, NFE {nfe}: {folder} exists")
                 continue
             data = session.labelled("train", name, nfe)
+            if len(data.batch) < config.label_samples:
+                raise TsAdaptError(
+                    f"{len(data.batch)} of {config.label_samples} training samples have labels for {name}, NFE {nfe}; "
+                    "run `ts-adapt search --method per-sample` again, or lower label_samples"
+                )
+            data = data.rows(slice(0, config.label_samples))
             cut = len(data.batch) - max(1, len(data.batch) // 5)
             static = session.static(name, nfe)
             classes = (
@@ -165,7 +175,7 @@ def train(session: Session, kind: str) -> None:
             ).to(config.model.device)  # fmt: skip
             result = train_predictor(
                 predictor, session.objective(solver), data.rows(slice(0, cut)), data.rows(slice(cut, None)),
-                config.train, session.workspace.tensorboard(kind, name, nfe), progress=session.progress,
+                config.train, make_folder(session.workspace.tensorboard(kind, name, nfe)), progress=session.progress,
             )  # fmt: skip
             store, _ = session.teacher("train")
             about = {

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from ts_adapt.assembly import PUBLISHED, build_denoiser, build_distance, build_grid, build_solver, grid_names, steps_of
 from ts_adapt.config import Config, Workspace
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.interfaces import Denoiser, Solver, StepPolicy, TimeGrid, TsAdaptError, unknown
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import load_predictor
 from ts_adapt.predictors.training import Labelled
 from ts_adapt.schedule_file import Schedule
@@ -28,6 +33,11 @@ class Session:
         self.workspace = Workspace.of(config)
         self.denoiser: Denoiser = build_denoiser(config.model)
         if config.guidance != 1.0:
+            if not getattr(self.denoiser, "null_condition", None):
+                raise TsAdaptError(
+                    f"option guidance is {config.guidance:g}, but the model {config.model.name!r} has no unconditional "
+                    "part to guide by; leave guidance at 1, or choose a conditional model"
+                )
             self.denoiser = Guided(self.denoiser, config.guidance)
         self.noise = self.denoiser.noise
         self._batches: dict[str, tuple[TeacherStore, Batch]] = {}
@@ -72,6 +82,8 @@ class Session:
 
     def teacher(self, split: str, count: int | None = None) -> tuple[TeacherStore, Batch]:
         """The teacher's store and the first `count` samples of `split`, on the model's device."""
+        if count is not None and count < 1:
+            raise TsAdaptError(f"{count} {split} samples are wanted; give at least 1")
         if split not in self._batches:
             store = TeacherStore.open(self.workspace.teacher(split))
             kept = store.config["model"], store.config["weights"]
@@ -94,15 +106,51 @@ class Session:
         return store, batch.rows(slice(0, count))
 
     def static(self, solver: str, nfe: int) -> Schedule:
+        """The workspace's static grid for `solver` and `nfe`; TsAdaptError if it is missing or for others."""
         path = self.workspace.static(solver, nfe)
         if not path.exists():
             raise TsAdaptError(f"there is no static grid at {path}; run `ts-adapt search --method static` first")
-        return Schedule.load(path, self.noise)
+        schedule = Schedule.load(path, self.noise)
+        self.check_fit(path, schedule.solver, schedule.nfe, schedule.grid.steps, wanted=(solver, nfe))
+        return schedule
+
+    def predictor(self, kind: str, solver: str, nfe: int) -> OneShot | Recursive:
+        """The workspace's predictor of `kind`; TsAdaptError if it is missing or for others."""
+        folder = self.workspace.predictor(kind, solver, nfe)
+        predictor, config = load_predictor(folder, self.noise)
+        if predictor.kind != kind:
+            raise TsAdaptError(f"{folder} holds a {predictor.kind} predictor, not a {kind} one; remove it")
+        self.check_fit(folder, config.get("solver"), config.get("nfe"), predictor.steps, wanted=(solver, nfe))
+        if tuple(predictor.options["shape"]) != self.shape:  # type: ignore[arg-type]
+            raise TsAdaptError(f"{folder} is for samples of {predictor.options['shape']}, not {self.shape}; remove it")
+        return predictor.to(self.config.model.device).eval()
+
+    def check_fit(self, path: Path, solver: Any, nfe: Any, steps: int, *, wanted: tuple[str, int]) -> None:
+        """TsAdaptError unless what is in `path` is for the solver and NFE that are `wanted`, and has their steps."""
+        if (solver, nfe) != wanted:
+            raise TsAdaptError(
+                f"{path} is for {solver}, NFE {nfe}, not for {wanted[0]}, NFE {wanted[1]}; remove it and make it again"
+            )
+        expected = steps_of(self.solver(wanted[0]), wanted[1])
+        if steps != expected:
+            raise TsAdaptError(
+                f"{path} has {steps} steps; {wanted[0]} with NFE {wanted[1]} takes {expected}; remove it, make it again"
+            )
 
     def labelled(self, split: str, solver: str, nfe: int) -> Labelled:
+        """The labelled samples of `split`; TsAdaptError for labels that are damaged or of others."""
         store, batch = self.teacher(split)
-        labels = LabelStore.open(self.workspace.labels(split, solver, nfe), store.hash).load()
+        kept = LabelStore.open(self.workspace.labels(split, solver, nfe), store.hash)
+        labels = kept.load()
+        steps = labels.times.shape[1] - 1
+        self.check_fit(kept.folder, kept.spec.get("solver"), kept.spec.get("nfe"), steps, wanted=(solver, nfe))
         place = {int(i): row for row, i in enumerate(batch.index)}
+        foreign = [int(i) for i in labels.index if int(i) not in place]
+        if foreign:
+            raise TsAdaptError(
+                f"{kept.folder} has labels of sample {foreign[0]}, which is not in {store.folder}; "
+                "run `ts-adapt search --method per-sample` again, or remove the labels"
+            )
         rows = torch.tensor([place[int(i)] for i in labels.index])
         device = self.config.model.device
         return Labelled(batch.rows(rows), labels.times.to(device), labels.distance.to(device))
@@ -112,8 +160,7 @@ class Session:
         if schedule == "static":
             return self.static(solver, nfe).grid
         if schedule in PREDICTORS:
-            predictor, _ = load_predictor(self.workspace.predictor(schedule, solver, nfe), self.noise)
-            return predictor.to(self.config.model.device).eval().policy()
+            return self.predictor(schedule, solver, nfe).policy()
         known = [*grid_names(), "static", *PREDICTORS]
         if schedule not in known:
             raise unknown("schedule", schedule, known)

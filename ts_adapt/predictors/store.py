@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ts_adapt.files import read_json, read_tensors, write_json, write_tensors
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
@@ -14,6 +15,7 @@ from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 
 FORMAT, VERSION = "ts_adapt-predictor", 1
+MAX_WIDTH, MAX_HIDDEN = 1024, 8192
 KINDS: dict[str, type[OneShot | Recursive]] = {"one-shot": OneShot, "recursive": Recursive}
 
 
@@ -32,17 +34,34 @@ def load_predictor(folder: Path, noise: NoiseSchedule) -> tuple[OneShot | Recurs
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("format") != FORMAT or config.get("version") != VERSION:
         raise TsAdaptError(f"{folder / 'config.json'} is not of the format {FORMAT!r}, version {VERSION}")
-    if config.get("kind") not in KINDS:
-        raise TsAdaptError(f"{folder} holds a predictor of kind {config.get('kind')!r}; known: {', '.join(KINDS)}")
+    if not isinstance(config.get("kind"), str) or config["kind"] not in KINDS:
+        raise TsAdaptError(
+            f"{folder} holds a predictor of kind {config.get('kind')!r}; known: {', '.join(KINDS)}; train it again"
+        )
     tensors = read_tensors(folder / "model.safetensors")
     try:
         network = dict(config["network"])
         times = validate_times(tensors["static_times"], noise, what=f"the static grid in {folder}")
+        _check_network(network, tensors)
         predictor = KINDS[config["kind"]](noise, times, tuple(network.pop("shape")), **network)
         predictor.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise TsAdaptError(f"{folder} holds no valid predictor: {str(error).splitlines()[0]}") from error
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TsAdaptError(f"{folder} holds no valid predictor ({reason}); remove it and train it again") from error
     for key, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
-            raise TsAdaptError(f"{folder / 'model.safetensors'}: {key} holds a NaN or infinite value")
+            raise TsAdaptError(f"{folder / 'model.safetensors'}: {key} holds a NaN or infinite value; train it again")
     return predictor, config
+
+
+def _check_network(network: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """ValueError unless the options in config.json are those of the weights, before anything is built from them."""
+    found = {
+        "width": tensors["encoder.picture.0.weight"].shape[0],
+        "hidden": tensors["encoder.last.weight"].shape[1],
+        "classes": tensors["encoder.classes.weight"].shape[0] - 1 if "encoder.classes.weight" in tensors else 0,
+        "text": tensors["encoder.text.weight"].shape[1] if "encoder.text.weight" in tensors else 0,
+    }
+    for key, size in found.items():
+        if network[key] != size:
+            raise ValueError(f"its {key} is {network[key]}, that of the weights in model.safetensors {size}")

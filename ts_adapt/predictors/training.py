@@ -30,7 +30,6 @@ from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.plots import plot_images, plot_schedules
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive, positions
-from ts_adapt.sampling import integrate
 from ts_adapt.search.objective import Batch, Objective, condition_rows
 
 Predictor = OneShot | Recursive
@@ -176,8 +175,8 @@ def _regression(predictor: Predictor, objective: Objective, data: Labelled) -> C
 
         def one_shot_loss(model: Any, rows: Tensor) -> Tensor:
             batch = data.batch.rows(rows)
-            predicted = positions(model(batch.x_T, batch.condition).times, noise)
-            return (predicted - u[rows])[:, 1:-1].square().mean() / variance
+            predicted = positions(model(batch.x_T, batch.condition).times[:, 1:-1], noise)
+            return (predicted - u[rows, 1:-1]).square().mean() / variance
 
         return one_shot_loss
 
@@ -203,10 +202,7 @@ def _label_states(objective: Objective, data: Labelled, batch_size: int = 128) -
     states, x0 = [], []
     for start in range(0, len(data.batch), batch_size):
         part = data.rows(slice(start, start + batch_size))
-        solution = integrate(
-            objective.denoiser, objective.solver, TimeGrid(part.times), part.batch.x_T,
-            condition=part.batch.condition, keep_trajectory=True,
-        )  # fmt: skip
+        solution = objective.student_solution(TimeGrid(part.times), part.batch, keep_trajectory=True)
         assert solution.states is not None and solution.x0 is not None
         states.append(solution.states[:, :-1])
         x0.append(solution.x0)
@@ -229,10 +225,7 @@ def predicted_times(predictor: Predictor, objective: Objective, batch: Batch, ba
     """The grids `(n, N+1)` that the predictor chooses."""
     parts = []
     for part in batch.split(batch_size):
-        solution = integrate(
-            objective.denoiser, objective.solver, predictor.policy(), part.x_T, condition=part.condition, check=False
-        )
-        parts.append(solution.times.expand(len(part), -1))
+        parts.append(objective.student_solution(predictor.policy(), part).times.expand(len(part), -1))
     return torch.cat(parts)
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import optuna
 import torch
+from sqlalchemy.exc import SQLAlchemyError
 
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
 
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True),
@@ -59,16 +60,19 @@ def search_blackbox(
     `storage` is an optuna URL, `study` the name of the search in it; both given again, the search goes on.
     """
     if options.sampler not in SAMPLERS:
-        raise TsAdaptError(f"unknown sampler {options.sampler!r}; known: {', '.join(SAMPLERS)}")
+        raise unknown("sampler", options.sampler, SAMPLERS)
     centre = times_to_logits(start.times, noise).detach()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    run = optuna.create_study(
-        study_name=study,
-        storage=storage,
-        load_if_exists=True,
-        direction="minimize",
-        sampler=SAMPLERS[options.sampler](options.seed),
-    )
+    sampler = SAMPLERS[options.sampler](options.seed)
+    try:
+        run = optuna.create_study(
+            study_name=study, storage=storage, load_if_exists=True, direction="minimize", sampler=sampler
+        )
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError, ValueError) as error:
+        raise TsAdaptError(
+            f"the storage {storage!r} cannot be used ({' '.join(str(error).split())[:200]}); "
+            "give a URL such as sqlite:///file.db in a folder that exists, or remove the damaged file"
+        ) from error
     if not run.trials:
         run.enqueue_trial({f"logit_{i}": 0.0 for i in range(start.steps)})
 

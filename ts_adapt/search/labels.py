@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ts_adapt.files import read_json, read_tensors, write_json, write_tensors
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.numerics import validate_times
 from ts_adapt.search.per_sample import LabelBatch
 
 FORMAT, VERSION = "ts_adapt-labels", 1
@@ -29,19 +30,21 @@ class LabelStore:
 
     @classmethod
     def create(cls, folder: Path, spec: dict[str, Any]) -> LabelStore:
-        """Open `folder` for writing; TsAdaptError if it holds labels of something else."""
+        """Open `folder` for writing; TsAdaptError if it holds labels of something else (a finished part of them)."""
         store = cls(folder, {"format": FORMAT, "version": VERSION, **spec})
-        if (folder / "labels.json").exists():
-            kept = read_json(folder / "labels.json")
-            differing = [key for key in store.spec if kept.get(key) != store.spec[key]]
-            if differing:
-                key = differing[0]
-                raise TsAdaptError(
-                    f"{folder} holds labels made with another {key} ({_short(kept.get(key))}, "
-                    f"now {_short(store.spec[key])}); "
-                    "remove the folder or write to another one"
-                )
-        else:
+        if not (folder / "labels.json").exists():
+            write_json(folder / "labels.json", store.spec)
+            return store
+        kept = read_json(folder / "labels.json")
+        if not isinstance(kept, dict):
+            raise TsAdaptError(f"{folder / 'labels.json'} holds no labels' spec; remove {folder} and search again")
+        differing = [key for key in store.spec if kept.get(key) != store.spec[key]]
+        if differing and any(folder.glob("part-*.safetensors")):
+            raise TsAdaptError(
+                f"{folder} holds labels made with another {_difference(differing[0], kept, store.spec)}; "
+                "set it back, remove the folder or write to another one"
+            )
+        if differing:
             write_json(folder / "labels.json", store.spec)
         return store
 
@@ -52,7 +55,9 @@ class LabelStore:
             raise TsAdaptError(f"there are no labels in {folder}; make them with `ts-adapt search --method per-sample`")
         spec = read_json(folder / "labels.json")
         if not isinstance(spec, dict) or spec.get("format") != FORMAT or spec.get("version") != VERSION:
-            raise TsAdaptError(f"{folder / 'labels.json'} is not of the format {FORMAT!r}, version {VERSION}")
+            raise TsAdaptError(
+                f"{folder / 'labels.json'} is not of the format {FORMAT!r}, version {VERSION}; remove it, search again"
+            )
         if teacher_hash is not None and spec.get("teacher") != teacher_hash:
             raise TsAdaptError(
                 f"the labels in {folder} belong to the teacher {_short(spec.get('teacher'))}, "
@@ -64,26 +69,69 @@ class LabelStore:
     def path(self, part: int) -> Path:
         return self.folder / f"part-{part:05d}.safetensors"
 
-    def has(self, part: int) -> bool:
-        return self.path(part).exists()
+    def has(self, part: int, index: Tensor) -> bool:
+        """Whether the part is there, valid, and begins with the samples `index` `(n,)`; else it is to be searched."""
+        if not self.path(part).exists():
+            return False
+        try:
+            kept = self._read(self.path(part))["index"]
+        except TsAdaptError:
+            return False
+        return torch.equal(kept[: len(index)], index.cpu())
 
     def write(self, part: int, labels: LabelBatch) -> None:
         write_tensors(self.path(part), {key: getattr(labels, key).contiguous().cpu() for key in _KEYS})
 
     def load(self) -> LabelBatch:
-        """All finished labels, in the order of their parts."""
+        """All finished labels, in the order of their parts; TsAdaptError for a part that is missing or damaged."""
         paths = sorted(self.folder.glob("part-*.safetensors"))
         if not paths:
             raise TsAdaptError(f"the search in {self.folder} has not finished a part yet; run it again")
-        parts = [read_tensors(path) for path in paths]
+        missing = next((self.path(i) for i in range(len(paths)) if self.path(i) not in paths), None)
+        if missing is not None:
+            raise TsAdaptError(
+                f"{missing} is missing among the labels; run `ts-adapt search --method per-sample` again"
+            )
+        parts = [self._read(path) for path in paths]
+        seen: set[int] = set()
         for path, part in zip(paths, parts, strict=True):
-            if not set(_KEYS) <= set(part) or not bool(torch.isfinite(part["times"]).all()):
-                raise TsAdaptError(f"{path} is no valid part of labels; remove it and search again")
+            index = part["index"].tolist()
+            if part["times"].shape[1] != parts[0]["times"].shape[1]:
+                raise TsAdaptError(
+                    f"{path} has grids of {part['times'].shape[1]} times, {paths[0]} of {parts[0]['times'].shape[1]}; "
+                    "remove the one that does not belong here and search again"
+                )
+            if len(seen | set(index)) < len(seen) + len(index):
+                raise TsAdaptError(f"{path} labels a sample that is labelled already; remove it and search again")
+            seen |= set(index)
 
         def joined(key: str) -> Tensor:
             return torch.cat([part[key] for part in parts])
 
         return LabelBatch(**{key: joined(key) for key in _KEYS})
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Tensor]:
+        part = read_tensors(path, {key: (None, None) if key == "times" else (None,) for key in _KEYS})
+        lengths = {len(part[key]) for key in _KEYS}
+        if len(lengths) > 1 or not lengths - {0} or part["index"].is_floating_point():
+            raise TsAdaptError(f"{path} is no valid part of labels (its lengths differ); remove it and search again")
+        if not bool(torch.isfinite(part["distance"]).all()):
+            raise TsAdaptError(f"{path} holds distances that are not finite; remove it and search again")
+        try:
+            validate_times(part["times"])
+        except TsAdaptError as error:
+            raise TsAdaptError(f"{path}: {error}; remove it and search again") from error
+        return part
+
+
+def _difference(key: str, kept: Any, now: Any) -> str:
+    """`key`, or the first `key.entry` of a group, that differs, with both values where short enough."""
+    old, new = kept.get(key), now.get(key)
+    if isinstance(old, dict) and isinstance(new, dict):
+        entry = next(entry for entry in [*new, *old] if old.get(entry) != new.get(entry))
+        return f"{key}.{_difference(entry, old, new)}"
+    return key if _short(old) == _short(new) else f"{key} ({_short(old)}, now {_short(new)})"
 
 
 def _short(value: Any) -> str:

@@ -71,9 +71,15 @@ class Objective:
         return self.student_solution(schedule, batch, x_T).x
 
     def student_solution(
-        self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None
+        self,
+        schedule: StepPolicy | TimeGrid | Tensor,
+        batch: Batch,
+        x_T: Tensor | None = None,
+        *,
+        keep_trajectory: bool = False,
+        check: bool = False,
     ) -> Solution:
-        """The few-step solve itself: its end point and its times."""
+        """The few-step solve itself; `keep_trajectory` and `check` as in `sampling.integrate`."""
         noise = noise_for(self.seed, batch.index, batch.x_T) if self.solver.needs_noise else None
         start = batch.x_T if x_T is None else x_T
         return integrate(
@@ -84,7 +90,8 @@ class Objective:
             condition=batch.condition,
             step_noise=noise,
             checkpoint=self.checkpoint,
-            check=False,
+            keep_trajectory=keep_trajectory,
+            check=check,
         )
 
     @torch.no_grad()

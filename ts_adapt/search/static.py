@@ -21,6 +21,7 @@ is kept, so that the result is never worse there than the best start. Two option
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
@@ -146,6 +147,8 @@ def search_static(
         raise TsAdaptError("soft_teacher moves the starts by their exact gradient; set static.gradient to exact")
     noise = objective.denoiser.noise
     start, means = best_start(objective, starts, validation)
+    if not math.isfinite(means[start]):
+        raise TsAdaptError("no grid to start from gives a finite distance; try a higher precision, or more steps")
     parameters = GridParameters(
         starts[start].times.to(train.x_T.device), noise, model_times=options.model_times, win_rate=options.win_rate
     )
@@ -162,7 +165,7 @@ def search_static(
     for iteration in bar:
         size = min(options.batch_size, len(train))
         if len(order) < size:
-            order += torch.randperm(len(train), generator=generator).tolist()
+            order = torch.randperm(len(train), generator=generator).tolist()
         rows = torch.tensor([order.pop(0) for _ in range(size)])
         batch = train.rows(rows)
         optimizer.zero_grad()

@@ -33,6 +33,7 @@ TEST_START = 50_000
 """First noise index of the test; evaluation draws from here on and learning never does."""
 
 FORMAT, VERSION = "ts_adapt-teacher", 1
+MAX_SHARD = 1_000_000
 CONFIG: files.Schema = {
     "model": str,
     "weights": str,
@@ -76,16 +77,19 @@ class TeacherStore:
         """
         folder = Path(folder)
         files.check_schema(config, CONFIG, "the teacher's config")
-        if config["shard_size"] < 1:
-            raise TsAdaptError(f"shard_size is {config['shard_size']}; at least 1 sample goes into a shard")
+        if not 1 <= config["shard_size"] <= MAX_SHARD:
+            raise TsAdaptError(
+                f"shard_size is {config['shard_size']}; at least 1 sample goes into a shard, at most {MAX_SHARD}"
+            )
         plain: dict[str, Any] = _plain(config)
         if (folder / "manifest.json").exists():
             store = cls.open(folder)
-            store._refuse_other(plain)
-            return store
+            if store.config == plain or store.manifest["shards"]:
+                store._refuse_other(plain)
+                return store
         if any(folder.glob("shard-*.safetensors")):
             raise TsAdaptError(
-                f"{folder} holds shards but no manifest.json; restore it, or empty the folder and generate again"
+                f"{folder} holds shards that no manifest.json lists; restore it, or empty the folder and generate again"
             )
         manifest = {
             "format": FORMAT, "version": VERSION, "hash": files.sha256_of_json(plain), "config": plain,
@@ -154,7 +158,10 @@ class TeacherStore:
         """Hold the folder for writing, its manifest read anew; TsAdaptError if another process holds it."""
         with files.hold(self.folder / ".lock", f"the teacher folder {self.folder}"):
             files.remove_leftovers(self.folder)
-            self.manifest = _read_manifest(self.folder)
+            manifest = _read_manifest(self.folder)
+            if manifest["hash"] != self.hash:
+                raise TsAdaptError(f"{self.folder} was given to another config meanwhile; choose another folder")
+            self.manifest = manifest
             yield
 
     def range_of(self, shard: int, samples: int) -> range:
@@ -260,10 +267,17 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if manifest["format"] != FORMAT or manifest["version"] != VERSION:
         raise TsAdaptError(f"{path} is not of the format {FORMAT!r}, version {VERSION}; generate the teacher again")
     files.check_schema(manifest["config"], CONFIG, path)
+    size = manifest["config"]["shard_size"]
+    if not 1 <= size <= MAX_SHARD:
+        raise TsAdaptError(f"{path} has the shard_size {size}; expected 1 to {MAX_SHARD}, generate the teacher again")
     for name, shard in manifest["shards"].items():
         if not _SHARD_NAME.fullmatch(name):
             raise TsAdaptError(f"{path} lists {name!r}, which is no shard; restore it, or generate the teacher again")
         files.check_schema(shard, {"samples": int, "sha256": str}, f"{name} in {path}")
+        if not 1 <= shard["samples"] <= size:
+            raise TsAdaptError(
+                f"{path} lists {shard['samples']} samples in {name}, not 1 to {size}; generate the teacher again"
+            )
     if files.sha256_of_json(manifest["config"]) != manifest["hash"]:
         raise TsAdaptError(f"the config in {path} was altered: it does not have its hash; restore it or generate again")
     return manifest
