@@ -178,8 +178,8 @@ class Workspace:
     def teacher(self, split: str) -> Path:
         return self.data / "teacher" / split
 
-    def static(self, solver: str, nfe: int) -> Path:
-        return self.data / "static" / f"{solver}-nfe{nfe}.json"
+    def shared(self, method: str, solver: str, nfe: int) -> Path:
+        return self.data / method / f"{solver}-nfe{nfe}.json"
 
     def labels(self, split: str, solver: str, nfe: int) -> Path:
         return self.data / "labels" / split / f"{solver}-nfe{nfe}"
@@ -192,7 +192,7 @@ class Workspace:
 
     @property
     def evaluation(self) -> Path:
-        return self.logs / "evaluation"
+        return self.logs
 
 
 def keys_of(kind: type, prefix: str = "") -> list[str]:

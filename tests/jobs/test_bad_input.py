@@ -346,7 +346,7 @@ def test_damaged_manifests_are_refused(job: Path, capsys) -> None:
 
 @pytest.mark.parametrize("key", ["fingerprint", "distance", "pictures"])
 def test_a_damaged_run_is_measured_anew(job: Path, key: str) -> None:
-    path = job / "logs/small/evaluation/runs/unipc-2-nfe3-static.safetensors"
+    path = job / "logs/small/runs/unipc-2-nfe3-static.safetensors"
     whole = read_tensors(path)
     damaged = {**whole, "pictures": torch.zeros(3)} if key == "pictures" else {k: whole[k] for k in whole if k != key}
     write_tensors(path, damaged)

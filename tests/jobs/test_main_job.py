@@ -54,7 +54,7 @@ def run(folder: Path, command: str, *flags: str) -> int:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "logs/small/evaluation/results.csv") as file:
+    with open(folder / "logs/small/results.csv") as file:
         return list(csv.DictReader(file))
 
 
@@ -93,7 +93,7 @@ def test_the_interval_holds_the_mean(done):
 
 
 def test_json_plots_and_page_say_the_same(done):
-    folder = done / "logs/small/evaluation"
+    folder = done / "logs/small"
     data = json.loads((folder / "results.json").read_text())
     assert len(data["rows"]) == len(rows(done))
     assert {"teacher", "floor", "device"} <= set(data["facts"])
@@ -129,7 +129,7 @@ def test_blackbox_finds_a_schedule_and_resumes(done):
     flags = ["--name", "box", "--blackbox.trials", "6", "--blackbox.sampler", "random"]
     assert run(done, "teach", *flags[:2]) == 0
     assert run(done, "search", "--method", "blackbox", *flags) == 0
-    saved = json.loads((done / "train_data/box/static/unipc-2-nfe3.json").read_text())
+    saved = json.loads((done / "train_data/box/blackbox/unipc-2-nfe3.json").read_text())
     assert saved["method"] == "blackbox"
 
 
@@ -160,6 +160,9 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
         (["evaluate", "--evaluate.features", "inceptoin"], "did you mean 'inception'"),
         (["search", "--distance", "lpip"], "did you mean 'lpips'"),
         (["teach", "--teacher.nfe", "40"], "made with times"),
+        (["evaluate", "--teacher.nfe", "25"], "made with times"),
+        (["evaluate", "--teacher.seed", "4"], "made with seed"),
+        (["evaluate", "--distance", "l1"], "another distance"),
         (["teach", "--teacher.nef", "40"], "did you mean 'teacher.nfe'"),
         (["search", "--static.iteration", "3"], "did you mean 'static.iterations'"),
         (["search", "--static.iterations", "many"], "many"),

@@ -38,7 +38,8 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
     clip_x0     clamp x0 to [-1, 1]; off by default, whatever the scheduler's `clip_sample` says
 
     A DiT knows its null class, Stable Diffusion the embedding of the empty prompt (`null_condition`); its prompts are
-    turned into conditions by `encode`. Raises TsAdaptError for other pipelines, and for schedulers without a noise schedule of ours.
+    turned into conditions by `encode`. Raises TsAdaptError for other pipelines, and for schedulers without a noise
+    schedule of ours.
     """
     family = next((c.__name__ for c in type(pipe).__mro__ if c.__name__ in PIPELINES), None)
     if family is None:

@@ -43,9 +43,10 @@ def _entries(session: Session, solver: str, nfe: int) -> list[Entry]:
         return Entry(solver, nfe, name, kind, policy, fingerprint(*base, key), count)
 
     entries = [entry(name, "fixed", grid, grid) for name, grid in session.fixed_grids(steps).items()]
-    if workspace.static(solver, nfe).exists():
-        grid = session.static(solver, nfe).grid
-        entries.append(entry("static", "static", grid, grid))
+    for method, kind in (("blackbox", "optimized"), ("static", "static")):
+        if workspace.shared(method, solver, nfe).exists():
+            grid = session.shared(method, solver, nfe).grid
+            entries.append(entry(method, kind, grid, grid))
     for kind in PREDICTORS:
         folder = workspace.predictor(kind, solver, nfe)
         if (folder / "config.json").exists():

@@ -9,9 +9,11 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ts_adapt.assembly import build_grid, steps_of
+from ts_adapt.assembly import steps_of
+from ts_adapt.config import Config
+from ts_adapt.evaluation.benchmark import fingerprint
 from ts_adapt.files import make_folder
-from ts_adapt.interfaces import Solver, TsAdaptError, unknown
+from ts_adapt.interfaces import Solver, TimeGrid, TsAdaptError, unknown
 from ts_adapt.jobs.session import SPLITS, Session
 from ts_adapt.plots import plot_schedules
 from ts_adapt.predictors.one_shot import OneShot
@@ -23,7 +25,7 @@ from ts_adapt.search.blackbox import search_blackbox
 from ts_adapt.search.labels import LabelStore
 from ts_adapt.search.per_sample import search_per_sample
 from ts_adapt.search.static import best_start, search_static
-from ts_adapt.teacher.generate import generate, teacher_config
+from ts_adapt.teacher.generate import generate
 from ts_adapt.teacher.store import TeacherStore
 
 METHODS = ("static", "per-sample", "blackbox")
@@ -33,20 +35,12 @@ PREDICTORS: dict[str, type[OneShot | Recursive]] = {"one-shot": OneShot, "recurs
 def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_png: bool = False) -> None:
     """Generate the teacher's end points for each split; finished shards are kept."""
     options = session.config.teacher
-    solver = session.solver(options.solver)
-    grid = build_grid(options.grid, session.noise, steps_of(solver, options.nfe))
-    condition = session.condition_source()
+    solver, grid, condition = session.solver(options.solver), session.teacher_grid(), session.condition_source()
     for split in splits:
         if split not in SPLITS:
             raise unknown("split", split, (*SPLITS, "both"))
         samples = options.train_samples if split == "train" else options.test_samples
-        config = teacher_config(
-            session.denoiser, options.solver, grid,
-            model=session.config.model.name, seed=options.seed, first=SPLITS[split], shape=session.shape,
-            shard_size=options.shard_size, batch_size=options.batch_size, condition=condition,
-            trajectory=options.trajectory, dtype=session.config.model.dtype, guidance=session.config.guidance,
-        )  # fmt: skip
-        store = TeacherStore.create(session.workspace.teacher(split), config)
+        store = TeacherStore.create(session.workspace.teacher(split), session.teacher_config(split))
         generate(
             session.denoiser, solver, grid, store,
             samples=samples, batch_size=options.batch_size, condition=condition, save_png=save_png,
@@ -72,9 +66,9 @@ def search(session: Session, method: str, split: str = "train") -> None:
 
 
 def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method: str) -> None:
-    config, path = session.config, session.workspace.static(name, nfe)
+    config, path = session.config, session.workspace.shared(method, name, nfe)
     if path.exists():
-        session.static(name, nfe)
+        session.shared(method, name, nfe)
         print(f"{name}, NFE {nfe}: {path} exists")
         return
     count = config.static_samples
@@ -98,9 +92,12 @@ def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method
                 lambda grid: float(objective.measure(grid, train).mean()),
                 session.noise, starts[start], config.blackbox,
                 storage=config.blackbox.storage or f"sqlite:///{folder}/optuna.db",
-                study=f"{config.name}-{name}-nfe{nfe}", progress=session.progress,
+                study=_study_name(store, config, name, nfe, starts[start]), progress=session.progress,
             )  # fmt: skip
-            grid, distance, start_distance = found.grid, found.distance, found.start_distance
+            grid = found.grid
+            distance, start_distance = (
+                float(objective.measure(g, validation).mean()) for g in (found.grid, starts[start])
+            )
         figure = plot_schedules({method: grid.times, start: starts[start].times}, session.noise, f"{name}, NFE {nfe}")
         writer.add_figure("schedule", figure)
     about = {
@@ -109,8 +106,20 @@ def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method
         "measured": {"validation_distance": distance, "best_fixed": start, "best_fixed_distance": start_distance},
     }  # fmt: skip
     Schedule(grid, name, nfe, about).save(path, session.noise)
-    gain = 100 * (1 - distance / start_distance)
-    print(f"{name}, NFE {nfe}: distance {distance:.5f}, {gain:.1f} % below the best fixed grid ({start}); {path}")
+    print(
+        f"{name}, NFE {nfe}: distance {distance:.5f}, {_percent_below(distance, start_distance):.1f} % below the best "
+        f"fixed grid ({start}); {path}"
+    )
+
+
+def _study_name(store: TeacherStore, config: Config, solver: str, nfe: int, start: TimeGrid) -> str:
+    """One study for each thing that is searched, so that trials of another never mix in."""
+    key = fingerprint(store.hash, config.distance, config.static_samples, start, config.blackbox.radius)
+    return f"{solver}-nfe{nfe}-{key}"
+
+
+def _percent_below(value: float, reference: float) -> float:
+    return 100 * (1 - value / reference) if reference > 0 else 0.0
 
 
 def _search_labels(session: Session, name: str, solver: Solver, nfe: int, split: str) -> None:
@@ -118,6 +127,7 @@ def _search_labels(session: Session, name: str, solver: Solver, nfe: int, split:
     count = config.label_samples if split == "train" else config.oracle_samples
     teacher, batch = session.teacher(split, count)
     static = session.static(name, nfe)
+    _refuse_corrections(static)
     spec = {
         "teacher": teacher.hash, "solver": name, "nfe": nfe, "distance": config.distance, "batch": config.label_batch,
         "options": asdict(config.per_sample), "static": static.grid.times.tolist(),
@@ -137,8 +147,16 @@ def _search_labels(session: Session, name: str, solver: Solver, nfe: int, split:
     oracle, shared = float(labels.distance[:count].mean()), float(labels.static_distance[:count].mean())
     print(
         f"{name}, NFE {nfe}, {split}: oracle distance {oracle:.5f} over {count} samples, "
-        f"{100 * (1 - oracle / shared):.1f} % below the static grid's {shared:.5f}"
+        f"{_percent_below(oracle, shared):.1f} % below the static grid's {shared:.5f}"
     )
+
+
+def _refuse_corrections(static: Schedule) -> None:
+    if static.grid.model_times is not None:
+        raise TsAdaptError(
+            "labels and predictors carry times only, and this static grid has model times; "
+            "search it without static.model_times, under another `name`"
+        )
 
 
 def train(session: Session, kind: str) -> None:
@@ -163,9 +181,9 @@ def train(session: Session, kind: str) -> None:
             data = data.rows(slice(0, config.label_samples))
             cut = len(data.batch) - max(1, len(data.batch) // 5)
             static = session.static(name, nfe)
-            classes = (
-                int(data.batch.condition["class_labels"].max()) + 1 if "class_labels" in data.batch.condition else 0
-            )
+            _refuse_corrections(static)
+            store, _ = session.teacher("train")
+            classes = int((store.config["condition"] or {}).get("classes", 0))
             text = data.batch.condition.get("encoder_hidden_states")
             torch.manual_seed(config.train.seed)
             predictor = PREDICTORS[kind](
@@ -177,7 +195,6 @@ def train(session: Session, kind: str) -> None:
                 predictor, session.objective(solver), data.rows(slice(0, cut)), data.rows(slice(cut, None)),
                 config.train, make_folder(session.workspace.tensorboard(kind, name, nfe)), progress=session.progress,
             )  # fmt: skip
-            store, _ = session.teacher("train")
             about = {
                 "model": config.model.name, "teacher": store.hash, "solver": name, "nfe": nfe,
                 "distance": config.distance, "options": asdict(config.train),

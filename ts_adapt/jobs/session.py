@@ -18,10 +18,11 @@ from ts_adapt.predictors.training import Labelled
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.search.labels import LabelStore
 from ts_adapt.search.objective import Batch, Objective
-from ts_adapt.teacher.generate import ConditionSource, Prompts, class_labels_for, weights_hash
+from ts_adapt.teacher.generate import ConditionSource, Prompts, class_labels_for, teacher_config
 from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of
 
 SPLITS = {"train": TRAIN_START, "test": TEST_START}
+SHARED = ("static", "blackbox")
 PREDICTORS = ("one-shot", "recursive")
 
 
@@ -57,6 +58,21 @@ class Session:
             raise TsAdaptError(f"the model {self.config.model.name!r} takes no prompts; leave teacher.prompts out")
         return Prompts.read(options.prompts, encode)
 
+    def teacher_grid(self) -> TimeGrid:
+        """The fine grid of the config's teacher."""
+        options = self.config.teacher
+        return build_grid(options.grid, self.noise, steps_of(self.solver(options.solver), options.nfe))
+
+    def teacher_config(self, split: str) -> dict[str, Any]:
+        """Everything that the teacher's samples of `split` depend on; another config's teacher is refused by it."""
+        options, model = self.config.teacher, self.config.model
+        return teacher_config(
+            self.denoiser, options.solver, self.teacher_grid(),
+            model=model.name, seed=options.seed, first=SPLITS[split], shape=self.shape,
+            shard_size=options.shard_size, batch_size=options.batch_size, condition=self.condition_source(),
+            trajectory=options.trajectory, dtype=model.dtype, guidance=self.config.guidance,
+        )  # fmt: skip
+
     def solver(self, name: str) -> Solver:
         return build_solver(name, self.noise)
 
@@ -85,13 +101,7 @@ class Session:
         if count is not None and count < 1:
             raise TsAdaptError(f"{count} {split} samples are wanted; give at least 1")
         if split not in self._batches:
-            store = TeacherStore.open(self.workspace.teacher(split))
-            kept = store.config["model"], store.config["weights"]
-            if kept != (self.config.model.name, weights_hash(self.denoiser)):
-                raise TsAdaptError(
-                    f"the teacher in {store.folder} is of the model {kept[0]!r} with weights {kept[1][:12]}, not of "
-                    f"this {self.config.model.name!r}; choose another `name` for this experiment, or remove the folder"
-                )
+            store = TeacherStore.open(self.workspace.teacher(split), self.teacher_config(split))
             data = store.load(store.indices, self.config.model.device)
             batch = Batch(data["index"].cpu(), data["x_T"], data["target"], condition_of(data))
             self._batches[split] = store, batch
@@ -105,14 +115,29 @@ class Session:
             )
         return store, batch.rows(slice(0, count))
 
-    def static(self, solver: str, nfe: int) -> Schedule:
-        """The workspace's static grid for `solver` and `nfe`; TsAdaptError if it is missing or for others."""
-        path = self.workspace.static(solver, nfe)
+    def shared(self, method: str, solver: str, nfe: int) -> Schedule:
+        """The workspace's shared grid found by `method`; TsAdaptError if it is missing or of something else."""
+        path = self.workspace.shared(method, solver, nfe)
         if not path.exists():
-            raise TsAdaptError(f"there is no static grid at {path}; run `ts-adapt search --method static` first")
+            raise TsAdaptError(f"there is no {method} grid at {path}; run `ts-adapt search --method {method}` first")
         schedule = Schedule.load(path, self.noise)
         self.check_fit(path, schedule.solver, schedule.nfe, schedule.grid.steps, wanted=(solver, nfe))
+        self.check_origin(path, schedule.about)
         return schedule
+
+    def static(self, solver: str, nfe: int) -> Schedule:
+        """The workspace's static grid."""
+        return self.shared("static", solver, nfe)
+
+    def check_origin(self, path: Path, about: dict[str, Any]) -> None:
+        """TsAdaptError if what is in `path` was learned from another teacher or under another distance."""
+        now = {"teacher": self.teacher("train")[0].hash, "distance": self.config.distance}
+        for key, value in now.items():
+            if about.get(key) != value:
+                raise TsAdaptError(
+                    f"{path} was learned with another {key} ({str(about.get(key))[:12]}, now {value[:12]}); "
+                    "remove it and learn it again, or choose another `name`"
+                )
 
     def predictor(self, kind: str, solver: str, nfe: int) -> OneShot | Recursive:
         """The workspace's predictor of `kind`; TsAdaptError if it is missing or for others."""
@@ -121,6 +146,9 @@ class Session:
         if predictor.kind != kind:
             raise TsAdaptError(f"{folder} holds a {predictor.kind} predictor, not a {kind} one; remove it")
         self.check_fit(folder, config.get("solver"), config.get("nfe"), predictor.steps, wanted=(solver, nfe))
+        self.check_origin(folder, config)
+        if not torch.equal(predictor.static_times, self.static(solver, nfe).grid.times):
+            raise TsAdaptError(f"{folder} corrects another static grid than today's; remove it and train it again")
         if tuple(predictor.options["shape"]) != self.shape:  # type: ignore[arg-type]
             raise TsAdaptError(f"{folder} is for samples of {predictor.options['shape']}, not {self.shape}; remove it")
         return predictor.to(self.config.model.device).eval()
@@ -157,11 +185,11 @@ class Session:
 
     def policy(self, schedule: str, solver: str, nfe: int) -> TimeGrid | StepPolicy:
         """The schedule of that name for `solver` and `nfe`: static or a predictor of the workspace, or a fixed grid."""
-        if schedule == "static":
-            return self.static(solver, nfe).grid
+        if schedule in SHARED:
+            return self.shared(schedule, solver, nfe).grid
         if schedule in PREDICTORS:
             return self.predictor(schedule, solver, nfe).policy()
-        known = [*grid_names(), "static", *PREDICTORS]
+        known = [*grid_names(), *SHARED, *PREDICTORS]
         if schedule not in known:
             raise unknown("schedule", schedule, known)
         steps = steps_of(self.solver(solver), nfe)

@@ -63,17 +63,15 @@ def search_blackbox(
         raise unknown("sampler", options.sampler, SAMPLERS)
     centre = times_to_logits(start.times, noise).detach()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = SAMPLERS[options.sampler](options.seed)
     try:
-        run = optuna.create_study(
-            study_name=study, storage=storage, load_if_exists=True, direction="minimize", sampler=sampler
-        )
+        run = optuna.create_study(study_name=study, storage=storage, load_if_exists=True, direction="minimize")
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError, ValueError) as error:
         raise TsAdaptError(
             f"the storage {storage!r} cannot be used ({' '.join(str(error).split())[:200]}); "
             "give a URL such as sqlite:///file.db in a folder that exists, or remove the damaged file"
         ) from error
-    if not run.trials:
+    run.sampler = SAMPLERS[options.sampler](options.seed + len(run.trials))  # resumed, it draws other trials
+    if not any(trial.state == optuna.trial.TrialState.COMPLETE for trial in run.trials):
         run.enqueue_trial({f"logit_{i}": 0.0 for i in range(start.steps)})
 
     def grid_of(values: dict[str, float]) -> TimeGrid:
