@@ -203,3 +203,16 @@ def test_a_damaged_shard_is_named_and_made_anew(done, capsys):
     assert "train samples are wanted" in refused(done, capsys, "search", *flags)
     assert run(done, "teach", *flags) == 0
     assert shard.read_bytes() == whole
+
+
+def test_a_model_that_gives_nan_is_named_with_schedule_and_step(done, capsys, monkeypatch):
+    from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
+
+    exact = GaussianMixtureDenoiser.posterior_mean
+
+    def broken(self, x_t, t):
+        return exact(self, x_t, t) * (float("nan") if float(t.min()) < 0.5 else 1.0)
+
+    monkeypatch.setattr(GaussianMixtureDenoiser, "posterior_mean", broken)
+    message = refused(done, capsys, "evaluate", "--evaluate.grids", "[karras]", "--nfe", "[4]")
+    assert "unipc-2, NFE 4, karras" in message and "at step" in message

@@ -132,7 +132,10 @@ def run_entry(
         policy = entry.policy.rows(rows) if isinstance(entry.policy, TimeGrid) else entry.policy
         with torch.inference_mode():
             began = time.perf_counter()
-            solution = objective.student_solution(policy, part)
+            try:
+                solution = objective.student_solution(policy, part, check=True)
+            except TsAdaptError as error:
+                raise TsAdaptError(f"{entry.solver}, NFE {entry.nfe}, {entry.schedule}: {error}") from error
             images = objective.denoiser.decode(solution.x).float()
             if images.device.type == "cuda":
                 torch.cuda.synchronize(images.device)
