@@ -115,7 +115,6 @@ def run_entry(
     folder: Path,
     *,
     batch_size: int,
-    on_batch: Callable[[int], None] | None = None,
 ) -> Run:
     """Sample `entry` on `batch`, or read what an earlier evaluation of the very same kept."""
     path = folder / entry.file
@@ -145,8 +144,6 @@ def run_entry(
             times.append(solution.times.expand(len(part), -1).cpu())
             if start < PICTURES:
                 pictures.append(((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
-        if on_batch is not None:
-            on_batch(len(part))
     run = Run(
         torch.cat(features).float(),
         torch.cat(distances).float(),

@@ -24,7 +24,8 @@ from ts_adapt.evaluation.metrics import (
 from ts_adapt.evaluation.report import Panel, table, write_report
 from ts_adapt.files import make_folder, write_bytes
 from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.jobs.session import PREDICTORS, Session
+from ts_adapt.jobs.session import Session
+from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.teacher.generate import class_labels_for
@@ -141,7 +142,6 @@ def _facts(
     return {
         "teacher": {n: frechet(FeatureStatistics.of(teacher[:n]), data) for n in counts},
         "floor": floor,
-        "threads": torch.get_num_threads(),
         "device": session.config.model.device,
         "torch": torch.__version__,
     }

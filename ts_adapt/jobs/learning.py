@@ -16,9 +16,7 @@ from ts_adapt.files import make_folder
 from ts_adapt.interfaces import Solver, TimeGrid, TsAdaptError, unknown
 from ts_adapt.jobs.session import SPLITS, Session
 from ts_adapt.plots import plot_schedules
-from ts_adapt.predictors.one_shot import OneShot
-from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.predictors.store import save_predictor
+from ts_adapt.predictors.store import PREDICTORS, save_predictor
 from ts_adapt.predictors.training import train_predictor
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.search.blackbox import search_blackbox
@@ -29,7 +27,6 @@ from ts_adapt.teacher.generate import generate
 from ts_adapt.teacher.store import TeacherStore
 
 METHODS = ("static", "per-sample", "blackbox")
-PREDICTORS: dict[str, type[OneShot | Recursive]] = {"one-shot": OneShot, "recursive": Recursive}
 
 
 def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_png: bool = False) -> None:

@@ -13,7 +13,7 @@ from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.interfaces import Denoiser, Solver, StepPolicy, TimeGrid, TsAdaptError, unknown
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.predictors.store import load_predictor
+from ts_adapt.predictors.store import PREDICTORS, load_predictor
 from ts_adapt.predictors.training import Labelled
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.search.labels import LabelStore
@@ -23,7 +23,6 @@ from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condit
 
 SPLITS = {"train": TRAIN_START, "test": TEST_START}
 SHARED = ("static", "blackbox")
-PREDICTORS = ("one-shot", "recursive")
 
 
 class Session:

@@ -16,7 +16,7 @@ from ts_adapt.predictors.recursive import Recursive
 
 FORMAT, VERSION = "ts_adapt-predictor", 1
 MAX_WIDTH, MAX_HIDDEN = 1024, 8192
-KINDS: dict[str, type[OneShot | Recursive]] = {"one-shot": OneShot, "recursive": Recursive}
+PREDICTORS: dict[str, type[OneShot | Recursive]] = {"one-shot": OneShot, "recursive": Recursive}
 
 
 def save_predictor(folder: Path, predictor: OneShot | Recursive, about: dict[str, Any]) -> None:
@@ -34,16 +34,16 @@ def load_predictor(folder: Path, noise: NoiseSchedule) -> tuple[OneShot | Recurs
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("format") != FORMAT or config.get("version") != VERSION:
         raise TsAdaptError(f"{folder / 'config.json'} is not of the format {FORMAT!r}, version {VERSION}")
-    if not isinstance(config.get("kind"), str) or config["kind"] not in KINDS:
+    if not isinstance(config.get("kind"), str) or config["kind"] not in PREDICTORS:
         raise TsAdaptError(
-            f"{folder} holds a predictor of kind {config.get('kind')!r}; known: {', '.join(KINDS)}; train it again"
+            f"{folder} holds a predictor of kind {config.get('kind')!r}; known: {', '.join(PREDICTORS)}; train it again"
         )
     tensors = read_tensors(folder / "model.safetensors")
     try:
         network = dict(config["network"])
         times = validate_times(tensors["static_times"], noise, what=f"the static grid in {folder}")
         _check_network(network, tensors)
-        predictor = KINDS[config["kind"]](noise, times, tuple(network.pop("shape")), **network)
+        predictor = PREDICTORS[config["kind"]](noise, times, tuple(network.pop("shape")), **network)
         predictor.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
