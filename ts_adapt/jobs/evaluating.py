@@ -164,14 +164,13 @@ def _panels(session: Session, runs: list[tuple[Entry, Run]], target: Tensor) -> 
 def sample(
     session: Session, chosen: TimeGrid | StepPolicy, method: Solver, count: int, seed: int, label: int | None = None
 ) -> Tensor:
-    """`count` images in [-1, 1] along the schedule `chosen`, by the solver `method`."""
-    class_labels_for(session.denoiser, label)
+    """`count` images in [-1, 1] along the schedule `chosen`, by the solver `method`; no label: classes are drawn."""
+    source = class_labels_for(session.denoiser, label)
     index = list(range(count))
     x_T = initial_noise(seed, index, session.shape) * noise_scale(session.noise)
     x_T = x_T.to(session.config.model.device)
-    condition: dict[str, Any] = {}
-    if label is not None:
-        condition["class_labels"] = torch.full((count,), label, device=x_T.device)
+    drawn = source.draw(seed, index) if source is not None else {}
+    condition = {key: value.to(x_T.device) for key, value in drawn.items()}
     with torch.inference_mode():
         end = integrate(
             session.denoiser, method, chosen, x_T, condition=condition,
