@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from train_classifier import train_classifier
 
+from ts_adapt.noise import BetaTable
+from ts_adapt.numerics import combine
 from ts_adapt.zoo.data import load_fashion_mnist, to_model_range
 
 CHANNELS = (16, 32, 96)
@@ -54,19 +56,11 @@ def build_unet(channels: tuple[int, ...], conditional: bool, groups: int = 8) ->
     )
 
 
-def alpha_sigma(betas: Tensor) -> tuple[Tensor, Tensor]:
-    alpha = torch.cumprod(1 - betas.double(), 0).sqrt()
-    return alpha, (1 - alpha.square()).sqrt()
-
-
-def noised(x_0: Tensor, t: Tensor, log_snr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """x_t and the v-target at real times t: log-SNR is interpolated linearly in the table."""
-    low = t.floor().long().clamp(0, len(log_snr) - 2)
-    lam = torch.lerp(log_snr[low], log_snr[low + 1], (t - low).double())
-    alpha = torch.sigmoid(2 * lam).sqrt().float()[:, None, None, None]
-    sigma = torch.sigmoid(-2 * lam).sqrt().float()[:, None, None, None]
+def noised(x_0: Tensor, t: Tensor, noise: BetaTable, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """x_t and the v-target at real times t."""
+    alpha, sigma = noise.alpha(t), noise.sigma(t)
     eps = torch.randn(x_0.shape, generator=generator)
-    return alpha * x_0 + sigma * eps, alpha * eps - sigma * x_0
+    return combine((alpha, x_0), (sigma, eps)), combine((alpha, eps), (-sigma, x_0))
 
 
 def learning_rate(done: float, peak: float, warmup: float, decay: float = 0.25) -> float:
@@ -103,8 +97,7 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
     test, test_labels = load_fashion_mnist("test")
     data, held_out = to_model_range(images), to_model_range(test[:1024])
     scheduler = DDPMScheduler(prediction_type="v_prediction", clip_sample=True)
-    alpha, sigma = alpha_sigma(scheduler.betas)
-    log_snr = (alpha / sigma).log()
+    noise = BetaTable.from_config(scheduler.config)
     net = build_unet(tuple(args.channels), conditional, args.groups)
     if args.init:
         weights = UNet2DModel.from_pretrained(args.init, subfolder="unet").state_dict()
@@ -128,7 +121,7 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
 
     def save() -> None:
         seconds = spent + time.time() - started
-        held = validation_loss(average, held_out, test_labels[:1024] if conditional else None, log_snr)
+        held = validation_loss(average, held_out, test_labels[:1024] if conditional else None, noise)
         row = {
             "step": step,
             "images": step * args.batch,
@@ -152,7 +145,7 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
         generator = torch.Generator().manual_seed((args.seed * 10_000_019 + step) * world + rank)
         rows = torch.randint(len(data), (local,), generator=generator)
         t = 999 * (torch.arange(local) + torch.rand(local, generator=generator)) / local
-        x_t, target = noised(data[rows], t, log_snr, generator)
+        x_t, target = noised(data[rows], t, noise, generator)
         classes = None
         if conditional:
             dropped = torch.rand(local, generator=generator) < 0.1
@@ -178,11 +171,11 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
 
 
 @torch.inference_mode()
-def validation_loss(net: nn.Module, x_0: Tensor, classes: Tensor | None, log_snr: Tensor) -> float:
+def validation_loss(net: nn.Module, x_0: Tensor, classes: Tensor | None, noise: BetaTable) -> float:
     generator = torch.Generator().manual_seed(7)
     t = 999 * (torch.arange(len(x_0)) + 0.5) / len(x_0)
     t = t[torch.randperm(len(x_0), generator=generator)]
-    x_t, target = noised(x_0, t, log_snr, generator)
+    x_t, target = noised(x_0, t, noise, generator)
     out = [
         net(x_t[i : i + 128], t[i : i + 128], class_labels=None if classes is None else classes[i : i + 128]).sample
         for i in range(0, len(x_0), 128)

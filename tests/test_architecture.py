@@ -22,6 +22,7 @@ ORDER = [
     {"teacher"},
     {"assembly"},
     {"cachers", "quantizers"},
+    {"schedule_formats"},
     {"schedule_file", "plots"},
     {"distances"},
     {"sampling"},

@@ -12,10 +12,20 @@ from ts_adapt.cli import build_parser
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_the_python_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PIPELINE, PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_pipeline_example_runs():
     names: dict[str, object] = {}
-    exec(code, names)
+    exec(PIPELINE, names)
+    images = names["images"]
+    assert len(images) == 8 and images[0].size == (28, 28)
+    assert len({image.tobytes() for image in images}) == 8
+
+
+def test_the_python_example_runs():
+    names: dict[str, object] = {}
+    exec(PYTHON, names)
     images = names["images"]
     assert isinstance(images, torch.Tensor)
     assert images.shape == (16, 1, 28, 28)

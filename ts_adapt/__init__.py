@@ -5,7 +5,12 @@ solver = ts_adapt.build_solver("unipc-3", denoiser.noise)
 grid = ts_adapt.build_grid("karras", denoiser.noise, steps=5)  # or a learned one: Schedule.load(path).grid
 x_T = ts_adapt.initial_noise(seed=0, index=range(16), shape=denoiser.shape)
 images = denoiser.decode(ts_adapt.integrate(denoiser, solver, grid, x_T).x)
+
+schedule = ts_adapt.LearnedScheduler.from_pretrained(path)     # in a pipeline of diffusers: these two lines
+ts_adapt.attach(pipe, schedule)
 """
+
+from typing import TYPE_CHECKING, Any
 
 from ts_adapt import _compat as _compat  # isort: skip  (first: it makes torchvision importable beside a CPU-only torch)
 from ts_adapt._version import __version__
@@ -26,12 +31,17 @@ from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.per_sample import search_per_sample
 from ts_adapt.search.static import search_static
 
+if TYPE_CHECKING:
+    from ts_adapt.schedulers.attach import attach, detach
+    from ts_adapt.schedulers.scheduler import LearnedScheduler
+
 __all__ = [
     "Batch",
     "BetaTable",
     "ContinuousVP",
     "Cosine",
     "Guided",
+    "LearnedScheduler",
     "NetworkDenoiser",
     "Objective",
     "OneShot",
@@ -43,9 +53,11 @@ __all__ = [
     "TsAdaptError",
     "VarianceExploding",
     "__version__",
+    "attach",
     "build_distance",
     "build_grid",
     "build_solver",
+    "detach",
     "from_edm",
     "from_pipeline",
     "initial_noise",
@@ -55,3 +67,14 @@ __all__ = [
     "search_per_sample",
     "search_static",
 ]
+
+_IN_SCHEDULERS = {"LearnedScheduler": "scheduler", "attach": "attach", "detach": "attach"}
+"""Names that import diffusers, which takes seconds: done when they are first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _IN_SCHEDULERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"ts_adapt.schedulers.{_IN_SCHEDULERS[name]}"), name)

@@ -1,7 +1,8 @@
 """From names to objects: the one place where options become denoisers, solvers, grids and distances.
 
 Solvers are named `family-order`, with `+corrector` behind any of the multistep family or DDIM for UniPC's corrector;
-grids by their family, published tables as `ays-sd15`.
+grids by their family, published tables as `ays-sd15`, with `+native` behind a name for the grid as published, with
+ends of its own, and `+rounded` for integer timesteps.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
 }
 ANALYTIC: dict[str, Callable[[], Denoiser]] = {"gaussian-mixture": example_mixture}
 CORRECTOR = "+corrector"
+NATIVE, ROUNDED = "+native", "+rounded"
 PUBLISHED = {"ays-sd15": "sd15", "ays-sdxl": "sdxl", "ays-svd": "svd"}
 
 
@@ -95,17 +97,30 @@ def grid_names() -> list[str]:
     return [*fixed.FIXED, *PUBLISHED]
 
 
-def build_grid(name: str, noise: NoiseSchedule, steps: int, *, native: bool = False, rescale: bool = False) -> TimeGrid:
-    """The fixed grid called `name` over `steps` intervals; published tables are fitted to `noise` with `rescale`."""
+def build_grid(name: str, noise: NoiseSchedule, steps: int, *, rescale: bool = False) -> TimeGrid:
+    """The fixed grid called `name` over `steps` intervals; published tables are fitted to `noise` with `rescale`.
+
+    `NAME+native` is the grid as published, with ends of its own; `NAME+rounded` has its times moved to the integer
+    timesteps nearest in log-SNR, and is refused where two fall together. Raises TsAdaptError for an unknown name.
+    """
     if steps < 1:
         raise TsAdaptError(f"steps is {steps}; a solve takes at least 1")
-    if name in PUBLISHED:
-        times = published.ays(PUBLISHED[name], noise, steps, native=native, rescale=rescale)
-    elif name in fixed.FIXED:
-        times = fixed.make(name, noise, steps, native=native)
+    base = name.removesuffix(ROUNDED)
+    family, native = base.removesuffix(NATIVE), base.endswith(NATIVE)
+    if family in PUBLISHED:
+        times = published.ays(PUBLISHED[family], noise, steps, native=native, rescale=rescale and not native)
+    elif family in fixed.FIXED:
+        times = fixed.make(family, noise, steps, native=native)
     else:
         raise unknown("grid", name, grid_names())
+    if name.endswith(ROUNDED):
+        times = published.round_to_timesteps(times, noise)
     return TimeGrid(validate_times(times, noise, what=f"the {name} grid"))
+
+
+def has_shared_ends(name: str) -> bool:
+    """Whether the grid called `name` runs from t_max to t_min, as all grids of one comparison do."""
+    return not name.removesuffix(ROUNDED).endswith(NATIVE)
 
 
 def build_distance(name: str, device: str = "cpu") -> Distance:
@@ -120,8 +135,10 @@ def steps_of(solver: Solver, nfe: int) -> int:
         raise TsAdaptError(f"nfe is {nfe}; a solve takes at least 1 evaluation")
     if nfe > MAX_STEPS:
         raise TsAdaptError(f"nfe is {nfe}; give at most {MAX_STEPS} evaluations a solve")
-    if nfe % solver.evaluations_per_step:
+    each = solver.evaluations_per_step
+    if nfe % each:
+        near = " or ".join(str(n) for n in (nfe - nfe % each, nfe - nfe % each + each) if n)
         raise TsAdaptError(
-            f"{type(solver).__name__} spends {solver.evaluations_per_step} evaluations a step; nfe {nfe} is no multiple"
+            f"{type(solver).__name__} spends {each} evaluations a step; NFE {nfe} is no multiple, take {near}"
         )
-    return nfe // solver.evaluations_per_step
+    return nfe // each

@@ -38,6 +38,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "teacher.seed": (0, SEED),
     "teacher.shard_size": (1, MAX_SHARD),
     "static.iterations": (1, MANY),
+    "static.starts": (1, 1000),
+    "static.tolerance": (0, 1),
     "static.batch_size": (1, MANY),
     "static.lr": (SMALL, 1000),
     "static.smoothing": (SMALL, 1000),

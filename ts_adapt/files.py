@@ -71,10 +71,13 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of `path`; TsAdaptError if it is missing or cannot be read."""
-    with _explained(Path(path), "read"):
-        return Path(path).read_bytes()
+def read_bytes(path: Path, *, limit: int | None = None) -> bytes:
+    """The content of `path`; TsAdaptError if it is missing, cannot be read, or has more than `limit` bytes."""
+    with _explained(Path(path), "read"), open(path, "rb") as file:
+        data = file.read() if limit is None else file.read(limit + 1)
+    if limit is not None and len(data) > limit:
+        raise TsAdaptError(f"{path} has more than {limit} bytes; it is no file of the kind that is read here")
+    return data
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -87,15 +90,20 @@ def read_json(path: Path, schema: Schema | None = None) -> Any:
 
     Raises TsAdaptError if the file is missing, no JSON, or does not fit the schema.
     """
-    try:
-        value = json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise TsAdaptError(
-            f"{path} is damaged, or no JSON file ({error}); restore it, or remove it and make it again"
-        ) from error
+    value = parse_json(read_bytes(path), path)
     if schema is not None:
         check_schema(value, schema, Path(path))
     return value
+
+
+def parse_json(data: bytes, what: Path | str) -> Any:
+    """The JSON value in `data`; TsAdaptError, naming `what`, if it is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise TsAdaptError(
+            f"{what} is damaged, or no JSON file ({error}); restore it, or remove it and make it again"
+        ) from error
 
 
 def check_schema(value: Any, schema: Schema, what: Path | str) -> None:

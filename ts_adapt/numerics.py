@@ -15,9 +15,14 @@ from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
 
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
-    """`()` or `(B,)` -> a shape that broadcasts with `x` `(B, ...)`, in the dtype of x."""
+    """`()` or `(B,)` -> a shape that broadcasts with `x` `(B, ...)`, in the dtype of x.
+
+    A `()` on the CPU stays there: kernels of every device take it as a scalar, where a copy would wait.
+    """
+    if c.ndim == 0 and c.device.type == "cpu":
+        return c.to(x.dtype)
     c = c.to(device=x.device, dtype=x.dtype)
-    return c.reshape(c.shape + (1,) * (x.ndim - 1)) if c.ndim else c
+    return c.reshape(c.shape + (1,) * (x.ndim - 1))
 
 
 def scale(c: Tensor, x: Tensor) -> Tensor:
@@ -94,24 +99,37 @@ def validate_grid(grid: TimeGrid | Tensor, noise: NoiseSchedule | None = None, b
     """A grid whose times are valid and whose corrections fit; a plain tensor of times is wrapped."""
     if not isinstance(grid, TimeGrid):
         grid = TimeGrid(torch.as_tensor(grid))
-    times = validate_times(grid.times, noise)
-    if batch is not None and times.ndim == 2 and times.shape[0] != batch:
-        raise TsAdaptError(f"there are {times.shape[0]} grids for a batch of {batch}; give one, or one per sample")
-    for name in ("model_times", "output_scale", "coefficients"):
-        value = getattr(grid, name)
-        if value is None:
-            continue
+    grid = TimeGrid(validate_times(grid.times, noise), grid.model_times, grid.output_scale, grid.coefficients)
+    for name, value, ndim in _corrections(grid):
         if not bool(torch.isfinite(value.detach()).all()):
             raise TsAdaptError(f"{name} of the grid hold a NaN or infinite value")
-        shape = value.shape[:-1] if name == "coefficients" else value.shape
-        if len(shape) not in (1, 2) or shape[-1] != grid.steps:
+        if value.ndim not in (ndim, ndim + 1) or value.shape[-ndim] != grid.steps:
             raise TsAdaptError(
                 f"{name} of the grid have shape {tuple(value.shape)}; its {grid.steps} steps need as many places"
             )
-        rows = times.shape[0] if times.ndim == 2 else batch
-        if len(shape) == 2 and rows is not None and shape[0] != rows:
-            raise TsAdaptError(f"{name} of the grid are for {shape[0]} samples; the grid is for {rows}")
-    return TimeGrid(times, grid.model_times, grid.output_scale, grid.coefficients)
+    for rows in (batch, grid.times.shape[0] if grid.per_sample else None):
+        if rows is not None:
+            check_rows(grid, rows)
+    return grid
+
+
+def check_rows(grid: TimeGrid, batch: int) -> None:
+    """TsAdaptError unless what `grid` holds for every sample is for `batch` samples."""
+    if grid.per_sample and grid.times.shape[0] != batch:
+        raise TsAdaptError(f"there are {grid.times.shape[0]} grids for a batch of {batch}; give one, or one per sample")
+    for name, value, ndim in _corrections(grid):
+        if value.ndim > ndim and value.shape[0] != batch:
+            raise TsAdaptError(f"{name} of the grid are for {value.shape[0]} samples; the grid is for {batch}")
+
+
+def _corrections(grid: TimeGrid) -> list[tuple[str, Tensor, int]]:
+    """The corrections that `grid` has: name, value, and the number of dimensions when all samples share it."""
+    every = (
+        ("model_times", grid.model_times, 1),
+        ("output_scale", grid.output_scale, 1),
+        ("coefficients", grid.coefficients, 2),
+    )
+    return [(name, value, ndim) for name, value, ndim in every if value is not None]
 
 
 def check_finite(x: Tensor, step: int, what: str) -> None:

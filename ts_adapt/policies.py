@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ts_adapt.interfaces import Condition, Node, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.numerics import validate_grid
+from ts_adapt.numerics import check_rows, validate_grid
 
 
 class FollowGrid:
@@ -23,8 +23,8 @@ class FollowGrid:
         self.grid = validate_grid(grid, noise)
 
     def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, TimeGrid]:
-        grid = validate_grid(self.grid, batch=x_T.shape[0])
-        return grid.node(0), grid
+        check_rows(self.grid, x_T.shape[0])
+        return self.grid.node(0), self.grid
 
     def next(self, x_t: Tensor, x0: Tensor, node: Node, state: TimeGrid) -> tuple[Node, TimeGrid]:
         return state.node(node.index + 1), state
@@ -46,8 +46,8 @@ class FromNoise:
 class StepByStep:
     """Recursive: `next_node(x_t, x0, node, condition)` -> the next place of evaluation.
 
-    `first` is the node at pure noise; each next one has the index after it and a smaller time, up to index `steps`.
-    Raises TsAdaptError otherwise.
+    `first` is the node at pure noise, or a later one where the solve starts inside. Each next one has the index after
+    it and a smaller time, up to index `steps`; raises TsAdaptError otherwise.
     """
 
     def __init__(self, first: Node, next_node: Callable[[Tensor, Tensor, Node, Condition], Node]) -> None:

@@ -81,6 +81,10 @@ def integrate(
         raise TsAdaptError(f"{type(solver).__name__} is stochastic: pass step_noise=noise_for(seed, index, x_T)")
     if checkpoint and step_aware:
         raise TsAdaptError("a stateful cache cannot be used under gradient checkpointing; switch one of them off")
+
+    def evaluate(x_t: Tensor, at: Node) -> Tensor:
+        return _evaluate(denoiser, x_t, at, condition, checkpoint)
+
     node, state = policy.init(x_T, condition)
     for aware in step_aware:
         aware.begin(node.steps, x_T.shape[0])
@@ -89,22 +93,13 @@ def integrate(
     while node.index < node.steps:
         for aware in step_aware:
             aware.at(node.index)
-        x0 = _evaluate(denoiser, x, node, condition, checkpoint)
+        x0 = evaluate(x, node)
         if check:
             check_finite(x0, node.index, "the denoiser's output")
-        next_node, state = policy.next(x, x0, node, state)
         if callback is not None:
             callback(node, x, x0)
         noise = step_noise(node.index) if solver.needs_noise and step_noise is not None else None
-        if solver.evaluations_per_step == 1:
-            x, memory = solver.update(x, x0, node, next_node, memory, noise)
-        else:
-
-            def evaluate(x_t: Tensor, at: Node) -> Tensor:
-                return _evaluate(denoiser, x_t, at, condition, checkpoint)
-
-            x, memory = solver.step(evaluate, x, x0, node, next_node, memory)  # type: ignore[attr-defined]
-        node = next_node
+        x, node, state, memory = advance(policy, solver, x, x0, node, state, memory, noise, evaluate)
         times.append(node.t)
         if keep_trajectory:
             states.append(x)
@@ -114,6 +109,31 @@ def integrate(
     if not keep_trajectory:
         return Solution(x, stacked)
     return Solution(x, stacked, torch.stack(states, 1), torch.stack(predictions, 1))
+
+
+def advance(
+    policy: StepPolicy,
+    solver: Solver,
+    x_t: Tensor,
+    x0: Tensor,
+    node: Node,
+    state: Any,
+    memory: Any,
+    noise: Tensor | None = None,
+    evaluate: Callable[[Tensor, Node], Tensor] | None = None,
+) -> tuple[Tensor, Node, Any, Any]:
+    """What follows an evaluation x0 at `node`: where to go, then there. Returns x_s, its node, and both memories.
+
+    state     the policy's
+    memory    the solver's
+    evaluate  (x, node) -> x0, for solvers with more than one evaluation a step
+    """
+    next_node, state = policy.next(x_t, x0, node, state)
+    if solver.evaluations_per_step == 1:
+        x_s, memory = solver.update(x_t, x0, node, next_node, memory, noise)
+    else:
+        x_s, memory = solver.step(evaluate, x_t, x0, node, next_node, memory)  # type: ignore[attr-defined]
+    return x_s, next_node, state, memory
 
 
 def _evaluate(denoiser: Denoiser, x: Tensor, node: Node, condition: dict[str, Any], checkpoint: bool) -> Tensor:

@@ -1,17 +1,34 @@
 """The portable JSON of a learned schedule: one grid (or one grid of corrections) with what it was learned for.
 
-    format, version          "ts_adapt-schedule", 1
-    times                    N+1 real times of the model's noise schedule, decreasing
-    edm_sigmas, log_snr      the same places as sigma/alpha and as log(alpha/sigma), for other programs; infinite: null
-    model_times, output_scale, coefficients    corrections, or null
-    solver, nfe, model, prediction, teacher, distance, seed, measured    where it comes from
+    format, version   "ts_adapt-schedule", 1
+    solver, nfe       the solver's name and the denoiser evaluations a sample
+    times             N+1 real times of the model's noise schedule, decreasing
+    edm_sigmas, log_snr    the same places as sigma/alpha and as log(alpha/sigma), for other programs; infinite: null
+    model_times       N times told to the network in place of the times themselves, or null
+    output_scale      N factors on the network's predictions, or null
+    coefficients      N rows of corrections to the solver's coefficients, or null
 
-A plain list of sigmas cannot carry corrections or grids per sample; this file does.
+and in `about`, each where it is known (null or left out where not):
+
+    order             the solver's order of convergence
+    model             the model's name, folder or hub id
+    prediction        what its network predicts: epsilon, sample, v or velocity
+    method, source    how the grid was found (static, blackbox, fixed, imported) and the name or file it is from
+    seed              of the search
+    distance          the loss: the distance to the teacher that was minimised
+    teacher           the hash of the teacher's manifest, that is of everything its samples depend on
+    teacher_solver, teacher_nfe, teacher_grid, teacher_seed    the fine solve itself
+    measured          name -> {"value": number, "evaluator": what measured it, "samples": how many, ...}
+
+A file of an earlier program, without some of these or with bare numbers in `measured`, is read too, and whatever else
+it holds travels along. A plain list of sigmas cannot carry corrections; this file does. Grids per sample are labels.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,85 +36,157 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.files import read_json, write_json
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
+from ts_adapt.files import Schema, check_schema, parse_json, read_bytes, write_bytes
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
 from ts_adapt.numerics import validate_grid
+from ts_adapt.parameterization import PARAMETERIZATIONS
 
 FORMAT, VERSION = "ts_adapt-schedule", 1
 MAX_STEPS = 10_000
+MAX_BYTES = 16 * 2**20
+"""A longer file is refused before it is read whole; MAX_STEPS steps with all corrections take less."""
+
+CORRECTIONS = ("model_times", "output_scale", "coefficients")
+REQUIRED: Schema = {"solver": str, "nfe": int, "times": list}
+ABOUT: Schema = {
+    "order": int, "model": str, "prediction": str, "method": str, "source": str, "seed": int, "distance": str,
+    "teacher": str, "teacher_solver": str, "teacher_nfe": int, "teacher_grid": str, "teacher_seed": int,
+    "measured": dict,
+}  # fmt: skip
+"""The named places of `about` and the type that each has, if it is not null."""
+LOG_SNR_TOLERANCE = 1e-3
+"""How far the file's log-SNR may lie from that of a noise schedule for which the file is still accepted."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A shared grid and its provenance: `solver` name, `nfe`, and whatever else is known about it in `about`."""
+    """A shared grid and its provenance.
+
+    solver   the solver's name; nfe: the evaluations a sample it spends
+    about    whatever else is known, under the names of the module's head
+    log_snr  `(N+1,)`, float64: log(alpha/sigma) at the times, where a file has told it; may be infinite at its ends
+    """
 
     grid: TimeGrid
     solver: str
     nfe: int
     about: dict[str, Any] = field(default_factory=dict)
+    log_snr: Tensor | None = None
 
-    def save(self, path: Path, noise: NoiseSchedule) -> None:
-        """Write the schedule to `path`, atomically."""
+    def text(self, noise: NoiseSchedule | None = None) -> str:
+        """The file's text; `noise` is that of the model, and may be left out where `log_snr` is known."""
         if self.grid.per_sample:
             raise TsAdaptError("a schedule file holds one shared grid; grids per sample are kept as labels")
-        lam = noise.log_snr(self.grid.times)
-        write_json(
-            path,
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "solver": self.solver,
-                "nfe": self.nfe,
-                "times": self.grid.times.tolist(),
-                "edm_sigmas": _finite_or_null(torch.exp(-lam)),
-                "log_snr": _finite_or_null(lam),
-                "model_times": _optional_list(self.grid.model_times),
-                "output_scale": _optional_list(self.grid.output_scale),
-                "coefficients": _optional_list(self.grid.coefficients),
-                **self.about,
-            },
-        )
+        check_about(self.about, "the schedule")
+        lam = self.log_snr if noise is None else noise.log_snr(self.grid.times)
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "solver": self.solver,
+            "nfe": self.nfe,
+            "times": self.grid.times.tolist(),
+            "edm_sigmas": None if lam is None else torch.exp(-lam).tolist(),
+            "log_snr": None if lam is None else lam.tolist(),
+            **{name: _optional_list(getattr(self.grid, name)) for name in CORRECTIONS},
+            **self.about,
+        }
+        return json.dumps(_null_for_infinite(content), indent=2, ensure_ascii=False) + "\n"
+
+    def save(self, path: Path, noise: NoiseSchedule | None = None) -> None:
+        """Write the schedule to `path`, atomically; see `text`."""
+        write_bytes(path, self.text(noise).encode())
 
     @classmethod
     def load(cls, path: Path, noise: NoiseSchedule | None = None) -> Schedule:
         """Read `path`; TsAdaptError naming the file where it is no valid schedule (for `noise`, if given)."""
-        data = read_json(path)
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise TsAdaptError(f"{path} is no schedule file: its format is not {FORMAT!r}")
-        if data.get("version") != VERSION:
-            raise TsAdaptError(f"{path} has version {data.get('version')!r}; this program reads version {VERSION}")
+        return cls.parse(read_bytes(path, limit=MAX_BYTES), path, noise)
+
+    @classmethod
+    def parse(cls, data: bytes, what: Path | str, noise: NoiseSchedule | None = None) -> Schedule:
+        """The schedule in the bytes of a file; TsAdaptError naming it `what` where it is no valid one (for `noise`)."""
+        content = parse_json(data, what)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise TsAdaptError(f"{what} is no schedule file: its format is not {FORMAT!r}")
+        if content.get("version") != VERSION:
+            raise TsAdaptError(f"{what} has version {content.get('version')!r}; this program reads version {VERSION}")
+        check_schema(content, REQUIRED, what)
+        about = {k: v for k, v in content.items() if k not in _CARRIED}
+        check_about(about, what)
         try:
-            grid = TimeGrid(
-                _tensor(data["times"]),
-                *(_tensor(data[key]) if data.get(key) is not None else None
-                  for key in ("model_times", "output_scale", "coefficients")),
-            )  # fmt: skip
-            schedule = cls(validate_grid(grid, noise), str(data["solver"]), int(data["nfe"]), _about(data))
+            grid = TimeGrid(*(_tensor(content.get(name)) for name in ("times", *CORRECTIONS)))  # type: ignore[arg-type]
+            grid = validate_grid(grid, noise)
+            log_snr = _log_snr_of(content.get("log_snr"), grid) if not grid.per_sample else None
         except TsAdaptError as error:
-            raise TsAdaptError(f"{path}: {error}") from error
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise TsAdaptError(f"{path} is no valid schedule file: {error}") from error
-        if schedule.grid.per_sample:
-            raise TsAdaptError(
-                f"{path} holds {len(schedule.grid.times)} grids; a schedule file holds one, give another"
-            )
-        if not 1 <= schedule.grid.steps <= MAX_STEPS:
-            raise TsAdaptError(f"{path} has {schedule.grid.steps} steps; between 1 and {MAX_STEPS} are accepted")
-        return schedule
+            raise TsAdaptError(f"{what}: {error}") from error
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise TsAdaptError(f"{what} is no valid schedule file: {' '.join(str(error).split())}") from error
+        if grid.per_sample:
+            raise TsAdaptError(f"{what} holds {len(grid.times)} grids; a schedule file holds one, give another")
+        if not 1 <= grid.steps <= MAX_STEPS:
+            raise TsAdaptError(f"{what} has {grid.steps} steps; between 1 and {MAX_STEPS} are accepted")
+        if content["nfe"] < grid.steps:
+            raise TsAdaptError(f"{what} has {grid.steps} steps and nfe {content['nfe']}; each step takes an evaluation")
+        if log_snr is not None and noise is not None:
+            _check_noise(what, grid.times, log_snr, noise, about.get("model"))
+        return cls(grid, content["solver"], content["nfe"], about, log_snr)
 
 
-def _about(data: dict[str, Any]) -> dict[str, Any]:
-    carried = {"format", "version", "solver", "nfe", "times", "edm_sigmas", "log_snr"}
-    return {k: v for k, v in data.items() if k not in carried | {"model_times", "output_scale", "coefficients"}}
+_CARRIED = {"format", "version", "solver", "nfe", "times", "edm_sigmas", "log_snr", *CORRECTIONS}
 
 
-def _tensor(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+def check_about(about: Mapping[str, Any], what: Path | str) -> None:
+    """TsAdaptError, naming `what`, if one of the named places of `about` holds something else than it is for."""
+    check_schema(about, {key: kind for key, kind in ABOUT.items() if about.get(key) is not None}, what)
+    prediction = about.get("prediction")
+    if prediction is not None and prediction not in PARAMETERIZATIONS:
+        raise TsAdaptError(f"{what}: {unknown('prediction', prediction, PARAMETERIZATIONS)}")
+    for name, measurement in (about.get("measured") or {}).items():
+        where = f"measured.{name} of {what}"
+        if isinstance(measurement, dict):
+            check_schema(measurement, {"value": (int, float, type(None)), "evaluator": str}, where)
+        elif not isinstance(measurement, int | float | str | None):
+            raise TsAdaptError(f"{where} is a {type(measurement).__name__}; expected a number with its evaluator")
+
+
+def _log_snr_of(values: Any, grid: TimeGrid) -> Tensor | None:
+    """The file's log-SNR as a tensor, null at the first place being -infinity, at the last infinity."""
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != grid.steps + 1:
+        raise TsAdaptError(f"log_snr has to hold {grid.steps + 1} numbers, one for each of the times")
+    ends = {0: -math.inf, grid.steps: math.inf}
+    log_snr = torch.tensor(
+        [ends.get(i, math.nan) if value is None else value for i, value in enumerate(values)], dtype=torch.float64
+    )
+    if log_snr.ndim != 1 or not bool((log_snr.diff() > 0).all()):
+        raise TsAdaptError("log_snr does not rise strictly; it is the log-SNR of falling times")
+    return log_snr
+
+
+def _check_noise(what: Path | str, times: Tensor, log_snr: Tensor, noise: NoiseSchedule, model: object) -> None:
+    there = noise.log_snr(times)
+    same = (log_snr == there) | ((log_snr - there).abs() <= LOG_SNR_TOLERANCE)
+    if not bool(same.all()):
+        place = int((~same).nonzero()[0])
+        raise TsAdaptError(
+            f"{what} is for another noise schedule{f', that of {model}' if model else ''}: at time "
+            f"{float(times[place]):.6g} its log-SNR is {float(log_snr[place]):.4g}, this model's "
+            f"{float(there[place]):.4g}; give the model it was made for, or export it as sigmas and import these"
+        )
+
+
+def _tensor(values: Any) -> Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=torch.float64)
 
 
 def _optional_list(value: Tensor | None) -> list[Any] | None:
     return None if value is None else value.tolist()
 
 
-def _finite_or_null(values: Tensor) -> list[float | None]:
-    return [v if math.isfinite(v) else None for v in values.tolist()]
+def _null_for_infinite(value: Any) -> Any:
+    """`value` with null for every number that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _null_for_infinite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_null_for_infinite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,70 @@ def test_json_plots_and_page_say_the_same(done):
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(list((folder / "plots").glob("*.png")))
     assert "http://" not in page and "https://" not in page
+
+
+def test_part_of_an_evaluation_leaves_the_rest_of_the_table(done, tmp_path):
+    shutil.copytree(done, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    assert run(folder, "evaluate", "--nfe", "[4]", "--evaluate.grids", "[karras, karras+native, linear+rounded]") == 2
+    names = "[karras, karras+native, log_snr]"
+    assert run(folder, "evaluate", "--nfe", "[4]", "--evaluate.grids", names) == 0
+    table = rows(folder)
+    assert [row for row in table if row["nfe"] == "3"] == [row for row in rows(done) if row["nfe"] == "3"]
+    added = {row["schedule"]: float(row["distance"]) for row in table if row["nfe"] == "4"}
+    assert set(added) == {"karras", "karras+native", "log_snr"}
+    page = (folder / "logs/small/report.html").read_text()
+    assert "Schedules, unipc-2, NFE 3" in page and "Schedules, unipc-2, NFE 4" in page
+    assert run(folder, "evaluate", "--evaluate.samples", "32") == 0
+    assert {row["nfe"] for row in rows(folder)} == {"3"}
+
+
+def test_differences_are_paired_and_hold_their_mean(done):
+    data = json.loads((done / "logs/small/results.json").read_text())
+    means = {(r["schedule"], r["samples"]): r["distance"] for r in data["rows"]}
+    apart = {(d["schedule"], d["against"], d["samples"]): d for d in data["differences"]}
+    assert {key[:2] for key in apart} >= {("oracle", "static"), ("recursive", "static")}
+    for d in apart.values():
+        assert d["difference"] == pytest.approx(
+            means[d["schedule"], d["samples"]] - means[d["against"], d["samples"]], abs=1e-6
+        )
+        assert d["low"] <= d["difference"] <= d["high"]
+    wide = [r["distance_high"] - r["distance_low"] for r in data["rows"] if r["schedule"] == "one-shot"]
+    narrow = [d["high"] - d["low"] for key, d in apart.items() if key[:2] == ("one-shot", "static")]
+    assert max(narrow) < min(wide)
+
+
+def test_schedule_files_are_compared_too(done, capsys):
+    source = done / "train_data/small/static/unipc-2-nfe3.json"
+    (done / "mine.json").write_bytes(source.read_bytes())
+    assert run(done, "evaluate", "--evaluate.schedules", f"[{done / 'mine.json'}]") == 0
+    scores = {(r["schedule"], r["samples"]): r["distance"] for r in rows(done)}
+    assert scores["mine", "40"] == scores["static", "40"]
+    message = refused(done, capsys, "evaluate", "--nfe", "[4]", "--evaluate.schedules", f"[{done / 'mine.json'}]")
+    assert "add --solvers [unipc-2] --nfe [3]" in message
+    (done / "static.json").write_bytes(source.read_bytes())
+    message = refused(done, capsys, "evaluate", "--evaluate.schedules", f"[{done / 'static.json'}]")
+    assert "rename the file" in message
+
+
+def test_images_do_not_depend_on_the_batch(done):
+    for size, out in (("16", "whole"), ("3", "parts")):
+        flags = ["--schedule", "karras", "--count", "7", "--evaluate.batch_size", size, "--out", str(done / out)]
+        assert run(done, "sample", *flags) == 0
+    files = sorted(path.name for path in (done / "whole/images").iterdir())
+    assert len(files) == 7
+    assert all((done / "whole/images" / f).read_bytes() == (done / "parts/images" / f).read_bytes() for f in files)
+
+
+def test_a_class_conditional_model_draws_classes_where_no_label_is_given(tmp_path):
+    flags = ["--model.name", "fashion-ddpm-class", "--schedule", "karras", "--steps", "2", "--count", "3"]
+    flags += ["--quiet", "--data_root", str(tmp_path / "data"), "--log_root", str(tmp_path / "logs")]
+    for label in ([], ["--label", "1"]):
+        out = tmp_path / f"out{len(label)}"
+        assert main(["sample", *flags, *label, "--out", str(out)]) == 0
+    drawn, fixed = (sorted((tmp_path / name / "images").iterdir()) for name in ("out0", "out2"))
+    assert len(drawn) == 3
+    assert any(a.read_bytes() != b.read_bytes() for a, b in zip(drawn, fixed, strict=True))
 
 
 def test_nothing_is_computed_twice(done, capsys, monkeypatch):

@@ -20,12 +20,12 @@ def split(batch):
     return batch.rows(slice(0, 32)), batch.rows(slice(32, None))
 
 
-@pytest.mark.parametrize("gradient", ["smoothed", "exact"])
-def test_learned_grid_beats_the_best_fixed_one_on_validation(problem, gradient):
+@pytest.mark.parametrize("method", ["lbfgs", "adam", "smoothed"])
+def test_learned_grid_beats_the_best_fixed_one_on_validation(problem, method):
     objective, batch = problem
     train, validation = split(batch)
     grids = starts(objective.denoiser.noise)
-    options = StaticOptions(iterations=60, batch_size=16, gradient=gradient)
+    options = StaticOptions(iterations=60, batch_size=16, method=method)
     result = search_static(objective, train, validation, grids, options, progress=False)
     _, means = best_start(objective, grids, validation)
     assert result.start_distance == pytest.approx(min(means.values()))
@@ -36,7 +36,7 @@ def test_learned_grid_beats_the_best_fixed_one_on_validation(problem, gradient):
 def test_result_is_never_worse_than_the_start(problem):
     objective, batch = problem
     train, validation = split(batch)
-    wild = StaticOptions(iterations=4, batch_size=4, lr=50.0, validate_every=1)
+    wild = StaticOptions(method="adam", iterations=4, batch_size=4, lr=50.0, validate_every=1)
     result = search_static(objective, train, validation, starts(objective.denoiser.noise), wild, progress=False)
     assert result.distance <= result.start_distance
 
@@ -46,7 +46,12 @@ def test_same_seed_same_grid(problem):
     train, validation = split(batch)
     run = [
         search_static(
-            objective, train, validation, starts(objective.denoiser.noise), StaticOptions(iterations=5), progress=False
+            objective,
+            train,
+            validation,
+            starts(objective.denoiser.noise),
+            StaticOptions(method="adam", iterations=5),
+            progress=False,
         )
         for _ in range(2)
     ]
@@ -66,10 +71,11 @@ def test_model_times_stay_between_their_neighbours_and_start_where_the_times_are
     assert bool((moved.model_times[1:] > moved.times[2:]).all())
 
 
-def test_model_times_lower_the_training_distance(problem):
+@pytest.mark.parametrize("method", ["lbfgs", "smoothed"])
+def test_model_times_lower_the_training_distance(problem, method):
     objective, batch = problem
     train, validation = split(batch)
-    options = StaticOptions(iterations=60, batch_size=16, model_times=True)
+    options = StaticOptions(iterations=60, batch_size=16, model_times=True, method=method)
     result = search_static(objective, train, validation, starts(objective.denoiser.noise), options, progress=False)
     assert result.grid.model_times is not None
     assert result.distance < 0.9 * result.start_distance
@@ -78,9 +84,27 @@ def test_model_times_lower_the_training_distance(problem):
 def test_soft_teacher_runs_and_still_improves(problem):
     objective, batch = problem
     train, validation = split(batch)
-    options = StaticOptions(iterations=30, batch_size=16, soft_teacher=True, gradient="exact")
+    options = StaticOptions(iterations=30, batch_size=16, soft_teacher=True, method="adam")
     result = search_static(objective, train, validation, starts(objective.denoiser.noise), options, progress=False)
     assert result.distance < result.start_distance
+
+
+def test_lbfgs_ends_where_the_mean_is_flat_and_keeps_the_best_of_its_starts(problem):
+    objective, batch = problem
+    train, _ = split(batch)
+    grids = starts(objective.denoiser.noise)
+
+    def search(**grids):
+        options = StaticOptions(iterations=60, tolerance=1e-10, starts=3)
+        return search_static(objective, train, train, grids, options, progress=False)
+
+    def slope(grid):
+        parameters = GridParameters(grid.times, objective.denoiser.noise, model_times=False, win_rate=0.5)
+        return float(torch.autograd.grad(objective(parameters(), train).mean(), parameters.logits)[0].norm())
+
+    single = {name: search(**{name: grid}) for name, grid in grids.items()}
+    assert all(slope(result.grid) < 0.02 * slope(grids[name]) for name, result in single.items())
+    assert search(**grids).distance == pytest.approx(min(result.distance for result in single.values()))
 
 
 def test_no_start_is_refused(problem):
@@ -111,7 +135,7 @@ def test_smoothed_gradient_is_the_exact_one_of_a_smooth_loss(problem):
 def test_bad_options_are_refused(problem):
     objective, batch = problem
     grids = starts(objective.denoiser.noise)
-    with pytest.raises(TsAdaptError, match="did you mean 'exact'"):
-        search_static(objective, batch, batch, grids, StaticOptions(gradient="exakt"))
+    with pytest.raises(TsAdaptError, match="did you mean 'smoothed'"):
+        search_static(objective, batch, batch, grids, StaticOptions(method="smoothd"))
     with pytest.raises(TsAdaptError, match="soft_teacher moves the starts"):
         search_static(objective, batch, batch, grids, StaticOptions(soft_teacher=True))

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from ts_adapt.assembly import steps_of
 from ts_adapt.denoisers.analytic import GaussianDenoiser, GaussianMixtureDenoiser
 from ts_adapt.interfaces import Node, Solver, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
@@ -275,8 +276,8 @@ def refusals():
     a, b = Node(0, 1, torch.tensor(0.9)), Node(1, 1, torch.tensor(0.1))
     c = TimeGrid(grid(noise, 3), coefficients=torch.zeros(3, 2))
     return {
-        "odd NFE": (lambda: Heun.steps_for(7), "use 8"),
-        "no NFE": (lambda: Heun.steps_for(0), "use 2"),
+        "odd NFE": (lambda: steps_of(heun, 7), "take 6 or 8"),
+        "no NFE": (lambda: steps_of(heun, 0), "at least 1"),
         "Heun has no update": (lambda: heun.update(x, x, a, b, heun.init(x)), "step"),
         "Heun has no coefficients": (lambda: integrate(mixture(noise), heun, c, x), "multistep"),
         "number of coefficients": (lambda: integrate(mixture(noise), DPMSolverPP(noise, 3), c, x), "takes 3"),
@@ -304,7 +305,7 @@ def test_refused(case):
 def test_heun_pays_two_evaluations_a_step():
     noise = ContinuousVP()
     denoiser = mixture(noise)
-    integrate(denoiser, Heun(noise), grid(noise, Heun.steps_for(10)), start(noise))
+    integrate(denoiser, Heun(noise), grid(noise, steps_of(Heun(noise), 10)), start(noise))
     assert denoiser.evaluations == 10
 
 

@@ -66,7 +66,7 @@ duration = time.monotonic() - start
 kills = 0
 while True:
     child = fork("random", 120)
-    time.sleep(random.uniform(0, 0.1 * duration))
+    time.sleep(random.uniform(0, 0.05 * duration))
     if kills < 15:
         os.kill(child, signal.SIGKILL)
     code = code_of(child)

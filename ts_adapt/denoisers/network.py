@@ -103,12 +103,7 @@ class NetworkDenoiser:
         dtype = _dtype_of(self.network, x_t.dtype)
         raw = self.call(self.network, x_t.to(dtype), timestep, _cast(condition, x_t.device, dtype))
         self.evaluations += 1
-        if raw.ndim == x_t.ndim and raw.shape[1] == 2 * x_t.shape[1]:
-            raw = raw[:, : x_t.shape[1]]
-        raw = raw.to(x_t.dtype)
-        if output_scale is not None:
-            raw = scale(torch.as_tensor(output_scale), raw)
-        x0 = to_x0(raw, x_t, self.noise.alpha(t), self.noise.sigma(t), self.prediction)
+        x0 = x0_from_raw(raw, x_t, t, self.noise, self.prediction, output_scale)
         return x0.clamp(-1, 1) if self.clip_x0 else x0
 
     def timestep(self, time: Tensor, x: Tensor) -> Tensor:
@@ -130,6 +125,21 @@ class NetworkDenoiser:
             if isinstance(module, nn.Module):
                 module.to(device=device, dtype=dtype)
         return self
+
+
+def x0_from_raw(
+    raw: Tensor, x_t: Tensor, t: Tensor, noise: NoiseSchedule, prediction: str, output_scale: Tensor | None = None
+) -> Tensor:
+    """x0 `(B, ...)`, in the dtype of `x_t`, from what a network has said about `x_t` at `t` `()` or `(B,)`.
+
+    A learned variance, in a second half of the channels, is left out.
+    """
+    if raw.ndim == x_t.ndim and raw.shape[1] == 2 * x_t.shape[1]:
+        raw = raw[:, : x_t.shape[1]]
+    raw = raw.to(x_t.dtype)
+    if output_scale is not None:
+        raw = scale(torch.as_tensor(output_scale), raw)
+    return to_x0(raw, x_t, noise.alpha(t), noise.sigma(t), prediction)
 
 
 def positional_call(network: nn.Module, x: Tensor, timestep: Tensor, condition: dict[str, Any]) -> Tensor:

@@ -71,11 +71,14 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
 def noise_of(config: Mapping[str, Any], name: str = "the scheduler") -> tuple[NoiseSchedule, str]:
     """The noise schedule and the prediction (in the words of `parameterization`) that a scheduler's config stands for.
 
-    Raises TsAdaptError for a config without betas that is no flow, and for an unknown `prediction_type`.
+    A rectified flow is known by the name of the scheduler's class, by its prediction type, or by a `shift` without
+    betas. Raises TsAdaptError for a config without betas that is no flow, and for an unknown `prediction_type`.
     """
-    if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
+    without_betas = "beta_schedule" not in config and config.get("trained_betas") is None
+    flow = "FlowMatch" in name or config.get("prediction_type") == "flow_prediction"
+    if flow or (without_betas and "shift" in config):
         return RectifiedFlow(), "velocity"
-    if "beta_schedule" not in config and config.get("trained_betas") is None:
+    if without_betas:
         raise TsAdaptError(f"the config of {name} has no betas and is no rectified flow; its noise schedule is unknown")
     kind = config.get("prediction_type", "epsilon")
     if kind not in PREDICTION_TYPES:

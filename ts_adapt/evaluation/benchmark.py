@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ts_adapt.evaluation.metrics import FeatureStatistics, bootstrap_interval, frechet
+from ts_adapt.assembly import has_shared_ends
+from ts_adapt.evaluation.metrics import FeatureStatistics, bootstrap_interval, difference_interval, frechet
 from ts_adapt.files import read_tensors, write_tensors
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.search.objective import Batch, Objective
 
 PICTURES = 16
+PER_SAMPLE = ("one-shot", "recursive", "oracle")
 
 
 @dataclass
@@ -39,7 +43,10 @@ class EvaluateOptions:
     reference: str | None = None
     """A folder of real images; None: the embedded statistics of the zoo's training images."""
     grids: list[str] | None = None
-    """Fixed grids to compare; None: all that fit the model."""
+    """Fixed grids to compare, with +native or +rounded behind a name for other forms of it; None: all that fit the
+    model, between the same ends."""
+    schedules: list[str] = field(default_factory=list)
+    """Schedule files to compare as well, each for the solver and the NFE it is for."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Run:
-    """What one entry gave: features `(n, D)`, distances `(n,)`, seconds an image, the first pictures (uint8)."""
+    """What one entry gave: features `(n, D)`, distances `(n,)`, the first pictures (uint8), the times.
+
+    seconds_per_image  the median over batches, the first one, which warms up, left out where there are others
+    """
 
     features: Tensor
     distance: Tensor
@@ -123,7 +133,7 @@ def run_entry(
     kept = _kept(path, key, len(batch))
     if kept is not None:
         return kept
-    features, distances, pictures, seconds = [], [], [], 0.0
+    features, distances, pictures, seconds = [], [], [], []
     times: list[Tensor] = []
     for start in range(0, len(batch), batch_size):
         rows = slice(start, start + batch_size)
@@ -138,7 +148,7 @@ def run_entry(
             images = objective.denoiser.decode(solution.x).float()
             if images.device.type == "cuda":
                 torch.cuda.synchronize(images.device)
-            seconds += time.perf_counter() - began
+            seconds.append((time.perf_counter() - began) / len(part))
             features.append(extractor(images).cpu())
             distances.append(objective.distance(images, objective.denoiser.decode(part.target)).cpu())
             times.append(solution.times.expand(len(part), -1).cpu())
@@ -147,7 +157,7 @@ def run_entry(
     run = Run(
         torch.cat(features).float(),
         torch.cat(distances).float(),
-        seconds / len(batch),
+        median(seconds[1:] or seconds),
         torch.cat(pictures)[:PICTURES],
         torch.cat(times),
     )
@@ -206,5 +216,43 @@ def score(
     )
 
 
-def as_records(rows: Iterable[Row]) -> list[dict[str, object]]:
+@dataclass(frozen=True)
+class Difference:
+    """The mean paired distance of `schedule` less that of `against`, on the same samples, with its 95 % interval."""
+
+    solver: str
+    nfe: int
+    samples: int
+    schedule: str
+    against: str
+    difference: float
+    low: float
+    high: float
+
+
+def differences(runs: Sequence[tuple[Entry, Run]], samples: int) -> list[Difference]:
+    """What is not fixed against the best fixed grid between the shared ends, and what is per sample against static.
+
+    `runs` are those of one solver and NFE; schedules measured on fewer than `samples` samples are left out.
+    """
+    means = {e.schedule: float(run.distance[:samples].mean()) for e, run in runs if e.samples >= samples}
+    here = {e.schedule: (e, run.distance[:samples]) for e, run in runs if e.samples >= samples}
+    fixed = [name for name, (e, _) in here.items() if e.kind == "fixed" and has_shared_ends(name)]
+    pairs = []
+    for name, (entry, _) in here.items():
+        if entry.kind != "fixed" and fixed:
+            pairs.append((name, min(fixed, key=lambda grid: means[grid])))
+        if entry.kind in PER_SAMPLE and "static" in here:
+            pairs.append((name, "static"))
+    found = []
+    for name, against in pairs:
+        (entry, distance), (_, other) = here[name], here[against]
+        low, high = difference_interval(distance, other)
+        found.append(
+            Difference(entry.solver, entry.nfe, samples, name, against, means[name] - means[against], low, high)
+        )
+    return found
+
+
+def as_records(rows: Iterable[Row] | Iterable[Difference]) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows]

@@ -14,9 +14,10 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ts_adapt.evaluation.benchmark import Row, as_records
-from ts_adapt.files import write_bytes, write_json
-from ts_adapt.interfaces import NoiseSchedule
+from ts_adapt.assembly import has_shared_ends
+from ts_adapt.evaluation.benchmark import Difference, Row, as_records
+from ts_adapt.files import read_json, write_bytes, write_json
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
 from ts_adapt.plots import plot_images, plot_quality, plot_schedules
 
 COLUMNS = [field.name for field in fields(Row)]
@@ -47,6 +48,12 @@ PAGE = """<!doctype html>
 <td>{{ '%.5f'|format(row.distance_low) }} to {{ '%.5f'|format(row.distance_high) }}</td>
 <td>{{ '%.2f'|format(1000 * row.seconds_per_image) }}</td></tr>
 {% endfor %}</table>
+{% if section.differences %}<table><tr><th class="name">paired difference of distances</th><th>mean</th>
+<th>95 % interval</th><th>share</th></tr>
+{% for d in section.differences %}<tr><td class="name">{{ d.schedule }} - {{ d.against }}</td>
+<td>{{ '%+.5f'|format(d.difference) }}</td><td>{{ '%+.5f'|format(d.low) }} to {{ '%+.5f'|format(d.high) }}</td>
+<td>{{ '%+.1f %%'|format(d.percent) }}</td></tr>
+{% endfor %}</table>{% endif %}
 {% endfor %}
 <h2>Plots</h2>
 {% for figure in figures %}<figure><figcaption>{{ figure.caption }}</figcaption>
@@ -65,53 +72,86 @@ class Panel:
     pictures: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Results:
+    """Everything that was measured: rows, paired differences, and facts about the comparison as a whole.
+
+    `facts["comparison"]` says what all of it has in common; groups (solver, NFE) of equal comparisons add up.
+    """
+
+    rows: Sequence[Row]
+    differences: Sequence[Difference]
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Results | None:
+        """What an earlier evaluation left in `folder`; None if there is none that can be read."""
+        try:
+            kept = read_json(folder / "results.json")
+            rows, apart = [Row(**row) for row in kept["rows"]], [Difference(**d) for d in kept["differences"]]
+            return cls(rows, apart, dict(kept["facts"]))
+        except (TsAdaptError, KeyError, TypeError, ValueError):
+            return None
+
+    def joined(self, earlier: Results | None) -> Results:
+        """These results, and of the `earlier` ones of the same comparison those groups that are not among them."""
+        if earlier is None or earlier.facts.get("comparison") != self.facts["comparison"]:
+            return self
+        mine = {(r.solver, r.nfe) for r in self.rows}
+        rows = [*self.rows, *(r for r in earlier.rows if (r.solver, r.nfe) not in mine)]
+        apart = [*self.differences, *(d for d in earlier.differences if (d.solver, d.nfe) not in mine)]
+        counts = {key: {**earlier.facts[key], **self.facts[key]} for key in ("teacher", "floor")}
+        return Results(rows, apart, {**self.facts, **counts})
+
+
 def write_report(
-    folder: Path,
-    rows: Sequence[Row],
-    panels: Sequence[Panel],
-    noise: NoiseSchedule,
-    *,
-    title: str,
+    folder: Path, results: Results, panels: Sequence[Panel], noise: NoiseSchedule, *, title: str,
     notes: Sequence[str] = (),
-    facts: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write everything under `folder`; returns the path of the HTML page. `facts` go into results.json."""
+) -> Path:  # fmt: skip
+    """Write everything under `folder`; returns the path of the HTML page.
+
+    Groups of `results` without a panel keep the pictures that an earlier report left in `folder`.
+    """
+    rows = results.rows
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(as_records(rows))
     write_bytes(folder / "results.csv", text.getvalue().encode())
     write_bytes(folder / "results.md", markdown(rows).encode())
-    write_json(folder / "results.json", {"facts": dict(facts or {}), "rows": as_records(rows)})
-    figures = []
-    for name, caption, figure in _figures(rows, panels, noise):
-        png = _png(figure)
+    apart = as_records(results.differences)
+    write_json(folder / "results.json", {"facts": dict(results.facts), "rows": as_records(rows), "differences": apart})
+    drawn = {name: (caption, _png(figure)) for name, caption, figure in _figures(rows, panels, noise)}
+    for name, (_, png) in drawn.items():
         write_bytes(folder / "plots" / f"{name}.png", png)
-        figures.append({"caption": caption, "data": base64.b64encode(png).decode()})
-    html = (
-        Environment(autoescape=True)
-        .from_string(PAGE)
-        .render(
-            title=title, summary=headline(rows), notes=notes, sections=_sections(rows), figures=figures, learned=LEARNED
-        )
+    for solver, nfe in dict.fromkeys((r.solver, r.nfe) for r in rows):
+        for name, caption in _panel_names(solver, nfe):
+            if name not in drawn and (folder / "plots" / f"{name}.png").is_file():
+                drawn[name] = caption, (folder / "plots" / f"{name}.png").read_bytes()
+    figures = [{"caption": caption, "data": base64.b64encode(png).decode()} for caption, png in drawn.values()]
+    page = Environment(autoescape=True).from_string(PAGE)
+    html = page.render(
+        title=title, summary=headline(rows), notes=notes, sections=_sections(results), figures=figures, learned=LEARNED
     )
     write_bytes(folder / "report.html", html.encode())
     return folder / "report.html"
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """One sentence: what the learned schedules take off the best fixed one, at the counts they share."""
+    """What the learned schedules take off the best fixed grid, by distance and by FID, at the counts they share."""
     parts = []
     for solver, nfe, samples in _groups(rows):
         group = [r for r in rows if (r.solver, r.nfe, r.samples) == (solver, nfe, samples)]
-        fixed = [r for r in group if r.kind == "fixed"]
+        fixed = [r for r in group if r.kind == "fixed" and has_shared_ends(r.schedule)]
         learned = [r for r in group if r.kind in LEARNED and r.kind != "oracle"]
         if fixed and learned:
-            a, b = min(fixed, key=lambda r: r.fid_data), min(learned, key=lambda r: r.fid_data)
-            parts.append(
-                f"{solver}, NFE {nfe}, {samples} samples: FID {a.fid_data:.4f} ({a.schedule}) "
-                f"to {b.fid_data:.4f} ({b.schedule})"
-            )
+            texts = []
+            for column, label, digits in (("distance", "distance", 4), ("fid_data", "FID", 3)):
+                a, b = (min(part, key=lambda r: getattr(r, column)) for part in (fixed, learned))
+                before, after = getattr(a, column), getattr(b, column)
+                change = f" ({100 * (after / before - 1):+.1f} %)" if before > 0 else ""
+                texts.append(f"{label} {before:.{digits}f} ({a.schedule}) to {after:.{digits}f} ({b.schedule}){change}")
+            parts.append(f"{solver}, NFE {nfe}, {samples} samples: {', '.join(texts)}")
     return "Best fixed grid to best learned schedule. " + "; ".join(parts) + "." if parts else "No comparison yet."
 
 
@@ -167,14 +207,27 @@ def _groups(rows: Sequence[Row]) -> list[tuple[str, int, int]]:
     return sorted({(r.solver, r.nfe, r.samples) for r in rows}, key=lambda g: (g[0], g[1], -g[2]))
 
 
-def _sections(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _sections(results: Results) -> list[dict[str, Any]]:
     sections = []
-    for solver, nfe, samples in _groups(rows):
-        group = [r for r in rows if (r.solver, r.nfe, r.samples) == (solver, nfe, samples)]
-        least = min(r.distance for r in group)
+    for solver, nfe, samples in _groups(results.rows):
+        group = [r for r in results.rows if (r.solver, r.nfe, r.samples) == (solver, nfe, samples)]
+        distance = {r.schedule: r.distance for r in group}
+        least = min(distance.values())
         records = [{**record, "best": record["distance"] == least} for record in as_records(group)]
-        sections.append({"title": f"{solver}, NFE {nfe}, {samples} samples", "rows": records})
+        apart = [
+            {**record, "percent": 100 * record["difference"] / (distance[record["against"]] or 1)}
+            for record in as_records(results.differences)
+            if (record["solver"], record["nfe"], record["samples"]) == (solver, nfe, samples)
+        ]
+        title = f"{solver}, NFE {nfe}, {samples} samples"
+        sections.append({"title": title, "rows": records, "differences": apart})
     return sections
+
+
+def _panel_names(solver: str, nfe: int) -> list[tuple[str, str]]:
+    """(file stem, caption) of the two pictures of a panel."""
+    where, key = f"{solver}, NFE {nfe}", f"{solver}-nfe{nfe}"
+    return [(f"schedules-{key}", f"Schedules, {where}"), (f"images-{key}", f"The same noises, {where}")]
 
 
 def _figures(rows: Sequence[Row], panels: Sequence[Panel], noise: NoiseSchedule) -> list[tuple[str, str, Figure]]:
@@ -193,10 +246,10 @@ def _figures(rows: Sequence[Row], panels: Sequence[Panel], noise: NoiseSchedule)
                 figures.append((f"{column}-{solver}-{samples}", caption, plot_quality(curves, label, caption)))
     for panel in panels:
         where = f"{panel.solver}, NFE {panel.nfe}"
-        key = f"{panel.solver}-nfe{panel.nfe}"
-        figures.append((f"schedules-{key}", f"Schedules, {where}", plot_schedules(panel.times, noise, where)))
         pictures = {name: x.float() / 127.5 - 1 for name, x in panel.pictures.items()}
-        figures.append((f"images-{key}", f"The same noises, {where}", plot_images(pictures, where)))
+        drawn = plot_schedules(panel.times, noise, where), plot_images(pictures, where)
+        names = _panel_names(panel.solver, panel.nfe)
+        figures += [(name, caption, figure) for (name, caption), figure in zip(names, drawn, strict=True)]
     return figures
 
 

@@ -1,4 +1,4 @@
-"""The jobs of the command line, as functions of a `Config`: teach, search, train, evaluate, sample.
+"""The jobs of the command line, as functions of a `Config`: teach, search, train, evaluate, sample, export, import.
 
 Each reads what the job before it left in the experiment's workspace and says in one sentence what is missing.
 """

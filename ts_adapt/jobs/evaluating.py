@@ -1,18 +1,17 @@
-"""evaluate and sample: schedules at work on noises that no search has seen."""
+"""evaluate: schedules compared on noises that no search has seen."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from ts_adapt.assembly import steps_of
-from ts_adapt.evaluation.benchmark import Entry, Row, Run, fingerprint, run_entry, score
+from ts_adapt.assembly import grid_names, steps_of
+from ts_adapt.evaluation.benchmark import Entry, Row, Run, differences, fingerprint, run_entry, score
 from ts_adapt.evaluation.metrics import (
     Extractor,
     FeatureStatistics,
@@ -21,16 +20,11 @@ from ts_adapt.evaluation.metrics import (
     make_extractor,
     real_features,
 )
-from ts_adapt.evaluation.report import Panel, table, write_report
-from ts_adapt.files import make_folder, write_bytes
-from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.jobs.session import Session
+from ts_adapt.evaluation.report import Panel, Results, table, write_report
+from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.jobs.session import SHARED, Session
 from ts_adapt.predictors.store import PREDICTORS
-from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.schedule_file import Schedule
-from ts_adapt.teacher.generate import class_labels_for
-
-MAX_COUNT = 1_000_000
 
 
 def _entries(session: Session, solver: str, nfe: int) -> list[Entry]:
@@ -48,6 +42,7 @@ def _entries(session: Session, solver: str, nfe: int) -> list[Entry]:
         if workspace.shared(method, solver, nfe).exists():
             grid = session.shared(method, solver, nfe).grid
             entries.append(entry(method, kind, grid, grid))
+    entries += _file_entries(session, solver, nfe, base)
     for kind in PREDICTORS:
         folder = workspace.predictor(kind, solver, nfe)
         if (folder / "config.json").exists():
@@ -72,13 +67,49 @@ def _entries(session: Session, solver: str, nfe: int) -> list[Entry]:
     return entries
 
 
+def _file_entries(session: Session, solver: str, nfe: int, base: tuple[object, ...]) -> list[Entry]:
+    """The schedule files of the config that are for `solver` and `nfe`."""
+    entries = []
+    for path in map(Path, session.config.evaluate.schedules):
+        schedule = Schedule.load(path, session.noise)
+        if (schedule.solver, schedule.nfe) == (solver, nfe):
+            session.check_fit(path, solver, nfe, schedule.grid.steps, wanted=(solver, nfe))
+            key = fingerprint(*base, schedule.grid)
+            entries.append(
+                Entry(solver, nfe, path.stem, "optimized", schedule.grid, key, session.config.evaluate.samples)
+            )
+    return entries
+
+
+def _check_files(session: Session) -> None:
+    """TsAdaptError for a schedule file that no solver and NFE of the config will meet, or a name met twice."""
+    config = session.config
+    names: dict[tuple[str, str, int], Path] = {}
+    for path in map(Path, config.evaluate.schedules):
+        schedule = Schedule.load(path, session.noise)
+        if schedule.solver not in config.solvers or schedule.nfe not in config.nfe:
+            raise TsAdaptError(
+                f"{path} is for {schedule.solver}, NFE {schedule.nfe}, which is not evaluated; "
+                f"add --solvers [{schedule.solver}] --nfe [{schedule.nfe}]"
+            )
+        key = path.stem, schedule.solver, schedule.nfe
+        if key in names or path.stem in (*grid_names(), *SHARED, *PREDICTORS, "oracle"):
+            other = f"{names[key]} too" if key in names else "a schedule of the comparison"
+            raise TsAdaptError(f"{path} would be called {path.stem!r}, as is {other}; rename the file")
+        names[key] = path
+
+
 def evaluate(session: Session) -> tuple[list[Row], Path]:
-    """Measure every schedule of the experiment on the test noises; returns the rows and the report's path."""
+    """Measure every schedule of the experiment on the test noises; returns the rows and the report's path.
+
+    What an earlier evaluation of the same comparison measured for other solvers and NFEs stays in the table.
+    """
     config, options = session.config, session.config.evaluate
-    _, batch = session.teacher("test", options.samples)
+    _check_files(session)
+    store, batch = session.teacher("test", options.samples)
     extractor = make_extractor(options.features, device=config.model.device, inception=options.inception)
     data, floor_features = _reference(session, extractor)
-    folder = session.workspace.evaluation / "runs"
+    folder = session.workspace.evaluation
     teacher_features = _teacher_features(session, batch.target, extractor)
     plan = [(s, n, e) for s in config.solvers for n in config.nfe for e in _entries(session, s, n)]
     bar = tqdm(total=sum(e.samples for _, _, e in plan), desc="evaluate", unit="image", disable=not session.progress)
@@ -86,7 +117,8 @@ def evaluate(session: Session) -> tuple[list[Row], Path]:
     for solver, nfe, entry in plan:
         bar.set_postfix_str(f"{solver} NFE {nfe} {entry.schedule}")
         objective = session.objective(session.solver(solver))
-        runs.append((entry, run_entry(entry, objective, batch, extractor, folder, batch_size=options.batch_size)))
+        run = run_entry(entry, objective, batch, extractor, folder / "runs", batch_size=options.batch_size)
+        runs.append((entry, run))
         bar.update(entry.samples)
     bar.close()
     subset = min((e.samples for e, _ in runs if e.kind == "oracle"), default=options.samples)
@@ -97,27 +129,39 @@ def evaluate(session: Session) -> tuple[list[Row], Path]:
         for entry, run in runs
         if entry.samples >= count
     ]
-    facts = _facts(session, counts, data, teacher_features, floor_features)
-    panels = _panels(session, runs, batch.target)
-    notes = [
-        (
-            f"Model {config.model.name}; teacher {config.teacher.solver}, {config.teacher.nfe} evaluations; distance "
-            f"{config.distance}; Frechet distances in {options.features} features, comparable at equal counts only."
-        ),
-        *(
-            f"{count} samples: the teacher's own images score {facts['teacher'][count]:.4f}"
-            + (f", real test images {facts['floor'][count]:.4f}." if count in facts["floor"] else ".")
-            for count in counts
-        ),
+    groups = list(dict.fromkeys((e.solver, e.nfe) for e, _ in runs))
+    apart = [
+        difference
+        for count in counts
+        for group in groups
+        for difference in differences([(e, run) for e, run in runs if (e.solver, e.nfe) == group], count)
     ]
+    facts = _facts(session, store.hash, counts, data, teacher_features, floor_features)
+    results = Results(rows, apart, facts).joined(Results.read(folder))
+    notes = _notes(session, results.facts)
     path = write_report(
-        session.workspace.evaluation, rows, panels, session.noise,
-        title=f"{config.name}: schedules compared", notes=notes, facts=facts,
+        folder, results, _panels(session, runs, batch.target), session.noise,
+        title=f"{config.name}: schedules compared", notes=notes,
     )  # fmt: skip
     print(table(rows))
     print("\n".join(notes[1:]))
     print(f"report: {path}")
     return rows, path
+
+
+def _notes(session: Session, facts: Mapping[str, Any]) -> list[str]:
+    config = session.config
+    lines = [
+        f"Model {config.model.name}; teacher {config.teacher.solver}, {config.teacher.nfe} evaluations; distance "
+        f"{config.distance}; Frechet distances in {config.evaluate.features} features, comparable at equal counts only."
+    ]
+    for count, teacher in facts["teacher"].items():
+        real = facts["floor"].get(count)
+        lines.append(
+            f"{count} samples: the teacher's own images score {teacher:.4f}"
+            + (f", real test images {real:.4f}." if real is not None else ".")
+        )
+    return lines
 
 
 def _reference(session: Session, extractor: Extractor) -> tuple[FeatureStatistics, Tensor | None]:
@@ -135,16 +179,21 @@ def _teacher_features(session: Session, target: Tensor, extractor: Extractor) ->
 
 
 def _facts(
-    session: Session, counts: list[int], data: FeatureStatistics, teacher: Tensor, real: Tensor | None
+    session: Session, teacher: str, counts: list[int], data: FeatureStatistics, features: Tensor, real: Tensor | None
 ) -> dict[str, Any]:
-    """The Frechet distance to the data of the teacher's images and of real ones, at each sample count."""
+    """What the comparison is, and the Frechet distance to the data of the teacher's images and of real ones."""
+    config, options = session.config, session.config.evaluate
     floor = {} if real is None else {n: frechet(FeatureStatistics.of(real[:n]), data) for n in counts if n <= len(real)}
     return {
-        "teacher": {n: frechet(FeatureStatistics.of(teacher[:n]), data) for n in counts},
-        "floor": floor,
-        "device": session.config.model.device,
+        "comparison": {
+            "model": config.model.name, "teacher": teacher, "distance": config.distance, "samples": options.samples,
+            "features": options.features, "reference": options.reference,
+        },
+        "teacher": {str(n): frechet(FeatureStatistics.of(features[:n]), data) for n in counts},
+        "floor": {str(n): value for n, value in floor.items()},
+        "device": config.model.device,
         "torch": torch.__version__,
-    }
+    }  # fmt: skip
 
 
 def _panels(session: Session, runs: list[tuple[Entry, Run]], target: Tensor) -> list[Panel]:
@@ -159,76 +208,6 @@ def _panels(session: Session, runs: list[tuple[Entry, Run]], target: Tensor) -> 
         pictures = {name: run.pictures for name, (_, run) in here.items()} | {"teacher": teacher}
         panels.append(Panel(solver, nfe, times, pictures))
     return panels
-
-
-def sample(
-    session: Session, chosen: TimeGrid | StepPolicy, method: Solver, count: int, seed: int, label: int | None = None
-) -> Tensor:
-    """`count` images in [-1, 1] along the schedule `chosen`, by the solver `method`; no label: classes are drawn."""
-    source = class_labels_for(session.denoiser, label)
-    index = list(range(count))
-    x_T = initial_noise(seed, index, session.shape) * noise_scale(session.noise)
-    x_T = x_T.to(session.config.model.device)
-    drawn = source.draw(seed, index) if source is not None else {}
-    condition = {key: value.to(x_T.device) for key, value in drawn.items()}
-    with torch.inference_mode():
-        end = integrate(
-            session.denoiser, method, chosen, x_T, condition=condition,
-            step_noise=noise_for(seed, index, x_T) if method.needs_noise else None,
-        ).x  # fmt: skip
-        return session.denoiser.decode(end)
-
-
-def _schedule(
-    session: Session, schedule: str, solver: str | None, nfe: int | None
-) -> tuple[str, int, TimeGrid | StepPolicy]:
-    """The solver's name, the NFE and the schedule itself; a schedule file is only sampled by the solver it is for."""
-    path = Path(schedule)
-    if path.suffix == ".json":
-        loaded = Schedule.load(path, session.noise)
-        wanted = solver or loaded.solver, loaded.nfe if nfe is None else nfe
-        if wanted != (loaded.solver, loaded.nfe):
-            raise TsAdaptError(
-                f"{path} is for {loaded.solver}, NFE {loaded.nfe}, not for {wanted[0]}, NFE {wanted[1]}; "
-                "leave --solver and --steps out"
-            )
-        session.check_fit(path, loaded.solver, loaded.nfe, loaded.grid.steps, wanted=wanted)
-        return loaded.solver, loaded.nfe, loaded.grid
-    name = session.config.solvers[0] if solver is None else solver
-    nfe = session.config.nfe[0] if nfe is None else nfe
-    steps_of(session.solver(name), nfe)
-    return name, nfe, session.policy(schedule, name, nfe)
-
-
-def _save_png(picture: Tensor, path: Path) -> None:
-    buffer = io.BytesIO()
-    save_image(picture, buffer, format="png")
-    write_bytes(path, buffer.getvalue(), durable=False)
-
-
-def sample_to_folder(
-    session: Session, schedule: str, solver: str | None, nfe: int | None, count: int, seed: int, label: int | None,
-    out: str | None,
-) -> Path:  # fmt: skip
-    """`count` images as PNG files and one grid of them; returns the folder.
-
-    schedule     a grid's name, static / one-shot / recursive, or a schedule file
-    solver, nfe  None: the schedule file's, or the first of the config
-    """
-    if not 1 <= count <= MAX_COUNT:
-        raise TsAdaptError(f"count is {count}; at least 1 image is made, at most {MAX_COUNT}")
-    if not 0 <= seed < 2**32:
-        raise TsAdaptError(f"seed is {seed}; give a number from 0 to {2**32 - 1}")
-    name, nfe, chosen = _schedule(session, schedule, solver, nfe)
-    folder = Path(out) if out else session.workspace.logs / "samples" / f"{Path(schedule).stem}-{name}-nfe{nfe}"
-    make_folder(folder / "images")
-    images = sample(session, chosen, session.solver(name), count, seed, label)
-    pictures = (images.float().clamp(-1, 1) + 1) / 2
-    for number, picture in enumerate(pictures):
-        _save_png(picture, folder / "images" / f"{number:05d}.png")
-    _save_png(make_grid(pictures, nrow=max(1, round(count**0.5)), padding=2, pad_value=1.0), folder / "grid.png")
-    print(f"{count} images along {schedule}, {name}, NFE {nfe}: {folder}")
-    return folder
 
 
 def evaluate_images(session: Session, folder: Path) -> float:

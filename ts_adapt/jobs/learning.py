@@ -72,7 +72,7 @@ def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method
     store, both = session.teacher("train", 2 * count)
     train, validation = both.rows(slice(0, count)), both.rows(slice(count, 2 * count))
     objective = session.objective(solver)
-    starts = session.fixed_grids(steps_of(solver, nfe))
+    starts = session.starts(steps_of(solver, nfe))
     with SummaryWriter(str(make_folder(session.workspace.tensorboard(method, name, nfe)))) as writer:
         if method == "static":
             result = search_static(
@@ -97,10 +97,16 @@ def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method
             )
         figure = plot_schedules({method: grid.times, start: starts[start].times}, session.noise, f"{name}, NFE {nfe}")
         writer.add_figure("schedule", figure)
+    paired = {"evaluator": config.distance, "samples": count, "split": "validation"}
     about = {
-        "model": config.model.name, "teacher": store.hash, "distance": config.distance, "method": method,
-        "seed": config.static.seed if method == "static" else config.blackbox.seed,
-        "measured": {"validation_distance": distance, "best_fixed": start, "best_fixed_distance": start_distance},
+        "order": solver.order, "model": config.model.name, "prediction": getattr(session.denoiser, "prediction", None),
+        "method": method, "seed": config.static.seed if method == "static" else config.blackbox.seed,
+        "distance": config.distance, "teacher": store.hash, "teacher_solver": config.teacher.solver,
+        "teacher_nfe": config.teacher.nfe, "teacher_grid": config.teacher.grid, "teacher_seed": config.teacher.seed,
+        "measured": {
+            "distance": {"value": distance, **paired},
+            "best_fixed_distance": {"value": start_distance, **paired, "grid": start},
+        },
     }  # fmt: skip
     Schedule(grid, name, nfe, about).save(path, session.noise)
     print(

@@ -31,7 +31,7 @@ class OneShot(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.noise = noise
-        self.options = {"shape": list(shape), "width": width, "hidden": hidden, "classes": classes, "text": text}
+        self.options: dict[str, Any] = dict(shape=list(shape), width=width, hidden=hidden, classes=classes, text=text)
         self.register_buffer("static_times", static_times.detach().to(torch.float64))
         self.static_times: Tensor
         self.encoder = Encoder(

@@ -12,6 +12,7 @@ that an untrained predictor *is* the static grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class Recursive(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.noise = noise
-        self.options = {"shape": list(shape), "width": width, "hidden": hidden, "classes": classes, "text": text}
+        self.options: dict[str, Any] = dict(shape=list(shape), width=width, hidden=hidden, classes=classes, text=text)
         self.register_buffer("static_times", static_times.detach().to(torch.float64))
         self.static_times: Tensor
         self.encoder = Encoder(
@@ -96,6 +97,6 @@ class Recursive(nn.Module):
         u = positions(node.t, self.noise)
         return Node(after, self.steps, times_at(u + r * (1 - u), self.noise))
 
-    def policy(self) -> StepByStep:
-        """The step policy that asks this network at every step."""
-        return StepByStep(Node(0, self.steps, self.static_times[0]), self)
+    def policy(self, first: int = 0) -> StepByStep:
+        """The step policy that asks this network at every step, from node `first` of the static grid on."""
+        return StepByStep(Node(first, self.steps, self.static_times[first]), self)

@@ -2,21 +2,22 @@
 
     logits (N,) -> softmax -> cumsum -> affine to [lambda_min, lambda_max] -> times;    minimise  mean_b L_b(times)
 
-by minibatch Adam from the best of several starts. The loss of one sample is rugged in the logits (a sample may end in
-another mode of the data), and its exact gradient says little about a step of the search. So by default the mean loss is
-smoothed over Gaussian perturbations xi of the logits, one for each sample of the batch, and its gradient estimated
-from forward solves alone, antithetically:
+N - 1 free numbers and a mean over hundreds of samples: the mean is smooth where one sample's loss is rugged (a sample
+may end in another mode of the data), and two halves of the samples agree on its shape. Three ways down, by `method`:
 
-    d/dlogits E_xi mean_b L_b(logits + s xi_b)  ~  mean_b (L_b(logits + s xi_b) - L_b(logits - s xi_b)) / (2 s) xi_b
+    lbfgs     the exact gradient of the whole mean, by L-BFGS (scipy), in some ten to twenty evaluations (the default)
+    adam      the exact gradient of minibatches, by Adam, as LD3 does
+    smoothed  Adam on the mean smoothed over Gaussian perturbations xi_b of the logits, antithetically, from forward
+              solves alone (Nesterov & Spokoiny 2017), for what has no useful derivative in the times:
+              mean_b (L_b(logits + s xi_b) - L_b(logits - s xi_b)) / (2 s) xi_b
 
-(Nesterov & Spokoiny 2017); since every sample of a batch may have a grid of its own, that costs one solve of twice the
-batch. `gradient="exact"` differentiates through the solver instead, as LD3 does. What is validated is the moving
-average of the parameters, in which the noise of the minibatches cancels; the grid of the lowest validation distance
-is kept, so that the result is never worse there than the best start. Two options of LD3:
+The search begins at the best of the given grids, L-BFGS at several of them. Under Adam the moving average of the
+parameters is validated, in which the noise of the minibatches cancels. The grid of the lowest distance on the
+validation samples is kept, so that the result is never worse there than the best start. Two options of LD3:
 
     model times       t'_i = t_i + w min(t_{i-1} - t_i, t_i - t_{i+1}) tanh(d_i),  t'_0 = t_0: told to the network
-    soft teacher      the student may start anywhere within r = 0.001 D / N^2 of x_T (D data dimensions);
-                      each visit makes one gradient step on the start, projected, kept only where the distance falls
+    soft teacher      the student may start anywhere within r = 0.001 D / N^2 of x_T (D data dimensions); each visit
+                      makes one gradient step on the start, projected, kept only where the distance falls (adam only)
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, TypeAlias, cast
 
+import numpy as np
 import torch
+from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -35,25 +38,34 @@ from ts_adapt.grids.parametric import logits_to_times, times_to_logits
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
 from ts_adapt.search.objective import Batch, Objective
 
-GRADIENTS = ("smoothed", "exact")
+METHODS = ("lbfgs", "adam", "smoothed")
+Bar: TypeAlias = "tqdm[Any]"
+FIRST_STEP = 0.1
+"""The length of L-BFGS's first trial step in the logits, before it knows any curvature."""
 
 
 @dataclass
 class StaticOptions:
     """How the static grid is searched."""
 
-    iterations: int = 45
+    method: str = "lbfgs"
+    """lbfgs: exact gradient of all samples; adam: of minibatches; smoothed: from perturbed grids, forward only."""
+    iterations: int = 20
+    starts: int = 2
+    """lbfgs: how many of the grids to start from, the best ones, are searched."""
+    tolerance: float = 1e-4
+    """lbfgs: stops when the mean distance falls by less than this share."""
     batch_size: int = 64
+    """adam, smoothed: of a minibatch; lbfgs: of the parts whose gradients are summed."""
     lr: float = 0.08
-    gradient: str = "smoothed"
-    """smoothed: from perturbed grids, by forward solves alone; exact: through the solver."""
     smoothing: float = 0.2
-    """s: the standard deviation of the perturbed logits."""
+    """smoothed: s, the standard deviation of the perturbed logits."""
     clip: float = 1.0
-    """Each sample's exact gradient is clipped to this norm before the mean."""
+    """adam: each sample's gradient is clipped to this norm before the mean."""
     ema: float = 0.9
-    """Decay of the moving average of the parameters."""
+    """adam, smoothed: decay of the moving average of the parameters."""
     validate_every: int = 5
+    """adam, smoothed: iterations; lbfgs validates after each."""
     model_times: bool = False
     """Also learn the times told to the network (LD3's decoupled set)."""
     win_rate: float = 0.5
@@ -139,53 +151,125 @@ def search_static(
 ) -> StaticResult:
     """Search the grid that minimises the mean distance over `train`; the best one on `validation` is returned.
 
-    `starts` are grids of N steps by name; the search begins at the best of them on `validation`.
+    `starts` are grids of N steps by name; the best on `validation` is the one that the result is measured against.
+    Raises TsAdaptError for an unknown method, for soft teaching without minibatches of exact gradients, and if no
+    start has a finite distance.
     """
-    if options.gradient not in GRADIENTS:
-        raise unknown("gradient", options.gradient, GRADIENTS)
-    if options.soft_teacher and options.gradient != "exact":
-        raise TsAdaptError("soft_teacher moves the starts by their exact gradient; set static.gradient to exact")
+    if options.method not in METHODS:
+        raise unknown("static.method", options.method, METHODS)
+    if options.soft_teacher and options.method != "adam":
+        raise TsAdaptError("soft_teacher moves the starts by their gradient at each visit; set static.method to adam")
     noise = objective.denoiser.noise
     start, means = best_start(objective, starts, validation)
     if not math.isfinite(means[start]):
         raise TsAdaptError("no grid to start from gives a finite distance; try a higher precision, or more steps")
-    parameters = GridParameters(
-        starts[start].times.to(train.x_T.device), noise, model_times=options.model_times, win_rate=options.win_rate
+    track = _Track(objective, validation, starts[start].times, means[start], on_step)
+    finite = [name for name in sorted(means, key=lambda name: means[name]) if math.isfinite(means[name])]
+    for name in finite[: options.starts if options.method == "lbfgs" else 1]:
+        times = starts[name].times.to(train.x_T.device)
+        parameters = GridParameters(times, noise, model_times=options.model_times, win_rate=options.win_rate)
+        descend = _descend_lbfgs if options.method == "lbfgs" else _descend_adam
+        with tqdm(total=options.iterations, desc=f"static from {name}", disable=not progress, leave=False) as bar:
+            descend(objective, train, parameters, options, track, bar)
+    return StaticResult(track.grid, track.distance, start, means[start], track.curve)
+
+
+class _Track:
+    """The best grid on the validation samples so far, and the curve of what was validated."""
+
+    def __init__(
+        self, objective: Objective, validation: Batch, times: Tensor, distance: float,
+        on_step: Callable[[int, float], None] | None,
+    ) -> None:  # fmt: skip
+        self.objective, self.validation, self.on_step = objective, validation, on_step
+        self.grid, self.distance, self.curve, self.steps = TimeGrid(times.clone()), distance, [(0, distance)], 0
+
+    def step(self, loss: float) -> None:
+        self.steps += 1
+        if self.on_step is not None:
+            self.on_step(self.steps, loss)
+
+    def validate(self, grid: TimeGrid, bar: Bar) -> None:
+        value = float(self.objective.measure(grid, self.validation).mean())
+        self.curve.append((self.steps, value))
+        if value < self.distance:
+            self.distance, self.grid = value, grid
+        bar.set_postfix(validation=f"{value:.5f}", best=f"{self.distance:.5f}")
+
+
+def _descend_lbfgs(
+    objective: Objective, train: Batch, parameters: GridParameters, options: StaticOptions, track: _Track, bar: Bar
+) -> None:
+    owned = list(parameters.parameters())
+    origin = torch.nn.utils.parameters_to_vector(owned).detach()
+
+    def set_to(place: np.ndarray) -> None:
+        moved = origin + FIRST_STEP * torch.from_numpy(place).to(origin)
+        torch.nn.utils.vector_to_parameters(moved, owned)
+
+    def loss_and_gradient(place: np.ndarray) -> tuple[float, np.ndarray]:
+        set_to(place)
+        total, gradient = 0.0, torch.zeros_like(origin)
+        for part in train.split(options.batch_size):
+            loss = objective(parameters(), part).double().sum() / len(train)
+            gradient += FIRST_STEP * torch.cat(torch.autograd.grad(loss, owned))
+            total += float(loss.detach())
+        return (total if math.isfinite(total) else math.inf), torch.nan_to_num(gradient).cpu().numpy()
+
+    def after_iteration(intermediate_result: OptimizeResult) -> None:
+        set_to(intermediate_result.x)
+        track.step(float(intermediate_result.fun))
+        track.validate(parameters.snapshot(), bar)
+        bar.update()
+
+    minimize(
+        loss_and_gradient,
+        np.zeros(len(origin)),
+        jac=True,
+        method="L-BFGS-B",
+        callback=after_iteration,
+        options={
+            "maxiter": options.iterations,
+            "maxfun": 3 * options.iterations,
+            "maxls": 6,
+            "ftol": options.tolerance,
+        },
     )
+
+
+def _descend_adam(
+    objective: Objective,
+    train: Batch,
+    parameters: GridParameters,
+    options: StaticOptions,
+    track: _Track,
+    bar: Bar,
+) -> None:
     average = AveragedModel(parameters, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
     averaged = cast(GridParameters, average.module)
     optimizer = torch.optim.Adam(parameters.parameters(), lr=options.lr, betas=(0.9, 0.95))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.iterations, eta_min=0.05 * options.lr)
     offsets = torch.zeros_like(train.x_T) if options.soft_teacher else None
     generator = torch.Generator().manual_seed(options.seed)
-    best, best_grid = means[start], TimeGrid(starts[start].times.clone())
-    curve = [(0, best)]
     order: list[int] = []
-    bar = tqdm(range(1, options.iterations + 1), desc="static", unit="step", disable=not progress, leave=False)
-    for iteration in bar:
+    for iteration in range(1, options.iterations + 1):
         size = min(options.batch_size, len(train))
         if len(order) < size:
             order = torch.randperm(len(train), generator=generator).tolist()
         rows = torch.tensor([order.pop(0) for _ in range(size)])
         batch = train.rows(rows)
         optimizer.zero_grad()
-        if options.gradient == "smoothed":
+        if options.method == "smoothed":
             loss = _smoothed_gradient(objective, parameters, batch, options.smoothing, generator)
         else:
             loss = _exact_gradient(objective, parameters, batch, rows, offsets, options.clip)
         optimizer.step()
         average.update_parameters(parameters)
         decay.step()
-        if on_step is not None:
-            on_step(iteration, loss)
+        track.step(loss)
+        bar.update()
         if iteration % options.validate_every == 0 or iteration == options.iterations:
-            grid = averaged.snapshot()
-            value = float(objective.measure(grid, validation).mean())
-            curve.append((iteration, value))
-            bar.set_postfix(validation=f"{value:.5f}", best=f"{min(value, best):.5f}")
-            if value < best:
-                best, best_grid = value, grid
-    return StaticResult(best_grid, best, start, means[start], curve)
+            track.validate(averaged.snapshot(), bar)
 
 
 def _smoothed_gradient(

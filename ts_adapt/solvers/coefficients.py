@@ -22,6 +22,7 @@ places lambda_k. These integrals are exact combinations of
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from torch import Tensor
 from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
 
 _TAYLOR_TERMS = 18
+_POWERS = torch.arange(_TAYLOR_TERMS, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ def place(noise_schedule: NoiseSchedule, t: Tensor) -> Place:
     Where log-SNR is infinite its slope is too: the gradient to such a time, which a grid pins, is zero.
     """
     t = t.to(torch.float64)
-    pinned = torch.isinf(noise_schedule.log_snr(t.detach()))
-    t = torch.where(pinned, t.detach(), t)
+    if t.requires_grad:
+        pinned = torch.isinf(noise_schedule.log_snr(t.detach()))
+        t = torch.where(pinned, t.detach(), t)
     return Place(noise_schedule.alpha(t), noise_schedule.sigma(t), noise_schedule.log_snr(t))
 
 
@@ -76,17 +79,30 @@ def first_order(t: Place, s: Place) -> tuple[Tensor, Tensor]:
 
 
 def phi(k: int, z: Tensor) -> Tensor:
-    """phi_k(z), k >= 1, for any finite z: Taylor's series inside |z| < 1, the recurrence outside."""
+    """phi_k(z), k >= 1, for any finite z."""
+    return phis(k, z)[-1]
+
+
+def phis(count: int, z: Tensor) -> list[Tensor]:
+    """phi_1(z) .. phi_count(z), for any finite z.
+
+    Inside |z| < 1 the last one is Taylor's series and the recurrence leads down; outside it leads up from phi_1.
+    """
     small = z.abs() < 1
     inner = torch.where(small, z, 0.0)
-    series = torch.zeros_like(inner)
-    for n in reversed(range(_TAYLOR_TERMS)):
-        series = series * inner + 1 / math.factorial(n + k)
+    falling = [(inner.unsqueeze(-1).pow(_POWERS.to(z.device)) * _taylor(count).to(z.device)).sum(-1)]
     outer = torch.where(small, 1.0, z)
-    value = torch.expm1(outer) / outer
-    for j in range(1, k):
-        value = (value - 1 / math.factorial(j)) / outer
-    return torch.where(small, series, value)
+    rising = [torch.expm1(outer) / outer]
+    for k in range(1, count):
+        falling.append(inner * falling[-1] + 1 / math.factorial(count - k))
+        rising.append((rising[-1] - 1 / math.factorial(k)) / outer)
+    return [torch.where(small, near, far) for near, far in zip(reversed(falling), rising, strict=True)]
+
+
+@functools.cache
+def _taylor(k: int) -> Tensor:
+    """1 / (n + k)!: the coefficients of phi_k."""
+    return torch.tensor([1 / math.factorial(n + k) for n in range(_TAYLOR_TERMS)], dtype=torch.float64)
 
 
 def finite_step(t: Place, s: Place) -> tuple[Tensor, Tensor]:
@@ -98,34 +114,33 @@ def finite_step(t: Place, s: Place) -> tuple[Tensor, Tensor]:
 
 def moments(h: Tensor, z: Tensor, count: int) -> list[Tensor]:
     """int_0^h e^(z(1 - u/h)) (u/h)^n du for n = 1 .. count, with z = -h (data) or h (noise)."""
-    return [math.factorial(n) * h * phi(n + 1, z) for n in range(1, count + 1)]
+    return [math.factorial(n) * h * phi_n for n, phi_n in enumerate(phis(count + 1, z)[1:], 1)]
 
 
 def lagrange_weights(gaps: Sequence[Tensor], h: Tensor, moments: Sequence[Tensor]) -> list[Tensor]:
     """The integrals of l_k over the step, k >= 1, for the places at u = 0 and at u = `gaps`.
 
     `gaps` are lambda_k - lambda_t (negative for the past, h for the end of the step; infinite ones allowed), h the
-    step length, `moments` as above, one for each gap. The weight of the value at u = 0 follows from sum_k l_k = 1, so
-    that the integral is moment_0 v_0 + sum_k w_k (v_k - v_0).
+    step length, `moments` as above, one for each gap. With q_k = h / gap_k, which is 0 for an infinite gap,
+
+        l_k(u) = q_k u/h prod_{j != k} q_k (1 - q_j u/h) / (q_k - q_j)
+
+    The weight of the value at u = 0 follows from sum_k l_k = 1, so that the integral is moment_0 v_0 + sum_k w_k (v_k -
+    v_0). At most one gap may be infinite.
     """
-    far = [torch.isinf(gap) for gap in gaps]
-    ratios = [torch.where(f, -1.0, gap) / h for f, gap in zip(far, gaps, strict=True)]
+    inverse = [h / gap for gap in gaps]  # 0 for an infinite gap
     weights = []
-    for k, r_k in enumerate(ratios):
-        polynomial = [torch.ones_like(r_k)]  # l_k(u) r_k .. / u, by rising powers of u
-        norm = r_k
-        for j, r_j in enumerate(ratios):
-            if j == k:
-                continue
-            times_u = [torch.zeros_like(r_j), *polynomial]
-            times_r = [*(r_j * c for c in polynomial), torch.zeros_like(r_j)]
-            unchanged = [*polynomial, torch.zeros_like(r_j)]
-            polynomial = [torch.where(far[j], c, a - b) for a, b, c in zip(times_u, times_r, unchanged, strict=True)]
-            norm = norm * torch.where(far[j] | far[k], 1.0, r_k - r_j)
-        integral = torch.zeros_like(h)
-        for c, moment in zip(polynomial, moments, strict=True):
-            integral = integral + c * moment
-        weights.append(torch.where(far[k], 0.0, integral / norm))
+    for k, q_k in enumerate(inverse):
+        polynomial = [torch.ones_like(q_k)]  # prod_j (1 - q_j u/h), by rising powers of u/h
+        norm = q_k
+        for j, q_j in enumerate(inverse):
+            if j != k:
+                lower = polynomial
+                polynomial = [*lower, -q_j * lower[-1]]
+                polynomial[1:-1] = [a - q_j * b for a, b in zip(lower[1:], lower[:-1], strict=True)]
+                norm = norm * q_k / (q_k - q_j)
+        terms = (c * moment for c, moment in zip(polynomial, moments, strict=True))
+        weights.append(norm * sum(terms, torch.zeros_like(h)))
     return weights
 
 
@@ -143,7 +158,8 @@ def data_weights(
     gaps = [log_snr - t.log_snr for log_snr in past] + ([h] if end else [])
     integrals = moments(h, -h, len(gaps))
     integrals[1:2] = [curvature * m for m in integrals[1:2]]
-    return [torch.where(endless, 0.0, s.alpha * w) for w in lagrange_weights(gaps, h, integrals)]
+    alpha = torch.where(endless, 0.0, s.alpha)
+    return [alpha * w for w in lagrange_weights(gaps, h, integrals)]
 
 
 def half_weight(t: Place, s: Place, gap: Tensor, variant: str) -> Tensor:
@@ -153,10 +169,8 @@ def half_weight(t: Place, s: Place, gap: Tensor, variant: str) -> Tensor:
     rule). `gap` is lambda_k - lambda_t. Zero over an infinite step and for an infinite gap.
     """
     h, endless = finite_step(t, s)
-    far = torch.isinf(gap)
     b_h = h if variant == "bh1" else -torch.expm1(-h)
-    weight = 0.5 * s.alpha * b_h * h / torch.where(far, 1.0, gap)
-    return torch.where(endless | far, 0.0, weight)
+    return torch.where(endless, 0.0, 0.5 * s.alpha * b_h * (h / gap))
 
 
 def learned_terms(node: Node, order: int, unit: Tensor, values: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

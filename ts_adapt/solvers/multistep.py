@@ -76,8 +76,12 @@ class Multistep:
         terms = [(weight_x, x_t), (weight_x0, x0)]
         if past:
             weights = self.weights(t, s, memory.log_snrs[:past])
+            rest = -sum(weights[1:], weights[0])
+            if value is x0:
+                terms[1] = (weight_x0 + rest, x0)
+            else:
+                terms.append((rest, value))
             terms += zip(weights, memory.values[:past], strict=True)
-            terms.append((-sum(weights[1:], weights[0]), value))
         unit = weight_x0 if self.interpolates == "x0" else s.sigma - t.sigma
         terms += learned_terms(node, self.order, unit, (value, *memory.values))
         return combine(*terms), memory.push(value, t.log_snr, keep=self.order - 1)

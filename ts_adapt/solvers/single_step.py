@@ -96,15 +96,6 @@ class Heun:
     def __init__(self, noise_schedule: NoiseSchedule) -> None:
         self.noise_schedule = noise_schedule
 
-    @staticmethod
-    def steps_for(nfe: int) -> int:
-        """The number of steps that `nfe` evaluations pay for; TsAdaptError for an odd or non-positive number."""
-        if nfe < 2 or nfe % 2:
-            raise TsAdaptError(
-                f"Heun takes 2 evaluations a step: NFE {nfe} is not a multiple of 2; use {nfe + nfe % 2 or 2}"
-            )
-        return nfe // 2
-
     def init(self, x: Tensor) -> History:
         return History()
 

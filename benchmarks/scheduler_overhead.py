@@ -1,0 +1,151 @@
+"""What our scheduler costs beside the network: a step of it against diffusers', and the predictors' share of a run.
+
+    python benchmarks/scheduler_overhead.py [--steps 5] [--batch 64] [--rounds 40]
+
+Every figure is a median over rounds in which the candidates take turns, so that other work on the machine falls on all
+of them alike. The last line is JSON:
+
+    step_ratio        seconds a step outside the network, ours / diffusers': the largest ratio over the solvers that
+                      both have; set_timesteps is outside the clock
+    one_shot_share    share of a run of the model `fashion-ddpm` that a one-shot predictor takes
+    recursive_share   the same for a recursive one
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ts_adapt  # isort: skip
+import torch
+from diffusers import DDPMPipeline, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from torch import Tensor, nn
+
+from ts_adapt import LearnedScheduler, OneShot, Recursive, attach, build_grid, zoo
+
+PAIRS: dict[str, Callable[[Any], Any]] = {
+    "dpmpp-2m": lambda config: DPMSolverMultistepScheduler.from_config(config, solver_order=2),
+    "dpmpp-3m": lambda config: DPMSolverMultistepScheduler.from_config(config, solver_order=3),
+    "unipc-2": lambda config: UniPCMultistepScheduler.from_config(config, solver_order=2),
+    "unipc-3": lambda config: UniPCMultistepScheduler.from_config(config, solver_order=3),
+}
+"""Our solver -> diffusers' of the same order."""
+
+
+class Still(nn.Module):
+    """In the network's place: always the same answer, at once."""
+
+    def __init__(self, network: nn.Module, answer: Tensor) -> None:
+        super().__init__()
+        self.config, self.answer = network.config, answer
+
+    def forward(self, sample: Tensor, timestep: Any) -> Tensor:
+        return self.answer
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def loop(pipe: Any, scheduler: Any, x: Tensor, steps: int) -> Callable[[], None]:
+    """The steps of a run; its times are settled before."""
+    scheduler.set_timesteps(steps)
+
+    def run() -> None:
+        state = x
+        for t in scheduler.timesteps:
+            state = scheduler.step(pipe.unet(state, t), t, state, return_dict=False)[0]
+
+    return run
+
+
+def step_ratios(pipe: Any, batch: int, steps: int, rounds: int) -> dict[str, float]:
+    x = torch.randn(batch, *shape_of(pipe), generator=torch.Generator().manual_seed(0))
+    still, config = Still(pipe.unet, torch.randn_like(x)), pipe.scheduler.config
+    pipe = DDPMPipeline(still, pipe.scheduler)
+    measured: dict[str, list[float]] = {}
+    pairs = {name: (LearnedScheduler.from_grid("uniform", name, config), make(config)) for name, make in PAIRS.items()}
+    for _ in range(rounds + 1):
+        for name, (ours, theirs) in pairs.items():
+            attach(pipe, ours)
+            for who, scheduler in (("ours", ours), ("diffusers", theirs)):
+                measured.setdefault(f"{name} {who}", []).append(seconds(loop(pipe, scheduler, x, steps)) / steps)
+            ts_adapt.detach(pipe)
+    medians = {name: statistics.median(values[1:]) for name, values in measured.items()}
+    for name, value in medians.items():
+        print(f"{name:24s} {1e6 * value:8.1f} us a step")
+    return {name: medians[f"{name} ours"] / medians[f"{name} diffusers"] for name in PAIRS}
+
+
+def shape_of(pipe: Any) -> tuple[int, int, int]:
+    config = pipe.unet.config
+    return config.in_channels, config.sample_size, config.sample_size
+
+
+def predictor_shares(pipe: Any, batch: int, steps: int, rounds: int) -> dict[str, float]:
+    """Time spent in the predictor of a run / time of the run, by the predictor's kind."""
+    config = pipe.scheduler.config
+    noise = LearnedScheduler.from_config(config).noise
+    times = build_grid("karras", noise, steps).times
+    spent: dict[str, float] = {}
+    shares: dict[str, list[float]] = {}
+    for kind in (OneShot, Recursive):
+        predictor = kind(noise, times, shape_of(pipe), width=16).eval()
+        clocked(predictor, spent)
+        schedule = LearnedScheduler.from_predictors(predictor, "unipc-3", config)
+        for turn in range(max(3, rounds // 8) + 1):
+            attach(pipe, schedule)
+            spent.clear()
+            total = seconds(lambda: pipe(batch, num_inference_steps=steps, output_type="pt"))
+            if turn:
+                shares.setdefault(kind.kind, []).append(spent["predictor"] / total)
+            ts_adapt.detach(pipe)
+    return {kind: statistics.median(values) for kind, values in shares.items()}
+
+
+def clocked(predictor: nn.Module, spent: dict[str, float]) -> None:
+    """Add up the seconds of the predictor's calls in `spent`."""
+    forward = predictor.forward
+
+    def timed(*args: Any, **options: Any) -> Any:
+        begun = time.perf_counter()
+        try:
+            return forward(*args, **options)
+        finally:
+            spent["predictor"] = spent.get("predictor", 0.0) + time.perf_counter() - begun
+
+    predictor.forward = timed
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=40)
+    options = parser.parse_args()
+    pipe = DDPMPipeline.from_pretrained(zoo.paths()["fashion-ddpm"])
+    pipe.set_progress_bar_config(disable=True)
+    ratios = step_ratios(pipe, options.batch, options.steps, options.rounds)
+    for name, ratio in ratios.items():
+        print(f"{name:24s} {ratio:8.3f} of diffusers'")
+    shares = predictor_shares(pipe, options.batch, options.steps, options.rounds)
+    print(
+        json.dumps(
+            {
+                "step_ratio": round(max(ratios.values()), 4),
+                "one_shot_share": round(shares["one-shot"], 5),
+                "recursive_share": round(shares["recursive"], 5),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""attach and detach: nothing is left behind, nothing else is touched, and what cannot be done is said at once."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate.hooks import AlignDevicesHook, CpuOffload, add_hook_to_module, remove_hook_from_module
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
+
+import ts_adapt
+from ts_adapt.grids import fixed
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.noise import BetaTable
+from ts_adapt.schedulers.attach import attach, detach
+from ts_adapt.schedulers.scheduler import LearnedScheduler
+
+SHAPE, STEPS = (1, 8, 8), 4
+
+
+@pytest.fixture
+def pipe(tiny: Any) -> Any:
+    return tiny.pipeline("ddpm")
+
+
+def images(pipe: Any, count: int = 2, **options: Any) -> Any:
+    options = {"num_inference_steps": STEPS, **options}
+    return torch.from_numpy(pipe(count, torch.Generator().manual_seed(0), output_type="np", **options).images)
+
+
+def hooks(module: Any) -> int:
+    return len(module._forward_pre_hooks) + len(module._forward_pre_hooks_with_kwargs)
+
+
+def test_the_two_lines_and_the_way_back(pipe: Any, tiny: Any) -> None:
+    former, config, before = pipe.scheduler, {**pipe.config}, images(pipe)
+    state = set(vars(pipe))
+    schedule = tiny.schedule("recursive", former.config, SHAPE)
+    assert ts_adapt.attach(pipe, schedule) is pipe
+    assert pipe.scheduler is schedule and hooks(pipe.unet) == 2
+    assert not torch.allclose(images(pipe), before)
+    assert ts_adapt.detach(pipe) is pipe
+    assert pipe.scheduler is former and hooks(pipe.unet) == 0
+    assert {**pipe.config} == config and set(vars(pipe)) == state
+    assert torch.equal(images(pipe), before)
+    with pytest.raises(TsAdaptError, match="nothing to detach"):
+        detach(pipe)
+
+
+def test_a_second_schedule_replaces_the_first(pipe: Any, tiny: Any) -> None:
+    former = pipe.scheduler
+    one = tiny.schedule("one-shot", former.config, SHAPE)
+    attach(pipe, one)
+    expected = images(pipe)
+    attach(pipe, LearnedScheduler.from_grid("karras", "unipc"))
+    assert hooks(pipe.unet) == 2 and not torch.equal(images(pipe), expected)
+    with pytest.raises(TsAdaptError, match="LearnedScheduler is attached; got str"):
+        attach(pipe, "a path")  # type: ignore[arg-type]
+    assert pipe.scheduler.source.name == "karras"  # a refusal changes nothing
+    attach(pipe, one)
+    attach(pipe, one)
+    assert torch.equal(images(pipe), expected)
+    detach(pipe)
+    assert pipe.scheduler is former and hooks(pipe.unet) == 0
+
+
+def test_a_family_takes_over_the_noise_schedule_of_the_pipeline(pipe: Any) -> None:
+    schedule = LearnedScheduler.from_grid("karras", solver="unipc")
+    attach(pipe, schedule)
+    assert schedule.prediction == "sample"
+    table = BetaTable.from_config(DDPMScheduler().config)
+    images(pipe)
+    torch.testing.assert_close(schedule.timesteps, fixed.make("karras", table, STEPS)[:-1].float())
+    again = LearnedScheduler.from_config(schedule.config)
+    assert again.prediction == "sample" and again.config["grid"] == "karras"
+
+
+def test_other_uses_of_the_network_are_left_alone(pipe: Any, tiny: Any) -> None:
+    x, elsewhere = torch.randn(3, *SHAPE), torch.tensor(123.0)
+    plain = pipe.unet(x, elsewhere).sample
+    attach(pipe, tiny.schedule("recursive", pipe.scheduler.config, SHAPE))
+    expected = images(pipe)
+    assert torch.equal(pipe.unet(x, elsewhere).sample, plain)
+    pipe.scheduler.set_timesteps(STEPS)
+    assert torch.equal(pipe.unet(x, elsewhere).sample, plain)
+    assert torch.equal(images(pipe), expected)
+    pipe.scheduler = other = DDPMScheduler()  # not detached, but no longer the pipeline's
+    told = pipe.unet(x, torch.tensor(999)).sample
+    assert torch.equal(told, pipe.unet(x, torch.tensor(999.0)).sample)
+    images(pipe)
+    detach(pipe)
+    assert pipe.scheduler is not other
+
+
+def test_a_run_that_was_stopped_does_not_disturb_the_next(pipe: Any, tiny: Any) -> None:
+    attach(pipe, tiny.schedule("recursive", pipe.scheduler.config, SHAPE))
+    expected = images(pipe)
+    calls = []
+
+    def stop(module: Any, args: Any, out: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    handle = pipe.unet.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        images(pipe)
+    handle.remove()
+    assert torch.equal(images(pipe), expected)
+    assert images(pipe, 5).shape[0] == 5
+
+
+def test_steps_of_ddpm_draw_from_the_pipelines_generator(pipe: Any) -> None:
+    from ts_adapt.denoisers.pipeline import from_pipeline
+    from ts_adapt.sampling import integrate
+    from ts_adapt.solvers import DDIM
+
+    denoiser = from_pipeline(pipe)
+    generator = torch.Generator().manual_seed(0)
+    x_T = torch.randn(2, *SHAPE, generator=generator)
+    times = fixed.make("uniform", denoiser.noise, STEPS)
+    with torch.no_grad():
+        ours = integrate(
+            denoiser, DDIM(denoiser.noise, eta=1.0), times, x_T,
+            step_noise=lambda step: torch.randn(x_T.shape, generator=generator),
+        )  # fmt: skip
+    attach(pipe, LearnedScheduler.from_grid("uniform", "ddpm"))
+    theirs = images(pipe)
+    torch.testing.assert_close(theirs, (ours.x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
+    assert torch.equal(images(pipe), theirs)
+
+
+@pytest.mark.parametrize("kind", ["static", "one-shot", "recursive"])
+@pytest.mark.parametrize("order", ["attach first", "offload first"])
+@pytest.mark.parametrize("hook", [CpuOffload, AlignDevicesHook])
+def test_offload_hooks_in_either_order(kind: str, order: str, hook: Any, pipe: Any, tiny: Any) -> None:
+    """accelerate replaces `module.forward` and diffusers asks its hook for the device to run on."""
+    schedule = tiny.schedule(kind, pipe.scheduler.config, SHAPE)
+    attach(pipe, schedule)
+    expected = images(pipe)
+    detach(pipe)
+
+    def offload() -> None:
+        given = CpuOffload("cpu") if hook is CpuOffload else AlignDevicesHook("cpu", io_same_device=True, offload=True)
+        add_hook_to_module(pipe.unet, given)
+
+    if order == "attach first":
+        attach(pipe, schedule)
+        offload()
+    else:
+        offload()
+        attach(pipe, schedule)
+    assert torch.equal(images(pipe), expected)
+    detach(pipe)
+    remove_hook_from_module(pipe.unet, recurse=True)
+    assert hooks(pipe.unet) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["static", "recursive"])
+def test_half_precision(kind: str, dtype: torch.dtype, pipe: Any, tiny: Any) -> None:
+    schedule = tiny.schedule(kind, pipe.scheduler.config, SHAPE)
+    attach(pipe, schedule)
+    told: list[Any] = []
+    pipe.unet.register_forward_hook(lambda m, args, kwargs, out: told.append(args[1]), with_kwargs=True)
+    expected = images(pipe)
+    in_full, told[:] = [*told], []
+    latents: list[torch.Tensor] = []
+    pipe.to(dtype)
+    step = schedule.step
+    schedule.step = lambda *args, **kwargs: (latents.append(args[2]), step(*args, **kwargs))[1]  # type: ignore[method-assign]
+    found = images_in(pipe)
+    assert {x.dtype for x in latents} == {dtype} and torch.isfinite(found).all()
+    assert found.shape == expected.shape
+    if kind == "static":
+        torch.testing.assert_close(torch.stack(told), torch.stack(in_full))
+
+
+def images_in(pipe: Any) -> torch.Tensor:
+    """Images of a pipeline in half precision, as tensors (numpy has no bfloat16)."""
+    out = pipe(2, torch.Generator().manual_seed(0), num_inference_steps=STEPS, output_type="pt").images
+    return out.float().permute(0, 2, 3, 1)
+
+
+def test_another_prediction_type_or_beta_table_is_refused_and_named(pipe: Any) -> None:
+    grid = TimeGrid(torch.tensor([999.0, 300.5, 0.0]).double())
+    other = DDIMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear").config
+    schedule = LearnedScheduler.from_grid(grid, "unipc-2", other)
+    with pytest.raises(
+        TsAdaptError,
+        match=r"differ in the prediction type \(v, the pipeline's is sample\) and the beta table \(1000 timesteps, .*"
+        r"strict=False",
+    ):
+        attach(pipe, schedule)
+    assert isinstance(pipe.scheduler, DDPMScheduler) and hooks(pipe.unet) == 0
+    attach(pipe, schedule, strict=False)
+    assert schedule.prediction == "sample"
+    same = LearnedScheduler.from_grid(grid, "unipc-2", DDPMScheduler(prediction_type="sample").config)
+    found = images(pipe, num_inference_steps=2)
+    attach(pipe, same)
+    assert torch.equal(images(pipe, num_inference_steps=2), found)
+    short = LearnedScheduler.from_grid(
+        TimeGrid(torch.tensor([99.0, 0.0]).double()), "ddim", DDPMScheduler(100, prediction_type="sample").config
+    )
+    with pytest.raises(TsAdaptError, match=r"run from 99 to 0, the pipeline's from 999 to 0"):
+        attach(pipe, short, strict=False)
+
+
+def test_pipelines_that_cannot_be_attached_to(pipe: Any, tiny: Any) -> None:
+    family = LearnedScheduler.from_grid("karras")
+    with pytest.raises(TsAdaptError, match="SimpleNamespace has no unet or transformer with a scheduler"):
+        attach(SimpleNamespace(scheduler=DDPMScheduler()), family)
+    with pytest.raises(TsAdaptError, match="has no unet or transformer with a scheduler"):
+        attach(SimpleNamespace(unet=pipe.unet), family)
+    with pytest.raises(TsAdaptError, match="has a unet and a transformer"):
+        attach(SimpleNamespace(unet=pipe.unet, transformer=pipe.unet, scheduler=pipe.scheduler), family)
+    with pytest.raises(TsAdaptError, match="is not told a `timestep`"):
+        attach(SimpleNamespace(unet=torch.nn.Linear(2, 2), scheduler=pipe.scheduler), family)
+    with pytest.raises(TsAdaptError, match="EDMEulerScheduler has no betas"):
+        attach(DDPMPipeline(pipe.unet, EDMEulerScheduler()), family)
+    with pytest.raises(TsAdaptError, match="looks at 3 channels, the network of DDPMPipeline at 1"):
+        attach(pipe, tiny.schedule("one-shot", pipe.scheduler.config, (3, 8, 8)))
+
+
+def test_a_second_network_that_is_told_the_time(pipe: Any, tiny: Any) -> None:
+    class ControlledPipeline(DDPMPipeline):
+        def __init__(self, unet: Any, controlnet: Any, scheduler: Any) -> None:
+            super().__init__(unet, scheduler)
+            self.register_modules(controlnet=controlnet)
+
+    controlled = ControlledPipeline(pipe.unet, UNet2DModel.from_config(pipe.unet.config), pipe.scheduler)
+    with pytest.raises(TsAdaptError, match="ControlledPipeline tells the time to controlnet as well"):
+        attach(controlled, tiny.schedule("one-shot", pipe.scheduler.config, SHAPE))
+    detach(attach(controlled, tiny.schedule("static", pipe.scheduler.config, SHAPE)))
+
+
+def test_pipelines_that_start_from_an_image_or_blend_one_in(pipe: Any, tiny: Any) -> None:
+    class Painting(DDPMPipeline):
+        def __call__(self, image: Any, mask_image: Any, strength: float = 0.8) -> None: ...
+
+    painting = Painting(pipe.unet, pipe.scheduler)
+    with pytest.raises(TsAdaptError, match="Painting starts from a noised image, and this schedule is found from pure"):
+        attach(painting, tiny.schedule("one-shot", pipe.scheduler.config, SHAPE))
+    with pytest.raises(TsAdaptError, match="blends the known part of the image in at the loop's times"):
+        attach(painting, tiny.schedule("recursive", pipe.scheduler.config, SHAPE))
+    detach(attach(painting, tiny.schedule("static", pipe.scheduler.config, SHAPE)))
+
+
+def test_an_nfe_that_was_not_learned(pipe: Any, tiny: Any) -> None:
+    attach(pipe, tiny.schedule("one-shot", pipe.scheduler.config, SHAPE))
+    with pytest.raises(TsAdaptError, match="num_inference_steps is 5; this schedule was learned for 4"):
+        images(pipe, num_inference_steps=5)
+
+
+def test_a_batch_that_changes_within_a_run(pipe: Any, tiny: Any) -> None:
+    attach(pipe, tiny.schedule("one-shot", pipe.scheduler.config, SHAPE))
+    schedule, x = pipe.scheduler, torch.randn(4, *SHAPE)
+    schedule.set_timesteps(STEPS)
+    out = pipe.unet(x, schedule.timesteps[0]).sample
+    x = schedule.step(out, 0, x).prev_sample
+    with pytest.raises(TsAdaptError, match="began with 4 samples and the network is called with 3"):
+        pipe.unet(x[:3], schedule.timesteps[1])
+    with pytest.raises(TsAdaptError, match="began with 4 samples and step 1 has 3"):
+        pipe.unet(x, schedule.timesteps[1])
+        schedule.step(out[:3], 0, x[:3])
+
+
+def test_a_compiled_network(pipe: Any, tiny: Any) -> None:
+    schedule = tiny.schedule("one-shot", pipe.scheduler.config, SHAPE)
+    attach(pipe, schedule)
+    expected = images(pipe)
+    detach(pipe)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    attach(pipe, schedule)
+    torch.testing.assert_close(images(pipe), expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,90 @@
+"""The command line itself: its help, and the demo's options."""
+
+from __future__ import annotations
+
+from functools import reduce
+from pathlib import Path
+
+import pytest
+from jsonargparse import Namespace
+
+from ts_adapt.cli import build_parser, check_demo, parse
+from ts_adapt.config import LIMITS, Config
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.jobs.demo import small
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("teach", "search", "train", "evaluate", "sample", "export", "import", "demo")
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as left:
+        build_parser().parse_args([*arguments, "--help"])
+    assert left.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_help_names_every_command(capsys) -> None:
+    text = help_of(capsys)
+    assert all(f"\n    {command} " in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_tells_what_it_does_and_what_its_options_are(capsys, command: str) -> None:
+    text = help_of(capsys, command)
+    usage, description = text.split("\n\n")[:2]
+    assert usage.startswith(f"usage: ts-adapt {command}") and "\n" not in usage
+    assert description[0].isupper() and len(description) > 40
+    assert "--teacher.nfe NFE" in text and "(type: int, default: 40)" in text
+    assert "Scale of classifier-free guidance" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_examples_of_the_help_are_understood(capsys, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    lines = [line.split()[1:] for line in help_of(capsys).splitlines() if line.startswith("  ts-adapt ")]
+    assert len(lines) >= 8
+    parser = build_parser()
+    for words in lines:
+        last_flag = max(place for place, word in enumerate(words) if word.startswith("--"))
+        assert parser.parse_args(words[: last_flag + 2]).subcommand == words[0]  # behind its value stands a remark
+
+
+# --- the demo
+
+
+def test_the_demo_takes_what_it_does_not_set() -> None:
+    _, _, config = parse(["demo", "--distance", "l2", "--static.lr", "0.02", "--log_root", "x", "--nfe", "[5]"])
+    shrunk = small(config)
+    assert (shrunk.distance, shrunk.static.lr, shrunk.log_root) == ("l2", 0.02, "x")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("nfe", "[3]"), ("solvers", "[ddim]"), ("name", "mine"), ("teacher.nfe", "40"), ("evaluate.samples", "2000")],
+)
+def test_the_demo_refuses_what_it_sets_itself(tmp_path: Path, option: str, value: str) -> None:
+    with pytest.raises(TsAdaptError, match=rf"option {option} is .* but the demo sets it itself"):
+        parse(["demo", f"--{option}", value])
+    group, _, name = option.rpartition(".")
+    (tmp_path / "a.yml").write_text(f"{group}: {{{name}: {value}}}" if group else f"{name}: {value}")
+    with pytest.raises(TsAdaptError, match=rf"option {option} is .* but the demo sets it itself"):
+        parse(["demo", "--config", str(tmp_path / "a.yml")])
+
+
+@pytest.mark.parametrize("option", LIMITS)
+def test_every_number_is_effective_in_the_demo_or_refused(option: str) -> None:
+    config, (low, high) = Config(), LIMITS[option]
+    *group, name = option.split(".")
+    place = reduce(getattr, group, config)
+    number = low if getattr(place, name) not in (low, [low]) else min(high, low + 1)
+    value = [number] if option == "nfe" else number
+    setattr(place, name, value)
+    given = Namespace()
+    given[option] = value
+    try:
+        check_demo(given, config)
+    except TsAdaptError as error:
+        assert f"option {option} is {value}" in str(error)
+    else:
+        assert reduce(getattr, option.split("."), small(config)) == value

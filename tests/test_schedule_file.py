@@ -1,0 +1,161 @@
+"""The portable JSON: what is written comes back, old files are read, and anything else is one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ts_adapt.grids import fixed
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
+from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
+from ts_adapt.schedule_file import ABOUT, MAX_BYTES, Schedule
+
+TABLE = BetaTable.from_config({})
+ZERO_SNR = BetaTable.from_config({"rescale_betas_zero_snr": True})
+KNOWN: dict[str, Any] = {
+    "order": 2,
+    "model": "some/model",
+    "prediction": "v",
+    "method": "static",
+    "source": "a",
+    "seed": 3,
+    "distance": "l2",
+    "teacher": "0f3a",
+    "teacher_solver": "unipc-3",
+    "teacher_nfe": 40,
+    "teacher_grid": "log_snr",
+    "teacher_seed": 0,
+    "measured": {"fid": {"value": 3.5, "evaluator": "inception", "samples": 50_000}},
+}
+
+
+def corrected(noise: NoiseSchedule, steps: int = 4) -> Schedule:
+    times = fixed.make("log_snr", noise, steps)
+    ones = torch.ones(steps, dtype=torch.float64)
+    return Schedule(TimeGrid(times, times[:-1] * 0.99, 0.9 * ones, torch.zeros(steps, 2)), "unipc-2", steps, KNOWN)
+
+
+@pytest.mark.parametrize("noise", [TABLE, ZERO_SNR, ContinuousVP(), VarianceExploding(), RectifiedFlow()])
+def test_what_is_written_comes_back(tmp_path: Path, noise: NoiseSchedule) -> None:
+    path, schedule = tmp_path / "a.json", corrected(noise)
+    schedule.save(path, noise)
+    for read in (Schedule.load(path, noise), Schedule.load(path)):
+        for name in ("times", "model_times", "output_scale", "coefficients"):
+            assert torch.equal(getattr(read.grid, name), getattr(schedule.grid, name).double()), name
+        assert (read.solver, read.nfe, read.about) == ("unipc-2", 4, KNOWN)
+        assert torch.equal(read.log_snr, noise.log_snr(schedule.grid.times))
+        assert read.text() == read.text(noise) == path.read_text()
+
+
+def test_the_file_is_json_for_any_reader(tmp_path: Path) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    schedule = Schedule(corrected(RectifiedFlow()).grid, "euler", 4, {"measured": {"fid": math.nan}})
+    content = json.loads(schedule.text(RectifiedFlow()), parse_constant=refuse)
+    assert content["log_snr"][0] is None and content["log_snr"][-1] is None and content["measured"]["fid"] is None
+    assert content["edm_sigmas"][0] is None and content["edm_sigmas"][-1] == 0.0
+
+
+def test_a_file_of_an_earlier_program_is_read(tmp_path: Path) -> None:
+    measured = {"validation_distance": 0.1, "best_fixed": "karras", "best_fixed_distance": 0.2}
+    old = {
+        "format": "ts_adapt-schedule", "version": 1, "solver": "unipc-3", "nfe": 2, "times": [999.0, 400.0, 0.0],
+        "model": "m", "teacher": "ab", "distance": "l2", "method": "static", "seed": 0, "measured": measured,
+        "own": [1],
+    }  # fmt: skip
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    schedule = Schedule.load(tmp_path / "old.json", TABLE)
+    assert schedule.log_snr is None and schedule.about["measured"] == measured and schedule.about["own"] == [1]
+    assert json.loads(schedule.text(TABLE)).items() >= old.items()
+
+
+def test_a_schedule_of_another_noise_schedule_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    corrected(TABLE).save(path, TABLE)
+    other = BetaTable.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
+    with pytest.raises(TsAdaptError, match=r"a\.json is for another noise schedule, that of some/model: at time 999"):
+        Schedule.load(path, other)
+
+
+def test_grids_per_sample_are_no_schedule() -> None:
+    times = corrected(TABLE).grid.times.expand(3, -1)
+    with pytest.raises(TsAdaptError, match="kept as labels"):
+        Schedule(TimeGrid(times), "ddim", 4).text(TABLE)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"format": "other"}, "is no schedule file"),
+    ({"version": 2}, "has version 2"),
+    ({"solver": 5}, "'solver' of .* is a int"),
+    ({"nfe": "4"}, "'nfe' of .* is a str"),
+    ({"nfe": 1e999}, "'nfe' of .* is a float"),
+    ({"nfe": True}, "'nfe' of .* is a bool"),
+    ({"nfe": 3}, "4 steps and nfe 3"),
+    ({"times": None}, "'times' of"),
+    ({"times": []}, "at least 2"),
+    ({"times": [5.0]}, "at least 2"),
+    ({"times": [3, 2, None, 0]}, "no valid schedule file"),
+    ({"times": [3, 2, "1", 0]}, "no valid schedule file"),
+    ({"times": [3, 2, {}, 0]}, "no valid schedule file"),
+    ({"times": [10**400, 2, 1, 0]}, "no valid schedule file"),
+    ({"times": [3, 2, math.nan, 0]}, "times are finite"),
+    ({"times": [3, 2, 2, 1, 0]}, "twice the same time"),
+    ({"times": [3, 2, 4, 1, 0]}, "not decreasing"),
+    ({"times": [1000, 2, 1, 0.5, 0]}, "outside the noise schedule"),
+    (
+        {"times": [[4, 3, 2, 1, 0]] * 2, "model_times": None, "output_scale": None, "coefficients": None},
+        "holds 2 grids",
+    ),
+    ({"model_times": [1, 2]}, "model_times"),
+    ({"output_scale": {}}, "no valid schedule file"),
+    ({"coefficients": [1, math.inf, 1, 1]}, "coefficients"),
+    ({"log_snr": [1, 2]}, "log_snr has to hold 5 numbers"),
+    ({"log_snr": {}}, "log_snr has to hold 5 numbers"),
+    ({"log_snr": [[1], [2], [3], [4], [5]]}, "log_snr does not rise"),
+    ({"log_snr": [1, 2, None, 4, 5]}, "log_snr does not rise"),
+    ({"log_snr": [5, 4, 3, 2, 1]}, "log_snr does not rise"),
+    ({"log_snr": [1, 2, "3", 4, 5]}, "no valid schedule file"),
+    ({"prediction": "eps"}, "unknown prediction 'eps'"),
+    ({"measured": [1]}, "'measured' of"),
+    ({"measured": {"fid": [1]}}, "measured.fid of .* is a list"),
+    ({"measured": {"fid": {"value": 1.0}}}, "measured.fid of .* has no 'evaluator'"),
+    ({"measured": {"fid": {"value": "low", "evaluator": "x"}}}, "'value' of measured.fid"),
+    *(({key: [1]}, f"'{key}' of .* is a list") for key in ABOUT if key != "measured"),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), WRONG)
+def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({**json.loads(corrected(TABLE).text(TABLE)), **change}))
+    with pytest.raises(TsAdaptError, match=expected) as caught:
+        Schedule.load(path, TABLE)
+    assert "a.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"14.6, 0", b"[]", b"null", b"[" * 100_000, b"\x00" * 100])
+def test_a_foreign_file_is_one_sentence_that_names_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(TsAdaptError, match=r"a\.json") as caught:
+        Schedule.load(tmp_path / "a.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_absurdly_long_grid_is_refused(tmp_path: Path) -> None:
+    times = torch.arange(10_001, -1, -1, dtype=torch.float64)
+    (tmp_path / "a.json").write_text(Schedule(TimeGrid(times), "ddim", 10_001, {}, -times).text())
+    with pytest.raises(TsAdaptError, match=r"a\.json has 10001 steps; between 1 and 10000"):
+        Schedule.load(tmp_path / "a.json")
+
+
+def test_an_absurdly_long_file_is_refused_unread(tmp_path: Path) -> None:
+    with open(tmp_path / "a.json", "wb") as file:
+        file.truncate(2**40)  # sparse: a file that would not fit into memory
+    with pytest.raises(TsAdaptError, match=f"more than {MAX_BYTES} bytes"):
+        Schedule.load(tmp_path / "a.json")

@@ -1,0 +1,106 @@
+"""sample: images along any schedule, as files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+from tqdm import tqdm
+
+from ts_adapt.assembly import steps_of
+from ts_adapt.files import make_folder, write_bytes
+from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.jobs.session import Session
+from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
+from ts_adapt.schedule_file import Schedule
+from ts_adapt.teacher.generate import class_labels_for
+
+MAX_COUNT = 1_000_000
+MAX_SHOWN = 256
+"""How many images the grid shows."""
+
+
+def sample(
+    session: Session, chosen: TimeGrid | StepPolicy, method: Solver, index: Sequence[int], seed: int,
+    label: int | None = None,
+) -> Tensor:  # fmt: skip
+    """The images of the samples `index` in [-1, 1] along the schedule `chosen`, by the solver `method`.
+
+    Without a label the classes of a class-conditional model are drawn. A sample depends on (seed, its index) only.
+    """
+    source = class_labels_for(session.denoiser, label)
+    x_T = initial_noise(seed, index, session.shape) * noise_scale(session.noise)
+    x_T = x_T.to(session.config.model.device)
+    drawn = source.draw(seed, index) if source is not None else {}
+    condition = {key: value.to(x_T.device) for key, value in drawn.items()}
+    with torch.inference_mode():
+        end = integrate(
+            session.denoiser, method, chosen, x_T, condition=condition,
+            step_noise=noise_for(seed, index, x_T) if method.needs_noise else None,
+        ).x  # fmt: skip
+        return session.denoiser.decode(end)
+
+
+def _schedule(
+    session: Session, schedule: str, solver: str | None, nfe: int | None
+) -> tuple[str, int, TimeGrid | StepPolicy]:
+    """The solver's name, the NFE and the schedule itself; a schedule file is only sampled by the solver it is for."""
+    path = Path(schedule)
+    if path.suffix == ".json":
+        loaded = Schedule.load(path, session.noise)
+        wanted = solver or loaded.solver, loaded.nfe if nfe is None else nfe
+        if wanted != (loaded.solver, loaded.nfe):
+            raise TsAdaptError(
+                f"{path} is for {loaded.solver}, NFE {loaded.nfe}, not for {wanted[0]}, NFE {wanted[1]}; "
+                "leave --solver and --steps out"
+            )
+        session.check_fit(path, loaded.solver, loaded.nfe, loaded.grid.steps, wanted=wanted)
+        return loaded.solver, loaded.nfe, loaded.grid
+    name = session.config.solvers[0] if solver is None else solver
+    nfe = session.config.nfe[0] if nfe is None else nfe
+    steps_of(session.solver(name), nfe)
+    return name, nfe, session.policy(schedule, name, nfe)
+
+
+def _save_png(picture: Tensor, path: Path) -> None:
+    buffer = io.BytesIO()
+    save_image(picture, buffer, format="png")
+    write_bytes(path, buffer.getvalue(), durable=False)
+
+
+def sample_to_folder(
+    session: Session, schedule: str, solver: str | None, nfe: int | None, count: int, seed: int, label: int | None,
+    out: str | None,
+) -> Path:  # fmt: skip
+    """`count` images as PNG files and one grid of the first of them; returns the folder.
+
+    schedule     a grid's name, static / one-shot / recursive, or a schedule file
+    solver, nfe  None: the schedule file's, or the first of the config
+    """
+    if not 1 <= count <= MAX_COUNT:
+        raise TsAdaptError(f"count is {count}; at least 1 image is made, at most {MAX_COUNT}")
+    if not 0 <= seed < 2**32:
+        raise TsAdaptError(f"seed is {seed}; give a number from 0 to {2**32 - 1}")
+    name, nfe, chosen = _schedule(session, schedule, solver, nfe)
+    folder = Path(out) if out else session.workspace.logs / "samples" / f"{Path(schedule).stem}-{name}-nfe{nfe}"
+    make_folder(folder / "images")
+    batch, method, shown = session.config.evaluate.batch_size, session.solver(name), []
+    bar = tqdm(total=count, desc="sample", unit="image", disable=not session.progress, leave=False)
+    for start in range(0, count, batch):
+        index = range(start, min(start + batch, count))
+        pictures = (sample(session, chosen, method, index, seed, label).float().clamp(-1, 1) + 1) / 2
+        for number, picture in zip(index, pictures, strict=True):
+            _save_png(picture, folder / "images" / f"{number:05d}.png")
+        shown.append(pictures[: max(0, MAX_SHOWN - start)].cpu())
+        bar.update(len(index))
+    bar.close()
+    pictures = torch.cat(shown)
+    _save_png(
+        make_grid(pictures, nrow=max(1, round(len(pictures) ** 0.5)), padding=2, pad_value=1.0), folder / "grid.png"
+    )
+    print(f"{count} images along {schedule}, {name}, NFE {nfe}: {folder}")
+    return folder

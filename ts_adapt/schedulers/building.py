@@ -1,0 +1,96 @@
+"""The ways to a schedule: from a grid, from learned schedules, from predictors, from any step policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.schedule_file import Schedule
+from ts_adapt.schedulers.noise_config import UNKNOWN, noise_config
+from ts_adapt.schedulers.plans import Chosen, Predictor, grids_to_json
+
+
+class Constructors:
+    """The constructors of `LearnedScheduler`. `options` are its own: `learned_for`, `clip_x0`.
+
+    `config` is that of the pipeline's scheduler: the noise schedule and what the network predicts.
+    """
+
+    @classmethod
+    def from_grid(
+        cls,
+        grid: str | TimeGrid | Tensor,
+        solver: str = "unipc-2",
+        config: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """From a fixed grid: a family's name, or times `(N+1,)`, or `(B, N+1)` with one grid for each image of a batch.
+
+        A family may do without `config` and takes over that of the pipeline it is attached to.
+        """
+        if isinstance(grid, str):
+            noise = UNKNOWN if config is None else noise_config(config)
+            return cls._made(noise, solver=solver, grid=grid, **options)
+        grid = grid if isinstance(grid, TimeGrid) else TimeGrid(torch.as_tensor(grid, dtype=torch.float64))
+        noise = _required(config, "a grid of times")
+        return cls._made(noise, solver=solver, grids=grids_to_json({grid.steps: grid}), **options)
+
+    @classmethod
+    def from_schedules(cls, schedules: Schedule | Sequence[Schedule], config: Mapping[str, Any], **options: Any) -> Any:
+        """From learned static schedules for one model and solver, each for another NFE, and the scheduler's config."""
+        found = [schedules] if isinstance(schedules, Schedule) else list(schedules)
+        if not found:
+            raise TsAdaptError("no schedule was given; from_schedules takes at least one")
+        solvers, steps = {s.solver for s in found}, [s.grid.steps for s in found]
+        if len(solvers) > 1 or len(set(steps)) < len(steps):
+            raise TsAdaptError(
+                f"schedules in one file share a solver and differ in NFE; these have {', '.join(sorted(solvers))} "
+                f"and NFE {', '.join(map(str, steps))}"
+            )
+        options.setdefault("learned_for", _shared([s.about for s in found]))
+        options.setdefault("solver", found[0].solver)
+        grids = grids_to_json({s.grid.steps: s.grid for s in found})
+        return cls._made(_required(config, "a learned schedule"), grids=grids, **options)
+
+    @classmethod
+    def from_predictors(
+        cls, predictors: Predictor | Sequence[Predictor], solver: str, config: Mapping[str, Any], **options: Any
+    ) -> Any:
+        """From predictors of one kind (`load_predictor` reads them), each for another NFE."""
+        found = list(predictors) if isinstance(predictors, Sequence) else [predictors]
+        given = {predictor.steps: predictor for predictor in found}
+        if len(given) < len(found):
+            raise TsAdaptError("two of the predictors are for the same NFE; give one for each")
+        schedule = cls._made(_required(config, "a predictor"), solver=solver, predictors=sorted(given), **options)
+        schedule.use_predictors(given)
+        return schedule
+
+    @classmethod
+    def from_policy(
+        cls, policy: StepPolicy, times: Tensor, solver: str, config: Mapping[str, Any], **options: Any
+    ) -> Any:
+        """From any step policy; `times` `(N+1,)` are the nominal ones of the loop. It cannot be saved."""
+        schedule = cls._made(_required(config, "a step policy"), solver=solver, **options)
+        schedule.source = Chosen(policy, times, schedule.noise)
+        return schedule
+
+    @classmethod
+    def _made(cls, noise: Mapping[str, Any], **options: Any) -> Any:
+        make: Any = cls
+        return make(**noise, **options)
+
+
+def _required(config: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
+    if not isinstance(config, Mapping):
+        raise TsAdaptError(f"{what} belongs to a noise schedule; pass config=pipe.scheduler.config")
+    return noise_config(config)
+
+
+def _shared(abouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all of them say alike."""
+    first, *rest = abouts
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}

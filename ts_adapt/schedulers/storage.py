@@ -1,0 +1,90 @@
+"""A schedule's files: JSON and safetensors, in a folder or on the Hugging Face hub; no pickle is read or written.
+
+scheduler_config.json                       every schedule
+model.safetensors, config.json              a predictor for one NFE (the files of `predictors.store`)
+nfe<N>/model.safetensors, nfe<N>/config.json    predictors for several
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ts_adapt.files import make_folder, read_json
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.predictors.store import load_predictor, save_predictor
+from ts_adapt.schedulers.plans import Predictor, Predictors
+
+CONFIG = "scheduler_config.json"
+FILES = (CONFIG, "config.json", "model.safetensors", "nfe*/config.json", "nfe*/model.safetensors")
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+
+
+def find(
+    name: str | os.PathLike[str], subfolder: str | None, options: Mapping[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of a schedule, brought from the hub unless it is here, and the `options` that are not the hub's."""
+    rest = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _from_hub(str(name), subfolder, {key: options[key] for key in HUB_OPTIONS if key in options})
+    return (folder / subfolder if subfolder else folder), rest
+
+
+def _from_hub(name: str, subfolder: str | None, options: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = [f"{subfolder}/{file}" if subfolder else file for file in FILES]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, **options))
+    except Exception as error:
+        cause = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
+        raise TsAdaptError(
+            f"{name!r} is no folder here, and no schedule could be had under that name from the Hugging Face hub "
+            f"({cause}); give a folder that save_pretrained wrote, or a hub id owner/name"
+        ) from error
+
+
+def read_config(folder: Path, class_name: str) -> dict[str, Any]:
+    """The config in `folder`; TsAdaptError where there is none, or one of another class."""
+    if not (folder / CONFIG).is_file():
+        hint = ""
+        if (folder / "config.json").is_file():
+            hint = ": it may be a bare predictor, read with load_predictor and made a schedule by from_predictors"
+        raise TsAdaptError(f"{folder} has no {CONFIG} and holds no schedule that save_pretrained wrote{hint}")
+    config = read_json(folder / CONFIG)
+    found = config.get("_class_name") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or found != class_name:
+        raise TsAdaptError(
+            f"{folder / CONFIG} is the config of {found or 'no scheduler'}, not of {class_name}; "
+            f"{class_name}.from_config takes over its betas and prediction type"
+        )
+    return config
+
+
+def read_predictors(folder: Path, learned: Sequence[int], noise: NoiseSchedule) -> dict[int, Predictor]:
+    """The predictors that a config in `folder` names; TsAdaptError for one missing, damaged, or of other steps."""
+    found = {}
+    for steps in learned:
+        alone = len(learned) == 1 and (folder / "config.json").is_file()
+        path = folder if alone else folder / f"nfe{steps}"
+        predictor, _ = load_predictor(path, noise)
+        if predictor.steps != steps:
+            raise TsAdaptError(f"the predictor in {path} is for {predictor.steps} steps, the config says {steps}")
+        found[steps] = predictor
+    return found
+
+
+def write_predictors(folder: Path, source: Predictors, about: Mapping[str, Any]) -> None:
+    """Write the predictors, each with what is known `about` it."""
+    missing = tuple(steps for steps in source.named if steps not in source.given)
+    if missing:
+        raise TsAdaptError(
+            f"the weights of the predictors for {missing} are not here; load the schedule with from_pretrained"
+        )
+    for steps, predictor in source.given.items():
+        path = folder / f"nfe{steps}" if len(source.given) > 1 else folder
+        save_predictor(make_folder(path), predictor, {**about, "nfe": steps})
