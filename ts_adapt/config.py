@@ -82,12 +82,16 @@ class TeacherOptions:
 
     solver: str = "unipc-3"
     grid: str = "log_snr"
+    """A fixed grid's name."""
     nfe: int = 40
+    """Evaluations of the fine solve."""
     train_samples: int = 1024
     test_samples: int = 2000
     batch_size: int = 64
     seed: int = 0
+    """Of the noises; sample i depends on it and on i only."""
     shard_size: int = 256
+    """Samples a file."""
     trajectory: bool = False
     """Keep every state of the solve, not only its end."""
     label: int | None = None
@@ -101,11 +105,14 @@ class Config:
     """One experiment. `name` is the folder under `data_root` and `log_root`."""
 
     name: str = "fashion"
+    """The folder under data_root and log_root."""
     model: ModelOptions = field(default_factory=ModelOptions)
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1: none."""
     solvers: list[str] = field(default_factory=lambda: ["unipc-3"])
+    """Names such as ddim, dpmpp-2m, unipc-3, deis-2, ipndm-3, ddim+corrector."""
     nfe: list[int] = field(default_factory=lambda: [5])
+    """Numbers of evaluations."""
     distance: str = "features"
     """What is minimised: features (the embedded network), l2, or lpips."""
     rescale_published: bool = False
@@ -119,6 +126,7 @@ class Config:
     oracle_samples: int = 512
     """Test samples with oracle grids."""
     label_batch: int = 128
+    """Samples searched side by side."""
     teacher: TeacherOptions = field(default_factory=TeacherOptions)
     static: StaticOptions = field(default_factory=StaticOptions)
     per_sample: PerSampleOptions = field(default_factory=PerSampleOptions)
@@ -126,7 +134,9 @@ class Config:
     train: TrainOptions = field(default_factory=TrainOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     data_root: str = "train_data"
+    """Where what is generated and learned is kept."""
     log_root: str = "logs"
+    """Where results, samples and TensorBoard files are kept."""
 
     def validate(self) -> None:
         """TsAdaptError naming the first option whose value cannot be worked with."""

@@ -1,10 +1,20 @@
-"""The embedded model: data, weights, feature network and reference statistics. Paths and features, no denoiser."""
+"""The embedded model: data, weights, feature network, reference statistics, learned schedules. Paths and features, no
+denoiser."""
 
 from pathlib import Path
 
 from ts_adapt.zoo.features import FeatureNet, Features, load_features, reference_statistics, test_images
 
-__all__ = ["MODELS", "FeatureNet", "Features", "load_features", "paths", "reference_statistics", "test_images"]
+__all__ = [
+    "MODELS",
+    "FeatureNet",
+    "Features",
+    "load_features",
+    "paths",
+    "reference_statistics",
+    "schedules",
+    "test_images",
+]
 
 MODELS = {
     "fashion-ddpm": None,
@@ -16,3 +26,11 @@ MODELS = {
 def paths() -> dict[str, Path]:
     """The pipeline folder of each model of the zoo."""
     return {name: Path(__file__).parent / name for name in MODELS}
+
+
+def schedules() -> dict[str, Path]:
+    """The folder of each learned schedule of the zoo, for `LearnedScheduler.from_pretrained`.
+
+    Static grids of NFE 3 to 10, for a model and a solver.
+    """
+    return {folder.name: folder for folder in sorted((Path(__file__).parent / "schedules").iterdir())}
