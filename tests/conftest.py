@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ts_adapt  # noqa: F401  isort: skip
 
+from importlib import import_module
+from typing import Any
+
 import pytest
 import torch
 
@@ -32,3 +35,9 @@ def problem(mixture: GaussianMixtureDenoiser) -> tuple[Objective, Batch]:
     times[0], times[-1] = 1.0, 1e-3
     target = integrate(mixture, solver, times, x_T).x
     return Objective(mixture, solver, make("l2")), Batch(torch.arange(48), x_T, target, {})
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """Builders of tiny pipelines, schedules and predictors."""
+    return import_module("tiny_pipelines")

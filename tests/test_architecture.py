@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ts_adapt"
 ORDER = [
     {"__init__", "__main__"},
     {"cli"},
+    {"flags"},
     {"jobs"},
     {"config"},
     {"evaluation"},

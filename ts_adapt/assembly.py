@@ -48,6 +48,7 @@ SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
 ANALYTIC: dict[str, Callable[[], Denoiser]] = {"gaussian-mixture": example_mixture}
 CORRECTOR = "+corrector"
 NATIVE, ROUNDED = "+native", "+rounded"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PUBLISHED = {"ays-sd15": "sd15", "ays-sdxl": "sdxl", "ays-svd": "svd"}
 
 
@@ -64,23 +65,28 @@ class ModelOptions:
     """The network's precision: float32, float16 or bfloat16; coefficients are float64 in any case."""
 
 
-def build_denoiser(options: ModelOptions) -> Denoiser:
-    """The denoiser of `options`, on its device."""
-    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if options.dtype not in dtypes:
-        raise unknown("dtype", options.dtype, dtypes)
+def device_and_dtype(options: ModelOptions) -> tuple[torch.device, torch.dtype]:
+    """Where and in which precision the model of `options` runs; TsAdaptError for a device that cannot be used here."""
+    if options.dtype not in DTYPES:
+        raise unknown("dtype", options.dtype, DTYPES)
     try:
         device = torch.device(options.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise TsAdaptError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device, DTYPES[options.dtype]
+
+
+def build_denoiser(options: ModelOptions) -> Denoiser:
+    """The denoiser of `options`, on its device."""
+    device, dtype = device_and_dtype(options)
     if options.name in ANALYTIC:
         if options.prediction is not None:
             raise TsAdaptError(
                 f"model.prediction is {options.prediction!r}, but {options.name!r} is no network; leave it out"
             )
         return ANALYTIC[options.name]()
-    denoiser: Denoiser = load(options.name, prediction=options.prediction, device=device, dtype=dtypes[options.dtype])
+    denoiser: Denoiser = load(options.name, prediction=options.prediction, device=device, dtype=dtype)
     return denoiser
 
 

@@ -5,163 +5,20 @@ Errors of the user's input are one sentence and exit code 2; what was finished b
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import Namespace
 
-from ts_adapt._version import __version__
+from ts_adapt.flags import PIPELINE_FLAGS, Parser, Refused, build_parser
 from ts_adapt.interfaces import TsAdaptError
 
 if TYPE_CHECKING:
     from ts_adapt.config import Config
-
-DESCRIPTION = """Learned schedules for few-step diffusion sampling.
-
-The main job, in order (each goes on where it was stopped):
-  ts-adapt teach    --config configs/fashion.yml                        fine solves to learn from
-  ts-adapt search   --config configs/fashion.yml --method static        one grid for all samples
-  ts-adapt search   --config configs/fashion.yml --method per-sample    the oracle: one grid for each
-  ts-adapt train    --config configs/fashion.yml --predictor one-shot   a network that predicts grids
-  ts-adapt evaluate --config configs/fashion.yml                        the comparison, with a report
-  ts-adapt sample   --config configs/fashion.yml --schedule static      images
-`ts-adapt demo` does all of it in small, without a config. To and from ComfyUI, stable-diffusion.cpp, diffusers, ...:
-  ts-adapt export   train_data/fashion/static/unipc-3-nfe5.json --format sigmas
-  ts-adapt import   sigmas.txt --format sigmas --model.name fashion-ddpm --solver unipc-3 --out imported.json
-`ts-adapt COMMAND --help` lists the options of a command."""
-
-TEACH = "Generate the teacher's samples: fine solves whose end points a schedule is to reach."
-SEARCH = "Search schedules for every solver and NFE of the config: static, per-sample (the oracle) or blackbox."
-TRAIN = "Train a predictor of grids on the oracle's grids and through the solver."
-EVALUATE = "Compare every schedule on test noises; leaves a table, plots and one HTML page under `log_root`."
-SAMPLE = "Make images along any schedule: a fixed grid, a learned one, a predictor, or a schedule file."
-EXPORT = """Write a schedule for other programs, to stdout or a file. Warnings on stderr say what a format drops.
-
-  json       everything (grid, corrections, solver, model, teacher, loss, what was measured): `import` reads it back
-  sigmas     N+1 sigmas with commas between, the last 0: for stable-diffusion.cpp's --sigmas, ComfyUI's ManualSigmas
-  comfyui    the same as a ManualSigmas node in API format: drop the file on ComfyUI's canvas
-  a1111      a Python file that adds a scheduler to AUTOMATIC1111's web UI and to Forge
-  timesteps  N integers, for the `timesteps` of diffusers' pipelines; models with a table of betas only
-
-A sigma is sigma/alpha (k-diffusion's) for epsilon, v and EDM models, and t for rectified flows. All but json are lists
-for programs that denoise fully in their last step: where a grid ends at a small sigma, 0 is written in its place. Model
-times, output scales and grids per sample are dropped. `import` reads such a list back, so that it can be measured."""
-IMPORT = """Make a schedule file for a model and a solver of a list of sigmas or timesteps, or check one from elsewhere.
-
-  json       a schedule file, which has to be for this model; read as such without --format
-  sigmas     N+1 falling numbers with commas or spaces between, in brackets or not; sigma/alpha, for flows t
-  timesteps  N falling timesteps as in diffusers' AysSchedules, or N+1 that end at 0
-
-A last sigma of 0 becomes the model's smallest (t_min), where the model does not reach 0; where the sigma before it is
-the smallest already, it is left out. What is changed is said on stderr; the file goes to --out, or to stdout."""
-DEMO = "The main job in small, on the embedded model: minutes on two cores, then a report. What it sets is refused."
-OPTIONS = """Options of the config (a line `nfe: [5]` or a group `teacher: {nfe: 40}` of the YAML file is --nfe [5],
---teacher.nfe 40 here) follow those of the command itself."""
-
-
-_NOTHING = re.compile(r"(, )?default: %\(default\)s|required")
-
-
-class Refused(Exception):
-    """The command line could not be understood."""
-
-
-class Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Types and defaults behind each option, where there are any; descriptions as they are written."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text: str = super()._get_help_string(action)
-        return _NOTHING.sub("", text).replace(" ()", "") if action.default is None else text
-
-
-class Parser(ArgumentParser):
-    """Raises `Refused` where argparse would print usage and exit."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise Refused(message)
-
-
-def build_parser() -> Parser:
-    from ts_adapt.config import Config
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(prog="ts-adapt", description=DESCRIPTION, formatter_class=Help, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"ts-adapt {__version__}")
-    commands = parser.add_subcommands(required=True, metavar="COMMAND")
-    for name, argument, brief, description, own in (
-        ("teach", "", "generate the teacher's samples", TEACH, _teach_flags),
-        ("search", "", "search schedules: static, per-sample (the oracle), blackbox", SEARCH, _search_flags),
-        ("train", "", "train a predictor on the oracle's grids", TRAIN, _train_flags),
-        ("evaluate", "", "compare every schedule on test noises, with a report", EVALUATE, _evaluate_flags),
-        ("sample", "", "make images along any schedule", SAMPLE, _sample_flags),
-        ("export", " SCHEDULE", "write a schedule for other programs", EXPORT, _export_flags),
-        ("import", " FILE", "make a schedule file of a list of sigmas or timesteps", IMPORT, _import_flags),
-        ("demo", "", "the main job in small, on the embedded model", DEMO, lambda parser: None),
-    ):
-        usage = f"ts-adapt {name}{argument} [--config FILE] [OPTION VALUE]..."
-        command = Parser(usage=usage, description=f"{description}\n\n{OPTIONS}", allow_abbrev=False)
-        own(command)
-        command.add_argument("--config", action="config", help="a YAML file of options; flags behind it override it")
-        command.add_argument("--quiet", action="store_true", help="no progress bars")
-        command.add_class_arguments(Config, as_group=False)
-        commands.add_subcommand(name, command, help=brief)
-    return parser
-
-
-def _teach_flags(parser: Parser) -> None:
-    parser.add_argument("--split", default="both", help="train, test or both")
-    parser.add_argument("--save-png", action="store_true", help="also write the teacher's images as PNG files")
-
-
-def _search_flags(parser: Parser) -> None:
-    parser.add_argument("--method", default="static", help="static, per-sample or blackbox")
-    parser.add_argument("--split", default="train", help="the samples of a per-sample search: train or test")
-
-
-def _train_flags(parser: Parser) -> None:
-    parser.add_argument("--predictor", default="one-shot", help="one-shot or recursive")
-
-
-def _evaluate_flags(parser: Parser) -> None:
-    parser.add_argument("--images", default=None, help="score a folder of images instead of schedules")
-
-
-def _sample_flags(parser: Parser) -> None:
-    parser.add_argument(
-        "--schedule", default="static", help="a grid, static, blackbox, one-shot, recursive, or a schedule file"
-    )
-    parser.add_argument("--solver", default=None, help="default: the file's, or the first of `solvers`")
-    parser.add_argument(
-        "--steps", type=int, default=None, help="evaluations; default: the file's, or the first of `nfe`"
-    )
-    parser.add_argument("--count", type=int, default=16, help="how many images")
-    parser.add_argument("--seed", type=int, default=1, help="of the starting noises")
-    parser.add_argument("--label", type=int, default=None, help="a class, for class-conditional models")
-    parser.add_argument("--out", default=None, help="folder of the images; default: under `log_root`")
-
-
-def _export_flags(parser: Parser) -> None:
-    parser.add_argument(
-        "schedule",
-        help="a schedule file, a grid, static, blackbox, one-shot, recursive, or a predictor's folder",
-    )
-    parser.add_argument("--format", default="json", help="json, sigmas, comfyui, a1111 or timesteps")
-    parser.add_argument("--solver", default=None, help="of a schedule given by name; default: the first of `solvers`")
-    parser.add_argument("--steps", type=int, default=None, help="evaluations, likewise; default: the first of `nfe`")
-    parser.add_argument("--out", default=None, help="the file to write; default: stdout")
-
-
-def _import_flags(parser: Parser) -> None:
-    parser.add_argument("file", help="the list or schedule file; - reads stdin")
-    parser.add_argument("--format", default=None, help="sigmas, timesteps or json; needed for lists")
-    parser.add_argument("--solver", default=None, help="that the schedule is for; default: the first of `solvers`")
-    parser.add_argument("--out", default=None, help="the schedule file to write; default: stdout")
 
 
 def config_of(command: str, options: Namespace, parser: Parser) -> Config:
@@ -221,8 +78,24 @@ def parse(arguments: Sequence[str]) -> tuple[str, Namespace, Config]:
         raise TsAdaptError(_not_understood(error)) from error
     config.validate()
     if name == "demo":
-        check_demo(parser.parse_args(arguments, defaults=False)[name], config)
+        check_demo(given_options(name, arguments), config)
     return name, parsed[name], config
+
+
+def given_options(command: str, arguments: Sequence[str]) -> Namespace:
+    """The options that the command line or its config files name."""
+    given: Namespace = build_parser().parse_args(arguments, defaults=False)[command]
+    return given
+
+
+def _for_pipelines(options: Namespace) -> bool:
+    """Whether `sample` is given a pipeline; TsAdaptError for flags that need one and have none."""
+    if options.pipeline is not None:
+        return True
+    for flag in PIPELINE_FLAGS:
+        if options[flag] is not None:
+            raise TsAdaptError(f"--{flag.replace('_', '-')} is for pipelines of diffusers; name one with --pipeline")
+    return False
 
 
 def check_demo(given: Namespace, config: Config) -> None:
@@ -241,7 +114,21 @@ def check_demo(given: Namespace, config: Config) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parse `arguments` and do the job; raises TsAdaptError."""
-    name, options, config = parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name, options, config = parse(arguments)
+    if name == "sample" and _for_pipelines(options):
+        from ts_adapt.jobs import pipelines
+
+        guided = "guidance" in given_options(name, arguments)
+        asked = {field.name: options[field.name] for field in fields(pipelines.Request)}
+        asked["guidance"] = options.guidance if guided else None
+        pipelines.sample_pipeline(config, pipelines.Request(**asked), progress=not options.quiet)
+        return
+    if name == "export" and options.format == "diffusers":
+        from ts_adapt.jobs.scheduler_folder import export_scheduler
+
+        export_scheduler(config, options.schedule, options.solver, options.steps, options.out)
+        return
     from ts_adapt.jobs import demo, evaluating, exchange, images, learning
     from ts_adapt.jobs.session import SPLITS, Session
 
@@ -269,7 +156,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     elif name == "sample":
         images.sample_to_folder(
             session, options.schedule, options.solver, options.steps,
-            options.count, options.seed, options.label, options.out,
+            options.count, options.seed, options.label, options.out, options.batch,
         )  # fmt: skip
 
 

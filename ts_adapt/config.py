@@ -14,7 +14,8 @@ from typing import Any
 
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.evaluation.benchmark import EvaluateOptions
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.grids.space import CORRECTIONS
+from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.predictors.store import MAX_HIDDEN, MAX_WIDTH
 from ts_adapt.predictors.training import TrainOptions
 from ts_adapt.schedule_file import MAX_STEPS
@@ -46,7 +47,6 @@ LIMITS: dict[str, tuple[float, float]] = {
     "static.clip": (SMALL, math.inf),
     "static.ema": (0, 0.999999),
     "static.validate_every": (1, MANY),
-    "static.win_rate": (0, 1),
     "static.seed": (0, SEED),
     "per_sample.iterations": (1, MANY),
     "per_sample.lr": (SMALL, 1000),
@@ -138,6 +138,11 @@ class Config:
     log_root: str = "logs"
     """Where results, samples and TensorBoard files are kept."""
 
+    @property
+    def static_name(self) -> str:
+        """What the shared grid is called that the options of `static` lead to: static, with +CORRECTION behind it."""
+        return "".join(["static", *(f"+{name}" for name in CORRECTIONS if name in self.static.corrections)])
+
     def validate(self) -> None:
         """TsAdaptError naming the first option whose value cannot be worked with."""
         for option, default in vars(Config()).items():
@@ -164,6 +169,9 @@ class Config:
                 value = getattr(value, part)
             for number in value if isinstance(value, list) else [value]:
                 _check_limits(option, number, low, high)
+        foreign = [name for name in self.static.corrections if name not in CORRECTIONS]
+        if foreign:
+            raise unknown("correction", str(foreign[0]), CORRECTIONS)
         width = self.train.width
         if width % 8 and width not in (1, 2, 4):
             raise TsAdaptError(f"option train.width is {width}; give 1, 2, 4 or a multiple of 8")

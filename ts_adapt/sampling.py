@@ -162,10 +162,13 @@ def initial_noise(seed: int, index: Sequence[int] | Tensor, shape: Sequence[int]
 
     It does not depend on the batch, its order, or the process that draws it.
     """
-    rows = [
-        torch.randn(tuple(shape), generator=torch.Generator().manual_seed(_mix(seed, int(i), stream))) for i in index
-    ]
+    rows = [torch.randn(tuple(shape), generator=generator_for(seed, int(i), stream=stream)) for i in index]
     return torch.stack(rows) if rows else torch.empty((0, *shape))
+
+
+def generator_for(seed: int, index: int, *, stream: int = 0) -> torch.Generator:
+    """The generator, on the CPU, of what belongs to the sample `index` alone; a stream for each kind of noise."""
+    return torch.Generator().manual_seed(_mix(seed, index, stream))
 
 
 def noise_scale(noise: NoiseSchedule) -> float:

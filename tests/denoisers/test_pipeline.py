@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ts_adapt import zoo
 from ts_adapt.denoisers import Guided, NetworkDenoiser, encode_prompts, from_pipeline, load
+from ts_adapt.denoisers.load import image_to_image, load_pipeline
 from ts_adapt.denoisers.pipeline import noise_of
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import RectifiedFlow
@@ -181,6 +182,19 @@ def test_noise_of_scheduler_configs() -> None:
         noise_of({"beta_schedule": "linear", "prediction_type": "noise"})
 
 
+def test_the_config_of_the_scheduler_is_kept() -> None:
+    config = from_pipeline(
+        DDIMPipeline(unet(), scheduler("v_prediction", beta_schedule="scaled_linear"))
+    ).scheduler_config
+    assert config is not None
+    assert (config["_class_name"], config["beta_schedule"]) == ("DDIMScheduler", "scaled_linear")
+    assert config["prediction_type"] == "v_prediction"
+    told = from_pipeline(DDPMPipeline(unet(), DDPMScheduler()), "sample")
+    assert told.scheduler_config is not None and told.scheduler_config["prediction_type"] == "sample"
+    network = NetworkDenoiser(told.network, told.noise, "epsilon", null_condition={"class_labels": 3})
+    assert network.scheduler_config is None and Guided(network, 2.0).scheduler_config is None
+
+
 def test_other_pipelines_are_refused_with_a_list() -> None:
     with pytest.raises(
         TsAdaptError, match=r"SimpleNamespace is not supported; supported are DDPMPipeline, .*NetworkDen"
@@ -200,6 +214,17 @@ def test_load_reads_a_folder_with_overrides(tmp_path: Path) -> None:
     other = load(tmp_path / "model", prediction="epsilon", device="cpu", dtype=torch.bfloat16)
     assert other.prediction == "epsilon"
     assert next(other.network.parameters()).dtype == torch.bfloat16
+
+
+def test_load_pipeline_gives_any_class_and_its_image_to_image_twin(tiny: Any, tmp_path: Path) -> None:
+    tiny.pipeline("sd").save_pretrained(tmp_path)
+    pipe = load_pipeline(str(tmp_path), "cpu", torch.bfloat16)
+    twin = image_to_image(pipe)
+    assert (type(pipe).__name__, type(twin).__name__) == ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    assert twin.unet is pipe.unet and image_to_image(twin) is twin
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.bfloat16}
+    with pytest.raises(TsAdaptError, match="no image-to-image pipeline for DDPMPipeline"):
+        image_to_image(DDPMPipeline(unet(), DDPMScheduler()))
 
 
 def test_load_opens_no_pickles(tmp_path: Path) -> None:

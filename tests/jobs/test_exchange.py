@@ -185,6 +185,7 @@ def test_timesteps_of_a_model_with_a_table(tmp_path: Path, capsys) -> None:
     [
         (["export", "karas"], "did you mean 'karras'"),
         (["export", "karras", "--format", "sigma"], "did you mean 'sigmas'"),
+        (["export", "karras", "--format", "diffuser"], "did you mean 'diffusers'"),
         (["export", "karras", "--format", "timesteps"], "has none; export sigmas"),
         (["export", "karras", "--steps", "0"], "at least 1"),
         (["export", "karras", "--solver", "unipc"], "unknown solver 'unipc'"),

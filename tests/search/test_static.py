@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ts_adapt.grids import fixed
+from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
-from ts_adapt.search.static import GridParameters, StaticOptions, _smoothed_gradient, best_start, search_static
+from ts_adapt.search.static import StaticOptions, _smoothed_gradient, best_start, search_static
 
 STEPS = 4
 
@@ -58,27 +59,20 @@ def test_same_seed_same_grid(problem):
     assert torch.equal(run[0].grid.times, run[1].grid.times)
 
 
-def test_model_times_stay_between_their_neighbours_and_start_where_the_times_are(mixture):
-    times = fixed.make("log_snr", mixture.noise, 5)
-    parameters = GridParameters(times, mixture.noise, model_times=True, win_rate=0.5)
-    grid = parameters()
-    assert torch.allclose(grid.model_times, grid.times[:-1])
-    with torch.no_grad():
-        parameters.shift.fill_(100.0)
-    moved = parameters()
-    assert moved.model_times[0] == moved.times[0]
-    assert bool((moved.model_times[1:] < moved.times[:-2]).all())
-    assert bool((moved.model_times[1:] > moved.times[2:]).all())
-
-
-@pytest.mark.parametrize("method", ["lbfgs", "smoothed"])
-def test_model_times_lower_the_training_distance(problem, method):
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+@pytest.mark.parametrize("correction", ["shift", "scale", "coefficients"])
+def test_each_correction_lowers_the_distance_that_times_alone_reach(problem, correction, method):
     objective, batch = problem
-    train, validation = split(batch)
-    options = StaticOptions(iterations=60, batch_size=16, model_times=True, method=method)
-    result = search_static(objective, train, validation, starts(objective.denoiser.noise), options, progress=False)
-    assert result.grid.model_times is not None
-    assert result.distance < 0.9 * result.start_distance
+    train, _ = split(batch)
+    noise = objective.denoiser.noise
+    options = {"iterations": 60, "batch_size": 16, "method": method, "tolerance": 1e-7}
+    plain = search_static(objective, train, train, starts(noise), StaticOptions(**options), progress=False)
+    corrected = StaticOptions(corrections=[correction], lr=0.005, **options)
+    result = search_static(objective, train, train, {"static": plain.grid}, corrected, progress=False)
+    assert result.distance < 0.99 * plain.distance
+    carried = {"shift": "model_times", "scale": "output_scale", "coefficients": "coefficients"}
+    for name, field in carried.items():
+        assert (getattr(result.grid, field) is not None) == (name == correction)
 
 
 def test_soft_teacher_runs_and_still_improves(problem):
@@ -99,8 +93,9 @@ def test_lbfgs_ends_where_the_mean_is_flat_and_keeps_the_best_of_its_starts(prob
         return search_static(objective, train, train, grids, options, progress=False)
 
     def slope(grid):
-        parameters = GridParameters(grid.times, objective.denoiser.noise, model_times=False, win_rate=0.5)
-        return float(torch.autograd.grad(objective(parameters(), train).mean(), parameters.logits)[0].norm())
+        space = GridSpace(objective.denoiser.noise, STEPS)
+        z = space.numbers(grid).requires_grad_()
+        return float(torch.autograd.grad(objective(space.grid(z), train).mean(), z)[0].norm())
 
     single = {name: search(**{name: grid}) for name, grid in grids.items()}
     assert all(slope(result.grid) < 0.02 * slope(grids[name]) for name, result in single.items())
@@ -126,10 +121,11 @@ def test_smoothed_gradient_is_the_exact_one_of_a_smooth_loss(problem):
             return (noise.log_snr(grid.times) - goal).square().sum(-1)
 
     many = batch.rows(torch.arange(len(batch)).repeat(400))
-    parameters = GridParameters(fixed.make("log_snr", noise, STEPS), noise, model_times=False, win_rate=0.5)
-    _smoothed_gradient(Quadratic(), parameters, many, 0.05, torch.Generator().manual_seed(0))
-    exact = torch.autograd.grad((noise.log_snr(parameters().times) - goal).square().sum(), parameters.logits)[0]
-    assert torch.nn.functional.cosine_similarity(parameters.logits.grad, exact, dim=0) > 0.98
+    space = GridSpace(noise, STEPS)
+    z = space.numbers(TimeGrid(fixed.make("log_snr", noise, STEPS))).requires_grad_()
+    _, estimate = _smoothed_gradient(Quadratic(), space, z.detach(), many, 0.05, torch.Generator().manual_seed(0))
+    exact = torch.autograd.grad((noise.log_snr(space.grid(z).times) - goal).square().sum(), z)[0]
+    assert torch.nn.functional.cosine_similarity(estimate, exact, dim=0) > 0.98
 
 
 def test_bad_options_are_refused(problem):
@@ -139,3 +135,5 @@ def test_bad_options_are_refused(problem):
         search_static(objective, batch, batch, grids, StaticOptions(method="smoothd"))
     with pytest.raises(TsAdaptError, match="soft_teacher moves the starts"):
         search_static(objective, batch, batch, grids, StaticOptions(soft_teacher=True))
+    with pytest.raises(TsAdaptError, match="did you mean 'scale'"):
+        search_static(objective, batch, batch, grids, StaticOptions(corrections=["scal"]))

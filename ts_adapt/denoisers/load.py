@@ -1,4 +1,4 @@
-"""A denoiser by name: a model of the zoo, a pipeline folder, or a hub id.
+"""A denoiser, or a whole pipeline, by name: a model of the zoo, a pipeline folder, or a hub id.
 
     fashion-ddpm            a model that travels with the package
     ./folder, /abs/folder   a folder that diffusers' `save_pretrained` has written
@@ -10,6 +10,7 @@ Weights are read as safetensors only: the other formats are pickles, which run c
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import textwrap
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.interfaces import TsAdaptError
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def load(
@@ -41,32 +42,63 @@ def load(
     Raises TsAdaptError for an unknown name, a missing or foreign folder, and a hub that cannot be reached.
     """
     name = str(name)
-    null_class = None
+    denoiser = from_pipeline(load_pipeline(name, device, dtype), prediction)
+    null_class = zoo.MODELS.get(name)
+    if null_class is not None:
+        denoiser.null_condition = {"class_labels": null_class}
+    return denoiser
+
+
+def load_pipeline(name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
+    """The pipeline of diffusers called `name`, of any class; arguments and errors as those of `load`."""
+    pipe = _found(name, dtype)
+    with _quiet():
+        return pipe if device is None else pipe.to(device)
+
+
+def image_to_image(pipe: Any) -> Any:
+    """The pipeline that starts from an image, of the parts of `pipe`; `pipe` itself if it is one.
+
+    Raises TsAdaptError where diffusers has none for it.
+    """
+    from diffusers import AutoPipelineForImage2Image
+
+    if starts_from_image(pipe):
+        return pipe
+    try:
+        with _quiet():
+            return AutoPipelineForImage2Image.from_pipe(pipe)
+    except ValueError as error:
+        raise TsAdaptError(
+            f"diffusers has no image-to-image pipeline for {type(pipe).__name__}; leave the image to start from out"
+        ) from error
+
+
+def starts_from_image(pipe: Any) -> bool:
+    """Whether the pipeline noises an image and starts from that."""
+    return {"image", "strength"} <= inspect.signature(type(pipe).__call__).parameters.keys()
+
+
+def _found(name: str, dtype: torch.dtype | None) -> Any:
     if name in zoo.MODELS:
-        folder, null_class = zoo.paths()[name], zoo.MODELS[name]
+        folder = zoo.paths()[name]
         if not folder.is_dir():
             raise TsAdaptError(f"the zoo's model {name!r} is missing from {folder}; reinstall ts_adapt with its data")
-        pipe = _from_folder(folder, dtype)
-    elif Path(name).expanduser().is_dir():
-        pipe = _from_folder(Path(name).expanduser(), dtype)
-    elif _HUB_ID.fullmatch(name):
-        pipe = _from_hub(name, dtype)
-    elif "/" in name or "\\" in name or name.startswith((".", "~")):
+        return _from_folder(folder, dtype)
+    if Path(name).expanduser().is_dir():
+        return _from_folder(Path(name).expanduser(), dtype)
+    if HUB_ID.fullmatch(name):
+        return _from_hub(name, dtype)
+    if "/" in name or "\\" in name or name.startswith((".", "~")):
         raise TsAdaptError(
             f"there is no folder {name!r}; expected one that a diffusers pipeline's save_pretrained wrote"
         )
-    else:
-        near = difflib.get_close_matches(name, zoo.MODELS, 1, 0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise TsAdaptError(
-            f"no model is called {name!r}; {hint}the zoo has {', '.join(zoo.MODELS)}; "
-            "for any other give a pipeline folder or a hub id owner/name"
-        )
-    denoiser = from_pipeline(pipe, prediction)
-    if null_class is not None:
-        denoiser.null_condition = {"class_labels": null_class}
-    with _quiet():
-        return denoiser.to(device) if device is not None else denoiser
+    near = difflib.get_close_matches(name, zoo.MODELS, 1, 0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise TsAdaptError(
+        f"no model is called {name!r}; {hint}the zoo has {', '.join(zoo.MODELS)}; "
+        "for any other give a pipeline folder or a hub id owner/name"
+    )
 
 
 def _from_folder(folder: Path, dtype: torch.dtype | None) -> Any:
@@ -100,15 +132,23 @@ def _read(source: str, failure: str, dtype: torch.dtype | None, **options: Any) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without diffusers' progress bars and warnings, which are about its own ways of loading."""
+    """Without the progress bars and warnings of diffusers and transformers, which are about their ways of loading."""
     from diffusers.utils import logging
+    from diffusers.utils.import_utils import is_transformers_available
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    libraries: list[Any] = [logging]
+    if is_transformers_available():
+        from transformers.utils import logging as of_transformers
+
+        libraries.append(of_transformers)
+    former = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+        for library, level, bars in former:
+            library.set_verbosity(level)
+            if bars:
+                library.enable_progress_bar()

@@ -19,7 +19,7 @@ Its result may be a tensor, a tuple that begins with one, or an object with `.sa
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -49,6 +49,8 @@ class NetworkDenoiser:
     null_condition  the condition that stands for "none", where the model has one: what `Guided` needs
     encode      prompts -> their condition, tensors `(B, ...)` by name; None: the model takes no prompts
     call        how the network is called; None: `calling_convention(network)`
+    scheduler_config  of the pipeline's scheduler in diffusers, which a `LearnedScheduler` for this model takes over;
+                None: the network is in no pipeline
 
     A network with twice as many output channels has learned a variance as well; only the first half is used.
     `evaluations` counts calls. Raises TsAdaptError for an unknown prediction, or a shape that cannot be inferred.
@@ -67,6 +69,7 @@ class NetworkDenoiser:
         null_condition: Condition | None = None,
         encode: Callable[[Sequence[str]], Condition] | None = None,
         call: NetworkCall | None = None,
+        scheduler_config: Mapping[str, Any] | None = None,
     ) -> None:
         if prediction not in PARAMETERIZATIONS:
             raise TsAdaptError(
@@ -82,6 +85,7 @@ class NetworkDenoiser:
         self.decoder = decoder
         self.encode = encode
         self.null_condition = dict(null_condition) if null_condition is not None else None
+        self.scheduler_config = dict(scheduler_config) if scheduler_config is not None else None
         self.evaluations = 0
 
     def __call__(

@@ -52,7 +52,10 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
     decoder = None
     if decoder_name is not None:
         decoder = LatentDecoder(getattr(pipe, decoder_name)).eval().requires_grad_(False)
-    noise, configured = noise_of(pipe.scheduler.config, type(pipe.scheduler).__name__)
+    config = scheduler_config(pipe)
+    noise, configured = noise_of(config, config["_class_name"])
+    if prediction is not None:
+        config["prediction_type"] = next((k for k, v in PREDICTION_TYPES.items() if v == prediction), prediction)
     null: Condition | None = None
     if family == "DiTPipeline":
         null = {"class_labels": network.config.num_embeds_ada_norm}
@@ -64,8 +67,14 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
             return encode_prompts(pipe, prompts)[0]
 
     return NetworkDenoiser(
-        network, noise, prediction or configured, clip_x0=clip_x0, decoder=decoder, null_condition=null, encode=encode
-    )
+        network, noise, prediction or configured, clip_x0=clip_x0, decoder=decoder, null_condition=null, encode=encode,
+        scheduler_config=config,
+    )  # fmt: skip
+
+
+def scheduler_config(pipe: Any) -> dict[str, Any]:
+    """The config of the pipeline's scheduler, with the name of its class, which a flow may be known by."""
+    return {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
 
 
 def noise_of(config: Mapping[str, Any], name: str = "the scheduler") -> tuple[NoiseSchedule, str]:

@@ -16,7 +16,7 @@ from ts_adapt.assembly import build_grid, grid_names, steps_of
 from ts_adapt.config import Config, Workspace
 from ts_adapt.files import Schema, check_schema, read_bytes, read_json, read_tensors, write_bytes
 from ts_adapt.interfaces import Solver, TimeGrid, TsAdaptError, unknown
-from ts_adapt.jobs.session import SHARED, Session
+from ts_adapt.jobs.session import SHARED, STATIC, Session, check_asked
 from ts_adapt.predictors.store import PREDICTORS, load_predictor
 from ts_adapt.schedule_file import CORRECTIONS, MAX_BYTES, Schedule
 from ts_adapt.schedule_formats import READERS, WRITERS
@@ -40,18 +40,14 @@ def export_schedule(
     A schedule file needs no model, but for `timesteps`. Raises TsAdaptError for what is unknown, or has no such form.
     """
     if kind not in WRITERS:
-        raise unknown("format", kind, WRITERS)
+        raise unknown("format", kind, [*WRITERS, "diffusers"])
     path, names = Path(source), (*grid_names(), *SHARED, *PREDICTORS)
     if source not in names and (path.suffix == ".json" or path.is_file()):
         session = Session(config) if kind == "timesteps" else None
         schedule, remarks = Schedule.load(path, session.noise if session else None), list[str]()
         if schedule.log_snr is None and session is None:  # a file of an earlier program
             session = Session(config)
-        if solver not in (None, schedule.solver) or nfe not in (None, schedule.nfe):
-            raise TsAdaptError(
-                f"{path} is for {schedule.solver}, NFE {schedule.nfe}; leave --solver and --steps out, they are for "
-                "schedules given by name"
-            )
+        check_asked(path, schedule.solver, schedule.nfe, solver, nfe)
     else:
         session = Session(config)
         name, count = solver or config.solvers[0], config.nfe[0] if nfe is None else nfe
@@ -118,7 +114,7 @@ def import_schedule(
 
 def _by_name(session: Session, source: str, solver: str, nfe: int) -> tuple[Schedule, list[str]]:
     """The schedule called `source`; for a predictor, the static grid that it corrects."""
-    if source in SHARED:
+    if source in SHARED or STATIC.fullmatch(source):
         return session.shared(source, solver, nfe), []
     if source in grid_names():
         steps = steps_of(session.solver(solver), nfe)

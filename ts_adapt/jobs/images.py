@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ts_adapt.assembly import steps_of
 from ts_adapt.files import make_folder, write_bytes
 from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.session import Session, check_asked
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.teacher.generate import class_labels_for
@@ -52,13 +52,8 @@ def _schedule(
     path = Path(schedule)
     if path.suffix == ".json":
         loaded = Schedule.load(path, session.noise)
-        wanted = solver or loaded.solver, loaded.nfe if nfe is None else nfe
-        if wanted != (loaded.solver, loaded.nfe):
-            raise TsAdaptError(
-                f"{path} is for {loaded.solver}, NFE {loaded.nfe}, not for {wanted[0]}, NFE {wanted[1]}; "
-                "leave --solver and --steps out"
-            )
-        session.check_fit(path, loaded.solver, loaded.nfe, loaded.grid.steps, wanted=wanted)
+        check_asked(path, loaded.solver, loaded.nfe, solver, nfe)
+        session.check_fit(path, loaded.solver, loaded.nfe, loaded.grid.steps, wanted=(loaded.solver, loaded.nfe))
         return loaded.solver, loaded.nfe, loaded.grid
     name = session.config.solvers[0] if solver is None else solver
     nfe = session.config.nfe[0] if nfe is None else nfe
@@ -66,41 +61,63 @@ def _schedule(
     return name, nfe, session.policy(schedule, name, nfe)
 
 
-def _save_png(picture: Tensor, path: Path) -> None:
-    buffer = io.BytesIO()
-    save_image(picture, buffer, format="png")
-    write_bytes(path, buffer.getvalue(), durable=False)
+def check_request(count: int, seed: int, batch: int | None) -> None:
+    """TsAdaptError unless so many images can be made, from this seed, so many at a time."""
+    if not 1 <= count <= MAX_COUNT:
+        raise TsAdaptError(f"count is {count}; at least 1 image is made, at most {MAX_COUNT}")
+    if not 0 <= seed < 2**32:
+        raise TsAdaptError(f"seed is {seed}; give a number from 0 to {2**32 - 1}")
+    if batch is not None and batch < 1:
+        raise TsAdaptError(f"batch is {batch}; at least 1 image is made at a time")
 
 
 def sample_to_folder(
     session: Session, schedule: str, solver: str | None, nfe: int | None, count: int, seed: int, label: int | None,
-    out: str | None,
+    out: str | None, batch: int | None = None,
 ) -> Path:  # fmt: skip
     """`count` images as PNG files and one grid of the first of them; returns the folder.
 
     schedule     a grid's name, static / one-shot / recursive, or a schedule file
     solver, nfe  None: the schedule file's, or the first of the config
+    batch        images at a time; None: the config's `evaluate.batch_size`
     """
-    if not 1 <= count <= MAX_COUNT:
-        raise TsAdaptError(f"count is {count}; at least 1 image is made, at most {MAX_COUNT}")
-    if not 0 <= seed < 2**32:
-        raise TsAdaptError(f"seed is {seed}; give a number from 0 to {2**32 - 1}")
+    check_request(count, seed, batch)
     name, nfe, chosen = _schedule(session, schedule, solver, nfe)
     folder = Path(out) if out else session.workspace.logs / "samples" / f"{Path(schedule).stem}-{name}-nfe{nfe}"
-    make_folder(folder / "images")
-    batch, method, shown = session.config.evaluate.batch_size, session.solver(name), []
-    bar = tqdm(total=count, desc="sample", unit="image", disable=not session.progress, leave=False)
-    for start in range(0, count, batch):
-        index = range(start, min(start + batch, count))
-        pictures = (sample(session, chosen, method, index, seed, label).float().clamp(-1, 1) + 1) / 2
-        for number, picture in zip(index, pictures, strict=True):
-            _save_png(picture, folder / "images" / f"{number:05d}.png")
-        shown.append(pictures[: max(0, MAX_SHOWN - start)].cpu())
-        bar.update(len(index))
-    bar.close()
-    pictures = torch.cat(shown)
-    _save_png(
-        make_grid(pictures, nrow=max(1, round(len(pictures) ** 0.5)), padding=2, pad_value=1.0), folder / "grid.png"
-    )
+    method = session.solver(name)
+
+    def make(index: range) -> Tensor:
+        return (sample(session, chosen, method, index, seed, label).float().clamp(-1, 1) + 1) / 2
+
+    write_images(folder, make, count, batch or session.config.evaluate.batch_size, progress=session.progress)
     print(f"{count} images along {schedule}, {name}, NFE {nfe}: {folder}")
     return folder
+
+
+def write_images(
+    folder: Path, make: Callable[[range], Tensor], count: int, batch: int, *, progress: bool = True
+) -> None:
+    """The images 0 .. count - 1 as `images/<number>.png` under `folder`, and the first of them as `grid.png`.
+
+    make  the numbers of a batch -> its images `(n, C, H, W)` in [0, 1]
+    """
+    make_folder(folder / "images")
+    bar = tqdm(total=count, desc="sample", unit="image", disable=not progress, leave=False)
+    shown = []
+    with bar:
+        for start in range(0, count, batch):
+            index = range(start, min(start + batch, count))
+            pictures = make(index)
+            for number, picture in zip(index, pictures, strict=True):
+                _save_png(picture, folder / "images" / f"{number:05d}.png")
+            shown.append(pictures[: max(0, MAX_SHOWN - start)].cpu())
+            bar.update(len(index))
+    pictures = torch.cat(shown)
+    columns = max(1, round(len(pictures) ** 0.5))
+    _save_png(make_grid(pictures, nrow=columns, padding=2, pad_value=1.0), folder / "grid.png")
+
+
+def _save_png(picture: Tensor, path: Path) -> None:
+    buffer = io.BytesIO()
+    save_image(picture, buffer, format="png")
+    write_bytes(path, buffer.getvalue(), durable=False)

@@ -63,17 +63,22 @@ def search(session: Session, method: str, split: str = "train") -> None:
 
 
 def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method: str) -> None:
-    config, path = session.config, session.workspace.shared(method, name, nfe)
+    config = session.config
+    called = config.static_name if method == "static" else method
+    path = session.workspace.shared(called, name, nfe)
     if path.exists():
-        session.shared(method, name, nfe)
+        session.shared(called, name, nfe)
         print(f"{name}, NFE {nfe}: {path} exists")
         return
     count = config.static_samples
     store, both = session.teacher("train", 2 * count)
     train, validation = both.rows(slice(0, count)), both.rows(slice(count, 2 * count))
     objective = session.objective(solver)
-    starts = session.starts(steps_of(solver, nfe))
-    with SummaryWriter(str(make_folder(session.workspace.tensorboard(method, name, nfe)))) as writer:
+    fixed = session.starts(steps_of(solver, nfe))
+    best, _ = best_start(objective, fixed, validation)
+    corrected = method == "static" and called != method and method in session.shared_names(name, nfe)
+    starts = {"static": session.static(name, nfe).grid} if corrected else fixed
+    with SummaryWriter(str(make_folder(session.workspace.tensorboard(called, name, nfe)))) as writer:
         if method == "static":
             result = search_static(
                 objective, train, validation, starts, config.static, progress=session.progress,
@@ -81,37 +86,33 @@ def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method
             )  # fmt: skip
             for step, value in result.curve:
                 writer.add_scalar("validation/distance", value, step)
-            grid, distance, start, start_distance = result.grid, result.distance, result.start, result.start_distance
+            grid = result.grid
         else:
-            start, _ = best_start(objective, starts, validation)
             folder = make_folder(session.workspace.data / "blackbox")
-            found = search_blackbox(
+            grid = search_blackbox(
                 lambda grid: float(objective.measure(grid, train).mean()),
-                session.noise, starts[start], config.blackbox,
+                session.noise, fixed[best], config.blackbox,
                 storage=config.blackbox.storage or f"sqlite:///{folder}/optuna.db",
-                study=_study_name(store, config, name, nfe, starts[start]), progress=session.progress,
-            )  # fmt: skip
-            grid = found.grid
-            distance, start_distance = (
-                float(objective.measure(g, validation).mean()) for g in (found.grid, starts[start])
-            )
-        figure = plot_schedules({method: grid.times, start: starts[start].times}, session.noise, f"{name}, NFE {nfe}")
-        writer.add_figure("schedule", figure)
+                study=_study_name(store, config, name, nfe, fixed[best]), progress=session.progress,
+            ).grid  # fmt: skip
+        distance, fixed_distance = (float(objective.measure(g, validation).mean()) for g in (grid, fixed[best]))
+        drawn = {called: grid.times, best: fixed[best].times}
+        writer.add_figure("schedule", plot_schedules(drawn, session.noise, f"{name}, NFE {nfe}"))
     paired = {"evaluator": config.distance, "samples": count, "split": "validation"}
     about = {
         "order": solver.order, "model": config.model.name, "prediction": getattr(session.denoiser, "prediction", None),
-        "method": method, "seed": config.static.seed if method == "static" else config.blackbox.seed,
+        "method": called, "seed": config.static.seed if method == "static" else config.blackbox.seed,
         "distance": config.distance, "teacher": store.hash, "teacher_solver": config.teacher.solver,
         "teacher_nfe": config.teacher.nfe, "teacher_grid": config.teacher.grid, "teacher_seed": config.teacher.seed,
         "measured": {
             "distance": {"value": distance, **paired},
-            "best_fixed_distance": {"value": start_distance, **paired, "grid": start},
+            "best_fixed_distance": {"value": fixed_distance, **paired, "grid": best},
         },
     }  # fmt: skip
     Schedule(grid, name, nfe, about).save(path, session.noise)
     print(
-        f"{name}, NFE {nfe}: distance {distance:.5f}, {_percent_below(distance, start_distance):.1f} % below the best "
-        f"fixed grid ({start}); {path}"
+        f"{name}, NFE {nfe}: distance {distance:.5f}, {_percent_below(distance, fixed_distance):.1f} % below the best "
+        f"fixed grid ({best}); {path}"
     )
 
 
@@ -130,7 +131,6 @@ def _search_labels(session: Session, name: str, solver: Solver, nfe: int, split:
     count = config.label_samples if split == "train" else config.oracle_samples
     teacher, batch = session.teacher(split, count)
     static = session.static(name, nfe)
-    _refuse_corrections(static)
     spec = {
         "teacher": teacher.hash, "solver": name, "nfe": nfe, "distance": config.distance, "batch": config.label_batch,
         "options": asdict(config.per_sample), "static": static.grid.times.tolist(),
@@ -152,14 +152,6 @@ def _search_labels(session: Session, name: str, solver: Solver, nfe: int, split:
         f"{name}, NFE {nfe}, {split}: oracle distance {oracle:.5f} over {count} samples, "
         f"{_percent_below(oracle, shared):.1f} % below the static grid's {shared:.5f}"
     )
-
-
-def _refuse_corrections(static: Schedule) -> None:
-    if static.grid.model_times is not None:
-        raise TsAdaptError(
-            "labels and predictors carry times only, and this static grid has model times; "
-            "search it without static.model_times, under another `name`"
-        )
 
 
 def train(session: Session, kind: str) -> None:
@@ -184,7 +176,6 @@ def train(session: Session, kind: str) -> None:
             data = data.rows(slice(0, config.label_samples))
             cut = len(data.batch) - max(1, len(data.batch) // 5)
             static = session.static(name, nfe)
-            _refuse_corrections(static)
             store, _ = session.teacher("train")
             classes = int((store.config["condition"] or {}).get("classes", 0))
             text = data.batch.condition.get("encoder_hidden_states")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from ts_adapt.assembly import PUBLISHED, build_denoiser, build_distance, build_grid, build_solver, grid_names, steps_of
 from ts_adapt.config import Config, Workspace
 from ts_adapt.denoisers.guidance import Guided
+from ts_adapt.grids.space import CORRECTIONS
 from ts_adapt.interfaces import Denoiser, Solver, StepPolicy, TimeGrid, TsAdaptError, unknown
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
@@ -23,6 +25,17 @@ from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condit
 
 SPLITS = {"train": TRAIN_START, "test": TEST_START}
 SHARED = ("static", "blackbox")
+STATIC = re.compile(rf"static(\+({'|'.join(CORRECTIONS)}))*")
+
+
+def check_asked(path: Path, solver: str, nfe: int, asked: str | None, asked_nfe: int | None) -> None:
+    """TsAdaptError if another solver or NFE was asked for than the schedule in `path` is for."""
+    if asked not in (None, solver) or asked_nfe not in (None, nfe):
+        wanted = f"{asked or solver}, NFE {nfe if asked_nfe is None else asked_nfe}"
+        raise TsAdaptError(
+            f"{path} is for {solver}, NFE {nfe}, not for {wanted}; leave --solver and --steps out, they are for "
+            "schedules given by name"
+        )
 
 
 class Session:
@@ -120,11 +133,16 @@ class Session:
             )
         return store, batch.rows(slice(0, count))
 
+    def shared_names(self, solver: str, nfe: int) -> list[str]:
+        """The shared grids that the workspace has: static, with corrections (`static+shift`), blackbox."""
+        kept = [path.name for path in sorted(self.workspace.data.glob("*")) if STATIC.fullmatch(path.name)]
+        return [name for name in (*kept, "blackbox") if self.workspace.shared(name, solver, nfe).exists()]
+
     def shared(self, method: str, solver: str, nfe: int) -> Schedule:
         """The workspace's shared grid found by `method`; TsAdaptError if it is missing or of something else."""
         path = self.workspace.shared(method, solver, nfe)
         if not path.exists():
-            raise TsAdaptError(f"there is no {method} grid at {path}; run `ts-adapt search --method {method}` first")
+            raise TsAdaptError(f"there is no {method} grid at {path}; run {_command(method)} first")
         schedule = Schedule.load(path, self.noise)
         self.check_fit(path, schedule.solver, schedule.nfe, schedule.grid.steps, wanted=(solver, nfe))
         self.check_origin(path, schedule.about)
@@ -190,7 +208,7 @@ class Session:
 
     def policy(self, schedule: str, solver: str, nfe: int) -> TimeGrid | StepPolicy:
         """The schedule of that name for `solver` and `nfe`: static or a predictor of the workspace, or a fixed grid."""
-        if schedule in SHARED:
+        if schedule in SHARED or STATIC.fullmatch(schedule):
             return self.shared(schedule, solver, nfe).grid
         if schedule in PREDICTORS:
             return self.predictor(schedule, solver, nfe).policy()
@@ -199,3 +217,10 @@ class Session:
             raise unknown("schedule", schedule, known)
         steps = steps_of(self.solver(solver), nfe)
         return build_grid(schedule, self.noise, steps, rescale=self.config.rescale_published)
+
+
+def _command(method: str) -> str:
+    """What makes the shared grid called `method`."""
+    name, *corrections = method.split("+")
+    flags = f" --static.corrections [{','.join(corrections)}]" if corrections else ""
+    return f"`ts-adapt search --method {name}{flags}`"

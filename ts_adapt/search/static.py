@@ -13,11 +13,12 @@ may end in another mode of the data), and two halves of the samples agree on its
 
 The search begins at the best of the given grids, L-BFGS at several of them. Under Adam the moving average of the
 parameters is validated, in which the noise of the minibatches cancels. The grid of the lowest distance on the
-validation samples is kept, so that the result is never worse there than the best start. Two options of LD3:
+validation samples is kept, so that the result is never worse there than the best start.
 
-    model times       t'_i = t_i + w min(t_{i-1} - t_i, t_i - t_{i+1}) tanh(d_i),  t'_0 = t_0: told to the network
-    soft teacher      the student may start anywhere within r = 0.001 D / N^2 of x_T (D data dimensions); each visit
-                      makes one gradient step on the start, projected, kept only where the distance falls (adam only)
+Corrections (model times, output scales, solver coefficients: `grids.space`) are learned along with the times where
+they are asked for. Another option of LD3, with adam only, is the soft teacher: the student may start anywhere within
+r = 0.001 D / N^2 of x_T (D data dimensions); each visit makes one gradient step on the start, projected, kept only
+where the distance falls.
 """
 
 from __future__ import annotations
@@ -25,17 +26,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ts_adapt.grids.parametric import logits_to_times, times_to_logits
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
+from ts_adapt.grids.space import GridSpace
+from ts_adapt.interfaces import TimeGrid, TsAdaptError, unknown
 from ts_adapt.search.objective import Batch, Objective
 
 METHODS = ("lbfgs", "adam", "smoothed")
@@ -66,10 +66,8 @@ class StaticOptions:
     """adam, smoothed: decay of the moving average of the parameters."""
     validate_every: int = 5
     """adam, smoothed: iterations; lbfgs validates after each."""
-    model_times: bool = False
-    """Also learn the times told to the network (LD3's decoupled set)."""
-    win_rate: float = 0.5
-    """w of the model times: the share of the smaller neighbouring gap that they may move."""
+    corrections: list[str] = field(default_factory=list)
+    """What is learned beside the times: shift (of the model times), scale (of the output), coefficients."""
     soft_teacher: bool = False
     seed: int = 0
 
@@ -85,40 +83,12 @@ class StaticResult:
     curve: list[tuple[int, float]] = field(default_factory=list)
 
 
-class GridParameters(torch.nn.Module):
-    """The unconstrained parameters of one grid: logits `(N,)`, and shifts `(N,)` of the model times if wanted."""
+def _per_sample(z: Tensor, batch: int, clip: float) -> Tensor:
+    """`(P,)` as `(B, P)`, with the gradient of a mean over the batch clipped row by row.
 
-    def __init__(self, times: Tensor, noise: NoiseSchedule, *, model_times: bool, win_rate: float) -> None:
-        super().__init__()
-        self.noise, self.win_rate = noise, win_rate
-        self.logits = torch.nn.Parameter(times_to_logits(times, noise).detach().clone())
-        self.shift = torch.nn.Parameter(torch.zeros_like(self.logits)) if model_times else None
-
-    def forward(self, batch: int | None = None, clip: float = 1.0) -> TimeGrid:
-        """The grid `(N+1,)`; for a `batch`, as `(B, N+1)`, so that each sample's gradient is clipped to norm `clip`
-        before they are averaged: a few samples with steep losses would outvote all others."""
-        return self.grid(*(_per_sample(parameter, batch, clip) for parameter in self.parameters()))
-
-    def grid(self, logits: Tensor, shift: Tensor | None = None) -> TimeGrid:
-        """The grid, or grids, of given parameters `(N,)` or `(B, N)`."""
-        times = logits_to_times(logits, self.noise)
-        if shift is None:
-            return TimeGrid(times)
-        gaps = times[..., :-1] - times[..., 1:]
-        room = torch.cat([torch.zeros_like(gaps[..., :1]), torch.minimum(gaps[..., :-1], gaps[..., 1:])], -1)
-        return TimeGrid(times, model_times=times[..., :-1] + self.win_rate * room * torch.tanh(shift))
-
-    def snapshot(self) -> TimeGrid:
-        grid = self()
-        model_times = None if grid.model_times is None else grid.model_times.detach().clone()
-        return TimeGrid(grid.times.detach().clone(), model_times)
-
-
-def _per_sample(parameter: Tensor, batch: int | None, clip: float) -> Tensor:
-    """`(N,)` as `(B, N)`, with the gradient of a mean over the batch clipped row by row."""
-    if batch is None:
-        return parameter
-    rows = parameter.expand(batch, -1)
+    A few samples with steep losses would outvote all others.
+    """
+    rows = z.expand(batch, -1)
 
     def limit(gradient: Tensor) -> Tensor:
         gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
@@ -126,8 +96,7 @@ def _per_sample(parameter: Tensor, batch: int | None, clip: float) -> Tensor:
         clipped: Tensor = gradient * (clip / batch / norm).clamp(max=1.0)
         return clipped
 
-    if rows.requires_grad:
-        rows.register_hook(limit)
+    rows.register_hook(limit)
     return rows
 
 
@@ -159,18 +128,18 @@ def search_static(
         raise unknown("static.method", options.method, METHODS)
     if options.soft_teacher and options.method != "adam":
         raise TsAdaptError("soft_teacher moves the starts by their gradient at each visit; set static.method to adam")
-    noise = objective.denoiser.noise
     start, means = best_start(objective, starts, validation)
     if not math.isfinite(means[start]):
         raise TsAdaptError("no grid to start from gives a finite distance; try a higher precision, or more steps")
-    track = _Track(objective, validation, starts[start].times, means[start], on_step)
+    noise, steps = objective.denoiser.noise, starts[start].steps
+    space = GridSpace.learning(options.corrections, noise, steps, objective.solver.order)
+    track = _Track(objective, validation, starts[start], means[start], on_step)
     finite = [name for name in sorted(means, key=lambda name: means[name]) if math.isfinite(means[name])]
     for name in finite[: options.starts if options.method == "lbfgs" else 1]:
-        times = starts[name].times.to(train.x_T.device)
-        parameters = GridParameters(times, noise, model_times=options.model_times, win_rate=options.win_rate)
+        z = space.numbers(starts[name]).detach().to(train.x_T.device)
         descend = _descend_lbfgs if options.method == "lbfgs" else _descend_adam
         with tqdm(total=options.iterations, desc=f"static from {name}", disable=not progress, leave=False) as bar:
-            descend(objective, train, parameters, options, track, bar)
+            descend(objective, train, space, z, options, track, bar)
     return StaticResult(track.grid, track.distance, start, means[start], track.curve)
 
 
@@ -178,11 +147,11 @@ class _Track:
     """The best grid on the validation samples so far, and the curve of what was validated."""
 
     def __init__(
-        self, objective: Objective, validation: Batch, times: Tensor, distance: float,
+        self, objective: Objective, validation: Batch, grid: TimeGrid, distance: float,
         on_step: Callable[[int, float], None] | None,
     ) -> None:  # fmt: skip
         self.objective, self.validation, self.on_step = objective, validation, on_step
-        self.grid, self.distance, self.curve, self.steps = TimeGrid(times.clone()), distance, [(0, distance)], 0
+        self.grid, self.distance, self.curve, self.steps = grid, distance, [(0, distance)], 0
 
     def step(self, loss: float) -> None:
         self.steps += 1
@@ -190,6 +159,7 @@ class _Track:
             self.on_step(self.steps, loss)
 
     def validate(self, grid: TimeGrid, bar: Bar) -> None:
+        """Measure `grid`, made without gradient, and keep it if it is the best so far."""
         value = float(self.objective.measure(grid, self.validation).mean())
         self.curve.append((self.steps, value))
         if value < self.distance:
@@ -198,56 +168,41 @@ class _Track:
 
 
 def _descend_lbfgs(
-    objective: Objective, train: Batch, parameters: GridParameters, options: StaticOptions, track: _Track, bar: Bar
-) -> None:
-    owned = list(parameters.parameters())
-    origin = torch.nn.utils.parameters_to_vector(owned).detach()
-
-    def set_to(place: np.ndarray) -> None:
-        moved = origin + FIRST_STEP * torch.from_numpy(place).to(origin)
-        torch.nn.utils.vector_to_parameters(moved, owned)
+    objective: Objective, train: Batch, space: GridSpace, origin: Tensor, options: StaticOptions, track: _Track,
+    bar: Bar,
+) -> None:  # fmt: skip
+    def z_at(place: np.ndarray) -> Tensor:
+        return origin + FIRST_STEP * torch.from_numpy(place).to(origin)
 
     def loss_and_gradient(place: np.ndarray) -> tuple[float, np.ndarray]:
-        set_to(place)
+        z = z_at(place).requires_grad_()
         total, gradient = 0.0, torch.zeros_like(origin)
         for part in train.split(options.batch_size):
-            loss = objective(parameters(), part).double().sum() / len(train)
-            gradient += FIRST_STEP * torch.cat(torch.autograd.grad(loss, owned))
+            loss = objective(space.grid(z), part).double().sum() / len(train)
+            gradient += FIRST_STEP * torch.autograd.grad(loss, z)[0]
             total += float(loss.detach())
         return (total if math.isfinite(total) else math.inf), torch.nan_to_num(gradient).cpu().numpy()
 
     def after_iteration(intermediate_result: OptimizeResult) -> None:
-        set_to(intermediate_result.x)
         track.step(float(intermediate_result.fun))
-        track.validate(parameters.snapshot(), bar)
+        track.validate(space.grid(z_at(intermediate_result.x)), bar)
         bar.update()
 
     minimize(
-        loss_and_gradient,
-        np.zeros(len(origin)),
-        jac=True,
-        method="L-BFGS-B",
-        callback=after_iteration,
+        loss_and_gradient, np.zeros(len(origin)), jac=True, method="L-BFGS-B", callback=after_iteration,
         options={
-            "maxiter": options.iterations,
-            "maxfun": 3 * options.iterations,
-            "maxls": 6,
-            "ftol": options.tolerance,
+            "maxiter": options.iterations, "maxfun": 3 * options.iterations, "maxls": 6, "ftol": options.tolerance
         },
-    )
+    )  # fmt: skip
 
 
 def _descend_adam(
-    objective: Objective,
-    train: Batch,
-    parameters: GridParameters,
-    options: StaticOptions,
-    track: _Track,
+    objective: Objective, train: Batch, space: GridSpace, origin: Tensor, options: StaticOptions, track: _Track,
     bar: Bar,
-) -> None:
-    average = AveragedModel(parameters, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
-    averaged = cast(GridParameters, average.module)
-    optimizer = torch.optim.Adam(parameters.parameters(), lr=options.lr, betas=(0.9, 0.95))
+) -> None:  # fmt: skip
+    z = origin.clone().requires_grad_()
+    average = origin.clone()
+    optimizer = torch.optim.Adam([z], lr=options.lr, betas=(0.9, 0.95))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.iterations, eta_min=0.05 * options.lr)
     offsets = torch.zeros_like(train.x_T) if options.soft_teacher else None
     generator = torch.Generator().manual_seed(options.seed)
@@ -258,50 +213,43 @@ def _descend_adam(
             order = torch.randperm(len(train), generator=generator).tolist()
         rows = torch.tensor([order.pop(0) for _ in range(size)])
         batch = train.rows(rows)
-        optimizer.zero_grad()
         if options.method == "smoothed":
-            loss = _smoothed_gradient(objective, parameters, batch, options.smoothing, generator)
+            loss, z.grad = _smoothed_gradient(objective, space, z.detach(), batch, options.smoothing, generator)
         else:
-            loss = _exact_gradient(objective, parameters, batch, rows, offsets, options.clip)
+            loss, z.grad = _exact_gradient(objective, space, z, batch, rows, offsets, options.clip)
         optimizer.step()
-        average.update_parameters(parameters)
+        average.lerp_(z.detach(), 1 - options.ema if iteration > 1 else 1.0)
         decay.step()
         track.step(loss)
         bar.update()
         if iteration % options.validate_every == 0 or iteration == options.iterations:
-            track.validate(averaged.snapshot(), bar)
+            track.validate(space.grid(average.clone()), bar)
 
 
 def _smoothed_gradient(
-    objective: Objective, parameters: GridParameters, batch: Batch, spread: float, generator: torch.Generator
-) -> float:
-    """Sets `.grad` from antithetic pairs of perturbed grids, one pair a sample; returns the mean distance met."""
-    owned = list(parameters.parameters())
-    draws = [torch.randn((len(batch), len(p)), generator=generator, dtype=p.dtype).to(p.device) for p in owned]
-
-    def distances(sign: float) -> Tensor:
-        moved = [p.detach() + sign * spread * draw for p, draw in zip(owned, draws, strict=True)]
-        return objective.measure(parameters.grid(*moved), batch, len(batch)).to(owned[0].dtype)
-
-    up, down = distances(1.0), distances(-1.0)
+    objective: Objective, space: GridSpace, z: Tensor, batch: Batch, spread: float, generator: torch.Generator
+) -> tuple[float, Tensor]:
+    """The mean distance met and the gradient in `z`, from antithetic pairs of perturbed grids, one pair a sample."""
+    draws = torch.randn((len(batch), len(z)), generator=generator, dtype=z.dtype).to(z.device)
+    up, down = (
+        objective.measure(space.grid(z + sign * spread * draws), batch, len(batch)).to(z.dtype) for sign in (1, -1)
+    )
     slope = torch.nan_to_num((up - down) / (2 * spread), nan=0.0, posinf=0.0, neginf=0.0)
-    for parameter, draw in zip(owned, draws, strict=True):
-        parameter.grad = (slope[:, None] * draw).mean(0)
-    return float((0.5 * (up + down)).mean())
+    return float((0.5 * (up + down)).mean()), (slope[:, None] * draws).mean(0)
 
 
 def _exact_gradient(
-    objective: Objective, parameters: GridParameters, batch: Batch, rows: Tensor, offsets: Tensor | None, clip: float
-) -> float:
-    """Sets `.grad` by differentiating through the solver; moves the starts `offsets` where they are soft."""
+    objective: Objective, space: GridSpace, z: Tensor, batch: Batch, rows: Tensor, offsets: Tensor | None, clip: float
+) -> tuple[float, Tensor]:
+    """The mean distance and its gradient in `z`, through the solver; moves the starts `offsets` where they are soft."""
     x_T = batch.x_T if offsets is None else (batch.x_T + offsets[rows]).requires_grad_()
-    distances = objective(parameters(len(batch), clip), batch, x_T)
+    distances = objective(space.grid(_per_sample(z, len(batch), clip)), batch, x_T)
     finite = torch.isfinite(distances)
     loss = torch.where(finite, distances, torch.zeros_like(distances)).sum() / finite.sum().clamp_min(1)
-    loss.backward()
-    if offsets is not None and x_T.grad is not None:
-        offsets[rows] = _soft_start(objective, parameters.snapshot(), batch, offsets[rows], x_T.grad, distances)
-    return float(loss.detach())
+    gradient, *pull = torch.autograd.grad(loss, [z] if offsets is None else [z, x_T])
+    if offsets is not None:
+        offsets[rows] = _soft_start(objective, space.grid(z.detach()), batch, offsets[rows], pull[0], distances)
+    return float(loss.detach()), gradient
 
 
 def _soft_start(

@@ -71,15 +71,8 @@ class Prompts:
 
     @classmethod
     def read(cls, path: str | Path, encode: Callable[[list[str]], Mapping[str, Tensor]]) -> Prompts:
-        """The prompts of a text file, one a line; empty lines are skipped."""
-        try:
-            text = files.read_bytes(Path(path)).decode()
-        except UnicodeDecodeError as error:
-            raise TsAdaptError(f"{path} is not UTF-8 text ({error}); prompts are read one a line") from error
-        prompts = [line.strip() for line in text.splitlines() if line.strip()]
-        if not prompts:
-            raise TsAdaptError(f"{path} has no prompts; write one a line")
-        return cls(prompts, encode)
+        """The prompts of a text file; see `read_prompts`."""
+        return cls(read_prompts(path), encode)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "prompts", "count": len(self.prompts), "sha256": files.sha256_of_json(self.prompts)}
@@ -87,6 +80,18 @@ class Prompts:
     def draw(self, seed: int, index: Sequence[int]) -> dict[str, Tensor]:
         chosen = [i % len(self.prompts) for i in index]
         return {"prompt_index": torch.tensor(chosen), **self.encode([self.prompts[i] for i in chosen])}
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The prompts of a text file, one a line; empty lines are skipped. TsAdaptError where there are none."""
+    try:
+        text = files.read_bytes(Path(path)).decode()
+    except UnicodeDecodeError as error:
+        raise TsAdaptError(f"{path} is not UTF-8 text ({error}); prompts are read one a line") from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise TsAdaptError(f"{path} has no prompts; write one a line")
+    return prompts
 
 
 def class_labels_for(denoiser: Denoiser, label: int | None = None) -> ClassLabels | None:

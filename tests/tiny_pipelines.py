@@ -1,17 +1,17 @@
-"""Tiny pipelines of real components with random weights, and predictors whose grids differ from image to image."""
+"""Tiny pipelines of real components with random weights, and predictors whose grids differ from image to image.
+
+The fixture `tiny` is this module; it is imported when the first test asks for it, as diffusers takes its time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from ts_adapt.grids import fixed
-from ts_adapt.noise import BetaTable, RectifiedFlow
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.schedulers.scheduler import LearnedScheduler
@@ -85,6 +85,15 @@ def clip(**options: Any) -> Any:
     return _ready((CLIPTextModelWithProjection if options.get("projection") else CLIPTextModel)(config))
 
 
+def tokenizer() -> Any:
+    """Words are spelled, letter by letter."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    return CLIPTokenizer({word: number for number, word in enumerate(words)}, [], model_max_length=8)
+
+
 def ddpm() -> Any:
     from diffusers import DDPMPipeline, DDPMScheduler
 
@@ -122,7 +131,7 @@ def stable_diffusion(image: bool = False) -> Any:
 
     kind = StableDiffusionImg2ImgPipeline if image else StableDiffusionPipeline
     return kind(
-        vae=vae(), text_encoder=clip(), tokenizer=None, unet=text_unet(), scheduler=betas(), safety_checker=None,
+        vae=vae(), text_encoder=clip(), tokenizer=tokenizer(), unet=text_unet(), scheduler=betas(), safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
@@ -210,12 +219,3 @@ def schedule(kind: str, config: Any, shape: tuple[int, ...], solver: str = "unip
         return LearnedScheduler.from_grid(static_times(noise), solver, config, **options)
     class_ = {"one-shot": OneShot, "recursive": Recursive}[kind]
     return LearnedScheduler.from_predictors(predictor(class_, noise, shape, **options), solver, config)
-
-
-@pytest.fixture(scope="session")
-def tiny() -> SimpleNamespace:
-    """The builders above, by name."""
-    return SimpleNamespace(
-        STEPS=STEPS, WIDTH=WIDTH, betas=betas, flow=flow, pipeline=pipeline, predictor=predictor, schedule=schedule,
-        static_times=static_times, unet=unet, table=BetaTable.from_config({}), rectified=RectifiedFlow(),
-    )  # fmt: skip

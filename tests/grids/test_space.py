@@ -1,0 +1,92 @@
+"""The numbers of a grid and its corrections: both ways, within bounds, differentiable."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ts_adapt.grids.fixed import make
+from ts_adapt.grids.space import CORRECTIONS, SCALE_BOUND, GridSpace
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
+from ts_adapt.numerics import validate_grid
+
+STEPS = 5
+NOISES = {
+    "table": BetaTable.from_config({}),
+    "vp": ContinuousVP(),
+    "ve": VarianceExploding(0.002, 80.0),
+    "flow": RectifiedFlow(),
+}
+WITH = [(), ("shift",), ("scale",), ("coefficients",), CORRECTIONS]
+
+
+@pytest.fixture(params=NOISES)
+def noise(request):
+    return NOISES[request.param]
+
+
+def space(noise, corrections=CORRECTIONS):
+    return GridSpace.learning(corrections, noise, STEPS, 3)
+
+
+@pytest.mark.parametrize("corrections", WITH, ids="+".join)
+@pytest.mark.parametrize("shape", [(), (4,)], ids=["shared", "per-sample"])
+def test_numbers_are_the_inverse_of_grid(noise, corrections, shape):
+    here = space(noise, corrections)
+    z = 0.5 * torch.randn(*shape, here.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    grid = validate_grid(here.grid(z), noise)
+    again = here.grid(here.numbers(grid))
+    for name in ("times", "model_times", "output_scale", "coefficients"):
+        first, second = getattr(grid, name), getattr(again, name)
+        assert (first is None) == (second is None)
+        if first is not None:
+            torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-6 * float(grid.times.abs().max()))
+
+
+def test_zeros_behind_the_logits_are_no_corrections(noise):
+    here = space(noise)
+    z = here.numbers(TimeGrid(make("log_snr", noise, STEPS)))
+    assert z.shape == (here.size,) == (STEPS * 6,)
+    grid = here.grid(z)
+    assert torch.equal(grid.model_times, grid.times[:-1])
+    assert torch.equal(grid.output_scale, torch.ones(STEPS, dtype=torch.float64))
+    assert not bool(grid.coefficients.any())
+
+
+@pytest.mark.parametrize("value", [-1e3, 1e3])
+def test_corrections_stay_in_their_bounds_whatever_the_numbers(noise, value):
+    here = space(noise)
+    grid = here.grid(torch.cat([torch.zeros(STEPS), torch.full((here.size - STEPS,), value)]).double())
+    assert grid.model_times[0] == grid.times[0]
+    assert bool((grid.model_times[1:] < grid.times[:-2]).all()) and bool((grid.model_times[1:] > grid.times[2:]).all())
+    assert bool(((grid.output_scale - 1).abs() <= SCALE_BOUND).all())
+
+
+def test_the_grid_is_differentiable_in_its_numbers():
+    here = space(NOISES["vp"])
+    z = 0.3 * torch.randn(here.size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def flat(z):
+        grid = here.grid(z)
+        return torch.cat([grid.times, grid.model_times, grid.output_scale, grid.coefficients.flatten()])
+
+    assert torch.autograd.gradcheck(flat, z.requires_grad_())
+
+
+def test_what_does_not_fit_is_refused(noise):
+    times = make("log_snr", noise, STEPS)
+    far = TimeGrid(times, output_scale=torch.full((STEPS,), 2.0, dtype=torch.float64))
+    other = TimeGrid(times, coefficients=torch.zeros(STEPS, 2, dtype=torch.float64))
+    for grid, corrections, message in (
+        (TimeGrid(make("log_snr", noise, 4)), (), "has 4 steps; expected 5"),
+        (far, (), "output_scale, which are not learned here"),
+        (far, ("scale",), "further off than can be learned"),
+        (other, ("coefficients",), "has 2 coefficients a step; expected 3"),
+    ):
+        with pytest.raises(TsAdaptError, match=message):
+            space(noise, corrections).numbers(grid)
+    with pytest.raises(TsAdaptError, match="did you mean 'shift'"):
+        space(noise, ("shft",))
+    with pytest.raises(TsAdaptError, match=r"expected \(..., 30\)"):
+        space(noise).grid(torch.zeros(4))

@@ -1,0 +1,309 @@
+"""sample --pipeline: what the command writes is what the two lines of Python give, in whatever batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DiTPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from PIL import Image
+from torch import Tensor
+
+from ts_adapt import LearnedScheduler, Schedule, TimeGrid, attach
+from ts_adapt.cli import main
+from ts_adapt.sampling import generator_for
+from ts_adapt.teacher.generate import ClassLabels
+
+STEPS, SEED = 4, 1
+SHAPES = {"ddpm": (1, 8, 8), "sd": (4, 8, 8), "dit": (4, 8, 8)}
+CLASSES = {"ddpm": DDPMPipeline, "sd": StableDiffusionPipeline, "dit": DiTPipeline}
+PROMPTS = ["a hat", "two red shoes"]
+TEXTS = ["--prompt", PROMPTS[0], "--prompt", PROMPTS[1]]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Path:
+    """Folders of pipelines and of schedules for them: <pipeline>-<kind>, and an image to start from."""
+    folder = tmp_path_factory.mktemp("saved")
+    for name, shape in SHAPES.items():
+        pipe = tiny.pipeline(name)
+        pipe.save_pretrained(folder / name)
+        for kind in ("static", "one-shot", "recursive"):
+            tiny.schedule(kind, pipe.scheduler.config, shape).save_pretrained(folder / f"{name}-{kind}")
+    pixels = torch.randint(0, 256, (16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(folder / "start.png")
+    return folder
+
+
+def sample(saved: Path, out: Path, pipeline: str, schedule: str, *flags: str) -> Tensor:
+    """The images that the command has written, `(n, H, W)` or `(n, H, W, 3)`, in levels of 0 to 255."""
+    found = [str(saved / name) if (saved / name).exists() else name for name in (pipeline, schedule)]
+    words = ["--pipeline", found[0], "--schedule", found[1], "--count", "3", "--out", str(out), "--quiet", *flags]
+    assert main(["sample", *words]) == 0
+    return written(out)
+
+
+def written(out: Path) -> Tensor:
+    files = sorted((out / "images").iterdir())
+    assert [file.name for file in files] == [f"{i:05d}.png" for i in range(len(files))]
+    assert (out / "grid.png").exists()
+    return torch.stack([torch.from_numpy(np.array(Image.open(file))).float() for file in files])
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    """Up to the rounding of levels."""
+    assert found.shape == expected.shape and float(expected.std()) > 2
+    assert float((found - expected).abs().max()) <= 1
+
+
+def two_lines(pipe: Any, schedule: Path, count: int = 3, **arguments: Any) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    attach(pipe, LearnedScheduler.from_pretrained(schedule))
+    generators = [generator_for(SEED, i) for i in range(count)]
+    images = pipe(generator=generators, num_inference_steps=STEPS, output_type="np", **arguments).images
+    return levels(images)
+
+
+def levels(images: Any) -> Tensor:
+    """Grey pictures are stored in three channels."""
+    pictures = torch.from_numpy(np.asarray(images)).mul(255).round()
+    return pictures.expand(*pictures.shape[:3], 3)
+
+
+@pytest.fixture
+def evaluations() -> Iterator[list[str]]:
+    """The calls of denoising networks while a test runs."""
+    calls: list[str] = []
+
+    def note(module: Any, args: Any, out: Any) -> None:
+        if type(module).__name__ in ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"):
+            calls.append(type(module).__name__)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(note)
+    yield calls
+    handle.remove()
+
+
+@pytest.mark.parametrize("kind", ["static", "one-shot", "recursive"])
+def test_unconditional(kind: str, saved: Path, tmp_path: Path, evaluations: list[str], capsys) -> None:
+    found = sample(saved, tmp_path / "a", "ddpm", f"ddpm-{kind}", "--count", "5", "--batch", "3")
+    assert len(found) == 5 and len(evaluations) == 2 * STEPS
+    assert f", unipc-3, NFE {STEPS}: " in capsys.readouterr().out
+    pipe = DDPMPipeline.from_pretrained(saved / "ddpm")
+    same(found, two_lines(pipe, saved / f"ddpm-{kind}", 5, batch_size=5))
+    assert len({image.numpy().tobytes() for image in found}) == 5
+
+
+def test_the_images_of_a_zoo_model_are_those_of_sample_without_a_pipeline(tmp_path: Path) -> None:
+    flags = ["--schedule", "karras", "--solver", "dpmpp-2m", "--steps", "3", "--count", "3", "--quiet", "--out"]
+    assert main(["sample", "--pipeline", "fashion-ddpm", *flags, str(tmp_path / "a")]) == 0
+    assert main(["sample", "--model.name", "fashion-ddpm", *flags, str(tmp_path / "b")]) == 0
+    same(written(tmp_path / "a"), written(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("kind", ["static", "one-shot", "recursive"])
+def test_text_to_image(kind: str, saved: Path, tmp_path: Path, evaluations: list[str]) -> None:
+    found = sample(saved, tmp_path / "a", "sd", f"sd-{kind}", *TEXTS, "--negative", "grey", "--guidance", "3")
+    assert len(evaluations) == STEPS
+    pipe = StableDiffusionPipeline.from_pretrained(saved / "sd")
+    texts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    arguments = {"prompt": texts, "negative_prompt": ["grey"] * 3, "guidance_scale": 3.0}
+    same(found, two_lines(pipe, saved / f"sd-{kind}", **arguments))
+
+
+@pytest.mark.parametrize("kind", ["static", "recursive"])
+def test_image_to_image(kind: str, saved: Path, tmp_path: Path, evaluations: list[str], capsys) -> None:
+    start = ["--init-image", str(saved / "start.png"), "--strength", ".5"]
+    found = sample(saved, tmp_path / "a", "sd", f"sd-{kind}", *TEXTS, *start)
+    assert len(evaluations) == STEPS // 2
+    assert f", NFE {STEPS // 2}: " in capsys.readouterr().out
+    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(saved / "sd")
+    image = Image.open(saved / "start.png")
+    texts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    same(found, two_lines(pipe, saved / f"sd-{kind}", prompt=texts, image=[image] * 3, strength=0.5))
+    pipe.save_pretrained(tmp_path / "img2img")  # of the class itself, and another file format
+    image.save(tmp_path / "start.bmp")
+    start[1] = str(tmp_path / "start.bmp")
+    again = sample(saved, tmp_path / "b", str(tmp_path / "img2img"), f"sd-{kind}", *TEXTS, *start)
+    same(again, found)
+
+
+@pytest.mark.parametrize("label", [None, 7])
+def test_classes(label: int | None, saved: Path, tmp_path: Path) -> None:
+    found = sample(saved, tmp_path / "a", "dit", "dit-one-shot", *([] if label is None else ["--label", str(label)]))
+    labels = ClassLabels(1000, label).draw(SEED, range(3))["class_labels"].tolist()
+    pipe = DiTPipeline.from_pretrained(saved / "dit")
+    same(found, two_lines(pipe, saved / "dit-one-shot", class_labels=labels))
+
+
+def case(name: str, kind: str, *flags: str) -> Any:
+    return pytest.param(name, f"{name}-{kind}", flags, id=f"{name}-{kind}-{len(flags)}")
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "schedule", "flags"),
+    [
+        case("ddpm", "one-shot"),
+        case("sd", "recursive", *TEXTS),
+        case("sd", "static", *TEXTS, "--init-image", "START"),
+        case("dit", "recursive"),
+        pytest.param("ddpm", "karras", ("--solver", "ddpm", "--steps", "3"), id="ddpm-noise"),
+        pytest.param("sd", "karras", ("--solver", "ddpm", "--steps", "3", *TEXTS), id="sd-noise"),
+    ],
+)
+def test_an_image_does_not_depend_on_its_batch(
+    pipeline: str, schedule: str, flags: Sequence[str], saved: Path, tmp_path: Path
+) -> None:
+    flags = [str(saved / "start.png") if flag == "START" else flag for flag in flags]
+    together = sample(saved, tmp_path / "a", pipeline, schedule, *flags)
+    same(sample(saved, tmp_path / "b", pipeline, schedule, *flags, "--batch", "1"), together)
+    same(sample(saved, tmp_path / "c", pipeline, schedule, *flags, "--evaluate.batch_size", "2"), together)
+
+
+def test_prompts_from_a_file(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(["", *PROMPTS, ""]))
+    found = sample(saved, tmp_path / "a", "sd", "sd-static", "--prompts", str(tmp_path / "prompts.txt"))
+    same(found, sample(saved, tmp_path / "b", "sd", "sd-static", *TEXTS))
+
+
+def test_guidance_is_the_pipelines_own_unless_it_is_given(saved: Path, tmp_path: Path) -> None:
+    def images(*flags: str) -> Tensor:
+        return sample(saved, tmp_path / "a", "sd", "sd-static", *TEXTS, *flags)
+
+    (tmp_path / "a.yml").write_text("guidance: 1.0")
+    own, none = images(), images("--guidance", "1")
+    same(images("--guidance", "7.5"), own)
+    same(images("--config", str(tmp_path / "a.yml")), none)
+    assert float((own - none).abs().max()) > 5
+
+
+def test_a_schedule_file_and_a_hub_id(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = sample(saved, tmp_path / "a", "ddpm", "ddpm-static")
+    schedule = LearnedScheduler.from_pretrained(saved / "ddpm-static")
+    grid: TimeGrid = schedule.source.grids[STEPS]
+    Schedule(grid, "unipc-3", STEPS).save(tmp_path / "s.json", schedule.noise)
+    same(sample(saved, tmp_path / "b", "ddpm", str(tmp_path / "s.json")), expected)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(saved / "ddpm-static"))
+    same(sample(saved, tmp_path / "c", "ddpm", "owner/name", "--solver", "unipc-3", "--steps", "4"), expected)
+
+
+def test_half_precision_and_the_default_folder(saved: Path, tmp_path: Path, capsys) -> None:
+    in_full = sample(saved, tmp_path / "a", "ddpm", "ddpm-static")
+    words = ["--pipeline", str(saved / "ddpm"), "--schedule", str(saved / "ddpm-static"), "--count", "3", "--quiet"]
+    assert main(["sample", *words, "--model.dtype", "bfloat16", "--log_root", str(tmp_path), "--name", "x"]) == 0
+    half = written(tmp_path / "x/samples/ddpm-ddpm-static-unipc-3-nfe4")
+    assert 0 < float((half - in_full).abs().mean()) < 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["ddpm", "ddpm-static", "--prompt", "a hat"], "DDPMPipeline takes no prompt; leave --prompt and --prompts"),
+        (["ddpm", "ddpm-static", "--prompts", "LIST"], "DDPMPipeline takes no prompt"),
+        (["ddpm", "ddpm-static", "--negative", "x"], "takes no negative prompt; leave --negative out"),
+        (["ddpm", "ddpm-static", "--guidance", "2"], "takes no scale of guidance; leave --guidance out"),
+        (["ddpm", "ddpm-static", "--label", "1"], "DDPMPipeline takes no class label; leave --label out"),
+        (["ddpm", "ddpm-static", "--init-image", "START"], "no image-to-image pipeline for DDPMPipeline"),
+        (["ddpm", "ddpm-static", "--strength", ".5"], "along with --init-image FILE"),
+        (["ddpm", "ddpm-static", "--steps", "9"], "num_inference_steps is 9; this schedule was learned for 4"),
+        (["ddpm", "ddpm-static", "--steps", "0"], "num_inference_steps is 0"),
+        (["ddpm", "ddpm-static", "--solver", "ddim"], "is for unipc-3, not for ddim; leave --solver out"),
+        (["ddpm", "sd-static"], "was learned for another model than this pipeline's"),
+        (["ddpm", "karras", "--solver", "heun", "--steps", "4"], "evaluates the network 2 times a step"),
+        (["ddpm", "karras", "--solver", "unipc"], "unknown solver 'unipc'"),
+        (["ddpm", "karras", "--steps", "-1"], "at least 1"),
+        (["ddpm", "karas"], "did you mean 'karras'"),
+        (["ddpm", "static"], "`ts-adapt export static --format diffusers --out FOLDER` writes it"),
+        (["ddpm", "no/such.json"], "there is no file no/such.json"),
+        (["ddpm", "JSON", "--steps", "5"], "leave --solver and --steps out"),
+        (["sd", "JSON", "--prompt", "x"], "is for another noise schedule"),
+        (["ddpm", "ddpm"], "holds no schedule that save_pretrained wrote"),
+        (["ddpm", "ddpm-static", "--count", "0"], "at least 1 image"),
+        (["ddpm", "ddpm-static", "--batch", "0"], "batch is 0"),
+        (["ddpm", "ddpm-static", "--seed", "-1"], "seed is -1"),
+        (["ddpm", "ddpm-static", "--model.device", "cuda:99"], "device 'cuda:99' cannot be used here"),
+        (["ddpm", "ddpm-static", "--model.dtype", "float8"], "unknown dtype 'float8'"),
+        (["ddpm", "ddpm-static", "--model.prediction", "v"], "says by itself what it predicts"),
+        (["ddpm", "ddpm-static", "--out", "/proc/x"], "/proc/x"),
+        (["ddpm-static", "karras"], "has no model_index.json"),
+        (["no/such/folder", "karras"], "there is no folder 'no/such/folder'"),
+        (["fashion-ddmp", "karras"], "did you mean 'fashion-ddpm'"),
+        (["fashion-ddpm-class", "karras", "--label", "3"], "wants a class, which this pipeline does not give it"),
+        (["sd", "sd-static"], "makes images of prompts; give --prompt TEXT, or --prompts FILE"),
+        (["sd", "sd-static", "--prompts", "NONE"], "there is no file"),
+        (["sd", "sd-static", "--prompt", "x", "--label", "1"], "takes no class label; leave --label out"),
+        (["sd", "sd-static", "--prompt", "x", "--init-image", "NONE"], "there is no file"),
+        (["sd", "sd-static", "--prompt", "x", "--init-image", "LIST"], "cannot be read as an image"),
+        (["sd", "sd-static", "--prompt", "x", "--init-image", "START", "--strength", "2"], "at most 1"),
+        (["sd", "sd-static", "--prompt", "x", "--init-image", "START", "--strength", "0.1"], "raise strength"),
+        (["sd", "sd-one-shot", "--prompt", "x", "--init-image", "START"], "starts from a noised image"),
+        (["sd", "sd-one-shot", "--prompt", "x", "--init-image", "TALL"], "starts from a noised image"),
+        (["sd", "sd-recursive", "--prompt", "x", "--init-image", "TALL"], "learned for samples of shape (4, 8, 8)"),
+        (["IMG2IMG", "sd-static", "--prompt", "x"], "starts from an image; give --init-image FILE"),
+        (["dit", "dit-static", "--prompt", "x"], "DiTPipeline takes no prompt"),
+        (["dit", "dit-static", "--label", "1000"], "has classes 0 to 999"),
+        (["dit", "karras", "--solver", "ddpm"], "gives schedulers no generator for it; choose another solver"),
+    ],
+)
+def test_bad_input_is_one_sentence(saved: Path, tmp_path: Path, capsys, arguments, expected) -> None:
+    (tmp_path / "list.txt").write_text("a hat")
+    names = {"START": saved / "start.png", "LIST": tmp_path / "list.txt", "NONE": tmp_path / "none"}
+    if "TALL" in arguments:
+        names["TALL"] = tmp_path / "tall.png"
+        Image.open(saved / "start.png").resize((16, 32)).save(names["TALL"])
+    if "JSON" in arguments:
+        names["JSON"] = tmp_path / "s.json"
+        schedule = LearnedScheduler.from_pretrained(saved / "ddpm-static")
+        Schedule(schedule.source.grids[STEPS], "unipc-3", STEPS).save(names["JSON"], schedule.noise)
+    if "IMG2IMG" in arguments:
+        names["IMG2IMG"] = tmp_path / "img2img"
+        StableDiffusionImg2ImgPipeline.from_pretrained(saved / "sd").save_pretrained(names["IMG2IMG"])
+    names |= {path.name: path for path in saved.iterdir() if path.is_dir()}
+    pipeline, schedule, *flags = (
+        word if before == "--solver" else str(names.get(word, word)) for before, word in pairwise(["", *arguments])
+    )
+    out = [] if "--out" in flags else ["--out", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert main(["sample", "--pipeline", pipeline, "--schedule", schedule, "--quiet", *out, *flags]) == 2
+    printed = capsys.readouterr()
+    assert expected in printed.err and printed.err.startswith("ts-adapt: ")
+    assert printed.err.count("\n") == 1 and printed.out == ""
+    assert not list(tmp_path.glob("out/images/*"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (ValueError("height has to be\ndivisible by 8"), "cannot make these images (height has to be divisible by 8);"),
+        (RuntimeError("not implemented for 'Half'"), "check what it is given, and model.device and model.dtype"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "the memory does not suffice"),
+        (torch.full((2, 3, 4, 4), torch.nan), "images with NaN in them; choose another model.dtype"),
+        (torch.zeros(1, 3, 4, 4), "has made 1 images where 2 were asked for"),
+        (["pictures"], "gives images, not images as numbers"),
+    ],
+)
+def test_what_goes_wrong_in_a_pipeline_is_one_sentence(
+    raised: Any, expected: str, saved: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(pipe: Any, batch_size: int, generator: Any, num_inference_steps: int, output_type: str) -> Any:
+        if isinstance(raised, Exception):
+            raise raised
+        return ImagePipelineOutput(images=raised)
+
+    monkeypatch.setattr(DDPMPipeline, "__call__", fail)
+    words = ["--pipeline", str(saved / "ddpm"), "--schedule", "karras", "--count", "2", "--out", str(tmp_path / "a")]
+    assert main(["sample", *words, "--quiet"]) == 2
+    message = capsys.readouterr().err
+    assert expected in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", [["--prompt", "x"], ["--init-image", "x.png"], ["--strength", ".5"]])
+def test_flags_of_pipelines_need_one(flags: list[str], capsys) -> None:
+    assert main(["sample", "--schedule", "karras", *flags]) == 2
+    assert f"{flags[0]} is for pipelines of diffusers; name one with --pipeline" in capsys.readouterr().err

@@ -1,0 +1,228 @@
+"""sample --pipeline: images of any pipeline of diffusers, along any schedule.
+
+    attach(pipe, schedule)
+    pipe(num_inference_steps=N, generator=[g_0, g_1, ...], prompt=..., class_labels=..., image=...)
+
+g_i is the generator of (seed, i), so that an image does not depend on the batch that it is made in, and is for a model
+without prompts that of `sample` without a pipeline. Everything else is left to the pipeline.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ts_adapt.assembly import build_grid, build_solver, device_and_dtype, grid_names, steps_of
+from ts_adapt.config import Config, Workspace
+from ts_adapt.denoisers.load import HUB_ID, image_to_image, load_pipeline, starts_from_image
+from ts_adapt.denoisers.pipeline import noise_of, scheduler_config
+from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.jobs.images import check_request, write_images
+from ts_adapt.jobs.session import SHARED, STATIC, check_asked
+from ts_adapt.predictors.store import PREDICTORS
+from ts_adapt.sampling import generator_for
+from ts_adapt.schedule_file import Schedule
+from ts_adapt.schedulers.attach import attach, network_of
+from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.teacher.generate import ClassLabels, read_prompts
+
+HAND_ON_GENERATORS = ("DDPMPipeline", "DDIMPipeline")
+"""Pipelines whose loop gives the scheduler the generator; of the others, those with `prepare_extra_step_kwargs` do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a pipeline; None where nothing was said.
+
+    pipeline            a folder, a hub id, or a model of the zoo
+    schedule            a fixed grid, a schedule file, or the folder or hub id of a `LearnedScheduler`
+    solver, steps       of a fixed grid, else the schedule's own; None: the first of the config, or of the schedule
+    prompt, prompts     texts, and a file of them, one a line; image i has the text i modulo their number
+    negative, guidance  the negative prompt of all, the scale of guidance; None: the pipeline's own
+    init_image, strength   a file to start from, and how far from it; None: from noise, and the pipeline's own
+    label               a class for all; None: drawn for each, as `sample` draws it
+    count, seed, batch  how many images, of which noises, how many at a time; None: `evaluate.batch_size`
+    out                 the folder; None: under `log_root`
+    """
+
+    pipeline: str
+    schedule: str
+    solver: str | None = None
+    steps: int | None = None
+    prompt: Sequence[str] | None = None
+    prompts: str | None = None
+    negative: str | None = None
+    guidance: float | None = None
+    init_image: str | None = None
+    strength: float | None = None
+    label: int | None = None
+    count: int = 16
+    seed: int = 1
+    batch: int | None = None
+    out: str | None = None
+
+
+def sample_pipeline(config: Config, request: Request, *, progress: bool = True) -> Path:
+    """The images of `request` as PNG files and one grid of the first of them; returns the folder.
+
+    Of the config the device, the precision, and what the request leaves open are taken. Raises TsAdaptError for a
+    request that the pipeline or the schedule cannot meet.
+    """
+    check_request(request.count, request.seed, request.batch)
+    image = None if request.init_image is None else _read_image(request.init_image)
+    device, dtype = device_and_dtype(config.model)
+    if config.model.prediction is not None:
+        raise TsAdaptError(
+            f"model.prediction is {config.model.prediction!r}, but a pipeline says by itself what it predicts; leave "
+            "it out"
+        )
+    pipe = load_pipeline(request.pipeline, device, dtype)
+    pipe = pipe if image is None else image_to_image(pipe)
+    arguments = _arguments(pipe, request, image)
+    schedule, steps = _schedule(pipe, request, config)
+    attach(pipe, schedule)
+    schedule.set_timesteps(steps)
+    pipe.set_progress_bar_config(disable=True)
+    name = schedule.config["solver"]
+    _refuse_noise_without_generators(pipe, schedule)
+    named = f"{Path(request.pipeline).name}-{Path(request.schedule).stem}-{name}-nfe{steps}"
+    folder = Path(request.out) if request.out else Workspace.of(config).logs / "samples" / named
+
+    def make(index: range) -> Tensor:
+        generators = [generator_for(request.seed, i) for i in index]
+        return _call(pipe, len(index), num_inference_steps=steps, generator=generators, **arguments(index))
+
+    write_images(folder, make, request.count, request.batch or config.evaluate.batch_size, progress=progress)
+    evaluations = schedule.run.done if schedule.run is not None else steps
+    print(f"{request.count} images of {request.pipeline} along {request.schedule}, {name}, NFE {evaluations}: {folder}")
+    return folder
+
+
+def _call(pipe: Any, count: int, **arguments: Any) -> Tensor:
+    """`count` images `(n, C, H, W)` in [0, 1] of `pipe`; what it raises is a TsAdaptError, unless memory is short."""
+    name = type(pipe).__name__
+    try:
+        made = pipe(output_type="pt", **arguments)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" in str(error):
+            raise
+        cause = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
+        raise TsAdaptError(
+            f"{name} cannot make these images ({cause}); check what it is given, and model.device and model.dtype"
+        ) from error
+    images = getattr(made, "images", None)
+    if not hasattr(images, "shape"):
+        raise TsAdaptError(f"{name} gives {', '.join(made)}, not images as numbers, and no files can be written of it")
+    pictures = images if isinstance(images, Tensor) else torch.from_numpy(images).permute(0, 3, 1, 2)
+    if len(pictures) != count:
+        raise TsAdaptError(f"{name} has made {len(pictures)} images where {count} were asked for; give --batch 1")
+    if not bool(torch.isfinite(pictures).all()):
+        raise TsAdaptError(f"{name} has made images with NaN in them; choose another model.dtype, such as float32")
+    return pictures.float().clamp(0, 1)
+
+
+def _arguments(pipe: Any, request: Request, image: Image.Image | None) -> Callable[[range], dict[str, Any]]:
+    """What `pipe` is given for the images of a batch, by their numbers; TsAdaptError for what it does not take."""
+    name, takes = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
+    labels = _labels(pipe, request.label, takes)
+    texts = [*(request.prompt or []), *([] if request.prompts is None else read_prompts(request.prompts))]
+    for flag, given, what, argument in (
+        ("--prompt and --prompts", texts or None, "prompt", "prompt"),
+        ("--negative", request.negative, "negative prompt", "negative_prompt"),
+        ("--guidance", request.guidance, "scale of guidance", "guidance_scale"),
+        ("--label", request.label, "class label", "class_labels"),
+    ):
+        if given is not None and argument not in takes:
+            raise TsAdaptError(f"{name} takes no {what}; leave {flag} out")
+    if "prompt" in takes and not texts:
+        raise TsAdaptError(f"{name} makes images of prompts; give --prompt TEXT, or --prompts FILE")
+    if image is None and starts_from_image(pipe):
+        raise TsAdaptError(f"{name} starts from an image; give --init-image FILE")
+    strength = request.strength
+    if strength is not None and (image is None or not 0 < strength <= 1):
+        raise TsAdaptError(f"strength is {strength}; give a number above 0, at most 1, along with --init-image FILE")
+    shared = {"guidance_scale": request.guidance, "strength": strength}
+
+    def arguments(index: range) -> dict[str, Any]:
+        own = {
+            "prompt": [texts[i % len(texts)] for i in index] if texts else None,
+            "negative_prompt": None if request.negative is None else [request.negative] * len(index),
+            "class_labels": labels.draw(request.seed, index)["class_labels"].tolist() if labels else None,
+            "batch_size": len(index) if "batch_size" in takes else None,
+            "image": None if image is None else [image] * len(index),
+        }
+        return {key: value for key, value in {**shared, **own}.items() if value is not None}
+
+    return arguments
+
+
+def _labels(pipe: Any, label: int | None, takes: Any) -> ClassLabels | None:
+    """Where the classes come from, for a pipeline that wants some."""
+    config: Any = network_of(pipe).config
+    if "class_labels" in takes:
+        return ClassLabels(int(config.num_embeds_ada_norm), label)
+    if getattr(config, "num_class_embeds", None) and "prompt" not in takes:
+        raise TsAdaptError(
+            f"the network of {type(pipe).__name__} wants a class, which this pipeline does not give it; sample it "
+            "without --pipeline, with --model.name in its place"
+        )
+    return None
+
+
+def _schedule(pipe: Any, request: Request, config: Config) -> tuple[LearnedScheduler, int]:
+    """The schedule of `request` for `pipe`, and the number of its steps, which is also the NFE."""
+    name, path, given = request.schedule, Path(request.schedule), scheduler_config(pipe)
+    if name.split("+")[0] in grid_names():
+        noise, _ = noise_of(given, given["_class_name"])
+        solver = request.solver or config.solvers[0]
+        steps = steps_of(build_solver(solver, noise), config.nfe[0] if request.steps is None else request.steps)
+        grid = build_grid(name, noise, steps, rescale=config.rescale_published)
+        return LearnedScheduler.from_grid(grid, solver, given), steps
+    if path.suffix == ".json" or path.is_file():
+        noise, _ = noise_of(given, given["_class_name"])
+        file = Schedule.load(path, noise)
+        check_asked(path, file.solver, file.nfe, request.solver, request.steps)
+        return LearnedScheduler.from_schedules(file, given), file.grid.steps
+    if name in SHARED or STATIC.fullmatch(name) or name in PREDICTORS:
+        raise TsAdaptError(
+            f"{name!r} is of a workspace; `ts-adapt export {name} --format diffusers --out FOLDER` writes it for "
+            "pipelines, and FOLDER is the schedule to give here"
+        )
+    if not path.expanduser().is_dir() and not HUB_ID.fullmatch(name):
+        error = unknown("schedule", name, grid_names())
+        raise TsAdaptError(f"{error}, or a schedule file, or the folder or hub id of a LearnedScheduler")
+    schedule = LearnedScheduler.from_pretrained(name)
+    if request.solver not in (None, schedule.config["solver"]):
+        raise TsAdaptError(f"{name} is for {schedule.config['solver']}, not for {request.solver}; leave --solver out")
+    learned = schedule.source.learned or config.nfe
+    return schedule, learned[0] if request.steps is None else request.steps
+
+
+def _refuse_noise_without_generators(pipe: Any, schedule: LearnedScheduler) -> None:
+    name = type(pipe).__name__
+    if schedule.run is None or not schedule.run.solver.needs_noise:
+        return
+    if name not in HAND_ON_GENERATORS and not hasattr(pipe, "prepare_extra_step_kwargs"):
+        raise TsAdaptError(
+            f"{schedule.config['solver']} draws noise at every step, and {name} gives schedulers no generator for it; "
+            "choose another solver"
+        )
+
+
+def _read_image(path: str) -> Image.Image:
+    """The picture in the file, upright, in RGB; TsAdaptError if there is none."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as error:
+        raise TsAdaptError(f"there is no file {path}; check the path of the image to start from") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise TsAdaptError(f"{path} cannot be read as an image ({error}); give a PNG or JPEG file") from error
