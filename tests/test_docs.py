@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -31,5 +32,5 @@ def test_the_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
     for line in re.findall(r"^    ts-adapt (.*)$", page.read_text(), re.MULTILINE):
-        words = line.split("#")[0].split()
+        words = shlex.split(line.split("#")[0])
         assert build_parser().parse_args(words).subcommand == words[0]

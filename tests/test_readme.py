@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ def test_the_python_example_runs():
 
 def test_the_commands_are_understood(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
-    lines = [line.split("#")[0].split() for line in re.findall(r"^    ts-adapt (.*)$", README, re.MULTILINE)]
+    lines = [shlex.split(line.split("#")[0]) for line in re.findall(r"^    ts-adapt (.*)$", README, re.MULTILINE)]
     assert len(lines) >= 8
     for line in lines:
         assert build_parser().parse_args(line).subcommand == line[0]
