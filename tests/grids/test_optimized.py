@@ -1,0 +1,207 @@
+"""DMN: the bound against quadrature, its minimum against searches by other means, cases with a known minimum."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.optimize
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ts_adapt.grids.fixed import FIXED, make
+from ts_adapt.grids.optimized import dmn, error_bound
+from ts_adapt.grids.parametric import logits_to_times, times_to_logits
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding
+from ts_adapt.numerics import finite_log_snr_range
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+NOISES: dict[str, NoiseSchedule] = {
+    "sd": BetaTable.from_config(SD),
+    "zero_snr": BetaTable.from_config({**SD, "rescale_betas_zero_snr": True}),
+    "vp": ContinuousVP(),
+    "cosine": Cosine(),
+    "edm": VarianceExploding(),
+    "edm_to_0": VarianceExploding(t_min=0.0),
+    "flow": RectifiedFlow(),
+}
+
+
+def finite_log_snr(times: Tensor, noise: NoiseSchedule) -> Tensor:
+    """lambda at `times`, the ends being those of the finite range."""
+    noisy, clean = finite_log_snr_range(noise)
+    return torch.cat([torch.tensor([noisy]), noise.log_snr(times)[1:-1], torch.tensor([clean])]).double()
+
+
+def bound_by_quadrature(lam: np.ndarray, order: int, power: float, apart: int) -> float:
+    """The bound, its weights integrated numerically."""
+    steps = len(lam) - 1
+    error = (1 + np.exp(2 * lam)) ** (-power / 2) * np.sqrt(1 + np.exp(-2 * lam))
+    total, by_value = 0.0, np.zeros(steps)
+    for n in range(steps):
+        p = min(order, n + 1, steps - n)
+        used = list(range(n + 1 - p, n + 1))
+        reaches = []
+        for k in used:
+            others = [lam[j] for j in used if j != k]
+
+            def integrand(x: float, k: int = k, others: list[float] = others) -> float:
+                return float(np.exp(x) * np.prod([(x - other) / (lam[k] - other) for other in others]))
+
+            reaches.append(scipy.integrate.quad(integrand, lam[n], lam[n + 1])[0] * error[k])
+        if p == 1 or n < apart:
+            total += float(np.linalg.norm(reaches))
+        else:
+            by_value[used] += reaches
+    return total + float(np.abs(by_value).sum())
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+@pytest.mark.parametrize("apart", [0, 3, None])
+def test_the_bound_is_made_of_exact_integrals(order: int, power: float, apart: int | None) -> None:
+    lam = torch.tensor([-4.0, -2.7, -2.3, -0.4, 0.9, 1.0, 3.2], dtype=torch.float64)
+    expected = bound_by_quadrature(lam.numpy(), order, power, len(lam) if apart is None else apart)
+    assert float(error_bound(lam, order=order, power=power, apart=apart)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("apart", [0, 2, None])
+def test_gradient_of_the_bound(apart: int | None) -> None:
+    lam = torch.tensor([-3.0, -1.5, -0.2, 0.4, 1.9, 2.5], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: error_bound(x, order=3, power=2.0, apart=apart), lam)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(NOISES)), st.integers(1, 12), st.integers(1, 3), st.sampled_from([0.5, 1.0, 2.0]))
+def test_grids_share_the_ends_and_have_a_smaller_bound_than_any_fixed_grid(
+    schedule: str, steps: int, order: int, power: float
+) -> None:
+    noise = NOISES[schedule]
+    times = dmn(noise, steps, order=order, power=power)
+    assert times.shape == (steps + 1,) and times.dtype == torch.float64
+    assert float(times[0]) == noise.t_max and float(times[-1]) == noise.t_min
+    assert bool((times.diff() < 0).all())
+
+    def bound(grid: Tensor) -> float:
+        return float(error_bound(finite_log_snr(grid, noise), order=order, power=power))
+
+    assert bound(times) <= min(bound(make(name, noise, steps)) for name in set(FIXED)) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("schedule", sorted(NOISES))
+def test_grids_have_logits_and_can_be_a_start_of_a_search(schedule: str) -> None:
+    for steps, apart in ((3, None), (9, None), (5, 3), (4, 0)):
+        times = dmn(NOISES[schedule], steps, apart=apart)
+        again = logits_to_times(times_to_logits(times, NOISES[schedule]), NOISES[schedule])
+        torch.testing.assert_close(again, times, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("schedule", sorted(NOISES))
+@pytest.mark.parametrize("steps", [2, 3, 7, 16])
+def test_first_order_with_one_error_of_eps_is_uniform_in_log_snr(schedule: str, steps: int) -> None:
+    """e = e^-lambda makes the bound sum_n (e^{h_n} - 1), convex in the h_n of a given sum."""
+    times = dmn(NOISES[schedule], steps, order=1, power=1.0)
+    torch.testing.assert_close(times, make("log_snr", NOISES[schedule], steps), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("schedule", ["sd", "edm", "flow"])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("steps", [2, 3])
+def test_the_minimum_is_that_of_a_search_of_the_whole_range(
+    schedule: str, power: float, order: int, steps: int
+) -> None:
+    noise = NOISES[schedule]
+    noisy, clean = finite_log_snr_range(noise)
+    lam = np.linspace(noisy, clean, 100 if steps == 2 else 30)
+    inside = np.array(list(itertools.combinations(lam[1:-1], steps - 1)))
+
+    def bound(values: np.ndarray) -> float:
+        grid = np.concatenate([[noisy], values, [clean]])
+        if not (np.diff(grid) > 0).all():
+            return np.inf
+        return float(error_bound(torch.from_numpy(grid), order=order, power=power))
+
+    best = inside[np.argmin([bound(values) for values in inside])]
+    best = scipy.optimize.minimize(bound, best, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-10}).x
+    found = noise.log_snr(dmn(noise, steps, order=order, power=power))[1:-1].numpy()
+    assert bound(found) <= bound(best) * (1 + 1e-7)
+    np.testing.assert_allclose(found, best, atol=2e-3)
+
+
+@pytest.mark.parametrize("start", ["karras", "uniform"])
+@pytest.mark.parametrize(("steps", "apart"), [(5, 3), (5, None), (10, None)])
+def test_the_minimum_is_that_of_a_constrained_trust_region_from_elsewhere(
+    start: str, steps: int, apart: int | None
+) -> None:
+    noise = NOISES["vp"]
+    noisy, clean = finite_log_snr_range(noise)
+
+    def bound(inside: np.ndarray) -> tuple[float, np.ndarray]:
+        lam = torch.from_numpy(np.concatenate([[noisy], inside, [clean]])).requires_grad_()
+        value = error_bound(lam, apart=apart)
+        (gradient,) = torch.autograd.grad(value, lam)
+        return value.item(), gradient[1:-1].numpy()
+
+    rises = np.eye(steps, steps - 1) - np.eye(steps, steps - 1, -1)
+    gaps = np.full(steps, 1e-3)
+    gaps[0] += noisy
+    gaps[-1] -= clean
+    found = scipy.optimize.minimize(
+        bound,
+        noise.log_snr(make(start, noise, steps))[1:-1].numpy(),
+        jac=True,
+        method="trust-constr",
+        constraints=[scipy.optimize.LinearConstraint(rises, gaps, np.inf, keep_feasible=True)],
+        options={"maxiter": 300},
+    )
+    np.testing.assert_allclose(noise.log_snr(dmn(noise, steps, apart=apart))[1:-1].numpy(), found.x, atol=2e-3)
+
+
+def test_only_the_range_of_log_snr_matters() -> None:
+    """For one error of eps not even its place: where all sigmas are 10 times larger, so are the grid's."""
+    vp = NOISES["vp"]
+    noisy, clean = finite_log_snr_range(vp)
+    edm = VarianceExploding(t_min=float(np.exp(-clean)), t_max=float(np.exp(-noisy)))
+    for power in (1.0, 2.0):
+        torch.testing.assert_close(
+            vp.log_snr(dmn(vp, 6, power=power)), edm.log_snr(dmn(edm, 6, power=power)), rtol=0, atol=1e-6
+        )
+    far = VarianceExploding(t_min=10 * edm.t_min, t_max=10 * edm.t_max)
+    torch.testing.assert_close(dmn(far, 6), 10 * dmn(edm, 6), rtol=1e-5, atol=0)
+    assert not torch.allclose(dmn(far, 6, power=2.0), 10 * dmn(edm, 6, power=2.0), rtol=1e-2)
+
+
+@pytest.mark.parametrize("schedule", ["zero_snr", "edm_to_0", "flow"])
+def test_infinite_ends_are_pinned_outside_the_finite_rest(schedule: str) -> None:
+    noise = NOISES[schedule]
+    noisy, clean = finite_log_snr_range(noise)
+    inside = noise.log_snr(dmn(noise, 8))[1:-1]
+    assert bool(((inside > noisy) & (inside < clean)).all())
+
+
+def test_one_step_goes_from_end_to_end() -> None:
+    for noise in NOISES.values():
+        assert dmn(noise, 1).tolist() == [noise.t_max, noise.t_min]
+
+
+def test_bad_options_are_refused() -> None:
+    noise, lam = NOISES["vp"], torch.linspace(-3, 3, 5)
+    with pytest.raises(TsAdaptError, match="steps is 0"):
+        dmn(noise, 0)
+    with pytest.raises(TsAdaptError, match="order is 0"):
+        dmn(noise, 4, order=0)
+    with pytest.raises(TsAdaptError, match="power is nan"):
+        dmn(noise, 4, power=float("nan"))
+    with pytest.raises(TsAdaptError, match="apart is -1"):
+        error_bound(lam, apart=-1)
+    with pytest.raises(TsAdaptError, match=r"shape \(N\+1,\) with N >= 1; got \(2, 5\)"):
+        error_bound(lam.expand(2, -1))
+    for bad in (lam.flip(0), torch.tensor([-1.0, float("nan"), 1.0]), torch.tensor([-float("inf"), 0.0, 1.0])):
+        with pytest.raises(TsAdaptError, match="finite and rise strictly"):
+            error_bound(bad)

@@ -1,0 +1,346 @@
+"""GITS and OSS: dynamic programming against all subsets, Gaussians in closed form, planted kinks, bad input."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
+from ts_adapt.grids.dynamic import METRICS, cheapest_path, gits, median, oss, step_costs
+from ts_adapt.grids.fixed import make
+from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
+from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
+from ts_adapt.numerics import expand
+from ts_adapt.sampling import integrate
+from ts_adapt.solvers import DDIM, UniPC
+
+NOISES: dict[str, NoiseSchedule] = {
+    "table": BetaTable.from_config({}),
+    "zero_snr": BetaTable.from_config({"rescale_betas_zero_snr": True}),
+    "vp": ContinuousVP(),
+    "edm": VarianceExploding(),
+    "flow": RectifiedFlow(),
+}
+
+
+def exact_teacher(denoiser: GaussianDenoiser, places: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """States, x0 and times of the exact solution of a Gaussian, float64."""
+    noise, times = denoiser.noise, make("karras", denoiser.noise, places)
+    generator = torch.Generator().manual_seed(1)
+    end = torch.randn((batch, *denoiser.shape), generator=generator, dtype=torch.float64)
+    x_T = noise.alpha(times[0]) * denoiser.mean + end * noise.sigma(times[0])
+    states = torch.stack([denoiser.solution(x_T, times[0], t) for t in times], 1)
+    x0 = torch.stack([denoiser.posterior_mean(states[:, i], times[i]) for i in range(places)], 1)
+    return states, x0, times
+
+
+def mixture_teacher(places: int = 10, batch: int = 12) -> tuple[Any, Tensor, Tensor, Tensor]:
+    mixture = example_mixture()
+    x_T = torch.randn(batch, 1, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    times = make("log_snr", mixture.noise, places)
+    solution = integrate(mixture, UniPC(mixture.noise, order=3), times, x_T, keep_trajectory=True)
+    assert solution.states is not None and solution.x0 is not None
+    return mixture, solution.states, solution.x0, times
+
+
+def kinked_teacher(noise: NoiseSchedule, kinks: list[int], places: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Trajectories that are straight in EDM's variables but for a turn to the same side at each of `kinks`."""
+    times = make("karras", noise, places)
+    alpha, sigma = noise.alpha(times), noise.sigma(times)
+    rho = sigma / alpha
+    y, angle, points, eps = torch.zeros(3, 2, dtype=torch.float64), torch.tensor([0.1, 1.0, 2.0]).double(), [], []
+    for i in range(places, 0, -1):
+        points.append(y)
+        angle = angle + (0.4 if i in kinks else 0.0)
+        eps.append(torch.stack([angle.cos(), angle.sin()], -1))
+        y = y + (rho[i - 1] - rho[i]) * eps[-1]
+    ys = torch.stack([*points, y][::-1], 1)
+    directions = torch.stack(eps[::-1], 1)
+    x0 = ys[:, :-1] - rho[:-1, None] * directions
+    return ys * alpha[:, None], x0, times
+
+
+def path_cost(costs: Tensor, path: list[int], coefficient: float) -> float:
+    return sum(coefficient**n * float(costs[i, j]) for n, (i, j) in enumerate(itertools.pairwise(path)))
+
+
+def all_paths(last: int, steps: int) -> list[list[int]]:
+    return [[0, *inside, last] for inside in itertools.combinations(range(1, last), steps - 1)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 8), st.data(), st.sampled_from([0.7, 1.0, 1.15, 2.0]))
+def test_no_path_is_cheaper_than_the_cheapest(last: int, data: st.DataObject, coefficient: float) -> None:
+    steps = data.draw(st.integers(1, last))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    costs = torch.randn(last + 1, last + 1, generator=generator, dtype=torch.float64)
+    path = cheapest_path(costs, steps, coefficient).tolist()
+    assert path[0] == 0 and path[-1] == last and len(path) == steps + 1
+    assert all(i < j for i, j in itertools.pairwise(path))
+    least = min(path_cost(costs, other, coefficient) for other in all_paths(last, steps))
+    assert path_cost(costs, path, coefficient) == pytest.approx(least, abs=1e-12)
+    assert cheapest_path(1e-6 * costs, steps, coefficient).tolist() == path
+    assert cheapest_path(costs.triu(1), steps, coefficient).tolist() == path
+
+
+def test_quadratic_costs_give_equal_steps_and_a_coefficient_shortens_the_later_ones() -> None:
+    places = torch.arange(25, dtype=torch.float64)
+    costs = (places - places[:, None]).square()
+    assert cheapest_path(costs, 4).tolist() == [0, 6, 12, 18, 24]
+    lengths = cheapest_path(costs, 4, 1.5).diff().tolist()
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
+    assert cheapest_path(costs, 4, 1 / 1.5).diff().tolist() == lengths[::-1]
+
+
+def test_mirrored_costs_give_the_mirrored_path() -> None:
+    costs = torch.rand(10, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mirrored = costs.flip(0, 1).T
+    assert (9 - cheapest_path(mirrored, 4).flip(0)).tolist() == cheapest_path(costs, 4).tolist()
+
+
+@pytest.mark.parametrize("schedule", sorted(NOISES))
+def test_costs_are_the_errors_of_ddim_in_the_variables_of_edm(schedule: str) -> None:
+    noise = NOISES[schedule]
+    states, x0, times = exact_teacher(GaussianDenoiser(noise, torch.tensor([0.3, -0.5, 0.0]), 0.4), 7, 5)
+    solver = DDIM(noise)
+    costs = {metric: step_costs(states, x0, times, noise, metric) for metric in METRICS}
+    y = states[:, 1:] / noise.alpha(times)[1:, None]
+    chord = noise.alpha(times[0]) * y[:, -1] - states[:, 0]
+    chord = chord / chord.norm(dim=-1, keepdim=True)
+
+    def height(point: Tensor) -> Tensor:
+        """Of the triangle over the chord, from its area."""
+        return torch.linalg.cross(y[:, -1] - point, chord).norm(dim=-1)
+
+    for i, j in itertools.combinations(range(8), 2):
+        start, stop = (Node(index, 7, times[index]) for index in (i, j))
+        reached, _ = solver.update(states[:, i], x0[:, i], start, stop, solver.init(states[:, i]))
+        off = reached / noise.alpha(times[j]) - y[:, j - 1]
+        assert float(costs["l2"][i, j]) == pytest.approx(float(off.norm(dim=-1).mean()), rel=1e-9, abs=1e-12)
+        assert float(costs["l1"][i, j]) == pytest.approx(float(off.abs().sum(-1).mean()), rel=1e-9, abs=1e-12)
+        deviation = float((height(reached / noise.alpha(times[j])) - height(y[:, j - 1])).mean())
+        assert float(costs["deviation"][i, j]) == pytest.approx(deviation, rel=1e-6, abs=1e-9)
+    assert all(not bool(cost.tril().any()) for cost in costs.values())
+
+
+def test_costs_of_a_gaussian_in_closed_form() -> None:
+    """y - m shrinks by s(rho_j) / s(rho_i), s^2 = v + rho^2; Euler's step by 1 + (rho_j - rho_i) rho_i / s(rho_i)^2."""
+    noise, v = NOISES["edm"], 0.6
+    states, x0, rho = exact_teacher(GaussianDenoiser(noise, torch.tensor([0.25]), v), 9, 6)
+    spread = (v + rho.square()).sqrt()
+    exact = spread / spread[:, None]
+    euler = 1 + (rho - rho[:, None]) * (rho / spread.square())[:, None]
+    expected = ((euler - exact).abs() * (states - 0.25).abs().mean(0)).triu(1)
+    torch.testing.assert_close(step_costs(states, x0, rho, noise, "l2"), expected, rtol=1e-9, atol=1e-12)
+    best = min(all_paths(9, 3), key=lambda path: path_cost(expected, path, 1.15))
+    assert torch.equal(gits(states, x0, rho, 3, noise, metric="l2"), rho[best])
+
+
+@pytest.mark.parametrize("schedule", ["table", "vp", "edm"])
+@pytest.mark.parametrize("metric", sorted(METRICS))
+@pytest.mark.parametrize("kinks", [[7], [3, 4], [2, 5, 9]])
+def test_gits_puts_its_steps_where_the_trajectory_turns(schedule: str, metric: str, kinks: list[int]) -> None:
+    noise = NOISES[schedule]
+    states, x0, times = kinked_teacher(noise, kinks, 12)
+    found = gits(states, x0, times, len(kinks) + 1, noise, metric=metric)
+    torch.testing.assert_close(found, times[[0, *kinks, 12]])
+    straight = step_costs(states, x0, times, noise, metric)[kinks[-1] :, kinks[-1] :]
+    assert float(straight.abs().max()) < 1e-9 * float(states.abs().max())
+
+
+@pytest.mark.parametrize("schedule", sorted(NOISES))
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_gits_grids_have_the_shared_ends_and_the_teachers_times(schedule: str, metric: str) -> None:
+    noise = NOISES[schedule]
+    states, x0, times = exact_teacher(GaussianDenoiser(noise, torch.tensor([0.3, -0.5]), 0.4), 15, 4)
+    for steps in (1, 4, 15):
+        grid = gits(states.float(), x0.float(), times, steps, noise, metric=metric)
+        assert grid.shape == (steps + 1,) and grid.dtype == torch.float64
+        assert float(grid[0]) == noise.t_max and float(grid[-1]) == noise.t_min
+        assert bool(torch.isin(grid, times).all()) and bool((grid.diff() < 0).all())
+    assert torch.equal(gits(states, x0, times, 15, noise), times)
+
+
+def test_gits_knows_no_order_of_samples_and_no_scale() -> None:
+    _, states, x0, times = mixture_teacher()
+    noise = example_mixture().noise
+    for metric in METRICS:
+        grid = gits(states, x0, times, 4, noise, metric=metric)
+        assert torch.equal(gits(states.flip(0), x0.flip(0), times, 4, noise, metric=metric), grid)
+        assert torch.equal(
+            gits(states.repeat(2, 1, 1, 1, 1), x0.repeat(2, 1, 1, 1, 1), times, 4, noise, metric=metric), grid
+        )
+        assert torch.equal(gits(7 * states, 7 * x0, times, 4, noise, metric=metric), grid)
+
+
+def final_error(denoiser: Any, states: Tensor, times: Tensor, path: list[int]) -> Tensor:
+    """|student - teacher|^2 of each sample at the end of DDIM over the places of `path`."""
+    x = integrate(denoiser, DDIM(denoiser.noise), times[path], states[:, 0]).x
+    return (x - states[:, -1]).flatten(1).square().mean(1)
+
+
+@pytest.mark.parametrize("schedule", sorted(NOISES))
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
+def test_oss_of_a_gaussian_is_the_best_of_all_subsets(schedule: str, steps: int) -> None:
+    """In one dimension every DDIM step errs to the same side and keeps the order of states: the DP is exact."""
+    denoiser = GaussianDenoiser(NOISES[schedule], torch.tensor([0.2]), 0.5)
+    states, _, times = exact_teacher(denoiser, 7, 5)
+    grids = oss(denoiser, states, times, steps, denoiser.noise)
+    errors = torch.stack([final_error(denoiser, states, times, path) for path in all_paths(7, steps)])
+    for row in range(5):
+        path = (times[:, None] == grids[row]).nonzero()[:, 0].tolist()
+        reached = final_error(denoiser, states, times, path)[row]
+        torch.testing.assert_close(reached, errors[:, row].min(), rtol=1e-6, atol=1e-14)
+
+
+def test_oss_over_two_steps_is_the_best_of_all_for_each_sample() -> None:
+    mixture, states, _, times = mixture_teacher()
+    grids = oss(mixture, states, times, 2, mixture.noise)
+    errors = torch.stack([final_error(mixture, states, times, path) for path in all_paths(10, 2)])
+    assert torch.equal(grids[:, 1], times[1 + errors.argmin(0)])
+    assert len(set(grids[:, 1].tolist())) > 1
+
+
+def test_oss_keeps_the_nearest_state_at_every_place() -> None:
+    """Against the recursion written out, one sample at a time."""
+    mixture, states, _, times = mixture_teacher(places=8, batch=4)
+    grids = oss(mixture, states, times, 4, mixture.noise)
+    for row in range(4):
+        kept = {0: (states[row : row + 1, 0], [0])}
+        for _ in range(4):
+            following: dict[int, tuple[float, Tensor, list[int]]] = {}
+            for i, (z, path) in kept.items():
+                for j in range(i + 1, 9):
+                    x_s = integrate(mixture, DDIM(mixture.noise), times[[i, j]], z).x
+                    error = float((x_s - states[row, j]).square().mean())
+                    if j not in following or error < following[j][0]:
+                        following[j] = (error, x_s, [*path, j])
+            kept = {j: (x_s, path) for j, (_, x_s, path) in following.items()}
+        assert torch.equal(grids[row], times[kept[8][1]])
+
+
+@pytest.mark.parametrize("schedule", ["vp", "edm"])
+def test_oss_puts_its_steps_where_the_trajectory_turns(schedule: str) -> None:
+    noise, kinks = NOISES[schedule], [3, 8]
+    states, x0, times = kinked_teacher(noise, kinks, 12)
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        """The teacher's direction at t, from wherever the student is."""
+        i = int((times - t).abs().argmin())
+        eps = (states[:, i] - noise.alpha(t) * x0[:, i]) / noise.sigma(t)
+        return (x_t - noise.sigma(t) * eps) / noise.alpha(t)
+
+    grids = oss(denoise, states, times, 3, noise)
+    torch.testing.assert_close(grids, times[[0, *kinks, 12]].expand(3, -1))
+
+
+@pytest.mark.parametrize("schedule", sorted(NOISES))
+def test_oss_grids_have_the_shared_ends_and_the_teachers_times(schedule: str) -> None:
+    denoiser = GaussianDenoiser(NOISES[schedule], torch.tensor([0.3, -0.5]), torch.tensor([0.1, 2.0]))
+    states, _, times = exact_teacher(denoiser, 9, 4)
+    for steps in (1, 3, 9):
+        before = denoiser.evaluations
+        grids = oss(denoiser, states.float(), times, steps, denoiser.noise)
+        assert denoiser.evaluations - before == 1 + (steps - 1) * (9 - steps + 1)
+        assert grids.shape == (4, steps + 1) and grids.dtype == torch.float64
+        assert bool((grids[:, 0] == denoiser.noise.t_max).all() & (grids[:, -1] == denoiser.noise.t_min).all())
+        assert bool(torch.isin(grids, times).all()) and bool((grids.diff() < 0).all())
+
+
+def test_oss_takes_each_sample_for_itself() -> None:
+    mixture, states, _, times = mixture_teacher()
+    grids = oss(mixture, states, times, 4, mixture.noise)
+    assert torch.equal(oss(mixture, states.flip(0), times, 4, mixture.noise).flip(0), grids)
+    assert torch.equal(oss(mixture, states[3:5], times, 4, mixture.noise), grids[3:5])
+
+
+def test_oss_takes_the_students_own_step() -> None:
+    """A student that errs only in its first step takes the shortest one first."""
+    denoiser = GaussianDenoiser(NOISES["vp"], torch.tensor([0.0, 0.0]), 0.5)
+    states, _, times = exact_teacher(denoiser, 6, 3)
+
+    def step(x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        wrong = (t - s) if float(t) == float(times[0]) else torch.zeros(())
+        return denoiser.solution(x_t, t, s) + expand(wrong, x_t)
+
+    grids = oss(denoiser, states, times, 3, denoiser.noise, step=step)
+    assert torch.equal(grids[:, 1], times[1].expand(3))
+
+
+def test_the_median_is_taken_place_by_place_and_falls_strictly() -> None:
+    mixture, states, _, times = mixture_teacher()
+    grids = oss(mixture, states, times, 4, mixture.noise)
+    shared = median(grids)
+    assert shared.shape == (5,) and bool((shared.diff() < 0).all()) and bool(torch.isin(shared, times).all())
+    torch.testing.assert_close(median(grids[:3]), grids[:3].sort(0).values[1])
+    torch.testing.assert_close(median(grids[:4]), grids[:4].sort(0).values[1])
+    assert torch.equal(median(grids[torch.randperm(12)]), shared)
+
+
+def test_both_beat_fixed_grids_on_the_mixture_and_the_grids_of_each_sample_those_for_all() -> None:
+    mixture, states, x0, times = mixture_teacher(places=24, batch=64)
+
+    def error(grid: Tensor) -> float:
+        x = integrate(mixture, DDIM(mixture.noise), grid, states[:, 0]).x
+        return float((x - states[:, -1]).square().mean())
+
+    fixed = min(error(make(name, mixture.noise, 4)) for name in ("log_snr", "uniform"))
+    shared = [error(gits(states, x0, times, 4, mixture.noise, metric=m, coefficient=1.0)) for m in METRICS]
+    own = oss(mixture, states, times, 4, mixture.noise)
+    assert error(own) < min(shared) <= max(shared) < fixed
+    assert error(median(own)) < fixed
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps is 0; the teacher's 10 steps leave a choice of 1 to 10"),
+        ({"steps": 11}, "steps is 11"),
+        ({"states": lambda x: x[:, 1:]}, r"states have shape \(12, 10, 1, 4, 4\); expected \(B, 11, ...\)"),
+        ({"states": lambda x: x[:0]}, r"states have shape \(0, 11, 1, 4, 4\).*B >= 1"),
+        ({"states": lambda x: x[:, :, 0, 0, 0]}, r"states have shape \(12, 11\)"),
+        ({"states": lambda x: x * NAN}, "states hold a NaN"),
+        ({"times": lambda t: t[:-1]}, r"runs from 1 to .*; expected the ends|expected \(B, 10, ...\)"),
+        ({"times": lambda t: t.expand(12, -1)}, r"times have shape \(12, 11\); expected \(M\+1,\)"),
+        ({"times": lambda t: t.flip(0)}, "the teacher's time grid is not decreasing"),
+        ({"times": lambda t: 0.9 * t + 0.001}, "the teacher runs from 0.901 to .*native=True"),
+    ],
+)
+def test_bad_trajectories_are_refused(change: dict[str, Any], message: str) -> None:
+    mixture, states, x0, times = mixture_teacher()
+    steps = change.get("steps", 4)
+    states, times = change.get("states", lambda x: x)(states), change.get("times", lambda t: t)(times)
+    with pytest.raises(TsAdaptError, match=message):
+        gits(states, x0, times, steps, mixture.noise)
+    with pytest.raises(TsAdaptError, match=message):
+        oss(mixture, states, times, steps, mixture.noise)
+
+
+def test_other_bad_input_is_refused() -> None:
+    mixture, states, x0, times = mixture_teacher()
+    with pytest.raises(TsAdaptError, match=r"x0 of the teacher has shape \(12, 9, 1, 4, 4\); expected \(12, 10"):
+        gits(states, x0[:, 1:], times, 4, mixture.noise)
+    with pytest.raises(TsAdaptError, match="all finite"):
+        gits(states, x0 * NAN, times, 4, mixture.noise)
+    with pytest.raises(TsAdaptError, match="did you mean 'deviation'"):
+        gits(states, x0, times, 4, mixture.noise, metric="deviations")
+    for bad in (0.0, -1.0, NAN):
+        with pytest.raises(TsAdaptError, match="the coefficient is"):
+            gits(states, x0, times, 4, mixture.noise, coefficient=bad)
+    with pytest.raises(TsAdaptError, match="the denoiser's output holds a NaN"):
+        oss(lambda x, t: x * NAN, states, times, 4, mixture.noise)
+    with pytest.raises(TsAdaptError, match=r"shape \(3, 4\); expected \(M\+1, M\+1\)"):
+        cheapest_path(torch.zeros(3, 4), 2)
+    with pytest.raises(TsAdaptError, match="costs of steps hold a NaN"):
+        cheapest_path(torch.full((4, 4), NAN), 2)
+    with pytest.raises(TsAdaptError, match=r"grids \(B, N\+1\) with B >= 1; got times of shape \(11,\)"):
+        median(times)

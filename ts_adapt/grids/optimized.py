@@ -1,0 +1,134 @@
+"""Time grids that minimise an error bound and need no model: DMN.
+
+In the step from lambda_n to lambda_{n+1} a multistep solver of order p puts for x0 the polynomial through its last p
+values, l_nk being Lagrange's:
+
+    x_{n+1} = (sigma_{n+1} / sigma_n) x_n + sigma_{n+1} sum_k w_nk x0_k,      w_nk = int e^lambda l_nk(lambda) dlambda
+
+An error e_k of the value x0_k thus reaches x_N as sigma_N w_nk e_k, once for every step n that uses it. The error of a
+network is taken to be
+
+    e(lambda) = sigma^q / alpha,      q = 1: the same error of eps everywhere,   q = 2: of the score
+
+with the alpha, sigma of the variance-preserving process of the same lambda, whatever the noise schedule: grids depend
+on the range of lambda only. DMN (Xue et al. 2024) minimises over lambda_1 .. lambda_{N-1} the size that these errors
+can have in x_N. Two ways of adding them up:
+
+    every step by itself    sum_n ( sum_k (w_nk e_k)^2 )^(1/2)
+    every value by itself   sum_k | sum_n w_nk | e_k
+
+The second is the paper's. The errors of one value in different steps cancel in it, and its many minima are grids made
+for that cancellation, with steps of very unequal length. The authors' code therefore takes the first K steps, and all
+steps of order 1, by themselves: K = 3 up to 7 steps, K = 0 for more. Here all steps are taken by themselves unless
+`apart` gives a K. That bound is smooth, and optimisers of different kinds and starts end in the same minimum.
+
+The order of step n is min(p, n + 1, N - n): as the history allows, and lower again at the end.
+
+Written from the mathematics of arXiv 2402.17376. Its constrained trust region is replaced by scipy's L-BFGS-B with
+exact gradients in logits (grids/parametric.py), whose grids rise without constraints.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn.functional import logsigmoid, pad
+
+from ts_adapt.grids.fixed import pin_ends
+from ts_adapt.grids.parametric import FLOOR
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.numerics import finite_log_snr_range, validate_times
+
+ITERATIONS = 500
+
+
+def dmn(noise: NoiseSchedule, steps: int, *, order: int = 3, power: float = 1.0, apart: int | None = None) -> Tensor:
+    """The DMN grid over `steps` intervals: times `(steps+1,)`, float64, from noise.t_max to noise.t_min.
+
+    order  p of the solver that will use the grid
+    power  q; the authors recommend 1 for pixels and 2 for latents
+    apart  how many of the first steps are taken by themselves (K above); None: all of them. With a K the minimum found
+           is the one that lies below the grid uniform in lambda
+
+    Where lambda is infinite at an end, the range is `numerics.finite_log_snr_range`. Raises TsAdaptError for `steps`
+    or `order` below 1, a negative `apart`, or a power that is not finite.
+    """
+    if steps < 1:
+        raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
+    _check_options(order, power, apart)
+    noisy, clean = finite_log_snr_range(noise)
+    times = noise.time(_minimum(noisy, clean, steps, order, power, apart))
+    return validate_times(pin_ends(times, noise), noise, what=f"the DMN grid over {steps} steps")
+
+
+def error_bound(log_snr: Tensor, *, order: int = 3, power: float = 1.0, apart: int | None = None) -> Tensor:
+    """The bound `()` that `dmn` minimises, for lambda_0 < .. < lambda_N `(N+1,)`; float64, differentiable.
+
+    In units of sigma_N. Options and errors as in `dmn`; raises TsAdaptError too unless lambda is finite and rises.
+    """
+    _check_options(order, power, apart)
+    if log_snr.ndim != 1 or len(log_snr) < 2:
+        raise TsAdaptError(f"log-SNRs of a time grid have shape (N+1,) with N >= 1; got {tuple(log_snr.shape)}")
+    log_snr = log_snr.to(torch.float64)
+    if not bool(torch.isfinite(log_snr.detach()).all() & (log_snr.detach().diff() > 0).all()):
+        raise TsAdaptError("log-SNRs of a time grid are finite and rise strictly; replace an infinite end by a finite")
+    steps = len(log_snr) - 1
+    error = torch.exp(0.5 * power * logsigmoid(-2 * log_snr) - 0.5 * logsigmoid(2 * log_snr))
+    by_step = log_snr.new_zeros(())
+    by_value = log_snr.new_zeros(steps)
+    for n in range(steps):
+        p = min(order, n + 1, steps - n)
+        used = slice(n + 1 - p, n + 1)
+        reaches = _weights(log_snr[used], log_snr[n + 1]) * error[used]
+        if p == 1 or apart is None or n < apart:
+            by_step = by_step + torch.linalg.vector_norm(reaches)
+        else:
+            by_value = by_value + pad(reaches, (n + 1 - p, steps - n - 1))
+    return by_step + by_value.abs().sum()
+
+
+def _weights(places: Tensor, end: Tensor) -> Tensor:
+    """w_k `(p,)`: the integrals of e^lambda l_k from the last of `places` `(p,)` to `end` `()`.
+
+    They are exact for e^lambda u^j, u = lambda - end, j < p: sum_k w_k u_k^j = e^end m_j, where m_j = int e^u u^j du
+    from -h to 0 obeys m_j = -(-h)^j e^-h - j m_{j-1}.
+    """
+    u = places - end
+    h = -u[-1]
+    moments = [-torch.expm1(-h)]
+    for j in range(1, len(places)):
+        moments.append(-((-h) ** j) * torch.exp(-h) - j * moments[-1])
+    powers = torch.stack([u**j for j in range(len(places))])
+    weights: Tensor = torch.exp(end) * torch.linalg.solve(powers, torch.stack(moments))
+    return weights
+
+
+def _minimum(noisy: float, clean: float, steps: int, order: int, power: float, apart: int | None) -> Tensor:
+    """The lambda `(N+1,)` from `noisy` to `clean` with the smallest bound, found from the uniform one."""
+
+    def spread(logits: Tensor) -> Tensor:
+        share = (1 - FLOOR) * torch.softmax(logits, 0) + FLOOR / steps
+        return noisy + (clean - noisy) * pad(share.cumsum(0), (1, 0))
+
+    def log_bound(logits: np.ndarray) -> tuple[float, np.ndarray]:
+        variables = torch.from_numpy(logits).requires_grad_()
+        value = error_bound(spread(variables), order=order, power=power, apart=apart).log()
+        (gradient,) = torch.autograd.grad(value, variables)
+        return value.item(), gradient.numpy()
+
+    options = {"maxiter": ITERATIONS, "ftol": 1e-14, "gtol": 1e-9}
+    found = minimize(log_bound, np.zeros(steps), jac=True, method="L-BFGS-B", options=options)
+    return spread(torch.from_numpy(found.x))
+
+
+def _check_options(order: int, power: float, apart: int | None) -> None:
+    if order < 1:
+        raise TsAdaptError(f"order is {order}; a solver has order 1 at least")
+    if not math.isfinite(power):
+        raise TsAdaptError(f"power is {power}; give a finite number, 1 for pixels or 2 for latents")
+    if apart is not None and apart < 0:
+        raise TsAdaptError(f"apart is {apart}; give a number of steps, or None for all of them")
