@@ -20,6 +20,7 @@ from ts_adapt.predictors.store import MAX_HIDDEN, MAX_WIDTH
 from ts_adapt.predictors.training import TrainOptions
 from ts_adapt.schedule_file import MAX_STEPS
 from ts_adapt.search.blackbox import BlackboxOptions
+from ts_adapt.search.optimized import OptimizedOptions
 from ts_adapt.search.per_sample import PerSampleOptions
 from ts_adapt.search.static import StaticOptions
 from ts_adapt.teacher.store import MAX_SHARD, TEST_START
@@ -58,6 +59,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "blackbox.trials": (1, MANY),
     "blackbox.radius": (SMALL, 1000),
     "blackbox.seed": (0, SEED),
+    "optimized.samples": (1, MANY),
+    "optimized.places": (1, MAX_STEPS),
     "train.epochs": (1, MANY),
     "train.end_to_end_epochs": (1, MANY),
     "train.batch_size": (1, MANY),
@@ -131,6 +134,7 @@ class Config:
     static: StaticOptions = field(default_factory=StaticOptions)
     per_sample: PerSampleOptions = field(default_factory=PerSampleOptions)
     blackbox: BlackboxOptions = field(default_factory=BlackboxOptions)
+    optimized: OptimizedOptions = field(default_factory=OptimizedOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     data_root: str = "train_data"

@@ -28,7 +28,13 @@ The main job, in order (each goes on where it was stopped):
 `ts-adapt COMMAND --help` lists the options of a command."""
 
 TEACH = "Generate the teacher's samples: fine solves whose end points a schedule is to reach."
-SEARCH = "Search schedules for every solver and NFE of the config: static, per-sample (the oracle) or blackbox."
+SEARCH = """Search schedules for every solver and NFE of the config.
+
+  static      one grid for all samples, by the gradient of their mean distance
+  per-sample  the oracle: one grid for each sample
+  blackbox    one grid without gradients, by optuna
+  dmn         from an error bound, without the model
+  gits, oss   by dynamic programming along the teacher's trajectories"""
 TRAIN = "Train a predictor of grids on the oracle's grids and through the solver."
 EVALUATE = "Compare every schedule on test noises; leaves a table, plots and one HTML page under `log_root`."
 SAMPLE = """Make images along any schedule: of the config's model, or with --pipeline of any pipeline of diffusers.
@@ -97,7 +103,13 @@ def build_parser() -> Parser:
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     for name, argument, brief, description, own in (
         ("teach", "", "generate the teacher's samples", TEACH, _teach_flags),
-        ("search", "", "search schedules: static, per-sample (the oracle), blackbox", SEARCH, _search_flags),
+        (
+            "search",
+            "",
+            "search schedules: static, per-sample (the oracle) and others",
+            SEARCH,
+            _search_flags,
+        ),
         ("train", "", "train a predictor on the oracle's grids", TRAIN, _train_flags),
         ("evaluate", "", "compare every schedule on test noises, with a report", EVALUATE, _evaluate_flags),
         ("sample", "", "make images along any schedule", SAMPLE, _sample_flags),
@@ -121,7 +133,7 @@ def _teach_flags(parser: Parser) -> None:
 
 
 def _search_flags(parser: Parser) -> None:
-    parser.add_argument("--method", default="static", help="static, per-sample or blackbox")
+    parser.add_argument("--method", default="static", help="static, per-sample, blackbox, dmn, gits or oss")
     parser.add_argument("--split", default="train", help="the samples of a per-sample search: train or test")
 
 

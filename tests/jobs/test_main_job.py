@@ -104,9 +104,8 @@ def test_json_plots_and_page_say_the_same(done):
     assert "http://" not in page and "https://" not in page
 
 
-def test_part_of_an_evaluation_leaves_the_rest_of_the_table(done, tmp_path):
-    shutil.copytree(done, tmp_path / "copy")
-    folder = tmp_path / "copy"
+def test_part_of_an_evaluation_leaves_the_rest_of_the_table(done, copy):
+    folder = copy
     assert run(folder, "evaluate", "--nfe", "[4]", "--evaluate.grids", "[karras, karras+native, linear+rounded]") == 2
     names = "[karras, karras+native, log_snr]"
     assert run(folder, "evaluate", "--nfe", "[4]", "--evaluate.grids", names) == 0
@@ -198,6 +197,35 @@ def test_blackbox_finds_a_schedule_and_resumes(done):
     assert saved["method"] == "blackbox"
 
 
+@pytest.fixture
+def copy(done, tmp_path) -> Path:
+    shutil.copytree(done, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_optimised_grids_stand_beside_the_others(copy):
+    for method in ("dmn", "gits", "oss"):
+        assert run(copy, "search", "--method", method, "--optimized.samples", "16", "--optimized.places", "24") == 0
+        times = json.loads((copy / f"train_data/small/{method}/unipc-2-nfe3.json").read_text())["times"]
+        assert len(times) == 4 and times == sorted(times, reverse=True)
+    assert run(copy, "evaluate") == 0
+    kinds = {row["schedule"]: row["kind"] for row in rows(copy)}
+    assert {name for name, kind in kinds.items() if kind == "optimized"} == {"dmn", "gits", "oss"}
+    assert run(copy, "sample", "--schedule", "gits", "--count", "2") == 0
+
+
+def test_corrections_are_learned_from_the_static_grid_on_and_have_rows_of_their_own(copy):
+    assert run(copy, "search", "--static.corrections", "[scale, shift]") == 0
+    saved = json.loads((copy / "train_data/small/static+shift+scale/unipc-2-nfe3.json").read_text())
+    assert saved["model_times"] and saved["output_scale"] and not saved["coefficients"]
+    plain = json.loads((copy / "train_data/small/static/unipc-2-nfe3.json").read_text())
+    assert saved["measured"]["distance"]["value"] <= plain["measured"]["distance"]["value"]
+    assert run(copy, "evaluate") == 0
+    kinds = {row["schedule"]: row["kind"] for row in rows(copy)}
+    assert kinds["static+shift+scale"] == kinds["static"] == "static"
+    assert run(copy, "sample", "--schedule", "static+shift+scale", "--count", "2") == 0
+
+
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one sentence of a refused command."""
     capsys.readouterr()
@@ -214,7 +242,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
         (["search", "--solvers", "[unipcc-3]"], "did you mean 'unipc-3'"),
         (["search", "--nfe", "[0]"], "at least 1"),
         (["search", "--solvers", "[heun]", "--nfe", "[3]"], "no multiple"),
-        (["search", "--method", "gradient"], "known: static, per-sample, blackbox"),
+        (["search", "--method", "gradient"], "known: static, per-sample, blackbox, dmn, gits, oss"),
         (["train", "--predictor", "oneshot"], "did you mean 'one-shot'"),
         (["sample", "--schedule", "karas"], "did you mean 'karras'"),
         (["sample", "--schedule", "no/such/file.json"], "no/such/file.json"),
@@ -229,6 +257,10 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
         (["evaluate", "--teacher.seed", "4"], "made with seed"),
         (["evaluate", "--distance", "l1"], "another distance"),
         (["teach", "--teacher.nef", "40"], "did you mean 'teacher.nfe'"),
+        (["search", "--static.corrections", "[shft]"], "did you mean 'shift'"),
+        (["sample", "--schedule", "static+scale"], "--static.corrections [scale]"),
+        (["sample", "--schedule", "oss"], "`ts-adapt search --method oss` first"),
+        (["search", "--method", "gits", "--optimized.samples", "8", "--optimized.places", "2"], "choice of 1 to 2"),
         (["search", "--static.iteration", "3"], "did you mean 'static.iterations'"),
         (["search", "--static.iterations", "many"], "many"),
         (["train", "--name", "fresh"], "ts-adapt teach"),

@@ -22,7 +22,7 @@ from ts_adapt.evaluation.metrics import (
 )
 from ts_adapt.evaluation.report import Panel, Results, table, write_report
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.jobs.session import SHARED, STATIC, Session
+from ts_adapt.jobs.session import Session, is_shared
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.schedule_file import Schedule
 
@@ -40,7 +40,7 @@ def _entries(session: Session, solver: str, nfe: int) -> list[Entry]:
     entries = [entry(name, "fixed", grid, grid) for name, grid in session.fixed_grids(steps).items()]
     for name in session.shared_names(solver, nfe):
         grid = session.shared(name, solver, nfe).grid
-        entries.append(entry(name, "optimized" if name == "blackbox" else "static", grid, grid))
+        entries.append(entry(name, "static" if name.startswith("static") else "optimized", grid, grid))
     entries += _file_entries(session, solver, nfe, base)
     for kind in PREDICTORS:
         folder = workspace.predictor(kind, solver, nfe)
@@ -92,7 +92,7 @@ def _check_files(session: Session) -> None:
                 f"add --solvers [{schedule.solver}] --nfe [{schedule.nfe}]"
             )
         key = path.stem, schedule.solver, schedule.nfe
-        if key in names or path.stem in (*grid_names(), *SHARED, *PREDICTORS, "oracle") or STATIC.fullmatch(path.stem):
+        if key in names or path.stem in (*grid_names(), *PREDICTORS, "oracle") or is_shared(path.stem):
             other = f"{names[key]} too" if key in names else "a schedule of the comparison"
             raise TsAdaptError(f"{path} would be called {path.stem!r}, as is {other}; rename the file")
         names[key] = path

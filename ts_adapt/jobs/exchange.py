@@ -16,7 +16,7 @@ from ts_adapt.assembly import build_grid, grid_names, steps_of
 from ts_adapt.config import Config, Workspace
 from ts_adapt.files import Schema, check_schema, read_bytes, read_json, read_tensors, write_bytes
 from ts_adapt.interfaces import Solver, TimeGrid, TsAdaptError, unknown
-from ts_adapt.jobs.session import SHARED, STATIC, Session, check_asked
+from ts_adapt.jobs.session import SHARED, Session, check_asked, is_shared
 from ts_adapt.predictors.store import PREDICTORS, load_predictor
 from ts_adapt.schedule_file import CORRECTIONS, MAX_BYTES, Schedule
 from ts_adapt.schedule_formats import READERS, WRITERS
@@ -114,7 +114,7 @@ def import_schedule(
 
 def _by_name(session: Session, source: str, solver: str, nfe: int) -> tuple[Schedule, list[str]]:
     """The schedule called `source`; for a predictor, the static grid that it corrects."""
-    if source in SHARED or STATIC.fullmatch(source):
+    if is_shared(source):
         return session.shared(source, solver, nfe), []
     if source in grid_names():
         steps = steps_of(session.solver(solver), nfe)

@@ -21,12 +21,14 @@ from ts_adapt.predictors.training import train_predictor
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.search.blackbox import search_blackbox
 from ts_adapt.search.labels import LabelStore
+from ts_adapt.search.optimized import METHODS as OPTIMIZED
+from ts_adapt.search.optimized import search_optimized
 from ts_adapt.search.per_sample import search_per_sample
 from ts_adapt.search.static import best_start, search_static
 from ts_adapt.teacher.generate import generate
 from ts_adapt.teacher.store import TeacherStore
 
-METHODS = ("static", "per-sample", "blackbox")
+METHODS = ("static", "per-sample", "blackbox", *OPTIMIZED)
 
 
 def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_png: bool = False) -> None:
@@ -87,6 +89,10 @@ def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method
             for step, value in result.curve:
                 writer.add_scalar("validation/distance", value, step)
             grid = result.grid
+        elif method in OPTIMIZED:
+            looked_at = session.teacher("train", config.optimized.samples)[1]
+            fine, places = session.solver(config.teacher.solver), session.teacher_grid(config.optimized.places)
+            grid = search_optimized(method, objective, looked_at, fine, places, steps_of(solver, nfe))
         else:
             folder = make_folder(session.workspace.data / "blackbox")
             grid = search_blackbox(
@@ -101,7 +107,7 @@ def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method
     paired = {"evaluator": config.distance, "samples": count, "split": "validation"}
     about = {
         "order": solver.order, "model": config.model.name, "prediction": getattr(session.denoiser, "prediction", None),
-        "method": called, "seed": config.static.seed if method == "static" else config.blackbox.seed,
+        "method": called, "seed": {"static": config.static.seed, "blackbox": config.blackbox.seed}.get(method),
         "distance": config.distance, "teacher": store.hash, "teacher_solver": config.teacher.solver,
         "teacher_nfe": config.teacher.nfe, "teacher_grid": config.teacher.grid, "teacher_seed": config.teacher.seed,
         "measured": {

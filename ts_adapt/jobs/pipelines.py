@@ -26,7 +26,7 @@ from ts_adapt.denoisers.load import HUB_ID, image_to_image, load_pipeline, start
 from ts_adapt.denoisers.pipeline import noise_of, scheduler_config
 from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.jobs.images import check_request, write_images
-from ts_adapt.jobs.session import SHARED, STATIC, check_asked
+from ts_adapt.jobs.session import check_asked, is_shared
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.sampling import generator_for
 from ts_adapt.schedule_file import Schedule
@@ -191,7 +191,7 @@ def _schedule(pipe: Any, request: Request, config: Config) -> tuple[LearnedSched
         file = Schedule.load(path, noise)
         check_asked(path, file.solver, file.nfe, request.solver, request.steps)
         return LearnedScheduler.from_schedules(file, given), file.grid.steps
-    if name in SHARED or STATIC.fullmatch(name) or name in PREDICTORS:
+    if is_shared(name) or name in PREDICTORS:
         raise TsAdaptError(
             f"{name!r} is of a workspace; `ts-adapt export {name} --format diffusers --out FOLDER` writes it for "
             "pipelines, and FOLDER is the schedule to give here"

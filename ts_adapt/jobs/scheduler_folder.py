@@ -22,7 +22,7 @@ from ts_adapt.config import Config
 from ts_adapt.denoisers.pipeline import noise_of
 from ts_adapt.files import check_schema, make_folder, read_bytes, read_json, write_bytes
 from ts_adapt.interfaces import TsAdaptError, unknown
-from ts_adapt.jobs.session import SHARED, STATIC, Session, check_asked
+from ts_adapt.jobs.session import SHARED, Session, check_asked, is_shared
 from ts_adapt.predictors.store import PREDICTORS, load_predictor
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.noise_config import differences
@@ -79,7 +79,7 @@ def _schedule(
 ) -> tuple[LearnedScheduler, list[int]]:
     """The schedule `source` for pipelines with the scheduler config `given`, and the NFEs of the config it lacks."""
     config, path, name = session.config, Path(source), solver or session.config.solvers[0]
-    if source in SHARED or STATIC.fullmatch(source) or source in PREDICTORS:
+    if is_shared(source) or source in PREDICTORS:
         return _of_workspace(session, source, name, config.nfe if nfe is None else [nfe], given)
     if source.split("+")[0] in grid_names():
         return _fixed(session, source, name, nfe, given), []

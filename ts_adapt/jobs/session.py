@@ -20,12 +20,18 @@ from ts_adapt.predictors.training import Labelled
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.search.labels import LabelStore
 from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.optimized import METHODS as OPTIMIZED
 from ts_adapt.teacher.generate import ConditionSource, Prompts, class_labels_for, teacher_config
 from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of
 
 SPLITS = {"train": TRAIN_START, "test": TEST_START}
-SHARED = ("static", "blackbox")
-STATIC = re.compile(rf"static(\+({'|'.join(CORRECTIONS)}))*")
+SHARED = ("static", "blackbox", *OPTIMIZED)
+_STATIC = re.compile(rf"static(\+({'|'.join(CORRECTIONS)}))*")
+
+
+def is_shared(name: str) -> bool:
+    """Whether `name` is that of a learned or optimised grid that all samples share."""
+    return name in SHARED or _STATIC.fullmatch(name) is not None
 
 
 def check_asked(path: Path, solver: str, nfe: int, asked: str | None, asked_nfe: int | None) -> None:
@@ -70,10 +76,10 @@ class Session:
             raise TsAdaptError(f"the model {self.config.model.name!r} takes no prompts; leave teacher.prompts out")
         return Prompts.read(options.prompts, encode)
 
-    def teacher_grid(self) -> TimeGrid:
-        """The fine grid of the config's teacher."""
+    def teacher_grid(self, nfe: int | None = None) -> TimeGrid:
+        """The fine grid of the config's teacher; `nfe`: another number of evaluations than its own."""
         options = self.config.teacher
-        return build_grid(options.grid, self.noise, steps_of(self.solver(options.solver), options.nfe))
+        return build_grid(options.grid, self.noise, steps_of(self.solver(options.solver), nfe or options.nfe))
 
     def teacher_config(self, split: str) -> dict[str, Any]:
         """Everything that the teacher's samples of `split` depend on; another config's teacher is refused by it."""
@@ -134,9 +140,9 @@ class Session:
         return store, batch.rows(slice(0, count))
 
     def shared_names(self, solver: str, nfe: int) -> list[str]:
-        """The shared grids that the workspace has: static, with corrections (`static+shift`), blackbox."""
-        kept = [path.name for path in sorted(self.workspace.data.glob("*")) if STATIC.fullmatch(path.name)]
-        return [name for name in (*kept, "blackbox") if self.workspace.shared(name, solver, nfe).exists()]
+        """The shared grids that the workspace has: static, with corrections (`static+shift`), blackbox, dmn, ..."""
+        kept = [path.name for path in sorted(self.workspace.data.glob("*")) if _STATIC.fullmatch(path.name)]
+        return [name for name in (*kept, *SHARED[1:]) if self.workspace.shared(name, solver, nfe).exists()]
 
     def shared(self, method: str, solver: str, nfe: int) -> Schedule:
         """The workspace's shared grid found by `method`; TsAdaptError if it is missing or of something else."""
@@ -208,7 +214,7 @@ class Session:
 
     def policy(self, schedule: str, solver: str, nfe: int) -> TimeGrid | StepPolicy:
         """The schedule of that name for `solver` and `nfe`: static or a predictor of the workspace, or a fixed grid."""
-        if schedule in SHARED or STATIC.fullmatch(schedule):
+        if is_shared(schedule):
             return self.shared(schedule, solver, nfe).grid
         if schedule in PREDICTORS:
             return self.predictor(schedule, solver, nfe).policy()
