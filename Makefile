@@ -5,6 +5,8 @@ VENV ?= .venv
 TORCH_INDEX ?=
 CONFIG ?= configs/fashion.yml
 SOLVERS := unipc-3 dpmpp-2m
+METHODS := static dmn gits oss
+CORRECTIONS := shift scale coefficients shift,scale,coefficients
 SPLITS := train test
 PREDICTORS := one-shot recursive
 
@@ -43,7 +45,12 @@ results: $(STAMP)
 	$(BIN)/ts-adapt evaluate --config $(CONFIG)
 
 learn-%: $(STAMP)
-	$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --method static
+	for method in $(METHODS); do \
+		$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --method $$method || exit; \
+	done
+	for some in $(CORRECTIONS); do \
+		$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --static.corrections [$$some] || exit; \
+	done
 	for split in $(SPLITS); do \
 		$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --method per-sample --split $$split || exit; \
 	done
