@@ -165,7 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
     except KeyboardInterrupt:
-        print("ts-adapt: interrupted; the same command goes on from here", file=sys.stderr)
+        print(
+            "ts-adapt: interrupted; what was finished is kept, and the same command goes on behind it", file=sys.stderr
+        )
         return 130
     except (TsAdaptError, OSError, MemoryError, RecursionError, RuntimeError) as error:
         sentence = _sentence(error)

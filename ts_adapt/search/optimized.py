@@ -49,9 +49,7 @@ def search_optimized(
     if method == "dmn":
         return TimeGrid(dmn(noise, steps, order=objective.solver.order))
     with torch.no_grad():
-        fine = integrate(
-            denoiser, teacher, trajectory, batch.x_T, condition=batch.condition, keep_trajectory=True
-        )  # fmt: skip
+        fine = integrate(denoiser, teacher, trajectory, batch.x_T, condition=batch.condition, keep_trajectory=True)
     assert fine.states is not None and fine.x0 is not None
     if method == "gits":
         return TimeGrid(gits(fine.states, fine.x0, trajectory.times, steps, noise))
