@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(arguments)
     except KeyboardInterrupt:
         print(
-            "ts-adapt: interrupted; what was finished is kept, and the same command goes on behind it", file=sys.stderr
+            "ts-adapt: interrupted; what is finished is kept, the same command goes on from here", file=sys.stderr
         )
         return 130
     except (TsAdaptError, OSError, MemoryError, RecursionError, RuntimeError) as error:
