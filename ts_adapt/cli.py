@@ -165,9 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
     except KeyboardInterrupt:
-        print(
-            "ts-adapt: interrupted; what is finished is kept, the same command goes on from here", file=sys.stderr
-        )
+        print("ts-adapt: interrupted; what is finished is kept, the same command goes on from here", file=sys.stderr)
         return 130
     except (TsAdaptError, OSError, MemoryError, RecursionError, RuntimeError) as error:
         sentence = _sentence(error)
