@@ -126,9 +126,11 @@ def test_nodes_and_rows_of_a_grid() -> None:
     assert (node.index, node.steps) == (1, 3) and node.t.tolist() == [3.0, 4.0]
     assert node.model_time is not None and node.model_time.tolist() == [1.0, 4.0]
     assert node.output_scale is not None and node.output_scale.shape == ()
-    assert node.coefficients is not None and node.coefficients.tolist() == [[2.0, 3.0], [8.0, 9.0]]
+    assert node.coefficients is not None and node.coefficients.tolist() == [[0.0, 1.0], [6.0, 7.0]]
     end = grid.node(3)
-    assert end.t.tolist() == [0.0, 1.0] and end.model_time is None and end.coefficients is None
+    assert end.t.tolist() == [0.0, 1.0] and end.model_time is None
+    assert end.coefficients is not None and end.coefficients.tolist() == [[4.0, 5.0], [10.0, 11.0]]
+    assert grid.node(0).coefficients is None
     row = grid.rows([1])
     assert row.times.tolist() == [[5.0, 4.0, 2.0, 1.0]] and row.output_scale is grid.output_scale
     assert row.model_times is not None and row.model_times.tolist() == [[3.0, 4.0, 5.0]]

@@ -96,7 +96,8 @@ class TimeGrid:
     times         `(N+1,)` or `(B, N+1)`, float64, strictly decreasing: t_0 > t_1 > ... > t_N
     model_times   `(N,)` or `(B, N)`: the times told to the network at t_0 .. t_{N-1}; None: the times themselves
     output_scale  `(N,)` or `(B, N)`: factors on the network's predictions; None: ones
-    coefficients  `(N, K)` or `(B, N, K)`: additive corrections to the solver's coefficients; None: zeros
+    coefficients  `(N, K)` or `(B, N, K)`: additive corrections to the solver's coefficients in the step from t_i to
+                  t_{i+1}; None: zeros
     """
 
     times: Tensor
@@ -124,18 +125,18 @@ class TimeGrid:
     def node(self, index: int) -> Node:
         """The place of the `index`-th evaluation; index N is the end, where nothing is evaluated."""
 
-        def at(value: Tensor | None, *, per_step_dims: int = 0) -> Tensor | None:
-            if value is None or index >= self.steps:
+        def at(value: Tensor | None, place: int, *, per_step_dims: int = 0) -> Tensor | None:
+            if value is None or not 0 <= place < self.steps:
                 return None
-            return value.select(-1 - per_step_dims, index)
+            return value.select(-1 - per_step_dims, place)
 
         return Node(
             index=index,
             steps=self.steps,
             t=self.times[..., index],
-            model_time=at(self.model_times),
-            output_scale=at(self.output_scale),
-            coefficients=at(self.coefficients, per_step_dims=1),
+            model_time=at(self.model_times, index),
+            output_scale=at(self.output_scale, index),
+            coefficients=at(self.coefficients, index - 1, per_step_dims=1),
         )
 
 
@@ -146,7 +147,8 @@ class Node:
     t             `()` or `(B,)`, float64
     model_time    as in TimeGrid, at this place; None: t
     output_scale  as in TimeGrid, at this place; None: one
-    coefficients  `(K,)` or `(B, K)`; None: zeros
+    coefficients  `(K,)` or `(B, K)`: as in TimeGrid, of the step that ends here, so that whoever chooses where to go
+                  chooses them too, with the x0 just computed at hand; None: zeros
     """
 
     index: int
@@ -209,9 +211,17 @@ class Solver(Protocol):
 class StepAware(Protocol):
     """Something inside the network that has to know the step: a cacher, a time-dependent quantizer."""
 
-    def begin(self, steps: int, batch: int) -> None: ...
+    def begin(self, steps: int, batch: int) -> None:
+        """A run of `steps` steps for `batch` samples begins; the network may see them twice, guided."""
+        ...
 
-    def at(self, index: int) -> None: ...
+    def at(self, index: int) -> None:
+        """The calls of the network that follow belong to step `index`, from 0."""
+        ...
+
+    def end(self) -> None:
+        """The run is over, or was broken off; calls of the network that follow belong to none."""
+        ...
 
 
 @runtime_checkable

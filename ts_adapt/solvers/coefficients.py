@@ -173,13 +173,13 @@ def half_weight(t: Place, s: Place, gap: Tensor, variant: str) -> Tensor:
     return torch.where(endless, 0.0, 0.5 * s.alpha * b_h * (h / gap))
 
 
-def learned_terms(node: Node, order: int, unit: Tensor, values: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The terms (c_k unit, v_k) that `node.coefficients` c `(K,)` or `(B, K)` add to x_s; none where c is None.
+def learned_terms(next_node: Node, order: int, unit: Tensor, values: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The terms (c_k unit, v_k) that `next_node.coefficients` c `(K,)` or `(B, K)` add to x_s; none where c is None.
 
     `values` are the predictions v_0 (at t), v_1, ... met so far, `unit` the weight that makes c free of the scale of
     the step; K is the solver's order, and coefficients of values not yet met wait. c = 0 changes nothing.
     """
-    c = node.coefficients
+    c = next_node.coefficients
     if c is None:
         return []
     if c.shape[-1] != order:

@@ -83,7 +83,7 @@ class Multistep:
                 terms.append((rest, value))
             terms += zip(weights, memory.values[:past], strict=True)
         unit = weight_x0 if self.interpolates == "x0" else s.sigma - t.sigma
-        terms += learned_terms(node, self.order, unit, (value, *memory.values))
+        terms += learned_terms(next_node, self.order, unit, (value, *memory.values))
         return combine(*terms), memory.push(value, t.log_snr, keep=self.order - 1)
 
     def order_at(self, node: Node) -> int:

@@ -55,7 +55,7 @@ class DDIM:
         """x_s at `next_node.t`, from x_t, x0 and, for eta > 0, standard normal `noise`, all `(B, ...)`."""
         t, s = place(self.noise_schedule, node.t), place(self.noise_schedule, next_node.t)
         weight_x, weight_x0 = first_order(t, s)
-        terms = learned_terms(node, self.order, weight_x0, (x0,))
+        terms = learned_terms(next_node, self.order, weight_x0, (x0,))
         if self.needs_noise:
             if noise is None:
                 raise TsAdaptError(f"DDIM with eta = {self.eta} needs noise of shape {tuple(x_t.shape)}; got none")
@@ -120,7 +120,7 @@ class Heun:
 
         Raises TsAdaptError at a terminal sigma of 0 and for learned coefficients, of which Heun has none.
         """
-        if node.coefficients is not None:
+        if next_node.coefficients is not None:
             raise TsAdaptError("the grid has solver coefficients, and Heun takes none; use a multistep solver")
         t, s = place(self.noise_schedule, node.t), place(self.noise_schedule, next_node.t)
         if bool((s.sigma == 0).any()):
