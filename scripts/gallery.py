@@ -1,8 +1,10 @@
-"""Draw docs/gallery.png: the same eight test noises on fixed and learned schedules, beside the teacher.
+"""Draw docs/gallery.png: the first eight test noises on fixed and learned schedules, beside the teacher.
 
     python scripts/gallery.py --config configs/fashion.yml
 
-Takes what `make results` left in the workspace; options of the config are flags here too.
+The number below a row's name is the mean distance to the teacher's images, over all test samples that have an oracle's
+grid. Images of one channel are coloured by their difference from the teacher's: red where too bright, cyan where too
+dark. Takes what `make results` left in the workspace and writes nothing else; options of the config are flags here too.
 """
 
 from __future__ import annotations
@@ -14,27 +16,46 @@ import ts_adapt  # noqa: F401  (first: it makes torchvision importable beside a 
 
 # isort: split
 import torch
+from torch.nn.functional import interpolate
 
 from ts_adapt.cli import parse
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.jobs.session import Session
 from ts_adapt.plots import plot_images
 
-SCHEDULES, NFE, COUNT = ("linear", "karras", "static", "recursive"), 5, 8
+SCHEDULES = {
+    "linear": "linear",
+    "karras": "Karras",
+    "ays-svd": "AYS (SVD)",
+    "static": "static, learned",
+    "oracle": "oracle, per sample",
+}
+NFE, COUNT, SCALE = 5, 8, 4
 
 
 def main() -> None:
     _, _, config = parse(["evaluate", *sys.argv[1:]])
     session, name = Session(config), config.solvers[0]
-    _, batch = session.teacher("test", COUNT)
-    objective = session.objective(session.solver(name))
-    pictures = {}
+    labels = session.labelled("test", name, NFE)
+    objective, batch = session.objective(session.solver(name)), labels.batch
+    shown, pictures = batch.rows(slice(0, COUNT)), {}
     with torch.inference_mode():
-        for schedule in SCHEDULES:
-            end = objective.student(session.policy(schedule, name, NFE), batch)
-            pictures[f"{schedule}, NFE {NFE}"] = session.denoiser.decode(end)
-        pictures[f"teacher, NFE {config.teacher.nfe}"] = session.denoiser.decode(batch.target)
+        for schedule, title in SCHEDULES.items():
+            policy = TimeGrid(labels.times) if schedule == "oracle" else session.policy(schedule, name, NFE)
+            distance = float(objective.measure(policy, batch).mean())
+            first = policy.rows(slice(0, COUNT)) if isinstance(policy, TimeGrid) else policy
+            pictures[f"{title}\n{distance:.3f}"] = session.denoiser.decode(objective.student(first, shown))
+        teacher = session.denoiser.decode(shown.target)
+    pictures[f"teacher\n{config.teacher.nfe} evaluations"], legend = teacher, ""
+    if teacher.shape[1] == 1:
+        pictures = {title: torch.cat([images, teacher, teacher], 1) for title, images in pictures.items()}
+        legend = "      red: brighter than the teacher's, cyan: darker"
+    rows = {
+        title: interpolate(images.float(), scale_factor=SCALE, mode="bicubic") for title, images in pictures.items()
+    }
     out = Path("docs/gallery.png")
-    plot_images(pictures, f"{config.model.name}, {name}").savefig(out, dpi=110, metadata={"Software": None})
+    figure = plot_images(rows, f"{name}, {NFE} evaluations an image{legend}")
+    figure.savefig(out, dpi=200, bbox_inches="tight", metadata={"Software": None})
     print(out)
 
 

@@ -14,6 +14,7 @@ ORDER = [
     {"__init__", "__main__"},
     {"cli"},
     {"flags"},
+    {"parsing"},
     {"jobs"},
     {"config"},
     {"evaluation"},

@@ -1,13 +1,16 @@
-"""The command line itself: its help, and the demo's options."""
+"""The command line itself: its help, what it imports, and the demo's options."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import reduce
 from pathlib import Path
 
 import pytest
 from jsonargparse import Namespace
 
+import ts_adapt
 from ts_adapt.cli import build_parser, check_demo, parse
 from ts_adapt.config import LIMITS, Config
 from ts_adapt.interfaces import TsAdaptError
@@ -48,6 +51,35 @@ def test_the_examples_of_the_help_are_understood(capsys, monkeypatch) -> None:
     for words in lines:
         last_flag = max(place for place, word in enumerate(words) if word.startswith("--"))
         assert parser.parse_args(words[: last_flag + 2]).subcommand == words[0]  # behind its value stands a remark
+
+
+STARTS = """
+import sys
+import ts_adapt.cli
+try:
+    ts_adapt.cli.main(sys.argv[1:])
+except SystemExit:
+    pass
+heavy = {"accelerate", "diffusers", "matplotlib", "optuna", "scipy.stats", "tensorboard", "torchvision", "transformers"}
+print("imported:", *sorted(heavy & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["serach"], []])
+def test_help_and_misspelt_commands_import_no_library_of_a_job(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", STARTS, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize("words", [["search", "--nef", "3"], ["sample", "--help"]])
+def test_options_are_read_without_the_libraries_of_a_job(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", STARTS, *words], capture_output=True, text=True, check=True)
+    assert not {"diffusers", "scipy.stats", "tensorboard"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_packages_names_are_listed() -> None:
+    assert set(ts_adapt.__all__) <= set(dir(ts_adapt))
+    assert "LearnedScheduler" in dir(ts_adapt)
 
 
 # --- the demo

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt import zoo
-from ts_adapt.distances import FeatureDistance, make
+from ts_adapt.distances import FeatureDistance, make, towards
 from ts_adapt.interfaces import Distance, TsAdaptError
 from ts_adapt.zoo import FeatureNet, Features
 from ts_adapt.zoo.data import to_model_range
@@ -41,6 +41,22 @@ def test_per_sample_symmetric_and_zero_for_equals(distance: Distance, images: Te
     torch.testing.assert_close(distance(images, images), torch.zeros(8))
     one = torch.cat([distance(images[i : i + 1], other[i : i + 1]) for i in range(8)])
     torch.testing.assert_close(d, one, rtol=1e-3, atol=1e-5)
+
+
+def test_towards_one_end_is_the_same(distance: Distance, images: Tensor) -> None:
+    towards_first = towards(distance, images)
+    for other in (images.flip(0), images):
+        torch.testing.assert_close(towards_first(other), distance(other, images))
+
+
+def test_towards_one_end_looks_at_it_once(images: Tensor) -> None:
+    seen: list[Tensor] = []
+    network = zoo.load_features()
+    network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    distance = towards(FeatureDistance(network), images)
+    for _ in range(3):
+        distance(images.flip(0))
+    assert len(seen) == 4 and seen[0] is images
 
 
 def test_differentiable_in_both(distance: Distance, images: Tensor) -> None:

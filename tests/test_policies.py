@@ -41,6 +41,12 @@ def test_follow_grid_gives_each_sample_its_own_time() -> None:
         assert torch.equal(node.t, rows[:, index])
 
 
+def test_follow_grid_may_begin_inside() -> None:
+    nodes = walk(FollowGrid(TimeGrid(TIMES, output_scale=torch.tensor([1.0, 0.9])), first=1))
+    assert [(node.index, node.steps, float(node.t)) for node in nodes] == [(1, 2, 0.6), (2, 2, 0.1)]
+    assert nodes[0].output_scale is not None and float(nodes[0].output_scale) == pytest.approx(0.9)
+
+
 def test_follow_grid_refuses_bad_grids_and_other_batches() -> None:
     with pytest.raises(TsAdaptError, match="not decreasing"):
         FollowGrid(TIMES.flip(0))

@@ -189,11 +189,14 @@ class Recorder:
     def at(self, index: int) -> None:
         self.heard.append((index,))
 
+    def end(self) -> None:
+        self.heard.append(())
+
 
 def test_step_aware_parts_are_told_and_refused_under_checkpointing() -> None:
     recorder = Recorder()
     integrate(Tiny(), DDIM(NOISE), TIMES, noise(), step_aware=[recorder])
-    assert recorder.heard == [(3, 5), (0,), (1,), (2,)]
+    assert recorder.heard == [(3, 5), (0,), (1,), (2,), ()]
     with pytest.raises(TsAdaptError, match="cache cannot be used under gradient checkpointing"):
         integrate(Tiny(), DDIM(NOISE), TIMES, noise(), step_aware=[recorder], checkpoint=True)
 

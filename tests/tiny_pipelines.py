@@ -200,7 +200,7 @@ def predictor(kind: type, noise: Any, shape: tuple[int, ...], steps: int = STEPS
     torch.manual_seed(1)
     built = kind(noise, fixed.make("karras", noise, steps), shape, width=8, hidden=16, **options)
     with torch.no_grad():
-        built.encoder.last.weight.normal_(0, 0.7)
+        built.encoder.weight.normal_(0, 0.2)
     return _ready(built)
 
 

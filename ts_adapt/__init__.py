@@ -29,11 +29,11 @@ from ts_adapt.sampling import Solution, initial_noise, integrate
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.per_sample import search_per_sample
-from ts_adapt.search.static import search_static
 
 if TYPE_CHECKING:
     from ts_adapt.schedulers.attach import attach, detach
     from ts_adapt.schedulers.scheduler import LearnedScheduler
+    from ts_adapt.search.static import search_static
 
 __all__ = [
     "Batch",
@@ -68,13 +68,22 @@ __all__ = [
     "search_static",
 ]
 
-_IN_SCHEDULERS = {"LearnedScheduler": "scheduler", "attach": "attach", "detach": "attach"}
-"""Names that import diffusers, which takes seconds: done when they are first asked for."""
+_LATER = {
+    "LearnedScheduler": "schedulers.scheduler",
+    "attach": "schedulers.attach",
+    "detach": "schedulers.attach",
+    "search_static": "search.static",
+}
+"""Names that import diffusers or scipy, which takes seconds: done when they are first asked for."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _IN_SCHEDULERS:
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"ts_adapt.schedulers.{_IN_SCHEDULERS[name]}"), name)
+    return getattr(import_module(f"ts_adapt.{_LATER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

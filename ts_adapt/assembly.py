@@ -1,19 +1,21 @@
-"""From names to objects: the one place where options become denoisers, solvers, grids and distances.
+"""From names to objects: the one place where options become denoisers, solvers, grids, distances, cachers, quantizers.
 
-Solvers are named `family-order`, with `+corrector` behind any of the multistep family or DDIM for UniPC's corrector;
-grids by their family, published tables as `ays-sd15`, with `+native` behind a name for the grid as published, with
-ends of its own, and `+rounded` for integer timesteps.
+Solvers are named `family-order`, or by the family alone (`FAMILIES`), with `+corrector` behind any of the multistep
+family or DDIM for UniPC's corrector; grids by their family, published tables as `ays-sd15`, with `+native` behind a
+name for the grid as published, with ends of its own, and `+rounded` for integer timesteps. Names of cachers are those
+of `cachers.registry`, names of quantizers those of `quantizers.registry`, with `@uniform`, `@normal` or `@active`
+behind one for the selection of its calibration set; `none` is neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ts_adapt import distances
+from ts_adapt import cachers, distances
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.denoisers.load import load
 from ts_adapt.grids import fixed, published
@@ -21,6 +23,10 @@ from ts_adapt.interfaces import Denoiser, Distance, NoiseSchedule, Solver, TimeG
 from ts_adapt.numerics import validate_times
 from ts_adapt.schedule_file import MAX_STEPS
 from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniP, UniPC
+
+if TYPE_CHECKING:
+    from ts_adapt.quantizers.network import Quantizer
+    from ts_adapt.quantizers.traversal import LayerOptions
 
 SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
     "ddim": lambda noise: DDIM(noise),
@@ -45,11 +51,16 @@ SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
     "ipndm-3": lambda noise: IPNDM(noise, order=3),
     "ipndm-4": lambda noise: IPNDM(noise, order=4),
 }
+FAMILIES = {"dpmpp": "dpmpp-2m", "unipc": "unipc-2", "unip": "unip-2", "deis": "deis-2", "ipndm": "ipndm-4"}
+"""A solver's name without its order stands for the order that diffusers' scheduler of that name has by default."""
 ANALYTIC: dict[str, Callable[[], Denoiser]] = {"gaussian-mixture": example_mixture}
 CORRECTOR = "+corrector"
 NATIVE, ROUNDED = "+native", "+rounded"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PUBLISHED = {"ays-sd15": "sd15", "ays-sdxl": "sdxl", "ays-svd": "svd"}
+NONE = "none"
+SELECTION = {"tinydm": "active"}
+"""How a quantizer's calibration set is selected where its name does not say; of all others uniformly."""
 
 
 @dataclass
@@ -90,11 +101,18 @@ def build_denoiser(options: ModelOptions) -> Denoiser:
     return denoiser
 
 
+def solver_name(name: str) -> str:
+    """`name` in full: `unipc` is `unipc-2`, `unipc+corrector` likewise; any other name as it is."""
+    base = name.removesuffix(CORRECTOR)
+    return FAMILIES.get(base, base) + name[len(base) :]
+
+
 def build_solver(name: str, noise: NoiseSchedule) -> Solver:
-    """The solver called `name` for `noise`."""
+    """The solver called `name` for `noise`; TsAdaptError for an unknown one."""
+    name = solver_name(name)
     base = name.removesuffix(CORRECTOR)
     if base not in SOLVERS:
-        raise unknown("solver", base, SOLVERS)
+        raise unknown("solver", base, [*SOLVERS, *FAMILIES])
     solver = SOLVERS[base](noise)
     return Corrected(solver) if name.endswith(CORRECTOR) else solver
 
@@ -133,6 +151,38 @@ def build_distance(name: str, device: str = "cpu") -> Distance:
     """The distance called `name`."""
     distance: Distance = distances.make(name, device=device)
     return distance
+
+
+def build_cachers(name: str) -> list[cachers.Cacher]:
+    """The cachers that `name` stands for, to be attached to a network; TsAdaptError for an unknown name."""
+    return cachers.named(name)
+
+
+@dataclass(frozen=True)
+class Quantizing:
+    """How a network is to be quantized: the method, which layers it is given, the selection of the calibration set."""
+
+    method: Quantizer
+    layers: LayerOptions
+    select: str
+
+
+def build_quantizer(name: str) -> Quantizing | None:
+    """What `name` stands for, None for `none`; TsAdaptError for an unknown quantizer, selection or number of bits."""
+    if name == NONE:
+        return None
+    from ts_adapt.quantizers.calibration import SELECTIONS
+    from ts_adapt.quantizers.registry import build
+
+    setting, asked, select = name.partition("@")
+    method, layers = build(setting)
+    if not asked:
+        select = SELECTION.get(method.name, "uniform")
+    elif not method.needs_calls:
+        raise TsAdaptError(f"{setting} is not calibrated, and {name!r} selects a calibration set; leave @{select} out")
+    if select not in SELECTIONS:
+        raise unknown("selection", select, SELECTIONS)
+    return Quantizing(method, layers, select)
 
 
 def steps_of(solver: Solver, nfe: int) -> int:

@@ -5,28 +5,57 @@ Errors of the user's input are one sentence and exit code 2; what was finished b
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from ts_adapt.flags import PIPELINE_FLAGS, Parser, Refused, build_parser
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.assembly import solver_name
+from ts_adapt.flags import COMMANDS, PIPELINE_FLAGS, build_parser, command_parser
+from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.parsing import Refused, completed, explain
 
 if TYPE_CHECKING:
     from ts_adapt.config import Config
 
 
-def config_of(command: str, options: Namespace, parser: Parser) -> Config:
-    """The `Config` part of parsed options."""
+def parse(arguments: Sequence[str]) -> tuple[str, Namespace, Config]:
+    """The command, its options and its valid `Config`; TsAdaptError for what cannot be understood."""
+    name = arguments[0] if arguments else None
+    parser = build_parser([name] if name in COMMANDS else [])
+    if name is None:
+        parser.print_help()
+        raise TsAdaptError("no command is given; name one of the commands above")
+    if name not in COMMANDS and name not in ("--help", "-h", "--version"):
+        if name.startswith("-"):
+            raise TsAdaptError(f"{name} is no command; the command comes first: `ts-adapt COMMAND [OPTION VALUE]...`")
+        raise unknown("command", name, COMMANDS)
+    try:
+        parsed = parser.parse_args(arguments)
+        config = _config_of(parser.instantiate(parsed)[name])
+    except Refused as error:
+        raise TsAdaptError(explain(str(error), name, command_parser(name).options)) from error
+    except (TypeError, AttributeError, ValueError, KeyError) as error:
+        raise TsAdaptError(_not_understood(error)) from error
+    config.validate()
+    options = parsed[name]
+    if options.get("solver") is not None:
+        options.solver = solver_name(options.solver)
+    if name == "demo":
+        check_demo(given_options(name, arguments), config)
+    return name, options, config
+
+
+def _config_of(options: Namespace) -> Config:
     from ts_adapt.config import Config
 
-    instantiated = parser.instantiate(Namespace(**{command: options, "subcommand": command}))[command]
-    return Config(**{field.name: instantiated[field.name] for field in fields(Config)})
+    return Config(**{field.name: options[field.name] for field in fields(Config)})
 
 
 def _not_understood(error: Exception) -> str:
@@ -34,57 +63,9 @@ def _not_understood(error: Exception) -> str:
     return f"the options cannot be understood ({reason}); a group such as `teacher` takes options below it, not a value"
 
 
-def _config_files(arguments: Sequence[str]) -> Iterator[Path]:
-    for place, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            yield Path(argument.removeprefix("--config="))
-        elif argument == "--config" and place + 1 < len(arguments):
-            yield Path(arguments[place + 1])
-
-
-def check_config_file(path: Path) -> None:
-    """TsAdaptError unless `path` is a YAML file of options."""
-    import yaml
-
-    from ts_adapt.files import read_bytes
-
-    try:
-        content = yaml.safe_load(read_bytes(path).decode())
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise TsAdaptError(f"{path} is no YAML text ({reason}); give a file of lines like `name: fashion`") from error
-    if not isinstance(content, dict):
-        found = "is empty" if content is None else f"holds a {type(content).__name__}, not options"
-        raise TsAdaptError(f"{path} {found}; give a YAML file of lines like `name: fashion`")
-
-
-def parse(arguments: Sequence[str]) -> tuple[str, Namespace, Config]:
-    """The command, its options and its valid `Config`; TsAdaptError for what cannot be understood."""
-    from ts_adapt.config import explain
-
-    parser = build_parser()
-    if not arguments:
-        parser.print_help()
-        raise TsAdaptError("no command is given; name one of the commands above")
-    for path in _config_files(arguments):
-        check_config_file(path)
-    try:
-        parsed = parser.parse_args(arguments)
-        name: str = parsed.subcommand
-        config = config_of(name, parsed[name], parser)
-    except Refused as error:
-        raise TsAdaptError(explain(str(error))) from error
-    except (TypeError, AttributeError, ValueError, KeyError) as error:
-        raise TsAdaptError(_not_understood(error)) from error
-    config.validate()
-    if name == "demo":
-        check_demo(given_options(name, arguments), config)
-    return name, parsed[name], config
-
-
 def given_options(command: str, arguments: Sequence[str]) -> Namespace:
     """The options that the command line or its config files name."""
-    given: Namespace = build_parser().parse_args(arguments, defaults=False)[command]
+    given: Namespace = build_parser([command]).parse_args(arguments, defaults=False)[command]
     return given
 
 
@@ -146,11 +127,17 @@ def run(arguments: Sequence[str] | None = None) -> None:
         splits = tuple(SPLITS) if options.split == "both" else (options.split,)
         learning.teach(session, splits, save_png=options.save_png)
     elif name == "search":
-        learning.search(session, options.method, options.split)
+        learning.search(session, options.method, options.split, redo=options.redo)
     elif name == "train":
-        learning.train(session, options.predictor)
+        learning.train(session, options.predictor, redo=options.redo)
     elif name == "evaluate" and options.images:
         evaluating.evaluate_images(session, Path(options.images))
+    elif name == "evaluate" and options.generate_only and options.score_only:
+        raise TsAdaptError("--generate-only and --score-only are the two halves of evaluate; leave both out for both")
+    elif name == "evaluate" and options.generate_only:
+        evaluating.generate(session)
+    elif name == "evaluate" and options.score_only:
+        evaluating.score_runs(session)
     elif name == "evaluate":
         evaluating.evaluate(session)
     elif name == "sample":
@@ -161,19 +148,46 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script: 0 when done, 2 for bad input, 130 when interrupted."""
+    """The console script: 0 when done, 2 for bad input, 130 when interrupted, 143 when terminated."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = arguments[0] if arguments else ""
     try:
-        run(arguments)
-    except KeyboardInterrupt:
-        print("ts-adapt: interrupted; what is finished is kept, the same command goes on from here", file=sys.stderr)
-        return 130
+        with _terminable():
+            run(arguments)
+    except KeyboardInterrupt as interrupt:
+        kept = COMMANDS[name].kept if name in COMMANDS else "nothing was begun"
+        print(f"ts-adapt: {str(interrupt) or 'interrupted'}; {kept}", file=sys.stderr)
+        return 143 if isinstance(interrupt, Terminated) else 130
     except (TsAdaptError, OSError, MemoryError, RecursionError, RuntimeError) as error:
         sentence = _sentence(error)
         if sentence is None:
             raise
-        print(f"ts-adapt: {sentence}", file=sys.stderr)
+        remedy = sentence if name == "demo" else completed(sentence, COMMANDS, arguments[1:])
+        print(f"ts-adapt: {remedy}", file=sys.stderr)
         return 2
     return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM)."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `Terminated` at SIGTERM while the block runs, so that it ends as it does at Ctrl-C."""
+
+    def terminate(*_: Any) -> None:
+        raise Terminated("terminated")
+
+    try:
+        former = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not in the main thread, which alone receives signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _sentence(error: Exception) -> str | None:

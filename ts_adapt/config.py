@@ -1,22 +1,21 @@
-"""One experiment as a dataclass: the options of every room, from YAML and command-line overrides (jsonargparse).
+"""One experiment as a dataclass: the options of every room, with their limits, and where its things are kept.
 
-Unknown keys are refused with the near one suggested; every option has a default, so a config names what differs.
+Every option has a default, so a config names what differs.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ts_adapt.assembly import ModelOptions
+from ts_adapt.assembly import NONE, ModelOptions, build_cachers, build_quantizer, solver_name
 from ts_adapt.evaluation.benchmark import EvaluateOptions
 from ts_adapt.grids.space import CORRECTIONS
 from ts_adapt.interfaces import TsAdaptError, unknown
-from ts_adapt.predictors.store import MAX_HIDDEN, MAX_WIDTH
+from ts_adapt.predictors.store import MAX_HIDDEN, MAX_WIDTH, PREDICTORS
 from ts_adapt.predictors.training import TrainOptions
 from ts_adapt.schedule_file import MAX_STEPS
 from ts_adapt.search.blackbox import BlackboxOptions
@@ -62,10 +61,11 @@ LIMITS: dict[str, tuple[float, float]] = {
     "optimized.samples": (1, MANY),
     "optimized.places": (1, MAX_STEPS),
     "train.epochs": (1, MANY),
-    "train.end_to_end_epochs": (1, MANY),
+    "train.samples": (10, MANY),
+    "train.label_epochs": (1, MANY),
     "train.batch_size": (1, MANY),
     "train.lr": (SMALL, 1000),
-    "train.end_to_end_lr": (SMALL, 1000),
+    "train.label_lr": (SMALL, 1000),
     "train.weight_decay": (0, 1000),
     "train.ema": (0, 0.999999),
     "train.patience": (1, MANY),
@@ -73,6 +73,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "train.width": (1, MAX_WIDTH),
     "train.hidden": (1, MAX_HIDDEN),
     "train.seed": (0, SEED),
+    "calibration.noises": (1, TEST_START),
+    "calibration.nfe": (1, MAX_STEPS),
+    "calibration.count": (1, MANY),
     "evaluate.samples": (2, MANY),
     "evaluate.batch_size": (1, MANY),
 }
@@ -104,6 +107,18 @@ class TeacherOptions:
 
 
 @dataclass
+class CalibrationOptions:
+    """The calls of the network that quantizers are calibrated on: along the teacher's grid, from training noises."""
+
+    noises: int = 32
+    """Training noises that are solved from."""
+    nfe: int = 20
+    """Evaluations of these solves."""
+    count: int = 256
+    """Samples of the calibration set, of noises * nfe; which, the quantizer says, or its name: minmax-w8a8@normal."""
+
+
+@dataclass
 class Config:
     """One experiment. `name` is the folder under `data_root` and `log_root`."""
 
@@ -113,9 +128,14 @@ class Config:
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1: none."""
     solvers: list[str] = field(default_factory=lambda: ["unipc-3"])
-    """Names such as ddim, dpmpp-2m, unipc-3, deis-2, ipndm-3, ddim+corrector."""
+    """Names such as ddim, dpmpp-2m, unipc-3, deis-2, ipndm-3, ddim+corrector; unipc, dpmpp, deis and ipndm alone are
+    of the order that diffusers takes."""
     nfe: list[int] = field(default_factory=lambda: [5])
     """Numbers of evaluations."""
+    cachers: list[str] = field(default_factory=lambda: [NONE])
+    """What evaluate attaches to the network: none, deepcache-3, deepcache-5-branch2, tgate-5, tgate-5+deepcache-2."""
+    quantizers: list[str] = field(default_factory=lambda: [NONE])
+    """How evaluate quantizes it: none, hqq4, minmax-w8a8, tdq-w4a8, tinydm-w8a8, vqdm4, torchao-int8."""
     distance: str = "features"
     """What is minimised: features (the embedded network), l2, or lpips."""
     rescale_published: bool = False
@@ -125,7 +145,7 @@ class Config:
     static_samples: int = 128
     """Training samples of the static search, and as many more for its validation."""
     label_samples: int = 512
-    """Training samples with oracle labels; the last fifth validates the predictors."""
+    """Training samples with oracle labels."""
     oracle_samples: int = 512
     """Test samples with oracle grids."""
     label_batch: int = 128
@@ -136,11 +156,36 @@ class Config:
     blackbox: BlackboxOptions = field(default_factory=BlackboxOptions)
     optimized: OptimizedOptions = field(default_factory=OptimizedOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     data_root: str = "train_data"
     """Where what is generated and learned is kept."""
     log_root: str = "logs"
     """Where results, samples and TensorBoard files are kept."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.solvers, list):
+            self.solvers = [solver_name(name) if isinstance(name, str) else name for name in self.solvers]
+
+    def made_with(self, result: str) -> dict[str, Any]:
+        """The options that `result` depends on beside teacher, distance and static grid, nested as in the YAML file.
+
+        result  static (with corrections or without), per-sample, blackbox, dmn, gits, oss, one-shot or recursive
+        """
+        if result.startswith("static"):
+            options = ["static_samples", "rescale_published", "static"]
+        elif result == "blackbox":
+            options = ["static_samples", "rescale_published", "blackbox"]
+        elif result == "per-sample":
+            options = ["label_batch", "per_sample"]
+        elif result in PREDICTORS:
+            options = ["train"] if self.train.loss == "end_to_end" else ["label_samples", "train"]
+        else:
+            options = [] if result == "dmn" else ["optimized"]
+        found = {name: value for name, value in asdict(self).items() if name in options}
+        found.get("blackbox", {}).pop("storage", None)
+        found.get("static", {}).pop("corrections", None)  # the result's name says them
+        return found
 
     @property
     def static_name(self) -> str:
@@ -160,25 +205,26 @@ class Config:
                 raise TsAdaptError(f"option {option} is {getattr(self, option)!r}; give a text")
         if self.name in ("", ".", "..") or re.search(r"[/\\\0]", self.name):
             raise TsAdaptError(f"option name is {self.name!r}; give one folder name, without / or ..")
-        for option in ("solvers", "nfe"):
+        for option in ("solvers", "nfe", "cachers", "quantizers"):
             values = getattr(self, option)
             if not isinstance(values, list) or not values:
                 raise TsAdaptError(f"option {option} is {values!r}; give a list of at least one")
             twice = [value for place, value in enumerate(values) if value in values[:place]]
             if twice:
                 raise TsAdaptError(f"option {option} lists {twice[0]!r} twice; leave one of them out")
+        for cacher in self.cachers:
+            build_cachers(cacher)
+        for quantizer in self.quantizers:
+            build_quantizer(quantizer)
         for option, (low, high) in LIMITS.items():
             value: Any = self
             for part in option.split("."):
                 value = getattr(value, part)
             for number in value if isinstance(value, list) else [value]:
                 _check_limits(option, number, low, high)
-        foreign = [name for name in self.static.corrections if name not in CORRECTIONS]
+        foreign = [name for name in [*self.static.corrections, *self.train.corrections] if name not in CORRECTIONS]
         if foreign:
             raise unknown("correction", str(foreign[0]), CORRECTIONS)
-        width = self.train.width
-        if width % 8 and width not in (1, 2, 4):
-            raise TsAdaptError(f"option train.width is {width}; give 1, 2, 4 or a multiple of 8")
 
 
 def _check_limits(option: str, value: Any, low: float, high: float) -> None:
@@ -211,6 +257,9 @@ class Workspace:
     def predictor(self, kind: str, solver: str, nfe: int) -> Path:
         return self.data / "predictors" / kind / f"{solver}-nfe{nfe}"
 
+    def quantizer(self, name: str, digest: str) -> Path:
+        return self.data / "quantizers" / f"{name}-{digest}"
+
     def tensorboard(self, job: str, solver: str, nfe: int) -> Path:
         return self.logs / "tensorboard" / job / f"{solver}-nfe{nfe}"
 
@@ -219,34 +268,12 @@ class Workspace:
         return self.logs
 
 
-def keys_of(kind: type, prefix: str = "") -> list[str]:
-    """All dotted option names of a dataclass, nested ones included."""
-    names = []
-    for name, value in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
-        names.append(prefix + name)
-        factory = value.default_factory
-        if isinstance(factory, type) and hasattr(factory, "__dataclass_fields__"):
-            names += keys_of(factory, f"{prefix}{name}.")
-    return names
-
-
-_UNKNOWN = re.compile(
-    r"(?:Key|Group|Option) '([\w.-]+)' is not expected|does not accept option '([\w.-]+)'"
-    r"|[Uu]nrecognized arguments: (?:--)?([\w.-]+)"
-)
-
-
-def explain(message: str) -> str:
-    """jsonargparse's message as one sentence; for an unknown option, with the near one suggested."""
-    text = " ".join(message.split())
-    found = _UNKNOWN.search(text)
-    if not found:
-        return re.sub(r"<class '(\w+)'>", r"\1", text.replace("Parser key ", "option "))
-    given = next(name for name in found.groups() if name)
-    known = keys_of(Config)
-    near = difflib.get_close_matches(given, known, 1, 0.6)
-    if not near:
-        short = {name.rsplit(".", 1)[-1]: name for name in known}
-        near = [short[name] for name in difflib.get_close_matches(given.rsplit(".", 1)[-1], list(short), 1, 0.6)]
-    hint = f"did you mean {near[0]!r}?" if near else "`ts-adapt COMMAND --help` lists the options"
-    return f"unknown option {given!r}; {hint}"
+def types_of(kind: type, prefix: str = "") -> dict[str, str]:
+    """The dotted name of every option of a dataclass, those of groups included, and its type as it is written."""
+    found = {}
+    for option in fields(kind):
+        found[prefix + option.name] = str(option.type)
+        group: Any = option.default_factory
+        if isinstance(group, type) and is_dataclass(group):
+            found |= types_of(group, f"{prefix}{option.name}.")
+    return found

@@ -44,11 +44,23 @@ class FeatureDistance:
         self.network = network
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        _check(x, y)
-        dtype = _dtype_of(self.network, x.dtype)
-        pairs = zip(self.network(x.to(dtype)).maps, self.network(y.to(dtype)).maps, strict=True)
-        layers = [(_unit(a) - _unit(b)).square().sum(1).flatten(1).mean(1) for a, b in pairs]
-        return torch.stack(layers).mean(0).to(x.dtype)
+        return self.towards(y)(x)
+
+    def towards(self, y: Tensor) -> Callable[[Tensor], Tensor]:
+        """x -> the distance to `y`, whose maps are made once."""
+        there = self._units(y)
+
+        def distance(x: Tensor) -> Tensor:
+            _check(x, y)
+            pairs = zip(self._units(x), there, strict=True)
+            layers = [(a - b).square().sum(1).flatten(1).mean(1) for a, b in pairs]
+            return torch.stack(layers).mean(0).to(x.dtype)
+
+        return distance
+
+    def _units(self, x: Tensor) -> list[Tensor]:
+        """The maps of `x`, of norm 1 at each place."""
+        return [_unit(h) for h in self.network(x.to(_dtype_of(self.network, x.dtype))).maps]
 
 
 class LPIPSDistance:
@@ -68,6 +80,12 @@ class LPIPSDistance:
         x3, y3 = (image.to(dtype).expand(-1, 3, -1, -1) for image in (x, y))
         distance: Tensor = self.network(x3, y3)
         return distance.flatten(1).mean(1).to(x.dtype)
+
+
+def towards(distance: Distance, y: Tensor) -> Callable[[Tensor], Tensor]:
+    """x -> `distance(x, y)`, for many x: what it makes of y alone is made once, where it has a method `towards`."""
+    once: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = getattr(distance, "towards", None)
+    return once(y) if once is not None else lambda x: distance(x, y)
 
 
 def _features(device: torch.device | str, network: nn.Module | None) -> Distance:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -117,6 +118,37 @@ def check_schema(value: Any, schema: Schema, what: Path | str) -> None:
         if not isinstance(value[key], kinds) or (isinstance(value[key], bool) and bool not in kinds):
             names = " or ".join(k.__name__ for k in kinds)
             raise TsAdaptError(f"{key!r} of {what} is a {type(value[key]).__name__}; expected {names}")
+
+
+def differing(kept: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The keys of `now` that a record has `kept` another value of, as `group.key (old, now new)`."""
+    found = []
+    for key, value in now.items():
+        former = kept.get(key)
+        if isinstance(value, Mapping) and isinstance(former, Mapping):
+            found += differing(former, value, f"{prefix}{key}.")
+        elif former != value:
+            both = [shortened(former), shortened(value)]
+            found.append(f"{prefix}{key}" if both[0] == both[1] else f"{prefix}{key} ({both[0]}, now {both[1]})")
+    return found
+
+
+def shortened(value: Any, length: int = 40) -> str:
+    """`value` as a text of at most `length` characters."""
+    text = str(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def replace_folder(folder: Path, new: Path) -> None:
+    """Put the folder `new` in the place of `folder`, which is then removed; the two are in the same folder."""
+    former = folder.with_name(f"{folder.name}.old")
+    with _explained(folder, "written"):
+        if folder.exists():
+            shutil.rmtree(former, ignore_errors=True)
+            os.replace(folder, former)
+        os.replace(new, folder)
+        _sync_folder(folder.parent)
+        shutil.rmtree(former, ignore_errors=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:

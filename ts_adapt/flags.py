@@ -1,19 +1,18 @@
-"""The commands of ts-adapt: what their help says, and their flags beside the options of the config."""
+"""The commands of ts-adapt: what their help says, their flags beside the options of the config, what they keep."""
 
 from __future__ import annotations
 
-import argparse
-import re
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+from jsonargparse import set_parsing_settings
 
 from ts_adapt._version import __version__
+from ts_adapt.parsing import Help, LineParser, Parser
 
 DESCRIPTION = """Learned schedules for few-step diffusion sampling.
 
-The main job, in order (each goes on where it was stopped):
+The main job, in order (each keeps what is finished, and goes on from there):
   ts-adapt teach    --config configs/fashion.yml                        fine solves to learn from
   ts-adapt search   --config configs/fashion.yml --method static        one grid for all samples
   ts-adapt search   --config configs/fashion.yml --method per-sample    the oracle: one grid for each
@@ -34,14 +33,24 @@ SEARCH = """Search schedules for every solver and NFE of the config.
   per-sample  the oracle: one grid for each sample
   blackbox    one grid without gradients, by optuna
   dmn         from an error bound, without the model
-  gits, oss   by dynamic programming along the teacher's trajectories"""
-TRAIN = "Train a predictor of grids on the oracle's grids and through the solver."
-EVALUATE = "Compare every schedule on test noises; leaves a table, plots and one HTML page under `log_root`."
+  gits, oss   by dynamic programming along the teacher's trajectories
+
+What is computed is kept, of per-sample every batch of samples, of blackbox every trial; interrupted, the same command
+goes on from there. A grid that is found stays until --redo is given along with other options."""
+TRAIN = """Train a predictor of grids on the oracle's grids and through the solver, for every solver and NFE.
+
+A predictor that is finished stays until --redo is given along with other options; one that was interrupted is trained
+from its beginning."""
+EVALUATE = """Compare every schedule on test noises; leaves a table, plots and one HTML page under `log_root`.
+
+With `cachers` and `quantizers` in the config all of them are compared, each with each; what the network does not take
+is skipped with a reason. What was measured once is not measured again."""
 SAMPLE = """Make images along any schedule: of the config's model, or with --pipeline of any pipeline of diffusers.
 
-With --pipeline the schedule is a fixed grid, a schedule file, or the folder or hub id of a LearnedScheduler, such as
-`export --format diffusers` writes; pipelines of text are given --prompt, image to image starts from --init-image. What
-is not said is the pipeline's own, --guidance too. Of the config count model.device, model.dtype and the defaults below.
+The schedule is a grid, the workspace's, a schedule file, or the folder, hub id or zoo name of a LearnedScheduler, such
+as `export --format diffusers` writes; with --pipeline not the workspace's. Pipelines of text are given --prompt, image
+to image starts from --init-image. What is not said is the pipeline's own, --guidance too. Of the config count
+model.device, model.dtype and the defaults below.
 An image depends on --seed and its number only, not on the others that are made along with it."""
 EXPORT = """Write a schedule for other programs, to stdout or to --out. Warnings on stderr say what a format drops.
 
@@ -66,64 +75,44 @@ IMPORT = """Make a schedule file for a model and a solver of a list of sigmas or
 A last sigma of 0 becomes the model's smallest (t_min), where the model does not reach 0; where the sigma before it is
 the smallest already, it is left out. What is changed is said on stderr; the file goes to --out, or to stdout."""
 DEMO = "The main job in small, on the embedded model: minutes on two cores, then a report. What it sets is refused."
-OPTIONS = """Options of the config (a line `nfe: [5]` or a group `teacher: {nfe: 40}` of the YAML file is --nfe [5],
---teacher.nfe 40 here) follow those of the command itself."""
+OPTIONS = """Options of the config (a line `nfe: [3, 5]` or a group `teacher: {nfe: 40}` of the YAML file is --nfe 3,5
+and --teacher.nfe 40 here) follow those of the command itself."""
 
 
-_NOTHING = re.compile(r"(, )?default: %\(default\)s|required")
+@dataclass(frozen=True)
+class Command:
+    """argument: behind its name; brief, description: its help; flags: adds its own; kept: after an interrupt."""
+
+    brief: str
+    description: str
+    flags: Callable[[Parser], None]
+    kept: str
+    argument: str = ""
 
 
-class Refused(Exception):
-    """The command line could not be understood."""
+def build_parser(commands: Collection[str] | None = None) -> LineParser:
+    """The parser of the whole command line, with the options of these `commands`; None: of all."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = LineParser(prog="ts-adapt", description=DESCRIPTION, formatter_class=Help, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"ts-adapt {__version__}")
+    subcommands = parser.add_subcommands(required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        own = command_parser(name) if commands is None or name in commands else Parser()
+        subcommands.add_subcommand(name, own, help=command.brief)
+    return parser
 
 
-class Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Types and defaults behind each option, where there are any; descriptions as they are written."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text: str = super()._get_help_string(action)
-        return _NOTHING.sub("", text).replace(" ()", "") if action.default is None else text
-
-
-class Parser(ArgumentParser):
-    """Raises `Refused` where argparse would print usage and exit."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise Refused(message)
-
-
-@cache
-def build_parser() -> Parser:
-    """The parser of the whole command line, built once, as that takes a third of a second."""
+def command_parser(name: str) -> Parser:
+    """The parser of one command: its own flags, and the options of the config."""
     from ts_adapt.config import Config
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(prog="ts-adapt", description=DESCRIPTION, formatter_class=Help, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"ts-adapt {__version__}")
-    commands = parser.add_subcommands(required=True, metavar="COMMAND")
-    for name, argument, brief, description, own in (
-        ("teach", "", "generate the teacher's samples", TEACH, _teach_flags),
-        (
-            "search",
-            "",
-            "search schedules: static, per-sample (the oracle) and others",
-            SEARCH,
-            _search_flags,
-        ),
-        ("train", "", "train a predictor on the oracle's grids", TRAIN, _train_flags),
-        ("evaluate", "", "compare every schedule on test noises, with a report", EVALUATE, _evaluate_flags),
-        ("sample", "", "make images along any schedule", SAMPLE, _sample_flags),
-        ("export", " SCHEDULE", "write a schedule for other programs", EXPORT, _export_flags),
-        ("import", " FILE", "make a schedule file of a list of sigmas or timesteps", IMPORT, _import_flags),
-        ("demo", "", "the main job in small, on the embedded model", DEMO, lambda parser: None),
-    ):
-        usage = f"ts-adapt {name}{argument} [--config FILE] [OPTION VALUE]..."
-        command = Parser(usage=usage, description=f"{description}\n\n{OPTIONS}", allow_abbrev=False)
-        own(command)
-        command.add_argument("--config", action="config", help="a YAML file of options; flags behind it override it")
-        command.add_argument("--quiet", action="store_true", help="no progress bars")
-        command.add_class_arguments(Config, as_group=False)
-        commands.add_subcommand(name, command, help=brief)
+    command = COMMANDS[name]
+    usage = f"ts-adapt {name}{command.argument} [--config FILE] [OPTION VALUE]..."
+    parser = Parser(usage=usage, description=f"{command.description}\n\n{OPTIONS}", allow_abbrev=False)
+    command.flags(parser)
+    parser.add_argument("--config", action="config", help="a YAML file of options; flags behind it override it")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_class_arguments(Config, as_group=False)
     return parser
 
 
@@ -132,26 +121,35 @@ def _teach_flags(parser: Parser) -> None:
     parser.add_argument("--save-png", action="store_true", help="also write the teacher's images as PNG files")
 
 
+REDO = "replace what was made with other options, or does not fit any more, once the new one is complete"
+
+
 def _search_flags(parser: Parser) -> None:
     parser.add_argument("--method", default="static", help="static, per-sample, blackbox, dmn, gits or oss")
     parser.add_argument("--split", default="train", help="the samples of a per-sample search: train or test")
+    parser.add_argument("--redo", action="store_true", help=REDO)
 
 
 def _train_flags(parser: Parser) -> None:
     parser.add_argument("--predictor", default="one-shot", help="one-shot or recursive")
+    parser.add_argument("--redo", action="store_true", help=REDO)
 
 
 def _evaluate_flags(parser: Parser) -> None:
     parser.add_argument("--images", default=None, help="score a folder of images instead of schedules")
+    parser.add_argument("--generate-only", action="store_true", help="sample, and leave the scoring for later")
+    parser.add_argument("--score-only", action="store_true", help="score what was sampled, and say what is missing")
 
 
 def _sample_flags(parser: Parser) -> None:
     parser.add_argument(
-        "--schedule", default="static", help="a grid, static, blackbox, one-shot, recursive, or a schedule file"
+        "--schedule",
+        default="static",
+        help="a grid, static, blackbox, one-shot, recursive, or a file, folder or zoo name",
     )
-    parser.add_argument("--solver", default=None, help="default: the file's, or the first of `solvers`")
+    parser.add_argument("--solver", default=None, help="default: the schedule's, or the first of `solvers`")
     parser.add_argument(
-        "--steps", type=int, default=None, help="evaluations; default: the file's, or the first of `nfe`"
+        "--steps", type=int, default=None, help="evaluations; default: the schedule's, or the first of `nfe`"
     )
     parser.add_argument("--count", type=int, default=16, help="how many images")
     parser.add_argument("--batch", type=int, default=None, help="at a time; default: `evaluate.batch_size`")
@@ -173,7 +171,7 @@ PIPELINE_FLAGS = ("prompt", "prompts", "negative", "init_image", "strength")
 def _export_flags(parser: Parser) -> None:
     parser.add_argument(
         "schedule",
-        help="a schedule file, a grid, static, blackbox, one-shot, recursive, or a predictor's folder",
+        help="as of `sample`, or a predictor's folder",
     )
     parser.add_argument("--format", default="json", help="json, sigmas, comfyui, a1111, timesteps or diffusers")
     parser.add_argument("--solver", default=None, help="of a schedule given by name; default: the first of `solvers`")
@@ -186,3 +184,39 @@ def _import_flags(parser: Parser) -> None:
     parser.add_argument("--format", default=None, help="sigmas, timesteps or json; needed for lists")
     parser.add_argument("--solver", default=None, help="that the schedule is for; default: the first of `solvers`")
     parser.add_argument("--out", default=None, help="the schedule file to write; default: stdout")
+
+
+COMMANDS = {
+    "teach": Command(
+        "generate the teacher's samples", TEACH, _teach_flags,
+        "finished shards of samples are kept, and the same command goes on with the next",
+    ),
+    "search": Command(
+        "search schedules: static, per-sample (the oracle) and others", SEARCH, _search_flags,
+        "what is computed is kept, of per-sample every batch of samples, of blackbox every trial, and the same command "
+        "goes on from there",
+    ),
+    "train": Command(
+        "train a predictor on the oracle's grids", TRAIN, _train_flags,
+        "finished predictors are kept, and the same command begins anew with the one it was at",
+    ),
+    "evaluate": Command(
+        "compare every schedule on test noises, with a report", EVALUATE, _evaluate_flags,
+        "finished measurements are kept, and the same command goes on with the next",
+    ),
+    "sample": Command(
+        "make images along any schedule", SAMPLE, _sample_flags,
+        "the images that are written stay, and the same command makes all of them again",
+    ),
+    "export": Command(
+        "write a schedule for other programs", EXPORT, _export_flags, "the same command begins anew", " SCHEDULE"
+    ),
+    "import": Command(
+        "make a schedule file of a list of sigmas or timesteps", IMPORT, _import_flags, "the same command begins anew",
+        " FILE",
+    ),
+    "demo": Command(
+        "the main job in small, on the embedded model", DEMO, lambda parser: None,
+        "finished steps are kept, and the same command goes on from there",
+    ),
+}  # fmt: skip

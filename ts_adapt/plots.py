@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -21,32 +23,57 @@ COLORS = {
     "oracle": "#000000",
 }
 
+LINES = ("-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+"""Of learned schedules of one kind, one after the other: static, static+shift, ..."""
+
 PALE = ("#c7b8a3", "#9fb6c3", "#b5b58c", "#c9a0a0", "#a3a3c7", "#9dbf9d", "#bfbfbf", "#d0b070")
 """Of fixed schedules, drawn thin and dashed behind the learned ones."""
 
 
-def plot_schedules(grids: Mapping[str, Tensor], noise: NoiseSchedule, title: str = "") -> Figure:
-    """Log-SNR at every place of each grid; `(B, N+1)` grids as their median, with the middle 80 % shaded."""
+def _kind_of(name: str, kinds: Mapping[str, str] | None) -> str:
+    """What `kinds` says; else the name itself, without the corrections behind it, where it is one of a kind."""
+    kind = name.split("+")[0]
+    return (kinds or {}).get(name, kind if kind in COLORS else "fixed")
+
+
+def _styles(kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """How the line of each name is drawn: fixed schedules thin, dashed and pale, all others in their kind's colour."""
+    styles: dict[str, dict[str, Any]] = {}
+    met: list[str] = []
+    for order, (name, kind) in enumerate(kinds.items()):
+        if kind == "fixed":
+            styles[name] = {"color": PALE[order % len(PALE)], "linestyle": "--", "linewidth": 1, "marker": "."}
+        else:
+            line = LINES[met.count(kind) % len(LINES)]
+            width = 1.2 if kind == "optimized" else 2
+            styles[name] = {"color": COLORS.get(kind, "C0"), "linestyle": line, "linewidth": width, "marker": "o"}
+            styles[name] |= {"markersize": 4, "zorder": 3}
+        met.append(kind)
+    return styles
+
+
+def plot_schedules(
+    grids: Mapping[str, Tensor], noise: NoiseSchedule, title: str = "", kinds: Mapping[str, str] | None = None
+) -> Figure:
+    """Log-SNR at every place of each grid; `(B, N+1)` grids as their median, with the middle 80 % shaded.
+
+    kinds  of the grids, by name: fixed, static, ..., oracle; None: by their names
+    """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for order, (name, times) in enumerate(grids.items()):
+    styles = _styles({name: _kind_of(name, kinds) for name in grids})
+    for name, times in grids.items():
         lam = noise.log_snr(times.detach().cpu().double()).clamp(-20, 20)
         rows = lam.reshape(-1, lam.shape[-1])
         places = torch.arange(rows.shape[1])
-        learned = name in COLORS
-        color = COLORS[name] if learned else PALE[order % len(PALE)]
-        axes.plot(
-            places, rows.median(0).values, "o-" if learned else ".--", color=color, label=name, markersize=5,
-            linewidth=2 if learned else 1, zorder=3 if learned else 2,
-        )  # fmt: skip
+        axes.plot(places, rows.median(0).values, label=name, **styles[name])
         if len(rows) > 1:
             low, high = torch.quantile(rows, torch.tensor([0.1, 0.9], dtype=rows.dtype), dim=0)
-            axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+            axes.fill_between(places, low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
     axes.set_xlabel("step")
     axes.set_ylabel(r"log-SNR  $\lambda = \log(\alpha/\sigma)$")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
+    _finish(axes, title)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -57,20 +84,44 @@ def plot_quality(
     """Quality against NFE: `curves` maps a name to (kind, NFEs, values)."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for name, (kind, nfe, values) in curves.items():
-        learned = kind not in ("fixed", "optimized")
-        axes.plot(
-            nfe, values, "o-" if learned else ".--", color=COLORS.get(kind, "C0"), label=name,
-            linewidth=2 if learned else 1, alpha=1 if learned else 0.55, markersize=5,
-        )  # fmt: skip
+    styles = _styles({name: kind for name, (kind, _, _) in curves.items()})
+    for name, (_, nfe, values) in curves.items():
+        axes.plot(nfe, values, label=name, **styles[name])
     axes.set_xlabel("NFE (denoiser evaluations a sample)")
     axes.set_ylabel(ylabel)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(title)
-    axes.grid(alpha=0.3, which="both")
+    _finish(axes, title)
     axes.legend(frameon=False, fontsize=7, ncols=2)
     return figure
+
+
+def plot_intervals(
+    found: Mapping[str, tuple[str, float, float, float, float | None]], xlabel: str, title: str = ""
+) -> Figure:
+    """Means with their intervals, one line a name: `found` maps it to (kind, mean, low, high, median or None)."""
+    figure = Figure(figsize=(6.4, 1.0 + 0.26 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    for place, (kind, mean, low, high, median) in enumerate(found.values()):
+        color, first = COLORS.get(kind, "C0"), place == 0
+        axes.plot([low, high], [place, place], color=color, linewidth=2, solid_capstyle="butt")
+        axes.plot([mean], [place], "o", color=color, markersize=6, label="mean, 95 % interval" if first else None)
+        if median is not None:
+            label = "median" if first else None
+            axes.plot([median], [place], "D", color=color, markersize=5, fillstyle="none", label=label)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel(xlabel)
+    _finish(axes, title)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title)
+    axes.grid(alpha=0.3, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def plot_images(rows: Mapping[str, Tensor], title: str = "", columns: int = 8) -> Figure:

@@ -17,14 +17,17 @@ from ts_adapt.numerics import check_rows, validate_grid
 
 
 class FollowGrid:
-    """Walks `grid`; `(B, N+1)` times give each sample its own. Times outside `noise`, where given, are refused."""
+    """Walks `grid`, from node `first` on; `(B, N+1)` times give each sample its own.
 
-    def __init__(self, grid: TimeGrid | Tensor, noise: NoiseSchedule | None = None) -> None:
-        self.grid = validate_grid(grid, noise)
+    Times outside `noise`, where given, are refused.
+    """
+
+    def __init__(self, grid: TimeGrid | Tensor, noise: NoiseSchedule | None = None, *, first: int = 0) -> None:
+        self.grid, self.first = validate_grid(grid, noise), first
 
     def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, TimeGrid]:
         check_rows(self.grid, x_T.shape[0])
-        return self.grid.node(0), self.grid
+        return self.grid.node(self.first), self.grid
 
     def next(self, x_t: Tensor, x0: Tensor, node: Node, state: TimeGrid) -> tuple[Node, TimeGrid]:
         return state.node(node.index + 1), state

@@ -12,7 +12,8 @@ the recomputation is not counted as an evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,8 @@ def integrate(
     """Solve the probability-flow ODE from the noise `x_T` `(B, ...)` along `schedule`.
 
     step_noise  step index -> standard normal noise `(B, ...)`, for solvers that need it (`noise_for` makes one)
-    step_aware  cachers and time-dependent quantizers, told the step before each evaluation
+    step_aware  cachers and time-dependent quantizers, told the step before each evaluation, beside those that are
+                attached to the denoiser's network
     callback    called with (node, x_t, x0) after each evaluation
     checkpoint  recompute the denoiser in the backward pass
     check       refuse a NaN or infinity in the denoiser's output, naming the step
@@ -79,36 +81,48 @@ def integrate(
     condition = dict(condition or {})
     if solver.needs_noise and step_noise is None:
         raise TsAdaptError(f"{type(solver).__name__} is stochastic: pass step_noise=noise_for(seed, index, x_T)")
-    if checkpoint and step_aware:
+    parts = (*getattr(denoiser, "step_aware", ()), *step_aware)
+    if checkpoint and parts:
         raise TsAdaptError("a stateful cache cannot be used under gradient checkpointing; switch one of them off")
 
     def evaluate(x_t: Tensor, at: Node) -> Tensor:
         return _evaluate(denoiser, x_t, at, condition, checkpoint)
 
     node, state = policy.init(x_T, condition)
-    for aware in step_aware:
-        aware.begin(node.steps, x_T.shape[0])
     memory, x = solver.init(x_T), x_T
     times, states, predictions = [node.t], [x], []
-    while node.index < node.steps:
-        for aware in step_aware:
-            aware.at(node.index)
-        x0 = evaluate(x, node)
-        if check:
-            check_finite(x0, node.index, "the denoiser's output")
-        if callback is not None:
-            callback(node, x, x0)
-        noise = step_noise(node.index) if solver.needs_noise and step_noise is not None else None
-        x, node, state, memory = advance(policy, solver, x, x0, node, state, memory, noise, evaluate)
-        times.append(node.t)
-        if keep_trajectory:
-            states.append(x)
-            predictions.append(x0)
+    with _told(parts, node.steps, x_T.shape[0]):
+        while node.index < node.steps:
+            for part in parts:
+                part.at(node.index)
+            x0 = evaluate(x, node)
+            if check:
+                check_finite(x0, node.index, "the denoiser's output")
+            if callback is not None:
+                callback(node, x, x0)
+            noise = step_noise(node.index) if solver.needs_noise and step_noise is not None else None
+            x, node, state, memory = advance(policy, solver, x, x0, node, state, memory, noise, evaluate)
+            times.append(node.t)
+            if keep_trajectory:
+                states.append(x)
+                predictions.append(x0)
     per_sample = any(t.ndim for t in times)
     stacked = torch.stack([t.expand(x_T.shape[0]) if per_sample else t for t in times], -1)
     if not keep_trajectory:
         return Solution(x, stacked)
     return Solution(x, stacked, torch.stack(states, 1), torch.stack(predictions, 1))
+
+
+@contextmanager
+def _told(parts: Sequence[StepAware], steps: int, batch: int) -> Iterator[None]:
+    """A run of `parts`, which ends however the block does."""
+    try:
+        for part in parts:
+            part.begin(steps, batch)
+        yield
+    finally:
+        for part in parts:
+            part.end()
 
 
 def advance(

@@ -18,6 +18,7 @@ and in `about`, each where it is known (null or left out where not):
     distance          the loss: the distance to the teacher that was minimised
     teacher           the hash of the teacher's manifest, that is of everything its samples depend on
     teacher_solver, teacher_nfe, teacher_grid, teacher_seed    the fine solve itself
+    made_with         the options of the search that found it, by the names that they have in a config
     measured          name -> {"value": number, "evaluator": what measured it, "samples": how many, ...}
 
 A file of an earlier program, without some of these or with bare numbers in `measured`, is read too, and whatever else
@@ -51,7 +52,7 @@ REQUIRED: Schema = {"solver": str, "nfe": int, "times": list}
 ABOUT: Schema = {
     "order": int, "model": str, "prediction": str, "method": str, "source": str, "seed": int, "distance": str,
     "teacher": str, "teacher_solver": str, "teacher_nfe": int, "teacher_grid": str, "teacher_seed": int,
-    "measured": dict,
+    "made_with": dict, "measured": dict,
 }  # fmt: skip
 """The named places of `about` and the type that each has, if it is not null."""
 LOG_SNR_TOLERANCE = 1e-3

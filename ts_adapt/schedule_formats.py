@@ -12,8 +12,8 @@ itself for rectified flows. A schedule is known to be one of a flow by its numbe
     sigma_t / alpha_t = t / (1 - t)      at every time of the grid, which no other noise schedule does.
 
 Ends. The programs denoise fully in their last step, to sigma 0, where a grid of ours may end at a small sigma
-(t_min): writing replaces the last sigma by 0, reading puts t_min where a 0 cannot be reached. A first sigma that is
-infinite (zero terminal SNR) is written as these programs clip it, sqrt((1 - a) / a) with a = 4.8973451890853435e-08.
+(t_min): writing replaces the last sigma by 0. A first sigma that is infinite (zero terminal SNR) is written as these
+programs clip it. Reading undoes both (`grids.given`).
 
 ManualSigmas finds its numbers by the pattern [-+]?digits[.digits], without exponents, so none are written; the programs
 compute in float32, for which nine digits suffice. For other numbers of steps the a1111 file interpolates as AYS does
@@ -27,21 +27,16 @@ import math
 import re
 from collections.abc import Callable
 from decimal import Decimal
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ts_adapt.grids.published import RANGE_TOLERANCE, round_to_timesteps
+from ts_adapt.grids.given import CLIPPED_SIGMA, from_sigmas, from_timesteps
+from ts_adapt.grids.published import round_to_timesteps
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
-from ts_adapt.noise import BetaTable, RectifiedFlow
-from ts_adapt.numerics import validate_times
+from ts_adapt.noise import BetaTable
 from ts_adapt.schedule_file import CORRECTIONS, MAX_STEPS, Schedule
 
-CLIPPED_SIGMA = math.sqrt((1 - 4.8973451890853435e-08) / 4.8973451890853435e-08)
-"""The first sigma of ComfyUI's and Forge's tables with zero terminal SNR."""
-ROUNDING = 1e-6
-"""The relative difference up to which a sigma is taken for the end of the noise schedule, without a word."""
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 _SEPARATOR = re.compile(r"\s*,\s*|\s+")
 
@@ -132,45 +127,11 @@ def write_json(schedule: Schedule, title: str, noise: NoiseSchedule | None = Non
 
 
 def read_sigmas(text: str, what: str, noise: NoiseSchedule) -> tuple[Tensor, list[str]]:
-    """The times `(N+1,)` of N + 1 sigmas for a model with `noise`, and remarks on what was changed.
+    """The times `(N+1,)` of N + 1 sigmas for a model with `noise`, and remarks: see `grids.given.from_sigmas`.
 
-    A last 0 that the noise schedule does not reach becomes t_min; where the sigma before is that of t_min already, the
-    0 is dropped, and with it a step. A first or last sigma that is off the schedule's end by at most RANGE_TOLERANCE is
-    moved to it. Raises TsAdaptError, naming `what`, for anything but N + 1 falling numbers within the range.
+    Raises TsAdaptError, naming `what`, for anything but N + 1 falling numbers within the range.
     """
-    sigmas, remarks = _falling(_numbers(text, what), what, "sigma"), list[str]()
-    flow = isinstance(noise, RectifiedFlow)
-    ends = torch.tensor([noise.t_max, noise.t_min], dtype=torch.float64)
-    high, low = (ends if flow else torch.exp(-noise.log_snr(ends))).tolist()
-    if sigmas[-1] < 0:
-        raise TsAdaptError(f"{what} holds the sigma {sigmas[-1]:.6g}; sigmas are not negative")
-    if math.isinf(high) and sigmas[0] >= CLIPPED_SIGMA * (1 - ROUNDING):
-        sigmas[0] = high
-    if sigmas[-1] == 0 < low and len(sigmas) > 2 and sigmas[-2] <= low * (1 + RANGE_TOLERANCE):
-        sigmas.pop()
-        remarks.append(f"the last 0 is left out: the model ends at sigma {low:.4g}, so this is one step fewer")
-    elif sigmas[-1] == 0 < low:
-        sigmas[-1] = low
-        remarks.append(f"the last 0 becomes {low:.4g}, the smallest sigma of the model (t_min)")
-    for place, end, name, sign in ((0, high, "largest", 1), (-1, low, "smallest", -1)):
-        beyond = sign * (math.log(sigmas[place] / end) if 0 < end < math.inf else sigmas[place] - end)
-        if beyond > RANGE_TOLERANCE:
-            raise TsAdaptError(
-                f"{what} holds the sigma {sigmas[place]:.6g}, outside the model's [{low:.4g}, {high:.6g}]; give the "
-                "model that the list is for"
-            )
-        if beyond > ROUNDING:
-            remarks.append(f"sigma {sigmas[place]:.6g} becomes {end:.6g}, the {name} of the model")
-        if beyond >= -ROUNDING:
-            sigmas[place] = end
-    remarks += _own_ends("sigma", sigmas[0], sigmas[-1], high, low)
-    values = torch.tensor(sigmas, dtype=torch.float64)
-    times = (values if flow else noise.time(-torch.log(values))).tolist()
-    if sigmas[0] == high:
-        times[0] = noise.t_max
-    if sigmas[-1] == low:
-        times[-1] = noise.t_min
-    return validate_times(torch.tensor(times, dtype=torch.float64), noise, what=what), remarks
+    return from_sigmas(_numbers(text, what), noise, what)
 
 
 def read_timesteps(text: str, what: str, noise: NoiseSchedule) -> tuple[Tensor, list[str]]:
@@ -179,18 +140,7 @@ def read_timesteps(text: str, what: str, noise: NoiseSchedule) -> tuple[Tensor, 
     Raises TsAdaptError, naming `what`, for another noise schedule, or anything but falling timesteps of the table.
     """
     _require_table(noise, f"{what} cannot be read as timesteps", "give sigmas")
-    times, remarks = _falling(_numbers(text, what, least=1), what, "timestep"), list[str]()
-    if times[0] > noise.t_max or times[-1] < noise.t_min:
-        wrong = times[0] if times[0] > noise.t_max else times[-1]
-        raise TsAdaptError(
-            f"{what} holds the timestep {wrong:.6g}; those of the model run from {noise.t_max:.6g} down to "
-            f"{noise.t_min:.6g}"
-        )
-    if times[-1] != noise.t_min:
-        times.append(noise.t_min)
-        remarks.append(f"{len(times) - 1} timesteps are {len(times) - 1} steps: the end, {noise.t_min:.4g}, is added")
-    remarks += _own_ends("timestep", times[0], times[-1], noise.t_max, noise.t_min)
-    return validate_times(torch.tensor(times, dtype=torch.float64), noise, what=what), remarks
+    return from_timesteps(_numbers(text, what, least=1), noise, what)
 
 
 def _require_table(noise: NoiseSchedule, complaint: str, instead: str) -> None:
@@ -199,17 +149,6 @@ def _require_table(noise: NoiseSchedule, complaint: str, instead: str) -> None:
             f"{complaint}: they are those of a table of betas, and the model's noise schedule, {type(noise).__name__}, "
             f"has none; {instead}"
         )
-
-
-def _own_ends(kind: str, first: float, last: float, high: float, low: float) -> list[str]:
-    remarks = []
-    if first < high * (1 - RANGE_TOLERANCE):
-        remarks.append(
-            f"the list starts at {kind} {first:.6g}, not at pure noise ({high:.6g}), which sampling starts from"
-        )
-    if last > low * (1 + RANGE_TOLERANCE):
-        remarks.append(f"the list ends at {kind} {last:.6g}: the noise of that level stays in the images")
-    return remarks
 
 
 def _numbers(text: str, what: str, *, least: int = 2) -> list[float]:
@@ -235,16 +174,6 @@ def _numbers(text: str, what: str, *, least: int = 2) -> list[float]:
         raise TsAdaptError(
             f"{what} holds more than {MAX_STEPS + 1} numbers; a grid of {MAX_STEPS} steps is the longest"
         )
-    return values
-
-
-def _falling(values: list[float], what: str, kind: str) -> list[float]:
-    for place, (value, after) in enumerate(pairwise(values)):
-        if after >= value:
-            wrong = "is there twice" if after == value else f"is followed by {after:.6g}"
-            raise TsAdaptError(
-                f"{what}: {kind} {value:.6g} at place {place} {wrong}; {kind}s fall strictly, from noise to data"
-            )
     return values
 
 

@@ -23,8 +23,8 @@ from ts_adapt.evaluation.metrics import (
     frechet,
     kid,
     make_extractor,
-    real_features,
 )
+from ts_adapt.evaluation.quality import reference_of
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.zoo.data import to_model_range
 
@@ -131,8 +131,9 @@ def test_pairing_sees_what_unpaired_intervals_hide() -> None:
 
 def test_the_zoo_extractor_reproduces_the_reference_on_real_images() -> None:
     extract = make_extractor("zoo")
-    data, test = real_features(extract, "zoo")
-    assert test is not None and test.shape == (10_000, 128)
+    found = reference_of(extract, "zoo")
+    data, test = found.statistics, found.features
+    assert found.apart and test.shape == (10_000, 128)
     assert data.count == 60_000
     assert frechet(data, FeatureStatistics.of(test)) < 0.01
 
@@ -157,9 +158,9 @@ def test_features_of_a_folder_are_those_of_its_images(folder: Path) -> None:
     extract = make_extractor("zoo")
     images = to_model_range(zoo.test_images()[0][[0, 2, 4, 1, 3]])
     torch.testing.assert_close(folder_features(extract, folder, (1, 28, 28), batch_size=2), extract(images))
-    data, rest = real_features(extract, "zoo", folder)
-    assert rest is None
-    np.testing.assert_allclose(data.mean, extract(images).double().mean(0).numpy(), rtol=1e-5, atol=1e-7)
+    found = reference_of(extract, "zoo", folder)
+    assert not found.apart and found.spatial is None and found.features.shape == (5, 128)
+    np.testing.assert_allclose(found.statistics.mean, extract(images).double().mean(0).numpy(), rtol=1e-5, atol=1e-7)
 
 
 def test_images_of_several_sizes_are_read_one_by_one_in_colour(folder: Path) -> None:
@@ -190,17 +191,17 @@ def test_inception_from_a_folder_gets_resized_eight_bit_colour(tmp_path: Path, m
     with pytest.raises(TsAdaptError, match="Inception takes images"):
         extract(torch.zeros(2, 4, 28, 28))
     with pytest.raises(TsAdaptError, match="no embedded statistics of inception"):
-        real_features(extract, "inception")
+        reference_of(extract, "inception")
 
 
 def test_inception_without_weights_names_the_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TsAdaptError, match=r"has no inception-2015-12-05\.pt.*use the zoo's features"):
         make_extractor("inception", inception=tmp_path)
 
-    def unreachable(**options: object) -> None:
+    def unreachable(fpath: str) -> None:
         raise URLError("name resolution failed")
 
-    monkeypatch.setattr("cleanfid.features.feature_extractor", unreachable)
+    monkeypatch.setattr("cleanfid.inception_torchscript.check_download_inception", unreachable)
     with pytest.raises(TsAdaptError, match=r"name resolution failed.*use the zoo's features, which need no network"):
         make_extractor("inception")
 

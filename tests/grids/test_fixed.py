@@ -50,7 +50,7 @@ def test_names_that_differ_by_their_originals_only_are_one_grid_between_shared_e
                 make(other, NOISES[schedule], 9), make(name, NOISES[schedule], 9), rtol=0, atol=0
             )
     distinct = {tuple(make(name, NOISES[schedule], 9).tolist()) for name in FIXED}
-    assert len(distinct) == len(set(FIXED.values())) == 5
+    assert len(distinct) == len(set(FIXED.values())) < len(FIXED)
 
 
 @pytest.mark.parametrize("schedule", ["sd", "vp", "cosine", "edm"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_job import Job
 
 from ts_adapt.assembly import ModelOptions, build_denoiser
 from ts_adapt.cli import main
@@ -17,58 +18,11 @@ from ts_adapt.noise import edm_sigma
 from ts_adapt.predictors.store import load_predictor
 from ts_adapt.schedule_file import Schedule
 
-SMALL = """
-name: small
-model: {name: gaussian-mixture}
-solvers: [unipc-2]
-nfe: [3]
-distance: l2
-static_samples: 8
-label_samples: 20
-oracle_samples: 10
-label_batch: 10
-teacher: {nfe: 12, train_samples: 40, test_samples: 20, shard_size: 16, batch_size: 16}
-static: {iterations: 2}
-per_sample: {iterations: 2, random_starts: 0}
-train: {epochs: 2, end_to_end_epochs: 1, width: 4, hidden: 16}
-evaluate: {samples: 20, features: pixels, batch_size: 16, grids: [karras]}
-"""
 MIXTURE = build_denoiser(ModelOptions(name="gaussian-mixture")).noise
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a static grid and a predictor have been learned and evaluated."""
-    folder = tmp_path_factory.mktemp("job")
-    (folder / "small.yml").write_text(SMALL)
-    for step in (["teach"], ["search"], ["search", "--method", "per-sample"], ["train"], ["evaluate"]):
-        assert run(folder, *step) == 0, step
-    return folder
-
-
-def run(folder: Path, command: str, *flags: str) -> int:
-    roots = ["--data_root", str(folder / "train_data"), "--log_root", str(folder / "logs")]
-    return main([command, "--config", str(folder / "small.yml"), "--quiet", *roots, *flags])
-
-
-def static(folder: Path) -> Path:
-    return folder / "train_data/small/static/unipc-2-nfe3.json"
-
-
-def predictor(folder: Path) -> Path:
-    return folder / "train_data/small/predictors/one-shot/unipc-2-nfe3"
-
-
-def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
-    """The one sentence of a refused command."""
-    assert code == 2
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.startswith("ts-adapt: ") and printed.err.count("\n") == 1
-    return printed.err
-
-
-def test_the_search_fills_every_named_place(done: Path) -> None:
-    about = Schedule.load(static(done), MIXTURE).about
+def test_the_search_fills_every_named_place(finished: Job) -> None:
+    about = Schedule.load(finished.static, MIXTURE).about
     assert (about["order"], about["model"], about["prediction"]) == (2, "gaussian-mixture", "epsilon")
     assert (about["method"], about["seed"], about["distance"]) == ("static", 0, "l2")
     assert (about["teacher_solver"], about["teacher_nfe"], about["teacher_grid"]) == ("unipc-3", 12, "log_snr")
@@ -77,38 +31,38 @@ def test_the_search_fills_every_named_place(done: Path) -> None:
     assert measured["evaluator"] == "l2" and measured["samples"] == 8 and measured["value"] > 0
 
 
-def test_json_exported_and_imported_is_identical_and_knows_its_fid(done: Path, tmp_path: Path, capsys) -> None:
+def test_json_exported_and_imported_is_identical_and_knows_its_fid(finished: Job, tmp_path: Path, capsys) -> None:
     out, again = tmp_path / "a.json", tmp_path / "b.json"
-    assert run(done, "export", str(static(done)), "--out", str(out)) == 0
+    assert finished.run("export", str(finished.static), "--out", str(out)) == 0
     assert capsys.readouterr().out == f"{out}\n"
-    assert run(done, "import", str(out), "--out", str(again)) == 0
+    assert finished.run("import", str(out), "--out", str(again)) == 0
     assert again.read_bytes() == out.read_bytes()
-    exported, kept = json.loads(out.read_text()), json.loads(static(done).read_text())
+    exported, kept = json.loads(out.read_text()), json.loads(finished.static.read_text())
     measured = exported.pop("measured")
     assert measured.items() >= kept.pop("measured").items() and exported == kept
-    results = json.loads((done / "logs/small/results.json").read_text())
+    results = json.loads((finished.folder / "logs/small/results.json").read_text())
     (row,) = (row for row in results["rows"] if row["schedule"] == "static" and row["samples"] == 20)
     assert measured["fid"]["value"] == row["fid_data"]
     assert (measured["fid"]["evaluator"], measured["fid"]["samples"]) == ("pixels features", 20)
     capsys.readouterr()
-    assert run(done, "export", "static") == 0
+    assert finished.run("export", "static") == 0
     assert capsys.readouterr().out == out.read_text()
 
 
-def test_measurements_of_another_grid_are_not_taken(done: Path, tmp_path: Path, capsys) -> None:
-    kept = json.loads(static(done).read_text())
+def test_measurements_of_another_grid_are_not_taken(finished: Job, tmp_path: Path, capsys) -> None:
+    kept = json.loads(finished.static.read_text())
     moved = {**kept, "times": [kept["times"][0], *fixed.make("karras", MIXTURE, 3).tolist()[1:]], "log_snr": None}
     (tmp_path / "a.json").write_text(json.dumps({**moved, "model": "another"}))
-    assert run(done, "export", str(tmp_path / "a.json")) == 0
+    assert finished.run("export", str(tmp_path / "a.json")) == 0
     assert "fid" not in json.loads(capsys.readouterr().out)["measured"]
 
 
 @pytest.mark.parametrize("source", ["file", "static", "karras", "one-shot", "folder"])
-def test_every_kind_of_source_is_exported(done: Path, capsys, source: str) -> None:
-    given = {"file": str(static(done)), "folder": str(predictor(done))}.get(source, source)
-    assert run(done, "export", given, "--format", "sigmas") == 0
+def test_every_kind_of_source_is_exported(finished: Job, capsys, source: str) -> None:
+    given = {"file": str(finished.static), "folder": str(finished.predictor)}.get(source, source)
+    assert finished.run("export", given, "--format", "sigmas") == 0
     printed = capsys.readouterr()
-    learned = Schedule.load(static(done)).grid.times
+    learned = Schedule.load(finished.static).grid.times
     times = fixed.make("karras", MIXTURE, 3) if source == "karras" else learned
     values = torch.tensor([float(word) for word in printed.out.split(",")], dtype=torch.float64)
     assert torch.allclose(values[:-1], edm_sigma(MIXTURE, times)[:-1], rtol=1e-8) and values[-1] == 0
@@ -118,54 +72,54 @@ def test_every_kind_of_source_is_exported(done: Path, capsys, source: str) -> No
     assert all(line.startswith("ts-adapt: warning: ") for line in printed.err.splitlines())
 
 
-def test_a_predictors_static_grid_is_exported_with_its_origin(done: Path, capsys) -> None:
-    assert run(done, "export", str(predictor(done))) == 0
+def test_a_predictors_static_grid_is_exported_with_its_origin(finished: Job, capsys) -> None:
+    assert finished.run("export", str(finished.predictor)) == 0
     content = json.loads(capsys.readouterr().out)
-    assert content["times"] == load_predictor(predictor(done), MIXTURE)[0].static_times.tolist()
-    assert content["teacher"] == json.loads(static(done).read_text())["teacher"]
+    assert content["times"] == load_predictor(finished.predictor, MIXTURE)[0].static_times.tolist()
+    assert content["teacher"] == json.loads(finished.static.read_text())["teacher"]
 
 
-def test_a_file_is_exported_without_its_model(done: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_file_is_exported_without_its_model(finished: Job, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("ts_adapt.jobs.exchange.Session", lambda *_: pytest.fail("the model was loaded"))
     for kind in ("sigmas", "comfyui", "a1111", "json"):
-        assert main(["export", str(static(done)), "--format", kind, "--model.name", "none/such"]) == 0
+        assert main(["export", str(finished.static), "--format", kind, "--model.name", "none/such"]) == 0
         assert capsys.readouterr().out
 
 
-def test_export_import_and_sample(done: Path, tmp_path: Path, capsys) -> None:
+def test_export_import_and_sample(finished: Job, tmp_path: Path, capsys) -> None:
     listed, imported = tmp_path / "list.txt", tmp_path / "list.json"
-    assert run(done, "export", str(static(done)), "--format", "sigmas", "--out", str(listed)) == 0
-    assert run(done, "import", str(listed), "--format", "sigmas", "--out", str(imported)) == 0
+    assert finished.run("export", str(finished.static), "--format", "sigmas", "--out", str(listed)) == 0
+    assert finished.run("import", str(listed), "--format", "sigmas", "--out", str(imported)) == 0
     assert "the last 0 becomes" in capsys.readouterr().err
     schedule = Schedule.load(imported, MIXTURE)
-    assert torch.allclose(schedule.grid.times, Schedule.load(static(done)).grid.times, atol=1e-7)
+    assert torch.allclose(schedule.grid.times, Schedule.load(finished.static).grid.times, atol=1e-7)
     assert (schedule.solver, schedule.nfe, schedule.about["method"]) == ("unipc-2", 3, "imported")
     assert schedule.about["source"] == "list.txt"
-    assert run(done, "sample", "--schedule", str(imported), "--count", "2", "--out", str(tmp_path / "images")) == 0
+    assert finished.run("sample", "--schedule", str(imported), "--count", "2", "--out", str(tmp_path / "images")) == 0
 
 
-def test_the_nfe_of_an_imported_list_is_the_solvers(done: Path, tmp_path: Path, capsys) -> None:
+def test_the_nfe_of_an_imported_list_is_the_solvers(finished: Job, tmp_path: Path, capsys) -> None:
     (tmp_path / "list.txt").write_text("150, 10, 0.3, 0")
     flags = ("--format", "sigmas", "--solver", "heun")
-    assert run(done, "import", str(tmp_path / "list.txt"), *flags) == 0
+    assert finished.run("import", str(tmp_path / "list.txt"), *flags) == 0
     content = json.loads(capsys.readouterr().out)
     assert (content["solver"], content["nfe"], content["order"]) == ("heun", 6, 2)
 
 
-def test_text_is_read_from_stdin(done: Path, monkeypatch, capsys) -> None:
+def test_text_is_read_from_stdin(finished: Job, monkeypatch, capsys) -> None:
     text = io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf[150, 10, 0.3, 0]\r\n"))
     monkeypatch.setattr("sys.stdin", text)
-    assert run(done, "import", "-", "--format", "sigmas") == 0
+    assert finished.run("import", "-", "--format", "sigmas") == 0
     assert len(json.loads(capsys.readouterr().out)["times"]) == 4
 
 
-def test_corrections_are_dropped_with_a_warning(done: Path, tmp_path: Path, capsys) -> None:
+def test_corrections_are_dropped_with_a_warning(finished: Job, tmp_path: Path, capsys) -> None:
     times = fixed.make("karras", MIXTURE, 3)
     full = Schedule(TimeGrid(times, times[:-1] * 0.9, torch.ones(3, dtype=torch.float64)), "unipc-2", 3)
     full.save(tmp_path / "full.json", MIXTURE)
-    assert run(done, "export", str(tmp_path / "full.json"), "--format", "sigmas") == 0
+    assert finished.run("export", str(tmp_path / "full.json"), "--format", "sigmas") == 0
     assert "cannot carry model times and output scale: dropped" in capsys.readouterr().err
-    assert run(done, "export", str(tmp_path / "full.json"), "--format", "json") == 0
+    assert finished.run("export", str(tmp_path / "full.json"), "--format", "json") == 0
     printed = capsys.readouterr()
     assert printed.err == "" and printed.out == (tmp_path / "full.json").read_text()
 
@@ -188,7 +142,7 @@ def test_timesteps_of_a_model_with_a_table(tmp_path: Path, capsys) -> None:
         (["export", "karras", "--format", "diffuser"], "did you mean 'diffusers'"),
         (["export", "karras", "--format", "timesteps"], "has none; export sigmas"),
         (["export", "karras", "--steps", "0"], "at least 1"),
-        (["export", "karras", "--solver", "unipc"], "unknown solver 'unipc'"),
+        (["export", "karras", "--solver", "unip-4"], "unknown solver 'unip-4'"),
         (["export", "no/such.json"], "there is no file no/such.json"),
         (["export", "STATIC", "--solver", "heun"], "leave --solver and --steps out"),
         (["export", "STATIC", "--steps", "0"], "leave --solver and --steps out"),
@@ -212,39 +166,39 @@ def test_timesteps_of_a_model_with_a_table(tmp_path: Path, capsys) -> None:
         (["import", "FEWER"], "3 steps; unipc-2 with NFE 4 takes 4"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(done: Path, tmp_path: Path, capsys, arguments, expected) -> None:
+def test_bad_input_is_one_sentence_and_exit_code_2(finished: Job, tmp_path: Path, capsys, arguments, expected) -> None:
     content = {
         "BAD": b"14.6, abc",
         "BINARY": b"\x89PNG\r\n\x1a\n\xff",
         "EMPTY": b"",
         "HUGE": b"1," * 9_000_000,
         "LIST": b"150, 10, 0",
-        "FEWER": static(done).read_bytes().replace(b'"nfe": 3', b'"nfe": 4'),
+        "FEWER": finished.static.read_bytes().replace(b'"nfe": 3', b'"nfe": 4'),
     }
     (tmp_path / "folder").mkdir()
-    names = {"STATIC": str(static(done)), "FOLDER": str(tmp_path / "folder")}
+    names = {"STATIC": str(finished.static), "FOLDER": str(tmp_path / "folder")}
     for name in set(arguments) & set(content):
         names[name] = str(tmp_path / f"{name.lower()}.txt")
         Path(names[name]).write_bytes(content[name])
-    assert expected in refused(capsys, run(done, *(names.get(word, word) for word in arguments)))
+    assert expected in finished.refused(capsys, *(names.get(word, word) for word in arguments))
 
 
-def test_a_damaged_predictor_is_named(done: Path, tmp_path: Path, capsys) -> None:
+def test_a_damaged_predictor_is_named(finished: Job, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "predictor"
     folder.mkdir()
-    for file in predictor(done).iterdir():
+    for file in finished.predictor.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     whole = json.loads((folder / "config.json").read_text())
     for change, expected in (({"nfe": None}, "'nfe' of"), ({"solver": 3}, "'solver' of"), ({"nfe": 4}, "takes 4")):
         (folder / "config.json").write_text(json.dumps({**whole, **change}))
-        message = refused(capsys, run(done, "export", str(folder)))
+        message = finished.refused(capsys, "export", str(folder))
         assert expected in message and str(folder) in message
 
 
-def test_a_damaged_table_of_results_is_named(done: Path, tmp_path: Path, capsys) -> None:
+def test_a_damaged_table_of_results_is_named(finished: Job, tmp_path: Path, capsys) -> None:
     logs = tmp_path / "logs/small"
     logs.mkdir(parents=True)
     for content in ("{", '{"rows": 1, "facts": {}}', '{"rows": [1], "facts": {}}', '{"rows": [{}], "facts": {}}'):
         (logs / "results.json").write_text(content)
-        flags = ["--config", str(done / "small.yml"), "--log_root", str(tmp_path / "logs")]
-        assert "results.json" in refused(capsys, main(["export", str(static(done)), *flags]))
+        flags = ["--log_root", str(tmp_path / "logs")]
+        assert "results.json" in finished.refused(capsys, "export", str(finished.static), *flags)

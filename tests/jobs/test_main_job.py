@@ -8,9 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ts_adapt.cli import main
 from ts_adapt.evaluation.report import COLUMNS
+from ts_adapt.files import read_tensors
+from ts_adapt.jobs.images import SHOWN_SIDE
 
 SMALL = """
 name: small
@@ -25,7 +28,7 @@ label_batch: 24
 teacher: {nfe: 24, train_samples: 48, test_samples: 40, shard_size: 16, batch_size: 16}
 static: {iterations: 20}
 per_sample: {iterations: 6, random_starts: 1, candidates: 2}
-train: {epochs: 6, end_to_end_epochs: 2, width: 4, hidden: 16}
+train: {samples: 48, epochs: 2, width: 4, hidden: 16}
 evaluate: {samples: 40, features: pixels, batch_size: 16}
 """
 
@@ -62,7 +65,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_the_table_has_its_columns_and_every_kind(done):
     table = rows(done)
     assert list(table[0]) == COLUMNS
-    assert COLUMNS == [
+    assert COLUMNS[:13] == [
         "model",
         "solver",
         "nfe",
@@ -77,6 +80,7 @@ def test_the_table_has_its_columns_and_every_kind(done):
         "seconds_per_image",
         "seed",
     ]
+    assert {"distance_median", "wins"} <= set(COLUMNS[13:])
     assert {row["kind"] for row in table} == {"fixed", "static", "one-shot", "recursive", "oracle"}
     assert {int(row["samples"]) for row in table} == {40, 24}
     assert {row["schedule"] for row in table if row["samples"] == "24"} >= {"oracle", "static", "karras"}
@@ -91,6 +95,17 @@ def test_static_beats_fixed_and_the_oracle_beats_static(done):
 def test_the_interval_holds_the_mean(done):
     for row in rows(done):
         assert float(row["distance_low"]) <= float(row["distance"]) <= float(row["distance_high"])
+
+
+def test_wins_against_static_and_medians_are_of_the_runs(done):
+    runs = done / "logs/small/runs"
+    static = read_tensors(runs / "unipc-2-nfe3-static.safetensors")["distance"]
+    for row in rows(done):
+        kept = read_tensors(runs / f"unipc-2-nfe3-{row['schedule']}.safetensors")["distance"][: int(row["samples"])]
+        assert float(row["distance_median"]) == pytest.approx(float(kept.double().quantile(0.5)), rel=1e-6)
+        below, ties = (float(x.double().mean()) for x in (kept < static[: len(kept)], kept == static[: len(kept)]))
+        expected = "" if row["schedule"] == "static" else pytest.approx(below + ties / 2)
+        assert (float(row["wins"]) if row["wins"] else "") == expected
 
 
 def test_json_plots_and_page_say_the_same(done):
@@ -179,7 +194,11 @@ def test_pictures_are_written(done):
     assert len(list((done / "train_data/small/teacher/train/images").glob("*.png"))) == 48
     samples = done / "logs/small/samples/recursive-unipc-2-nfe3"
     assert len(list((samples / "images").glob("*.png"))) == 4
-    assert (samples / "grid.png").stat().st_size > 100
+    with Image.open(samples / "grid.png") as grid, Image.open(samples / "images/00000.png") as image:
+        factor = SHOWN_SIDE // max(image.size)
+        assert factor > 1 and grid.size == tuple(2 + 2 * (factor * side + 2) for side in image.size)
+        shown = grid.crop((2, 2, 2 + factor * image.width, 2 + factor * image.height))
+        assert shown.tobytes() == image.convert("RGB").resize(shown.size, Image.Resampling.NEAREST).tobytes()
 
 
 def test_a_schedule_file_samples_by_itself(done):
@@ -248,7 +267,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
         (["sample", "--schedule", "no/such/file.json"], "no/such/file.json"),
         (["sample", "--count", "0"], "at least 1"),
         (["evaluate", "--evaluate.grids", "[karas]"], "did you mean 'karras'"),
-        (["evaluate", "--evaluate.samples", "4000"], "run `ts-adapt teach` again"),
+        (["evaluate", "--evaluate.samples", "4000"], "--split test --teacher.test_samples 4000`"),
         (["evaluate", "--model.device", "cuda:9"], "cannot be used here"),
         (["evaluate", "--evaluate.features", "inceptoin"], "did you mean 'inception'"),
         (["search", "--distance", "lpip"], "did you mean 'lpips'"),
@@ -258,8 +277,8 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
         (["evaluate", "--distance", "l1"], "another distance"),
         (["teach", "--teacher.nef", "40"], "did you mean 'teacher.nfe'"),
         (["search", "--static.corrections", "[shft]"], "did you mean 'shift'"),
-        (["sample", "--schedule", "static+scale"], "--static.corrections [scale]"),
-        (["sample", "--schedule", "oss"], "`ts-adapt search --method oss` first"),
+        (["sample", "--schedule", "static+scale"], "--static.corrections scale --solvers unipc-2 --nfe 3`"),
+        (["sample", "--schedule", "oss"], "--method oss --solvers unipc-2 --nfe 3`"),
         (["search", "--method", "gits", "--optimized.samples", "8", "--optimized.places", "2"], "choice of 1 to 2"),
         (["search", "--static.iteration", "3"], "did you mean 'static.iterations'"),
         (["search", "--static.iterations", "many"], "many"),

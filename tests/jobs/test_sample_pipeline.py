@@ -216,7 +216,7 @@ def test_half_precision_and_the_default_folder(saved: Path, tmp_path: Path, caps
         (["ddpm", "ddpm-static", "--solver", "ddim"], "is for unipc-3, not for ddim; leave --solver out"),
         (["ddpm", "sd-static"], "was learned for another model than this pipeline's"),
         (["ddpm", "karras", "--solver", "heun", "--steps", "4"], "evaluates the network 2 times a step"),
-        (["ddpm", "karras", "--solver", "unipc"], "unknown solver 'unipc'"),
+        (["ddpm", "karras", "--solver", "unip-4"], "unknown solver 'unip-4'"),
         (["ddpm", "karras", "--steps", "-1"], "at least 1"),
         (["ddpm", "karas"], "did you mean 'karras'"),
         (["ddpm", "static"], "`ts-adapt export static --format diffusers --out FOLDER` writes it"),

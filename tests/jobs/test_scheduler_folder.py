@@ -33,7 +33,7 @@ label_batch: 16
 teacher: {nfe: 8, train_samples: 16, test_samples: 8, shard_size: 16, batch_size: 16}
 static: {iterations: 2, seed: 3}
 per_sample: {iterations: 2, random_starts: 0}
-train: {epochs: 2, end_to_end_epochs: 1, width: 4, hidden: 16}
+train: {samples: 16, epochs: 1, width: 4, hidden: 16}
 """
 ROWS = range(3)
 
@@ -216,8 +216,8 @@ def test_a_folder_that_holds_something_else_is_left_alone(done: Path, tmp_path: 
         (["static", "--out", "/proc/x"], "/proc/x"),
         (["static", "--out", "NEW", "--steps", "7"], "there is no static grid at"),
         (["static", "--out", "NEW", "--solver", "ddim"], "there is no static grid at"),
-        (["recursive", "--out", "NEW", "--nfe", "[8, 9]"], "there is no predictor in"),
-        (["blackbox", "--out", "NEW"], "run `ts-adapt search --method blackbox`"),
+        (["recursive", "--out", "NEW", "--nfe", "[8, 9]"], "--predictor recursive --solvers unipc-2 --nfe 8`"),
+        (["blackbox", "--out", "NEW"], "--method blackbox --solvers unipc-2 --nfe 2`"),
         (["statik", "--out", "NEW"], "did you mean 'static'"),
         (["FILE", "--out", "NEW"], "no schedule file"),
         (["no/such.json", "--out", "NEW"], "there is no file no/such.json"),

@@ -158,6 +158,31 @@ def test_offload_hooks_in_either_order(kind: str, order: str, hook: Any, pipe: A
     assert hooks(pipe.unet) == 0
 
 
+@pytest.mark.parametrize("kind", ["static", "one-shot", "recursive"])
+@pytest.mark.parametrize("order", ["attach first", "offload first"])
+def test_model_offloading_of_diffusers_in_either_order(kind: str, order: str, pipe: Any, tiny: Any) -> None:
+    schedule = tiny.schedule(kind, pipe.scheduler.config, SHAPE)
+    expected = images(attach(pipe, schedule))
+    if order == "offload first":
+        detach(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    if order == "offload first":
+        attach(pipe, schedule)
+    assert torch.equal(images(pipe), expected) and torch.equal(images(pipe), expected)
+    detach(pipe)
+    pipe.remove_all_hooks()
+    assert hooks(pipe.unet) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kind", ["static", "one-shot", "recursive"])
+def test_offloading_from_a_gpu(kind: str, pipe: Any, tiny: Any) -> None:
+    expected = images(attach(pipe, tiny.schedule(kind, pipe.scheduler.config, SHAPE)))
+    pipe.enable_model_cpu_offload()
+    torch.testing.assert_close(images(pipe), expected, rtol=1e-3, atol=1e-3)
+    assert next(pipe.unet.parameters()).device.type == "cpu"
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["static", "recursive"])
 def test_half_precision(kind: str, dtype: torch.dtype, pipe: Any, tiny: Any) -> None:
@@ -214,6 +239,10 @@ def test_pipelines_that_cannot_be_attached_to(pipe: Any, tiny: Any) -> None:
         attach(SimpleNamespace(scheduler=DDPMScheduler()), family)
     with pytest.raises(TsAdaptError, match="has no unet or transformer with a scheduler"):
         attach(SimpleNamespace(unet=pipe.unet), family)
+    with pytest.raises(TsAdaptError, match="has no unet or transformer with a scheduler"):
+        attach(SimpleNamespace(unet=pipe.unet, scheduler=object()), family)
+    with pytest.raises(TsAdaptError, match="the scheduler that DDPMPipeline was built with knows no noise schedule"):
+        attach(DDPMPipeline(pipe.unet, LearnedScheduler.from_grid("karras")), family)
     with pytest.raises(TsAdaptError, match="has a unet and a transformer"):
         attach(SimpleNamespace(unet=pipe.unet, transformer=pipe.unet, scheduler=pipe.scheduler), family)
     with pytest.raises(TsAdaptError, match="is not told a `timestep`"):
@@ -267,11 +296,23 @@ def test_a_batch_that_changes_within_a_run(pipe: Any, tiny: Any) -> None:
         schedule.step(out[:3], 0, x[:3])
 
 
-def test_a_compiled_network(pipe: Any, tiny: Any) -> None:
+@pytest.mark.parametrize("order", ["compiled first", "attached first", "compiled in place"])
+def test_a_compiled_network(order: str, pipe: Any, tiny: Any) -> None:
+    """The hook is left out of the graph: compiled in, it would be traced anew at every step."""
+    torch._dynamo.reset()
     schedule = tiny.schedule("one-shot", pipe.scheduler.config, SHAPE)
     attach(pipe, schedule)
     expected = images(pipe)
+    if order == "compiled first":
+        detach(pipe)
+    torch._dynamo.utils.counters.clear()
+    if order == "compiled in place":
+        pipe.unet.compile(backend="eager", fullgraph=True)
+    else:
+        pipe.unet = torch.compile(pipe.unet, backend="eager", fullgraph=True)
+    if order == "compiled first":
+        attach(pipe, schedule)
+    for _ in range(2):
+        torch.testing.assert_close(images(pipe), expected, rtol=1e-4, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     detach(pipe)
-    pipe.unet = torch.compile(pipe.unet, backend="eager")
-    attach(pipe, schedule)
-    torch.testing.assert_close(images(pipe), expected, rtol=1e-4, atol=1e-4)

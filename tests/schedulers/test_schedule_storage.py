@@ -90,10 +90,10 @@ def test_predictors_come_back_with_their_weights(kind: Any, tiny: Any, tmp_path:
             for name, value in predictor.state_dict().items():
                 assert torch.equal(value, read.state_dict()[name]), name
     again = tiny.predictor(kind, NOISE, SHAPE, steps=4).requires_grad_(False)
-    again.encoder.last.bias.add_(1)
+    again.encoder.bias.add_(1)
     LearnedScheduler.from_predictors(again, "unipc-3", CONFIG).save_pretrained(folder)  # over the two of before
     read = LearnedScheduler.from_pretrained(folder).source.given[4]
-    assert torch.equal(read.encoder.last.bias, again.encoder.last.bias)
+    assert torch.equal(read.encoder.bias, again.encoder.bias)
     with pytest.raises(TsAdaptError, match=r"the weights of the predictors for \(4, 6\) are not here"):
         LearnedScheduler.from_config(loaded.config).save_pretrained(tmp_path / "without")
 
@@ -179,6 +179,39 @@ def test_damaged_and_foreign_files_are_refused_in_one_sentence(tiny: Any, tmp_pa
     refused(tmp_path / "p", "is truncated, or no safetensors file")
     with pytest.raises(TsAdaptError, match="is a file; a schedule is saved in a folder"):
         static().save_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no JSON file"),
+        (bytes(range(256)), "no JSON file"),
+        (b"[" * 100_000, "no JSON file"),
+        (b" " * (16 * 2**20 + 1), "has more than 16777216 bytes"),
+    ],
+)
+def test_files_that_are_no_config(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "scheduler_config.json").write_bytes(content)
+    with pytest.raises(TsAdaptError, match=message):
+        LearnedScheduler.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, 5, b"bytes", ["list"], "a\0b", "x" * 5000, "~nobody-of-that-name/x", "a b/c/d"])
+def test_names_that_are_no_schedule(name: Any, tmp_path: Path) -> None:
+    with pytest.raises(TsAdaptError) as caught:
+        LearnedScheduler.from_pretrained(name)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 6000
+    with pytest.raises(TsAdaptError, match="subfolder 3"):
+        LearnedScheduler.from_pretrained(tmp_path, subfolder=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("place", [None, 5, "a\0b", "x" * 5000, "file/inside", "taken"])
+def test_places_where_no_schedule_can_be_saved(place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "taken" / "scheduler_config.json").mkdir(parents=True)
+    with pytest.raises(TsAdaptError):
+        static().save_pretrained(place)
 
 
 def test_a_pipeline_with_a_schedule_is_saved_and_loaded(tiny: Any, tmp_path: Path) -> None:

@@ -42,6 +42,32 @@ def test_more_starts_are_never_worse(problem):
     assert int(three.start.max()) > 0
 
 
+def test_given_starts_are_searched_between_the_static_and_the_random_ones(problem):
+    objective, batch = problem
+    rows, options = batch.rows(slice(0, 8)), PerSampleOptions(iterations=0, random_starts=1)
+    noise = objective.denoiser.noise
+    static, better = TimeGrid(fixed.make("linear", noise, 4)), TimeGrid(fixed.make("log_snr", noise, 4))
+    per_sample = TimeGrid(better.times.expand(8, -1))
+    alone = search_per_sample(objective, rows, static, options)
+    for start in (better, per_sample):
+        labels = search_per_sample(objective, rows, static, options, [start, static])
+        measured = objective.measure(start, rows)
+        won = measured < alone.distance
+        assert bool(won.any())
+        assert torch.allclose(labels.distance, torch.minimum(measured, alone.distance), rtol=1e-5)
+        assert torch.equal(labels.start, torch.where(won, 1, torch.where(alone.start == 1, 3, 0)))
+
+
+def test_the_targets_are_decoded_once_for_all_iterations(problem, monkeypatch):
+    objective, batch = problem
+    decoded = []
+    monkeypatch.setattr(objective.denoiser, "decode", lambda x: decoded.append(x) or x)
+    search(problem, slice(0, 4), iterations=5, random_starts=0)
+    target = batch.target[:4]
+    assert len(decoded) == 2 + 1 + 6  # static grid and target measured, target of the descent, six solves
+    assert sum(x.equal(target) for x in decoded) == 2
+
+
 def test_checkpointing_changes_nothing_but_memory(problem):
     objective, batch = problem
     plain = search(problem, slice(0, 4), iterations=4)

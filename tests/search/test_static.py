@@ -8,6 +8,7 @@ import torch
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.search.journal import Journal
 from ts_adapt.search.static import StaticOptions, _smoothed_gradient, best_start, search_static
 
 STEPS = 4
@@ -123,7 +124,8 @@ def test_smoothed_gradient_is_the_exact_one_of_a_smooth_loss(problem):
     many = batch.rows(torch.arange(len(batch)).repeat(400))
     space = GridSpace(noise, STEPS)
     z = space.numbers(TimeGrid(fixed.make("log_snr", noise, STEPS))).requires_grad_()
-    _, estimate = _smoothed_gradient(Quadratic(), space, z.detach(), many, 0.05, torch.Generator().manual_seed(0))
+    draws = torch.randn((len(many), STEPS), generator=torch.Generator().manual_seed(0), dtype=z.dtype)
+    _, estimate = _smoothed_gradient(Quadratic(), space, z.detach(), many, 0.05, draws)
     exact = torch.autograd.grad((noise.log_snr(space.grid(z).times) - goal).square().sum(), z)[0]
     assert torch.nn.functional.cosine_similarity(estimate, exact, dim=0) > 0.98
 
@@ -137,3 +139,50 @@ def test_bad_options_are_refused(problem):
         search_static(objective, batch, batch, grids, StaticOptions(soft_teacher=True))
     with pytest.raises(TsAdaptError, match="did you mean 'scale'"):
         search_static(objective, batch, batch, grids, StaticOptions(corrections=["scal"]))
+
+
+class Killed(Exception):
+    pass
+
+
+class Counting:
+    """An objective that counts its evaluations, and is killed at one of them."""
+
+    def __init__(self, objective, last=None):
+        self.objective, self.last, self.asked = objective, last, 0
+        self.denoiser, self.solver = objective.denoiser, objective.solver
+
+    def count(self):
+        self.asked += 1
+        if self.asked == self.last:
+            raise Killed
+
+    def __call__(self, *arguments):
+        self.count()
+        return self.objective(*arguments)
+
+    def measure(self, *arguments):
+        self.count()
+        return self.objective.measure(*arguments)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam", "smoothed"])
+def test_a_search_that_was_killed_goes_on_to_the_same_result(problem, method, tmp_path):
+    objective, batch = problem
+    train, validation = split(batch)
+    grids = starts(objective.denoiser.noise)
+    options = StaticOptions(method=method, iterations=12, corrections=["shift"])
+    _, means = best_start(objective, grids, validation)
+
+    def search(objective, journal=None):
+        return search_static(objective, train, validation, grids, options, means=means, journal=journal, progress=False)
+
+    whole, rest = Counting(objective), Counting(objective)
+    unbroken = search(whole)
+    with pytest.raises(Killed):
+        search(Counting(objective, last=whole.asked - 2), Journal(tmp_path / "j", "key"))
+    resumed = search(rest, Journal(tmp_path / "j", "key"))
+    assert rest.asked <= 4 < whole.asked
+    assert resumed.curve == unbroken.curve
+    assert torch.equal(resumed.grid.times, unbroken.grid.times)
+    assert torch.equal(resumed.grid.model_times, unbroken.grid.model_times)

@@ -44,6 +44,12 @@ def test_phi_gradcheck_across_the_switch():
         assert torch.autograd.gradcheck(lambda z, k=k: phi(k, z), z)
 
 
+def test_phi_has_a_gradient_after_a_run_in_inference_mode():
+    with torch.inference_mode():
+        phi(7, f64(0.5))
+    assert bool(torch.autograd.grad(phi(7, z := f64(0.5).requires_grad_()), z)[0] > 0)
+
+
 @pytest.mark.parametrize("sign", [-1, 1], ids=["data", "noise"])
 @pytest.mark.parametrize("h", [1e-6, 0.3, 4.0])
 def test_lagrange_weights_integrate_polynomials(h, sign):

@@ -26,13 +26,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ts_adapt.interfaces import Condition, NoiseSchedule, TsAdaptError, as_node_times
+from ts_adapt.interfaces import Condition, NoiseSchedule, StepAware, TsAdaptError, as_node_times
 from ts_adapt.noise import RectifiedFlow
 from ts_adapt.numerics import scale
 from ts_adapt.parameterization import PARAMETERIZATIONS, to_x0
 
 NetworkCall = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], Tensor]
 """(network, x_t `(B, ...)`, timestep `(B,)`, condition) -> the raw prediction `(B, ...)`."""
+
+_STEP_AWARE = "_ts_adapt_step_aware"
 
 
 class NetworkDenoiser:
@@ -87,6 +89,11 @@ class NetworkDenoiser:
         self.null_condition = dict(null_condition) if null_condition is not None else None
         self.scheduler_config = dict(scheduler_config) if scheduler_config is not None else None
         self.evaluations = 0
+
+    @property
+    def step_aware(self) -> tuple[StepAware, ...]:
+        """What is attached to the network and has to know the step; `sampling.integrate` tells it."""
+        return step_aware_parts(self.network)
 
     def __call__(
         self,
@@ -144,6 +151,25 @@ def x0_from_raw(
     if output_scale is not None:
         raw = scale(torch.as_tensor(output_scale), raw)
     return to_x0(raw, x_t, noise.alpha(t), noise.sigma(t), prediction)
+
+
+def step_aware_parts(network: nn.Module) -> tuple[StepAware, ...]:
+    """What is attached to `network` and has to know the step: cachers, time-dependent quantizers."""
+    parts: tuple[StepAware, ...] = getattr(network, _STEP_AWARE, ())
+    return parts
+
+
+def add_step_aware(network: nn.Module, part: StepAware) -> None:
+    """Have `part` told the step by whoever samples with `network`."""
+    setattr(network, _STEP_AWARE, (*step_aware_parts(network), part))
+
+
+def remove_step_aware(network: nn.Module, part: StepAware) -> None:
+    """The inverse of `add_step_aware`; without parts nothing is left on the network."""
+    others = tuple(other for other in step_aware_parts(network) if other is not part)
+    delattr(network, _STEP_AWARE)
+    if others:
+        setattr(network, _STEP_AWARE, others)
 
 
 def positional_call(network: nn.Module, x: Tensor, timestep: Tensor, condition: dict[str, Any]) -> Tensor:

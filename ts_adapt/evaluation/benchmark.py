@@ -1,32 +1,33 @@
-"""The comparison: schedules x solvers x NFE on the same test noises, against the same teacher.
+"""The comparison: schedules x solvers x NFE x cachers x quantizers on the same test noises, against the same teacher,
+who samples in full precision.
 
-Each run of a schedule leaves one file (features, distances, seconds, a few pictures), keyed by what was run; the table
-is derived from these files. So an evaluation that was killed goes on, nothing is computed twice, and a schedule that
-was learned anew is measured anew. A Frechet distance depends on the number of samples: rows of different `samples` do
-not compare, and everything is also scored on the oracle's subset.
+An `Entry` is one schedule to be measured, a `Run` (`runs`) what it gave, a `Row` its scores. What compares is of one
+sampler (solver, cacher, quantizer) and NFE. A Frechet distance depends on the number of samples: rows of different
+`samples` do not compare, and everything is also scored on the oracle's subset.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from ts_adapt.assembly import has_shared_ends
+from ts_adapt.assembly import NONE, has_shared_ends
 from ts_adapt.evaluation.metrics import FeatureStatistics, bootstrap_interval, difference_interval, frechet
-from ts_adapt.files import read_tensors, write_tensors
-from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.interfaces import StepPolicy, TimeGrid
 
-PICTURES = 16
-PER_SAMPLE = ("one-shot", "recursive", "oracle")
+if TYPE_CHECKING:
+    from ts_adapt.evaluation.quality import Quality
+    from ts_adapt.evaluation.runs import Run
+
+STATIC = "static"
+"""The schedule that all others are set against: one learned grid for all samples, nothing but its times learned."""
+PREDICTED = ("one-shot", "recursive")
+"""The kinds of schedules that a network predicts."""
 
 
 @dataclass
@@ -47,10 +48,31 @@ class EvaluateOptions:
     model, between the same ends."""
     schedules: list[str] = field(default_factory=list)
     """Schedule files to compare as well, each for the solver and the NFE it is for."""
+    clip: str | None = None
+    """A CLIP model of transformers, a folder or hub id, for the CLIP score of prompts; None: no score."""
+
+
+def stem(sampler: str) -> str:
+    """A sampler in the name of a file."""
+    return sampler.replace(", ", "-")
+
+
+class Sampled:
+    """What a thing of the comparison is sampled with."""
+
+    solver: str
+    nfe: int
+    cacher: str
+    quantizer: str
+
+    @property
+    def sampler(self) -> str:
+        """The solver, and behind it cacher and quantizer where there are any: `ddim`, `ddim, deepcache-2, hqq4`."""
+        return ", ".join([self.solver, *(name for name in (self.cacher, self.quantizer) if name != NONE)])
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Sampled):
     """One schedule to be measured. `fingerprint` identifies what it is (see `fingerprint`); `samples` how many rows."""
 
     solver: str
@@ -60,29 +82,30 @@ class Entry:
     policy: StepPolicy | TimeGrid
     fingerprint: str
     samples: int
+    cacher: str = NONE
+    quantizer: str = NONE
 
     @property
     def file(self) -> str:
-        return f"{self.solver}-nfe{self.nfe}-{self.schedule}.safetensors"
+        return f"{stem(self.sampler)}-nfe{self.nfe}-{self.schedule}.safetensors"
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one entry gave: features `(n, D)`, distances `(n,)`, the first pictures (uint8), the times.
+class Row(Sampled):
+    """A line of results.csv.
 
-    seconds_per_image  the median over batches, the first one, which warms up, left out where there are others
+    distance         the mean paired distance to the teacher, with its 95 % interval
+    distance_median  of the same distances: what a few samples that end in another mode do not move
+    wins             the share of the samples on which it is nearer to the teacher than the static grid, ties by half
+    bits             of a quantized weight, with all that is kept of it; without a quantizer those of its precision
+    weight_bytes     of the network
+    flops            of one image
+    peak_memory      bytes that sampling COST_IMAGES (`runs`) images at once needs beyond the weights
+    kid ...          see `quality`
+
+    None is what does not apply: wins without a static grid beside it, weights of a model without a network, ..., and
+    what an earlier version did not measure.
     """
-
-    features: Tensor
-    distance: Tensor
-    seconds_per_image: float
-    pictures: Tensor
-    times: Tensor
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of results.csv."""
 
     model: str
     solver: str
@@ -97,6 +120,20 @@ class Row:
     distance_high: float
     seconds_per_image: float
     seed: int
+    distance_median: float | None = None
+    wins: float | None = None
+    cacher: str = NONE
+    quantizer: str = NONE
+    bits: float | None = None
+    weight_bytes: int | None = None
+    flops: float | None = None
+    peak_memory: int | None = None
+    kid: float | None = None
+    inception_score: float | None = None
+    sfid: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    clip_score: float | None = None
 
 
 def fingerprint(*parts: object) -> str:
@@ -117,85 +154,23 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()[:16]
 
 
-def run_entry(
-    entry: Entry,
-    objective: Objective,
-    batch: Batch,
-    extractor: Callable[[Tensor], Tensor],
-    folder: Path,
-    *,
-    batch_size: int,
-) -> Run:
-    """Sample `entry` on `batch`, or read what an earlier evaluation of the very same kept."""
-    path = folder / entry.file
-    batch = batch.rows(slice(0, entry.samples))
-    key = torch.frombuffer(bytearray(entry.fingerprint.encode()), dtype=torch.uint8).clone()
-    kept = _kept(path, key, len(batch))
-    if kept is not None:
-        return kept
-    features, distances, pictures, seconds = [], [], [], []
-    times: list[Tensor] = []
-    for start in range(0, len(batch), batch_size):
-        rows = slice(start, start + batch_size)
-        part = batch.rows(rows)
-        policy = entry.policy.rows(rows) if isinstance(entry.policy, TimeGrid) else entry.policy
-        with torch.inference_mode():
-            began = time.perf_counter()
-            try:
-                solution = objective.student_solution(policy, part, check=True)
-            except TsAdaptError as error:
-                raise TsAdaptError(f"{entry.solver}, NFE {entry.nfe}, {entry.schedule}: {error}") from error
-            images = objective.denoiser.decode(solution.x).float()
-            if images.device.type == "cuda":
-                torch.cuda.synchronize(images.device)
-            seconds.append((time.perf_counter() - began) / len(part))
-            features.append(extractor(images).cpu())
-            distances.append(objective.distance(images, objective.denoiser.decode(part.target)).cpu())
-            times.append(solution.times.expand(len(part), -1).cpu())
-            if start < PICTURES:
-                pictures.append(((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
-    run = Run(
-        torch.cat(features).float(),
-        torch.cat(distances).float(),
-        median(seconds[1:] or seconds),
-        torch.cat(pictures)[:PICTURES],
-        torch.cat(times),
-    )
-    write_tensors(
-        path,
-        {
-            "features": run.features,
-            "distance": run.distance,
-            "seconds": torch.tensor(run.seconds_per_image, dtype=torch.float64),
-            "pictures": run.pictures,
-            "times": run.times,
-            "fingerprint": key,
-        },
-    )
-    return run
-
-
-def _kept(path: Path, key: Tensor, count: int) -> Run | None:
-    """The run in `path`, if it is whole and of this very `key` and `count`; a run is a cache, so any other is None."""
-    if not path.exists():
-        return None
-    shapes = {
-        "features": (count, None), "distance": (count,), "seconds": (), "pictures": (min(count, PICTURES), *3 * [None]),
-        "times": (count, None), "fingerprint": (len(key),),
-    }  # fmt: skip
-    try:
-        kept = read_tensors(path, shapes)
-    except TsAdaptError:
-        return None
-    if not torch.equal(kept["fingerprint"], key):
-        return None
-    return Run(kept["features"], kept["distance"], float(kept["seconds"]), kept["pictures"], kept["times"])
+def share_of_wins(distance: Tensor, other: Tensor) -> float:
+    """The share of the samples on which `distance` `(n,)` is below `other` `(n,)`; a tie counts half."""
+    return float(((distance < other).double() + 0.5 * (distance == other).double()).mean())
 
 
 def score(
-    entry: Entry, run: Run, samples: int, data: FeatureStatistics, teacher_features: Tensor, model: str, seed: int
+    entry: Entry,
+    run: Run,
+    samples: int,
+    data: FeatureStatistics,
+    teacher_features: Tensor,
+    model: str,
+    seed: int,
+    static: Run | None = None,
+    quality: Quality | None = None,
 ) -> Row:
-    """The table's row of `entry` on its first `samples` test samples."""
+    """The table's row of `entry` on its first `samples` test samples; `static` is what the static grid gave on them."""
     features, distance = run.features[:samples], run.distance[:samples]
     low, high = bootstrap_interval(distance)
     student = FeatureStatistics.of(features)
@@ -213,11 +188,17 @@ def score(
         distance_high=high,
         seconds_per_image=run.seconds_per_image,
         seed=seed,
+        distance_median=median(distance.double().tolist()),
+        wins=None if static is None else share_of_wins(distance, static.distance[:samples]),
+        cacher=entry.cacher,
+        quantizer=entry.quantizer,
+        **({} if run.cost is None else asdict(run.cost)),
+        **({} if quality is None else asdict(quality)),
     )
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Sampled):
     """The mean paired distance of `schedule` less that of `against`, on the same samples, with its 95 % interval."""
 
     solver: str
@@ -228,28 +209,37 @@ class Difference:
     difference: float
     low: float
     high: float
+    cacher: str = NONE
+    quantizer: str = NONE
 
 
 def differences(runs: Sequence[tuple[Entry, Run]], samples: int) -> list[Difference]:
-    """What is not fixed against the best fixed grid between the shared ends, and what is per sample against static.
+    """What is not fixed against the best fixed grid between the shared ends, and against the static grid; predictors
+    also against the best static grid with corrections, as they may predict corrections themselves.
 
-    `runs` are those of one solver and NFE; schedules measured on fewer than `samples` samples are left out.
+    `runs` are those of one sampler and NFE; schedules measured on fewer than `samples` samples are left out.
     """
     means = {e.schedule: float(run.distance[:samples].mean()) for e, run in runs if e.samples >= samples}
     here = {e.schedule: (e, run.distance[:samples]) for e, run in runs if e.samples >= samples}
     fixed = [name for name, (e, _) in here.items() if e.kind == "fixed" and has_shared_ends(name)]
+    corrected = [name for name, (e, _) in here.items() if e.kind == STATIC and name != STATIC]
     pairs = []
-    for name, (entry, _) in here.items():
-        if entry.kind != "fixed" and fixed:
+    for name, kind in ((name, e.kind) for name, (e, _) in here.items() if e.kind != "fixed"):
+        if fixed:
             pairs.append((name, min(fixed, key=lambda grid: means[grid])))
-        if entry.kind in PER_SAMPLE and "static" in here:
-            pairs.append((name, "static"))
+        if name != STATIC and STATIC in here:
+            pairs.append((name, STATIC))
+        if kind in PREDICTED and corrected:
+            pairs.append((name, min(corrected, key=lambda grid: means[grid])))
     found = []
     for name, against in pairs:
         (entry, distance), (_, other) = here[name], here[against]
         low, high = difference_interval(distance, other)
+        apart = means[name] - means[against]
         found.append(
-            Difference(entry.solver, entry.nfe, samples, name, against, means[name] - means[against], low, high)
+            Difference(
+                entry.solver, entry.nfe, samples, name, against, apart, low, high, entry.cacher, entry.quantizer
+            )
         )
     return found
 

@@ -15,23 +15,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ts_adapt.evaluation.inception import Inception
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.zoo import load_features, reference_statistics, test_images
+from ts_adapt.zoo import load_features
 from ts_adapt.zoo.data import to_model_range, to_uint8
-from ts_adapt.zoo.features import IMAGE_SHAPE, TRAINING_IMAGES
 
 Extractor = Callable[[Tensor], Tensor]
 """Images `(B, C, H, W)` in [-1, 1] -> features `(B, D)`. Images are rounded to 8 bits first, as if saved and read."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-INCEPTION_FILE = "inception-2015-12-05.pt"
 
 
 class FeatureStatistics:
@@ -171,45 +170,13 @@ def _zoo(folder: Path | None, device: torch.device) -> Extractor:
     return extract
 
 
-def _inception(folder: Path | None, device: torch.device) -> Extractor:
-    from cleanfid.resize import build_resizer
-
-    network, resize = _inception_network(folder, device), build_resizer("clean")
-
-    @torch.no_grad()
-    def extract(images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise TsAdaptError(f"Inception takes images (B, 1, H, W) or (B, 3, H, W); got {tuple(images.shape)}")
-        pixels = to_uint8(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
-        resized = torch.from_numpy(np.stack([resize(image) for image in pixels])).permute(0, 3, 1, 2)
-        features: Tensor = network(resized.float().to(device))
-        return features
-
-    return extract
-
-
-def _inception_network(folder: Path | None, device: torch.device) -> Any:
-    offline = f"put {INCEPTION_FILE} into a folder and name it, or use the zoo's features, which need no network"
-    if folder is not None and not (folder / INCEPTION_FILE).is_file():
-        raise TsAdaptError(f"{folder} has no {INCEPTION_FILE}; {offline}")
-    try:
-        from cleanfid.features import feature_extractor
-        from cleanfid.inception_torchscript import InceptionV3W
-
-        if folder is not None:
-            return InceptionV3W(str(folder), download=False).to(device).eval()
-        return feature_extractor(device=device, use_dataparallel=False)
-    except (OSError, RuntimeError) as error:
-        raise TsAdaptError(f"Inception's weights cannot be had ({str(error).splitlines()[0]}); {offline}") from error
-
-
 def _pixels(folder: Path | None, device: torch.device) -> Extractor:
     return lambda images: images.flatten(1).double().cpu()
 
 
 EXTRACTORS: dict[str, Callable[[Path | None, torch.device], Extractor]] = {
     "zoo": _zoo,
-    "inception": _inception,
+    "inception": Inception,
     "pixels": _pixels,
 }
 
@@ -247,28 +214,6 @@ def _read_image(file: Path, mode: str) -> Tensor:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise TsAdaptError(f"{file} is no image that can be read; remove it, or put it right") from error
     return to_model_range((pixels.unsqueeze(-1) if mode == "L" else pixels).permute(2, 0, 1).unsqueeze(0))
-
-
-def real_features(
-    extract: Extractor, name: str, reference: str | Path | None = None, *, batch_size: int = 64
-) -> tuple[FeatureStatistics, Tensor | None]:
-    """The statistics of real images under the extractor called `name`, and the features of other real ones, or None.
-
-    Frechet distances to the former measure samples; the latter's say what is the least to be expected of any model.
-    reference  a folder of real images; None: the embedded statistics of the zoo's 60,000 training images, and the
-               features of its 10,000 test images
-
-    Raises TsAdaptError for Inception without a folder: the zoo has no statistics of its features.
-    """
-    if reference is not None:
-        shape = IMAGE_SHAPE if name == "zoo" else None
-        return FeatureStatistics.of(folder_features(extract, reference, shape, batch_size=batch_size)), None
-    if name != "zoo":
-        raise TsAdaptError(
-            f"there are no embedded statistics of {name} features; name a folder of real images (reference)"
-        )
-    test = torch.cat([extract(to_model_range(part)).cpu() for part in torch.split(test_images()[0], 500)])
-    return FeatureStatistics.from_moments(*reference_statistics(), TRAINING_IMAGES), test
 
 
 def bootstrap_interval(

@@ -34,7 +34,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
@@ -119,6 +118,8 @@ def _minimum(noisy: float, clean: float, steps: int, order: int, power: float, a
         value = error_bound(spread(variables), order=order, power=power, apart=apart).log()
         (gradient,) = torch.autograd.grad(value, variables)
         return value.item(), gradient.numpy()
+
+    from scipy.optimize import minimize  # half a second to import
 
     options = {"maxiter": ITERATIONS, "ftol": 1e-14, "gtol": 1e-9}
     found = minimize(log_bound, np.zeros(steps), jac=True, method="L-BFGS-B", options=options)

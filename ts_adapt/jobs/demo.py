@@ -1,17 +1,30 @@
-"""The main job in small: teach, search, train and evaluate on the embedded model, in minutes."""
+"""The main job in small: teach, search, train and evaluate on the embedded model, in minutes.
+
+It leaves the config that it ran with beside its results, so that every other command can go on with its files.
+"""
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import yaml
+
 from ts_adapt.config import Config
+from ts_adapt.evaluation.benchmark import STATIC
+from ts_adapt.files import write_bytes
 from ts_adapt.jobs.evaluating import evaluate
 from ts_adapt.jobs.learning import search, teach, train
 from ts_adapt.jobs.session import Session
+from ts_adapt.predictors.store import PREDICTORS
 
 GRIDS = ("linear", "quadratic", "karras", "log_snr", "beta", "ays-sd15", "ays-svd")
+CORRECTION = "shift"
+PROGRAM = "ts-adapt"
 
 
 def small(config: Config) -> Config:
@@ -23,35 +36,69 @@ def small(config: Config) -> Config:
         nfe=[5],
         rescale_published=True,
         static_samples=128,
-        label_samples=256,
         oracle_samples=256,
-        teacher=replace(config.teacher, nfe=25, train_samples=256, test_samples=512, shard_size=128),
-        static=replace(config.static, iterations=30),
+        teacher=replace(config.teacher, nfe=25, train_samples=512, test_samples=512, shard_size=128),
+        static=replace(config.static, iterations=30, corrections=[]),
         per_sample=replace(config.per_sample, iterations=20, random_starts=0),
-        train=replace(config.train, epochs=40, end_to_end_epochs=2),
+        train=replace(config.train, samples=1024, epochs=4),
         evaluate=replace(config.evaluate, samples=512, grids=list(GRIDS)),
     )
 
 
 def demo(config: Config, *, progress: bool = True) -> Path:
-    """Run the main job in small and return the report's path."""
-    session = Session(small(config), progress=progress)
+    """Run the main job in small, print what came out and how to go on, and return the report's path."""
+    config = small(config)
+    session = Session(config, progress=progress)
     began = time.monotonic()
 
     def say(step: str) -> None:
         print(f"[{time.monotonic() - began:4.0f} s] {step}", flush=True)
 
+    kept = write_config(config, session.workspace.logs / "config.yml")
     say("teach: 25-step solves of the embedded model, for learning and for the test")
     teach(session)
     say("search: one grid for all samples (static)")
     search(session, "static")
-    say("search: the best grid for each training sample (labels) and for each test sample (the oracle)")
-    search(session, "per-sample", "train")
+    say("search: from there on, the times told to the network as well (static+shift)")
+    corrected = replace(config, static=replace(config.static, corrections=[CORRECTION]))
+    search(Session(corrected, progress=progress), "static")
+    say("search: the best grid for each test sample (the oracle)")
     search(session, "per-sample", "test")
-    for kind in ("one-shot", "recursive"):
-        say(f"train: a predictor of grids ({kind})")
+    for kind in PREDICTORS:
+        say(f"train: a predictor of grids with corrections ({kind})")
         train(session, kind)
     say("evaluate: every schedule on the same 512 test noises")
     _, report = evaluate(session)
     say("done")
+    print("\n".join(["", f"The report is {report}. To go on with what was learned here:", *next_commands(kept)]))
     return report
+
+
+def write_config(config: Config, path: Path) -> Path:
+    """`config`, every option of it, as a YAML file that --config takes."""
+    write_bytes(path, yaml.safe_dump(asdict(config), sort_keys=False).encode())
+    return path
+
+
+def next_commands(config: Path) -> list[str]:
+    """Commands that run as they stand, in the folder of this run, on the files of the run that left `config`."""
+    corrected = f"{STATIC}+{CORRECTION}"
+    commands = [
+        ["sample", "--config", config, "--schedule", "recursive", "--count", "64"],
+        ["sample", "--config", config, "--schedule", corrected, "--count", "64"],
+        ["sample", "--config", config, "--schedule", "karras", "--count", "64"],
+        ["export", STATIC, "--config", config, "--format", "sigmas"],
+        ["export", STATIC, "--config", config, "--format", "diffusers", "--out", config.parent / "scheduler"],
+        ["search", "--config", config, "--method", "dmn"],
+        ["evaluate", "--config", config],
+    ]
+    return [f"    {shlex.join(map(str, [*_program(), *words]))}" for words in commands]
+
+
+def _program() -> list[str]:
+    """How this program is called here: by its name where the shell finds it, else by its file, else by python."""
+    called = Path(sys.argv[0])
+    if called.name != PROGRAM:
+        return [sys.executable, "-m", "ts_adapt.cli"]
+    found = shutil.which(PROGRAM)
+    return [PROGRAM] if found and Path(found).resolve() == called.resolve() else [str(called)]

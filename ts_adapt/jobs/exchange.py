@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 
+from ts_adapt import zoo
 from ts_adapt.assembly import build_grid, grid_names, steps_of
 from ts_adapt.config import Config, Workspace
 from ts_adapt.files import Schema, check_schema, read_bytes, read_json, read_tensors, write_bytes
-from ts_adapt.interfaces import Solver, TimeGrid, TsAdaptError, unknown
+from ts_adapt.interfaces import NoiseSchedule, Solver, TimeGrid, TsAdaptError, unknown
+from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others, shared_schedule
 from ts_adapt.jobs.session import SHARED, Session, check_asked, is_shared
 from ts_adapt.predictors.store import PREDICTORS, load_predictor
 from ts_adapt.schedule_file import CORRECTIONS, MAX_BYTES, Schedule
@@ -34,16 +36,25 @@ def export_schedule(
 ) -> str:
     """Write the schedule `source` in the format `kind` to the file `out`, or to stdout; returns the text.
 
-    source       a name as `sample` takes it, a schedule file, or a predictor's folder: then the grid it corrects
+    source       a name as `sample` takes it, a schedule file, one for diffusers (see `named`), or a predictor's folder:
+                 then the grid it corrects
     solver, nfe  of a schedule that is given by name; None: the first of the config
 
     A schedule file needs no model, but for `timesteps`. Raises TsAdaptError for what is unknown, or has no such form.
     """
     if kind not in WRITERS:
         raise unknown("format", kind, [*WRITERS, "diffusers"])
-    path, names = Path(source), (*grid_names(), *SHARED, *PREDICTORS)
-    if source not in names and (path.suffix == ".json" or path.is_file()):
-        session = Session(config) if kind == "timesteps" else None
+    path, names, session = Path(source), (*grid_names(), *SHARED, *PREDICTORS), None
+    noise: NoiseSchedule | None = None
+    if is_scheduler(source):
+        scheduler = load_scheduler(source, solver)
+        learned = scheduler.source.learned
+        taken = choose_nfe(learned, nfe, config.nfe)
+        schedule, remarks = shared_schedule(source, scheduler, taken)
+        noise, others = scheduler.noise, of_others(learned, taken, nfe)
+        remarks += [f"this is NFE {taken}{others}"] if others else []
+    elif source not in names and (path.suffix == ".json" or path.is_file()):
+        session = Session(config) if kind == "timesteps" else session
         schedule, remarks = Schedule.load(path, session.noise if session else None), list[str]()
         if schedule.log_snr is None and session is None:  # a file of an earlier program
             session = Session(config)
@@ -57,7 +68,7 @@ def export_schedule(
     about = schedule.about
     named = [about.get("source") or about.get("method") or path.stem, about.get("model"), schedule.solver]
     title = ", ".join([*(str(part) for part in named if part), f"NFE {schedule.nfe}"])
-    text, changes = WRITERS[kind](schedule, title, session.noise if session else None)
+    text, changes = WRITERS[kind](schedule, title, session.noise if session else noise)
     _emit(text, out, [*remarks, *changes])
     return text
 
@@ -125,8 +136,8 @@ def _by_name(session: Session, source: str, solver: str, nfe: int) -> tuple[Sche
     if source in PREDICTORS:
         session.predictor(source, solver, nfe)
     elif not folder.is_dir():
-        error = unknown("schedule", source, [*grid_names(), *SHARED, *PREDICTORS])
-        raise TsAdaptError(f"{error}, or a schedule file, or a predictor's folder")
+        error = unknown("schedule", source, [*grid_names(), *SHARED, *PREDICTORS, *zoo.schedules()])
+        raise TsAdaptError(f"{error}, or a schedule file, or the folder of a predictor or of a schedule for diffusers")
     predictor, config = load_predictor(folder, session.noise)
     check_schema(config, {"solver": str, "nfe": int}, folder / "config.json")
     solver, nfe = config["solver"], config["nfe"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from ts_adapt.assembly import steps_of
 from ts_adapt.files import make_folder, write_bytes
 from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others, policy_of
 from ts_adapt.jobs.session import Session, check_asked
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.schedule_file import Schedule
@@ -22,6 +24,8 @@ from ts_adapt.teacher.generate import class_labels_for
 MAX_COUNT = 1_000_000
 MAX_SHOWN = 256
 """How many images the grid shows."""
+SHOWN_SIDE = 128
+"""Pixels up to which smaller images are enlarged in the grid, by a whole factor."""
 
 
 def sample(
@@ -45,20 +49,34 @@ def sample(
         return session.denoiser.decode(end)
 
 
-def _schedule(
-    session: Session, schedule: str, solver: str | None, nfe: int | None
-) -> tuple[str, int, TimeGrid | StepPolicy]:
-    """The solver's name, the NFE and the schedule itself; a schedule file is only sampled by the solver it is for."""
-    path = Path(schedule)
+@dataclass(frozen=True)
+class _Chosen:
+    """A schedule, the name of the solver and the NFE it is for, and what is to be said of other NFEs."""
+
+    policy: TimeGrid | StepPolicy
+    solver: str
+    nfe: int
+    others: str = ""
+
+
+def _schedule(session: Session, schedule: str, solver: str | None, nfe: int | None) -> _Chosen:
+    """What `schedule` names; files and schedules for diffusers are only sampled by the solver they are for."""
+    path, configured = Path(schedule), session.config.nfe
     if path.suffix == ".json":
         loaded = Schedule.load(path, session.noise)
         check_asked(path, loaded.solver, loaded.nfe, solver, nfe)
         session.check_fit(path, loaded.solver, loaded.nfe, loaded.grid.steps, wanted=(loaded.solver, loaded.nfe))
-        return loaded.solver, loaded.nfe, loaded.grid
+        return _Chosen(loaded.grid, loaded.solver, loaded.nfe)
+    if is_scheduler(schedule):
+        scheduler = load_scheduler(schedule, solver, session.noise)
+        learned = scheduler.source.learned
+        taken = choose_nfe(learned, nfe, configured)
+        policy = policy_of(scheduler, taken, session.noise, session.config.model.device)
+        return _Chosen(policy, scheduler.config["solver"], taken, of_others(learned, taken, nfe))
     name = session.config.solvers[0] if solver is None else solver
-    nfe = session.config.nfe[0] if nfe is None else nfe
-    steps_of(session.solver(name), nfe)
-    return name, nfe, session.policy(schedule, name, nfe)
+    taken = configured[0] if nfe is None else nfe
+    steps_of(session.solver(name), taken)
+    return _Chosen(session.policy(schedule, name, taken), name, taken, of_others(configured, taken, nfe))
 
 
 def check_request(count: int, seed: int, batch: int | None) -> None:
@@ -77,20 +95,21 @@ def sample_to_folder(
 ) -> Path:  # fmt: skip
     """`count` images as PNG files and one grid of the first of them; returns the folder.
 
-    schedule     a grid's name, static / one-shot / recursive, or a schedule file
-    solver, nfe  None: the schedule file's, or the first of the config
+    schedule     a grid's name, static / one-shot / recursive, a schedule file, or one for diffusers (see `named`)
+    solver, nfe  None: the schedule's own, or the first of the config
     batch        images at a time; None: the config's `evaluate.batch_size`
     """
     check_request(count, seed, batch)
-    name, nfe, chosen = _schedule(session, schedule, solver, nfe)
-    folder = Path(out) if out else session.workspace.logs / "samples" / f"{Path(schedule).stem}-{name}-nfe{nfe}"
-    method = session.solver(name)
+    chosen = _schedule(session, schedule, solver, nfe)
+    called = f"{Path(schedule).stem}-{chosen.solver}-nfe{chosen.nfe}"
+    folder = Path(out) if out else session.workspace.logs / "samples" / called
+    method = session.solver(chosen.solver)
 
     def make(index: range) -> Tensor:
-        return (sample(session, chosen, method, index, seed, label).float().clamp(-1, 1) + 1) / 2
+        return (sample(session, chosen.policy, method, index, seed, label).float().clamp(-1, 1) + 1) / 2
 
     write_images(folder, make, count, batch or session.config.evaluate.batch_size, progress=session.progress)
-    print(f"{count} images along {schedule}, {name}, NFE {nfe}: {folder}")
+    print(f"{count} images along {schedule}, {chosen.solver}, NFE {chosen.nfe}{chosen.others}: {folder}")
     return folder
 
 
@@ -113,6 +132,8 @@ def write_images(
             shown.append(pictures[: max(0, MAX_SHOWN - start)].cpu())
             bar.update(len(index))
     pictures = torch.cat(shown)
+    factor = max(1, SHOWN_SIDE // max(pictures.shape[-2:]))
+    pictures = pictures.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     columns = max(1, round(len(pictures) ** 0.5))
     _save_png(make_grid(pictures, nrow=columns, padding=2, pad_value=1.0), folder / "grid.png")
 

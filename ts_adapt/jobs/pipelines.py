@@ -20,12 +20,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ts_adapt import zoo
 from ts_adapt.assembly import build_grid, build_solver, device_and_dtype, grid_names, steps_of
 from ts_adapt.config import Config, Workspace
-from ts_adapt.denoisers.load import HUB_ID, image_to_image, load_pipeline, starts_from_image
+from ts_adapt.denoisers.load import image_to_image, load_pipeline, starts_from_image
 from ts_adapt.denoisers.pipeline import noise_of, scheduler_config
 from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.jobs.images import check_request, write_images
+from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others
 from ts_adapt.jobs.session import check_asked, is_shared
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.sampling import generator_for
@@ -43,7 +45,7 @@ class Request:
     """What is wanted of a pipeline; None where nothing was said.
 
     pipeline            a folder, a hub id, or a model of the zoo
-    schedule            a fixed grid, a schedule file, or the folder or hub id of a `LearnedScheduler`
+    schedule            a fixed grid, a schedule file, or the folder, hub id or zoo name of a `LearnedScheduler`
     solver, steps       of a fixed grid, else the schedule's own; None: the first of the config, or of the schedule
     prompt, prompts     texts, and a file of them, one a line; image i has the text i modulo their number
     negative, guidance  the negative prompt of all, the scale of guidance; None: the pipeline's own
@@ -87,7 +89,7 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
     pipe = load_pipeline(request.pipeline, device, dtype)
     pipe = pipe if image is None else image_to_image(pipe)
     arguments = _arguments(pipe, request, image)
-    schedule, steps = _schedule(pipe, request, config)
+    schedule, steps, others = _schedule(pipe, request, config)
     attach(pipe, schedule)
     schedule.set_timesteps(steps)
     pipe.set_progress_bar_config(disable=True)
@@ -102,7 +104,8 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
 
     write_images(folder, make, request.count, request.batch or config.evaluate.batch_size, progress=progress)
     evaluations = schedule.run.done if schedule.run is not None else steps
-    print(f"{request.count} images of {request.pipeline} along {request.schedule}, {name}, NFE {evaluations}: {folder}")
+    made = f"{request.count} images of {request.pipeline} along {request.schedule}, {name}, NFE {evaluations}"
+    print(f"{made}{others}: {folder}")
     return folder
 
 
@@ -177,33 +180,32 @@ def _labels(pipe: Any, label: int | None, takes: Any) -> ClassLabels | None:
     return None
 
 
-def _schedule(pipe: Any, request: Request, config: Config) -> tuple[LearnedScheduler, int]:
-    """The schedule of `request` for `pipe`, and the number of its steps, which is also the NFE."""
+def _schedule(pipe: Any, request: Request, config: Config) -> tuple[LearnedScheduler, int, str]:
+    """The schedule of `request` for `pipe`, its number of steps, which is the NFE too, and what to say of others."""
     name, path, given = request.schedule, Path(request.schedule), scheduler_config(pipe)
     if name.split("+")[0] in grid_names():
         noise, _ = noise_of(given, given["_class_name"])
         solver = request.solver or config.solvers[0]
         steps = steps_of(build_solver(solver, noise), config.nfe[0] if request.steps is None else request.steps)
         grid = build_grid(name, noise, steps, rescale=config.rescale_published)
-        return LearnedScheduler.from_grid(grid, solver, given), steps
+        return LearnedScheduler.from_grid(grid, solver, given), steps, ""
     if path.suffix == ".json" or path.is_file():
         noise, _ = noise_of(given, given["_class_name"])
         file = Schedule.load(path, noise)
         check_asked(path, file.solver, file.nfe, request.solver, request.steps)
-        return LearnedScheduler.from_schedules(file, given), file.grid.steps
+        return LearnedScheduler.from_schedules(file, given), file.grid.steps, ""
     if is_shared(name) or name in PREDICTORS:
         raise TsAdaptError(
             f"{name!r} is of a workspace; `ts-adapt export {name} --format diffusers --out FOLDER` writes it for "
             "pipelines, and FOLDER is the schedule to give here"
         )
-    if not path.expanduser().is_dir() and not HUB_ID.fullmatch(name):
-        error = unknown("schedule", name, grid_names())
+    if not path.expanduser().is_dir() and not is_scheduler(name):
+        error = unknown("schedule", name, [*grid_names(), *zoo.schedules()])
         raise TsAdaptError(f"{error}, or a schedule file, or the folder or hub id of a LearnedScheduler")
-    schedule = LearnedScheduler.from_pretrained(name)
-    if request.solver not in (None, schedule.config["solver"]):
-        raise TsAdaptError(f"{name} is for {schedule.config['solver']}, not for {request.solver}; leave --solver out")
-    learned = schedule.source.learned or config.nfe
-    return schedule, learned[0] if request.steps is None else request.steps
+    schedule = load_scheduler(name, request.solver)
+    learned = schedule.source.learned
+    steps = choose_nfe(learned, request.steps, config.nfe)
+    return schedule, steps, of_others(learned, steps, request.steps)
 
 
 def _refuse_noise_without_generators(pipe: Any, schedule: LearnedScheduler) -> None:

@@ -22,6 +22,7 @@ from ts_adapt.config import Config
 from ts_adapt.denoisers.pipeline import noise_of
 from ts_adapt.files import check_schema, make_folder, read_bytes, read_json, write_bytes
 from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.jobs.named import is_scheduler
 from ts_adapt.jobs.session import SHARED, Session, check_asked, is_shared
 from ts_adapt.predictors.store import PREDICTORS, load_predictor
 from ts_adapt.schedule_file import Schedule
@@ -83,6 +84,8 @@ def _schedule(
         return _of_workspace(session, source, name, config.nfe if nfe is None else [nfe], given)
     if source.split("+")[0] in grid_names():
         return _fixed(session, source, name, nfe, given), []
+    if is_scheduler(source):
+        raise TsAdaptError(f"{source} is a schedule for diffusers already; LearnedScheduler.from_pretrained loads it")
     if path.is_dir():
         predictor, about = load_predictor(path, session.noise)
         check_schema(about, {"solver": str, "nfe": int}, path / "config.json")
@@ -135,7 +138,8 @@ def _fixed(session: Session, name: str, solver: str, nfe: int | None, given: Map
 
 def _of_predictor(config: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of a predictor, by the names that schedule files use."""
-    return {"method": config["kind"], "seed": (config.get("options") or {}).get("seed"), **config}
+    former = config.get("options") or {}  # of an earlier program
+    return {"method": config["kind"], "seed": former.get("seed"), **config}
 
 
 def _alike(abouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

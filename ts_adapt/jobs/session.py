@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ts_adapt import zoo
 from ts_adapt.assembly import PUBLISHED, build_denoiser, build_distance, build_grid, build_solver, grid_names, steps_of
 from ts_adapt.config import Config, Workspace
 from ts_adapt.denoisers.guidance import Guided
+from ts_adapt.files import differing
 from ts_adapt.grids.space import CORRECTIONS
 from ts_adapt.interfaces import Denoiser, Solver, StepPolicy, TimeGrid, TsAdaptError, unknown
 from ts_adapt.predictors.one_shot import OneShot
@@ -60,6 +64,7 @@ class Session:
             self.denoiser = Guided(self.denoiser, config.guidance)
         self.noise = self.denoiser.noise
         self._batches: dict[str, tuple[TeacherStore, Batch]] = {}
+        self._warned: set[Path] = set()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -133,9 +138,11 @@ class Session:
         if count is None:
             return store, batch
         if len(batch) < count:
+            planned = getattr(self.config.teacher, f"{split}_samples")
+            more = f" --teacher.{split}_samples {count}" if planned < count else ""
             raise TsAdaptError(
-                f"{count} {split} samples are wanted, {store.folder} has {len(batch)}; "
-                f"raise teacher.{split}_samples and run `ts-adapt teach` again"
+                f"{count} {split} samples are wanted, {store.folder} has {len(batch)}; make them with "
+                f"`ts-adapt teach --split {split}{more}`"
             )
         return store, batch.rows(slice(0, count))
 
@@ -144,60 +151,98 @@ class Session:
         kept = [path.name for path in sorted(self.workspace.data.glob("*")) if _STATIC.fullmatch(path.name)]
         return [name for name in (*kept, *SHARED[1:]) if self.workspace.shared(name, solver, nfe).exists()]
 
-    def shared(self, method: str, solver: str, nfe: int) -> Schedule:
-        """The workspace's shared grid found by `method`; TsAdaptError if it is missing or of something else."""
+    def shared(self, method: str, solver: str, nfe: int, *, strict: bool = False) -> Schedule:
+        """The workspace's shared grid found by `method`; TsAdaptError if it is missing or of something else.
+
+        strict  other options than the config's are an error, not a warning
+        """
         path = self.workspace.shared(method, solver, nfe)
         if not path.exists():
-            raise TsAdaptError(f"there is no {method} grid at {path}; run {_command(method)} first")
+            raise TsAdaptError(f"there is no {method} grid at {path}; make it with {command_for(method, solver, nfe)}")
         schedule = Schedule.load(path, self.noise)
         self.check_fit(path, schedule.solver, schedule.nfe, schedule.grid.steps, wanted=(solver, nfe))
-        self.check_origin(path, schedule.about)
+        self.check_origin(path, schedule.about, command_for(method, solver, nfe, redo=True))
+        self.check_options(path, schedule.about.get("made_with"), method, strict=strict)
         return schedule
 
     def static(self, solver: str, nfe: int) -> Schedule:
         """The workspace's static grid."""
         return self.shared("static", solver, nfe)
 
-    def check_origin(self, path: Path, about: dict[str, Any]) -> None:
+    def check_origin(self, path: Path, about: Mapping[str, Any], remedy: str) -> None:
         """TsAdaptError if what is in `path` was learned from another teacher or under another distance."""
         now = {"teacher": self.teacher("train")[0].hash, "distance": self.config.distance}
         for key, value in now.items():
             if about.get(key) != value:
                 raise TsAdaptError(
                     f"{path} was learned with another {key} ({str(about.get(key))[:12]}, now {value[:12]}); "
-                    "remove it and learn it again, or choose another `name`"
+                    f"replace it by {remedy}, or choose another `name`"
                 )
 
-    def predictor(self, kind: str, solver: str, nfe: int) -> OneShot | Recursive:
-        """The workspace's predictor of `kind`; TsAdaptError if it is missing or for others."""
+    def check_options(self, path: Path, made_with: Any, result: str, *, strict: bool) -> None:
+        """Say on stderr, once, that `result` in `path` was made with other options than the config's.
+
+        made_with  what was recorded of them; of an earlier program that recorded none, nothing is said. An option that
+                   the record lacks had its default
+        strict     raise it as a TsAdaptError
+        """
+        recorded = made_with if isinstance(made_with, Mapping) else None
+        if recorded is None or (path in self._warned and not strict):
+            return
+        others = differing(_overlaid(Config().made_with(result), recorded), self.config.made_with(result))
+        if not others:
+            return
+        sentence = f"{path} was made with another {', '.join(others)}"
+        if strict:
+            raise TsAdaptError(f"{sentence}; set it back, or give --redo to replace it")
+        self._warned.add(path)
+        print(f"ts-adapt: warning: {sentence}; made again with --redo, it is replaced", file=sys.stderr)
+
+    def predictor(self, kind: str, solver: str, nfe: int, *, strict: bool = False) -> OneShot | Recursive:
+        """The workspace's predictor of `kind`; TsAdaptError if it is missing or for others; `strict` as in `shared`."""
         folder = self.workspace.predictor(kind, solver, nfe)
+        if not (folder / "config.json").exists():
+            command = command_for(kind, solver, nfe)
+            raise TsAdaptError(f"there is no {kind} predictor in {folder}; train it with {command}")
+        again = command_for(kind, solver, nfe, redo=True)
         predictor, config = load_predictor(folder, self.noise)
         if predictor.kind != kind:
-            raise TsAdaptError(f"{folder} holds a {predictor.kind} predictor, not a {kind} one; remove it")
+            raise TsAdaptError(f"{folder} holds a {predictor.kind} predictor, not a {kind} one; replace it by {again}")
         self.check_fit(folder, config.get("solver"), config.get("nfe"), predictor.steps, wanted=(solver, nfe))
-        self.check_origin(folder, config)
+        self.check_origin(folder, config, again)
         if not torch.equal(predictor.static_times, self.static(solver, nfe).grid.times):
-            raise TsAdaptError(f"{folder} corrects another static grid than today's; remove it and train it again")
+            raise TsAdaptError(f"{folder} corrects another static grid than today's; replace it by {again}")
         if tuple(predictor.options["shape"]) != self.shape:
-            raise TsAdaptError(f"{folder} is for samples of {predictor.options['shape']}, not {self.shape}; remove it")
+            shape = predictor.options["shape"]
+            raise TsAdaptError(f"{folder} is for samples of {shape}, not {self.shape}; replace it by {again}")
+        self.check_options(folder, config.get("made_with"), kind, strict=strict)
         return predictor.to(self.config.model.device).eval()
 
     def check_fit(self, path: Path, solver: Any, nfe: Any, steps: int, *, wanted: tuple[str, int]) -> None:
         """TsAdaptError unless what is in `path` is for the solver and NFE that are `wanted`, and has their steps."""
         if (solver, nfe) != wanted:
             raise TsAdaptError(
-                f"{path} is for {solver}, NFE {nfe}, not for {wanted[0]}, NFE {wanted[1]}; remove it and make it again"
+                f"{path} is for {solver}, NFE {nfe}, not for {wanted[0]}, NFE {wanted[1]}; remove it, or make it again "
+                "with --redo"
             )
         expected = steps_of(self.solver(wanted[0]), wanted[1])
         if steps != expected:
             raise TsAdaptError(
-                f"{path} has {steps} steps; {wanted[0]} with NFE {wanted[1]} takes {expected}; remove it, make it again"
+                f"{path} has {steps} steps; {wanted[0]} with NFE {wanted[1]} takes {expected}; remove it, or make it "
+                "again with --redo"
             )
 
     def labelled(self, split: str, solver: str, nfe: int) -> Labelled:
-        """The labelled samples of `split`; TsAdaptError for labels that are damaged or of others."""
+        """The labelled samples of `split`; TsAdaptError for labels that are missing, damaged or of others."""
         store, batch = self.teacher(split)
-        kept = LabelStore.open(self.workspace.labels(split, solver, nfe), store.hash)
+        folder, command = self.workspace.labels(split, solver, nfe), command_for("per-sample", solver, nfe, split)
+        if not (folder / "labels.json").exists():
+            raise TsAdaptError(f"there are no labels in {folder}; search them with {command}")
+        kept = LabelStore.open(folder, store.hash)
+        searched_from, path = kept.spec.get("static"), self.workspace.shared("static", solver, nfe)
+        if path.exists() and searched_from != self.static(solver, nfe).grid.times.tolist():
+            again = command_for("per-sample", solver, nfe, split, redo=True)
+            raise TsAdaptError(f"{folder} was searched from another static grid than today's; replace it by {again}")
         labels = kept.load()
         steps = labels.times.shape[1] - 1
         self.check_fit(kept.folder, kept.spec.get("solver"), kept.spec.get("nfe"), steps, wanted=(solver, nfe))
@@ -206,7 +251,7 @@ class Session:
         if foreign:
             raise TsAdaptError(
                 f"{kept.folder} has labels of sample {foreign[0]}, which is not in {store.folder}; "
-                "run `ts-adapt search --method per-sample` again, or remove the labels"
+                f"search them anew with {command}, or remove the labels"
             )
         rows = torch.tensor([place[int(i)] for i in labels.index])
         device = self.config.model.device
@@ -220,13 +265,22 @@ class Session:
             return self.predictor(schedule, solver, nfe).policy()
         known = [*grid_names(), *SHARED, *PREDICTORS]
         if schedule.split("+")[0] not in known:
-            raise unknown("schedule", schedule, known)
+            raise unknown("schedule", schedule, [*known, *zoo.schedules()])
         steps = steps_of(self.solver(solver), nfe)
         return build_grid(schedule, self.noise, steps, rescale=self.config.rescale_published)
 
 
-def _command(method: str) -> str:
-    """What makes the shared grid called `method`."""
-    name, *corrections = method.split("+")
-    flags = f" --static.corrections [{','.join(corrections)}]" if corrections else ""
-    return f"`ts-adapt search --method {name}{flags}`"
+def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with the entries of `above` in their places, groups entry by entry."""
+    both = {k: _overlaid(below[k], v) if isinstance(v, dict) and k in below else v for k, v in above.items()}
+    return {**below, **both}
+
+
+def command_for(result: str, solver: str, nfe: int, split: str = "train", *, redo: bool = False) -> str:
+    """The command that makes `result`, a shared grid, labels (per-sample) or a predictor, for `solver` and `nfe`."""
+    name, *corrections = result.split("+")
+    flags = ["train", "--predictor", name] if result in PREDICTORS else ["search", "--method", name]
+    flags += ["--static.corrections", ",".join(corrections)] if corrections else []
+    flags += ["--split", split] if split != "train" else []
+    flags += ["--solvers", solver, "--nfe", str(nfe), *(["--redo"] if redo else [])]
+    return f"`ts-adapt {' '.join(flags)}`"

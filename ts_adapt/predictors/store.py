@@ -14,8 +14,8 @@ from ts_adapt.numerics import validate_times
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 
-FORMAT, VERSION = "ts_adapt-predictor", 1
-MAX_WIDTH, MAX_HIDDEN = 1024, 8192
+FORMAT, VERSION = "ts_adapt-predictor", 2
+MAX_WIDTH, MAX_HIDDEN, MAX_ORDER = 1024, 8192, 4
 PREDICTORS: dict[str, type[OneShot | Recursive]] = {"one-shot": OneShot, "recursive": Recursive}
 
 
@@ -57,11 +57,15 @@ def load_predictor(folder: Path, noise: NoiseSchedule) -> tuple[OneShot | Recurs
 def _check_network(network: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """ValueError unless the options in config.json are those of the weights, before anything is built from them."""
     found = {
-        "width": tensors["encoder.picture.0.weight"].shape[0],
-        "hidden": tensors["encoder.last.weight"].shape[1],
+        "width": tensors["encoder.step"].shape[1],
+        "hidden": tensors["encoder.weight"].shape[1],
         "classes": tensors["encoder.classes.weight"].shape[0] - 1 if "encoder.classes.weight" in tensors else 0,
         "text": tensors["encoder.text.weight"].shape[1] if "encoder.text.weight" in tensors else 0,
     }
     for key, size in found.items():
         if network[key] != size:
             raise ValueError(f"its {key} is {network[key]}, that of the weights in model.safetensors {size}")
+    if list(network["shape"])[1:] != list(tensors["encoder.mean"].shape[2:]):
+        raise ValueError(f"its shape is {network['shape']}, that of the weights in model.safetensors another")
+    if not 1 <= network["order"] <= MAX_ORDER:
+        raise ValueError(f"its order is {network['order']}, that of a solver is from 1 to {MAX_ORDER}")

@@ -2,77 +2,89 @@
 
 Two losses, alone or one after the other:
 
+    end to end   the distance itself, through the solver: sum_b distance(student_b, teacher_b). A row's gradient with
+                 respect to what is predicted for it is shortened to a length of 1 (`shorten_gradient`)
     labels       regression on the oracle's grids: the squared error of the positions u in log-SNR (see `recursive`),
                  over the variance of the labels, so that 1 is what predicting their mean scores. The recursive
-                 predictor sees the states that the solver meets along the label.
-    end to end   the distance itself, through the solver: mean_b distance(student_b, teacher_b)
+                 predictor sees the states that the solver meets along the label. Learns the times only (ALD3)
 
-The weights kept are those of the moving average with the lowest *distance* on the validation samples, the untrained
-predictor (the static grid) included: a predictor is never worse there than what it started from. The variance of the
-predicted grids over samples is logged beside the labels', since end-to-end training tends to collapse it.
+The weights kept are those of the moving average with the lowest *distance* on the validation samples; where its mean
+gain over the static grid is less than the standard error of that gain, the predictor stays untrained, the static grid
+itself. The spread of the predicted grids over samples is logged: without it a predictor is one more static grid.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.numerics import finite_log_snr_range
 from ts_adapt.plots import plot_images, plot_schedules
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive, positions
+from ts_adapt.predictors.resume import Checkpoint
+from ts_adapt.sampling import generator_for
 from ts_adapt.search.objective import Batch, Objective, condition_rows
 
 Predictor = OneShot | Recursive
+Loss = Callable[[Any, Tensor], Tensor]
+WARM_UP = 20
+"""Steps over which the learning rate rises."""
+LAST_RATE = 0.04
+"""Share of the learning rate at the end of its cosine."""
 
 
 @dataclass
 class TrainOptions:
     """How a predictor is trained."""
 
-    loss: str = "both"
-    """labels, end_to_end, or both: labels first, then end to end."""
-    epochs: int = 60
-    """Passes over the training labels by regression."""
-    end_to_end_epochs: int = 4
+    loss: str = "end_to_end"
+    """end_to_end, labels (needs those of search --method per-sample), or both: labels first."""
+    corrections: list[str] = field(default_factory=lambda: ["shift", "scale", "coefficients"])
+    """What is predicted beside the times."""
+    samples: int = 512
+    """Training samples; the last fifth, at most 512, validates."""
+    epochs: int = 4
     """Passes through the solver."""
-    batch_size: int = 32
-    lr: float = 1e-3
-    end_to_end_lr: float = 2e-4
-    weight_decay: float = 0.05
+    lr: float = 2e-3
+    batch_size: int = 64
+    label_epochs: int = 60
+    """Passes over the labels."""
+    label_lr: float = 1e-3
+    weight_decay: float = 0.01
     ema: float = 0.98
     patience: int = 20
     """Epochs without a better validation distance before a phase ends."""
     validate_every: int = 5
-    """Regression epochs between two validations; end to end validates at every epoch."""
-    width: int = 16
+    """Epochs over the labels between two validations; end to end validates at every epoch."""
+    width: int = 24
     hidden: int = 128
     seed: int = 0
 
 
 @dataclass
 class TrainResult:
-    """Mean validation distances: of the static grid, of the trained predictor, of the labels; and the share of the
-    oracle's improvement that the predictor takes."""
+    """Mean validation distances of the static grid and of the trained predictor."""
 
     static_distance: float
     distance: float
-    oracle_distance: float
     epochs: int
 
     @property
-    def share_of_oracle(self) -> float:
-        room = self.static_distance - self.oracle_distance
-        return (self.static_distance - self.distance) / room if room > 0 else 0.0
+    def gain(self) -> float:
+        """Share of the static grid's distance that is gone."""
+        return 1 - self.distance / self.static_distance if self.static_distance > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -90,132 +102,188 @@ class Labelled:
 def train_predictor(
     predictor: Predictor,
     objective: Objective,
-    train: Labelled,
-    validation: Labelled,
+    train: Batch,
+    validation: Batch,
     options: TrainOptions,
     folder: Path,
     *,
+    labels: Labelled | None = None,
+    checkpoint: Path | None = None,
     progress: bool = True,
 ) -> TrainResult:
     """Train `predictor` in place; scalars, schedules and samples go to `folder/tensorboard`.
 
-    Raises TsAdaptError for an unknown loss, or where there is nothing to learn (one step only).
+    labels      what regression learns from; may be fewer samples than `train`
+    checkpoint  the file of a training under way: begun anew without it, continued with it, removed at the end. Its
+                name stands for all that the training depends on
+
+    Raises TsAdaptError for an unknown loss, labels that are missing, or where there is nothing to learn (one step and
+    no corrections).
     """
-    phases = _phases(options)
-    if predictor.steps < 2:
-        raise TsAdaptError("a grid of one step has no free time to predict; use nfe 2 or more")
+    phases = _phases(options, labels)
+    if predictor.steps < 2 and predictor.space.size == 1:
+        raise TsAdaptError("a grid of one step has no free time to predict; use nfe 2 or more, or learn corrections")
     torch.manual_seed(options.seed)
-    accelerator = Accelerator(cpu=train.batch.x_T.device.type == "cpu", log_with="tensorboard", project_dir=str(folder))
+    accelerator = Accelerator(cpu=train.x_T.device.type == "cpu", log_with="tensorboard", project_dir=str(folder))
     accelerator.init_trackers("tensorboard")
     writer = accelerator.get_tracker("tensorboard", unwrap=True)
-    static = TimeGrid(predictor.static_times)
-    result = TrainResult(
-        static_distance=float(objective.measure(static, validation.batch).mean()),
-        distance=float("inf"),
-        oracle_distance=float(validation.distance.mean()),
-        epochs=0,
-    )
-    result.distance, kept = result.static_distance, copy.deepcopy(predictor.state_dict())
+    static = objective.measure(TimeGrid(predictor.static_times), validation)
+    result = TrainResult(static_distance=float(static.mean()), distance=float(static.mean()), epochs=0)
     accelerator.log({"validation/distance": result.distance}, step=0)
-    for loss_name, epochs, lr in phases:
-        loss_of = _regression(predictor, objective, train) if loss_name == "labels" else _end_to_end(objective, train)
-        average = AveragedModel(predictor, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=False)
-        optimizer = torch.optim.AdamW(predictor.parameters(), lr=lr, weight_decay=options.weight_decay)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-        model, optimizer, schedule = accelerator.prepare(predictor, optimizer, schedule)
-        generator = torch.Generator().manual_seed(options.seed)
-        since_best = 0
+    predictor.standardise(*_states(objective, TimeGrid(predictor.static_times), train.rows(slice(0, 512))))
+    best, kept = copy.deepcopy(predictor.state_dict()), Checkpoint(checkpoint)
+    found = kept.load(dict.fromkeys(("weights", "average", "best"), best))
+    first_phase, first_epoch, since_best = (int(n) for n in found["progress"][:3]) if found else (0, 0, 0)
+    if found:
+        result.epochs, result.distance, best = int(found["progress"][3]), found["progress"][4], found["best"]
+    for number, phase in list(enumerate(phases))[first_phase:]:
+        loss_of, count = phase.loss(predictor, objective, train, labels)
+        average = AveragedModel(predictor, avg_fn=_warming_average(options.ema), use_buffers=False)
+        averaged: Any = average.module
+        optimizer = torch.optim.AdamW(predictor.parameters(), betas=(0.9, 0.98), weight_decay=options.weight_decay)
+        per_epoch = -(-count // options.batch_size)
+        if found:
+            predictor.load_state_dict(found["weights"])
+            averaged.load_state_dict(found["average"])
+            average.n_averaged.fill_(first_epoch * per_epoch)
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": found["optimizer"]})
+        model, optimizer = accelerator.prepare(predictor, optimizer)
+        steps, done = phase.epochs * per_epoch, first_epoch * per_epoch
         bar = tqdm(
-            range(epochs), desc=f"{predictor.kind}, {loss_name}", unit="epoch", disable=not progress, leave=False
-        )
-        for epoch in bar:
-            total, count = 0.0, 0
-            for rows in torch.randperm(len(train.batch), generator=generator).split(options.batch_size):
+            total=steps, initial=done, desc=f"{predictor.kind}, {phase.name}", unit="step", disable=not progress,
+            leave=False,
+        )  # fmt: skip
+        for epoch in range(first_epoch, phase.epochs):
+            if since_best >= options.patience:
+                break
+            total, generator = 0.0, generator_for(options.seed, epoch, stream=number)
+            for rows in torch.randperm(count, generator=generator).split(options.batch_size):
+                for group in optimizer.param_groups:
+                    group["lr"] = phase.lr * _rate(done, steps)
                 loss = loss_of(model, rows)
                 optimizer.zero_grad()
                 accelerator.backward(loss)
-                accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 average.update_parameters(model)
-                total, count = total + float(loss.detach()) * len(rows), count + len(rows)
-            schedule.step()
+                total, done = total + float(loss.detach()), done + 1
+                bar.update()
             result.epochs += 1
-            accelerator.log({f"train/{loss_name}": total / count}, step=result.epochs)
-            due = loss_name != "labels" or (epoch + 1) % options.validate_every == 0 or epoch + 1 == epochs
-            if not due:
+            accelerator.log({f"train/{phase.name}": total / count}, step=result.epochs)
+            if (epoch + 1) % phase.validate_every and epoch + 1 < phase.epochs:
                 continue
-            value, spread = _validate(average.module, objective, validation)
-            accelerator.log({"validation/distance": value, "validation/grid_spread": spread}, step=result.epochs)
+            now = objective.measure(averaged.policy(), validation)
+            value, gain = float(now.mean()), static - now
+            spread = _spread(averaged, objective, validation.rows(slice(0, 128)))
+            accelerator.log({"validation/distance": value, "validation/spread": spread}, step=result.epochs)
             bar.set_postfix(validation=f"{value:.5f}", static=f"{result.static_distance:.5f}")
-            since_best += 1 if loss_name != "labels" else options.validate_every
-            if value < result.distance:
-                result.distance, kept, since_best = value, copy.deepcopy(average.module.state_dict()), 0
-            if since_best >= options.patience:
-                break
-        predictor.load_state_dict(kept)
+            since_best += phase.validate_every
+            sure = float(gain.mean()) > float(gain.std()) / len(gain) ** 0.5
+            if value < result.distance and sure:
+                result.distance, best, since_best = value, copy.deepcopy(averaged.state_dict()), 0
+            states = {"weights": predictor.state_dict(), "average": averaged.state_dict(), "best": best}
+            kept.save(states, optimizer, (number, epoch + 1, since_best, result.epochs, result.distance))
+        bar.close()
+        predictor.load_state_dict(best)
+        found, first_epoch, since_best = None, 0, 0
     _picture(writer, predictor, objective, validation, result)
     accelerator.end_training()
+    kept.remove()
     return result
 
 
-def _phases(options: TrainOptions) -> list[tuple[str, int, float]]:
-    labels = ("labels", options.epochs, options.lr)
-    through = ("end-to-end", options.end_to_end_epochs, options.end_to_end_lr)
-    known = {"labels": [labels], "end_to_end": [through], "both": [labels, through]}
+def _rate(step: int, steps: int) -> float:
+    """The learning rate at `step` of `steps`, over its peak: a short rise, then a cosine."""
+    return min(1.0, (step + 1) / WARM_UP) * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One loss, for a number of epochs."""
+
+    name: str
+    epochs: int
+    lr: float
+    validate_every: int
+
+    def loss(
+        self, predictor: Predictor, objective: Objective, train: Batch, labels: Labelled | None
+    ) -> tuple[Loss, int]:
+        """(model, rows) -> the loss summed over the rows, and how many rows there are."""
+        if self.name == "labels" and labels is not None:
+            return _regression(predictor, objective, labels), len(labels.batch)
+        return _end_to_end(objective, train), len(train)
+
+
+def _phases(options: TrainOptions, labels: Labelled | None) -> list[_Phase]:
+    regression = _Phase("labels", options.label_epochs, options.label_lr, options.validate_every)
+    through = _Phase("end-to-end", options.epochs, options.lr, 1)
+    known = {"end_to_end": [through], "labels": [regression], "both": [regression, through]}
     if options.loss not in known:
         raise TsAdaptError(f"loss {options.loss!r} is not known; expected one of {', '.join(known)}")
+    if options.loss != "end_to_end" and labels is None:
+        raise TsAdaptError(f"loss {options.loss!r} learns from labels, and none were given; take end_to_end")
     return known[options.loss]
 
 
-def _regression(predictor: Predictor, objective: Objective, data: Labelled) -> Callable[[Any, Tensor], Tensor]:
+def _warming_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """The exponential moving average whose memory grows with the number of steps n: min(decay, (1 + n) / (10 + n))."""
+
+    def average(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        n = int(count)
+        return mean.lerp(new, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return average
+
+
+def _regression(predictor: Predictor, objective: Objective, data: Labelled) -> Loss:
     noise = objective.denoiser.noise
     u = positions(data.times, noise)
     variance = u[:, 1:-1].var(0, correction=0).mean().clamp_min(1e-6)
+
+    def squared_error(predicted: Tensor, wanted: Tensor) -> Tensor:
+        return (predicted - wanted).square().mean(-1).sum() / variance
+
     if isinstance(predictor, OneShot):
 
         def one_shot_loss(model: Any, rows: Tensor) -> Tensor:
             batch = data.batch.rows(rows)
-            predicted = positions(model(batch.x_T, batch.condition).times[:, 1:-1], noise)
-            return (predicted - u[rows, 1:-1]).square().mean() / variance
+            return squared_error(positions(model(batch.x_T, batch.condition).times[:, 1:-1], noise), u[rows, 1:-1])
 
         return one_shot_loss
 
-    states, x0 = _label_states(objective, data)
+    states, x0 = _states(objective, TimeGrid(data.times), data.batch)
+    free = predictor.steps - 1
 
     def recursive_loss(model: Any, rows: Tensor) -> Tensor:
-        free = predictor.steps - 1
-        index = torch.arange(free).repeat(len(rows))
-        sample = rows.repeat_interleave(free)
-        condition = condition_rows(data.batch.condition, sample)
-        logit = predictor.share_logit(
-            states[sample, index], x0[sample, index], data.times[sample, index], index, condition
-        )
-        predicted = u[sample, index] + torch.sigmoid(logit) * (1 - u[sample, index])
-        return (predicted - u[sample, index + 1]).square().mean() / variance
+        parts = []
+        for i in range(free):
+            before = x0[rows, i - 1] if i else None
+            seen = predictor.picture(states[rows, i], x0[rows, i], before, data.times[rows, i])
+            condition = condition_rows(data.batch.condition, rows)
+            r = predictor.share(model.encoder(seen, i, condition).double(), i)
+            parts.append(u[rows, i] + r * (1 - u[rows, i]))
+        return squared_error(torch.stack(parts, 1), u[rows, 1:-1])
 
     return recursive_loss
 
 
 @torch.no_grad()
-def _label_states(objective: Objective, data: Labelled, batch_size: int = 128) -> tuple[Tensor, Tensor]:
-    """The states and x0 `(n, N, ...)` that the solver meets along each label."""
+def _states(objective: Objective, grid: TimeGrid, batch: Batch, batch_size: int = 128) -> tuple[Tensor, Tensor]:
+    """The states `(n, N+1, ...)` and x0 `(n, N, ...)` that the solver meets along `grid`."""
     states, x0 = [], []
-    for start in range(0, len(data.batch), batch_size):
-        part = data.rows(slice(start, start + batch_size))
-        solution = objective.student_solution(TimeGrid(part.times), part.batch, keep_trajectory=True)
-        assert solution.states is not None and solution.x0 is not None
-        states.append(solution.states[:, :-1])
-        x0.append(solution.x0)
+    for start in range(0, len(batch), batch_size):
+        rows = slice(start, start + batch_size)
+        solution = objective.student_solution(grid.rows(rows), batch.rows(rows), keep_trajectory=True)
+        if solution.states is not None and solution.x0 is not None:
+            states.append(solution.states)
+            x0.append(solution.x0)
     return torch.cat(states), torch.cat(x0)
 
 
-def _end_to_end(objective: Objective, data: Labelled) -> Callable[[Any, Tensor], Tensor]:
-    mean = data.distance.mean().clamp_min(1e-12)
-
+def _end_to_end(objective: Objective, data: Batch) -> Loss:
     def loss(model: Any, rows: Tensor) -> Tensor:
-        distances = objective(model.policy(), data.batch.rows(rows))
-        finite = torch.isfinite(distances)
-        return torch.where(finite, distances, torch.zeros_like(distances)).sum() / finite.sum().clamp_min(1) / mean
+        distances = objective(model.policy(), data.rows(rows))
+        return torch.where(torch.isfinite(distances), distances, torch.zeros_like(distances)).sum()
 
     return loss
 
@@ -229,32 +297,26 @@ def predicted_times(predictor: Predictor, objective: Objective, batch: Batch, ba
     return torch.cat(parts)
 
 
-def _validate(predictor: Any, objective: Objective, validation: Labelled) -> tuple[float, float]:
-    """Mean distance, and the predicted grids' standard deviation over the labels'."""
-    predictor.eval()
-    distance = float(objective.measure(predictor.policy(), validation.batch).mean())
-    noise = objective.denoiser.noise
-    predicted = positions(predicted_times(predictor, objective, validation.batch.rows(slice(0, 128))), noise)
-    labels = positions(validation.times, noise)
-    ratio = predicted.std(0)[1:-1].mean() / labels.std(0)[1:-1].mean().clamp_min(1e-9)
-    predictor.train()
-    return distance, float(ratio)
+def _spread(predictor: Predictor, objective: Objective, batch: Batch) -> float:
+    """Standard deviation over samples of the predicted inner times, in log-SNR; their mean."""
+    if predictor.steps < 2:
+        return 0.0
+    low, high = finite_log_snr_range(objective.denoiser.noise)
+    u = positions(predicted_times(predictor, objective, batch), objective.denoiser.noise)[:, 1:-1]
+    return float(u.std(0, correction=0).mean()) * (high - low)
 
 
 @torch.no_grad()
-def _picture(
-    writer: Any, predictor: Predictor, objective: Objective, validation: Labelled, result: TrainResult
-) -> None:
+def _picture(writer: Any, predictor: Predictor, objective: Objective, validation: Batch, result: TrainResult) -> None:
     few = validation.rows(slice(0, 64))
-    grids = {
-        "static": predictor.static_times,
-        predictor.kind: predicted_times(predictor, objective, few.batch),
-        "oracle": few.times,
-    }
+    grids = {"static": predictor.static_times, predictor.kind: predicted_times(predictor, objective, few)}
     title = f"{predictor.steps} steps, {type(objective.solver).__name__}"
     writer.add_figure("schedules", plot_schedules(grids, objective.denoiser.noise, title), result.epochs)
-    shown = few.rows(slice(0, 8)).batch
-    rows = {name: objective.student(TimeGrid(t[:8] if t.ndim == 2 else t), shown) for name, t in grids.items()}
-    rows["teacher"] = shown.target
+    shown = few.rows(slice(0, 8))
+    rows = {
+        "static": objective.student(TimeGrid(predictor.static_times), shown),
+        predictor.kind: objective.student(predictor.policy(), shown),
+        "teacher": shown.target,
+    }
     images = {name: objective.denoiser.decode(x) for name, x in rows.items()}
     writer.add_figure("samples", plot_images(images, title), result.epochs)

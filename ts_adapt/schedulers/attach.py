@@ -21,8 +21,8 @@ from ts_adapt.denoisers.pipeline import noise_of
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.schedulers.hook import TimeHook, argument_names
 from ts_adapt.schedulers.noise_config import differences
-from ts_adapt.schedulers.plans import Predictors
 from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.schedulers.sources import Predictors
 
 NETWORKS = ("unet", "transformer")
 _MARK = "_ts_adapt_attachment"
@@ -57,6 +57,11 @@ def attach(pipe: Any, schedule: LearnedScheduler, *, strict: bool = True) -> Any
     _refuse_what_the_pipeline_cannot(pipe, network, schedule)
     attached = getattr(pipe, _MARK, None)
     former = attached.scheduler if attached is not None else pipe.scheduler
+    if isinstance(former, LearnedScheduler) and former.known_noise is None:
+        raise TsAdaptError(
+            f"the scheduler that {type(pipe).__name__} was built with knows no noise schedule; build the pipeline with "
+            "one that has betas, or make that one by from_grid(..., config=...)"
+        )
     theirs = noise_of(former.config, type(former).__name__)
     found = [] if schedule.known_noise is None else differences(schedule.known_noise, theirs)
     if found and strict:
@@ -93,7 +98,7 @@ def network_of(pipe: Any) -> nn.Module:
     """The one network of `pipe` that denoises."""
     name = type(pipe).__name__
     networks = [found for key in NETWORKS if isinstance(found := getattr(pipe, key, None), nn.Module)]
-    if not networks or getattr(pipe, "scheduler", None) is None:
+    if not networks or getattr(getattr(pipe, "scheduler", None), "config", None) is None:
         raise TsAdaptError(
             f"{name} has no unet or transformer with a scheduler; attach works on pipelines of diffusers that have both"
         )

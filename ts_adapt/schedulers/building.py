@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.numerics import validate_grid
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.noise_config import UNKNOWN, noise_config
-from ts_adapt.schedulers.plans import Chosen, Predictor, grids_to_json
+from ts_adapt.schedulers.plans import Predictor
+from ts_adapt.schedulers.sources import Chosen, grids_to_json
 
 
 class Constructors:
@@ -33,18 +35,16 @@ class Constructors:
         A family may do without `config` and takes over that of the pipeline it is attached to.
         """
         if isinstance(grid, str):
-            noise = UNKNOWN if config is None else noise_config(config)
+            noise = UNKNOWN if config is None else _required(config, "a family of grids")
             return cls._made(noise, solver=solver, grid=grid, **options)
-        grid = grid if isinstance(grid, TimeGrid) else TimeGrid(torch.as_tensor(grid, dtype=torch.float64))
+        found = _as_grid(grid)
         noise = _required(config, "a grid of times")
-        return cls._made(noise, solver=solver, grids=grids_to_json({grid.steps: grid}), **options)
+        return cls._made(noise, solver=solver, grids=grids_to_json({found.steps: found}), **options)
 
     @classmethod
     def from_schedules(cls, schedules: Schedule | Sequence[Schedule], config: Mapping[str, Any], **options: Any) -> Any:
         """From learned static schedules for one model and solver, each for another NFE, and the scheduler's config."""
-        found = [schedules] if isinstance(schedules, Schedule) else list(schedules)
-        if not found:
-            raise TsAdaptError("no schedule was given; from_schedules takes at least one")
+        found = _all_of(schedules, Schedule, "from_schedules", "learned schedules, which Schedule.load reads")
         solvers, steps = {s.solver for s in found}, [s.grid.steps for s in found]
         if len(solvers) > 1 or len(set(steps)) < len(steps):
             raise TsAdaptError(
@@ -61,7 +61,7 @@ class Constructors:
         cls, predictors: Predictor | Sequence[Predictor], solver: str, config: Mapping[str, Any], **options: Any
     ) -> Any:
         """From predictors of one kind (`load_predictor` reads them), each for another NFE."""
-        found = list(predictors) if isinstance(predictors, Sequence) else [predictors]
+        found = _all_of(predictors, Predictor, "from_predictors", "predictors, which load_predictor reads")
         given = {predictor.steps: predictor for predictor in found}
         if len(given) < len(found):
             raise TsAdaptError("two of the predictors are for the same NFE; give one for each")
@@ -74,14 +74,36 @@ class Constructors:
         cls, policy: StepPolicy, times: Tensor, solver: str, config: Mapping[str, Any], **options: Any
     ) -> Any:
         """From any step policy; `times` `(N+1,)` are the nominal ones of the loop. It cannot be saved."""
+        if not isinstance(policy, StepPolicy):
+            raise TsAdaptError(f"a step policy has init and next; got {type(policy).__name__}, which has not")
+        nominal = _as_grid(times).times
         schedule = cls._made(_required(config, "a step policy"), solver=solver, **options)
-        schedule.source = Chosen(policy, times, schedule.noise)
+        schedule.source = Chosen(policy, nominal, schedule.noise)
         return schedule
 
     @classmethod
     def _made(cls, noise: Mapping[str, Any], **options: Any) -> Any:
         make: Any = cls
         return make(**noise, **options)
+
+
+def _as_grid(grid: Any) -> TimeGrid:
+    """`grid` with valid times; TsAdaptError where it is none."""
+    try:
+        return validate_grid(grid if isinstance(grid, TimeGrid) else torch.as_tensor(grid, dtype=torch.float64))
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise TsAdaptError(
+            f"a grid is a family's name, a TimeGrid or a tensor of times; got {type(grid).__name__} ({error})"
+        ) from error
+
+
+def _all_of(given: Any, kind: Any, method: str, what: str) -> list[Any]:
+    """`given`, one or several of `kind`, as a list; TsAdaptError for anything else."""
+    found = list(given) if isinstance(given, list | tuple) else [given]
+    if not found or not all(isinstance(one, kind) for one in found):
+        names = ", ".join(type(one).__name__ for one in found) or "none"
+        raise TsAdaptError(f"{method} takes at least one of {what}; got {names}")
+    return found
 
 
 def _required(config: Mapping[str, Any] | None, what: str) -> dict[str, Any]:

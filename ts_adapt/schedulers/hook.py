@@ -1,29 +1,33 @@
 """What a network is told: a forward pre-hook that gives each row of a pipeline's call its own time.
 
     rows    of the network's batch: the samples, twice under classifier-free guidance: [x, x]
-    tau     (B,) from the run -> (rows,), tiled; divided by 1000 where the pipeline divides its timestep
+    tau     (rows,) from the run; divided by 1000 where the pipeline divides its timestep
 
-A call is one of the loop's if its timestep is the loop's next one, as such or divided by 1000, to the precision of half
-floats; any other use of the network is left alone. Timesteps that a pipeline has rounded to its own precision are
-replaced by those in float32.
+A call is one of the loop's if its timestep is the loop's next one, as such or divided by 1000, to the precision of the
+call; any other use of the network is left alone. Timesteps that a pipeline has rounded to its own precision are
+replaced by those in float32. Pipelines may share a network, in one thread or in several: a call belongs to the run that
+its thread began last. Cachers and the like on the network are told the run's step before each of its calls.
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.schedulers.run import Run, View
+from ts_adapt.denoisers.network import step_aware_parts
+from ts_adapt.interfaces import StepAware, TsAdaptError
+from ts_adapt.schedulers.run import Run, Shown
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
 DIVISORS = (1, 1000)
-HALF_PRECISION = 2.0**-7
-"""How far a timestep may be off, relatively, and still be meant: the rounding of bfloat16."""
+COPIES = (2, 3)
+"""How often a guided network sees each sample: without and with its condition, and once more if perturbed."""
 CONDITIONS = ("class_labels", "encoder_hidden_states", "pooled_projections")
 """The arguments of a network that a predictor may look at."""
 
@@ -36,65 +40,85 @@ class TimeHook:
         self.names = argument_names(network)
         self.place = self.names.index("timestep")
         self.null_class = getattr(getattr(network, "config", None), "num_embeds_ada_norm", None)
+        self._begun: tuple[int, int] | None = None
+
+    @property
+    def run(self) -> Run | None:
+        """The run of the pipeline, if this thread began it."""
+        run = self.schedule.run
+        own = self.pipe.scheduler is self.schedule and run is not None and run.thread == threading.get_ident()
+        return run if own else None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        run = self.schedule.run
-        if self.pipe.scheduler is not self.schedule or run is None or run.finished:
-            return None
+        run, parts = self.schedule.run, step_aware_parts(module)
         timestep = args[self.place] if self.place < len(args) else kwargs.get("timestep")
         exact = not isinstance(timestep, Tensor) or timestep.dtype in (torch.float32, torch.float64)
-        if timestep is None or (exact and not run.plan.told):
+        if run is None or timestep is None or (exact and not run.plan.told and not parts):
             return None
-        divisor = self._divisor(timestep, run)
-        if divisor is None:
+        return self._tell(module, timestep, args, kwargs, to_tell=run.plan.told or not exact)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _tell(
+        self, module: nn.Module, timestep: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, to_tell: bool
+    ) -> Any:
+        """What `__call__` returns; no part of a compiled graph, in which it would be traced anew at every step."""
+        run, parts = last_run(module), step_aware_parts(module)
+        if run is None or run is not self.run or run.finished:
             return None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         x = given[self.names[0]]
+        divisor = _divisor(timestep, x, run)
+        if divisor is None:
+            return None
+        if parts:
+            self._tell_step(parts, run, x, given)
+        if not to_tell:
+            return None
         if run.node is None:
-            self._start(run, x, given)
-        tau = run.tell().to(x.device) / divisor
-        if tau.ndim:
-            if x.shape[0] % tau.shape[0]:
-                raise TsAdaptError(
-                    f"the run began with {tau.shape[0]} samples and the network is called with {x.shape[0]}; keep the "
-                    "batch, or call set_timesteps() for a new one"
-                )
-            tau = tau.repeat(x.shape[0] // tau.shape[0])
-        tau = tau.expand(x.shape[0])
+            shown = self._shown(x, given)
+            run.start(shown, self._copies(run, shown) if run.plan.own_times else 1)
+        tau = run.tell(x.shape[0]).to(x.device) / divisor
         if self.place < len(args):
             return (*args[: self.place], tau, *args[self.place + 1 :]), kwargs
         return args, {**kwargs, "timestep": tau}
 
-    def _divisor(self, timestep: Any, run: Run) -> int | None:
-        """What the pipeline has divided the loop's timestep by; None where it is another timestep."""
-        nominal = float(run.plan.times[run.place]) * run.time_scale
-        value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
-        close = (d for d in DIVISORS if abs(value * d - nominal) <= HALF_PRECISION * abs(nominal))
-        return next(close, None)
-
-    def _start(self, run: Run, x: Tensor, given: dict[str, Any]) -> None:
-        rows, copies, conditional_first = x.shape[0], 1, False
-        if run.plan.own_times and rows % 2 == 0:
-            copies, conditional_first = self._guidance(x, given)
-        batch = rows // copies
-        own = slice(0, batch) if conditional_first else slice(rows - batch, rows)
+    def _shown(self, x: Tensor, given: dict[str, Any]) -> Shown:
+        rows = x.shape[0]
         condition = {
-            name: value[own]
+            name: value
             for name in CONDITIONS
             if isinstance(value := given.get(name), Tensor) and value.ndim and value.shape[0] == rows
         }
-        run.start(x[:batch], condition, _view(given), copies)
+        shown, labels = Shown(x, condition, _view(given)), condition.get("class_labels")
+        if self.null_class is None or labels is None or not shown.has_copies(2):
+            return shown
+        return replace(shown, by_class=bool((labels.chunk(2)[1] == self.null_class).all()))
 
-    def _guidance(self, x: Tensor, given: dict[str, Any]) -> tuple[int, bool]:
-        """How often each sample is in the batch, and whether its conditional half comes first (DiT)."""
-        guided = getattr(self.pipe, "do_classifier_free_guidance", None)
-        labels = given.get("class_labels")
-        by_class = False
-        if guided is None and self.null_class is not None and isinstance(labels, Tensor):
-            guided = by_class = bool((labels.chunk(2)[1] == self.null_class).all())
-        if guided is False or not torch.equal(*x.chunk(2)):
-            return 1, False
-        return 2, by_class
+    def _copies(self, run: Run, shown: Shown) -> int:
+        """How often each sample is in the batch, by all that can be known before the first step."""
+        rows = shown.x.shape[0]
+        if run.plan.rows is not None and rows % run.plan.rows == 0:
+            return rows // run.plan.rows
+        if not shown.by_class and getattr(self.pipe, "do_classifier_free_guidance", None) is False:
+            return 1
+        return next((copies for copies in COPIES if shown.has_copies(copies)), 1)
+
+    def _tell_step(self, parts: tuple[StepAware, ...], run: Run, x: Tensor, given: dict[str, Any]) -> None:
+        """Tell `parts` where the run is; they begin anew should the first step have shown another batch."""
+        batch = run.batch or x.shape[0] // self._copies(run, self._shown(x, given))
+        if self._begun != (run.number, batch):
+            self._begun, run.step_aware = (run.number, batch), parts
+            for part in parts:
+                part.begin(run.steps, batch)
+        for part in parts:
+            part.at(run.done)
+
+
+def last_run(network: nn.Module) -> Run | None:
+    """Of the runs of all pipelines attached to `network`, the one that this thread began last."""
+    hooks = (hook for hook in network._forward_pre_hooks.values() if isinstance(hook, TimeHook))
+    runs = (run for hook in hooks if (run := hook.run) is not None)
+    return max(runs, key=lambda run: run.number, default=None)
 
 
 def argument_names(network: nn.Module) -> list[str]:
@@ -103,20 +127,42 @@ def argument_names(network: nn.Module) -> list[str]:
     return list(inspect.signature(forward).parameters)[1:]
 
 
-def _view(given: dict[str, Any]) -> View | None:
-    """From Flux's tokens `(B, HW/4, 4C)` to `(B, C, H, W)`, by the rows and columns in `img_ids`; None for pictures."""
+def _divisor(timestep: Any, x: Tensor, run: Run) -> int | None:
+    """What the pipeline has divided the loop's timestep by; None where it is another timestep.
+
+    A timestep may have been rounded twice to the precision of `x` or of its own, or cut to a whole number.
+    """
+    nominal = float(run.plan.times[run.place]) * run.time_scale
+    if isinstance(timestep, Tensor):
+        value, dtype = float(timestep.flatten()[0]), timestep.dtype
+    else:
+        value, dtype = float(timestep), torch.float32
+    slack = 1.0
+    if dtype.is_floating_point:
+        slack = 2 * abs(nominal) * max(torch.finfo(kind).eps for kind in (dtype, x.dtype, torch.float32))
+    return next((divisor for divisor in DIVISORS if abs(value * divisor - nominal) <= slack), None)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """From Flux's tokens `(B, HW/4, 4C)`, `rows` x `columns` patches, to pictures `(B, C, H, W)`."""
+
+    rows: int
+    columns: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.rows * self.columns:
+            raise TsAdaptError(
+                f"the pipeline's {x.shape[1]} tokens are no picture of {self.rows} x {self.columns}; use a schedule "
+                "that does not look at the sample"
+            )
+        return F.pixel_shuffle(x.transpose(1, 2).reshape(x.shape[0], x.shape[2], self.rows, self.columns), 2)
+
+
+def _view(given: dict[str, Any]) -> Tokens | None:
+    """How tokens become pictures, by the rows and columns in `img_ids`; None where states are pictures."""
     positions = given.get("img_ids")
     if not isinstance(positions, Tensor):
         return None
     last = positions.reshape(-1, positions.shape[-1])[-1]
-    rows, columns = int(last[1]) + 1, int(last[2]) + 1
-
-    def view(x: Tensor) -> Tensor:
-        if x.shape[1] != rows * columns:
-            raise TsAdaptError(
-                f"the pipeline's {x.shape[1]} tokens are no picture of {rows} x {columns}; use a schedule that does "
-                "not look at the sample"
-            )
-        return F.pixel_shuffle(x.transpose(1, 2).reshape(x.shape[0], x.shape[2], rows, columns), 2)
-
-    return view
+    return Tokens(int(last[1]) + 1, int(last[2]) + 1)

@@ -42,7 +42,7 @@ def noise_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises TsAdaptError where that has no noise schedule of ours.
     """
-    noise, _ = noise_of(config, str(config.get("_class_name", "the scheduler")))
+    noise, _ = _read(config, str(config.get("_class_name", "the scheduler")))
     taken = {key: config.get(key, default) for key, default in NOISE_DEFAULTS.items()}
     if isinstance(noise, RectifiedFlow):
         taken |= {key: NOISE_DEFAULTS[key] for key in NOISE_DEFAULTS if "beta" in key}
@@ -55,16 +55,26 @@ def read_noise(config: Mapping[str, Any]) -> Noise | None:
 
     Raises TsAdaptError for values that make none.
     """
-    steps = config["num_train_timesteps"]
-    if not isinstance(steps, int) or isinstance(steps, bool) or not 2 <= steps <= MAX_TABLE:
-        raise TsAdaptError(f"num_train_timesteps is {steps!r}; expected a whole number from 2 to {MAX_TABLE}")
     flow = config["prediction_type"] == "flow_prediction"
     if not flow and config["beta_schedule"] is None and config["trained_betas"] is None:
         return None
+    return _read(config, "LearnedScheduler")
+
+
+def _read(config: Mapping[str, Any], name: str) -> Noise:
+    """`noise_of`, with values of the wrong kind or size refused."""
+    steps, trained = config.get("num_train_timesteps", 1000), config.get("trained_betas")
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 2 <= steps <= MAX_TABLE:
+        raise TsAdaptError(f"num_train_timesteps is {steps!r}; expected a whole number from 2 to {MAX_TABLE}")
+    if trained is not None and len(trained) > MAX_TABLE:
+        raise TsAdaptError(f"there are {len(trained)} trained_betas; expected at most {MAX_TABLE}")
+    kind = config.get("prediction_type", "epsilon")
+    if not isinstance(kind, str):
+        raise TsAdaptError(f"prediction_type is {kind!r}; expected a name, such as epsilon")
     try:
-        return noise_of(config, "LearnedScheduler")
+        return noise_of(config, name)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TsAdaptError(f"the betas of the schedule are no numbers ({error}); give those of the pipeline") from error
+        raise TsAdaptError(f"the betas of {name} are no numbers ({error}); give those of the pipeline") from error
 
 
 def differences(ours: Noise, theirs: Noise) -> list[str]:

@@ -1,240 +1,133 @@
-"""Where the times of a run come from: `set_timesteps(N)` asks a source for the plan of N steps.
+"""The times of one run of N steps: what a pipeline's loop sees, and the step policy that the run follows.
 
-    Family      a fixed family of grids                       any N
-    Grids       grids learned for some N                      these N, and those between the least and the greatest
-    Predictors  one-shot or recursive ones, learned for some N    these N
-    Chosen      any other step policy                         the N that its owner says
+    GridPlan         a grid: fixed, static, or one for each image of a batch
+    PredictorPlan    a one-shot or recursive predictor
+    PolicyPlan       any other step policy
 
-Between two learned numbers of steps n < N < m the grid is interpolated in log-SNR, at equal places i/N of the solve:
-
-    lambda_N(i/N) = (1 - w) lambda_n(i/N) + w lambda_m(i/N),      w = (N - n) / (m - n)
-
-Corrections (model times, output scales, coefficients) belong to the steps they were learned with and are not
-interpolated. A predictor has no such rule, so an N it was not learned for is refused.
+A plan is made of values only, so that a schedule can be copied and pickled at any moment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ts_adapt.assembly import build_grid
-from ts_adapt.grids.parametric import interpolate
+from ts_adapt.grids.given import from_sigmas, from_timesteps
 from ts_adapt.interfaces import NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.noise import RectifiedFlow, time_of_edm_sigma
-from ts_adapt.numerics import validate_grid, validate_times
+from ts_adapt.noise import RectifiedFlow
 from ts_adapt.policies import FollowGrid
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.schedule_file import MAX_STEPS
 
 Predictor = OneShot | Recursive
-CORRECTIONS = ("model_times", "output_scale", "coefficients")
+SHARED_DIMS = {"times": 1, "model_times": 1, "output_scale": 1, "coefficients": 2}
+"""What a grid holds -> its number of dimensions where all samples share it."""
 
 
-@dataclass(frozen=True)
 class Plan:
-    """The times of a run of N steps.
+    """The times of a run.
 
     times      the nominal times `(N+1,)`, float64: what a pipeline's loop sees. For a grid that the batch shares they
                are the times; for others, those of the static grid or the mean of the grids
-    policy     (place of the nominal times where the run begins) -> the step policy
-    own_times  every sample has its own times
+    own_times  every sample has times, or corrections, of its own
     told       the network has to be told other times than the nominal ones: own times, or model times
+    rows       the number of samples that it is for; None: any
     inside     a run may begin at a later place than 0; one-shot predictors see pure noise and may not
     predictor  the network that chooses the times, if any
     """
 
     times: Tensor
-    policy: Callable[[int], StepPolicy]
-    own_times: bool = False
-    told: bool = False
-    inside: bool = True
+    own_times = told = False
+    rows: int | None = None
+    inside = True
     predictor: Predictor | None = None
 
+    @property
+    def steps(self) -> int:
+        return self.times.shape[-1] - 1
 
-class Source:
-    """`learned`: the numbers of steps it was learned for, None for any. `own_times`, `told`, `inside`: as in `Plan`."""
-
-    learned: tuple[int, ...] | None = None
-    own_times = False
-    told = False
-    inside = True
-
-    def plan(self, steps: int, noise: NoiseSchedule) -> Plan:
-        """The plan of `steps` steps; TsAdaptError where there is none."""
+    def policy(self, begin: int) -> StepPolicy:
+        """What a run that begins at place `begin` of the nominal times follows."""
         raise NotImplementedError
 
 
-class Family(Source):
-    """A fixed family of grids, by its name."""
+class GridPlan(Plan):
+    """Follows `grid`; a run that begins inside follows the rest of it."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, grid: TimeGrid) -> None:
+        self._whole = FollowGrid(grid)
+        held = ((getattr(grid, name), ndim) for name, ndim in SHARED_DIMS.items())
+        own = [value for value, ndim in held if value is not None and value.ndim > ndim]
+        self.times = (grid.times.mean(0) if grid.per_sample else grid.times).detach().cpu()
+        self.own_times, self.rows = bool(own), len(own[0]) if own else None
+        self.told = self.own_times or grid.model_times is not None
 
-    def plan(self, steps: int, noise: NoiseSchedule) -> Plan:
-        return plan_of_grid(build_grid(self.name, noise, steps))
-
-
-class Grids(Source):
-    """Learned grids by their number of steps; `(B, N+1)` times are one grid per image of a batch of B."""
-
-    def __init__(self, grids: Mapping[int, TimeGrid], noise: NoiseSchedule) -> None:
-        self.grids = {steps: validate_grid(grid, noise) for steps, grid in sorted(grids.items())}
-        for steps, grid in self.grids.items():
-            if grid.steps != steps:
-                raise TsAdaptError(f"the grid for {steps} steps has {grid.steps}; give it under its own number")
-        self.learned = tuple(self.grids)
-        self.own_times = any(grid.per_sample for grid in self.grids.values())
-        self.told = self.own_times or any(grid.model_times is not None for grid in self.grids.values())
-
-    def plan(self, steps: int, noise: NoiseSchedule) -> Plan:
-        return plan_of_grid(self.grids[steps] if steps in self.grids else self._between(steps, noise))
-
-    def _between(self, steps: int, noise: NoiseSchedule) -> TimeGrid:
-        learned = tuple(self.grids)
-        if not learned[0] < steps < learned[-1]:
-            raise _not_learned(steps, learned, ", and between them log-SNR is interpolated")
-        low, high = max(n for n in learned if n < steps), min(n for n in learned if n > steps)
-        pair = [self.grids[low], self.grids[high]]
-        if any(grid.per_sample or any(getattr(grid, name) is not None for name in CORRECTIONS) for grid in pair):
-            raise _not_learned(steps, learned, " (corrections and grids per image are not interpolated)")
-        first, second = (interpolate(grid.times, noise, steps) for grid in pair)
-        inside = torch.lerp(
-            noise.log_snr(first[1:-1]), noise.log_snr(second[1:-1]), torch.tensor((steps - low) / (high - low)).double()
-        )
-        return validate_grid(TimeGrid(torch.cat([first[:1], noise.time(inside), first[-1:]])), noise)
+    def policy(self, begin: int) -> StepPolicy:
+        return FollowGrid(self._whole.grid, first=begin) if begin else self._whole
 
 
-class Predictors(Source):
-    """One-shot or recursive predictors by their number of steps, all of one kind.
-
-    `given` may be empty where a config names predictors without their weights; only `plan` then complains.
-    """
+class PredictorPlan(Plan):
+    """Asks `predictor`; its static grid gives the nominal times."""
 
     own_times = told = True
 
-    def __init__(self, learned: tuple[int, ...], given: Mapping[int, Predictor]) -> None:
-        self.learned = self.named = tuple(sorted(learned))
-        self.given = dict(given)
-        kinds = {predictor.kind for predictor in self.given.values()}
-        if len(kinds) > 1:
-            raise TsAdaptError("a schedule has predictors of one kind; these are one-shot and recursive, make two")
-        self.inside = kinds != {OneShot.kind}
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor: Predictor = predictor
+        self.times = predictor.static_times.detach().cpu()
+        self.inside = isinstance(predictor, Recursive)
 
-    def plan(self, steps: int, noise: NoiseSchedule) -> Plan:
-        if steps not in self.named:
-            raise _not_learned(steps, self.named)
-        if steps not in self.given:
-            raise TsAdaptError(
-                "this schedule was made from a config, which holds no weights of predictors; load it with "
-                "LearnedScheduler.from_pretrained, or build it with from_predictors"
-            )
-        predictor = self.given[steps]
-
-        def policy(begin: int) -> StepPolicy:
-            return predictor.policy(begin) if isinstance(predictor, Recursive) else predictor.policy()
-
-        times = predictor.static_times.detach().cpu()
-        return Plan(times, policy, own_times=True, told=True, inside=self.inside, predictor=predictor)
+    def policy(self, begin: int) -> StepPolicy:
+        return self.predictor.policy(begin) if isinstance(self.predictor, Recursive) else self.predictor.policy()
 
 
-class Chosen(Source):
-    """Any step policy; `times` `(N+1,)` are the nominal times that stand for it in a pipeline's loop."""
+class PolicyPlan(Plan):
+    """Follows `policy`; `times` stand for it in a pipeline's loop."""
 
     own_times = told = True
     inside = False
 
-    def __init__(self, policy: StepPolicy, times: Tensor, noise: NoiseSchedule) -> None:
-        self.policy, self.times = policy, validate_grid(times, noise).times
-        self.learned = (self.times.shape[-1] - 1,)
+    def __init__(self, policy: StepPolicy, times: Tensor) -> None:
+        self._policy, self.times = policy, times
 
-    def plan(self, steps: int, noise: NoiseSchedule) -> Plan:
-        if steps != self.times.shape[-1] - 1:
-            raise _not_learned(steps, (self.times.shape[-1] - 1,))
-        return Plan(self.times, lambda begin: self.policy, own_times=True, told=True, inside=False)
+    def policy(self, begin: int) -> StepPolicy:
+        return self._policy
 
 
-def plan_of_grid(grid: TimeGrid) -> Plan:
-    """The plan that follows `grid`; a run that begins inside follows the rest of it."""
-
-    @cache
-    def policy(begin: int) -> StepPolicy:
-        parts = [
-            None if value is None else value.narrow(axis, begin, value.shape[axis] - begin)
-            for value, axis in ((grid.model_times, -1), (grid.output_scale, -1), (grid.coefficients, -2))
-        ]
-        return FollowGrid(TimeGrid(grid.times[..., begin:], *parts))
-
-    nominal = grid.times.mean(0) if grid.per_sample else grid.times
-    told = grid.per_sample or grid.model_times is not None
-    return Plan(nominal.detach().cpu(), policy, own_times=grid.per_sample, told=told)
-
-
-def given_plan(timesteps: Any, sigmas: Any, noise: NoiseSchedule, time_scale: float) -> Plan:
+def given_plan(timesteps: Any, sigmas: Any, noise: NoiseSchedule, time_scale: float) -> GridPlan:
     """The plan of times given by hand, as `timesteps` in the network's unit, or as `sigmas`; it ends in t_min.
 
-    The sigmas are edm_sigmas, or t for a rectified flow; a 0 at their end is that end. Raises TsAdaptError for times
-    that do not fall, or leave the noise schedule.
+    The sigmas are edm_sigmas, or t for a rectified flow; a 0 at their end is that end. Raises TsAdaptError for both at
+    once, and for numbers that do not fall, or leave the noise schedule.
     """
-    what = "sigmas" if timesteps is None else "timesteps"
-    given = torch.as_tensor(sigmas if timesteps is None else timesteps, dtype=torch.float64).detach().cpu()
-    if given.ndim != 1 or not len(given):
-        raise TsAdaptError(f"{what} is a list of numbers; got shape {tuple(given.shape)}")
+    if timesteps is not None and sigmas is not None:
+        raise TsAdaptError("timesteps and sigmas were given; give one of them")
     if timesteps is not None:
-        times = given / time_scale
+        times, _ = from_timesteps(_numbers(timesteps, "timesteps"), noise, "the list of timesteps", scale=time_scale)
     else:
-        given = given[:-1] if given[-1] == 0 and len(given) > 1 else given
-        times = given if isinstance(noise, RectifiedFlow) else time_of_edm_sigma(noise, given)
-    end = times.new_tensor([noise.t_min])
-    times = times if len(times) > 1 and times[-1] == end else torch.cat([times, end])
-    return plan_of_grid(TimeGrid(validate_times(times, noise, what=f"the given {what}")))
+        given = _numbers(sigmas, "sigmas")
+        times, _ = from_sigmas(given if given[-1] == 0 else [*given, 0.0], noise, "the list of sigmas")
+    return GridPlan(TimeGrid(times))
 
 
-def stands_for_number(sigmas: Any) -> bool:
-    """Whether `sigmas` are 1, 1 - 1/N, .., 1/N: what pipelines of flows give where the user has not."""
-    if sigmas is None:
-        return False
-    given = torch.as_tensor(sigmas, dtype=torch.float64)
-    steps = len(given) if given.ndim == 1 else 0
-    return steps > 0 and torch.allclose(given, torch.linspace(1, 1 / steps, steps, dtype=torch.float64), atol=1e-6)
-
-
-def grids_to_json(grids: Mapping[int, TimeGrid]) -> dict[str, dict[str, Any]]:
-    """`grids` as a config holds them: lists of numbers by name, by the number of steps."""
-    names = ("times", *CORRECTIONS)
-    return {
-        str(steps): {name: getattr(grid, name).tolist() for name in names if getattr(grid, name) is not None}
-        for steps, grid in sorted(grids.items())
-    }
-
-
-def grids_from_json(data: Any) -> dict[int, TimeGrid]:
-    """The inverse of `grids_to_json`; TsAdaptError for anything else."""
-    grids: dict[int, TimeGrid] = {}
+def _numbers(given: Sequence[float] | Tensor, what: str) -> list[float]:
     try:
-        for steps, entry in data.items():
-            given = {name: torch.tensor(values, dtype=torch.float64) for name, values in entry.items()}
-            unknown = given.keys() - {"times", *CORRECTIONS}
-            if unknown or not 1 <= int(steps) <= MAX_STEPS:
-                raise ValueError(f"{steps!r} with {sorted(unknown)}")
-            grids[int(steps)] = TimeGrid(**given)
-    except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise TsAdaptError(
-            f'`grids` of a schedule are {{"5": {{"times": [...]}}, ...}}, lists of numbers by the number of steps; '
-            f"these are not ({reason})"
-        ) from error
-    return grids
+        values = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TsAdaptError(f"{what} is a list of numbers; got {type(given).__name__} ({error})") from error
+    if values.ndim != 1 or not 1 <= len(values) <= MAX_STEPS:
+        raise TsAdaptError(f"{what} is a list of 1 to {MAX_STEPS} numbers; got shape {tuple(values.shape)}")
+    numbers: list[float] = values.tolist()
+    return numbers
 
 
-def _not_learned(steps: int, learned: tuple[int, ...], more: str = "") -> TsAdaptError:
-    known = ", ".join(map(str, learned))
-    return TsAdaptError(
-        f"num_inference_steps is {steps}; this schedule was learned for {known}{more}: give one of them"
-    )
+def stands_for_number(sigmas: Any, noise: NoiseSchedule) -> bool:
+    """Whether `sigmas` are 1, 1 - 1/N, .., 1/N: what pipelines of flows give where the user has not."""
+    if sigmas is None or not isinstance(noise, RectifiedFlow):
+        return False
+    given = _numbers(sigmas, "sigmas")
+    default = torch.linspace(1, 1 / len(given), len(given), dtype=torch.float64)
+    return torch.allclose(torch.tensor(given, dtype=torch.float64), default, atol=1e-6)

@@ -6,23 +6,30 @@
     x0   = x0_from_raw(raw, x_t, node)          step(raw, x_t)
     advance(policy, solver, x_t, x0, node)      ... -> x_s
 
-tau is the network's timestep, time_scale * model_time, `()` or `(B,)`. States are taken in float32 at least.
+tau is the network's timestep, time_scale * model_time, one for each row of its batch. Rows are samples, or copies of
+them: [x, x] under classifier-free guidance. How many copies there are is a guess at the first call, where two samples
+may have begun from the same noise; the first step knows, as it is given the samples once. States are taken in float32
+at least.
 """
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ts_adapt.denoisers.network import x0_from_raw
-from ts_adapt.interfaces import Condition, Node, NoiseSchedule, Solver, StepPolicy, TsAdaptError
+from ts_adapt.interfaces import Condition, Node, NoiseSchedule, Solver, StepAware, StepPolicy, TsAdaptError
 from ts_adapt.sampling import advance
 from ts_adapt.schedulers.plans import Plan
 
 View = Callable[[Tensor], Tensor]
+_numbers = itertools.count()
 
 
 class OnGrid:
@@ -57,6 +64,42 @@ class OnGrid:
         return self.noise.time(log_snr)
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What the first call of the network shows of a run.
+
+    x          `(rows, ...)`: the samples, or several copies of them, one after the other
+    condition  what a predictor may look at, by name
+    view       from the pipeline's states to `(B, C, H, W)`, for the policy; None: they are that
+    by_class   guided by a null class, as DiT is: of two copies the first has the samples' own condition, not the last,
+               and the pipeline's states are both copies too
+    """
+
+    x: Tensor
+    condition: Condition = field(default_factory=dict)
+    view: View | None = None
+    by_class: bool = False
+
+    def samples(self, copies: int) -> tuple[Tensor, Condition]:
+        """The samples `(B, ...)` once, and their own condition."""
+        if copies == 1:
+            return self.x, self.condition
+        rows = self.x.shape[0]
+        batch = rows // copies
+        own = slice(0, batch) if self.by_class else slice(rows - batch, rows)
+        return self.x[:batch], {
+            name: value[own] if isinstance(value, Tensor) and value.shape[:1] == (rows,) else value
+            for name, value in self.condition.items()
+        }
+
+    def has_copies(self, copies: int) -> bool:
+        """Whether the rows can be `copies` times the same samples."""
+        if self.x.shape[0] % copies:
+            return False
+        first, *others = self.x.chunk(copies)
+        return all(torch.equal(first, other) for other in others)
+
+
 class Seen:
     """`policy`, which sees states through `view`: pictures where the pipeline has tokens."""
 
@@ -75,6 +118,9 @@ class Run:
 
     solver, prediction, clip_x0    as in `NetworkDenoiser` and `integrate`
     time_scale                     the network's timestep for t = 1
+    number, thread                 the later of two runs has the greater number; the thread that began it
+    batch                          the number of samples; None: no step has told it yet
+    step_aware                     parts of the network that were told that the run began; they are told when it is over
     """
 
     def __init__(
@@ -82,12 +128,17 @@ class Run:
     ) -> None:
         self.plan, self.solver, self.noise, self.prediction = plan, solver, solver.noise_schedule, prediction
         self.time_scale, self.begin, self.clip_x0 = time_scale, begin, clip_x0
-        self.steps = plan.times.shape[-1] - 1 - begin
+        self.number, self.thread = next(_numbers), threading.get_ident()
+        self.steps = plan.steps - begin
         self.done = 0
         self.batch: int | None = None
+        self._form: tuple[int, ...] = ()
         self.node: Node | None = None
+        self.step_aware: tuple[StepAware, ...] = ()
         self._policy: StepPolicy | None = None
+        self._shown: Shown | None = None
         self._copies = 1
+        self._told: Tensor | None = None
         self._told_at = -1
         self._policy_state: Any = None
         self._memory: Any = None
@@ -101,15 +152,12 @@ class Run:
     def finished(self) -> bool:
         return self.done == self.steps
 
-    def start(self, x_T: Tensor, condition: Condition, view: View | None = None, copies: int = 1) -> None:
-        """Resolve the first node for the state `x_T` `(B, ...)` that the run begins with.
-
-        view    from the pipeline's states to `(B, C, H, W)`, for the policy; None: they are that
-        copies  how often the network sees each sample: twice under classifier-free guidance
-        """
+    def start(self, shown: Shown, copies: int = 1) -> None:
+        """Resolve the first node for what the run begins with, of which the network sees `copies` of each sample."""
+        x_T, condition = shown.samples(copies)
         predictor = self.plan.predictor
         if predictor is not None:
-            seen, learned = tuple((view or _full)(x_T).shape[1:]), tuple(predictor.options["shape"])
+            seen, learned = tuple((shown.view or _full)(x_T).shape[1:]), tuple(predictor.options["shape"])
             if seen != learned:
                 raise TsAdaptError(
                     f"the predictor was learned for samples of shape {learned}, the pipeline's are {seen}; give the "
@@ -118,10 +166,7 @@ class Run:
             if predictor.static_times.device != x_T.device:
                 predictor.to(x_T.device)
         policy = self.plan.policy(self.begin)
-        self._policy = policy if view is None else Seen(policy, view)
-        self._copies = copies
-        if self.plan.own_times:
-            self.batch = x_T.shape[0]
+        self._policy = policy if shown.view is None else Seen(policy, shown.view)
         node, self._policy_state = self._policy.init(_full(x_T), condition)
         if node.steps - node.index != self.steps:
             raise TsAdaptError(
@@ -129,14 +174,24 @@ class Run:
                 "nominal times of as many steps"
             )
         self.node, self._memory = node, self.solver.init(x_T)
+        self._shown, self._copies = shown, copies
 
-    def tell(self) -> Tensor:
-        """tau, what the network is to be told now: `()`, or `(B,)` for the B samples of the run; float32."""
+    def tell(self, rows: int) -> Tensor:
+        """tau `(rows,)`, float32: what the network is to be told now about the rows of its batch."""
         if self.node is None:
             raise TsAdaptError("the run has not started: no starting noise was seen")
-        self._told_at = self.done
         time = self.node.t if self.node.model_time is None else self.node.model_time
-        return (time * self.time_scale).to(torch.float32)
+        tau = (time * self.time_scale).to(torch.float32)
+        if tau.ndim and rows % len(tau):
+            raise TsAdaptError(
+                f"the run began with {len(tau)} samples and the network is called with {rows}; keep the batch, or call "
+                "set_timesteps() for a new one"
+            )
+        told = tau.repeat(rows // len(tau)) if tau.ndim else tau.expand(rows)
+        if self._told is None:
+            self._told = told
+        self._told_at = self.done
+        return told
 
     def step(self, raw: Tensor, x_t: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """x_s and x0 `(rows, ...)` from what the network said.
@@ -145,37 +200,81 @@ class Run:
         """
         if self.finished:
             raise TsAdaptError(f"all {self.steps} steps are done; call set_timesteps() before the next run")
+        _check_answer(raw, x_t)
         if self.plan.told and self._told_at != self.done:
             raise TsAdaptError(
                 "this schedule has other times than the loop's timesteps and the network was not told them: use "
                 "ts_adapt.attach(pipe, schedule), or scheduler.network_timesteps(sample) in a loop of your own"
             )
-        if self.node is None:
-            self.start(x_t, {})
-        assert self.node is not None and self._policy is not None
-        rows = x_t.shape[0]
+        rows, form = x_t.shape[0], x_t.shape[1:]
         if self.batch is None:
-            self.batch = rows
+            self.batch, self._form = self._settle(x_t), form
+        if form != self._form:
+            raise TsAdaptError(
+                f"the run began with samples of shape {tuple(self._form)} and step {self.done} has {tuple(form)}; call "
+                "set_timesteps() for a new run"
+            )
+        node, policy = self.node, self._policy
+        assert node is not None and policy is not None
         copies = self._copies if rows == self._copies * self.batch else 1
         if rows != copies * self.batch:
-            raise TsAdaptError(
-                f"the run began with {self.batch} samples and step {self.done} has {rows}; keep the batch, or call "
-                "set_timesteps() for a new one"
-            )
+            raise self._other_batch(rows)
         x = _full(x_t)
         if copies > 1:
             x, raw = x[: self.batch], raw[: self.batch]
         if noise is not None:
             noise = noise[: self.batch].to(x)
-        x0 = x0_from_raw(raw, x, self.node.t, self.noise, self.prediction, self.node.output_scale)
+        x0 = x0_from_raw(raw, x, node.t, self.noise, self.prediction, node.output_scale)
         x0 = x0.clamp(-1, 1) if self.clip_x0 else x0
         x_s, self.node, self._policy_state, self._memory = advance(
-            self._policy, self.solver, x, x0, self.node, self._policy_state, self._memory, noise
+            policy, self.solver, x, x0, node, self._policy_state, self._memory, noise
         )
         self.done += 1
+        if self.done == self.steps:
+            for part in self.step_aware:
+                part.end()
         if copies > 1:
             x_s, x0 = (torch.cat([value] * copies) for value in (x_s, x0))
         return x_s.to(x_t.dtype), x0.to(x_t.dtype)
+
+    def _settle(self, x_t: Tensor) -> int:
+        """The number of samples, known from the first step's `x_t`; the run starts anew where it was guessed wrong."""
+        rows = x_t.shape[0]
+        if self.node is None:
+            self.start(Shown(x_t))
+        shown, self._shown = self._shown, None
+        if shown is None or not self.plan.own_times:
+            return rows
+        seen = shown.x.shape[0]
+        copies = seen // rows if seen > rows else 2 if shown.by_class else 1
+        if not shown.has_copies(copies) or seen not in (rows, copies * rows):
+            raise self._other_batch(rows, seen)
+        if copies != self._copies:
+            told = self._told
+            self.start(shown, copies)
+            self._shown = None
+            if told is not None and not torch.equal(self.tell(seen), told):
+                raise TsAdaptError(
+                    "how many samples the network was called for could not be told from their noise; attach the "
+                    "schedule to this very pipeline, and give each sample its own noise"
+                )
+        return seen // copies
+
+    def _other_batch(self, rows: int, began: int | None = None) -> TsAdaptError:
+        return TsAdaptError(
+            f"the run began with {began or self.batch} samples and step {self.done} has {rows}; keep the batch, or "
+            "call set_timesteps() for a new one"
+        )
+
+
+def _check_answer(raw: Tensor, x_t: Tensor) -> None:
+    """TsAdaptError unless `raw` is of the shape of `x_t` `(B, C, ...)`, or has twice its channels."""
+    found, expected = tuple(raw.shape), tuple(x_t.shape)
+    if found != expected and (len(expected) < 2 or found != (expected[0], 2 * expected[1], *expected[2:])):
+        raise TsAdaptError(
+            f"the network has answered with shape {found} to a sample of shape {expected}; step() takes an answer of "
+            "the sample's shape, or one with twice its channels, a learned variance"
+        )
 
 
 def _full(x: Tensor) -> Tensor:

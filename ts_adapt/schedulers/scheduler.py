@@ -11,10 +11,10 @@ of the pipeline's former scheduler.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,30 +24,16 @@ from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ts_adapt.assembly import NATIVE, ROUNDED, build_solver, grid_names
-from ts_adapt.interfaces import Condition, Solver, TsAdaptError, unknown
+from ts_adapt.assembly import build_solver, solver_name
+from ts_adapt.interfaces import Condition, Solver, TsAdaptError
 from ts_adapt.noise import RectifiedFlow
 from ts_adapt.schedule_file import MAX_STEPS
 from ts_adapt.schedulers import storage
 from ts_adapt.schedulers.building import Constructors
 from ts_adapt.schedulers.noise_config import NoiseOfConfig, differences, noise_config, read_noise
-from ts_adapt.schedulers.plans import (
-    Chosen,
-    Family,
-    Grids,
-    Plan,
-    Predictor,
-    Predictors,
-    Source,
-    given_plan,
-    grids_from_json,
-    stands_for_number,
-)
-from ts_adapt.schedulers.run import OnGrid, Run
-
-SOLVER_FAMILIES = {"dpmpp": "dpmpp-2m", "unipc": "unipc-2", "unip": "unip-2", "deis": "deis-2", "ipndm": "ipndm-4"}
-"""A solver's name without its order stands for the order that diffusers' scheduler of that name has by default."""
-DEFAULT_GRID = "uniform"
+from ts_adapt.schedulers.plans import Plan, Predictor, given_plan, stands_for_number
+from ts_adapt.schedulers.run import OnGrid, Run, Shown
+from ts_adapt.schedulers.sources import Chosen, Predictors, Source, source_of
 
 
 @dataclass
@@ -66,7 +52,7 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
     num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr, prediction_type
                 as in diffusers; prediction_type "flow_prediction" is a rectified flow, which has no betas.
                 beta_schedule None: those of the pipeline, when attached
-    solver      a name of `assembly.SOLVERS`, or of `SOLVER_FAMILIES`; Heun, with two evaluations a step, is refused
+    solver      a name that `assembly.build_solver` knows; Heun, with two evaluations a step, is refused
     grid        a fixed family of grids, by a name that `assembly.build_grid` knows; "uniform" where nothing is given
     grids       learned grids by their number of steps: {"5": {"times": [...], "model_times": ..., "output_scale": ...,
                 "coefficients": ...}}, in between interpolated in log-SNR
@@ -100,10 +86,14 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
     ) -> None:
         if not isinstance(solver, str):
             raise TsAdaptError(f"solver is {solver!r}; expected a solver's name, such as 'unipc-2'")
-        self.register_to_config(solver=SOLVER_FAMILIES.get(solver, solver))
+        if not isinstance(clip_x0, bool) or not isinstance(learned_for, Mapping | None):
+            raise TsAdaptError(
+                f"clip_x0 is {clip_x0!r} and learned_for {learned_for!r}; expected true or false, and an object"
+            )
+        self.register_to_config(solver=solver_name(solver))
         self._noise = read_noise(self.config)
         self._refuse_stages()
-        self.source = self._source(grid, grids, predictors)
+        self.source: Source = source_of(grid, grids, predictors, self._noise and self._noise[0])
         self.run: Run | None = None
         self._kept: dict[int, tuple[Plan, Solver]] = {}
         self.timesteps = torch.empty(0)
@@ -116,24 +106,6 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
                 f"{type(solver).__name__} evaluates the network {solver.evaluations_per_step} times a step, and a "
                 "pipeline's loop does so once; choose a solver of one evaluation, such as unipc-3 or dpmpp-2m"
             )
-
-    def _source(self, grid: Any, grids: Any, predictors: Any) -> Source:
-        if sum(value is not None for value in (grid, grids, predictors)) > 1:
-            raise TsAdaptError("a schedule has one of `grid`, `grids` and `predictors`; more than one was given")
-        if predictors is not None:
-            listed = isinstance(predictors, Sequence) and predictors
-            if not listed or not all(isinstance(steps, int) and 1 <= steps <= MAX_STEPS for steps in predictors):
-                raise TsAdaptError(f"`predictors` lists numbers of steps, such as [5, 10]; got {predictors!r}")
-            return Predictors(tuple(predictors), {})
-        if grids is not None:
-            found = grids_from_json(grids)
-            if not found:
-                raise TsAdaptError("`grids` of the schedule is empty; give at least one learned grid")
-            return Grids(found, self.noise)
-        name = DEFAULT_GRID if grid is None else grid
-        if str(name).removesuffix(ROUNDED).removesuffix(NATIVE) not in grid_names():
-            raise unknown("grid", str(name), grid_names())
-        return Family(name)
 
     def use_predictors(self, given: Mapping[int, Predictor]) -> None:
         """Take the weights of the predictors that the config names; TsAdaptError where they are for another noise."""
@@ -149,9 +121,14 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """As in diffusers; from another scheduler's config betas and prediction type are taken over."""
-        if isinstance(config, Mapping) and "learned_for" not in config:
+        if not isinstance(config, Mapping):
+            raise TsAdaptError(
+                f"from_config takes a config, such as pipe.scheduler.config; got {type(config).__name__}, and "
+                "from_pretrained reads files"
+            )
+        if "learned_for" not in config:
             kwargs = {**noise_config(config), **kwargs}
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        return super().from_config(dict(config), return_unused_kwargs, **kwargs)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -178,11 +155,10 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
         """`scheduler_config.json`; for predictors `model.safetensors` and `config.json` too, in `nfe<N>` if several."""
         if isinstance(self.source, Chosen):
             raise TsAdaptError("a schedule from a step policy cannot be saved; save what the policy is made from")
-        if Path(save_directory).is_file():
-            raise TsAdaptError(f"{save_directory} is a file; a schedule is saved in a folder")
+        folder = storage.folder_for(save_directory)
         if isinstance(self.source, Predictors):
             about = {"solver": self.config["solver"], **(self.config["learned_for"] or {})}
-            storage.write_predictors(Path(save_directory), self.source, about)
+            storage.write_predictors(folder, self.source, about)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     # -- a run -----------------------------------------------------------------------------------------------------
@@ -199,34 +175,41 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
 
         num_inference_steps  N, which is also the NFE
         timesteps            N real times of evaluation, in the network's unit, in place of the schedule's own
-        sigmas               the same by edm_sigma, or by t for a rectified flow. 1, 1 - 1/N .. 1/N, which Flux gives by
-                             default, stand for their number
+        sigmas               the same by edm_sigma, or by t for a rectified flow, a 0 at the end or not. 1, 1 - 1/N ..
+                             1/N, which Flux gives by default, stand for their number
         mu                   ignored, like the `shift` of a config: learned times are absolute
 
-        Given times end in t_min. Raises TsAdaptError for a number of steps that was not learned, and for times given to
-        a schedule that chooses them by itself.
+        Given times end in t_min, where nothing is evaluated. Raises TsAdaptError for a number of steps that was not
+        learned, or is not that of the given times, and for times given to a schedule that chooses them by itself.
         """
         plan, solver = self._settled(num_inference_steps, timesteps, sigmas)
-        self.num_inference_steps = plan.times.shape[-1] - 1
+        self.num_inference_steps = plan.steps
         self.timesteps = (plan.times[:-1] * self.time_scale).to(device=device, dtype=torch.float32)
         self._begin(plan, solver, 0)
 
     def _settled(self, steps: Any, timesteps: Any, sigmas: Any) -> tuple[Plan, Solver]:
         """The plan and a solver that knows its places; those of a number of steps are kept."""
-        if timesteps is None and isinstance(self.noise, RectifiedFlow) and stands_for_number(sigmas):
+        if timesteps is None and stands_for_number(sigmas, self.noise):
             steps, sigmas = len(sigmas), None
         if timesteps is None and sigmas is None:
-            if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MAX_STEPS:
+            count = _whole(steps)
+            if count is None or not 1 <= count <= MAX_STEPS:
                 raise TsAdaptError(f"num_inference_steps is {steps!r}; expected a whole number from 1 to {MAX_STEPS}")
-            if steps not in self._kept:
-                self._kept[steps] = self._with_solver(self.source.plan(steps, self.noise))
-            return self._kept[steps]
+            if count not in self._kept:
+                self._kept[count] = self._with_solver(self.source.plan(count, self.noise))
+            return self._kept[count]
         if self.source.own_times:
             raise TsAdaptError(
                 "this schedule chooses the times of each image by itself; leave timesteps and sigmas out, or attach a "
                 "fixed grid"
             )
-        return self._with_solver(given_plan(timesteps, sigmas, self.noise, self.time_scale))
+        plan = given_plan(timesteps, sigmas, self.noise, self.time_scale)
+        if steps is not None and steps != plan.steps:
+            raise TsAdaptError(
+                f"num_inference_steps is {steps!r} and the times given are those of {plan.steps} steps; leave "
+                "num_inference_steps out"
+            )
+        return self._with_solver(plan)
 
     def _with_solver(self, plan: Plan) -> tuple[Plan, Solver]:
         return plan, build_solver(self.config["solver"], OnGrid(self.noise, plan.times))
@@ -240,8 +223,8 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
 
         Raises TsAdaptError for one-shot schedules, which see pure noise only, and where nothing is left to do.
         """
-        run = self._running("set_begin_index")
-        if begin_index == run.begin:
+        run, begin = self._running("set_begin_index"), _whole(begin_index)
+        if begin == run.begin:
             return
         if run.node is not None:
             raise TsAdaptError("the run has begun; call set_begin_index() before its first step")
@@ -250,12 +233,12 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
                 "this schedule is found from the pure noise at the start and cannot begin inside, as img2img does; use "
                 "a static or a recursive one, or strength=1"
             )
-        if not 0 <= begin_index < len(self.timesteps):
+        if begin is None or not 0 <= begin < len(self.timesteps):
             raise TsAdaptError(
-                f"the run would begin at place {begin_index} of {len(self.timesteps)} steps and do nothing; raise "
+                f"the run would begin at place {begin_index!r} of {len(self.timesteps)} steps and do nothing; raise "
                 "strength or num_inference_steps"
             )
-        self._begin(run.plan, run.solver, begin_index)
+        self._begin(run.plan, run.solver, begin)
 
     @property
     def begin_index(self) -> int | None:
@@ -277,8 +260,8 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
         if run.finished:
             raise TsAdaptError("all steps are done; call set_timesteps() before the next run")
         if run.node is None:
-            run.start(sample, dict(condition or {}))
-        return run.tell().to(sample.device).expand(sample.shape[0])
+            run.start(Shown(sample, dict(condition or {})))
+        return run.tell(sample.shape[0]).to(sample.device)
 
     def step(
         self,
@@ -307,3 +290,11 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
             noise = randn_tensor(shape, generator=generator, device=sample.device, dtype=model_output.dtype)
         x_s, x0 = run.step(model_output, sample, noise)
         return LearnedSchedulerOutput(x_s, x0) if return_dict else (x_s, x0)
+
+
+def _whole(number: Any) -> int | None:
+    """`number`, of whatever library, if it is a whole one."""
+    try:
+        return None if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        return None

@@ -8,15 +8,16 @@ nfe<N>/model.safetensors, nfe<N>/config.json    predictors for several
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ts_adapt.files import make_folder, read_json
+from ts_adapt.files import make_folder, parse_json, read_bytes
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
 from ts_adapt.predictors.store import load_predictor, save_predictor
-from ts_adapt.schedulers.plans import Predictor, Predictors
+from ts_adapt.schedule_file import MAX_BYTES
+from ts_adapt.schedulers.plans import Predictor
+from ts_adapt.schedulers.sources import Predictors
 
 CONFIG = "scheduler_config.json"
 FILES = (CONFIG, "config.json", "model.safetensors", "nfe*/config.json", "nfe*/model.safetensors")
@@ -28,8 +29,14 @@ def find(
 ) -> tuple[Path, dict[str, Any]]:
     """The folder of a schedule, brought from the hub unless it is here, and the `options` that are not the hub's."""
     rest = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if not isinstance(name, str | os.PathLike) or not isinstance(subfolder, str | None):
+        raise TsAdaptError(f"a schedule is in a folder, or has a hub id; got {name!r}, subfolder {subfolder!r}")
+    try:
+        folder = Path(name).expanduser()
+        here = folder.is_dir()
+    except (OSError, RuntimeError, TypeError) as error:
+        raise TsAdaptError(f"{_short(name)} cannot be a folder ({_short(error)}); give that of a schedule") from error
+    if not here:
         folder = _from_hub(str(name), subfolder, {key: options[key] for key in HUB_OPTIONS if key in options})
     return (folder / subfolder if subfolder else folder), rest
 
@@ -41,10 +48,9 @@ def _from_hub(name: str, subfolder: str | None, options: dict[str, Any]) -> Path
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, **options))
     except Exception as error:
-        cause = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
         raise TsAdaptError(
             f"{name!r} is no folder here, and no schedule could be had under that name from the Hugging Face hub "
-            f"({cause}); give a folder that save_pretrained wrote, or a hub id owner/name"
+            f"({_short(error)}); give a folder that save_pretrained wrote, or a hub id owner/name"
         ) from error
 
 
@@ -55,7 +61,7 @@ def read_config(folder: Path, class_name: str) -> dict[str, Any]:
         if (folder / "config.json").is_file():
             hint = ": it may be a bare predictor, read with load_predictor and made a schedule by from_predictors"
         raise TsAdaptError(f"{folder} has no {CONFIG} and holds no schedule that save_pretrained wrote{hint}")
-    config = read_json(folder / CONFIG)
+    config = parse_json(read_bytes(folder / CONFIG, limit=MAX_BYTES), folder / CONFIG)
     found = config.get("_class_name") if isinstance(config, dict) else None
     if not isinstance(config, dict) or found != class_name:
         raise TsAdaptError(
@@ -80,7 +86,7 @@ def read_predictors(folder: Path, learned: Sequence[int], noise: NoiseSchedule) 
 
 def write_predictors(folder: Path, source: Predictors, about: Mapping[str, Any]) -> None:
     """Write the predictors, each with what is known `about` it."""
-    missing = tuple(steps for steps in source.named if steps not in source.given)
+    missing = tuple(steps for steps in source.learned if steps not in source.given)
     if missing:
         raise TsAdaptError(
             f"the weights of the predictors for {missing} are not here; load the schedule with from_pretrained"
@@ -88,3 +94,24 @@ def write_predictors(folder: Path, source: Predictors, about: Mapping[str, Any])
     for steps, predictor in source.given.items():
         path = folder / f"nfe{steps}" if len(source.given) > 1 else folder
         save_predictor(make_folder(path), predictor, {**about, "nfe": steps})
+
+
+def folder_for(directory: Any) -> Path:
+    """The folder `directory`, made if it is not there; TsAdaptError where no schedule can be saved in it."""
+    if not isinstance(directory, str | os.PathLike):
+        raise TsAdaptError(f"a schedule is saved in a folder; got {directory!r}")
+    folder = Path(directory)
+    try:
+        if folder.is_file() or (folder / CONFIG).is_dir():
+            taken = folder if folder.is_file() else folder / CONFIG
+            kind = "file" if taken is folder else "folder"
+            raise TsAdaptError(f"{taken} is a {kind}; a schedule is saved in a folder, as files: name another")
+        return make_folder(folder)
+    except (OSError, ValueError) as error:
+        raise TsAdaptError(f"{_short(folder)} cannot be a folder ({_short(error)}); name another") from error
+
+
+def _short(value: Any) -> str:
+    """`value` as one line of at most 160 characters; the name of an error that says nothing."""
+    text = " ".join(str(value).split()) or type(value).__name__
+    return text if len(text) <= 160 else f"{text[:156]} ..."

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import optuna
 import torch
-from sqlalchemy.exc import SQLAlchemyError
 
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
@@ -59,6 +58,8 @@ def search_blackbox(
 
     `storage` is an optuna URL, `study` the name of the search in it; both given again, the search goes on.
     """
+    from sqlalchemy.exc import SQLAlchemyError  # of optuna's storages; a fifth of a second to import
+
     if options.sampler not in SAMPLERS:
         raise unknown("sampler", options.sampler, SAMPLERS)
     centre = times_to_logits(start.times, noise).detach()

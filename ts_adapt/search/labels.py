@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.files import read_json, read_tensors, write_json, write_tensors
+from ts_adapt.files import differing, read_json, read_tensors, shortened, write_json, write_tensors
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.numerics import validate_times
 from ts_adapt.search.per_sample import LabelBatch
 
 FORMAT, VERSION = "ts_adapt-labels", 1
+NAMES = {"batch": "label_batch", "options": "per_sample", "static": "static grid"}
+"""What the entries of a spec are called among the options of an experiment, where by another name."""
 _KEYS = ("index", "times", "distance", "static_distance", "start")
 
 
@@ -32,19 +34,15 @@ class LabelStore:
     def create(cls, folder: Path, spec: dict[str, Any]) -> LabelStore:
         """Open `folder` for writing; TsAdaptError if it holds labels of something else (a finished part of them)."""
         store = cls(folder, {"format": FORMAT, "version": VERSION, **spec})
-        if not (folder / "labels.json").exists():
-            write_json(folder / "labels.json", store.spec)
-            return store
-        kept = read_json(folder / "labels.json")
+        kept = read_json(folder / "labels.json") if (folder / "labels.json").exists() else {}
         if not isinstance(kept, dict):
             raise TsAdaptError(f"{folder / 'labels.json'} holds no labels' spec; remove {folder} and search again")
-        differing = [key for key in store.spec if kept.get(key) != store.spec[key]]
-        if differing and any(folder.glob("part-*.safetensors")):
+        others = differing(_named(kept), _named(store.spec))
+        if kept and others and any(folder.glob("part-*.safetensors")):
             raise TsAdaptError(
-                f"{folder} holds labels made with another {_difference(differing[0], kept, store.spec)}; "
-                "set it back, remove the folder or write to another one"
+                f"{folder} holds labels made with another {', '.join(others)}; set it back, or replace them with --redo"
             )
-        if differing:
+        if others:
             write_json(folder / "labels.json", store.spec)
         return store
 
@@ -60,8 +58,8 @@ class LabelStore:
             )
         if teacher_hash is not None and spec.get("teacher") != teacher_hash:
             raise TsAdaptError(
-                f"the labels in {folder} belong to the teacher {_short(spec.get('teacher'))}, "
-                f"not to {_short(teacher_hash)}; "
+                f"the labels in {folder} belong to the teacher {shortened(spec.get('teacher'))}, "
+                f"not to {shortened(teacher_hash)}; "
                 "search them again for this teacher"
             )
         return cls(folder, spec)
@@ -125,15 +123,5 @@ class LabelStore:
         return part
 
 
-def _difference(key: str, kept: Any, now: Any) -> str:
-    """`key`, or the first `key.entry` of a group, that differs, with both values where short enough."""
-    old, new = kept.get(key), now.get(key)
-    if isinstance(old, dict) and isinstance(new, dict):
-        entry = next(entry for entry in [*new, *old] if old.get(entry) != new.get(entry))
-        return f"{key}.{_difference(entry, old, new)}"
-    return key if _short(old) == _short(new) else f"{key} ({_short(old)}, now {_short(new)})"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _named(spec: dict[str, Any]) -> dict[str, Any]:
+    return {NAMES.get(key, key): value for key, value in spec.items()}

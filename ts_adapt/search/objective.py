@@ -5,13 +5,14 @@ L_b(grid) = distance(decode(student_b(grid)), decode(teacher_b))          studen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ts_adapt.distances import towards
 from ts_adapt.interfaces import Denoiser, Distance, Solver, StepPolicy, TimeGrid
 from ts_adapt.sampling import Solution, integrate, noise_for
 
@@ -62,9 +63,13 @@ class Objective:
 
     def __call__(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None) -> Tensor:
         """Distances `(B,)`; `x_T` replaces the batch's noise where the start itself is searched."""
-        return self.distance(
-            self.denoiser.decode(self.student(schedule, batch, x_T)), self.denoiser.decode(batch.target)
-        )
+        return self.towards(batch)(schedule, x_T)
+
+    def towards(self, batch: Batch) -> Callable[..., Tensor]:
+        """(schedule, x_T) -> what a call returns for `batch`, whose targets are decoded and looked at once."""
+        with torch.no_grad():
+            distance = towards(self.distance, self.denoiser.decode(batch.target))
+        return lambda schedule, x_T=None: distance(self.denoiser.decode(self.student(schedule, batch, x_T)))
 
     def student(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None) -> Tensor:
         """The end point of the few-step solve, `(B, ...)`."""

@@ -4,13 +4,14 @@
 
 The samples share nothing but the network's batch: each row has its own logits, optimiser state, gradient clipping and
 best-so-far, and an elementwise optimiser (Adam) on the sum of the losses is exactly B searches side by side. The
-problem is not convex, so each sample is searched from several starts: the static grid, and the best of a few random
-perturbations of it, chosen by forward passes alone. Random draws depend on (seed, sample) only, so that a label does
-not depend on the batch it was searched in.
+problem is not convex, so each sample is searched from several starts: the static grid, grids that are given, such as
+the oracle grids of noises alike, and the best of a few random perturbations of the static one, chosen by forward passes
+alone. Random draws depend on (seed, sample) only, so that a label does not depend on the batch it was searched in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,10 @@ class PerSampleOptions:
 
 @dataclass(frozen=True)
 class LabelBatch:
-    """Searched `times` `(B, N+1)`, their `distance` `(B,)`, the static grid's, and which start won (0: static)."""
+    """Searched `times` `(B, N+1)`, their `distance` `(B,)`, the static grid's, and which start won.
+
+    0 is static, then come those that were given, then the random ones.
+    """
 
     index: Tensor
     times: Tensor
@@ -50,19 +54,25 @@ class LabelBatch:
     start: Tensor
 
 
-def search_per_sample(objective: Objective, batch: Batch, static: TimeGrid, options: PerSampleOptions) -> LabelBatch:
+def search_per_sample(
+    objective: Objective, batch: Batch, static: TimeGrid, options: PerSampleOptions, starts: Sequence[TimeGrid] = ()
+) -> LabelBatch:
     """The best grid found for each sample of `batch`, never worse than the shared grid `static`.
 
-    Costs (1 + random_starts) * iterations gradient evaluations and about random_starts * candidates forward solves.
+    `starts` are further grids to search from, with times `(N+1,)` or `(B, N+1)`. Costs (1 + len(starts) + random_starts)
+    * iterations gradient evaluations and about random_starts * candidates forward solves.
     """
     noise = objective.denoiser.noise
-    static_times = static.times.to(batch.x_T.device).expand(len(batch), -1)
-    static_logits = times_to_logits(static_times, noise)
+    given = [grid.times.to(batch.x_T.device).expand(len(batch), -1) for grid in (static, *starts)]
+    static_times, static_logits = given[0], times_to_logits(given[0], noise)
     static_distance = objective.measure(static, batch, len(batch))
     best_times, best = static_times.clone(), static_distance.clone()
     winner = torch.zeros(len(batch), dtype=torch.long, device=best.device)
-    for start in range(1 + options.random_starts):
-        logits = static_logits if start == 0 else _random_start(objective, batch, static_logits, options, start)
+    for start in range(len(given) + options.random_starts):
+        if start < len(given):
+            logits = times_to_logits(given[start], noise)
+        else:
+            logits = _random_start(objective, batch, static_logits, options, start - len(starts))
         times, distance = _descend(objective, batch, logits, options)
         better = distance < best
         best_times = torch.where(better[:, None], times, best_times)
@@ -90,7 +100,7 @@ def _random_start(
 
 def _descend(objective: Objective, batch: Batch, start: Tensor, options: PerSampleOptions) -> tuple[Tensor, Tensor]:
     """Adam on every row of the logits `(B, N)` at once; the best times `(B, N+1)` and distances `(B,)` met."""
-    noise = objective.denoiser.noise
+    noise, distance_of = objective.denoiser.noise, objective.towards(batch)
     logits = start.detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([logits], lr=options.lr, betas=(0.8, 0.95))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, options.iterations), eta_min=0.1 * options.lr)
@@ -100,7 +110,7 @@ def _descend(objective: Objective, batch: Batch, start: Tensor, options: PerSamp
         last = iteration == options.iterations
         with torch.set_grad_enabled(not last):
             times = logits_to_times(logits, noise)
-            distance = objective(TimeGrid(times), batch)
+            distance = distance_of(TimeGrid(times))
         value = torch.nan_to_num(distance.detach().float(), nan=torch.inf)
         better = value < best
         best = torch.where(better, value, best)

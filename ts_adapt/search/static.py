@@ -13,7 +13,8 @@ may end in another mode of the data), and two halves of the samples agree on its
 
 The search begins at the best of the given grids, L-BFGS at several of them. Under Adam the moving average of the
 parameters is validated, in which the noise of the minibatches cancels. The grid of the lowest distance on the
-validation samples is kept, so that the result is never worse there than the best start.
+validation samples is kept, so that the result is never worse there than the best start. Everything computed is
+noted in a journal, if one is given: a search that was killed goes on from there, to the same result.
 
 Corrections (model times, output scales, solver coefficients: `grids.space`) are learned along with the times where
 they are asked for. Another option of LD3, with adam only, is the soft teacher: the student may start anywhere within
@@ -26,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -36,6 +38,7 @@ from tqdm import tqdm
 
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError, unknown
+from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 
 METHODS = ("lbfgs", "adam", "smoothed")
@@ -52,7 +55,7 @@ class StaticOptions:
     """lbfgs: exact gradient of all samples; adam: of minibatches; smoothed: from perturbed grids, forward only."""
     iterations: int = 20
     starts: int = 2
-    """lbfgs: how many of the grids to start from, the best ones, are searched."""
+    """lbfgs: how many of the grids to start from, the best ones, are searched; where a search is cheap, take all."""
     tolerance: float = 1e-4
     """lbfgs: stops when the mean distance falls by less than this share."""
     batch_size: int = 64
@@ -115,12 +118,17 @@ def search_static(
     starts: Mapping[str, TimeGrid],
     options: StaticOptions,
     *,
+    means: Mapping[str, float] | None = None,
+    journal: Journal | None = None,
     progress: bool = True,
     on_step: Callable[[int, float], None] | None = None,
 ) -> StaticResult:
     """Search the grid that minimises the mean distance over `train`; the best one on `validation` is returned.
 
-    `starts` are grids of N steps by name; the best on `validation` is the one that the result is measured against.
+    starts   grids of N steps by name; the best on `validation` is the one that the result is measured against
+    means    their mean distances on `validation`, where `best_start` has measured them before
+    journal  of the same search, with what it computed before it was killed; soft starts are no part of it
+
     Raises TsAdaptError for an unknown method, for soft teaching without minibatches of exact gradients, and if no
     start has a finite distance.
     """
@@ -128,18 +136,21 @@ def search_static(
         raise unknown("static.method", options.method, METHODS)
     if options.soft_teacher and options.method != "adam":
         raise TsAdaptError("soft_teacher moves the starts by their gradient at each visit; set static.method to adam")
-    start, means = best_start(objective, starts, validation)
+    if means is None:
+        _, means = best_start(objective, starts, validation)
+    start = min(starts, key=means.__getitem__)
     if not math.isfinite(means[start]):
         raise TsAdaptError("no grid to start from gives a finite distance; try a higher precision, or more steps")
     noise, steps = objective.denoiser.noise, starts[start].steps
     space = GridSpace.learning(options.corrections, noise, steps, objective.solver.order)
-    track = _Track(objective, validation, starts[start], means[start], on_step)
-    finite = [name for name in sorted(means, key=lambda name: means[name]) if math.isfinite(means[name])]
+    journal = Journal() if journal is None or options.soft_teacher else journal
+    track = _Track(objective, validation, space, starts[start], means[start], journal, on_step)
+    finite = [name for name in sorted(starts, key=means.__getitem__) if math.isfinite(means[name])]
     for name in finite[: options.starts if options.method == "lbfgs" else 1]:
         z = space.numbers(starts[name]).detach().to(train.x_T.device)
         descend = _descend_lbfgs if options.method == "lbfgs" else _descend_adam
         with tqdm(total=options.iterations, desc=f"static from {name}", disable=not progress, leave=False) as bar:
-            descend(objective, train, space, z, options, track, bar)
+            descend(objective, train, space, z, options, journal, track, bar)
     return StaticResult(track.grid, track.distance, start, means[start], track.curve)
 
 
@@ -147,10 +158,11 @@ class _Track:
     """The best grid on the validation samples so far, and the curve of what was validated."""
 
     def __init__(
-        self, objective: Objective, validation: Batch, grid: TimeGrid, distance: float,
-        on_step: Callable[[int, float], None] | None,
+        self, objective: Objective, validation: Batch, space: GridSpace, grid: TimeGrid, distance: float,
+        journal: Journal, on_step: Callable[[int, float], None] | None,
     ) -> None:  # fmt: skip
-        self.objective, self.validation, self.on_step = objective, validation, on_step
+        self.objective, self.validation, self.space = objective, validation, space
+        self.journal, self.on_step = journal, on_step
         self.grid, self.distance, self.curve, self.steps = grid, distance, [(0, distance)], 0
 
     def step(self, loss: float) -> None:
@@ -158,9 +170,12 @@ class _Track:
         if self.on_step is not None:
             self.on_step(self.steps, loss)
 
-    def validate(self, grid: TimeGrid, bar: Bar) -> None:
-        """Measure `grid`, made without gradient, and keep it if it is the best so far."""
-        value = float(self.objective.measure(grid, self.validation).mean())
+    def validate(self, z: Tensor, bar: Bar) -> None:
+        """Measure the grid of `z`, without gradient, and keep it if it is the best so far."""
+        grid = self.space.grid(z)
+        (value,) = self.journal.recall(
+            z.tolist(), lambda: [float(self.objective.measure(grid, self.validation).mean())]
+        )
         self.curve.append((self.steps, value))
         if value < self.distance:
             self.distance, self.grid = value, grid
@@ -168,24 +183,29 @@ class _Track:
 
 
 def _descend_lbfgs(
-    objective: Objective, train: Batch, space: GridSpace, origin: Tensor, options: StaticOptions, track: _Track,
-    bar: Bar,
+    objective: Objective, train: Batch, space: GridSpace, origin: Tensor, options: StaticOptions, journal: Journal,
+    track: _Track, bar: Bar,
 ) -> None:  # fmt: skip
     def z_at(place: np.ndarray) -> Tensor:
         return origin + FIRST_STEP * torch.from_numpy(place).to(origin)
 
-    def loss_and_gradient(place: np.ndarray) -> tuple[float, np.ndarray]:
-        z = z_at(place).requires_grad_()
+    def compute(z: Tensor) -> list[float]:
+        z.requires_grad_()
         total, gradient = 0.0, torch.zeros_like(origin)
         for part in train.split(options.batch_size):
             loss = objective(space.grid(z), part).double().sum() / len(train)
             gradient += FIRST_STEP * torch.autograd.grad(loss, z)[0]
             total += float(loss.detach())
-        return (total if math.isfinite(total) else math.inf), torch.nan_to_num(gradient).cpu().numpy()
+        return [total if math.isfinite(total) else math.inf, *torch.nan_to_num(gradient).tolist()]
+
+    def loss_and_gradient(place: np.ndarray) -> tuple[float, np.ndarray]:
+        z = z_at(place)
+        loss, *gradient = journal.recall(z.tolist(), lambda: compute(z))
+        return loss, np.array(gradient)
 
     def after_iteration(intermediate_result: OptimizeResult) -> None:
         track.step(float(intermediate_result.fun))
-        track.validate(space.grid(z_at(intermediate_result.x)), bar)
+        track.validate(z_at(intermediate_result.x), bar)
         bar.update()
 
     minimize(
@@ -197,8 +217,8 @@ def _descend_lbfgs(
 
 
 def _descend_adam(
-    objective: Objective, train: Batch, space: GridSpace, origin: Tensor, options: StaticOptions, track: _Track,
-    bar: Bar,
+    objective: Objective, train: Batch, space: GridSpace, origin: Tensor, options: StaticOptions, journal: Journal,
+    track: _Track, bar: Bar,
 ) -> None:  # fmt: skip
     z = origin.clone().requires_grad_()
     average = origin.clone()
@@ -212,25 +232,38 @@ def _descend_adam(
         if len(order) < size:
             order = torch.randperm(len(train), generator=generator).tolist()
         rows = torch.tensor([order.pop(0) for _ in range(size)])
-        batch = train.rows(rows)
-        if options.method == "smoothed":
-            loss, z.grad = _smoothed_gradient(objective, space, z.detach(), batch, options.smoothing, generator)
-        else:
-            loss, z.grad = _exact_gradient(objective, space, z, batch, rows, offsets, options.clip)
+        draws = torch.randn((size, len(z)), generator=generator, dtype=z.dtype).to(z.device)
+        step = partial(_gradient, objective, space, z, train.rows(rows), rows, offsets, draws, options)
+        loss, *gradient = journal.recall([*rows.tolist(), *z.tolist()], step)
+        z.grad = torch.tensor(gradient, dtype=z.dtype, device=z.device)
         optimizer.step()
         average.lerp_(z.detach(), 1 - options.ema if iteration > 1 else 1.0)
         decay.step()
         track.step(loss)
         bar.update()
         if iteration % options.validate_every == 0 or iteration == options.iterations:
-            track.validate(space.grid(average.clone()), bar)
+            track.validate(average.clone(), bar)
+
+
+def _gradient(
+    objective: Objective, space: GridSpace, z: Tensor, batch: Batch, rows: Tensor, offsets: Tensor | None,
+    draws: Tensor, options: StaticOptions,
+) -> list[float]:  # fmt: skip
+    """The mean distance of a minibatch, and its gradient in `z` `(P,)`, one number after the other."""
+    if options.method == "smoothed":
+        loss, gradient = _smoothed_gradient(objective, space, z.detach(), batch, options.smoothing, draws)
+    else:
+        loss, gradient = _exact_gradient(objective, space, z, batch, rows, offsets, options.clip)
+    return [loss, *gradient.tolist()]
 
 
 def _smoothed_gradient(
-    objective: Objective, space: GridSpace, z: Tensor, batch: Batch, spread: float, generator: torch.Generator
+    objective: Objective, space: GridSpace, z: Tensor, batch: Batch, spread: float, draws: Tensor
 ) -> tuple[float, Tensor]:
-    """The mean distance met and the gradient in `z`, from antithetic pairs of perturbed grids, one pair a sample."""
-    draws = torch.randn((len(batch), len(z)), generator=generator, dtype=z.dtype).to(z.device)
+    """The mean distance met and the gradient in `z`, from antithetic pairs of perturbed grids, one pair a sample.
+
+    draws  xi, `(B, P)`, standard normal
+    """
     up, down = (
         objective.measure(space.grid(z + sign * spread * draws), batch, len(batch)).to(z.dtype) for sign in (1, -1)
     )

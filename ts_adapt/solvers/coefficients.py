@@ -102,7 +102,8 @@ def phis(count: int, z: Tensor) -> list[Tensor]:
 @functools.cache
 def _taylor(k: int) -> Tensor:
     """1 / (n + k)!: the coefficients of phi_k."""
-    return torch.tensor([1 / math.factorial(n + k) for n in range(_TAYLOR_TERMS)], dtype=torch.float64)
+    with torch.inference_mode(False):  # it is kept, and a later caller may want gradients
+        return torch.tensor([1 / math.factorial(n + k) for n in range(_TAYLOR_TERMS)], dtype=torch.float64)
 
 
 def finite_step(t: Place, s: Place) -> tuple[Tensor, Tensor]:

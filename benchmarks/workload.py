@@ -1,0 +1,89 @@
+"""What the benchmarks have in common: few-step solves of the embedded model, a clock, and their last line."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ts_adapt  # isort: skip
+import torch
+
+from ts_adapt import Batch, Objective, TimeGrid, integrate
+from ts_adapt.jobs.named import shared_schedules
+from ts_adapt.teacher.store import TEST_START
+
+MODEL, SOLVER = "fashion-ddpm", "unipc-3"
+
+
+def objective_on(device: str = "cpu") -> Objective:
+    """The distance, in features, of UniPC-3 on the embedded model to its teacher."""
+    denoiser = ts_adapt.load(MODEL, device=device)
+    return Objective(
+        denoiser, ts_adapt.build_solver(SOLVER, denoiser.noise), ts_adapt.build_distance("features", device)
+    )
+
+
+@torch.no_grad()
+def samples_of(objective: Objective, count: int, teacher_nfe: int = 30, batch_size: int = 64) -> Batch:
+    """The first `count` test noises, and where a teacher of `teacher_nfe` evaluations takes them."""
+    denoiser = objective.denoiser
+    index = range(TEST_START, TEST_START + count)
+    x_T = ts_adapt.initial_noise(0, index, denoiser.shape).to(next(denoiser.network.parameters()).device)
+    fine = ts_adapt.build_grid("log_snr", denoiser.noise, teacher_nfe)
+    target = [integrate(denoiser, objective.solver, fine, part).x for part in x_T.split(batch_size)]
+    return Batch(torch.tensor(index), x_T, torch.cat(target), {})
+
+
+def grid_of(objective: Objective, nfe: int) -> TimeGrid:
+    """The zoo's learned static grid where it has one for `nfe`, else a fixed one."""
+    noise = objective.denoiser.noise
+    learned = {schedule.nfe: schedule.grid for schedule in shared_schedules(f"{MODEL}-{SOLVER}", noise)}
+    return learned[nfe] if nfe in learned else ts_adapt.build_grid("karras", noise, nfe)
+
+
+def seconds(work: Callable[[], Any], device: str = "cpu") -> float:
+    """Seconds that `work` takes.
+
+    Those of the processor on one thread of the CPU, so that other work on the machine counts little; with more threads,
+    whose waiting would count too, and on CUDA, those of the wall.
+    """
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    wait = torch.cuda.synchronize if device != "cpu" else _nothing
+    wait()
+    begun = clock()
+    work()
+    wait()
+    return clock() - begun
+
+
+def _nothing() -> None:
+    pass
+
+
+def in_turns(candidates: Mapping[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
+    """The seconds of each candidate, by name, in `rounds` rounds in which all take turns, behind one that warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(rounds + 1):
+        for name, work in candidates.items():
+            spent = seconds(work, device)
+            if turn:
+                taken[name].append(spent)
+    return taken
+
+
+def medians(taken: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def last_line(**numbers: Any) -> None:
+    """Print the numbers as one line of JSON, rounded to four places."""
+    print(json.dumps(_rounded(numbers)))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return round(value, 4) if isinstance(value, float) else value

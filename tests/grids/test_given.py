@@ -1,0 +1,48 @@
+"""Times from sigmas and timesteps: there and back, for tables and flows; what is changed is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ts_adapt.grids import fixed
+from ts_adapt.grids.given import CLIPPED_SIGMA, from_sigmas, from_timesteps
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding, edm_sigma
+
+TABLE = BetaTable(torch.linspace(1e-4, 0.02, 1000))
+ZERO_SNR = BetaTable.from_config({"rescale_betas_zero_snr": True})
+
+
+@pytest.mark.parametrize("noise", [TABLE, RectifiedFlow(), VarianceExploding()])
+def test_sigmas_there_and_back(noise: NoiseSchedule) -> None:
+    times = fixed.make("karras", noise, 6)
+    sigmas = times if isinstance(noise, RectifiedFlow) else edm_sigma(noise, times)
+    found, remarks = from_sigmas(sigmas.tolist(), noise, "the list")
+    torch.testing.assert_close(found, times, rtol=1e-9, atol=1e-9)
+    assert not remarks and (float(found[0]), float(found[-1])) == (noise.t_max, noise.t_min)
+
+
+@pytest.mark.parametrize(("noise", "scale"), [(TABLE, 1.0), (RectifiedFlow(), 1000.0)])
+def test_timesteps_there_and_back(noise: NoiseSchedule, scale: float) -> None:
+    times = fixed.make("karras", noise, 6)
+    for given in (times, times[:-1]):
+        found, remarks = from_timesteps((given * scale).tolist(), noise, "the list", scale=scale)
+        torch.testing.assert_close(found, times, rtol=1e-12, atol=1e-12)
+        assert len(remarks) == 7 - len(given)
+
+
+def test_the_clipped_sigma_of_zero_terminal_snr_is_infinite() -> None:
+    times, _ = from_sigmas([CLIPPED_SIGMA, 10.0, 1.0, 0.0], ZERO_SNR, "the list")
+    assert float(times[0]) == ZERO_SNR.t_max
+    torch.testing.assert_close(edm_sigma(ZERO_SNR, times[1:3]), torch.tensor([10.0, 1.0]).double())
+
+
+def test_ends_of_another_schedule_are_named() -> None:
+    with pytest.raises(TsAdaptError, match=r"the timestep 1200; those of the model run from 1000 down to 0"):
+        from_timesteps([1200, 500], RectifiedFlow(), "the list", scale=1000.0)
+    with pytest.raises(TsAdaptError, match=r"the sigma 14.6, outside the model's \[0, 1\]"):
+        from_sigmas([14.6, 1.0, 0.0], RectifiedFlow(), "the list")
+    with pytest.raises(TsAdaptError, match="the sigma nan at place 1"):
+        from_sigmas([3.0, float("nan"), 0.0], TABLE, "the list")
+    assert "starts at sigma 3, not at pure noise" in from_sigmas([3.0, 1.0, 0.0], TABLE, "the list")[1][-1]

@@ -1,0 +1,24 @@
+"""Shared by the tests of the jobs: one small experiment that is finished, and copies of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from small_job import WHOLE_JOB, Job
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """An experiment in which the whole job has run once; what a test changes there, it changes for all."""
+    job = Job.begun(tmp_path_factory.mktemp("job"))
+    for step in WHOLE_JOB:
+        assert job.run(*step) == 0, step
+    return job
+
+
+@pytest.fixture
+def job(finished: Job, tmp_path: Path) -> Job:
+    """A copy of the finished experiment, free to be damaged."""
+    return Job(Path(shutil.copytree(finished.folder, tmp_path / "job")))

@@ -1,0 +1,109 @@
+"""The demo, cut down once more: it ends with what it found and with commands that run on its files as they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ts_adapt.cli import main, parse
+from ts_adapt.config import Config
+from ts_adapt.jobs import demo
+
+
+def tiny(config: Config) -> Config:
+    """The demo on a dozen samples."""
+    config = demo_small(config)
+    return replace(
+        config,
+        static_samples=8,
+        oracle_samples=8,
+        teacher=replace(config.teacher, nfe=8, train_samples=16, test_samples=12),
+        static=replace(config.static, iterations=1, starts=1),
+        per_sample=replace(config.per_sample, iterations=1),
+        optimized=replace(config.optimized, samples=16),
+        train=replace(config.train, samples=12, epochs=1, width=4, hidden=16),
+        evaluate=replace(config.evaluate, samples=12, grids=["karras", "ays-svd"]),
+    )
+
+
+demo_small = demo.small
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a demo, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(demo, "small", tiny)
+        text = folder / "stdout"
+        with text.open("w") as file, pytest.MonkeyPatch.context() as output:
+            output.setattr(sys, "stdout", file)
+            assert main(["demo", "--quiet", "--log_root", "results of mine"]) == 0
+    return folder, text.read_text()
+
+
+def commands(text: str) -> list[list[str]]:
+    return [shlex.split(line) for line in text.splitlines() if line.startswith("    ")]
+
+
+def test_it_ends_with_its_findings_and_the_next_commands(run: tuple[Path, str]) -> None:
+    _, text = run
+    findings = text[text.index("unipc-3, NFE 5, paired distance to the teacher:") :]
+    better = "(better than|worse than|no different from)"
+    interval = r"[+-][\d.]+ % \(95 % interval [+-][\d.]+ % to [+-][\d.]+ %\), nearer on \d+ % of \d+ samples"
+    assert re.search(rf"- static is {better} the best fixed grid, (karras|ays-svd): {interval}\.", findings)
+    for name in ("static\\+shift", "one-shot", "recursive"):
+        assert re.search(rf"- {name} is {better} static: {interval}\.", findings)
+    assert re.search(rf"- oracle is {better} static: {interval}; a bound", findings)
+    assert {words[words.index("--config") + 1] for words in commands(findings)} == {"results of mine/demo/config.yml"}
+
+
+def test_the_next_commands_run_as_they_stand(run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, text = run
+    monkeypatch.chdir(folder)
+    printed = commands(text)
+    assert {words[3] for words in printed} == {"sample", "export", "search", "evaluate"}
+    for words in printed:
+        assert words[:3] == [sys.executable, "-m", "ts_adapt.cli"]
+        assert main([*words[3:], "--quiet"]) == 0, words
+    logs = folder / "results of mine/demo"
+    assert (logs / "samples/static+shift-unipc-3-nfe5/grid.png").exists()
+    assert (logs / "scheduler/config.json").exists() or list((logs / "scheduler").iterdir())
+    assert "dmn" in {row["schedule"] for row in json.loads((logs / "results.json").read_text())["rows"]}
+
+
+def test_a_command_runs_in_a_process_of_its_own(run: tuple[Path, str]) -> None:
+    folder, text = run
+    words = next(words for words in commands(text) if "sigmas" in words)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split(",")) == 6
+
+
+def test_the_config_is_the_one_it_ran_with(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    for command in ("sample", "demo"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(demo, "small", tiny)
+            _, _, config = parse([command, "--config", str(folder / "results of mine/demo/config.yml")])
+        assert config == tiny(Config(log_root="results of mine"))
+
+
+def test_the_program_is_called_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "bin" / "ts-adapt"
+    script.parent.mkdir()
+    script.write_text("")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    monkeypatch.setenv("PATH", "")
+    assert shlex.split(demo.next_commands(Path("c.yml"))[0])[0] == str(script)
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert shlex.split(demo.next_commands(Path("c.yml"))[0])[0] == "ts-adapt"

@@ -1,0 +1,124 @@
+"""Schedules for diffusers, of a folder or the zoo, without a pipeline: sampled, exported, and which NFE is taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ts_adapt import zoo
+from ts_adapt.assembly import ModelOptions, build_denoiser
+from ts_adapt.cli import main
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others, shared_schedules
+from ts_adapt.schedule_file import Schedule
+
+ZOO = "fashion-ddpm-unipc-3"
+LEARNED = load_scheduler(ZOO).source.learned
+
+
+def run(out: Path, command: str, *flags: str) -> int:
+    return main([command, *flags, "--quiet", "--log_root", str(out), "--data_root", str(out / "data")])
+
+
+def images(folder: Path) -> torch.Tensor:
+    files = sorted((folder / "images").iterdir())
+    return torch.stack([torch.from_numpy(np.array(Image.open(file))).float() for file in files])
+
+
+def test_a_schedule_of_the_zoo_samples_as_its_folder_and_as_its_pipeline_do(tmp_path: Path, capsys) -> None:
+    found = []
+    for number, words in enumerate(
+        (
+            ["--schedule", ZOO],
+            ["--schedule", str(zoo.schedules()[ZOO])],
+            ["--schedule", ZOO, "--pipeline", "fashion-ddpm"],
+        )
+    ):
+        out = tmp_path / str(number)
+        capsys.readouterr()
+        assert run(tmp_path, "sample", *words, "--steps", "3", "--count", "2", "--out", str(out)) == 0
+        assert ", unipc-3, NFE 3: " in capsys.readouterr().out
+        found.append(images(out))
+    assert float(found[0].std()) > 2
+    assert all(float((other - found[0]).abs().max()) <= 1 for other in found[1:])
+
+
+def test_the_nfe_that_is_taken_is_said_with_the_others(tmp_path: Path, capsys) -> None:
+    most = max(LEARNED)
+    for flags, taken in (((), 5), (("--nfe", "3"), 3), (("--nfe", "3,5"), most), (("--nfe", "4"), most)):
+        assert run(tmp_path, "export", ZOO, *flags, "--out", str(tmp_path / "a.json")) == 0
+        assert Schedule.load(tmp_path / "a.json").nfe == taken
+        message = capsys.readouterr().err
+        assert f"this is NFE {taken} (of" in message and message.count("\n") == 1
+        assert all(f"{n}" in message for n in LEARNED)
+    assert run(tmp_path, "export", ZOO, "--steps", "3", "--out", str(tmp_path / "a.json")) == 0
+    assert capsys.readouterr().err == ""
+    flags = ["--model.name", "gaussian-mixture", "--schedule", "karras", "--count", "1"]
+    assert run(tmp_path, "sample", *flags, "--nfe", "4,6") == 0
+    assert "NFE 4 (of 4, 6; --steps takes another): " in capsys.readouterr().out
+    assert run(tmp_path, "sample", *flags, "--nfe", "4,6", "--steps", "6") == 0
+    assert "NFE 6: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("learned", "asked", "configured", "expected"),
+    [
+        ((3, 5), 4, [5], 4),
+        ((3, 5), None, [3], 3),
+        ((3, 5), None, [4], 5),
+        ((3, 5), None, [3, 5], 5),
+        (None, None, [7, 9], 7),
+    ],
+)
+def test_the_choice_of_an_nfe(learned: Any, asked: int | None, configured: list[int], expected: int) -> None:
+    assert choose_nfe(learned, asked, configured) == expected
+    assert (of_others(learned, expected, asked) == "") == (asked is not None or learned is None)
+
+
+def test_what_is_exported_is_the_grid_with_its_origin(tmp_path: Path, capsys) -> None:
+    assert run(tmp_path, "export", ZOO, "--steps", "5") == 0
+    content = json.loads(capsys.readouterr().out)
+    grid = load_scheduler(ZOO).source.grids[5]
+    assert content["times"] == grid.times.tolist()
+    assert (content["solver"], content["nfe"], content["model"]) == ("unipc-3", 5, "fashion-ddpm")
+    assert (content["source"], content["method"], content["prediction"]) == (ZOO, "static", "v")
+    for kind in ("sigmas", "timesteps"):
+        assert run(tmp_path, "export", ZOO, "--steps", "5", "--format", kind) == 0
+        assert len(capsys.readouterr().out.split(",")) in (5, 6)
+
+
+def test_all_schedules_of_one_name() -> None:
+    noise = build_denoiser(ModelOptions("fashion-ddpm")).noise
+    found = shared_schedules(ZOO, noise)
+    assert [schedule.nfe for schedule in found] == sorted(LEARNED)
+    with pytest.raises(TsAdaptError, match="was learned for another model"):
+        shared_schedules(ZOO, build_denoiser(ModelOptions("gaussian-mixture")).noise)
+
+
+def test_names_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert is_scheduler(ZOO) and is_scheduler("owner/name") and is_scheduler(str(zoo.schedules()[ZOO]))
+    assert not any(map(is_scheduler, ("karras", "static", "no/such.json", str(tmp_path / "a"), "a/b/c")))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sample", "--schedule", "fashion-ddpm-unipc-4"], "did you mean 'fashion-ddpm-unipc-3'"),
+        (["export", "fashion-ddpm-unipc-4"], "did you mean 'fashion-ddpm-unipc-3'"),
+        (["sample", "--schedule", ZOO, "--solver", "ddim"], "is for unipc-3, not for ddim; leave --solver out"),
+        (["sample", "--schedule", ZOO, "--steps", "99"], "was learned for 3"),
+        (["sample", "--schedule", ZOO, "--model.name", "gaussian-mixture"], "was learned for another model"),
+        (["export", ZOO, "--format", "diffusers", "--out", "x"], "is a schedule for diffusers already"),
+    ],
+)
+def test_bad_input_is_one_sentence(words: list[str], expected: str, tmp_path: Path, capsys) -> None:
+    assert run(tmp_path, *words) == 2
+    printed = capsys.readouterr()
+    assert expected in printed.err and printed.err.count("\n") == 1 and printed.out == ""

@@ -1,0 +1,144 @@
+"""Results and the options that they were made with: others are refused or announced, and --redo replaces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_job import LABEL, Job
+
+from ts_adapt.schedule_file import Schedule
+
+
+def content(path: Path) -> dict[Path, bytes]:
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    return {file: file.read_bytes() for file in files if file.is_file()}
+
+
+CASES = [
+    (("search",), "static", ("--static.iterations", "3"), "static.iterations (2, now 3)"),
+    (("train",), "predictor", ("--train.epochs", "3"), "train.epochs (1, now 3)"),
+    (LABEL, "labels", ("--per_sample.iterations", "3"), "per_sample.iterations (2, now 3)"),
+]
+
+
+def place(job: Job, what: str) -> Path:
+    return {"static": job.static, "predictor": job.predictor, "labels": job.labels()}[what]
+
+
+@pytest.mark.parametrize(("command", "what", "changed", "expected"), CASES, ids=["static", "predictor", "labels"])
+def test_other_options_are_named_and_redo_replaces(job: Job, capsys, command, what, changed, expected) -> None:
+    path = place(job, what)
+    before = content(path)
+    message = job.refused(capsys, *command, *changed)
+    assert str(path) in message and expected in message and "--redo" in message
+    assert content(path) == before
+    assert job.run(*command, *changed, "--redo") == 0
+    after = content(path)
+    assert after != before and after.keys() == before.keys()
+    assert job.run(*command, *changed) == 0
+    assert job.run(*command, *changed, "--redo") == 0  # nothing is left to be replaced
+    assert content(path) == after
+    assert {file.name for file in path.parent.iterdir()} == {path.name}
+
+
+@pytest.mark.parametrize(("command", "what", "changed", "expected"), CASES, ids=["static", "predictor", "labels"])
+def test_the_old_result_stays_until_the_new_one_is_complete(
+    job: Job, monkeypatch, command, what, changed, expected
+) -> None:
+    path = place(job, what)
+    before, calls = content(path), []
+
+    def interrupted(name: str, after: int) -> None:
+        from ts_adapt.jobs import learning
+
+        original = getattr(learning, name)
+
+        def stop(*args: object, **options: object) -> object:
+            calls.append(name)
+            if len(calls) > after:
+                raise KeyboardInterrupt
+            return original(*args, **options)
+
+        monkeypatch.setattr(learning, name, stop)
+
+    interrupted({"static": "search_static", "predictor": "save_predictor", "labels": "search_per_sample"}[what],
+                1 if what == "labels" else 0)  # fmt: skip
+    assert job.run(*command, *changed, "--redo") == 130
+    assert content(path) == before
+    monkeypatch.undo()
+    assert job.run(*command, *changed, "--redo") == 0
+    assert content(path) != before
+
+
+def test_an_interrupted_redo_of_labels_goes_on(job: Job, monkeypatch) -> None:
+    from ts_adapt.jobs import learning
+
+    original, parts = learning.search_per_sample, []
+
+    def once(*args: object) -> object:
+        parts.append(args)
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(learning, "search_per_sample", once)
+    redo = (*LABEL, "--per_sample.lr", "0.2", "--redo")
+    assert job.run(*redo) == 130
+    assert job.run(*redo) == 0 and len(parts) == 3  # two parts, one of them begun twice
+
+
+def test_what_follows_from_a_replaced_result_is_refused_until_it_is_made_anew(job: Job, capsys) -> None:
+    changed, before = ("--static_samples", "16", "--static.iterations", "9"), Schedule.load(job.static).grid.times
+    assert job.run("search", *changed, "--redo") == 0
+    assert not torch.equal(Schedule.load(job.static).grid.times, before)
+    for command in (("train",), ("evaluate",)):
+        message = job.refused(capsys, *command, *changed)
+        assert "another static grid than today's" in message and "--redo`" in message
+    assert "another static grid" in job.refused(capsys, *LABEL, *changed)
+    assert job.run(*LABEL, *changed, "--redo") == 0
+    assert job.run("train", *changed, "--redo") == 0
+    assert job.run(*LABEL, "--split", "test", *changed, "--redo") == 0
+    assert job.run("evaluate", *changed) == 0
+
+
+def test_a_predictor_of_other_labels_is_refused(job: Job, capsys) -> None:
+    changed = ("--per_sample.lr", "0.2")
+    assert job.run(*LABEL, *changed, "--redo") == 0
+    assert "other labels than today's; give --redo" in job.refused(capsys, "train", *changed)
+    assert job.run("train", *changed, "--redo") == 0
+
+
+def test_other_options_are_announced_where_the_result_is_used(job: Job, capsys) -> None:
+    capsys.readouterr()
+    assert job.run("sample", "--static.iterations", "9", "--count", "1") == 0
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "warning" in message and "static.iterations (2, now 9)" in message
+    assert job.run("sample", "--count", "1") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_result_of_an_earlier_program_is_taken_as_it_is(job: Job, capsys) -> None:
+    kept = json.loads(job.static.read_text())
+    assert kept["made_with"]["static"]["iterations"] == 2
+    del kept["made_with"]["static"]["iterations"]  # an option that came later: it had its default
+    job.static.write_text(json.dumps(kept))
+    assert "static.iterations (20, now 2)" in job.refused(capsys, "search")
+    del kept["made_with"]
+    job.static.write_text(json.dumps(kept))
+    capsys.readouterr()
+    assert job.run("search", "--static.iterations", "9") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_blackbox_is_searched_anew_by_another_sampler(job: Job, capsys) -> None:
+    flags = ("search", "--method", "blackbox", "--blackbox.sampler", "random", "--blackbox.trials")
+    assert job.run(*flags, "3") == 0
+    assert "blackbox.trials (3, now 4)" in job.refused(capsys, *flags, "4")
+    assert job.run(*flags, "4", "--redo") == 0
+    path = job.data / "blackbox/unipc-2-nfe3.json"
+    assert Schedule.load(path).about["made_with"]["blackbox"]["trials"] == 4
+    assert "blackbox.seed (0, now 1)" in job.refused(capsys, *flags, "4", "--blackbox.seed", "1")
+    assert job.run(*flags, "4", "--blackbox.storage", f"sqlite:///{job.folder}/other.db") == 0

@@ -1,0 +1,309 @@
+"""TDQ: scales that follow the timestep, tables, learned weights, and their training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.quantizers import tdq, time_scale, training
+from ts_adapt.quantizers.affine import fake_quantize
+from ts_adapt.quantizers.calibration import InputRecord, Recorder
+from ts_adapt.quantizers.calls import Call
+from ts_adapt.quantizers.network import quantize, quantized_layers, restore, size_of
+from ts_adapt.quantizers.parts import AffineWeight
+from ts_adapt.quantizers.ranges import mse
+from ts_adapt.quantizers.registry import build
+from ts_adapt.quantizers.storage import load, save
+from ts_adapt.quantizers.tdq import TDQ, LSQWeight, TDQOptions, freeze
+from ts_adapt.quantizers.time_scale import SILU_MINIMUM, TimedActivation, embedding_of, fit, offset_of
+from ts_adapt.quantizers.training import FineTuneOptions, fine_tune, image_batches
+
+SEEN = torch.linspace(1000, 0, 26)[:-1]
+UNSEEN = SEEN - 20
+EMBEDDING = {"num_channels": 128, "flip_sin_to_cos": True, "downscale_freq_shift": 0.0, "scale": 1.0}
+
+
+def planted(times: Tensor, growth: float = 100, seed: int = 0) -> list[Tensor]:
+    """g(t) N(0, 1), g growing `growth` times from noise to data."""
+    generator = torch.Generator().manual_seed(seed)
+    return [0.1 * growth ** (1 - t / 1000) * torch.randn(2048, generator=generator) for t in times]
+
+
+def recorded(times: Tensor, inputs: list[Tensor]) -> InputRecord:
+    recorder = Recorder()
+    for time, x in zip(times, inputs, strict=True):
+        recorder.visit("layer", x[None], time[None])
+    return recorder.records(["layer"])["layer"]
+
+
+def share(inputs: list[Tensor], rounded: list[Tensor]) -> float:
+    """The error, normalised per time."""
+    pairs = zip(inputs, rounded, strict=True)
+    return sum(float((y - x).square().mean() / x.square().mean()) for x, y in pairs) / len(inputs)
+
+
+def static(inputs: list[Tensor], bits: int) -> float:
+    """The share of one scale of least squared error for all times."""
+    low, high = mse(torch.cat(inputs)[None], bits, True)
+    scale = torch.maximum(-low, high).squeeze() / (2 ** (bits - 1) - 1)
+    return share(inputs, [fake_quantize(x, scale, torch.zeros(()), bits, True) for x in inputs])
+
+
+def fitted(times: Tensor, inputs: list[Tensor], bits: int) -> TimedActivation:
+    torch.manual_seed(0)
+    record = recorded(times, inputs)
+    part = TimedActivation(bits, None, EMBEDDING, None)
+    part.start(record.all_values.abs().mean(), record.all_values.std())
+    fit([part], [record])
+    return part
+
+
+@pytest.fixture(scope="module")
+def follower() -> TimedActivation:
+    """Fitted to a planted range, 4 bits."""
+    return fitted(SEEN, planted(SEEN), bits=4)
+
+
+@pytest.fixture
+def calls(calls: list[Call], monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """Of a whole network; its predictors are fitted in fewer steps."""
+    monkeypatch.setattr(time_scale, "FIT_STEPS", 60)
+    return calls
+
+
+def rounded(part: Any, times: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    return [part.quantized(x[None], part.scale_at(t[None]))[0] for t, x in zip(times, inputs, strict=True)]
+
+
+def test_scales_follow_a_planted_range_at_seen_and_unseen_times(follower: TimedActivation) -> None:
+    seen, unseen = planted(SEEN), planted(UNSEEN, seed=1)
+    part = follower
+    assert static(seen, 4) > 0.2
+    assert share(seen, rounded(part, SEEN, seen)) < 0.014
+    assert share(unseen, rounded(part, UNSEEN, unseen)) < 0.027
+    both = torch.stack([part.scale_at(SEEN).log(), torch.stack([x.std() for x in seen]).log()])
+    assert torch.corrcoef(both)[0, 1] > 0.98
+
+
+def test_a_constant_range_is_no_harm() -> None:
+    inputs = planted(SEEN, growth=1)
+    part = fitted(SEEN, inputs, bits=4)
+    assert share(inputs, rounded(part, SEEN, inputs)) < 1.02 * static(inputs, 4)
+
+
+def test_the_first_scale_is_the_published_one() -> None:
+    part = TimedActivation(4, None, EMBEDDING, None)
+    part.start(torch.tensor(0.8), torch.tensor(0.6))
+    part.predictor[-1].weight.zero_()  # type: ignore[operator, union-attr]
+    first = (0.8 + 3 * 0.6) / (15 // 2 - 1)
+    assert torch.allclose(part.scale_at(torch.tensor([3.0, 700.0])), torch.full((2,), first))
+    assert math.isclose(float(part.predictor[-1].bias), math.log(math.expm1(first)), rel_tol=1e-5)  # type: ignore[arg-type, union-attr]
+
+
+def test_a_batch_of_mixed_times_gets_a_scale_for_each_sample(follower: TimedActivation) -> None:
+    part = follower
+    part.clock = SimpleNamespace(now=lambda batch: UNSEEN[:batch])  # type: ignore[assignment]
+    x = torch.randn(5, 3, 4, 4)
+    alone = torch.cat([part.quantized(x[i : i + 1], part.scale_at(UNSEEN[i : i + 1])) for i in range(5)])
+    assert torch.equal(part(x), alone)
+    assert len(part.scale_at(UNSEEN[:5]).unique()) == 5
+
+
+def test_a_table_is_the_predictor_exactly_and_interpolates_between(follower: TimedActivation) -> None:
+    part = follower
+    times = torch.arange(0.0, 1000.0, 7)
+    table = part.table(times)
+    assert torch.equal(table.scale_at(times), part.scale_at(times))
+    assert torch.equal(table.scale_at(times[20:33]), part.scale_at(times[20:33]))
+    ends, inside = table.scale_at(torch.tensor([-5.0, 2000.0])), table.scale_at(torch.tensor([10.5]))
+    assert torch.equal(ends, table.scales[[0, -1]])
+    assert torch.allclose(inside, table.scales[1:3].mean())
+
+
+def test_inputs_of_activation_functions_have_an_offset() -> None:
+    times = torch.tensor([0.0, 500.0])
+    x = [3 * torch.randn(4096) for _ in times]
+    assert offset_of(recorded(times, x)) is None
+    assert offset_of(recorded(times, [nn.functional.silu(v) for v in x])) == SILU_MINIMUM
+    assert offset_of(recorded(times, [v.relu() for v in x])) == 0
+    for offset, inputs in ((SILU_MINIMUM, [nn.functional.silu(v) for v in x]), (0.0, [v.relu() for v in x])):
+        part = TimedActivation(4, offset, EMBEDDING, None)
+        part.start(torch.tensor(1.0), torch.tensor(1.0))
+        fit([part], [recorded(times, inputs)])
+        ours = rounded(part, times, inputs)
+        assert share(inputs, ours) < static(inputs, 4)
+        assert min(float(v.min()) for v in ours) == pytest.approx(offset, abs=1e-6)
+        assert max(len(v.unique()) for v in ours) <= 16
+
+
+def test_the_embedding_is_the_networks_own(make: Any) -> None:
+    ours = embedding_of(make("unet"), 999.0)
+    assert ours["num_channels"] == 8 and ours["scale"] == 1
+    assert embedding_of(make("flux"), 1.0)["scale"] == 1000
+    assert embedding_of(nn.Linear(2, 2), 999.0)["num_channels"] == 128
+
+
+def test_ptq_beats_min_max_and_comes_off_exactly(denoiser: Any, calls: list[Call]) -> None:
+    network = denoiser.network
+    full = [call.run(network) for call in calls]
+
+    def error(name: str) -> float:
+        quantize(network, build(name)[0], calls)
+        found = sum(float((call.run(network) - y).square().mean()) for call, y in zip(calls, full, strict=True))
+        restore(network)
+        assert all(torch.equal(call.run(network), y) for call, y in zip(calls, full, strict=True))
+        return found
+
+    assert error("tdq-w8a4") < error("minmax-w8a4")
+
+
+def test_frozen_networks_say_the_same_and_weigh_less(denoiser: Any, calls: list[Call]) -> None:
+    network = quantize(denoiser.network, build("tdq-w4a8+qat")[0], calls)
+    assert all(isinstance(layer.stored, LSQWeight) for _, layer in quantized_layers(network))
+    before, heavy = [call.run(network) for call in calls], size_of(network)
+    times = torch.cat([call.timestep for call in calls])
+    assert freeze(network, times) is network
+    assert all(isinstance(layer.stored, AffineWeight) for _, layer in quantized_layers(network))
+    for call, y in zip(calls, before, strict=True):
+        assert float((call.run(network) - y).norm() / y.norm()) < 0.05
+    assert size_of(network).bits < 5.5 < 32 < heavy.bits
+    assert size_of(network).weight_bytes < 0.5 * heavy.weight_bytes
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", ["tdq-w8a8", "tdq-w4a8+qat"])
+def test_round_trip_is_exact(
+    denoiser: Any, calls: list[Call], make: Any, tmp_path: Path, name: str, frozen: bool
+) -> None:
+    network = quantize(denoiser.network, build(name)[0], calls)
+    if frozen:
+        freeze(network, torch.arange(1000))
+    save(network, tmp_path)
+    twin = load(make("unet"), tmp_path)
+    assert torch.equal(calls[2].run(twin), calls[2].run(network))
+    assert size_of(twin) == size_of(network)
+
+
+def images(count: int = 16) -> Tensor:
+    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(3)).clamp(-1, 1)
+
+
+@pytest.mark.parametrize(("name", "what"), [("tdq-w2a4+qat", "all"), ("tdq-w8a3", "activations")])
+def test_training_lowers_the_loss_and_leaves_the_network_alone(
+    denoiser: Any, calls: list[Call], name: str, what: str
+) -> None:
+    network = denoiser.network
+    full = calls[1].run(network)
+    teacher = training.reproduction_batches(network, calls, 6)
+    quantize(network, build(name)[0], calls)
+    options = FineTuneOptions(steps=24, lr=3e-3, train=what)
+    result = fine_tune(network, teacher, training.reproduction_loss, options, progress=False)
+    assert sum(result.losses[-8:]) < 0.9 * sum(result.losses[:8])
+    if what == "activations":
+        assert result.trained == sum(
+            p.numel() for _, layer in quantized_layers(network) for p in layer.activation.parameters()  # type: ignore[union-attr]
+        )  # fmt: skip
+    assert not any(p.requires_grad for p in network.parameters())
+    restore(network)
+    assert torch.equal(calls[1].run(network), full)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_the_diffusion_loss_is_that_of_the_target(denoiser: Any, prediction: str) -> None:
+    denoiser.prediction = prediction
+    batch = image_batches(images(), 8)(0)
+    loss = training.diffusion_loss(denoiser)
+    values = []
+    denoiser.call = lambda network, x, timestep, condition: values.append((x, timestep)) or x
+    found = loss(denoiser.network, batch, torch.Generator().manual_seed(0))
+    x_t, t = values[0]
+    alpha, sigma = (c(t.double()).float().view(-1, 1, 1, 1) for c in (denoiser.noise.alpha, denoiser.noise.sigma))
+    eps = (x_t - alpha * batch.x0) / sigma
+    target = eps if prediction == "epsilon" else alpha * eps - sigma * batch.x0
+    assert torch.allclose(found, (x_t - target).square().mean(), rtol=1e-3)
+    assert abs(float(eps.mean())) < 0.2 and 0.8 < float(eps.std()) < 1.2
+
+
+def test_a_teachers_own_network_has_no_loss(denoiser: Any) -> None:
+    loss = training.teacher_loss(denoiser, denoiser.network)
+    assert float(loss(denoiser.network, image_batches(images(), 8)(0), torch.Generator())) == 0
+
+
+def test_a_broken_off_training_ends_where_it_would_have(
+    denoiser: Any, calls: list[Call], make: Any, tmp_path: Path
+) -> None:
+    batches, loss = image_batches(images(), 8), training.diffusion_loss(denoiser)
+    quantizer = build("tdq-w4a4+qat")[0]
+    options = FineTuneOptions(steps=6, lr=1e-3, checkpoint_every=2)
+    whole = quantize(denoiser.network, quantizer, calls)
+    straight = fine_tune(whole, batches, loss, options, progress=False)
+    broken = quantize(make("unet"), quantizer, calls)
+
+    def until_four(number: int) -> Any:
+        if number == 5:
+            raise KeyboardInterrupt
+        return batches(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(broken, until_four, loss, options, tmp_path, progress=False)
+    resumed = quantize(make("unet"), quantizer, calls)
+    result = fine_tune(resumed, batches, loss, options, tmp_path, progress=False)
+    assert result.losses == straight.losses and len(result.losses) == 6
+    for (_, ours), (_, theirs) in zip(quantized_layers(whole), quantized_layers(resumed), strict=True):
+        assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in ours.state_dict().items())
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+    with pytest.raises(TsAdaptError, match=r"other options\.lr"):
+        fine_tune(resumed, batches, loss, FineTuneOptions(steps=6, lr=1e-2), tmp_path, progress=False)
+
+
+def test_batches_cover_the_images_and_depend_on_their_number_alone() -> None:
+    x = torch.arange(10.0)[:, None]
+    batches = image_batches(x, 5, condition={"class_labels": torch.arange(10)}, seed=1)
+    first, second = batches(0), batches(1)
+    assert sorted([*first.x0.flatten().tolist(), *second.x0.flatten().tolist()]) == list(range(10))
+    assert torch.equal(first.condition["class_labels"], first.x0.flatten().long())
+    assert torch.equal(batches(0).x0, first.x0) and not torch.equal(batches(2).x0, first.x0)
+
+
+def test_bad_input_is_explained(denoiser: Any, calls: list[Call]) -> None:
+    with pytest.raises(TsAdaptError, match="mode of tdq 'qta'; did you mean 'qat'"):
+        TDQ(TDQOptions(mode="qta"))
+    with pytest.raises(TsAdaptError, match="bits is None"):
+        TDQ(TDQOptions(bits=None, mode="qat"))
+    with pytest.raises(TsAdaptError, match="activation_bits is 9"):
+        build("tdq-w8a9")
+    with pytest.raises(TsAdaptError, match="calibration set is empty"):
+        quantize(denoiser.network, TDQ())
+    with pytest.raises(TsAdaptError, match="not quantized"):
+        freeze(denoiser.network, torch.tensor([1.0]))
+    with pytest.raises(TsAdaptError, match="batch_size is 20 for 16 images"):
+        image_batches(images(), 20)
+    with pytest.raises(TsAdaptError, match="'y' has 3 rows for 16 images"):
+        image_batches(images(), 4, condition={"y": torch.zeros(3)})
+    quantize(denoiser.network, TDQ(TDQOptions(bits=None)), calls)
+    with pytest.raises(TsAdaptError, match="finite timesteps"):
+        freeze(denoiser.network, torch.tensor([]))
+    with pytest.raises(TsAdaptError, match="left nothing to train"):
+        training.trainable(denoiser.network, "weights")
+    with pytest.raises(TsAdaptError, match="unknown part to train"):
+        training.trainable(denoiser.network, "activation")
+    batches = image_batches(torch.full((4, 1, 8, 8), torch.nan), 4)
+    with pytest.raises(TsAdaptError, match="the loss is nan at step 0"):
+        fine_tune(denoiser.network, batches, training.diffusion_loss(denoiser), progress=False)
+
+
+def test_lsq_weights_round_as_their_codes_do() -> None:
+    weight = torch.randn(4, 3, 3, 3)
+    part = LSQWeight(weight, torch.full((4, 1), 0.3), 4)
+    assert torch.allclose(part(), part.frozen()(), atol=1e-3)
+    part.requires_grad_()
+    part().square().sum().backward()
+    assert part.log_scale.grad is not None and bool((part.log_scale.grad != 0).all())
+    assert tdq.MODES == ("ptq", "qat")

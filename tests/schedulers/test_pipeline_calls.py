@@ -1,0 +1,194 @@
+"""What users of pipelines do beside the two lines: callbacks, lists of times, interruptions, half precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.schedulers import AysSchedules
+from pipeline_cases import (
+    CASES,
+    ROWS,
+    STEPS,
+    WIDTH,
+    Counted,
+    by_hand,
+    call_sd,
+    embeddings,
+    guided_sd3,
+    noise,
+    sd3_condition,
+    tokens,
+)  # fmt: skip
+from torch import Tensor
+
+from ts_adapt.assembly import build_grid, build_solver
+from ts_adapt.grids.given import from_sigmas
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.noise import edm_sigma
+from ts_adapt.sampling import integrate
+from ts_adapt.schedulers.attach import attach, detach
+from ts_adapt.schedulers.scheduler import LearnedScheduler
+
+KINDS = ["static", "one-shot", "recursive"]
+
+
+def made(tiny: Any, pipe: Any, kind: str, name: str = "sd") -> LearnedScheduler:
+    options = {} if kind == "static" else CASES[name].options
+    schedule: LearnedScheduler = tiny.schedule(kind, pipe.scheduler.config, CASES[name].shape, **options)
+    return schedule
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_callback_sees_every_step_and_may_change_the_latents(kind: str, pipes: Any, tiny: Any) -> None:
+    pipe, seen = pipes("sd"), []
+
+    def callback(pipe: Any, step: int, timestep: Tensor, kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append((step, float(timestep), kwargs["latents"].shape))
+        return {"latents": kwargs["latents"] * 0.5} if step == 1 else {}
+
+    attach(pipe, made(tiny, pipe, kind))
+    halved, nominal = call_sd(pipe, ROWS, callback_on_step_end=callback), pipe.scheduler.timesteps.tolist()
+    plain = call_sd(pipe, ROWS)
+    detach(pipe)
+    assert seen == [(i, nominal[i], (3, 4, 8, 8)) for i in range(STEPS)]
+    assert torch.isfinite(halved).all() and not torch.allclose(halved, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_callback_may_switch_guidance_off_half_way(kind: str, pipes: Any, tiny: Any) -> None:
+    """diffusers' own example of a callback: the batch of the network is halved within the run."""
+    pipe = pipes("sd")
+
+    def callback(pipe: Any, step: int, timestep: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            kwargs["prompt_embeds"] = kwargs["prompt_embeds"].chunk(2)[-1]
+        return kwargs
+
+    attach(pipe, made(tiny, pipe, kind))
+    options = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
+    with Counted(pipe) as counted:
+        together = call_sd(pipe, ROWS, **options)
+    alone = torch.cat([call_sd(pipe, [row], **options) for row in ROWS])
+    detach(pipe)
+    if kind != "static":
+        assert [len(told) for told in counted.timesteps] == [6, 6, 3, 3]
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupted_call_does_not_disturb_the_next(kind: str, pipes: Any, tiny: Any) -> None:
+    pipe = pipes("sd")
+
+    def interrupt(pipe: Any, step: int, timestep: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step == 1
+        return kwargs
+
+    attach(pipe, made(tiny, pipe, kind))
+    expected = call_sd(pipe, ROWS)
+    stopped = call_sd(pipe, ROWS, callback_on_step_end=interrupt)
+    assert pipe.scheduler.step_index == 2 and not torch.allclose(stopped, expected)
+    torch.testing.assert_close(call_sd(pipe, ROWS[:1]), expected[:1], atol=1e-4, rtol=1e-4)
+    detach(pipe)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_lists_of_timesteps_and_sigmas(name: str, pipes: Any, tiny: Any) -> None:
+    """`retrieve_timesteps` hands them on to schedulers whose set_timesteps takes them."""
+    pipe, case = pipes(name), CASES[name]
+    attach(pipe, schedule := made(tiny, pipe, "static"))
+    times = torch.tensor([999.0, 700.5, 300.25, 60.0, 0.0]).double()
+    sigmas = edm_sigma(schedule.noise, times[:-1]).tolist()
+    by_time = case.call(pipe, ROWS, num_inference_steps=None, timesteps=times[:-1].tolist())
+    by_sigma = case.call(pipe, ROWS, num_inference_steps=None, sigmas=[*sigmas, 0.0])
+    without_end = case.call(pipe, ROWS, num_inference_steps=None, sigmas=sigmas)
+    detach(pipe)
+    solution = integrate(
+        case.ours(pipe), build_solver("unipc-3", schedule.noise), TimeGrid(times), noise(ROWS, *case.shape),
+        condition=case.condition(ROWS),
+    )  # fmt: skip
+    for found in (by_time, by_sigma, without_end):
+        torch.testing.assert_close(found, solution.x, atol=1e-3, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_sigmas_of_flows_are_their_times(name: str, pipes: Any, tiny: Any) -> None:
+    """They are not shifted, though the configs of these pipelines say shift and dynamic shifting."""
+    pipe, case = pipes(name), CASES[name]
+    attach(pipe, schedule := made(tiny, pipe, "static", name))
+    found = case.call(pipe, ROWS, sigmas=[1.0, 0.8, 0.5, 0.1])
+    detach(pipe)
+    denoiser = guided_sd3(pipe) if name == "sd3" else by_hand(pipe)
+    times = torch.tensor([1.0, 0.8, 0.5, 0.1, 0.0]).double()
+    x = integrate(
+        denoiser, build_solver("unipc-3", schedule.noise), times, noise(ROWS, 4, 8, 8), condition=sd3_condition(ROWS)
+    ).x
+    torch.testing.assert_close(found, tokens(x) if name == "flux" else x, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_published_lists_of_diffusers(pipes: Any, tiny: Any) -> None:
+    """Align Your Steps begins a hair above the table's largest sigma, which is meant."""
+    pipe = pipes("sd")
+    attach(pipe, schedule := LearnedScheduler.from_grid("karras", "dpmpp-2m"))
+    by_sigma = call_sd(pipe, ROWS, num_inference_steps=None, sigmas=AysSchedules["StableDiffusionSigmas"])
+    times, _ = from_sigmas(AysSchedules["StableDiffusionSigmas"], schedule.noise, "ays")
+    torch.testing.assert_close(schedule.timesteps, times[:-1].float())
+    by_time = call_sd(pipe, ROWS, num_inference_steps=None, timesteps=AysSchedules["StableDiffusionTimesteps"])
+    assert len(schedule.timesteps) == 10
+    named = LearnedScheduler.from_grid(build_grid("ays-sd15", schedule.noise, 10), "dpmpp-2m", pipe.scheduler.config)
+    attach(pipe, named)
+    by_name = call_sd(pipe, ROWS, num_inference_steps=10)
+    detach(pipe)
+    torch.testing.assert_close(by_sigma, by_name, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(by_time, by_name, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["one-shot", "recursive"])
+def test_lists_of_times_for_schedules_that_choose_their_own(kind: str, pipes: Any, tiny: Any) -> None:
+    pipe = pipes("sd")
+    attach(pipe, made(tiny, pipe, kind))
+    for given in ({"timesteps": [999, 500]}, {"sigmas": [14.0, 1.0, 0.0]}):
+        with pytest.raises(TsAdaptError, match="chooses the times of each image by itself"):
+            call_sd(pipe, ROWS, num_inference_steps=None, **given)
+    with pytest.raises(TsAdaptError, match="num_inference_steps is 7; this schedule was learned for 4"):
+        call_sd(pipe, ROWS, num_inference_steps=7)
+    detach(pipe)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["sd", "sd3", "flux"])
+def test_in_half_precision_the_network_is_told_times_in_full(name: str, kind: str, tiny: Any) -> None:
+    pipe, case = tiny.pipeline(name), CASES[name]
+    attach(pipe, made(tiny, pipe, kind, name))
+    with Counted(pipe) as counted:
+        case.call(pipe, ROWS)
+    pipe.to(torch.bfloat16)
+    with Counted(pipe) as again:
+        found = case.call(pipe, ROWS)
+    assert found.dtype == torch.bfloat16 and torch.isfinite(found).all()
+    assert again.timesteps[0].dtype == torch.float32
+    for told, in_full in zip(again.timesteps[: STEPS if kind == "static" else 1], counted.timesteps, strict=False):
+        torch.testing.assert_close(told.unique(), in_full.unique())
+
+
+@torch.no_grad()
+def test_a_prompt_is_encoded_by_the_pipeline(pipes: Any, tiny: Any) -> None:
+    """Words go through the pipeline's tokenizer and text encoder; the predictor sees what comes of them."""
+    pipe = pipes("sd")
+    attach(pipe, made(tiny, pipe, "one-shot"))
+    options = {"prompt_embeds": None, "negative_prompt_embeds": None, "latents": noise([1, 1], 4, 8, 8)}
+    both = call_sd(pipe, [1, 1], prompt=["a cat", "dogs"], **options)
+    options["latents"] = options["latents"][:1]
+    alone = [call_sd(pipe, [1], prompt=words, **options) for words in ("a cat", "dogs")]
+    detach(pipe)
+    torch.testing.assert_close(both, torch.cat(alone), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(*alone) and embeddings([1]).shape[-1] == WIDTH

@@ -1,0 +1,83 @@
+"""A tiny experiment on the analytic mixture, and the command line at work in its folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ts_adapt.cli import main
+
+SMALL = """
+name: small
+model: {name: gaussian-mixture}
+solvers: [unipc-2]
+nfe: [3]
+distance: l2
+static_samples: 8
+label_samples: 20
+oracle_samples: 10
+label_batch: 10
+teacher: {nfe: 12, train_samples: 40, test_samples: 20, shard_size: 16, batch_size: 16}
+static: {iterations: 2}
+per_sample: {iterations: 2, random_starts: 0}
+train: {loss: both, samples: 20, epochs: 1, label_epochs: 2, width: 4, hidden: 16}
+evaluate: {samples: 20, features: pixels, batch_size: 16, grids: [karras, linear]}
+"""
+LABEL = ("search", "--method", "per-sample")
+WHOLE_JOB = (("teach",), ("search",), LABEL, (*LABEL, "--split", "test"), ("train",), ("evaluate",))
+
+
+@dataclass(frozen=True)
+class Job:
+    """The experiment in `folder`: its commands, and where they leave what they make."""
+
+    folder: Path
+
+    @classmethod
+    def begun(cls, folder: Path, config: str = SMALL) -> Job:
+        (folder / "small.yml").write_text(config)
+        return cls(folder)
+
+    @property
+    def roots(self) -> list[str]:
+        return ["--data_root", str(self.data.parent), "--log_root", str(self.folder / "logs")]
+
+    def run(self, command: str, *flags: str) -> int:
+        return main([command, "--config", str(self.folder / "small.yml"), "--quiet", *self.roots, *flags])
+
+    def refused(self, capsys: Any, *arguments: str) -> str:
+        """The one sentence of a refused command."""
+        capsys.readouterr()
+        assert self.run(*arguments) == 2
+        return sentence(capsys)
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "train_data/small"
+
+    @property
+    def static(self) -> Path:
+        return self.data / "static/unipc-2-nfe3.json"
+
+    @property
+    def predictor(self) -> Path:
+        return self.data / "predictors/one-shot/unipc-2-nfe3"
+
+    def labels(self, split: str = "train") -> Path:
+        return self.data / "labels" / split / "unipc-2-nfe3"
+
+
+def sentence(capsys: Any) -> str:
+    """What was printed, which is one sentence on stderr."""
+    printed = capsys.readouterr()
+    message: str = printed.err.strip()
+    assert printed.out == "" and message.startswith("ts-adapt: ")
+    assert "Traceback" not in message and "\n" not in message
+    return message
+
+
+def edit(path: Path, **values: object) -> None:
+    """Replace some of the values of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

@@ -1,0 +1,100 @@
+"""The command line as it is typed: lists, config files, misspelt words, and the commands that messages name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ts_adapt.assembly import FAMILIES, SOLVERS, build_solver, solver_name
+from ts_adapt.cli import main, parse
+from ts_adapt.config import Config
+from ts_adapt.denoisers.analytic import example_mixture
+from ts_adapt.flags import COMMANDS
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.parsing import completed
+
+
+def config(*words: str) -> Config:
+    return parse(["search", *words])[2]
+
+
+@pytest.mark.parametrize("value", ["3,5", "[3,5]", "[3, 5]", "3, 5"])
+def test_a_list_has_commas_with_brackets_or_without(value: str) -> None:
+    assert config("--nfe", value).nfe == config(f"--nfe={value}").nfe == [3, 5]
+
+
+def test_a_list_of_one_is_that_one() -> None:
+    given = config("--nfe", "7", "--solvers", "ddim+corrector", "--static.corrections", "shift,scale")
+    assert (given.nfe, given.solvers) == ([7], ["ddim+corrector"])
+    assert given.static.corrections == ["shift", "scale"]
+    assert config("--evaluate.grids", "karras").evaluate.grids == ["karras"]
+    assert config("--evaluate.grids", "null").evaluate.grids is None
+
+
+def test_a_config_file_writes_lists_alike_and_flags_behind_it_override_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.yml"
+    path.write_text("nfe: 7\nsolvers: unipc-3, ddim\nstatic: {corrections: shift}\nteacher: {nfe: 20}\n")
+    given = config("--config", str(path))
+    assert (given.nfe, given.solvers, given.static.corrections) == ([7], ["unipc-3", "ddim"], ["shift"])
+    assert config("--nfe", "3", "--config", str(path)).nfe == [7]
+    assert config(f"--config={path}", "--nfe", "3", "--teacher.nfe", "9").nfe == [3]
+    assert config("--config", str(path), "--teacher.nfe", "9").teacher.nfe == 9
+
+
+def test_a_family_of_solvers_stands_for_one_of_them() -> None:
+    assert config("--solvers", "unipc,dpmpp+corrector,ddim").solvers == ["unipc-2", "dpmpp-2m+corrector", "ddim"]
+    assert parse(["sample", "--solver", "deis"])[1].solver == "deis-2"
+    noise = example_mixture().noise
+    for family, name in FAMILIES.items():
+        assert name in SOLVERS and solver_name(name) == name
+        assert vars(build_solver(family, noise)).keys() == vars(build_solver(name, noise)).keys()
+        assert build_solver(family, noise).order == build_solver(name, noise).order
+    with pytest.raises(TsAdaptError, match="lists 'unipc-2' twice"):
+        config("--solvers", "unipc,unipc-2")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["serach"], "unknown command 'serach'; did you mean 'search'?"),
+        (["evalute", "--nfe", "5"], "did you mean 'evaluate'?"),
+        (["--config", "a.yml", "teach"], "--config is no command; the command comes first"),
+        (["search", "--methd", "static"], "unknown option 'methd'; did you mean 'method'?"),
+        (["sample", "--shedule=karras"], "unknown option 'shedule'; did you mean 'schedule'?"),
+        (["search", "--static.iters", "3"], "did you mean 'static.iterations'?"),
+        (["search", "--zzz", "3"], "unknown option 'zzz'; `ts-adapt search --help` lists the options"),
+        (["search", "--nfe", "3", "5"], "'5' is no option and no value of one"),
+        (["teach", "--method", "static"], "unknown option 'method'"),
+        (["search", "--nfe"], "--nfe"),
+        (["search", "--nfe", "three"], "three"),
+    ],
+)
+def test_what_is_misspelt_is_one_sentence(words: list[str], expected: str, capsys) -> None:
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("ts-adapt: ") and message.count("\n") == 1 and expected in message
+
+
+def test_the_commands_of_a_message_become_those_of_the_experiment() -> None:
+    words = [
+        "--config",
+        "my file.yml",
+        "--quiet",
+        "--solver",
+        "ddim",
+        "--nfe=3,5",
+        "--teacher.nfe",
+        "9",
+        "--count",
+        "2",
+    ]
+    message = "there is none; make it with `ts-adapt search --method static --nfe 5`, or lower `nfe`"
+    (command,) = re.findall("`(ts-adapt .*?)`", completed(message, COMMANDS, words))
+    assert shlex.split(command) == [
+        "ts-adapt", "search", "--config", "my file.yml", "--teacher.nfe", "9", "--method", "static", "--nfe", "5",
+    ]  # fmt: skip
+    unchanged = "`ts-adapt search --help` lists the options, `ts-adapt COMMAND` is no command"
+    assert completed(unchanged, COMMANDS, words) == unchanged

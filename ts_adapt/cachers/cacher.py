@@ -1,0 +1,118 @@
+"""What cachers have in common: they are put on a network, told the step, and taken off again.
+
+    network = cacher.attach(network)        the very module, changed in place; with `NetworkDenoiser` that is all
+    begin(steps, batch)                     a run of `steps` steps for `batch` samples begins: nothing is kept
+    at(index)                               the calls of the network that follow belong to step `index`
+    end()                                   the run is over; the network is itself until the next one
+    network = cacher.remove(network)        the network as it was
+
+A solver with two evaluations a step (Heun) stays at one index for both. Who runs the loop tells the step:
+`sampling.integrate` and, in pipelines, `schedulers.attach`; the step is never guessed from a timestep. Outside a run
+the network is called as if nothing were attached.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from ts_adapt.denoisers.network import add_step_aware, remove_step_aware, step_aware_parts
+from ts_adapt.interfaces import TsAdaptError
+
+if TYPE_CHECKING:
+    from ts_adapt.cachers.hooks import Action
+
+NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
+
+
+class Cacher(ABC):
+    """A cacher for one network at a time.
+
+    network  what it is attached to, or None
+    steps, batch, index  of the run; index is None outside of one
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self) -> None:
+        self.network: nn.Module | None = None
+        self.steps = self.batch = 0
+        self.index: int | None = None
+        self._hooked: list[nn.Module] = []
+
+    @abstractmethod
+    def actions(self, network: nn.Module) -> list[tuple[nn.Module, Action]]:
+        """What the modules of `network` do from now on; TsAdaptError if it lacks what is needed."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Drop all that is kept."""
+
+    def attach(self, network: nn.Module) -> nn.Module:
+        """Put the cacher on `network`, a UNet2DModel or UNet2DConditionModel, and return it.
+
+        Raises TsAdaptError, and leaves the network as it was, if the cacher is in use, if one of its kind is attached,
+        under gradient checkpointing, and for a network without the blocks it needs.
+        """
+        from ts_adapt.cachers.hooks import install
+
+        if self.network is not None:
+            raise TsAdaptError(f"this {self.kind} is attached to a network already; remove it there, or build another")
+        if not any(ancestor.__name__ in NETWORKS for ancestor in type(network).__mro__):
+            raise TsAdaptError(
+                f"{self.kind} works on diffusers' {' and '.join(NETWORKS)}; got {type(network).__name__} "
+                "(compile or wrap a network after attaching)"
+            )
+        if any(isinstance(part, type(self)) for part in step_aware_parts(network)):
+            raise TsAdaptError(f"a {self.kind} is attached to this network already; remove that one first")
+        self._refuse_checkpointing(network)
+        actions = self.actions(network)
+        for module, action in actions:
+            install(module, self.kind, action)
+        self._hooked = [module for module, _ in actions]
+        self.network = network
+        add_step_aware(network, self)
+        self.end()
+        return network
+
+    def remove(self, network: nn.Module) -> nn.Module:
+        """Take the cacher off `network`, and return it as it was before; TsAdaptError if it is not attached there."""
+        from ts_adapt.cachers.hooks import uninstall
+
+        if self.network is None or self.network is not network:
+            raise TsAdaptError(f"this {self.kind} is not attached to that network; there is nothing to remove")
+        for module in self._hooked:
+            uninstall(module, self.kind)
+        remove_step_aware(network, self)
+        self.end()
+        self.network, self._hooked = None, []
+        return network
+
+    def begin(self, steps: int, batch: int) -> None:
+        if self.network is not None:
+            self._refuse_checkpointing(self.network)
+        self.end()
+        self.steps, self.batch = steps, batch
+
+    def at(self, index: int) -> None:
+        self.index = index
+
+    def end(self) -> None:
+        self.index = None
+        self.forget()
+
+    def _refuse_checkpointing(self, network: nn.Module) -> None:
+        if network.is_gradient_checkpointing:
+            raise TsAdaptError(
+                f"{self.kind} keeps features from step to step and cannot be used under gradient checkpointing, which "
+                "computes them twice; call network.disable_gradient_checkpointing() first"
+            )
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """`value` if it is a whole number of at least `least`; else a TsAdaptError that calls it `name`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise TsAdaptError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    return value

@@ -1,0 +1,82 @@
+"""The cachers by name, and names of whole settings: `deepcache-3`, `deepcache-5-branch2`, `tgate-5+deepcache-2`.
+
+    deepcache[-INTERVAL][-branchB][-quadratic]     `DeepCache`'s interval, branch and refresh
+    tgate[-STEP][-selfINTERVAL][-warmupSTEPS]      `TGate`'s gate_step, self_attention_interval and warm_up
+    A+B                                            both at once, in any order
+    none                                           no cacher
+
+What a name does not say has its default; so `tgate` gates each number of steps where it is published for it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from ts_adapt.cachers.cacher import Cacher
+from ts_adapt.cachers.deepcache import REFRESH, DeepCache
+from ts_adapt.cachers.tgate import TGate
+from ts_adapt.interfaces import TsAdaptError, unknown
+
+CACHERS: dict[str, type[Cacher]] = {
+    "deepcache": DeepCache,
+    "tgate": TGate,
+}
+NUMBERS: dict[str, dict[str, str]] = {
+    "deepcache": {"": "interval", "branch": "branch"},
+    "tgate": {"": "gate_step", "self": "self_attention_interval", "warmup": "warm_up"},
+}
+"""Cacher -> what stands before a number in its name -> the option that the number is."""
+WORDS: dict[str, dict[str, dict[str, Any]]] = {
+    "deepcache": {refresh: {"refresh": refresh} for refresh in REFRESH},
+    "tgate": {},
+}
+NONE = "none"
+
+
+def build(name: str, **options: Any) -> Cacher:
+    """The cacher called `name`; TsAdaptError for an unknown name or option, and for options out of range."""
+    if name not in CACHERS:
+        raise unknown("cacher", name, CACHERS)
+    known = inspect.signature(CACHERS[name]).parameters
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of {name}", option, known)
+    return CACHERS[name](**options)
+
+
+def named(name: str) -> list[Cacher]:
+    """The cachers that `name` stands for; see the module's head. None at all for `none`.
+
+    Raises TsAdaptError for what is no such name, for options out of range, and for two cachers of one kind.
+    """
+    if name == NONE:
+        return []
+    parts = [part.split("-") for part in name.split("+")]
+    kinds = [kind for kind, *_ in parts]
+    for kind in kinds:
+        if kind not in CACHERS:
+            raise unknown("cacher", kind, [*CACHERS, NONE])
+    twice = next((kind for kind in CACHERS if kinds.count(kind) > 1), None)
+    if twice is not None:
+        raise TsAdaptError(f"the cacher {name!r} has two of the kind {twice}; a network takes one, leave the other out")
+    return [build(kind, **_options(name, kind, words)) for kind, *words in parts]
+
+
+def _options(name: str, kind: str, words: list[str]) -> dict[str, Any]:
+    """The options that the `words` behind `kind` set."""
+    found: dict[str, Any] = {}
+    for word in words:
+        match = re.fullmatch(r"(?P<before>[a-z]*)(?P<number>\d+)", word, re.ASCII)
+        if match is not None and match["before"] in NUMBERS[kind]:
+            more: dict[str, Any] = {NUMBERS[kind][match["before"]]: int(match["number"])}
+        elif word in WORDS[kind]:
+            more = WORDS[kind][word]
+        else:
+            known = [f"{before}NUMBER" for before in NUMBERS[kind]] + list(WORDS[kind])
+            raise TsAdaptError(f"{word!r} in the cacher {name!r} is not known; behind {kind} stands {', '.join(known)}")
+        if found.keys() & more.keys():
+            raise TsAdaptError(f"the cacher {name!r} gives {', '.join(more)} twice; leave one of them out")
+        found |= more
+    return found

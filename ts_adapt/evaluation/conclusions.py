@@ -1,0 +1,142 @@
+"""What a comparison says, in plain sentences computed from its paired differences.
+
+    better         the whole 95 % interval of the mean of d(schedule) - d(other) lies below zero
+    worse          it lies above zero
+    no different   it holds zero
+
+with d the distance to the teacher from the same noise. Percentages are of the other's mean distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ts_adapt.assembly import has_shared_ends
+from ts_adapt.evaluation.benchmark import STATIC, Difference, Row
+from ts_adapt.evaluation.tables import frechet_name
+
+VERDICTS = {"better": "better than", "no different": "no different from", "worse": "worse than"}
+CLASSES = ("fixed", STATIC, "corrected")
+OTHER_MODE = "Where mean and wins disagree, a few samples that end in another mode of the data decide the mean."
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A paired difference with the rows of the schedule, `row`, and of the one it is compared with, `other`."""
+
+    difference: Difference
+    row: Row
+    other: Row
+
+    @property
+    def verdict(self) -> str:
+        """better, no different or worse."""
+        if self.difference.high < 0:
+            return "better"
+        return "worse" if self.difference.low > 0 else "no different"
+
+    @property
+    def wins(self) -> float | None:
+        """The share of the samples on which the schedule is nearer to the teacher; known where either is static."""
+        if self.other.schedule == STATIC:
+            return self.row.wins
+        return None if self.row.schedule != STATIC or self.other.wins is None else 1 - self.other.wins
+
+    @property
+    def surprising(self) -> bool:
+        """Whether the mean says one thing and most samples another."""
+        return self.wins is not None and {"better": self.wins < 0.5, "worse": self.wins > 0.5}.get(self.verdict, False)
+
+    def percent(self, value: float) -> str:
+        """A difference as a share of the other's mean distance."""
+        return f"{100 * value / (self.other.distance or 1):+.1f} %"
+
+    def brief(self) -> str:
+        return f"({self.percent(self.difference.difference)})"
+
+    def sentence(self, article: str = "") -> str:
+        """The verdict with its interval and the samples that were won; `article` goes before the other's name."""
+        d, samples = self.difference, f"{self.difference.samples} samples"
+        won = samples if self.wins is None else f"nearer on {100 * self.wins:.0f} % of {samples}"
+        bound = "; a bound, as it was searched on these very samples" if self.row.kind == "oracle" else ""
+        return (
+            f"{d.schedule} is {VERDICTS[self.verdict]} {article}{d.against}: {self.percent(d.difference)} "
+            f"(95 % interval {self.percent(d.low)} to {self.percent(d.high)}), {won}{bound}."
+        )
+
+
+def compare(rows: Sequence[Row], differences: Sequence[Difference]) -> list[Compared]:
+    """The differences with the rows that they are of."""
+    named = {(r.sampler, r.nfe, r.samples, r.schedule): r for r in rows}
+    return [
+        Compared(d, *(named[d.sampler, d.nfe, d.samples, name] for name in (d.schedule, d.against))) for d in differences
+    ]
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What is found for one sampler and NFE.
+
+    heading  the sampler and the NFE
+    short    all verdicts in two or three sentences, without intervals
+    lines    a sentence for each verdict
+    """
+
+    heading: str
+    short: str
+    lines: list[str]
+
+
+def conclusions(rows: Sequence[Row], differences: Sequence[Difference], features: str) -> list[Conclusion]:
+    """For each sampler and NFE: static against the best fixed grid, all else that was learned or optimised against
+    static, predictors against the best static grid with corrections too, each on as many samples as both were measured
+    on, and who is nearest to the data."""
+    keys = dict.fromkeys((r.sampler, r.nfe) for r in rows)
+    pairs = compare(rows, differences)
+    return [
+        _conclusion([r for r in rows if (r.sampler, r.nfe) == key], [p for p in pairs if _key(p) == key], features)
+        for key in keys
+    ]
+
+
+def _key(pair: Compared) -> tuple[str, int]:
+    return pair.row.sampler, pair.row.nfe
+
+
+def _class(other: Row) -> str:
+    """Which of `CLASSES` a schedule is that others are compared with."""
+    return other.kind if other.kind == "fixed" or other.schedule == STATIC else "corrected"
+
+
+def _conclusion(rows: Sequence[Row], pairs: Sequence[Compared], features: str) -> Conclusion:
+    ordered = sorted(pairs, key=lambda p: p.row.samples)
+    most = {(p.row.schedule, _class(p.other)): p for p in ordered}
+    fixed, static, corrected = ([p for (_, of), p in most.items() if of == kind] for kind in CLASSES)
+    fixed = [p for p in fixed if p.row.schedule == STATIC] or fixed
+    lines = [*(p.sentence("the best fixed grid, ") for p in fixed), *(p.sentence() for p in static + corrected)]
+    if any(p.surprising for p in fixed + static):
+        lines.append(OTHER_MODE)
+    short = [
+        f"{p.row.schedule} is {VERDICTS[p.verdict]} the best fixed grid, {p.other.schedule} {p.brief()}." for p in fixed
+    ]
+    for part in (static, corrected):
+        found = {word: [f"{p.row.schedule} {p.brief()}" for p in part if p.verdict == word] for word in VERDICTS}
+        if part:
+            verdicts = [f"{word}: {', '.join(names)}" for word, names in found.items() if names]
+            short.append(f"Against {part[0].other.schedule}, {'; '.join(verdicts)}.")
+    heading = f"{rows[0].sampler}, NFE {rows[0].nfe}"
+    return Conclusion(heading, " ".join(short), [*lines, *_nearest_to_the_data(rows, features)])
+
+
+def _nearest_to_the_data(rows: Sequence[Row], features: str) -> list[str]:
+    most = max(r.samples for r in rows)
+    fixed = [r for r in rows if r.samples == most and r.kind == "fixed" and has_shared_ends(r.schedule)]
+    other = [r for r in rows if r.samples == most and r.kind not in ("fixed", "oracle")]
+    if not fixed or not other:
+        return []
+    a, b = (min(part, key=lambda r: r.fid_data) for part in (fixed, other))
+    return [
+        f"{frechet_name(features)} to the data: {a.fid_data:.3f} along the best fixed grid, {a.schedule}; "
+        f"{b.fid_data:.3f} along the best learned or optimised one, {b.schedule}."
+    ]

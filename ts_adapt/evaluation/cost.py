@@ -1,0 +1,125 @@
+"""What a sampled image costs: floating-point operations, seconds, memory.
+
+    flops        2 for each multiply-add of matrix products, convolutions and attention, as torch counts them; a MAC is
+                 half as much. Attention runs by torch's MATH backend for it, as the fused kernels of the CPU count as 0
+    seconds      the median over runs, behind one that warms up
+    peak_memory  bytes in use at the worst moment beyond those before: of CUDA's allocator, and on the CPU of the
+                 tensors that live between operations (what a kernel takes for itself is not seen)
+    weight_bytes of parameters and buffers, each storage once
+
+Costs are those of one `solve()`, a call that samples a batch.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from ts_adapt.interfaces import TsAdaptError
+
+Solve = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """flops and seconds of one image, peak_memory in bytes of the whole batch."""
+
+    flops: float
+    seconds: float
+    peak_memory: int
+
+
+def measure(solve: Solve, images: int, device: torch.device | str = "cpu", repeats: int = 3) -> Cost:
+    """The cost of `solve`, which samples `images` images on `device` each time it is called; it runs repeats + 3 times.
+
+    Raises TsAdaptError for less than one image or one repeat.
+    """
+    if images < 1 or repeats < 1:
+        raise TsAdaptError(f"images is {images} and repeats {repeats}; expected at least 1 of each")
+    device = torch.device(device)
+    return Cost(count_flops(solve) / images, seconds(solve, device, repeats) / images, peak_memory(solve, device))
+
+
+def count_flops(solve: Solve) -> int:
+    """The floating-point operations of `solve`."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        solve()
+    return int(counter.get_total_flops())
+
+
+def seconds(solve: Solve, device: torch.device | str = "cpu", repeats: int = 3) -> float:
+    """The median time of `repeats` runs of `solve`, behind one that warms up."""
+    device = torch.device(device)
+    taken = []
+    for _ in range(repeats + 1):
+        _wait(device)
+        began = time.perf_counter()
+        solve()
+        _wait(device)
+        taken.append(time.perf_counter() - began)
+    return median(taken[1:])
+
+
+def peak_memory(solve: Solve, device: torch.device | str = "cpu") -> int:
+    """Bytes that `solve` needs at its worst moment beyond what is in use when it begins."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        solve()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    allocations = Allocations()
+    with allocations:
+        solve()
+    return allocations.peak
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Bytes of the parameters and buffers of `network`; what several of them share counts once."""
+    tensors = [*network.parameters(), *network.buffers()]
+    storages = {(t.device, t.untyped_storage().data_ptr()): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Allocations(TorchDispatchMode):
+    """Follows the storages that operations make, from birth to death."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in _storages((args, kwargs)):
+            self._known.add(storage)
+        out = func(*args, **(kwargs or {}))
+        for storage in _storages(out):
+            if storage not in self._known:
+                self._known.add(storage)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]

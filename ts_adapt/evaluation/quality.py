@@ -1,0 +1,135 @@
+"""What sets of samples are measured by beside the Frechet distance of their features.
+
+    kid                the kernel distance to real features (`metrics.kid`); may come out below zero
+    precision, recall  how many samples look real, and how much of what is real is met (`neighbours`)
+    inception_score    exp E_x KL(p(y|x) || p(y)), the mean over ten parts of the samples (Salimans et al. 2016)
+    sfid               the Frechet distance of spatial features to real ones (Nash et al. 2021)
+    clip_score         the mean over samples of how well they show their prompts (`clip`)
+
+The first three are of whichever features the comparison is made in; Inception score and sFID need Inception's, CLIP
+score needs prompts and CLIP's weights. Where one does not apply it is None. All of them depend on how many samples
+there are; as many real features are taken as there are samples, evenly picked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ts_adapt.evaluation.inception import Inception
+from ts_adapt.evaluation.metrics import Extractor, FeatureStatistics, folder_features, frechet, kid
+from ts_adapt.evaluation.neighbours import Manifold
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.zoo import reference_statistics, test_images
+from ts_adapt.zoo.data import to_model_range
+from ts_adapt.zoo.features import IMAGE_SHAPE, TRAINING_IMAGES
+
+NEIGHBOURS = 3
+SUBSET, SUBSETS = 1000, 20
+PARTS = 10
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The measures of the module's head, by the names of their columns."""
+
+    kid: float | None = None
+    inception_score: float | None = None
+    sfid: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    clip_score: float | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What real images look like in the features of a comparison.
+
+    statistics  that Frechet distances are measured to
+    features    `(m, D)` of real images
+    apart       whether these are other images than those of the statistics: then they say what is the least to be
+                expected of any model
+    spatial     statistics of the spatial features; None for others than Inception's
+    """
+
+    statistics: FeatureStatistics
+    features: Tensor
+    apart: bool
+    spatial: FeatureStatistics | None = None
+    _manifolds: dict[int, Manifold] = field(default_factory=dict, repr=False)
+
+    def quality(self, run: dict[str, Tensor], samples: int) -> Quality:
+        """Of the first `samples` samples of `run`: `features` `(n, D)`, and `probabilities`, `spatial`, `clip` if there
+        are any."""
+        own = {name: tensor[:samples].float() for name, tensor in run.items()}
+        features, real = own["features"], self._picked(len(own["features"]))
+        precision = recall = sfid = None
+        if min(len(features), len(real)) > NEIGHBOURS:
+            if len(real) not in self._manifolds:
+                self._manifolds[len(real)] = Manifold(real, NEIGHBOURS)
+            precision, recall = self._manifolds[len(real)].share(features), Manifold(features, NEIGHBOURS).share(real)
+        if self.spatial is not None and "spatial" in own:
+            sfid = frechet(FeatureStatistics.of(own["spatial"]), self.spatial)
+        return Quality(
+            kid=kid(features, real, subsets=SUBSETS if len(features) > SUBSET else 1, size=SUBSET),
+            inception_score=inception_score(own["probabilities"]) if "probabilities" in own else None,
+            sfid=sfid,
+            precision=precision,
+            recall=recall,
+            clip_score=float(own["clip"].double().mean()) if "clip" in own else None,
+        )
+
+    def _picked(self, count: int) -> Tensor:
+        """`count` of the real features, or all of them, evenly picked."""
+        return self.features[torch.linspace(0, len(self.features) - 1, min(count, len(self.features))).long()]
+
+
+def looks_of(extract: Extractor, images: Tensor) -> dict[str, Tensor]:
+    """The `features` of `images`, and what else an extractor knows of them."""
+    return extract.looks(images) if isinstance(extract, Inception) else {"features": extract(images)}
+
+
+def inception_score(probabilities: Tensor, parts: int = PARTS) -> float:
+    """Of the class probabilities `(n, C)` of samples, in `parts` parts, or one where there are fewer samples.
+
+    Raises TsAdaptError for no samples, and for rows that are no probabilities.
+    """
+    p = probabilities.detach().double()
+    if p.ndim != 2 or not len(p) or bool((p < 0).any()) or not torch.allclose(p.sum(1), p.new_ones(len(p)), atol=1e-3):
+        raise TsAdaptError(f"probabilities of shape {tuple(p.shape)} were given; expected rows (n, C) that sum to one")
+    scores = []
+    for part in p.tensor_split(parts if len(p) >= parts else 1):
+        marginal = part.mean(0, keepdim=True)
+        apart = torch.xlogy(part, part) - torch.xlogy(part, marginal)
+        scores.append(apart.sum(1).mean().exp())
+    return float(torch.stack(scores).mean())
+
+
+def reference_of(
+    extract: Extractor, name: str, folder: str | Path | None = None, *, batch_size: int = 64
+) -> Reference:
+    """Real images under the extractor called `name`.
+
+    folder  of real images; None: the embedded statistics of the zoo's 60,000 training images, and the features of its
+            10,000 test images
+
+    Raises TsAdaptError for Inception without a folder: the zoo has no statistics of its features.
+    """
+    if folder is not None:
+        shape = IMAGE_SHAPE if name == "zoo" else None
+        features = folder_features(extract, folder, shape, batch_size=batch_size)
+        spatial = None
+        if isinstance(extract, Inception):
+            inception = extract
+            found = folder_features(lambda x: inception.looks(x)["spatial"], folder, shape, batch_size=batch_size)
+            spatial = FeatureStatistics.of(found)
+        return Reference(FeatureStatistics.of(features), features, False, spatial)
+    if name != "zoo":
+        raise TsAdaptError(
+            f"there are no embedded statistics of {name} features; name a folder of real images (reference)"
+        )
+    test = torch.cat([extract(to_model_range(part)).cpu() for part in torch.split(test_images()[0], 500)])
+    return Reference(FeatureStatistics.from_moments(*reference_statistics(), TRAINING_IMAGES), test, True)

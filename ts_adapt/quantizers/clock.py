@@ -1,0 +1,59 @@
+"""The timestep that a network is being told, for the quantizers inside it.
+
+A `Clock` listens at the network's entrance, so whoever calls it sets it: `integrate`, a pipeline of diffusers, a
+training loop, a recomputation under gradient checkpointing. Grids of their own for every sample, Heun's second
+evaluation and guidance's doubled batch need no word from the sampler; step counts (`StepAware`) would not tell the
+time of any of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ts_adapt.interfaces import TsAdaptError
+
+
+class Clock:
+    """Holds the timestep `(B,)` of the network's current (or latest) call, in the network's own unit.
+
+    `stop()` takes the listener off the network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.place, self.name = time_argument(network)
+        self.timestep: Tensor | None = None
+        self.handle = network.register_forward_pre_hook(self._hear, with_kwargs=True)
+
+    def _hear(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        told = kwargs[self.name] if self.name in kwargs else args[self.place]
+        self.timestep = torch.as_tensor(told).detach().reshape(-1)
+
+    def now(self, batch: int) -> Tensor:
+        """The timestep of every row of a batch inside the network, `(batch,)` float32.
+
+        A batch that is a multiple of the network's (heads or windows folded into it) repeats each time. Raises
+        TsAdaptError before the first call, or for a batch that is no multiple.
+        """
+        if self.timestep is None:
+            raise TsAdaptError("a time-dependent quantizer was run by itself; call the network that it is in")
+        times = self.timestep.float()
+        if batch % times.shape[0]:
+            raise TsAdaptError(f"{times.shape[0]} timesteps were given for a batch of {batch}; give one, or {batch}")
+        return times.repeat_interleave(batch // times.shape[0])
+
+    def stop(self) -> None:
+        self.handle.remove()
+
+
+def time_argument(network: nn.Module) -> tuple[int, str]:
+    """The place and the name of the timestep in the network's call: `timestep`, else the second argument."""
+    names = list(inspect.signature(network.forward).parameters)
+    if "timestep" in names:
+        return names.index("timestep"), "timestep"
+    if len(names) < 2:
+        raise TsAdaptError(f"{type(network).__name__} takes no timestep; expected a network called with (x, timestep)")
+    return 1, names[1]

@@ -1,0 +1,78 @@
+"""The methods by name, and names of whole settings: `hqq4`, `minmax-w8a8`, `minmax-w4a8+adaround`, `torchao-int8`.
+
+FAMILY + BITS             hqq4, vqdm4: bits of the weights
+FAMILY-wBITS[aBITS]       minmax-w4, tdq-w4a8: bits of weights and activations
+... +OPTION               of `EXTRAS`, as often as wanted
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import Any
+
+from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.quantizers.hqq import HQQ, HQQOptions
+from ts_adapt.quantizers.minmax import MinMax, MinMaxOptions
+from ts_adapt.quantizers.network import Quantizer
+from ts_adapt.quantizers.tdq import TDQ, TDQOptions
+from ts_adapt.quantizers.tinydm import TinyDM, TinyDMOptions
+from ts_adapt.quantizers.torchao import TorchAO, TorchAOOptions
+from ts_adapt.quantizers.traversal import LayerOptions
+from ts_adapt.quantizers.vqdm import VQDM, VQDMOptions
+
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    "minmax": MinMax,
+    "hqq": HQQ,
+    "torchao": TorchAO,
+    "tdq": TDQ,
+    "tinydm": TinyDM,
+    "vqdm": VQDM,
+}
+OPTIONS: dict[str, type[Any]] = {
+    "minmax": MinMaxOptions,
+    "hqq": HQQOptions,
+    "torchao": TorchAOOptions,
+    "tdq": TDQOptions,
+    "tinydm": TinyDMOptions,
+    "vqdm": VQDMOptions,
+}
+EXTRAS: dict[str, dict[str, Any]] = {
+    "adaround": {"adaround": 300},
+    "dynamic": {"dynamic": True},
+    "mse": {"weight_range": "mse", "activation_range": "mse"},
+    "weight-only": {"mode": "weight-only"},
+    "qat": {"mode": "qat"},
+    "tuned": {"fine_tune": 200},
+    "plain-attention": {"attention": False},
+}
+"""What may stand behind a `+`, and the options that it sets; `+split` is an option of the layers."""
+
+NAME = re.compile(r"(?P<family>[a-z]+)(-?w?(?P<bits>\d+)(a(?P<activation_bits>\d+))?|-int8)?")
+
+
+def build(name: str, **options: Any) -> tuple[Quantizer, LayerOptions]:
+    """The quantizer called `name`, and the options of the layers that go with it; `options` come on top of the name's.
+
+    Raises TsAdaptError for an unknown family, suffix or option, and for bits that the family does not have.
+    """
+    base, *extras = name.split("+")
+    match = NAME.fullmatch(base)
+    if match is None or match["family"] not in QUANTIZERS:
+        raise unknown("quantizer", base, QUANTIZERS)
+    family = match["family"]
+    settings: dict[str, Any] = {k: int(match[k]) for k in ("bits", "activation_bits") if match[k]}
+    layers = LayerOptions()
+    for extra in extras:
+        if extra == "split":
+            layers.split_shortcuts = True
+        elif extra in EXTRAS:
+            settings |= EXTRAS[extra]
+        else:
+            raise unknown("suffix of a quantizer", extra, [*EXTRAS, "split"])
+    known = [field.name for field in fields(OPTIONS[family])]
+    for option in settings | options:
+        if option not in known:
+            raise TsAdaptError(f"{family} has no option {option!r}, asked for by {name!r}; it has {', '.join(known)}")
+    quantizer: Any = QUANTIZERS[family]
+    return quantizer(OPTIONS[family](**(settings | options))), layers

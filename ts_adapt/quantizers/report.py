@@ -1,0 +1,130 @@
+"""What quantization does to every layer: bits, the error of the weight, the range and the error of the activation.
+
+    weight      MSE, MAE and the error relative to the weight, mean (W - W^)^2 / mean W^2
+    activation  at each timestep of a calibration set: the smallest and largest input, MSE and MAE of x^ against x
+
+Errors are of the layer's own doing: x is what reaches it in the quantized network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ts_adapt.files import write_json
+from ts_adapt.quantizers.calibration import observe
+from ts_adapt.quantizers.calls import Call
+from ts_adapt.quantizers.layer import QuantizedLayer
+from ts_adapt.quantizers.network import quantization_of, quantized_layers, size_of
+from ts_adapt.quantizers.traversal import Layer, PlannedLayer
+
+
+@dataclass
+class LayerReport:
+    """bits, activation_bits   nominal; None: full precision
+    true_bits               of a weight, with all that is kept of it
+    reason                  why the layer stays in full precision; None: it is quantized
+    timesteps and the lists behind it have an entry for each timestep, in rising order
+    """
+
+    name: str
+    kind: str
+    weights: int
+    bits: int | None
+    true_bits: float
+    activation_bits: int | None
+    reason: str | None = None
+    weight_mse: float = 0.0
+    weight_mae: float = 0.0
+    weight_relative: float = 0.0
+    timesteps: list[float] = field(default_factory=list)
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+    activation_mse: list[float] = field(default_factory=list)
+    activation_mae: list[float] = field(default_factory=list)
+
+
+def report(network: nn.Module, calls: Sequence[Call] = ()) -> list[LayerReport]:
+    """Every layer of the quantized `network` with a weight matrix; ranges and activation errors on `calls`, if given.
+
+    Raises TsAdaptError for a network that is not quantized.
+    """
+    of = quantization_of(network)
+    originals = of.layers()
+    rows = [_kept(layer, network.get_submodule(layer.name)) for layer in of.planned if layer.reason is not None]
+    rows += [_quantized(name, layer, originals[name]) for name, layer in quantized_layers(network)]
+    if calls:
+        _add_activations(network, {row.name: row for row in rows if row.reason is None}, calls)
+    return rows
+
+
+def save_report(rows: Sequence[LayerReport], network: nn.Module, path: Path) -> None:
+    """The report and the sizes of `network` as JSON at `path`."""
+    write_json(path, {"size": asdict(size_of(network)), "layers": [asdict(row) for row in rows]})
+
+
+def markdown(rows: Sequence[LayerReport]) -> str:
+    """The report as a table; of the activations the widest range and the worst timestep's error."""
+    lines = ["| layer | weights | bits | weight error | input | range | input MSE |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        if row.reason is not None:
+            lines.append(f"| {row.name} | {row.weights:,} | full: {row.reason} | | | | |")
+            continue
+        span = f"{min(row.low):.3g} to {max(row.high):.3g}" if row.low else ""
+        worst = f"{max(row.activation_mse):.3g}" if row.activation_mse else ""
+        bits = row.activation_bits or "full"
+        cells = [row.name, f"{row.weights:,}", f"{row.true_bits:.2f}", f"{row.weight_relative:.2e}", bits, span, worst]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _kept(layer: PlannedLayer, module: Any) -> LayerReport:
+    bits = 8 * module.weight.element_size()
+    return LayerReport(layer.name, layer.kind, layer.numel, None, bits, None, reason=layer.reason)
+
+
+def _quantized(name: str, layer: QuantizedLayer, original: Layer) -> LayerReport:
+    weight = original.weight.detach().float()
+    error = weight - layer.weight.detach().float()
+    return LayerReport(
+        name,
+        type(original).__name__,
+        layer.numel,
+        layer.stored.bits,
+        8 * layer.stored.bytes / layer.numel,
+        None if layer.activation is None else layer.activation.bits,
+        weight_mse=float(error.square().mean()),
+        weight_mae=float(error.abs().mean()),
+        weight_relative=float(error.square().mean() / weight.square().mean().clamp(min=1e-30)),
+    )
+
+
+def _add_activations(network: nn.Module, rows: dict[str, LayerReport], calls: Sequence[Call]) -> None:
+    seen: dict[str, dict[float, list[Tensor]]] = {name: {} for name in rows}
+
+    def visit(name: str, x: Tensor, timestep: Tensor) -> None:
+        activation = layers[name].activation
+        error = torch.zeros_like(x) if activation is None else activation(x) - x
+        for time in timestep.unique().tolist():
+            mask = (timestep == time).repeat_interleave(x.shape[0] // timestep.shape[0])
+            own, wrong = x[mask].double(), error[mask].double()
+            sums = [own.amin(), own.amax(), wrong.square().sum(), wrong.abs().sum(), own.new_tensor(own.numel())]
+            seen[name].setdefault(time, []).append(torch.stack(sums).cpu())
+
+    layers = dict(quantized_layers(network))
+    observe(network, rows, calls, visit)
+    for name, by_time in seen.items():
+        row = rows[name]
+        for time in sorted(by_time):
+            stats = torch.stack(by_time[time])
+            total = stats[:, 2:].sum(0)
+            row.timesteps.append(time)
+            row.low.append(float(stats[:, 0].min()))
+            row.high.append(float(stats[:, 1].max()))
+            row.activation_mse.append(float(total[0] / total[2]))
+            row.activation_mae.append(float(total[1] / total[2]))

@@ -1,0 +1,278 @@
+"""Training what a quantizer has put into a network: quantization-aware training, and fine-tuning to a teacher.
+
+    diffusion     E || F^(x_t, t) - target ||^2       x_t = alpha x_0 + sigma eps, t uniform, target as predicted
+    teacher       E || F^(x_t, t) - F(x_t, t) ||^2    F in full precision, on the same x_t
+    reproduction  || F^(call) - F(call) ||^2          on a calibration set, with what F said to it
+
+F^ is the quantized network. Trained are parameters of its quantized layers alone (learned weights, their scales,
+biases, predictors of activation scales), so that it can be restored exactly; norms and layers in full precision stay.
+
+A batch is a function of its number: a run that was killed goes on from its last checkpoint and ends where it would
+have ended. Under accelerate's launcher each process takes batches of its own, and gradients are averaged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ts_adapt.denoisers.network import NetworkDenoiser
+from ts_adapt.files import differing, read_json, read_tensors, write_json, write_tensors
+from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.numerics import combine
+from ts_adapt.parameterization import from_x0
+from ts_adapt.quantizers.calls import Call
+from ts_adapt.quantizers.layer import QuantizedLayer
+from ts_adapt.quantizers.network import quantization_of, quantized_layers
+from ts_adapt.sampling import generator_for
+
+Batches = Callable[[int], Any]
+"""number -> batch, always the same for a number."""
+
+Loss = Callable[[nn.Module, Any, Generator], Tensor]
+"""(network, batch, what its noise is drawn from) -> `()`."""
+
+RECORD, CHECKPOINT = "training.json", "checkpoint.safetensors"
+
+WHAT: dict[str, Callable[[QuantizedLayer], Sequence[nn.Module | None]]] = {
+    "all": lambda layer: [layer],
+    "weights": lambda layer: [layer.stored],
+    "activations": lambda layer: [layer.activation],
+}
+
+
+@dataclass
+class FineTuneOptions:
+    """How a quantized network is trained."""
+
+    steps: int = 1000
+    lr: float = 1e-4
+    """Of Adam; falls to 0 along a cosine."""
+    train: str = "all"
+    """all, weights, or activations (the predictors of their scales alone)."""
+    clip: float = 1.0
+    """The largest norm of a gradient."""
+    checkpoint_every: int = 200
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """losses  `steps` training losses, those before a resumption included
+    trained  how many parameters were trained
+    """
+
+    losses: list[float]
+    trained: int
+
+
+@dataclass(frozen=True)
+class Images:
+    """x0 `(B, ...)` in the space of the diffusion, and the condition that goes with it."""
+
+    x0: Tensor
+    condition: Mapping[str, Any]
+
+
+def image_batches(
+    x0: Tensor, batch_size: int, *, condition: Mapping[str, Tensor] | None = None, seed: int = 0
+) -> Batches:
+    """Batches of `x0` `(n, ...)` and of the tensors `(n, ...)` in `condition`, shuffled anew at each pass.
+
+    Raises TsAdaptError for no images, a batch size that they do not fill, or a condition of another length.
+    """
+    n, condition = len(x0), dict(condition or {})
+    if not 0 < batch_size <= n:
+        raise TsAdaptError(f"batch_size is {batch_size} for {n} images; expected between 1 and the number of images")
+    for name, value in condition.items():
+        if len(value) != n:
+            raise TsAdaptError(f"the condition {name!r} has {len(value)} rows for {n} images; give one for each image")
+    each = n // batch_size
+
+    def batch(number: int) -> Images:
+        order = torch.randperm(n, generator=generator_for(seed, number // each, stream=1))
+        rows = order[number % each * batch_size :][:batch_size]
+        return Images(x0[rows], {name: value[rows] for name, value in condition.items()})
+
+    return batch
+
+
+def reproduction_batches(network: nn.Module, calls: Sequence[Call], batch_size: int, seed: int = 0) -> Batches:
+    """Pairs of a call and what `network`, as it is now, says to it: `batch_size` samples of one of `calls`."""
+    with torch.no_grad():
+        said = [call.run(network).detach() for call in calls]
+
+    def batch(number: int) -> tuple[Call, Tensor]:
+        index = number % len(calls)
+        generator = generator_for(seed, number, stream=2)
+        rows = torch.randperm(calls[index].batch, generator=generator)[:batch_size]
+        return calls[index].rows(rows), said[index][rows]
+
+    return batch
+
+
+def reproduction_loss(network: nn.Module, batch: tuple[Call, Tensor], generator: Generator) -> Tensor:
+    call, said = batch
+    return F.mse_loss(call.run(network), said)
+
+
+def diffusion_loss(denoiser: NetworkDenoiser) -> Loss:
+    """Of batches of `Images`, for the network of `denoiser`."""
+
+    def loss(network: nn.Module, batch: Images, generator: Generator) -> Tensor:
+        x_t, t = _noised(denoiser, batch.x0, generator)
+        noise = denoiser.noise
+        clean = (batch.x0.double(), x_t.double(), noise.alpha(t), noise.sigma(t))
+        target = from_x0(*clean, denoiser.prediction).to(x_t.dtype)
+        raw = denoiser.call(network, x_t, denoiser.timestep(t, x_t), dict(batch.condition))
+        return F.mse_loss(raw[:, : target.shape[1]], target)
+
+    return loss
+
+
+def teacher_loss(denoiser: NetworkDenoiser, teacher: nn.Module) -> Loss:
+    """Of batches of `Images`; `teacher` is the network of `denoiser` in full precision."""
+
+    def loss(network: nn.Module, batch: Images, generator: Generator) -> Tensor:
+        x_t, t = _noised(denoiser, batch.x0, generator)
+        timestep = denoiser.timestep(t, x_t)
+        with torch.no_grad():
+            target = denoiser.call(teacher, x_t, timestep, dict(batch.condition))
+        return F.mse_loss(denoiser.call(network, x_t, timestep, dict(batch.condition)), target)
+
+    return loss
+
+
+def fine_tune(
+    network: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    options: FineTuneOptions | None = None,
+    folder: Path | None = None,
+    *,
+    progress: bool = True,
+) -> FineTuned:
+    """Train the quantized `network` in place.
+
+    folder  of checkpoints and TensorBoard's scalars; a run that was broken off there is gone on with. None: neither
+
+    Raises TsAdaptError where nothing can be trained, where the loss is not finite, and for a folder of another run.
+    """
+    options = options or FineTuneOptions()
+    trained = trainable(network, options.train)
+    device = next(iter(trained.values())).device
+    tracker = {} if folder is None else {"log_with": "tensorboard", "project_dir": str(folder)}
+    accelerator = Accelerator(cpu=device.type == "cpu", **tracker)
+    accelerator.init_trackers("tensorboard")
+    required = {name: p.requires_grad for name, p in network.named_parameters()}
+    network.requires_grad_(False)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    try:
+        optimizer = torch.optim.Adam(trained.values(), lr=options.lr)
+        losses = _resumed(folder, network, options, trained, optimizer)
+        model, prepared = accelerator.prepare(network, optimizer)
+        steps = range(len(losses), options.steps)
+        bar = tqdm(steps, desc="fine-tuning", unit="step", disable=not progress, leave=False)
+        for step in bar:
+            for group in prepared.param_groups:
+                group["lr"] = options.lr * 0.5 * (1 + math.cos(math.pi * step / options.steps))
+            number = step * accelerator.num_processes + accelerator.process_index
+            value = loss(model, _moved(batches(number), device), generator_for(options.seed, number, stream=3))
+            if not bool(torch.isfinite(value)):
+                raise TsAdaptError(
+                    f"the loss is {float(value.detach())} at step {step}; take a smaller lr than {options.lr}"
+                )
+            prepared.zero_grad()
+            accelerator.backward(value)
+            accelerator.clip_grad_norm_(trained.values(), options.clip)
+            prepared.step()
+            losses.append(float(accelerator.reduce(value.detach(), "mean")))
+            accelerator.log({"train/loss": losses[-1]}, step=step)
+            bar.set_postfix(loss=f"{losses[-1]:.4g}")
+            due = (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps
+            if folder is not None and due and accelerator.is_main_process:
+                _keep(folder, trained, optimizer, losses)
+    finally:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(required[name])
+            parameter.grad = None
+        accelerator.end_training()
+    return FineTuned(losses, sum(p.numel() for p in trained.values()))
+
+
+def trainable(network: nn.Module, what: str = "all") -> dict[str, nn.Parameter]:
+    """The parameters of the quantized layers that are to be trained, by name; TsAdaptError if there are none."""
+    if what not in WHAT:
+        raise unknown("part to train", what, WHAT)
+    chosen = {id(p) for _, layer in quantized_layers(network) for m in WHAT[what](layer) if m for p in m.parameters()}
+    biases = {id(layer.bias) for _, layer in quantized_layers(network)}
+    if not chosen - biases:
+        raise TsAdaptError(
+            f"{quantization_of(network).method} has left nothing to train ({what}) in {type(network).__name__}; "
+            "quantize by tdq, with mode qat for weights, and do not freeze before"
+        )
+    return {name: p for name, p in network.named_parameters() if id(p) in chosen}
+
+
+def _noised(denoiser: NetworkDenoiser, x0: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """x_t `(B, ...)` and its times `(B,)`."""
+    noise = denoiser.noise
+    u = torch.rand(x0.shape[0], generator=generator, dtype=torch.float64)
+    t = (noise.t_min + u * (noise.t_max - noise.t_min)).to(x0.device)
+    eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32).to(x0)
+    return combine((noise.alpha(t), x0), (noise.sigma(t), eps)), t
+
+
+def _resumed(
+    folder: Path | None, network: nn.Module, options: FineTuneOptions, trained: dict[str, nn.Parameter], optimizer: Any
+) -> list[float]:
+    """Read the last checkpoint, where there is one; the losses until then."""
+    if folder is None:
+        return []
+    to = quantization_of(network)
+    record = {"options": asdict(options), "method": to.method, "quantizer": to.options, "network": to.fingerprint}
+    if not (folder / RECORD).exists():
+        write_json(folder / RECORD, record)
+        return []
+    changed = differing(read_json(folder / RECORD, {"options": dict}), record)
+    if changed:
+        raise TsAdaptError(f"{folder} holds a training with other {', '.join(changed)}; choose another folder")
+    if not (folder / CHECKPOINT).exists():
+        return []
+    shapes = {f"{name}|value": tuple(p.shape) for name, p in trained.items()}
+    tensors = read_tensors(folder / CHECKPOINT, {**shapes, "losses": (None,)})
+    state: dict[int, dict[str, Tensor]] = {}
+    for index, (name, parameter) in enumerate(trained.items()):
+        own = {k.rpartition("|")[2]: v for k, v in tensors.items() if k.startswith(f"{name}|")}
+        parameter.data.copy_(own.pop("value"))
+        state[index] = own
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return [float(value) for value in tensors["losses"]]
+
+
+def _keep(folder: Path, trained: dict[str, nn.Parameter], optimizer: Any, losses: list[float]) -> None:
+    tensors = {"losses": torch.tensor(losses, dtype=torch.float64)}
+    for index, (name, parameter) in enumerate(trained.items()):
+        tensors[f"{name}|value"] = parameter.data
+        for key, value in optimizer.state_dict()["state"].get(index, {}).items():
+            tensors[f"{name}|{key}"] = value
+    write_tensors(folder / CHECKPOINT, tensors)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A batch on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Images):
+        return Images(_moved(value.x0, device), {k: _moved(v, device) for k, v in value.condition.items()})
+    return value

@@ -1,0 +1,62 @@
+"""The journal of a deterministic search: what it has computed so far, so that it goes on where it was killed.
+
+    record k = (question_k, answer_k)     two lists of numbers: the place asked about, and what was computed there
+
+A search whose next question follows from the answers so far asks the same questions when it is started again. It is
+then given the kept answers until they end, and computes from there on: the result is that of an unbroken run, number
+for number, and the state of the optimiser need not be kept. The first question that differs drops the records behind.
+
+The file is a cache of a search that is under way: atomic, and begun anew where it is damaged or of another search.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ts_adapt.files import read_json, write_bytes
+from ts_adapt.interfaces import TsAdaptError
+
+Record = tuple[list[float], list[float]]
+
+
+class Journal:
+    """The records in `path` of the search that `key` names; without a path nothing is kept.
+
+    `key` stands for everything that an answer depends on beside its question.
+    """
+
+    def __init__(self, path: Path | None = None, key: str = "") -> None:
+        self.path, self.key = path, key
+        self._records = [] if path is None else _kept(path, key)
+        self._next = 0
+
+    def recall(self, question: Sequence[float], compute: Callable[[], Sequence[float]]) -> list[float]:
+        """The kept answer, if this question comes next in the journal; else `compute()`, which is then kept.
+
+        Raises TsAdaptError if the journal cannot be written.
+        """
+        asked = [float(number) for number in question]
+        if self._next == len(self._records) or self._records[self._next][0] != asked:
+            del self._records[self._next :]
+            self._records.append((asked, [float(number) for number in compute()]))
+            if self.path is not None:
+                kept = {"key": self.key, "records": self._records}
+                write_bytes(self.path, json.dumps(kept).encode(), durable=False)
+        self._next += 1
+        return self._records[self._next - 1][1]
+
+    def remove(self) -> None:
+        """Remove the file: the search has ended."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _kept(path: Path, key: str) -> list[Record]:
+    try:
+        value = read_json(path, {"key": str, "records": list})
+        records = [([float(x) for x in question], [float(x) for x in answer]) for question, answer in value["records"]]
+    except (TsAdaptError, TypeError, ValueError, OverflowError):
+        return []
+    return records if value["key"] == key else []
