@@ -1,4 +1,4 @@
-# make demo | test | test-slow | lint | results | zoo | clean        PYTHON=python3.12 for another interpreter;
+# make demo | test | test-slow | lint | results | benchmarks | zoo | clean        PYTHON=python3.12 for another interpreter;
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu for a torch without CUDA where the default index has one with it.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,8 +7,8 @@ CONFIG ?= configs/fashion.yml
 SOLVERS := unipc-3 dpmpp-2m
 METHODS := static dmn gits oss
 CORRECTIONS := shift scale coefficients shift,scale,coefficients
-SPLITS := train test
 PREDICTORS := one-shot recursive
+BENCHMARKS := scheduler_overhead search_batching network_share search_memory scaling label_search cacher_cost ablation
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow lint format results zoo install clean
+.PHONY: demo test test-slow test-packages lint format results benchmarks zoo install clean
 
 demo: $(STAMP)
 	$(BIN)/ts-adapt demo
@@ -26,7 +26,12 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "not packages"
+
+test-packages: $(STAMP)
+	$(PIP) install --quiet torchao
+	$(PIP) install --quiet --no-deps hqq einops termcolor
+	$(BIN)/python -m pytest -m packages
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -51,10 +56,14 @@ learn-%: $(STAMP)
 	for some in $(CORRECTIONS); do \
 		$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --static.corrections [$$some] || exit; \
 	done
-	for split in $(SPLITS); do \
-		$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --method per-sample --split $$split || exit; \
-	done
+	$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --method per-sample --split test
 	for kind in $(PREDICTORS); do $(BIN)/ts-adapt train --config $(CONFIG) --solvers [$*] --predictor $$kind || exit; done
+
+# What the package costs, in figures; half an hour on a quiet core. One thread, whose own time is what is measured.
+benchmarks: $(STAMP)
+	for name in $(BENCHMARKS); do \
+		echo "$$name"; OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit; \
+	done
 
 # The embedded models, trained anew as the model card says; hours on two cores. Stopped and started again, it goes on.
 zoo: $(STAMP)

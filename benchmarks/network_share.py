@@ -25,84 +25,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
-from workload import grid_of, last_line, objective_on, samples_of, seconds  # isort: skip  (first: it loads ts_adapt)
+from workload import grid_of, last_line, objective_on, samples_of, timed  # isort: skip  (first: it loads ts_adapt)
 import torch
-from torch import Tensor
+from clock import Clock, ClockedDistance
 
 from ts_adapt import Batch, Objective, TimeGrid, integrate, search_per_sample
-from ts_adapt.distances import towards
-from ts_adapt.interfaces import Distance
 from ts_adapt.search.per_sample import PerSampleOptions
-
-
-class Clock:
-    """Adds up what lies between marks of beginning and end."""
-
-    def __init__(self, device: str) -> None:
-        self.device, self.marks = device, []
-        self.now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-
-    def mark(self) -> None:
-        if self.device == "cpu":
-            self.marks.append(self.now())
-        else:
-            self.marks.append(torch.cuda.Event(enable_timing=True))
-            self.marks[-1].record()
-
-    def spent(self) -> float:
-        """Seconds between the pairs of marks since it was asked last."""
-        pairs = list(zip(self.marks[::2], self.marks[1::2], strict=True))
-        self.marks.clear()
-        if self.device == "cpu":
-            return sum(end - begin for begin, end in pairs)
-        torch.cuda.synchronize()
-        return 1e-3 * sum(begin.elapsed_time(end) for begin, end in pairs)
-
-    def on(self, call: Callable[..., Tensor], *places: int) -> Callable[..., Tensor]:
-        """`call` with its forward and backward passes on the clock; its tensors are the arguments at `places`."""
-
-        def clocked(*arguments: Any) -> Tensor:
-            inputs = dict(zip(places, Border.apply(self, *(arguments[place] for place in places)), strict=True))
-            self.mark()
-            out = call(*(inputs.get(place, argument) for place, argument in enumerate(arguments)))
-            self.mark()
-            return Border.apply(self, out)[0]
-
-        return clocked
-
-
-class Border(torch.autograd.Function):
-    """The identity of several tensors; backward it marks the clock, as soon as the gradients of all are there."""
-
-    @staticmethod
-    def forward(ctx: Any, clock: Clock, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.clock = clock
-        return tuple(tensor.view_as(tensor) for tensor in tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.clock.mark()
-        return None, *gradients
-
-
-class ClockedDistance:
-    """`distance` on the clock."""
-
-    def __init__(self, distance: Distance, clock: Clock) -> None:
-        self.distance, self.clock = distance, clock
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.towards(y)(x)
-
-    def towards(self, y: Tensor) -> Callable[[Tensor], Tensor]:
-        self.clock.mark()
-        distance = towards(self.distance, y)
-        self.clock.mark()
-        return self.clock.on(distance, 0)
 
 
 class Measured:
@@ -118,7 +49,7 @@ class Measured:
 
     def run(self, work: Callable[[Objective], Any]) -> dict[str, float]:
         """Seconds of `work` in all, and on each clock."""
-        total = seconds(lambda: work(self.objective), self.device)
+        _, total = timed(lambda: work(self.objective), self.device)
         return {"all": total, **{name: clock.spent() for name, clock in self.clocks.items()}}
 
 
@@ -146,7 +77,9 @@ def works(batch: Batch, grid: TimeGrid, iterations: int) -> dict[str, Callable[[
     }
 
 
-def in_turns(work: Callable[[Objective], Any], networks: dict[str, Measured], rounds: int) -> dict[str, dict[str, float]]:
+def in_turns(
+    work: Callable[[Objective], Any], networks: dict[str, Measured], rounds: int
+) -> dict[str, dict[str, float]]:
     """For each network the medians of the seconds of `work`, behind a round that warms up."""
     turns = [{label: network.run(work) for label, network in networks.items()} for _ in range(rounds + 1)][1:]
     return {

@@ -1,12 +1,12 @@
 """What our scheduler costs beside the network: a step of it against diffusers', and the predictors' share of a run.
 
-    python benchmarks/scheduler_overhead.py [--steps 5] [--batch 64] [--rounds 40]
+    python benchmarks/scheduler_overhead.py [--steps 5] [--batch 64] [--rounds 100]
 
-Every figure is a median over rounds in which the candidates take turns, so that other work on the machine falls on all
-of them alike. The last line is JSON:
+Seconds are CPU seconds of this process, and every figure is a median over rounds in which the candidates take turns, so
+that other work on the machine falls on none of them, or on all alike. The last line is JSON:
 
-    step_ratio        seconds a step outside the network, ours / diffusers': the largest ratio over the solvers that
-                      both have; set_timesteps is outside the clock
+    step_ratio        seconds a step outside the network, ours / diffusers' in the same round: the largest ratio over
+                      the solvers that both have; set_timesteps is outside the clock
     one_shot_share    share of a run of the model `fashion-ddpm` that a one-shot predictor takes
     recursive_share   the same for a recursive one
 """
@@ -48,9 +48,9 @@ class Still(nn.Module):
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
+    begun = time.process_time()
     work()
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 def loop(pipe: Any, scheduler: Any, x: Tensor, steps: int) -> Callable[[], None]:
@@ -77,10 +77,15 @@ def step_ratios(pipe: Any, batch: int, steps: int, rounds: int) -> dict[str, flo
             for who, scheduler in (("ours", ours), ("diffusers", theirs)):
                 measured.setdefault(f"{name} {who}", []).append(seconds(loop(pipe, scheduler, x, steps)) / steps)
             ts_adapt.detach(pipe)
-    medians = {name: statistics.median(values[1:]) for name, values in measured.items()}
-    for name, value in medians.items():
-        print(f"{name:24s} {1e6 * value:8.1f} us a step")
-    return {name: medians[f"{name} ours"] / medians[f"{name} diffusers"] for name in PAIRS}
+    for name, values in measured.items():
+        print(f"{name:24s} {1e6 * statistics.median(values[1:]):8.1f} us a step")
+    return {
+        name: statistics.median(
+            ours / theirs
+            for ours, theirs in zip(measured[f"{name} ours"][1:], measured[f"{name} diffusers"][1:], strict=True)
+        )
+        for name in PAIRS
+    }
 
 
 def shape_of(pipe: Any) -> tuple[int, int, int]:
@@ -99,7 +104,7 @@ def predictor_shares(pipe: Any, batch: int, steps: int, rounds: int) -> dict[str
         predictor = kind(noise, times, shape_of(pipe), width=16).eval()
         clocked(predictor, spent)
         schedule = LearnedScheduler.from_predictors(predictor, "unipc-3", config)
-        for turn in range(max(3, rounds // 8) + 1):
+        for turn in range(max(3, rounds // 20) + 1):
             attach(pipe, schedule)
             spent.clear()
             total = seconds(lambda: pipe(batch, num_inference_steps=steps, output_type="pt"))
@@ -114,11 +119,11 @@ def clocked(predictor: nn.Module, spent: dict[str, float]) -> None:
     forward = predictor.forward
 
     def timed(*args: Any, **options: Any) -> Any:
-        begun = time.perf_counter()
+        begun = time.process_time()
         try:
             return forward(*args, **options)
         finally:
-            spent["predictor"] = spent.get("predictor", 0.0) + time.perf_counter() - begun
+            spent["predictor"] = spent.get("predictor", 0.0) + time.process_time() - begun
 
     predictor.forward = timed
 
@@ -128,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=100)
     options = parser.parse_args()
     pipe = DDPMPipeline.from_pretrained(zoo.paths()["fashion-ddpm"])
     pipe.set_progress_bar_config(disable=True)

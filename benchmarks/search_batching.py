@@ -1,6 +1,7 @@
 """Per-sample search, whole batches against one sample at a time: seconds a sample and iteration.
 
-    python benchmarks/search_batching.py [--batch 64] [--nfe 5] [--iterations 10] [--alone 4] [--rounds 3] [--device cuda]
+    python benchmarks/search_batching.py [--batch 64] [--nfe 5] [--iterations 10] [--alone 4] [--rounds 3]
+                                         [--device cuda]
 
     batched   `search_per_sample` of a batch, without restarts; the two forward solves more that it takes, for the
               distance of the start and that of the last grid, are in the clock

@@ -97,12 +97,11 @@ def main() -> None:
         few, many = (peaks(objective, batch, steps, asked.device) for steps in asked.steps)
         growth[checkpoint] = many[0] / few[0], many[1] / few[1]
         for name, place in (("network", 0), ("all", 1)):
-            print(
-                f"{'with' if checkpoint else 'without':7s} checkpointing, {name:7s}: "
-                f"{few[place] / 2**20:8.2f} MiB at N = {asked.steps[0]}, {many[place] / 2**20:8.2f} at {asked.steps[1]}: "
-                f"x {growth[checkpoint][place]:.3f}",
-                flush=True,
+            at = (
+                f"{few[place] / 2**20:8.2f} MiB at N = {asked.steps[0]}, {many[place] / 2**20:8.2f} at {asked.steps[1]}"
             )
+            label = f"{'with' if checkpoint else 'without':7s} checkpointing, {name:7s}"
+            print(f"{label}: {at}: x {growth[checkpoint][place]:.3f}", flush=True)
     last_line(growth=growth[True][0], growth_all=growth[True][1], without=growth[False][0])
 
 

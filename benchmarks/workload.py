@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import ts_adapt  # isort: skip
 import torch
@@ -16,6 +15,8 @@ from ts_adapt.jobs.named import shared_schedules
 from ts_adapt.teacher.store import TEST_START
 
 MODEL, SOLVER = "fashion-ddpm", "unipc-3"
+
+Result = TypeVar("Result")
 
 
 def objective_on(device: str = "cpu") -> Objective:
@@ -44,8 +45,8 @@ def grid_of(objective: Objective, nfe: int) -> TimeGrid:
     return learned[nfe] if nfe in learned else ts_adapt.build_grid("karras", noise, nfe)
 
 
-def seconds(work: Callable[[], Any], device: str = "cpu") -> float:
-    """Seconds that `work` takes.
+def timed(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, float]:
+    """What `work` returns, and the seconds that it takes.
 
     Those of the processor on one thread of the CPU, so that other work on the machine counts little; with more threads,
     whose waiting would count too, and on CUDA, those of the wall.
@@ -54,9 +55,9 @@ def seconds(work: Callable[[], Any], device: str = "cpu") -> float:
     wait = torch.cuda.synchronize if device != "cpu" else _nothing
     wait()
     begun = clock()
-    work()
+    result = work()
     wait()
-    return clock() - begun
+    return result, clock() - begun
 
 
 def _nothing() -> None:
@@ -68,14 +69,10 @@ def in_turns(candidates: Mapping[str, Callable[[], Any]], rounds: int, device: s
     taken: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(rounds + 1):
         for name, work in candidates.items():
-            spent = seconds(work, device)
+            _, spent = timed(work, device)
             if turn:
                 taken[name].append(spent)
     return taken
-
-
-def medians(taken: Mapping[str, list[float]]) -> dict[str, float]:
-    return {name: statistics.median(values) for name, values in taken.items()}
 
 
 def last_line(**numbers: Any) -> None:

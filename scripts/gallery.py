@@ -28,7 +28,8 @@ SCHEDULES = {
     "karras": "Karras",
     "ays-svd": "AYS (SVD)",
     "static": "static, learned",
-    "oracle": "oracle, per sample",
+    "oracle": "oracle grids",
+    "recursive": "recursive, learned",
 }
 NFE, COUNT, SCALE = 5, 8, 4
 

@@ -42,8 +42,6 @@ def test_every_number_is_bounded(option: str) -> None:
         ("solvers", []),
         ("solvers", ["ddim", "ddim"]),
         ("teacher", None),
-        ("train.width", 12),
-        ("train.width", 5),
     ],
 )
 def test_names_lists_and_groups_are_checked(option: str, value: object) -> None:

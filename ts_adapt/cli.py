@@ -110,7 +110,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
         export_scheduler(config, options.schedule, options.solver, options.steps, options.out)
         return
-    from ts_adapt.jobs import demo, evaluating, exchange, images, learning
+    from ts_adapt.jobs import demo, evaluating, exchange, generating, images, learning
     from ts_adapt.jobs.session import SPLITS, Session
 
     if name == "demo":
@@ -135,7 +135,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     elif name == "evaluate" and options.generate_only and options.score_only:
         raise TsAdaptError("--generate-only and --score-only are the two halves of evaluate; leave both out for both")
     elif name == "evaluate" and options.generate_only:
-        evaluating.generate(session)
+        generating.generate(session)
     elif name == "evaluate" and options.score_only:
         evaluating.score_runs(session)
     elif name == "evaluate":

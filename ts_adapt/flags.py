@@ -39,8 +39,8 @@ What is computed is kept, of per-sample every batch of samples, of blackbox ever
 goes on from there. A grid that is found stays until --redo is given along with other options."""
 TRAIN = """Train a predictor of grids on the oracle's grids and through the solver, for every solver and NFE.
 
-A predictor that is finished stays until --redo is given along with other options; one that was interrupted is trained
-from its beginning."""
+A predictor that is finished stays until --redo is given along with other options; one that was interrupted goes on
+after its last finished epoch."""
 EVALUATE = """Compare every schedule on test noises; leaves a table, plots and one HTML page under `log_root`.
 
 With `cachers` and `quantizers` in the config all of them are compared, each with each; what the network does not take
@@ -198,7 +198,7 @@ COMMANDS = {
     ),
     "train": Command(
         "train a predictor on the oracle's grids", TRAIN, _train_flags,
-        "finished predictors are kept, and the same command begins anew with the one it was at",
+        "finished predictors and epochs are kept, and the same command goes on from there",
     ),
     "evaluate": Command(
         "compare every schedule on test noises, with a report", EVALUATE, _evaluate_flags,

@@ -104,7 +104,8 @@ def _config_text(path: Path) -> str:
     try:
         content = yaml.safe_load(read_bytes(path).decode())
         for place, name in _lists_in(content):
-            place[name] = yaml.safe_load(text if (text := str(place[name]))[:1] == "[" else f"[{text}]")
+            given = str(place[name])
+            place[name] = yaml.safe_load(given if given[:1] == "[" else f"[{given}]")
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise TsAdaptError(f"{path} is no YAML text ({reason}); give a file of lines like `name: fashion`") from error

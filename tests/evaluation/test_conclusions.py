@@ -123,7 +123,7 @@ def test_sentences_hold_the_percentages_of_the_means(example: Any) -> None:
     assert "oracle is better than static: -50.0 % (" in lines
     assert "recursive is worse than static+shift: +" in lines
     assert "Against static+shift, worse: one-shot (+" in found.short
-    assert "of 50 samples; a bound, as it was searched on these very samples." in lines
+    assert "of 50 samples; times alone, searched on these very samples." in lines
     assert OTHER_MODE in found.lines
 
 

@@ -62,7 +62,7 @@ def test_it_ends_with_its_findings_and_the_next_commands(run: tuple[Path, str]) 
     assert re.search(rf"- static is {better} the best fixed grid, (karras|ays-svd): {interval}\.", findings)
     for name in ("static\\+shift", "one-shot", "recursive"):
         assert re.search(rf"- {name} is {better} static: {interval}\.", findings)
-    assert re.search(rf"- oracle is {better} static: {interval}; a bound", findings)
+    assert re.search(rf"- oracle is {better} static: {interval}; times alone", findings)
     assert {words[words.index("--config") + 1] for words in commands(findings)} == {"results of mine/demo/config.yml"}
 
 

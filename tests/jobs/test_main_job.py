@@ -307,7 +307,7 @@ def test_labels_of_another_teacher_are_refused(done, capsys):
     copy.mkdir(parents=True)
     for file in source_file.parent.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    assert "belong to the teacher" in refused(done, capsys, "train", *flags)
+    assert "belong to the teacher" in refused(done, capsys, "train", "--train.loss", "labels", *flags)
 
 
 def test_a_damaged_shard_is_named_and_made_anew(done, capsys):

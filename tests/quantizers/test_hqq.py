@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -116,11 +117,12 @@ def test_options_that_make_no_sense_are_explained(options: dict[str, Any], messa
         HQQ(HQQOptions(**options))
 
 
+@pytest.mark.packages
 @pytest.mark.parametrize("bits", [4, 3, 2])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_as_good_as_the_hqq_package(weights: dict[str, Tensor], bits: int, axis: int, monkeypatch: Any) -> None:
     monkeypatch.setenv("DISABLE_CUDA", "1")
-    oracle = pytest.importorskip("hqq.core.quantize").Quantizer
+    oracle = import_module("hqq.core.quantize").Quantizer
     for weight in weights.values():
         for optimize in (False, True):
             codes, meta = oracle.quantize(

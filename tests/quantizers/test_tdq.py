@@ -275,6 +275,8 @@ def test_batches_cover_the_images_and_depend_on_their_number_alone() -> None:
 def test_bad_input_is_explained(denoiser: Any, calls: list[Call]) -> None:
     with pytest.raises(TsAdaptError, match="mode of tdq 'qta'; did you mean 'qat'"):
         TDQ(TDQOptions(mode="qta"))
+    with pytest.raises(TsAdaptError, match="unknown range 'msr'; did you mean 'mse'"):
+        TDQ(TDQOptions(weight_range="msr"))
     with pytest.raises(TsAdaptError, match="bits is None"):
         TDQ(TDQOptions(bits=None, mode="qat"))
     with pytest.raises(TsAdaptError, match="activation_bits is 9"):

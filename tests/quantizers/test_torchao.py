@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ts_adapt.quantizers.storage import load, save
 from ts_adapt.quantizers.torchao import TorchAO, TorchAOOptions
 from ts_adapt.quantizers.traversal import summary
 
-installed = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+installed = pytest.mark.packages
 
 
 class Spy(torch.utils._python_dispatch.TorchDispatchMode):

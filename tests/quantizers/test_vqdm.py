@@ -125,7 +125,7 @@ def test_fine_tuning_comes_closer_to_the_teacher(denoiser: Any, calls: list[Call
     full = [call.run(network) for call in calls]
     errors = []
     for steps in (0, 12):
-        options = VQDMOptions(bits=2, rounds=0, fine_tune=steps, fine_tune_lr=3e-2, fine_tune_batch=6)
+        options = VQDMOptions(bits=2, rounds=0, fine_tune=steps, fine_tune_lr=3e-3, fine_tune_batch=6)
         quantize(network, VQDM(options), calls)
         errors.append(sum(float((c.run(network) - y).square().mean()) for c, y in zip(calls, full, strict=True)))
         assert all(type(layer.stored) is CodebookWeight for _, layer in quantized_layers(network))

@@ -9,6 +9,7 @@ are cut to what its text encoder takes (77 tokens).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ def clip_scorer(weights: str, device: torch.device | str = "cpu") -> ClipScore:
             f"the CLIP score needs transformers ({error}); pip install 'ts_adapt[text]', or leave evaluate.clip out"
         ) from error
     try:
-        model = CLIPModel.from_pretrained(weights).to(device).eval()
+        model: Any = CLIPModel.from_pretrained(weights).eval()
+        model.to(device)
         tokenizer, processor = CLIPTokenizer.from_pretrained(weights), CLIPImageProcessor.from_pretrained(weights)
     except (OSError, ValueError) as error:
         raise TsAdaptError(

@@ -59,10 +59,10 @@ class Compared:
         """The verdict with its interval and the samples that were won; `article` goes before the other's name."""
         d, samples = self.difference, f"{self.difference.samples} samples"
         won = samples if self.wins is None else f"nearer on {100 * self.wins:.0f} % of {samples}"
-        bound = "; a bound, as it was searched on these very samples" if self.row.kind == "oracle" else ""
+        searched = "; times alone, searched on these very samples" if self.row.kind == "oracle" else ""
         return (
             f"{d.schedule} is {VERDICTS[self.verdict]} {article}{d.against}: {self.percent(d.difference)} "
-            f"(95 % interval {self.percent(d.low)} to {self.percent(d.high)}), {won}{bound}."
+            f"(95 % interval {self.percent(d.low)} to {self.percent(d.high)}), {won}{searched}."
         )
 
 
@@ -70,7 +70,8 @@ def compare(rows: Sequence[Row], differences: Sequence[Difference]) -> list[Comp
     """The differences with the rows that they are of."""
     named = {(r.sampler, r.nfe, r.samples, r.schedule): r for r in rows}
     return [
-        Compared(d, *(named[d.sampler, d.nfe, d.samples, name] for name in (d.schedule, d.against))) for d in differences
+        Compared(d, *(named[d.sampler, d.nfe, d.samples, name] for name in (d.schedule, d.against)))
+        for d in differences
     ]
 
 

@@ -78,7 +78,7 @@ criterion or by a search without gradients, or given as a file; <span class="key
 all samples learned from the teacher (with <i>+shift</i>, <i>+scale</i>, <i>+coefficients</i> behind it, corrections
 learned along with it); <span class="key learned">one-shot</span> and <span class="key learned">recursive</span>, a grid
 for every sample, predicted from its noise or while sampling; <span class="key oracle">oracle</span>, a grid for every
-sample searched against its own teacher image: no schedule to use, but what a predictor could reach at best.
+sample searched against its own teacher image: no schedule to use, but how far times alone can go.
 <b>Bold</b> is the best of a column, the oracle left out.</p>
 <ul>
 <li><b>Distance</b>: the distance ({{ distance }}) between a sample and the teacher's from the same noise; its mean with

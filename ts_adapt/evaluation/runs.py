@@ -187,8 +187,8 @@ def kept_run(entry: Entry, folder: Path) -> Run | None:
     further = {name: kept[name] for name in FURTHER if name in kept}
     cost = None
     if "cost" in kept:
-        bits, size, flops, memory = kept["cost"].tolist()
-        cost = RunCost(*(None, None) if math.isnan(bits) else (bits, int(size)), flops, int(memory))
+        bits, size, flops, memory = (None if math.isnan(value) else value for value in kept["cost"].tolist())
+        cost = RunCost(bits, None if size is None else int(size), flops or 0.0, int(memory or 0))
     return Run(
         kept["features"], kept["distance"], float(kept["seconds"]), kept["pictures"], kept["times"], cost, further
     )

@@ -37,8 +37,8 @@ def small(config: Config) -> Config:
         rescale_published=True,
         static_samples=128,
         oracle_samples=256,
-        teacher=replace(config.teacher, nfe=25, train_samples=512, test_samples=512, shard_size=128),
-        static=replace(config.static, iterations=30, corrections=[]),
+        teacher=replace(config.teacher, nfe=25, train_samples=1024, test_samples=512, shard_size=128),
+        static=replace(config.static, iterations=20, starts=1, corrections=[]),
         per_sample=replace(config.per_sample, iterations=20, random_starts=0),
         train=replace(config.train, samples=1024, epochs=4),
         evaluate=replace(config.evaluate, samples=512, grids=list(GRIDS)),
@@ -85,8 +85,8 @@ def next_commands(config: Path) -> list[str]:
     corrected = f"{STATIC}+{CORRECTION}"
     commands = [
         ["sample", "--config", config, "--schedule", "recursive", "--count", "64"],
-        ["sample", "--config", config, "--schedule", corrected, "--count", "64"],
-        ["sample", "--config", config, "--schedule", "karras", "--count", "64"],
+        ["sample", "--config", config, "--schedule", corrected],
+        ["sample", "--config", config, "--schedule", "karras"],
         ["export", STATIC, "--config", config, "--format", "sigmas"],
         ["export", STATIC, "--config", config, "--format", "diffusers", "--out", config.parent / "scheduler"],
         ["search", "--config", config, "--method", "dmn"],

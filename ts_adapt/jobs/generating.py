@@ -6,7 +6,6 @@ skipped, and said so; `skipped` remembers why.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,7 +126,7 @@ def teacher_features(session: Session, extractor: Extractor) -> Tensor:
 
 
 def _clip(session: Session, batch: Batch) -> Clip | None:
-    """The CLIP scores of images of the samples of `batch`, where a model for them is asked for and there are prompts."""
+    """The CLIP scores of images of the samples of `batch`; None where no model for them is asked for."""
     weights, path = session.config.evaluate.clip, session.config.teacher.prompts
     if weights is None:
         return None

@@ -152,8 +152,8 @@ def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method
     Schedule(grid, name, nfe, about).save(path, session.noise)
     journal.remove()
     print(
-        f"{name}, NFE {nfe}: distance {distance:.5f}, {_percent_below(distance, means[best]):.1f} % below the best "
-        f"fixed grid ({best}); {path}"
+        f"{name}, NFE {nfe}: distance {distance:.5f}, {_compared(distance, means[best])} the best fixed grid ({best}); "
+        f"{path}"
     )
 
 
@@ -166,8 +166,10 @@ def _study_name(store: TeacherStore, config: Config, solver: str, nfe: int, star
     return f"{solver}-nfe{nfe}-{key}"
 
 
-def _percent_below(value: float, reference: float) -> float:
-    return 100 * (1 - value / reference) if reference > 0 else 0.0
+def _compared(value: float, reference: float) -> str:
+    """How far `value` is from `reference`, in words."""
+    change = value / reference - 1 if reference > 0 else 0.0
+    return f"{100 * abs(change):.1f} % {'above' if change > 0 else 'below'}"
 
 
 def _search_labels(session: Session, name: str, solver: Solver, nfe: int, split: str, redo: bool) -> None:
@@ -197,7 +199,7 @@ def _search_labels(session: Session, name: str, solver: Solver, nfe: int, split:
     oracle, shared = float(labels.distance[:count].mean()), float(labels.static_distance[:count].mean())
     print(
         f"{name}, NFE {nfe}, {split}: oracle distance {oracle:.5f} over {count} samples, "
-        f"{_percent_below(oracle, shared):.1f} % below the static grid's {shared:.5f}"
+        f"{_compared(oracle, shared)} the static grid's {shared:.5f}"
     )
 
 
@@ -260,8 +262,8 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, nfe: int,
     save_predictor(new, predictor, about)
     replace_folder(folder, new)
     print(
-        f"{kind}, {name}, NFE {nfe}: validation distance {result.distance:.5f}, {100 * result.gain:.1f} % below the "
-        f"static grid's {result.static_distance:.5f}; {folder}"
+        f"{kind}, {name}, NFE {nfe}: validation distance {result.distance:.5f}, "
+        f"{_compared(result.distance, result.static_distance)} the static grid's {result.static_distance:.5f}; {folder}"
     )
 
 

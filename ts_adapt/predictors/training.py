@@ -23,14 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.numerics import finite_log_snr_range
-from ts_adapt.plots import plot_images, plot_schedules
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive, positions
 from ts_adapt.predictors.resume import Checkpoint
@@ -120,6 +118,8 @@ def train_predictor(
     Raises TsAdaptError for an unknown loss, labels that are missing, or where there is nothing to learn (one step and
     no corrections).
     """
+    from accelerate import Accelerator
+
     phases = _phases(options, labels)
     if predictor.steps < 2 and predictor.space.size == 1:
         raise TsAdaptError("a grid of one step has no free time to predict; use nfe 2 or more, or learn corrections")
@@ -308,6 +308,8 @@ def _spread(predictor: Predictor, objective: Objective, batch: Batch) -> float:
 
 @torch.no_grad()
 def _picture(writer: Any, predictor: Predictor, objective: Objective, validation: Batch, result: TrainResult) -> None:
+    from ts_adapt.plots import plot_images, plot_schedules
+
     few = validation.rows(slice(0, 64))
     grids = {"static": predictor.static_times, predictor.kind: predicted_times(predictor, objective, few)}
     title = f"{predictor.steps} steps, {type(objective.solver).__name__}"

@@ -20,6 +20,11 @@
     minmax.py       min-max at any bits, weights and activations; AdaRound (adaround.py) as an option
     hqq.py          half-quadratic quantization: weights at 4, 3, 2 bits without calibration
     torchao.py      int8 Linear layers by torchao's integer kernels
+    tdq.py          activation scales predicted from the timestep (time_scale.py), learned weights; frozen to tables
+    tinydm.py       channel balancing and folding (balancing.py), time-grouped activations (grouped.py), quantized
+                    attention (attention.py)
+    vqdm.py         weights as sums of codebook vectors, chosen for the error of the output (codebooks.py)
+    training.py     quantization-aware training, and fine-tuning to a teacher
 
 A method is a `Quantizer`: its `apply(to, calls)` puts a `QuantizedLayer` in the place of each of `to.layers()` through
 `to.replace`. What a method keeps or does anew is a `Part`, so that saving, sizes and reports know it. Quantization is

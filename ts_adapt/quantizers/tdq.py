@@ -3,8 +3,8 @@
     activations   x^ = s(t) round(x / s(t)), s(t) from a small network on the time embedding (`time_scale`)
     weights       LSQ (Esser et al. 2020): symmetric, a scale for each output channel, learned with the weights
 
-    ptq   weights at the scale of least squared error; of the predictors each learns the best scale at every timestep
-          of the calibration set. Nothing else is trained.
+    ptq   weights at scales of their range; of the predictors each learns the scale of least squared error at every
+          timestep of the calibration set. Nothing else is trained.
     qat   starts from there, and leaves weights, their scales, biases and predictors to be trained together
           (`training.fine_tune`) by the diffusion loss or a teacher
 
@@ -28,7 +28,7 @@ from ts_adapt.quantizers.clock import Clock
 from ts_adapt.quantizers.layer import QuantizedLayer
 from ts_adapt.quantizers.network import Quantization, Quantizer, quantization_of, quantized_layers
 from ts_adapt.quantizers.parts import AffineWeight, DenseWeight, WeightPart
-from ts_adapt.quantizers.ranges import mse
+from ts_adapt.quantizers.ranges import RANGES, find_range
 from ts_adapt.quantizers.time_scale import TimedActivation, embedding_of, fit, offset_of
 
 MODES = ("ptq", "qat")
@@ -41,6 +41,8 @@ class TDQOptions:
     bits: int | None = 8
     """Of the weights; None: they stay in full precision."""
     activation_bits: int = 8
+    weight_range: str = "minmax"
+    """From which the scales of weights start: minmax, percentile or mse."""
     mode: str = "ptq"
     """ptq, or qat: weights stay real numbers that can be trained, until they are frozen."""
     seed: int = 0
@@ -94,6 +96,8 @@ class TDQ(Quantizer):
         if o.bits is not None:
             affine.check_bits(o.bits)
         affine.check_bits(o.activation_bits, "activation_bits")
+        if o.weight_range not in RANGES:
+            raise unknown("range", o.weight_range, RANGES)
         if o.mode not in MODES:
             raise unknown("mode of tdq", o.mode, MODES)
         if o.mode == "qat" and o.bits is None:
@@ -123,7 +127,8 @@ class TDQ(Quantizer):
         if bits is None:
             return DenseWeight(weight)
         rows = affine.to_groups(weight.detach().float(), "channel")
-        scale, _ = affine.scale_and_zero(*mse(rows, bits, True), bits, True)
+        low, high = find_range(self.options.weight_range, rows, bits, True)
+        scale, _ = affine.scale_and_zero(low, high, bits, True)
         part = LSQWeight(weight, scale, bits)
         return part if self.options.mode == "qat" else part.frozen()
 

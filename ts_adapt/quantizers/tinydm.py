@@ -1,6 +1,6 @@
 """TinyDM: channel balancing, time-grouped activations, quantized attention, and calibration at active timesteps.
 
-    weights      balanced (`balancing`), then symmetric at the scale of least squared error of each output channel
+    weights      balanced (`balancing`), then symmetric, a scale for each output channel
     activations  balanced, then by the quantizer of the timestep's group (`grouped`)
     attention    q, k, v, logits and probabilities by calibrated quantizers, grouped likewise (`attention`)
 
@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.quantizers import affine
 from ts_adapt.quantizers.attention import TENSORS, QuantizedAttention, observed, processors
 from ts_adapt.quantizers.balancing import Balance, balance, balanced_layer, over_columns
@@ -27,7 +27,7 @@ from ts_adapt.quantizers.grouped import GroupedActivation, assign
 from ts_adapt.quantizers.layer import QuantizedLayer
 from ts_adapt.quantizers.network import Quantization, Quantizer
 from ts_adapt.quantizers.parts import AffineWeight, DenseWeight, WeightPart
-from ts_adapt.quantizers.ranges import mse
+from ts_adapt.quantizers.ranges import RANGES, find_range
 from ts_adapt.quantizers.traversal import Layer
 
 
@@ -38,6 +38,8 @@ class TinyDMOptions:
     bits: int | None = 8
     """Of the weights; None: they stay in full precision."""
     activation_bits: int = 8
+    weight_range: str = "minmax"
+    """minmax, percentile or mse."""
     groups: int = 8
     """Quantizers that the timesteps share."""
     balance: bool = True
@@ -66,13 +68,13 @@ class BalancedWeight(AffineWeight):
         self.register_buffer("rows_exponent", torch.zeros(shape[0], dtype=torch.int8))
 
     @classmethod
-    def of(cls, balanced: Tensor, bits: int, by: Balance) -> Self:
+    def of(cls, balanced: Tensor, bits: int, by: Balance, weight_range: str) -> Self:
         """The nearest levels to a `balanced` weight."""
         part = cls(balanced.shape, bits, len(by.columns), by.folded).to(balanced.device)
         part.columns.copy_(by.columns)
         part.rows_exponent.copy_(by.rows)
         rows = affine.to_groups(balanced.detach().float(), "channel")
-        part.keep(*affine.scale_and_zero(*mse(rows, bits, True), bits, True))
+        part.keep(*affine.scale_and_zero(*find_range(weight_range, rows, bits, True), bits, True))
         part.write(affine.quantize(rows, *part.levels(), bits, True))
         return part
 
@@ -107,6 +109,8 @@ class TinyDM(Quantizer):
             affine.check_bits(o.bits)
         for name in ("activation_bits", "logit_bits", "probability_bits"):
             affine.check_bits(getattr(o, name), name)
+        if o.weight_range not in RANGES:
+            raise unknown("range", o.weight_range, RANGES)
         if not 1 <= o.groups <= 255:
             raise TsAdaptError(f"groups is {o.groups}; expected 1 to 255 quantizers for the timesteps to share")
 
@@ -124,7 +128,7 @@ class TinyDM(Quantizer):
             stored: WeightPart = (
                 DenseWeight(balanced_layer(layer, by.arriving()).weight)
                 if o.bits is None
-                else BalancedWeight.of(balanced.weight, o.bits, by)
+                else BalancedWeight.of(balanced.weight, o.bits, by, o.weight_range)
             )
             inputs = self._input(records[name], o.activation_bits, to.clock, None if by.folded else by.columns)
             to.replace(name, QuantizedLayer(balanced, stored, inputs.to(layer.weight.device)))

@@ -49,21 +49,15 @@ class TimeHook:
         own = self.pipe.scheduler is self.schedule and run is not None and run.thread == threading.get_ident()
         return run if own else None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # in a graph it would be traced anew at every step
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        run, parts = self.schedule.run, step_aware_parts(module)
+        run, parts = self.run, step_aware_parts(module)
         timestep = args[self.place] if self.place < len(args) else kwargs.get("timestep")
-        exact = not isinstance(timestep, Tensor) or timestep.dtype in (torch.float32, torch.float64)
-        if run is None or timestep is None or (exact and not run.plan.told and not parts):
+        if run is None or run.finished or timestep is None:
             return None
-        return self._tell(module, timestep, args, kwargs, to_tell=run.plan.told or not exact)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _tell(
-        self, module: nn.Module, timestep: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, to_tell: bool
-    ) -> Any:
-        """What `__call__` returns; no part of a compiled graph, in which it would be traced anew at every step."""
-        run, parts = last_run(module), step_aware_parts(module)
-        if run is None or run is not self.run or run.finished:
+        exact = not isinstance(timestep, Tensor) or timestep.dtype in (torch.float32, torch.float64)
+        to_tell = run.plan.told or not exact
+        if not (to_tell or parts) or run is not last_run(module):
             return None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         x = given[self.names[0]]

@@ -44,7 +44,7 @@ class OnGrid:
         self._places = dict(zip(times.tolist(), zip(*(values.unbind() for values in places), strict=True), strict=True))
 
     def _at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        if t.ndim or t.requires_grad or t.device.type != "cpu":
+        if t.ndim or t.requires_grad or not t.is_cpu:
             return None
         return self._places.get(float(t))
 
@@ -133,11 +133,12 @@ class Run:
         self.done = 0
         self.batch: int | None = None
         self._form: tuple[int, ...] = ()
+        self._shape: tuple[int, ...] = ()
         self.node: Node | None = None
         self.step_aware: tuple[StepAware, ...] = ()
         self._policy: StepPolicy | None = None
         self._shown: Shown | None = None
-        self._copies = 1
+        self._copies = self._kept = 1
         self._told: Tensor | None = None
         self._told_at = -1
         self._policy_state: Any = None
@@ -200,25 +201,17 @@ class Run:
         """
         if self.finished:
             raise TsAdaptError(f"all {self.steps} steps are done; call set_timesteps() before the next run")
-        _check_answer(raw, x_t)
         if self.plan.told and self._told_at != self.done:
             raise TsAdaptError(
                 "this schedule has other times than the loop's timesteps and the network was not told them: use "
                 "ts_adapt.attach(pipe, schedule), or scheduler.network_timesteps(sample) in a loop of your own"
             )
-        rows, form = x_t.shape[0], x_t.shape[1:]
-        if self.batch is None:
-            self.batch, self._form = self._settle(x_t), form
-        if form != self._form:
-            raise TsAdaptError(
-                f"the run began with samples of shape {tuple(self._form)} and step {self.done} has {tuple(form)}; call "
-                "set_timesteps() for a new run"
-            )
-        node, policy = self.node, self._policy
+        if raw.shape != x_t.shape:
+            _check_answer(raw, x_t)
+        if x_t.shape != self._shape:
+            self._meet(x_t)
+        node, policy, copies = self.node, self._policy, self._kept
         assert node is not None and policy is not None
-        copies = self._copies if rows == self._copies * self.batch else 1
-        if rows != copies * self.batch:
-            raise self._other_batch(rows)
         x = _full(x_t)
         if copies > 1:
             x, raw = x[: self.batch], raw[: self.batch]
@@ -236,6 +229,20 @@ class Run:
         if copies > 1:
             x_s, x0 = (torch.cat([value] * copies) for value in (x_s, x0))
         return x_s.to(x_t.dtype), x0.to(x_t.dtype)
+
+    def _meet(self, x_t: Tensor) -> None:
+        """Take states of the shape of `x_t`; TsAdaptError unless they are the samples of this run."""
+        rows, form = x_t.shape[0], x_t.shape[1:]
+        if self.batch is None:
+            self.batch, self._form = self._settle(x_t), form
+        if form != self._form:
+            raise TsAdaptError(
+                f"the run began with samples of shape {tuple(self._form)} and step {self.done} has {tuple(form)}; call "
+                "set_timesteps() for a new run"
+            )
+        if rows not in (self.batch, self._copies * self.batch):
+            raise self._other_batch(rows)
+        self._shape, self._kept = x_t.shape, rows // self.batch
 
     def _settle(self, x_t: Tensor) -> int:
         """The number of samples, known from the first step's `x_t`; the run starts anew where it was guessed wrong."""

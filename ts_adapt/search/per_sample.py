@@ -59,8 +59,8 @@ def search_per_sample(
 ) -> LabelBatch:
     """The best grid found for each sample of `batch`, never worse than the shared grid `static`.
 
-    `starts` are further grids to search from, with times `(N+1,)` or `(B, N+1)`. Costs (1 + len(starts) + random_starts)
-    * iterations gradient evaluations and about random_starts * candidates forward solves.
+    `starts` are further grids to search from, with times `(N+1,)` or `(B, N+1)`. Each start, a random one too, costs
+    `iterations` gradient evaluations; each random one about `candidates` forward solves besides.
     """
     noise = objective.denoiser.noise
     given = [grid.times.to(batch.x_T.device).expand(len(batch), -1) for grid in (static, *starts)]

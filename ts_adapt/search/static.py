@@ -32,7 +32,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 from tqdm import tqdm
 
@@ -186,6 +185,8 @@ def _descend_lbfgs(
     objective: Objective, train: Batch, space: GridSpace, origin: Tensor, options: StaticOptions, journal: Journal,
     track: _Track, bar: Bar,
 ) -> None:  # fmt: skip
+    from scipy.optimize import minimize
+
     def z_at(place: np.ndarray) -> Tensor:
         return origin + FIRST_STEP * torch.from_numpy(place).to(origin)
 
@@ -203,7 +204,7 @@ def _descend_lbfgs(
         loss, *gradient = journal.recall(z.tolist(), lambda: compute(z))
         return loss, np.array(gradient)
 
-    def after_iteration(intermediate_result: OptimizeResult) -> None:
+    def after_iteration(intermediate_result: Any) -> None:
         track.step(float(intermediate_result.fun))
         track.validate(z_at(intermediate_result.x), bar)
         bar.update()

@@ -1,0 +1,40 @@
+"""The benchmarks run, and end with one line of JSON that has the promised numbers; how large they are is not tested."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = {
+    "search_batching": ("--batch 2 --nfe 3 --iterations 1 --alone 1 --rounds 1", {"ratio"}),
+    "network_share": ("--batch 2 --nfe 3 --iterations 1 --rounds 1", {"search", "sampling", "least"}),
+    "network_share bf16": (
+        "--batch 2 --nfe 3 --iterations 1 --rounds 1 --bf16 --channels-last", {"search", "sampling", "least", "speedup"}
+    ),
+    "search_memory": ("--batch 1 --steps 2 4", {"growth", "growth_all", "without"}),
+    "scaling": (
+        "--samples 2 4 --nfe 2 3 --batch 2 --least 0", {"samples_exponent", "nfe_exponent", "exponents"}
+    ),
+    "label_search": ("--samples 2 --nfe 2 --budgets 8", {"wins", "distance", "seconds", "population"}),
+    "scheduler_overhead": ("--steps 2 --batch 1 --rounds 1", {"step_ratio", "one_shot_share", "recursive_share"}),
+}  # fmt: skip
+"""Script, and what it is called for -> its flags, the keys of its last line."""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_benchmark_ends_with_its_numbers(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, (flags, keys) = name.split()[0], SCRIPTS[name]
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(sys, "argv", [script, *flags.split()])
+    runpy.run_path(str(FOLDER / f"{script}.py"), run_name="__main__")
+    last: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last.keys() == keys
+    assert all(number > 0 for number in last.values() if isinstance(number, float))
