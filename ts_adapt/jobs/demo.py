@@ -37,10 +37,10 @@ def small(config: Config) -> Config:
         rescale_published=True,
         static_samples=128,
         oracle_samples=256,
-        teacher=replace(config.teacher, nfe=25, train_samples=1024, test_samples=512, shard_size=128),
+        teacher=replace(config.teacher, nfe=25, train_samples=768, test_samples=512, shard_size=128),
         static=replace(config.static, iterations=20, starts=1, corrections=[]),
         per_sample=replace(config.per_sample, iterations=20, random_starts=0),
-        train=replace(config.train, samples=1024, epochs=4),
+        train=replace(config.train, samples=768, epochs=4),
         evaluate=replace(config.evaluate, samples=512, grids=list(GRIDS)),
     )
 
