@@ -2,11 +2,12 @@
 
     python benchmarks/scheduler_overhead.py [--steps 5] [--batch 64] [--rounds 100]
 
-Seconds are CPU seconds of this process, and every figure is a median over rounds in which the candidates take turns, so
-that other work on the machine falls on none of them, or on all alike. The last line is JSON:
+Seconds are CPU seconds of this process, over rounds in which the candidates take turns, so that other work on the
+machine falls on all of them alike. A step is timed as timeit does it, by the quickest round: what others take longer is
+not the step's own; the medians are printed beside it. The last line is JSON:
 
-    step_ratio        seconds a step outside the network, ours / diffusers' in the same round: the largest ratio over
-                      the solvers that both have; set_timesteps is outside the clock
+    step_ratio        seconds a step outside the network, ours / diffusers': the largest ratio over the solvers that
+                      both have; set_timesteps is outside the clock
     one_shot_share    share of a run of the model `fashion-ddpm` that a one-shot predictor takes
     recursive_share   the same for a recursive one
 """
@@ -77,15 +78,11 @@ def step_ratios(pipe: Any, batch: int, steps: int, rounds: int) -> dict[str, flo
             for who, scheduler in (("ours", ours), ("diffusers", theirs)):
                 measured.setdefault(f"{name} {who}", []).append(seconds(loop(pipe, scheduler, x, steps)) / steps)
             ts_adapt.detach(pipe)
+    quickest = {name: min(values[1:]) for name, values in measured.items()}
     for name, values in measured.items():
-        print(f"{name:24s} {1e6 * statistics.median(values[1:]):8.1f} us a step")
-    return {
-        name: statistics.median(
-            ours / theirs
-            for ours, theirs in zip(measured[f"{name} ours"][1:], measured[f"{name} diffusers"][1:], strict=True)
-        )
-        for name in PAIRS
-    }
+        median = statistics.median(values[1:])
+        print(f"{name:24s} {1e6 * quickest[name]:8.1f} us a step, median {1e6 * median:8.1f}")
+    return {name: quickest[f"{name} ours"] / quickest[f"{name} diffusers"] for name in PAIRS}
 
 
 def shape_of(pipe: Any) -> tuple[int, int, int]:

@@ -237,9 +237,7 @@ def differences(runs: Sequence[tuple[Entry, Run]], samples: int) -> list[Differe
         low, high = difference_interval(distance, other)
         apart = means[name] - means[against]
         found.append(
-            Difference(
-                entry.solver, entry.nfe, samples, name, against, apart, low, high, entry.cacher, entry.quantizer
-            )
+            Difference(entry.solver, entry.nfe, samples, name, against, apart, low, high, entry.cacher, entry.quantizer)
         )
     return found
 

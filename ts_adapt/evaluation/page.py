@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from ts_adapt.evaluation.benchmark import Difference, Row
 from ts_adapt.evaluation.conclusions import Conclusion, compare
+from ts_adapt.evaluation.products import columns, plain, products
 from ts_adapt.evaluation.tables import best, cell, frechet_name, groups, overviews, rows_of, short_name
 
 PAGE = """{% macro data(row, column, best, first=False) %}
@@ -72,6 +73,14 @@ PAGE = """{% macro data(row, column, best, first=False) %}
 {% endfor %}</table></div>
 {% endfor %}</div>
 <div class="figures">{% for f in figures.get(none, []) %}{{ figure(f) }}{% endfor %}</div>
+{% if products %}<h2>Cachers and quantizers</h2>{% endif %}
+{% for p in products %}<h3>{{ p.title }}</h3>
+<div class="scroll"><table><thead><tr>
+{% for head in columns %}<th class="{{ 'name' if loop.index < 3 }}">{{ head }}</th>{% endfor %}</tr></thead>
+{% for row in p.rows %}<tr>{% for of in columns.values() %}
+<td class="{{ 'name' if loop.index < 3 }}">{{ of(row) }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+{% endfor %}
 <h2>How to read it</h2>
 <p>Rows: plain, a fixed grid; <span class="key optimized">optimized</span>, a grid for all samples found by another
 criterion or by a search without gradients, or given as a file; <span class="key learned">static</span>, one grid for
@@ -151,17 +160,19 @@ def render(
     environment.filters["tied"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     page: str = environment.from_string(PAGE).render(
         title=title, notes=notes, differences=differences, conclusions=conclusions, figures=figures,
-        overviews=list(overviews(rows)), sections=_sections(rows, differences), cell=cell, distance=distance,
-        frechet=frechet_name(features), short=short_name(features),
+        overviews=list(overviews(plain(rows))), sections=_sections(rows, differences), cell=cell, distance=distance,
+        frechet=frechet_name(features), short=short_name(features), products=products(rows), columns=columns(features),
     )  # fmt: skip
     return page.lstrip()
 
 
 def _sections(rows: Sequence[Row], differences: Sequence[Difference]) -> list[dict[str, Any]]:
-    """One for each sampler and NFE, with a part for each number of samples."""
+    """One for each sampler and NFE, with a part for each number of samples; with a cacher or quantizer those alone that
+    more is to be said of than what the tables of these say."""
+    told = {r.sampler for r in plain(rows)} | {d.sampler for d in differences}
     sections: dict[tuple[str, int], list[dict[str, Any]]] = {}
     pairs = compare(rows, differences)
-    for sampler, nfe, samples in groups(rows):
+    for sampler, nfe, samples in (group for group in groups(rows) if group[0] in told):
         group = rows_of(rows, (sampler, nfe, samples))
         part = {"samples": samples, "rows": group, "best": best(group), "pairs": [p for p in pairs if p.row in group]}
         sections.setdefault((sampler, nfe), []).append(part)

@@ -108,9 +108,7 @@ def inception_score(probabilities: Tensor, parts: int = PARTS) -> float:
     return float(torch.stack(scores).mean())
 
 
-def reference_of(
-    extract: Extractor, name: str, folder: str | Path | None = None, *, batch_size: int = 64
-) -> Reference:
+def reference_of(extract: Extractor, name: str, folder: str | Path | None = None, *, batch_size: int = 64) -> Reference:
     """Real images under the extractor called `name`.
 
     folder  of real images; None: the embedded statistics of the zoo's 60,000 training images, and the features of its

@@ -15,6 +15,8 @@ from torch import Tensor
 from ts_adapt.evaluation.benchmark import Difference, Row, as_records, stem
 from ts_adapt.evaluation.conclusions import Conclusion, compare, conclusions
 from ts_adapt.evaluation.page import Picture, render
+from ts_adapt.evaluation.products import markdown as side_by_side
+from ts_adapt.evaluation.products import plain, products
 from ts_adapt.evaluation.tables import ON_WINS, frechet_name, groups, markdown, rows_of
 from ts_adapt.files import read_json, write_bytes, write_json
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
@@ -94,10 +96,12 @@ def write_report(
     writer.writerows(as_records(rows))
     write_bytes(folder / "results.csv", text.getvalue().encode())
     found = results.conclusions()
-    write_bytes(folder / "results.md", _markdown(title, notes, found, markdown(rows, features)).encode())
+    tables = [markdown(plain(rows), features).rstrip()]
+    tables += [side_by_side(product, features) for product in products(rows)]
+    write_bytes(folder / "results.md", _markdown(title, notes, found, "\n\n".join(tables) + "\n").encode())
     apart = as_records(results.differences)
     write_json(folder / "results.json", {"facts": dict(results.facts), "rows": as_records(rows), "differences": apart})
-    pictures = [*_of_rows(rows, features), *_of_panels(rows, panels, noise)]
+    pictures = [*_of_rows(plain(rows), features), *_of_panels(rows, panels, noise)]
     for picture in pictures:
         write_bytes(folder / "plots" / f"{picture.name}.png", picture.png)
     pictures += _kept(folder / "plots", rows, {picture.name for picture in pictures})

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ts_adapt.evaluation.benchmark import STATIC, Entry, Row, differences, score
 from ts_adapt.evaluation.metrics import Extractor, FeatureStatistics, folder_features, frechet, make_extractor
+from ts_adapt.evaluation.products import plain, products, text
 from ts_adapt.evaluation.quality import Reference, reference_of
 from ts_adapt.evaluation.report import Panel, Results, write_report
 from ts_adapt.evaluation.runs import Run, kept_run
@@ -69,10 +70,14 @@ def score_runs(session: Session) -> tuple[list[Row], Path]:
     fresh = Results(rows, apart, facts)
     results = fresh.joined(Results.read(folder))
     path = write_report(
-        folder, results, _panels(session, runs, batch.target), session.noise,
+        folder, results, _panels(session, rows, runs, batch.target), session.noise,
         title=f"{config.name}: schedules compared", notes=_notes(session, results.facts),
     )  # fmt: skip
-    print(table(rows, options.features))
+    print(table(plain(rows), options.features))
+    for product in products(rows):
+        print(f"\n{text(product, options.features)}")
+    for one in facts["skipped"]:
+        print(f"\nskipped: cacher {one['cacher']}, quantizer {one['quantizer']}: {one['reason']}")
     print(_notes(session, facts)[1])
     for conclusion in fresh.conclusions():
         print("\n  - ".join([f"\n{conclusion.heading}, paired distance to the teacher:", *conclusion.lines]))
@@ -128,9 +133,7 @@ def _reference(session: Session, extractor: Extractor) -> Reference:
     return Reference(FeatureStatistics.of(extractor(draw(20_000, seed=1))), extractor(draw(10_000, seed=2)), True)
 
 
-def _facts(
-    session: Session, teacher: str, counts: list[int], reference: Reference, features: Tensor
-) -> dict[str, Any]:
+def _facts(session: Session, teacher: str, counts: list[int], reference: Reference, features: Tensor) -> dict[str, Any]:
     """What the comparison is, what of it was skipped, and the Frechet distance to the data of the teacher's images and
     of real ones."""
     config, options, data = session.config, session.config.evaluate, reference.statistics
@@ -154,13 +157,13 @@ def _facts(
     }  # fmt: skip
 
 
-def _panels(session: Session, runs: list[tuple[Entry, Run]], target: Tensor) -> list[Panel]:
-    """What is drawn: of the first cacher and quantizer, as there may be many."""
+def _panels(session: Session, rows: list[Row], runs: list[tuple[Entry, Run]], target: Tensor) -> list[Panel]:
+    """What is drawn: of `plain` rows, as there may be many others."""
     panels = []
-    first = {e.sampler for e, _ in runs if (e.cacher, e.quantizer) == (runs[0][0].cacher, runs[0][0].quantizer)}
+    drawn = {row.sampler for row in plain(rows)}
     images = session.denoiser.decode(target[:16]).float().clamp(-1, 1)
     teacher = ((images + 1) * 127.5).round().to(torch.uint8).cpu()
-    for sampler, nfe in dict.fromkeys((e.sampler, e.nfe) for e, _ in runs if e.sampler in first):
+    for sampler, nfe in dict.fromkeys((e.sampler, e.nfe) for e, _ in runs if e.sampler in drawn):
         here = {e.schedule: (e, run) for e, run in runs if (e.sampler, e.nfe) == (sampler, nfe)}
         times = {
             name: run.times if e.kind in (*PREDICTORS, "oracle") else run.times[0] for name, (e, run) in here.items()

@@ -56,9 +56,7 @@ def generate(session: Session) -> None:
                     for entry in todo:
                         bar.set_postfix_str(f"{entry.sampler} NFE {entry.nfe} {entry.schedule}")
                         objective = replace(session.objective(session.solver(entry.solver)), checkpoint=False)
-                        run_entry(
-                            entry, objective, batch, extractor, folder, batch_size=options.batch_size, clip=clip
-                        )
+                        run_entry(entry, objective, batch, extractor, folder, batch_size=options.batch_size, clip=clip)
                         bar.update(entry.samples)
             except Impossible as error:
                 refused[cacher, quantizer] = str(error)

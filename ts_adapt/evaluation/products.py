@@ -1,0 +1,86 @@
+"""Cachers and quantizers beside one another: of each solver, NFE, schedule and number of samples a table of them all.
+
+Where there is one cacher and quantizer alone there is no such table. Where there are several, the tables and pictures
+of schedules are of `plain` rows: without either, or else of the first pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ts_adapt.assembly import NONE
+from ts_adapt.evaluation.benchmark import Row
+from ts_adapt.evaluation.tables import NOTHING, cell, short_name
+
+Cell = Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class Product:
+    """The rows, of several cachers or quantizers, that have all else in common."""
+
+    title: str
+    rows: list[Row]
+
+
+def plain(rows: Sequence[Row]) -> list[Row]:
+    """The rows without cacher and quantizer; where there are none, those of the first row's."""
+    pairs = [(r.cacher, r.quantizer) for r in rows]
+    pair = (NONE, NONE) if (NONE, NONE) in pairs else next(iter(pairs), None)
+    return [r for r, own in zip(rows, pairs, strict=True) if own == pair]
+
+
+def products(rows: Sequence[Row]) -> list[Product]:
+    """One for each solver, NFE, schedule and number of samples with several cachers or quantizers, in rows' order."""
+    found: dict[tuple[str, int, str, int], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.solver, row.nfe, row.schedule, row.samples), []).append(row)
+    return [
+        Product(f"{solver}, NFE {nfe}, {schedule}, {samples} samples", part)
+        for (solver, nfe, schedule, samples), part in found.items()
+        if len(part) > 1
+    ]
+
+
+def columns(features: str) -> dict[str, Cell]:
+    """Head of a column -> what stands in it; the first two are names."""
+    short = short_name(features)
+    return {
+        "cacher": lambda r: r.cacher,
+        "quantizer": lambda r: r.quantizer,
+        "bits": lambda r: _number(r.bits, "{:.2f}"),
+        "weights MB": lambda r: _number(r.weight_bytes, "{:.2f}", 1e-6),
+        "MFLOP/image": lambda r: _number(r.flops, "{:.1f}", 1e-6),
+        "memory MB": lambda r: _number(r.peak_memory, "{:.2f}", 1e-6),
+        "ms/image": lambda r: _number(r.seconds_per_image, "{:.2f}", 1e3),
+        f"{short} data": lambda r: cell(r, "fid_data"),
+        f"{short} teacher": lambda r: cell(r, "fid_teacher"),
+        "distance": lambda r: cell(r, "distance"),
+        "precision": lambda r: _number(r.precision, "{:.3f}"),
+        "recall": lambda r: _number(r.recall, "{:.3f}"),
+    }
+
+
+def text(product: Product, features: str) -> str:
+    """The table for the terminal."""
+    lines = _cells(product, features)
+    wide = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    names, numbers = wide[:2], wide[2:]
+    aligned = ["  ".join([*map(str.ljust, line[:2], names), *map(str.rjust, line[2:], numbers)]) for line in lines]
+    return "\n".join([product.title, aligned[0], "-" * len(aligned[0]), *aligned[1:]])
+
+
+def markdown(product: Product, features: str) -> str:
+    """The table for a README."""
+    head, *lines = [f"| {' | '.join(line)} |" for line in _cells(product, features)]
+    return "\n".join([product.title, "", head, "|---" * len(columns(features)) + "|", *lines])
+
+
+def _cells(product: Product, features: str) -> list[list[str]]:
+    found = columns(features)
+    return [list(found), *([of(row) for of in found.values()] for row in product.rows)]
+
+
+def _number(value: float | None, form: str, times: float = 1.0) -> str:
+    return NOTHING if value is None else form.format(times * value)
