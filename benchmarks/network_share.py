@@ -53,9 +53,10 @@ class Measured:
         return {"all": total, **{name: clock.spent() for name, clock in self.clocks.items()}}
 
 
-def changed(objective: Objective, asked: argparse.Namespace) -> Objective:
+def changed(asked: argparse.Namespace) -> Objective:
     """The objective with its network as the options want it."""
-    denoiser = objective.denoiser.to(dtype=torch.bfloat16 if asked.bf16 else None)
+    objective = objective_on(asked.device, torch.bfloat16 if asked.bf16 else None)
+    denoiser = objective.denoiser
     if asked.channels_last:
         denoiser.network.to(memory_format=torch.channels_last)
     if asked.compile:
@@ -102,7 +103,7 @@ def main() -> None:
     batch = samples_of(plain, asked.batch)
     networks = {"plain": Measured(plain, asked.device)}
     if asked.channels_last or asked.bf16 or asked.compile:
-        networks["changed"] = Measured(changed(objective_on(asked.device), asked), asked.device)
+        networks["changed"] = Measured(changed(asked), asked.device)
     spent: dict[tuple[str, str], list[dict[str, float]]] = {}
     for nfe in asked.nfe:
         for name, work in works(batch, grid_of(plain, nfe), asked.iterations).items():

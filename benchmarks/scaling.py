@@ -1,6 +1,6 @@
 """How the cost of sampling and of per-sample search grows with the samples, and with the NFE.
 
-    python benchmarks/scaling.py [--samples 64 512 4096] [--nfe 3 6 10 20] [--batch 64] [--least 6] [--device cuda]
+    python benchmarks/scaling.py [--samples 64 512 4096] [--nfe 3 6 10 20] [--batch 64] [--least 4] [--device cuda]
 
     samples   `integrate`, and `search_per_sample` with one iteration, over 64 .. 4,096 samples in batches of `--batch`
               at the least NFE
@@ -9,8 +9,9 @@
 The cost is the seconds of `integrate` or of the search alone, its targets being real images that cost nothing to make.
 On one thread (OMP_NUM_THREADS=1) they are those of the processor, which other work on the machine does not touch; on
 more, those of the wall. Each point is the median of several times, taken in turns, until they are `--least` seconds
-long together. An exponent is the slope of the least-squares line through log cost against log work: 1 is proportional.
-For a look, `--samples 64 256 --nfe 3 6 --least 0` takes half a minute. The last line is JSON:
+long together; a run of the largest NFE goes before, for which the process grows to its full memory. An exponent is the
+slope of the least-squares line through log cost against log work: 1 is proportional. For a look, `--samples 64 256
+--nfe 3 6 --least 0` takes half a minute. The last line is JSON:
 
     samples_exponent, nfe_exponent   the larger one of sampling's and of the search's
     exponents                        all four
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[64, 512, 4096])
     parser.add_argument("--nfe", type=int, nargs="+", default=[3, 6, 10, 20])
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--least", type=float, default=6.0)
+    parser.add_argument("--least", type=float, default=4.0)
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     objective = objective_on(asked.device)
@@ -86,7 +87,7 @@ def main() -> None:
     one = whole.rows(slice(0, asked.batch))
     found: dict[str, dict[str, float]] = {"samples": {}, "nfe": {}}
     for job in ("sampling", "search"):
-        work_of(job, objective, one, min(asked.nfe), asked.batch)()
+        work_of(job, objective, one, max(asked.nfe), asked.batch)()
         axes = {
             "samples": {
                 count: work_of(job, objective, whole.rows(slice(0, count)), min(asked.nfe), asked.batch)

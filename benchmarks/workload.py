@@ -19,9 +19,9 @@ MODEL, SOLVER = "fashion-ddpm", "unipc-3"
 Result = TypeVar("Result")
 
 
-def objective_on(device: str = "cpu") -> Objective:
-    """The distance, in features, of UniPC-3 on the embedded model to its teacher."""
-    denoiser = ts_adapt.load(MODEL, device=device)
+def objective_on(device: str = "cpu", dtype: torch.dtype | None = None) -> Objective:
+    """The distance, in features, of UniPC-3 on the embedded model, its network in `dtype`, to its teacher."""
+    denoiser = ts_adapt.load(MODEL, device=device, dtype=dtype)
     return Objective(
         denoiser, ts_adapt.build_solver(SOLVER, denoiser.noise), ts_adapt.build_distance("features", device)
     )

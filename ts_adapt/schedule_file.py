@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.files import Schema, check_schema, parse_json, read_bytes, write_bytes
+from ts_adapt.files import Schema, check_schema, parse_json, read_bytes, shortened, write_bytes
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
 from ts_adapt.numerics import validate_grid
 from ts_adapt.parameterization import PARAMETERIZATIONS
@@ -109,7 +109,8 @@ class Schedule:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise TsAdaptError(f"{what} is no schedule file: its format is not {FORMAT!r}")
         if content.get("version") != VERSION:
-            raise TsAdaptError(f"{what} has version {content.get('version')!r}; this program reads version {VERSION}")
+            found = shortened(repr(content.get("version")))
+            raise TsAdaptError(f"{what} has version {found}; this program reads version {VERSION}")
         check_schema(content, REQUIRED, what)
         about = {k: v for k, v in content.items() if k not in _CARRIED}
         check_about(about, what)
@@ -140,7 +141,7 @@ def check_about(about: Mapping[str, Any], what: Path | str) -> None:
     check_schema(about, {key: kind for key, kind in ABOUT.items() if about.get(key) is not None}, what)
     prediction = about.get("prediction")
     if prediction is not None and prediction not in PARAMETERIZATIONS:
-        raise TsAdaptError(f"{what}: {unknown('prediction', prediction, PARAMETERIZATIONS)}")
+        raise TsAdaptError(f"{what}: {unknown('prediction', shortened(prediction), PARAMETERIZATIONS)}")
     for name, measurement in (about.get("measured") or {}).items():
         where = f"measured.{name} of {what}"
         if isinstance(measurement, dict):

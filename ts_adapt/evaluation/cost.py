@@ -1,7 +1,8 @@
 """What a sampled image costs: floating-point operations, seconds, memory.
 
-    flops        2 for each multiply-add of matrix products, convolutions and attention, as torch counts them; a MAC is
-                 half as much. Attention runs by torch's MATH backend for it, as the fused kernels of the CPU count as 0
+    flops        2 for each multiply-add of matrix products (of integers too), convolutions and attention, as torch
+                 counts them; a MAC is half as much. Attention runs by torch's MATH backend for it, as the fused
+                 kernels of the CPU count as 0
     seconds      the median over runs, behind one that warms up
     peak_memory  bytes in use at the worst moment beyond those before: of CUDA's allocator, and on the CPU of the
                  tensors that live between operations (what a kernel takes for itself is not seen)
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, mm_flop
 
 from ts_adapt.interfaces import TsAdaptError
 
@@ -53,7 +54,8 @@ def measure(solve: Solve, images: int, device: torch.device | str = "cpu", repea
 
 def count_flops(solve: Solve) -> int:
     """The floating-point operations of `solve`."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    integer = {torch.ops.aten._int_mm: mm_flop}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=integer) as counter:
         solve()
     return int(counter.get_total_flops())
 

@@ -68,7 +68,8 @@ class QuantizedLayer(nn.Module):
             raise TsAdaptError(
                 f"{self.stored.kind} computes with integers, without gradients; search by blackbox, or take minmax"
             )
-        return self.operation(x, self.stored().to(x.dtype), self.bias)
+        weight = self.stored()
+        return self.operation(x, weight if weight.dtype == x.dtype else weight.to(x.dtype), self.bias)
 
     def extra_repr(self) -> str:
         activation = "full" if self.activation is None else self.activation.bits
