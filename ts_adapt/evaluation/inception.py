@@ -10,6 +10,7 @@ Images are rounded to 8 bits and resized to 299x299 by clean-fid first.
 from __future__ import annotations
 
 import tempfile
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Inception:
         weight = self._network.base.output.weight.to(features)
         spatial = (x - 128) / 128
         for name in TO_SPATIAL:
-            spatial = self._network.layers.get_submodule(name)(spatial)
+            spatial = attrgetter(name)(self._network.layers)(spatial)
         return {
             "features": features,
             "probabilities": (features @ weight.T).softmax(1),

@@ -1,0 +1,300 @@
+"""Cachers and quantizers in the comparison: the whole product, what is skipped, kept, and left as it was."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ts_adapt import zoo
+from ts_adapt.cli import main
+from ts_adapt.config import Config
+from ts_adapt.denoisers.network import step_aware_parts
+from ts_adapt.evaluation.benchmark import fingerprint
+from ts_adapt.evaluation.report import COLUMNS
+from ts_adapt.files import read_tensors, write_tensors
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.jobs.accelerated import Impossible, accelerated
+from ts_adapt.jobs.evaluating import evaluate
+from ts_adapt.jobs.generating import generate, planned, runs_of
+from ts_adapt.jobs.learning import teach
+from ts_adapt.jobs.session import Session
+from ts_adapt.quantizers.network import is_quantized, size_of
+
+CACHERS, QUANTIZERS = ["none", "deepcache-2"], ["none", "hqq4", "minmax-w8a8"]
+CONFIG = """
+name: suite
+solvers: [ddim]
+nfe: [3]
+teacher: {nfe: 4, test_samples: 8}
+calibration: {noises: 2, nfe: 3, count: 4}
+evaluate: {samples: 8, grids: [karras, linear]}
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the config, the teacher's samples and some real images."""
+    folder: Path = tmp_path_factory.mktemp("suite")
+    (folder / "suite.yml").write_text(CONFIG)
+    (folder / "real").mkdir()
+    for number, image in enumerate(zoo.test_images()[0][:12, 0].numpy()):
+        Image.fromarray(image).save(folder / "real" / f"{number}.png")
+    assert run(folder, "teach", "--split", "test") == 0
+    return folder
+
+
+def run(folder: Path, command: str, *flags: str) -> int:
+    roots = ["--data_root", str(folder / "train_data"), "--log_root", str(folder / "logs")]
+    real = ["--evaluate.reference", str(folder / "real")]
+    return main([command, "--config", str(folder / "suite.yml"), "--quiet", *roots, *real, *flags])
+
+
+def session_in(folder: Path, logs: Path, **options: Any) -> Session:
+    """The experiment of `folder`, with results under `logs`."""
+    config = Config(
+        name="suite", solvers=["ddim"], nfe=[3], data_root=str(folder / "train_data"), log_root=str(logs), **options
+    )
+    config.teacher.nfe, config.teacher.test_samples = 4, 8
+    config.calibration.noises, config.calibration.nfe, config.calibration.count = 2, 3, 4
+    config.evaluate.samples, config.evaluate.grids = 8, ["karras", "linear"]
+    config.evaluate.reference = str(folder / "real")
+    config.validate()
+    return Session(config, progress=False)
+
+
+@pytest.fixture(scope="module")
+def done(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """The product, evaluated."""
+    session = session_in(root, tmp_path_factory.mktemp("logs"), cachers=CACHERS, quantizers=QUANTIZERS)
+    before = marks(session)
+    evaluate(session)
+    assert marks(session) == before
+    return session
+
+
+def network_of(session: Session) -> nn.Module:
+    network: nn.Module = session.denoiser.network  # type: ignore[attr-defined]
+    return network
+
+
+def marks(session: Session) -> list[Any]:
+    """What would be seen of anything left on the network: its modules, tensors, hooks, attributes and what it says."""
+    network = network_of(session)
+    x = torch.linspace(-1, 1, 28 * 28).reshape(1, 1, 28, 28)
+    with torch.no_grad():
+        said: Tensor = network(x, timestep=torch.tensor([300.0])).sample
+    modules = [(name, id(module), sorted(vars(module))) for name, module in network.named_modules()]
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules()]
+    tensors = [(name, id(p), float(p.double().sum())) for name, p in network.named_parameters()]
+    return [modules, hooks, tensors, step_aware_parts(network), is_quantized(network), said.tolist()]
+
+
+def table(session: Session) -> list[dict[str, str]]:
+    with open(session.workspace.logs / "results.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def facts(session: Session) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((session.workspace.logs / "results.json").read_text())["facts"]
+    return found
+
+
+def test_every_cacher_meets_every_quantizer_on_every_schedule(done: Session) -> None:
+    rows = table(done)
+    assert list(rows[0]) == COLUMNS and COLUMNS[-12:] == [
+        "cacher", "quantizer", "bits", "weight_bytes", "flops", "peak_memory", "kid", "inception_score", "sfid",
+        "precision", "recall", "clip_score",
+    ]  # fmt: skip
+    found = {(r["cacher"], r["quantizer"], r["schedule"]): r for r in rows}
+    assert len(rows) == len(found) == len(CACHERS) * len(QUANTIZERS) * 2
+    for (cacher, quantizer, schedule), row in found.items():
+        full = found["none", "none", schedule]
+        assert (float(row["flops"]) < 0.8 * float(full["flops"])) == (cacher == "deepcache-2")
+        assert (int(row["weight_bytes"]) < 0.4 * int(full["weight_bytes"])) == (quantizer != "none")
+        assert (float(row["bits"]) == 32) == (quantizer == "none") and float(row["peak_memory"]) > 0
+        assert (row["distance"] == full["distance"]) == ((cacher, quantizer) == ("none", "none"))
+        assert row["inception_score"] == row["sfid"] == row["clip_score"] == ""
+        assert float(row["kid"]) == float(row["kid"]) and 0 <= float(row["precision"]) <= 1 >= float(row["recall"]) >= 0
+    assert facts(done)["skipped"] == []
+
+
+def test_the_report_puts_them_side_by_side(done: Session) -> None:
+    page = (done.workspace.logs / "report.html").read_text()
+    assert "Cachers and quantizers" in page and page.count("ddim, NFE 3, karras, 8 samples") == 1
+    assert "| deepcache-2 | minmax-w8a8 | 8." in (done.workspace.logs / "results.md").read_text()
+    assert {path.stem for path in (done.workspace.logs / "plots").iterdir()} == {
+        "images-ddim-nfe3", "intervals-ddim-nfe3-8", "schedules-ddim-nfe3"
+    }  # fmt: skip
+
+
+def test_without_either_everything_is_as_it_was(done: Session, root: Path, tmp_path: Path) -> None:
+    """Rows, file names and fingerprints, so that run files from before there were cachers stay valid."""
+    plain = session_in(root, tmp_path)
+    evaluate(plain)
+    of_product = [row for row in table(done) if (row["cacher"], row["quantizer"]) == ("none", "none")]
+    timed = "seconds_per_image"
+    assert [row | {timed: ""} for row in table(plain)] == [row | {timed: ""} for row in of_product]
+    base = (plain.teacher("test")[0].hash, "ddim", "features", "zoo")
+    for entry in planned(plain)["none", "none"]:
+        assert entry.file == f"ddim-nfe3-{entry.schedule}.safetensors"
+        assert entry.fingerprint == fingerprint(*base, entry.policy)
+    everything = [entry for entries in planned(done).values() for entry in entries]
+    assert len({e.fingerprint for e in everything}) == len({e.file for e in everything}) == len(everything)
+
+
+def test_nothing_is_computed_twice(done: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.stat().st_mtime_ns for path in runs_of(done).iterdir()}
+    monkeypatch.setattr("ts_adapt.sampling._evaluate", lambda *_: pytest.fail("the network was evaluated again"))
+    former = table(done)
+    evaluate(done)
+    assert table(done) == former
+    assert {path: path.stat().st_mtime_ns for path in runs_of(done).iterdir()} == before
+
+
+def test_a_run_file_of_before_costs_were_measured_is_kept_and_gets_them(
+    done: Session, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = session_in(root, tmp_path)
+    for entry in planned(session)["none", "none"]:
+        tensors = read_tensors(runs_of(done) / entry.file)
+        del tensors["cost"]
+        write_tensors(runs_of(session) / entry.file, tensors)
+    monkeypatch.setattr("ts_adapt.evaluation.runs._sampled", lambda *_: pytest.fail("sampled again"))
+    evaluate(session)
+    of_product = [row for row in table(done) if (row["cacher"], row["quantizer"]) == ("none", "none")]
+    assert table(session) == of_product
+
+
+def test_what_the_network_does_not_take_is_skipped_with_a_reason(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = session_in(root, tmp_path, cachers=["none", "deepcache-2-branch99"], quantizers=["none", "hqq4"])
+    before = marks(session)
+    evaluate(session)
+    assert marks(session) == before
+    assert {(r["cacher"], r["quantizer"]) for r in table(session)} == {("none", "none"), ("none", "hqq4")}
+    refused = facts(session)["skipped"]
+    assert [(one["cacher"], one["quantizer"]) for one in refused] == [
+        ("deepcache-2-branch99", "none"), ("deepcache-2-branch99", "hqq4"),
+    ]  # fmt: skip
+    assert all("branch is 99" in one["reason"] for one in refused)
+    printed = capsys.readouterr().out
+    assert "skipped: cacher deepcache-2-branch99, quantizer hqq4: branch is 99" in printed
+
+
+def test_a_model_without_a_network_is_compared_without_cachers(tmp_path: Path) -> None:
+    config = Config(name="mixture", distance="l2", cachers=["deepcache-2", "none"], quantizers=["none", "hqq4"])
+    config.model.name = "gaussian-mixture"
+    config.teacher.nfe, config.teacher.test_samples = 8, 20
+    config.evaluate = replace(config.evaluate, samples=20, grids=["karras"], features="pixels")
+    config.data_root, config.log_root = str(tmp_path / "data"), str(tmp_path / "logs")
+    session = Session(config, progress=False)
+    teach(session, ("test",))
+    (row,), _ = evaluate(session)
+    assert (row.cacher, row.quantizer, row.bits, row.weight_bytes) == ("none", "none", None, None)
+    assert len(facts(session)["skipped"]) == 3
+    config.cachers, config.name = ["deepcache-2"], "nothing"
+    with pytest.raises(TsAdaptError, match="has no network to cache"):
+        teach(Session(config, progress=False), ("test",))
+        evaluate(Session(config, progress=False))
+
+
+def test_generating_and_scoring_run_apart(
+    done: Session, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--log_root", str(tmp_path), "--quantizers", "none,hqq4"]
+
+    def said(*more: str, code: int = 0) -> str:
+        capsys.readouterr()
+        assert run(root, "evaluate", *flags, *more) == code
+        return capsys.readouterr().err
+
+    assert "nothing of this comparison is in" in said("--score-only", code=2)
+    assert "leave both out for both" in said("--score-only", "--generate-only", code=2)
+    said("--generate-only", "--cachers", "none")
+    assert not (tmp_path / "suite/results.csv").exists()
+    missing = said("--score-only", "--cachers", "none,deepcache-2")
+    assert "4 of 8 runs are missing (ddim, deepcache-2, NFE 3, karras; " in missing and "--generate-only`" in missing
+    with open(tmp_path / "suite/results.csv") as file:
+        scored = list(csv.DictReader(file))
+    wanted = [r for r in table(done) if r["cacher"] == "none" and r["quantizer"] in ("none", "hqq4")]
+    timed = "seconds_per_image"
+    assert [row | {timed: ""} for row in scored] == [row | {timed: ""} for row in wanted]
+
+
+@pytest.mark.parametrize("quantizer", ["minmax-w8a8", "tdq-w8a8", "tinydm-w8a8"])
+def test_a_quantization_is_found_once_and_read_back_the_same(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
+) -> None:
+    session = session_in(root, tmp_path, quantizers=[quantizer])
+    before = marks(session)
+    session.config.data_root = str(tmp_path)
+    session = Session(session.config, progress=False)
+    with accelerated(session, "none", quantizer):
+        quantized, size = marks(session)[-1], asdict(size_of(network_of(session)))
+    (folder,) = (session.workspace.data / "quantizers").iterdir()
+    assert marks(session)[-1] == before[-1] != quantized
+    with monkeypatch.context() as patch:
+        patch.setattr("ts_adapt.quantizers.network.quantize", lambda *_, **__: pytest.fail("quantized again"))
+        with accelerated(session, "none", quantizer):
+            assert marks(session)[-1] == quantized and asdict(size_of(network_of(session))) == size
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with accelerated(session, "none", quantizer):
+        assert marks(session)[-1] == quantized
+    session.config.calibration.nfe = 4
+    with accelerated(session, "none", quantizer):
+        pass
+    other = "normal" if quantizer != "tdq-w8a8" else "active"
+    with accelerated(session, "none", f"{quantizer}@{other}"):
+        assert marks(session)[-1] != quantized
+    assert len(list((session.workspace.data / "quantizers").iterdir())) == 3
+
+
+def test_the_network_is_itself_again_whatever_happens(root: Path, tmp_path: Path) -> None:
+    session = session_in(root, tmp_path)
+    before = marks(session)
+    with pytest.raises(ZeroDivisionError), accelerated(session, "deepcache-2+tgate-2", "hqq4"):
+        assert is_quantized(network_of(session)) and len(step_aware_parts(network_of(session))) == 2
+        raise ZeroDivisionError
+    assert marks(session) == before
+    with pytest.raises(Impossible, match="branch is 99"), accelerated(session, "tgate+deepcache-2-branch99", "hqq4"):
+        pass
+    assert marks(session) == before
+
+
+def test_generating_leaves_the_teacher_in_full_precision(done: Session, root: Path, tmp_path: Path) -> None:
+    quantized = session_in(root, tmp_path, quantizers=["minmax-w4"])
+    generate(quantized)
+    kept = [read_tensors(runs_of(session) / "teacher.safetensors") for session in (done, quantized)]
+    assert torch.equal(kept[0]["features"], kept[1]["features"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--cachers", "deepcach-2"], "did you mean 'deepcache'"),
+        (["--cachers", "deepcache-0"], "interval is 0"),
+        (["--cachers", "none,none"], "option cachers lists 'none' twice"),
+        (["--quantizers", "hqqq4"], "did you mean 'hqq'"),
+        (["--quantizers", "hqq4@active"], "hqq4 is not calibrated"),
+        (["--quantizers", "minmax-w8a8@actve"], "did you mean 'active'"),
+        (["--calibration.count", "0"], "option calibration.count is 0"),
+        (["--quantizers", "minmax-w8a8", "--calibration.count", "7"], "give more noises or another count"),
+        (["--evaluate.clip", "no/such"], "give teacher.prompts"),
+    ],
+)
+def test_bad_names_and_counts_are_one_sentence(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
+) -> None:
+    capsys.readouterr()
+    assert run(root, "evaluate", "--log_root", str(tmp_path), *flags) == 2
+    message = capsys.readouterr().err.strip()
+    assert expected in message and "\n" not in message
