@@ -1,6 +1,6 @@
 """Per-sample search, whole batches against one sample at a time: seconds a sample and iteration.
 
-    python benchmarks/search_batching.py [--batch 64] [--nfe 5] [--iterations 10] [--alone 4] [--rounds 3]
+    python benchmarks/search_batching.py [--batch 64] [--nfe 5] [--iterations 20] [--alone 4] [--rounds 3]
                                          [--device cuda]
 
     batched   `search_per_sample` of a batch, without restarts; the two forward solves more that it takes, for the
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--nfe", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--alone", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")

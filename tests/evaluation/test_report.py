@@ -14,7 +14,7 @@ import torch
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.evaluation.benchmark import Difference, Row
 from ts_adapt.evaluation.report import COLUMNS, Panel, Results, write_report
-from ts_adapt.evaluation.tables import best, markdown, overviews, table
+from ts_adapt.evaluation.tables import best, brief, markdown, overviews, table
 
 PLAIN = Row("m", "unipc-3", 5, "karras", "fixed", 40, 0.30, 0.20, 0.10, 0.09, 0.11, 0.001, 0, 0.08, 0.4)
 ROWS = [
@@ -61,6 +61,18 @@ def test_overviews_put_the_counts_of_evaluations_side_by_side() -> None:
     assert overview.nfe == [3, 5]
     assert list(overview.schedules["oracle"]) == [5]
     assert overview.best[3]["distance"] == 0.18
+
+
+def test_in_short_the_best_fixed_grid_stands_for_all_and_the_oracle_for_none() -> None:
+    other = replace(PLAIN, schedule="linear", distance=0.11)
+    few = [replace(row, samples=8) for row in (PLAIN, other, *ROWS[2:])]
+    lines = brief([*ROWS, other, *few], "zoo").splitlines()
+    assert [line.split(" |")[0] for line in lines[4:]] == [
+        "| best of 2 fixed grids", "| best optimised grid", "| static", "| recursive",
+    ]  # fmt: skip
+    assert lines[4].endswith("0.1000 / 0.300 (karras) |")
+    assert lines[0].startswith("unipc-3, 40 test samples")
+    assert brief([PLAIN, other], "zoo") == ""
 
 
 @pytest.mark.parametrize("features", ["zoo", "pixels", "inception"])

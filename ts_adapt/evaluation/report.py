@@ -17,7 +17,7 @@ from ts_adapt.evaluation.conclusions import Conclusion, compare, conclusions
 from ts_adapt.evaluation.page import Picture, render
 from ts_adapt.evaluation.products import markdown as side_by_side
 from ts_adapt.evaluation.products import plain, products
-from ts_adapt.evaluation.tables import ON_WINS, frechet_name, groups, markdown, rows_of
+from ts_adapt.evaluation.tables import ON_WINS, brief, frechet_name, groups, markdown, rows_of
 from ts_adapt.files import read_json, write_bytes, write_json
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
 from ts_adapt.plots import plot_images, plot_intervals, plot_quality, plot_schedules
@@ -98,7 +98,7 @@ def write_report(
     found = results.conclusions()
     tables = [markdown(plain(rows), features).rstrip()]
     tables += [side_by_side(product, features) for product in products(rows)]
-    write_bytes(folder / "results.md", _markdown(title, notes, found, "\n\n".join(tables) + "\n").encode())
+    write_bytes(folder / "results.md", _markdown(title, notes, brief(plain(rows), features), found, tables).encode())
     apart = as_records(results.differences)
     write_json(folder / "results.json", {"facts": dict(results.facts), "rows": as_records(rows), "differences": apart})
     pictures = [*_of_rows(plain(rows), features), *_of_panels(rows, panels, noise)]
@@ -113,8 +113,8 @@ def write_report(
     return folder / "report.html"
 
 
-def _markdown(title: str, notes: Sequence[str], found: Sequence[Conclusion], tables: str) -> str:
-    lines = [f"# {title}", "", *notes, ""]
+def _markdown(title: str, notes: Sequence[str], short: str, found: Sequence[Conclusion], tables: Sequence[str]) -> str:
+    lines = [f"# {title}", "", *notes, "", *(["## In short", "", short, ""] if short else [])]
     for conclusion in found:
         lines += [
             f"## {conclusion.heading}, paired distance to the teacher",
@@ -123,7 +123,15 @@ def _markdown(title: str, notes: Sequence[str], found: Sequence[Conclusion], tab
             "",
         ]
     return "\n".join(
-        [*lines, "## Tables", "", tables, f"Bold: the best of a column, the oracle left out; {ON_WINS}.", ""]
+        [
+            *lines,
+            "## Tables",
+            "",
+            "\n\n".join(tables),
+            "",
+            f"Bold: the best of a column, the oracle left out; {ON_WINS}.",
+            "",
+        ]
     )
 
 

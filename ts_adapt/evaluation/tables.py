@@ -123,6 +123,41 @@ def markdown(rows: Sequence[Row], features: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def brief(rows: Sequence[Row], features: str) -> str:
+    """The comparison in short, for each sampler: the best fixed grid by paired distance, the best optimised one, and
+    every other schedule that is no bound, over the most samples. Empty where no two fixed grids or nothing else is."""
+    parts = []
+    for overview in overviews(rows):
+        every = [row for of_nfe in overview.schedules.values() for row in of_nfe.values()]
+        most = max(r.samples for r in rows if r.sampler == overview.sampler)
+        fixed = len({r.schedule for r in every if r.kind == "fixed"})
+        if overview.samples < most or fixed < 2 or all(r.kind == "fixed" for r in every):
+            continue
+        lines = [
+            f"{overview.sampler}, {overview.samples} test samples: paired distance to the teacher / "
+            f"{frechet_name(features)} to the data",
+            "",
+            "| schedule | " + " | ".join(f"NFE {n}" for n in overview.nfe) + " |",
+            "|---" * (len(overview.nfe) + 1) + "|",
+        ]
+        for title, kind in ((f"best of {fixed} fixed grids", "fixed"), ("best optimised grid", "optimized")):
+            of_kind = [[r for r in every if r.kind == kind and r.nfe == n] for n in overview.nfe]
+            best_of = [min(there, key=lambda r: r.distance) if there else None for there in of_kind]
+            if any(best_of):
+                lines.append(f"| {title} | " + " | ".join(_both(r, named=True) for r in best_of) + " |")
+        for name, of_nfe in overview.schedules.items():
+            if next(iter(of_nfe.values())).kind not in ("fixed", "optimized", "oracle"):
+                lines.append(f"| {name} | " + " | ".join(_both(of_nfe.get(n)) for n in overview.nfe) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _both(row: Row | None, *, named: bool = False) -> str:
+    if row is None:
+        return NOTHING
+    return f"{cell(row, 'distance')} / {cell(row, 'fid_data')}" + (f" ({row.schedule})" if named else "")
+
+
 def _marked(row: Row, column: str, least: dict[str, float]) -> str:
     text, value = cell(row, column), getattr(row, column)
     return f"**{text}**" if value is not None and value == least.get(column) else text
