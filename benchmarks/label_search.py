@@ -10,6 +10,9 @@ The search of a sample's grid is not convex. Its starts:
     other    the oracle grid of the sample that follows: what any oracle grid is worth
     random   the best of a few random perturbations of the static logits, by forward solves
 
+"Corrected" is the search from static with all corrections of a grid beside the times (model times, output scale,
+coefficients): what predictors that choose them too could reach.
+
 Oracle grids of other samples are those of the search from static within the same budget, which whoever labels many has
 at hand; of 32 samples the nearest is not near, more make it so. Strategies share a budget among their starts: what
 counts is solves of N network evaluations for each sample, screening included. Beside them stands population search,
@@ -21,11 +24,13 @@ are those of the processor, which other work on the machine does not touch. The 
     distance    strategy -> budget -> mean oracle distance over the samples / mean distance of the static grid
     seconds     strategy -> budget -> seconds a sample
     population  CMA-ES's distance / that of the search from static, at the largest budget
+    corrected   the distance with corrections / that of the search from static, likewise
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from workload import grid_of, last_line, objective_on, samples_of, timed  # isort: skip  (first: it loads ts_adapt)
 import optuna
@@ -34,7 +39,8 @@ from torch import Tensor
 
 from ts_adapt import Batch, Objective, TimeGrid, search_per_sample
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
-from ts_adapt.search.blackbox import SAMPLERS, BlackboxOptions
+from ts_adapt.grids.space import CORRECTIONS
+from ts_adapt.search.blackbox import BlackboxOptions
 from ts_adapt.search.per_sample import LabelBatch, PerSampleOptions
 
 STRATEGIES = {
@@ -46,7 +52,7 @@ STRATEGIES = {
 }
 """The starts of each; `random` stands last, as in the search's own count."""
 STARTS = ("static", "near", "alike", "other", "random")
-POPULATION = "population"
+POPULATION, CORRECTED = "population", "corrected"
 LEAST_BUDGET = max(len(starts) + PerSampleOptions.candidates * starts.count("random") for starts in STRATEGIES.values())
 """Solves that are spent before the first gradient."""
 
@@ -70,9 +76,11 @@ class Searches:
             "other": torch.arange(len(batch)).roll(-1),
         }
 
-    def run(self, starts: tuple[str, ...], budget: int, oracle: Tensor | None) -> LabelBatch:
+    def run(
+        self, starts: tuple[str, ...], budget: int, oracle: Tensor | None, corrections: Sequence[str] = ()
+    ) -> LabelBatch:
         """Search from `starts` with `budget` solves in all; `oracle` are all samples' grids `(B, N+1)`."""
-        options = PerSampleOptions(random_starts=starts.count("random"))
+        options = PerSampleOptions(random_starts=starts.count("random"), corrections=list(corrections))
         left = budget - options.candidates * options.random_starts
         options.iterations = max(0, left // len(starts) - 1)  # the last solve of each start has no gradient
         given = [] if oracle is None else [TimeGrid(oracle[self.neighbours[s]]) for s in starts if s in self.neighbours]
@@ -85,7 +93,7 @@ def population(objective: Objective, batch: Batch, static: TimeGrid, budget: int
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     centre = times_to_logits(static.times, noise)
     space = {f"logit_{i}": optuna.distributions.FloatDistribution(-box.radius, box.radius) for i in range(static.steps)}
-    studies = [optuna.create_study(sampler=SAMPLERS["cmaes"](box.seed + i)) for i in range(len(batch))]
+    studies = [optuna.create_study(sampler=optuna.samplers.CmaEsSampler(seed=box.seed + i)) for i in range(len(batch))]
     for study in studies:
         study.enqueue_trial(dict.fromkeys(space, 0.0))
     for _ in range(budget):
@@ -125,8 +133,11 @@ def main() -> None:
         for budget in asked.budgets:
             labels, took = timed(lambda: searches.run(starts, budget, oracle.get(budget)))  # noqa: B023
             if name == "static":
-                oracle[budget] = labels.times
+                oracle[budget] = labels.grid.times
             note(name, budget, labels.distance, took)
+    for budget in asked.budgets:
+        labels, took = timed(lambda: searches.run(("static",), budget, None, CORRECTIONS))  # noqa: B023
+        note(CORRECTED, budget, labels.distance, took)
     for budget in asked.budgets:
         found, took = timed(lambda: population(objective, batch, static, budget))  # noqa: B023
         note(POPULATION, budget, found, took)
@@ -136,6 +147,7 @@ def main() -> None:
     last_line(
         wins=wins, distance=distance, seconds=spent,
         population=distance[POPULATION][most] / distance["static"][most],
+        corrected=distance[CORRECTED][most] / distance["static"][most],
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Per-sample search, whole batches against one sample at a time: seconds a sample and iteration.
 
-    python benchmarks/search_batching.py [--batch 64] [--nfe 5] [--iterations 20] [--alone 4] [--rounds 3]
-                                         [--device cuda]
+    OMP_NUM_THREADS=1 python benchmarks/search_batching.py [--batch 64] [--nfe 5] [--iterations 20] [--alone 4]
+    OMP_NUM_THREADS=2 python benchmarks/search_batching.py                                [--rounds 3] [--device cuda]
 
     batched   `search_per_sample` of a batch, without restarts; the two forward solves more that it takes, for the
               distance of the start and that of the last grid, are in the clock
@@ -9,9 +9,15 @@
               -> softmax -> cumsum -> min-max to the range of log-SNR; gradient clipped to norm 1; best grid kept
 
 Both with the same model, solver (UniPC-3), distance, and iterations; `--alone` samples stand for all of them on the
-second side. The two sides take turns. On one thread (OMP_NUM_THREADS=1) the seconds are those of the processor, which
-other work on the machine does not touch; on more, those of the wall. One thread flatters nobody: with a process to each
-core both sides are as many times as fast, and within a process a batch of one gains less from threads than one of many.
+second side. The two sides take turns. The two commands answer two questions:
+
+    one thread    what is a batch worth on the same core? Each side has one, and a process for each core makes both as
+                  many times as fast: the ratio is that of a machine whose cores are kept busy by processes. The seconds
+                  are those of the processor, which other work on the machine does not touch
+    two threads   what is it worth on two cores, used as ALD3 uses them? Each side is one process that has both cores. A
+                  batch of one is too little work for two threads, which then wait for each other; a batch of 64 is not.
+                  The seconds are those of the wall: run it while the two cores have nothing else to do
+
 The last line is JSON:
 
     ratio   seconds a sample alone / batched: the median over rounds

@@ -113,6 +113,11 @@ class TimeGrid:
     def per_sample(self) -> bool:
         return self.times.ndim == 2
 
+    @property
+    def corrections(self) -> dict[str, Tensor]:
+        """What the grid has of model_times, output_scale and coefficients, by name."""
+        return {name: value for name, value in vars(self).items() if name != "times" and value is not None}
+
     def rows(self, index: slice | Tensor | Sequence[int]) -> TimeGrid:
         """The grids of some samples; what is shared by the batch stays as it is."""
 

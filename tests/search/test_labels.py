@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.search.labels import LabelStore
 from ts_adapt.search.per_sample import LabelBatch
 
@@ -15,7 +17,7 @@ SPEC = {"teacher": "abc", "solver": "unipc-3", "nfe": 3}
 def part(first: int) -> LabelBatch:
     times = torch.tensor([1.0, 0.6, 0.2, 0.0], dtype=torch.float64).repeat(4, 1)
     return LabelBatch(
-        torch.arange(first, first + 4), times, torch.rand(4), torch.rand(4), torch.zeros(4, dtype=torch.long)
+        torch.arange(first, first + 4), TimeGrid(times), torch.rand(4), torch.rand(4), torch.zeros(4, dtype=torch.long)
     )
 
 
@@ -25,7 +27,7 @@ def test_round_trip_in_the_order_of_parts(tmp_path):
     store.write(0, part(0))
     loaded = LabelStore.open(tmp_path, "abc").load()
     assert loaded.index.tolist() == list(range(8))
-    assert loaded.times.dtype == torch.float64
+    assert loaded.grid.times.dtype == torch.float64
     assert store.has(0, torch.arange(4)) and store.has(0, torch.arange(2)) and not store.has(2, torch.arange(4))
     assert not store.has(0, torch.arange(5)) and not store.has(1, torch.arange(4))
 
@@ -50,4 +52,19 @@ def test_a_damaged_part_is_named(tmp_path):
     store.write(0, part(0))
     store.path(0).write_bytes(store.path(0).read_bytes()[:100])
     with pytest.raises(TsAdaptError, match="part-00000"):
+        store.load()
+
+
+def test_corrections_are_kept_with_the_times_and_a_part_without_them_does_not_join(tmp_path):
+    store, plain = LabelStore.create(tmp_path, SPEC), part(0)
+    grid = TimeGrid(plain.grid.times, plain.grid.times[:, :-1] + 0.01, None, torch.rand(4, 3, 2, dtype=torch.float64))
+    store.write(0, replace(plain, grid=grid))
+    loaded = store.load()
+    assert loaded.grid.corrections.keys() == {"model_times", "coefficients"}
+    assert all(torch.equal(value, vars(loaded.grid)[name]) for name, value in grid.corrections.items())
+    store.write(1, part(4))
+    with pytest.raises(TsAdaptError, match=r"grids of 4 times, .* of 4 times, model_times, coefficients"):
+        store.load()
+    store.write(1, replace(part(4), grid=TimeGrid(grid.times, 2 * grid.times, None, grid.coefficients)))
+    with pytest.raises(TsAdaptError, match=r"part-00001.*model_times.*3 steps"):
         store.load()

@@ -101,8 +101,7 @@ def gits(
     Raises TsAdaptError for an unknown metric, shapes that do not fit, values that are not finite, times with other
     ends than the noise schedule's, or `steps` outside [1, M].
     """
-    _check_teacher(states, times, steps, noise)
-    times = times.to(torch.float64)
+    times = _check_teacher(states, times, steps, noise)
     places = cheapest_path(step_costs(states, x0, times, noise, metric), steps, coefficient).to(times.device)
     return validate_times(pin_ends(times, noise)[places], noise, what="the GITS grid")
 
@@ -114,7 +113,7 @@ def step_costs(states: Tensor, x0: Tensor, times: Tensor, noise: NoiseSchedule, 
     """
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
-    _check_teacher(states, times, 1, noise)
+    times = _check_teacher(states, times, 1, noise)
     if x0.shape != states[:, 1:].shape or not bool(torch.isfinite(x0).all()):
         raise TsAdaptError(
             f"x0 of the teacher has shape {tuple(x0.shape)}; expected {tuple(states[:, 1:].shape)}, one prediction for "
@@ -182,8 +181,7 @@ def oss(
 
     One grid for all is `median` of them. Raises TsAdaptError as `gits`, and if the denoiser's output is not finite.
     """
-    _check_teacher(states, times, steps, noise)
-    times = times.to(torch.float64)
+    times = _check_teacher(states, times, steps, noise)
     walk = _ddim(noise) if step is None else step
     last, batch = len(times) - 1, states.shape[0]
     reached, origins = {0: states[:, 0]}, []
@@ -235,20 +233,13 @@ def _check_steps(steps: int, most: int) -> None:
         raise TsAdaptError(f"steps is {steps}; the teacher's {most} steps leave a choice of 1 to {most}")
 
 
-def _check_teacher(states: Tensor, times: Tensor, steps: int, noise: NoiseSchedule) -> None:
-    """TsAdaptError unless these are trajectories from t_max to t_min with at least `steps` steps."""
+def check_places(times: Tensor, steps: int, noise: NoiseSchedule) -> Tensor:
+    """The times `(M+1,)` of a teacher as float64; TsAdaptError unless from t_max to t_min, with M >= `steps` >= 1."""
     times = validate_times(times, noise, what="the teacher's time grid")
     if times.ndim != 1:
         raise TsAdaptError(
             f"the teacher's times have shape {tuple(times.shape)}; expected (M+1,), shared by all samples"
         )
-    if states.ndim < 3 or states.shape[0] < 1 or states.shape[1] != len(times):
-        raise TsAdaptError(
-            f"the teacher's states have shape {tuple(states.shape)}; expected (B, {len(times)}, ...) with B >= 1, a "
-            "state for each time: solve it with keep_trajectory=True"
-        )
-    if not bool(torch.isfinite(states).all()):
-        raise TsAdaptError("the teacher's states hold a NaN or infinite value; solve it again in a higher precision")
     tolerance = 1e-6 * (noise.t_max - noise.t_min)
     if abs(float(times[0]) - noise.t_max) > tolerance or abs(float(times[-1]) - noise.t_min) > tolerance:
         raise TsAdaptError(
@@ -256,3 +247,17 @@ def _check_teacher(states: Tensor, times: Tensor, steps: int, noise: NoiseSchedu
             f"schedule, {noise.t_max:.6g} and {noise.t_min:.6g}: make its grid without native=True"
         )
     _check_steps(steps, len(times) - 1)
+    return times
+
+
+def _check_teacher(states: Tensor, times: Tensor, steps: int, noise: NoiseSchedule) -> Tensor:
+    """The times as float64; TsAdaptError unless the states are trajectories along them, and as `check_places`."""
+    times = check_places(times, steps, noise)
+    if states.ndim < 3 or states.shape[0] < 1 or states.shape[1] != len(times):
+        raise TsAdaptError(
+            f"the teacher's states have shape {tuple(states.shape)}; expected (B, {len(times)}, ...) with B >= 1, a "
+            "state for each time: solve it with keep_trajectory=True"
+        )
+    if not bool(torch.isfinite(states).all()):
+        raise TsAdaptError("the teacher's states hold a NaN or infinite value; solve it again in a higher precision")
+    return times

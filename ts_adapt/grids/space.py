@@ -12,7 +12,8 @@ are the additive corrections of GS (2025) to a multistep solver of order K.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,8 +27,15 @@ SCALE_BOUND = 0.2
 """b: how far an output scale may be from 1."""
 INSIDE = 1 - 1e-6
 """How near to its bound a correction still has a finite z."""
+SMALL_UNIT = 0.2
+"""Of output scales and coefficients: a change of 1 in them moves the solve much further than one in a logit does."""
 CORRECTIONS = ("shift", "scale", "coefficients")
 """What may be learned beside the times, by name."""
+
+
+def corrected(name: str, corrections: Collection[str]) -> str:
+    """What the result `name` is called that learns `corrections` too: static+shift+scale, in the order of above."""
+    return "+".join([name, *(each for each in CORRECTIONS if each in corrections)])
 
 
 class GridSpace:
@@ -57,6 +65,24 @@ class GridSpace:
     def size(self) -> int:
         """P."""
         return self.steps * (1 + self.shift + self.scale + self.order)
+
+    @property
+    def unit(self) -> Tensor:
+        """`(P,)`, float64: changes of z, place by place, that move a solve about as far; what a descent measures in."""
+        unit = torch.ones(self.size, dtype=torch.float64)
+        unit[self.steps * (1 + self.shift) :] = SMALL_UNIT
+        return unit
+
+    def completed(self, grid: TimeGrid) -> TimeGrid:
+        """`grid` with a correction that changes nothing in the place of each that is learned here and that it lacks."""
+        steps = grid.times[..., :-1]
+        if self.shift and grid.model_times is None:
+            grid = replace(grid, model_times=steps)
+        if self.scale and grid.output_scale is None:
+            grid = replace(grid, output_scale=torch.ones_like(steps))
+        if self.order and grid.coefficients is None:
+            grid = replace(grid, coefficients=steps.new_zeros(*steps.shape, self.order))
+        return grid
 
     def grid(self, z: Tensor) -> TimeGrid:
         """The grid of `z` `(P,)`, or the grids of `(B, P)`; differentiable."""
@@ -114,6 +140,6 @@ def _room(times: Tensor) -> Tensor:
 
 
 def _unbounded(value: Tensor, what: str) -> Tensor:
-    if bool((value.abs() > 1).any()):
+    if bool((value.abs() * INSIDE > 1).any()):
         raise TsAdaptError(f"{what} of the grid is further off than can be learned; leave the corrections out")
     return torch.atanh(value.clamp(-INSIDE, INSIDE))

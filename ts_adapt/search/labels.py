@@ -1,8 +1,9 @@
 """Labels: the oracle grids of a teacher's samples, kept for training and for evaluation.
 
-A folder with `labels.json` (what was searched: teacher hash, solver, nfe, distance, options, the static grid) and one
-`part-XXXXX.safetensors` for each batch: index, times, distance, static_distance, start. A part is the unit of work:
-a search that was killed goes on with the first part that is missing, and labels of another teacher are refused.
+A folder with `labels.json` (what was searched: teacher hash, solver, nfe, distance, options, the grid at the start) and
+one `part-XXXXX.safetensors` for each batch: index, times, distance, static_distance, start, and of the corrections
+model_times, output_scale, coefficients those that were searched. A part is the unit of work: a search that was killed
+goes on with the first part that is missing, and labels of another teacher are refused.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import torch
 from torch import Tensor
 
 from ts_adapt.files import differing, read_json, read_tensors, shortened, write_json, write_tensors
-from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.numerics import validate_times
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.numerics import validate_grid
 from ts_adapt.search.per_sample import LabelBatch
 
 FORMAT, VERSION = "ts_adapt-labels", 1
 NAMES = {"batch": "label_batch", "options": "per_sample", "static": "static grid"}
 """What the entries of a spec are called among the options of an experiment, where by another name."""
-_KEYS = ("index", "times", "distance", "static_distance", "start")
+_KEYS = ("index", "distance", "static_distance", "start")
+_GRID = ("times", "model_times", "output_scale", "coefficients")
+"""The parts of a grid; all but its times may be missing."""
 
 
 class LabelStore:
@@ -78,7 +81,8 @@ class LabelStore:
         return torch.equal(kept[: len(index)], index.cpu())
 
     def write(self, part: int, labels: LabelBatch) -> None:
-        write_tensors(self.path(part), {key: getattr(labels, key).contiguous().cpu() for key in _KEYS})
+        tensors = {key: getattr(labels, key) for key in _KEYS} | {"times": labels.grid.times} | labels.grid.corrections
+        write_tensors(self.path(part), {key: value.contiguous().cpu() for key, value in tensors.items()})
 
     def load(self) -> LabelBatch:
         """All finished labels, in the order of their parts; TsAdaptError for a part that is missing or damaged."""
@@ -94,33 +98,47 @@ class LabelStore:
         seen: set[int] = set()
         for path, part in zip(paths, parts, strict=True):
             index = part["index"].tolist()
-            if part["times"].shape[1] != parts[0]["times"].shape[1]:
+            if _kind(part) != _kind(parts[0]):
                 raise TsAdaptError(
-                    f"{path} has grids of {part['times'].shape[1]} times, {paths[0]} of {parts[0]['times'].shape[1]}; "
+                    f"{path} has grids of {_kind(part)}, {paths[0]} of {_kind(parts[0])}; "
                     "remove the one that does not belong here and search again"
                 )
             if len(seen | set(index)) < len(seen) + len(index):
                 raise TsAdaptError(f"{path} labels a sample that is labelled already; remove it and search again")
             seen |= set(index)
 
-        def joined(key: str) -> Tensor:
-            return torch.cat([part[key] for part in parts])
-
-        return LabelBatch(**{key: joined(key) for key in _KEYS})
+        joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        return LabelBatch(grid=_grid(joined), **{key: joined[key] for key in _KEYS})
 
     @staticmethod
     def _read(path: Path) -> dict[str, Tensor]:
-        part = read_tensors(path, {key: (None, None) if key == "times" else (None,) for key in _KEYS})
-        lengths = {len(part[key]) for key in _KEYS}
+        part = read_tensors(path, {"times": (None, None), **{key: (None,) for key in _KEYS}})
+        part = {key: value for key, value in part.items() if key in (*_KEYS, *_GRID)}
+        lengths = {len(value) for value in part.values()}
         if len(lengths) > 1 or not lengths - {0} or part["index"].is_floating_point():
             raise TsAdaptError(f"{path} is no valid part of labels (its lengths differ); remove it and search again")
         if not bool(torch.isfinite(part["distance"]).all()):
             raise TsAdaptError(f"{path} holds distances that are not finite; remove it and search again")
         try:
-            validate_times(part["times"])
+            validate_grid(_grid(part))
         except TsAdaptError as error:
             raise TsAdaptError(f"{path}: {error}; remove it and search again") from error
         return part
+
+
+def start_entries(name: str, grid: TimeGrid) -> dict[str, Any]:
+    """What a spec says of the shared `grid` that the search starts from, in the workspace under `name`."""
+    numbers = {key: value.tolist() for key, value in grid.corrections.items()}
+    return {"static": grid.times.tolist(), **({"start": {"name": name, **numbers}} if name != "static" else {})}
+
+
+def _grid(part: dict[str, Tensor]) -> TimeGrid:
+    return TimeGrid(**{key: part[key] for key in _GRID if key in part})
+
+
+def _kind(part: dict[str, Tensor]) -> str:
+    """What grids a part has, in words."""
+    return ", ".join([f"{part['times'].shape[1]} times", *_grid(part).corrections])
 
 
 def _named(spec: dict[str, Any]) -> dict[str, Any]:

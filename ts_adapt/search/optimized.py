@@ -1,11 +1,11 @@
-"""Grids by optimisation without the objective's gradient: DMN, GITS and OSS at work on a model (`grids.optimized`,
-`grids.dynamic`).
+"""Grids by dynamic programming at work on a model: GITS, OSS (`grids.dynamic`) and KLUB (`grids.klub`).
 
-    dmn     the error bound of a solver of the student's order; no model
-    gits    dynamic programming on the local errors of Euler's steps between the places of a teacher's trajectory
-    oss     dynamic programming on the distance of the student's states to the teacher's; the median over samples
+    gits    the local errors of Euler's steps between the places of a teacher's trajectory
+    oss     the distance of the student's states to the teacher's; the median over samples
+    klub    the bound on the divergence of the generative SDE's paths when x0 stands still between the places
 
-All three are baselines: what they minimise is not the distance at the end of the student's solve.
+All three are baselines, as is DMN (`grids.optimized`), which needs no model: what they minimise is not the distance at
+the end of the student's solve.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 
 from ts_adapt.grids.dynamic import gits, median, oss
-from ts_adapt.grids.optimized import dmn
+from ts_adapt.grids.klub import klub
 from ts_adapt.interfaces import Solver, TimeGrid, unknown
-from ts_adapt.sampling import integrate
+from ts_adapt.sampling import integrate, noise_for
 from ts_adapt.search.objective import Batch, Objective
 
-METHODS = ("dmn", "gits", "oss")
+ON_MODEL = ("gits", "oss", "klub")
+METHODS = ("dmn", *ON_MODEL)
 
 
 @dataclass
 class OptimizedOptions:
-    """The trajectories that gits and oss are given."""
+    """What gits, oss and klub are given."""
 
     samples: int = 64
     """Training samples whose trajectories are looked at."""
@@ -37,24 +38,26 @@ class OptimizedOptions:
 def search_optimized(
     method: str, objective: Objective, batch: Batch, teacher: Solver, trajectory: TimeGrid, steps: int
 ) -> TimeGrid:
-    """The grid of `steps` steps that `method` finds.
+    """The grid of `steps` steps that `method`, of `ON_MODEL`, finds.
 
-    teacher, trajectory  the solver and the fine grid of the trajectories, from the noises of `batch`
+    teacher, trajectory  gits, oss: the solver and the fine grid of the trajectories, from the noises of `batch`;
+                         klub looks at the fine grid's places on ways from the targets of `batch` to noise
 
     Raises TsAdaptError for an unknown method, and for more steps than `trajectory` has.
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    noise, denoiser = objective.denoiser.noise, objective.denoiser
-    if method == "dmn":
-        return TimeGrid(dmn(noise, steps, order=objective.solver.order))
-    with torch.no_grad():
-        fine = integrate(denoiser, teacher, trajectory, batch.x_T, condition=batch.condition, keep_trajectory=True)
-    assert fine.states is not None and fine.x0 is not None
-    if method == "gits":
-        return TimeGrid(gits(fine.states, fine.x0, trajectory.times, steps, noise))
+    if method not in ON_MODEL:
+        raise unknown("method", method, ON_MODEL)
+    noise, denoiser, places = objective.denoiser.noise, objective.denoiser, trajectory.times
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         return denoiser(x_t, t, **batch.condition)
 
-    return TimeGrid(median(oss(denoise, fine.states, trajectory.times, steps, noise)))
+    if method == "klub":
+        draw = noise_for(objective.seed, batch.index, batch.x_T)
+        return TimeGrid(klub(denoise, batch.target, places, steps, noise, draw))
+    with torch.no_grad():
+        fine = integrate(denoiser, teacher, trajectory, batch.x_T, condition=batch.condition, keep_trajectory=True)
+    assert fine.states is not None and fine.x0 is not None
+    if method == "gits":
+        return TimeGrid(gits(fine.states, fine.x0, places, steps, noise))
+    return TimeGrid(median(oss(denoise, fine.states, places, steps, noise)))

@@ -1,23 +1,29 @@
 """The oracle: for each starting noise the grid that is best for it alone (ALD3's RQ1), whole batches at once.
 
-    minimise over logits_b (N,), for every b of the batch:   L_b(times(logits_b))
+    minimise over v_b (P,), for every b of the batch:   L_b(GridSpace.grid(z_b + unit * v_b)),       from v_b = 0
 
-The samples share nothing but the network's batch: each row has its own logits, optimiser state, gradient clipping and
+z_b is the start: the logits of the times and, where they are asked for, the corrections that travel with a grid
+(`grids.space`); with them this is the bound of what predictors of times and corrections can reach. Adam makes steps of
+like length in every place; `unit` makes them such that all places move the solve about as far.
+
+The samples share nothing but the network's batch: each row has its own v, optimiser state, gradient clipping and
 best-so-far, and an elementwise optimiser (Adam) on the sum of the losses is exactly B searches side by side. The
 problem is not convex, so each sample is searched from several starts: the static grid, grids that are given, such as
-the oracle grids of noises alike, and the best of a few random perturbations of the static one, chosen by forward passes
-alone. Random draws depend on (seed, sample) only, so that a label does not depend on the batch it was searched in.
+the oracle grids of noises alike, and the best of a few random perturbations of the static logits, chosen by forward
+passes alone. Random draws depend on (seed, sample) only, so that a label does not depend on the batch it was searched
+in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ts_adapt.grids.parametric import logits_to_times, times_to_logits
+from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.sampling import initial_noise
 from ts_adapt.search.objective import Batch, Objective
@@ -37,18 +43,22 @@ class PerSampleOptions:
     """Standard deviation of the random logits around the static ones."""
     clip: float = 1.0
     """Each sample's gradient is clipped to this norm."""
+    corrections: list[str] = field(default_factory=list)
+    """What is searched beside the times: shift (of the model times), scale (of the output), coefficients."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class LabelBatch:
-    """Searched `times` `(B, N+1)`, their `distance` `(B,)`, the static grid's, and which start won.
+    """The searched grids of B samples, corrections included, their `distance` `(B,)`, and the static grid's.
 
-    0 is static, then come those that were given, then the random ones.
+    index  `(B,)`, of the samples
+    grid   of times `(B, N+1)`; each of its corrections has rows for all samples
+    start  `(B,)`, from where a grid was found: 0 is static, then come those that were given, then the random ones
     """
 
     index: Tensor
-    times: Tensor
+    grid: TimeGrid
     distance: Tensor
     static_distance: Tensor
     start: Tensor
@@ -59,68 +69,87 @@ def search_per_sample(
 ) -> LabelBatch:
     """The best grid found for each sample of `batch`, never worse than the shared grid `static`.
 
-    `starts` are further grids to search from, with times `(N+1,)` or `(B, N+1)`. Each start, a random one too, costs
-    `iterations` gradient evaluations; each random one about `candidates` forward solves besides.
+    `starts` are further grids to search from, with times `(N+1,)` or `(B, N+1)`; they and `static` may have corrections
+    that are searched. Each start, a random one too, costs `iterations` gradient evaluations; each random one about
+    `candidates` forward solves besides.
+
+    Raises TsAdaptError for an unknown correction, and for a start with one that is not searched.
     """
-    noise = objective.denoiser.noise
-    given = [grid.times.to(batch.x_T.device).expand(len(batch), -1) for grid in (static, *starts)]
-    static_times, static_logits = given[0], times_to_logits(given[0], noise)
+    space = GridSpace.learning(options.corrections, objective.denoiser.noise, static.steps, objective.solver.order)
+    given = [_for_each(space.completed(grid), batch) for grid in (static, *starts)]
+    origins = [space.numbers(grid) for grid in given]
     static_distance = objective.measure(static, batch, len(batch))
-    best_times, best = static_times.clone(), static_distance.clone()
-    winner = torch.zeros(len(batch), dtype=torch.long, device=best.device)
+    best, best_distance = given[0], static_distance.clone()
+    winner = torch.zeros(len(batch), dtype=torch.long, device=best_distance.device)
     for start in range(len(given) + options.random_starts):
         if start < len(given):
-            logits = times_to_logits(given[start], noise)
+            origin = origins[start]
         else:
-            logits = _random_start(objective, batch, static_logits, options, start - len(starts))
-        times, distance = _descend(objective, batch, logits, options)
-        better = distance < best
-        best_times = torch.where(better[:, None], times, best_times)
-        best = torch.where(better, distance, best)
+            origin = _random_start(objective, space, batch, origins[0], options, start - len(starts))
+        grid, distance = _descend(objective, space, batch, origin, options)
+        better = distance < best_distance
+        best = _chosen(better, grid, best)
+        best_distance = torch.where(better, distance, best_distance)
         winner = torch.where(better, torch.full_like(winner, start), winner)
-    return LabelBatch(batch.index, best_times, best, static_distance, winner)
+    return LabelBatch(batch.index, best, best_distance, static_distance, winner)
+
+
+def _for_each(grid: TimeGrid, batch: Batch) -> TimeGrid:
+    """The grid with rows for every sample, beside the samples."""
+
+    def rows(value: Tensor, ndim: int = 1) -> Tensor:
+        return value.to(batch.x_T.device).expand(len(batch), *value.shape[-ndim:])
+
+    return TimeGrid(
+        rows(grid.times), **{key: rows(value, 1 + (key == "coefficients")) for key, value in grid.corrections.items()}
+    )
+
+
+def _chosen(rows: Tensor, one: TimeGrid, other: TimeGrid) -> TimeGrid:
+    """The grids of `one` in the `rows` `(B,)` that are true, those of `other`, of the same kind, elsewhere."""
+
+    def pick(mine: Tensor, theirs: Tensor) -> Tensor:
+        return torch.where(rows.reshape(-1, *[1] * (mine.ndim - 1)), mine, theirs)
+
+    corrections = {key: pick(value, other.corrections[key]) for key, value in one.corrections.items()}
+    return TimeGrid(pick(one.times, other.times), **corrections)
 
 
 def _random_start(
-    objective: Objective, batch: Batch, static_logits: Tensor, options: PerSampleOptions, start: int
+    objective: Objective, space: GridSpace, batch: Batch, origin: Tensor, options: PerSampleOptions, start: int
 ) -> Tensor:
-    """For each sample the best of `candidates` random perturbations of the static logits, by forward passes."""
-    steps = static_logits.shape[-1]
-    draws = initial_noise(options.seed, batch.index, (options.candidates, steps), stream=1_000_000 + start)
-    draws = draws.to(static_logits) * options.spread
-    distances = torch.stack(
-        [
-            objective.measure(TimeGrid(logits_to_times(static_logits + draws[:, k], objective.denoiser.noise)), batch)
-            for k in range(options.candidates)
-        ]
-    )
-    chosen = distances.argmin(0)
-    return static_logits + draws[torch.arange(len(batch), device=draws.device), chosen]
+    """For each sample the best of `candidates` random perturbations of the logits in `origin`, by forward passes."""
+    draws = initial_noise(options.seed, batch.index, (options.candidates, space.steps), stream=1_000_000 + start)
+    moved = origin[:, None] + pad(draws.to(origin) * options.spread, (0, space.size - space.steps))
+    distances = [objective.measure(space.grid(moved[:, k]), batch) for k in range(options.candidates)]
+    chosen = torch.stack(distances).argmin(0)
+    return moved[torch.arange(len(batch), device=moved.device), chosen]
 
 
-def _descend(objective: Objective, batch: Batch, start: Tensor, options: PerSampleOptions) -> tuple[Tensor, Tensor]:
-    """Adam on every row of the logits `(B, N)` at once; the best times `(B, N+1)` and distances `(B,)` met."""
-    noise, distance_of = objective.denoiser.noise, objective.towards(batch)
-    logits = start.detach().clone().requires_grad_()
-    optimizer = torch.optim.Adam([logits], lr=options.lr, betas=(0.8, 0.95))
+def _descend(
+    objective: Objective, space: GridSpace, batch: Batch, origin: Tensor, options: PerSampleOptions
+) -> tuple[TimeGrid, Tensor]:
+    """Adam on every row of v `(B, P)` at once; the best grids and distances `(B,)` met."""
+    distance_of, unit = objective.towards(batch), space.unit.to(origin.device)
+    v = torch.zeros_like(origin, requires_grad=True)
+    optimizer = torch.optim.Adam([v], lr=options.lr, betas=(0.8, 0.95))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, options.iterations), eta_min=0.1 * options.lr)
-    best = torch.full((len(batch),), torch.inf, device=start.device)
-    best_times = logits_to_times(start, noise).detach()
+    best, best_z = torch.full((len(batch),), torch.inf, device=origin.device), origin
     for iteration in range(options.iterations + 1):
         last = iteration == options.iterations
         with torch.set_grad_enabled(not last):
-            times = logits_to_times(logits, noise)
-            distance = distance_of(TimeGrid(times))
+            z = origin + unit * v
+            distance = distance_of(space.grid(z))
         value = torch.nan_to_num(distance.detach().float(), nan=torch.inf)
         better = value < best
         best = torch.where(better, value, best)
-        best_times = torch.where(better[:, None], times.detach(), best_times)
+        best_z = torch.where(better[:, None], z.detach(), best_z)
         if last:
             break
-        (gradient,) = torch.autograd.grad(distance.sum(), logits)
+        (gradient,) = torch.autograd.grad(distance.sum(), v)
         gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         norm = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        logits.grad = gradient * (options.clip / norm).clamp(max=1.0)
+        v.grad = gradient * (options.clip / norm).clamp(max=1.0)
         optimizer.step()
         decay.step()
-    return best_times, best
+    return space.grid(best_z), best
