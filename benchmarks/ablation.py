@@ -93,7 +93,8 @@ def main() -> None:
             )
         gain[name] = round(result.gain, 4)
         print(
-            f"{name:42} {result.distance:.5f}  {-100 * result.gain:6.1f} %   {time.process_time() - began:5.0f} s",
+            f"{name:42} {(1 - result.gain) * before:.5f}  {-100 * result.gain:6.1f} %   "
+            f"{time.process_time() - began:5.0f} s",
             flush=True,
         )
     print(json.dumps({"version": ts_adapt.__version__, "static": round(before, 6), "gain": gain}))

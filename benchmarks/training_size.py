@@ -86,11 +86,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 result = train_predictor(
                     predictor, objective, train.rows(few), validation, settings, Path(folder),
-                    labels=None if labels is None or loss == "end_to_end" else labels.rows(few), progress=False,
+                    labels={static.steps: labels.rows(few)} if labels and loss != "end_to_end" else None,
+                    progress=False,
                 )  # fmt: skip
             gain.setdefault(way, {})[size] = round(result.gain, 4)
             print(
-                f"{way:20} {size:6} samples: {result.distance:.5f}  {-100 * result.gain:6.1f} %   "
+                f"{way:20} {size:6} samples: {(1 - result.gain) * before:.5f}  {-100 * result.gain:6.1f} %   "
                 f"{time.process_time() - began:5.0f} s",
                 flush=True,
             )

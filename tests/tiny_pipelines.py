@@ -195,10 +195,11 @@ def pipeline(name: str) -> Any:
     return pipe
 
 
-def predictor(kind: type, noise: Any, shape: tuple[int, ...], steps: int = STEPS, **options: Any) -> Any:
+def predictor(kind: type, noise: Any, shape: tuple[int, ...], *steps: int, **options: Any) -> Any:
     """A predictor that has not been trained but does differ from sample to sample."""
     torch.manual_seed(1)
-    built = kind(noise, fixed.make("karras", noise, steps), shape, width=8, hidden=16, **options)
+    grids = [fixed.make("karras", noise, n) for n in steps or (STEPS,)]
+    built = kind(noise, grids, shape, width=8, hidden=16, **options)
     with torch.no_grad():
         built.encoder.weight.normal_(0, 0.2)
     return _ready(built)

@@ -47,7 +47,8 @@ def done(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Path:
     learned = ("--nfe", "[2, 3]")
     for step in (["teach"], ["search"], ["search", "--method", "per-sample"], ["train"]):
         assert run(folder, *step, *learned) == 0, step
-    assert run(folder, "train", "--predictor", "recursive", *learned) == 0
+    for kind in ("recursive", "recursive-all"):
+        assert run(folder, "train", "--predictor", kind, *learned) == 0
     return folder
 
 
@@ -87,7 +88,7 @@ def by_pipeline(folder: Path, schedule: Any, nfe: int) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("source", ["static", "one-shot", "recursive"])
+@pytest.mark.parametrize("source", ["static", "one-shot", "recursive", "recursive-all"])
 def test_what_was_learned_samples_the_models_own_pipeline(done: Path, tmp_path: Path, capsys, source: str) -> None:
     assert export(done, tmp_path / "out", source) == 0
     printed = capsys.readouterr()

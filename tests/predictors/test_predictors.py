@@ -12,11 +12,14 @@ from ts_adapt.files import write_tensors
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import CORRECTIONS
 from ts_adapt.interfaces import Node, TimeGrid, TsAdaptError
+from ts_adapt.predictors.diagnosis import predicted_times
 from ts_adapt.predictors.encoder import Encoder, shorten_gradient
+from ts_adapt.predictors.losses import Labelled, regression
 from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.recursive import Recursive, positions, shares, times_at
 from ts_adapt.predictors.store import load_predictor, save_predictor
-from ts_adapt.predictors.training import Labelled, TrainOptions, predicted_times, train_predictor
+from ts_adapt.predictors.training import train_predictor
 from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
 
 KINDS = [OneShot, Recursive]
@@ -77,7 +80,7 @@ def test_each_correction_moves_the_samples_and_alone(kind, correction, problem):
     """Numbers behind the time's change what they are for, and nothing else."""
     objective, batch = problem
     predictor = build(kind, objective.denoiser.noise, corrections=[correction])
-    behind = slice(predictor.steps if kind is OneShot else 1, None)
+    behind = slice(STEPS if kind is OneShot else 1, None)
     with torch.no_grad():
         predictor.encoder.bias[:, behind] = 0.02
     nodes: list[Node] = []
@@ -150,7 +153,7 @@ def labelled(problem):
     objective, batch = problem
     static = TimeGrid(fixed.make("karras", objective.denoiser.noise, STEPS))
     labels = search_per_sample(objective, batch, static, PerSampleOptions(iterations=15, random_starts=0))
-    return Labelled(batch, labels.times, labels.distance)
+    return Labelled(batch, labels.grid, labels.distance)
 
 
 @pytest.mark.parametrize("corrections", [(), CORRECTIONS], ids=["times", "all"])
@@ -161,9 +164,9 @@ def test_training_through_the_solver_lowers_the_distance_on_unseen_samples(kind,
     options = TrainOptions(epochs=20, lr=4e-3, batch_size=8)
     train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
     result = train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
-    assert result.distance < result.static_distance and result.gain > 0
+    assert result.learned[STEPS] < result.static[STEPS] and result.gain > 0
     measured = float(objective.measure(predictor.policy(), validation).mean())
-    assert measured == pytest.approx(result.distance, rel=1e-4)
+    assert measured == pytest.approx(result.learned[STEPS], rel=1e-4)
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
 
@@ -175,10 +178,17 @@ def test_what_does_not_help_for_sure_is_not_kept(kind, problem, labelled, tmp_pa
     options = TrainOptions(loss="labels", label_epochs=10, batch_size=8)
     validation = batch.rows(slice(36, None))
     result = train_predictor(
-        predictor, objective, batch, validation, options, tmp_path, labels=labelled.rows(slice(0, 4)), progress=False
+        predictor,
+        objective,
+        batch,
+        validation,
+        options,
+        tmp_path,
+        labels={STEPS: labelled.rows(slice(0, 4))},
+        progress=False,
     )
-    assert result.distance <= result.static_distance
-    if result.distance == result.static_distance:
+    assert result.learned[STEPS] <= result.static[STEPS]
+    if result.gain == 0:
         times = predicted_times(predictor, objective, validation)
         torch.testing.assert_close(times, predictor.static_times.expand(len(validation), -1))
 
@@ -194,7 +204,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(kind, calls, problem, l
     def run(folder, objective):
         predictor = build(kind, objective.denoiser.noise, corrections=CORRECTIONS)
         result = train_predictor(
-            predictor, objective, train, validation, options, tmp_path / folder, labels=labelled,
+            predictor, objective, train, validation, options, tmp_path / folder, labels={STEPS: labelled},
             checkpoint=tmp_path / folder / "training.safetensors", progress=False,
         )  # fmt: skip
         return result, predictor.state_dict()
@@ -243,7 +253,7 @@ def test_regression_can_fit_its_labels(kind, problem, labelled, tmp_path):
     options = TrainOptions(
         loss="labels", label_epochs=60, label_lr=2e-2, weight_decay=0.0, batch_size=12, patience=1000, validate_every=60
     )
-    train_predictor(predictor, objective, batch, batch, options, tmp_path, labels=labelled, progress=False)
+    train_predictor(predictor, objective, batch, batch, options, tmp_path, labels={STEPS: labelled}, progress=False)
     events = EventAccumulator(str(next(tmp_path.rglob("events*")).parent))
     events.Reload()
     assert events.Scalars("train/labels")[-1].value < 0.3
@@ -266,6 +276,16 @@ def test_unknown_loss_and_missing_labels_are_refused(problem, tmp_path):
             train_predictor(
                 build(OneShot, objective.denoiser.noise), objective, batch, batch, TrainOptions(loss=loss), tmp_path
             )
+
+
+def test_labels_with_corrections_are_refused(labelled, problem, tmp_path):
+    objective, batch = problem
+    grid = replace(labelled.grid, output_scale=torch.ones_like(labelled.grid.times[:, :-1]))
+    labels, options = {STEPS: replace(labelled, grid=grid)}, TrainOptions(loss="both")
+    with pytest.raises(TsAdaptError, match="searched without corrections"):
+        train_predictor(
+            build(OneShot, objective.denoiser.noise), objective, batch, batch, options, tmp_path, labels=labels
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -302,7 +322,6 @@ def test_regression_has_finite_gradients_where_log_snr_is_infinite():
     from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
     from ts_adapt.distances import l2
     from ts_adapt.noise import RectifiedFlow
-    from ts_adapt.predictors.training import _regression
     from ts_adapt.sampling import initial_noise
     from ts_adapt.search.objective import Batch, Objective
     from ts_adapt.solvers import DDIM
@@ -311,10 +330,11 @@ def test_regression_has_finite_gradients_where_log_snr_is_infinite():
     denoiser = GaussianMixtureDenoiser(noise, torch.zeros(2, 1, 4, 4), 0.1, prediction="velocity")
     x_T = initial_noise(0, range(6), (1, 4, 4))
     times = fixed.make("log_snr", noise, STEPS).expand(6, -1)
-    data = Labelled(Batch(torch.arange(6), x_T, x_T, {}), times, torch.ones(6))
+    data = Labelled(Batch(torch.arange(6), x_T, x_T, {}), TimeGrid(times), torch.ones(6))
     for kind in KINDS:
         predictor = build(kind, noise)
-        _regression(predictor, Objective(denoiser, DDIM(noise), l2), data)(predictor, torch.arange(6)).backward()
+        loss = regression(predictor, Objective(denoiser, DDIM(noise), l2), {STEPS: data})
+        loss(STEPS, torch.arange(6)).backward()
         assert all(torch.isfinite(p.grad).all() for p in predictor.parameters() if p.grad is not None)
 
 

@@ -94,13 +94,16 @@ def test_one_grid_for_each_image() -> None:
         schedule.network_timesteps(X_T[:2])
 
 
+@pytest.mark.parametrize("served", [(4,), (3, 4, 6)])
 @pytest.mark.parametrize("kind", [OneShot, Recursive])
-def test_predictors_by_hand(kind: Any, tiny: Any) -> None:
-    predictor = tiny.predictor(kind, NOISE, (1, 4, 4))
+def test_predictors_by_hand(kind: Any, served: tuple[int, ...], tiny: Any) -> None:
+    """At every number of steps that they serve, one after the other."""
+    predictor = tiny.predictor(kind, NOISE, (1, 4, 4), *served)
     schedule = LearnedScheduler.from_predictors(predictor, "unipc-3", CONFIG)
-    with torch.no_grad():
-        found, expected = by_hand(schedule, 4), our_own(schedule, predictor.policy())
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    for steps in (*served, served[0]):
+        with torch.no_grad():
+            found, expected = by_hand(schedule, steps), our_own(schedule, predictor.policy(steps))
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_recursive_schedule_begins_inside(tiny: Any) -> None:
@@ -112,7 +115,7 @@ def test_a_recursive_schedule_begins_inside(tiny: Any) -> None:
     with torch.no_grad():
         for t in schedule.timesteps[2:]:
             x = schedule.step(Smooth()(x, schedule.network_timesteps(x)), t, x).prev_sample
-        torch.testing.assert_close(x, our_own(schedule, predictor.policy(2)), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(x, our_own(schedule, predictor.policy(first=2)), rtol=1e-6, atol=1e-6)
 
 
 def test_any_step_policy() -> None:

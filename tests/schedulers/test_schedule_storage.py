@@ -69,27 +69,29 @@ def test_families_and_flows_come_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [OneShot, Recursive])
 def test_predictors_come_back_with_their_weights(kind: Any, tiny: Any, tmp_path: Path) -> None:
-    pair = [tiny.predictor(kind, NOISE, SHAPE, steps=n) for n in (4, 6)]
+    pair, both = [tiny.predictor(kind, NOISE, SHAPE, n) for n in (4, 6)], tiny.predictor(kind, NOISE, SHAPE, 4, 6)
     about = {"model": "tiny", "distance": "l2"}
     for given, expected in (
         (pair[:1], ["config.json", "model.safetensors", "scheduler_config.json"]),
+        ([both], ["config.json", "model.safetensors", "scheduler_config.json"]),
         (
             pair,
             [f"nfe{n}/{f}" for n in (4, 6) for f in ("config.json", "model.safetensors")] + ["scheduler_config.json"],
         ),
     ):
-        folder = tmp_path / str(len(given))
+        steps = [(n, predictor) for predictor in given for n in predictor.learned]
+        folder = tmp_path / f"{len(given)}-{len(steps)}"
         LearnedScheduler.from_predictors(given, "unipc-3", CONFIG, learned_for=about).save_pretrained(folder)
         assert files(folder) == expected
         loaded = LearnedScheduler.from_pretrained(folder)
-        assert loaded.source.learned == tuple(p.steps for p in given)
+        assert loaded.source.learned == tuple(n for n, _ in steps)
         assert loaded.config["learned_for"] == about
-        for predictor in given:
-            read = loaded.source.given[predictor.steps]
+        for n, predictor in steps:
+            read = loaded.source.given[n]
             assert not read.training and type(read) is kind
             for name, value in predictor.state_dict().items():
                 assert torch.equal(value, read.state_dict()[name]), name
-    again = tiny.predictor(kind, NOISE, SHAPE, steps=4).requires_grad_(False)
+    again = tiny.predictor(kind, NOISE, SHAPE, 4).requires_grad_(False)
     again.encoder.bias.add_(1)
     LearnedScheduler.from_predictors(again, "unipc-3", CONFIG).save_pretrained(folder)  # over the two of before
     read = LearnedScheduler.from_pretrained(folder).source.given[4]

@@ -52,6 +52,8 @@ from ts_adapt.schedulers.scheduler import LearnedScheduler
         ({"grids": {"1": {"times": [3, 2]}}, "beta_schedule": None}, "no noise schedule: give it betas"),
         ({"predictors": "5"}, "lists numbers of steps"),
         ({"predictors": [True]}, "lists numbers of steps"),
+        ({"predictors": [[4, 6], 6]}, "lists numbers of steps"),
+        ({"predictors": [[]]}, "lists numbers of steps"),
         ({"learned_for": 5}, "learned_for 5; expected true or false, and an object"),
         ({"clip_x0": "yes"}, "clip_x0 is 'yes'"),
     ],
@@ -149,7 +151,7 @@ def test_times_of_its_own_have_to_reach_the_network(tiny: Any) -> None:
 
 
 def test_constructors_refuse_what_does_not_go_together(tiny: Any) -> None:
-    one, other = tiny.predictor(OneShot, NOISE, (1, 4, 4)), tiny.predictor(Recursive, NOISE, (1, 4, 4), steps=5)
+    one, other = tiny.predictor(OneShot, NOISE, (1, 4, 4)), tiny.predictor(Recursive, NOISE, (1, 4, 4), 5)
     with pytest.raises(TsAdaptError, match="predictors of one kind"):
         LearnedScheduler.from_predictors([one, other], "unipc-3", CONFIG)
     with pytest.raises(TsAdaptError, match="for the same NFE"):

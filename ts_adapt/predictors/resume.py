@@ -10,7 +10,7 @@ so that the resumed run equals the unbroken one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,31 +39,44 @@ class Checkpoint:
         tensors["progress"] = torch.tensor(progress, dtype=torch.float64)
         write_tensors(self.path, {key: value.detach().cpu().contiguous() for key, value in tensors.items()})
 
-    def load(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any] | None:
+    def load(
+        self, states: Mapping[str, Mapping[str, Tensor]], parameters: Iterable[Tensor], progress: int
+    ) -> dict[str, Any] | None:
         """{name: state dict, ..., "optimizer": {parameter: {name: value}}, "progress": [...]}; None if there is none.
 
-        `states` are those that `save` will be given, for their names and shapes.
+        states      those that `save` will be given, for their names and shapes
+        parameters  the optimizer's, in its order
+        progress    how many numbers it has
         """
         if self.path is None or not self.path.exists():
             return None
         try:
-            tensors = read_tensors(self.path)
+            tensors = read_tensors(self.path, {"progress": (progress,)})
         except TsAdaptError:
             return None
-        found: dict[str, Any] = {name: {} for name in states} | {"optimizer": {}}
+        found: dict[str, Any] = {name: {} for name in states}
+        of_optimizer: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             group, _, rest = key.partition("/")
             if group == "optimizer":
                 index, _, name = rest.partition("/")
-                found[group].setdefault(int(index), {})[name] = value
+                of_optimizer.setdefault(index, {})[name] = value
             elif group in states:
                 found[group][rest] = value
-        for name, state in states.items():
-            if {k: v.shape for k, v in found[name].items()} != {k: v.shape for k, v in state.items()}:
-                return None
-        return found | {"progress": tensors["progress"].tolist()}
+        moments = {str(index): _moments(parameter) for index, parameter in enumerate(parameters)}
+        same = all(_shapes(found[name]) == _shapes(state) for name, state in states.items())
+        same = same and all(_shapes(state) == moments.get(index) for index, state in of_optimizer.items())
+        negative = any(bool((state["exp_avg_sq"] < 0).any()) for state in of_optimizer.values()) if same else True
+        if negative or bool((tensors["progress"] < 0).any()):
+            return None
+        optimizer = {int(index): state for index, state in of_optimizer.items()}
+        return found | {"optimizer": optimizer, "progress": tensors["progress"].tolist()}
 
-    def remove(self) -> None:
-        """Remove the file: the training has ended."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
+
+
+def _moments(parameter: Tensor) -> dict[str, torch.Size]:
+    """What AdamW keeps of a parameter."""
+    return {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}

@@ -1,22 +1,29 @@
-"""Predictors on disk: `model.safetensors` with the weights and the static grid, `config.json` with everything else."""
+"""Predictors on disk: `model.safetensors` with the weights and the static grids, `config.json` with everything else.
+
+`nfe` of the config lists the NFEs that belong to the numbers of steps in `network`. Version 2 had one of each.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ts_adapt.files import read_json, read_tensors, write_json, write_tensors
+from ts_adapt.files import check_schema, read_json, read_tensors, write_json, write_tensors
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
 from ts_adapt.numerics import validate_times
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 
-FORMAT, VERSION = "ts_adapt-predictor", 2
+FORMAT, VERSION = "ts_adapt-predictor", 3
 MAX_WIDTH, MAX_HIDDEN, MAX_ORDER = 1024, 8192, 4
 PREDICTORS: dict[str, type[OneShot | Recursive]] = {"one-shot": OneShot, "recursive": Recursive}
+ALL = "-all"
+"""Behind a kind: what a predictor is called that serves all NFEs of an experiment, beside those for one each."""
+PREDICTOR_NAMES = (*PREDICTORS, *(f"{kind}{ALL}" for kind in PREDICTORS))
 
 
 def save_predictor(folder: Path, predictor: OneShot | Recursive, about: dict[str, Any]) -> None:
@@ -32,8 +39,10 @@ def load_predictor(folder: Path, noise: NoiseSchedule) -> tuple[OneShot | Recurs
     if not (folder / "config.json").exists():
         raise TsAdaptError(f"there is no predictor in {folder}; train one with `ts-adapt train`")
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("format") != FORMAT or config.get("version") != VERSION:
-        raise TsAdaptError(f"{folder / 'config.json'} is not of the format {FORMAT!r}, version {VERSION}")
+    if not isinstance(config, dict) or config.get("format") != FORMAT or config.get("version") not in (2, VERSION):
+        raise TsAdaptError(
+            f"{folder / 'config.json'} is not of the format {FORMAT!r}, version {VERSION}; train the predictor again"
+        )
     if not isinstance(config.get("kind"), str) or config["kind"] not in PREDICTORS:
         raise TsAdaptError(
             f"{folder} holds a predictor of kind {config.get('kind')!r}; known: {', '.join(PREDICTORS)}; train it again"
@@ -41,9 +50,17 @@ def load_predictor(folder: Path, noise: NoiseSchedule) -> tuple[OneShot | Recurs
     tensors = read_tensors(folder / "model.safetensors")
     try:
         network = dict(config["network"])
-        times = validate_times(tensors["static_times"], noise, what=f"the static grid in {folder}")
-        _check_network(network, tensors)
-        predictor = PREDICTORS[config["kind"]](noise, times, tuple(network.pop("shape")), **network)
+        if config["version"] == 2:
+            network["steps"] = [len(tensors["static_times"]) - 1]
+            config = {**config, "network": network}
+        kind = PREDICTORS[config["kind"]]
+        _check_network(kind, network, tensors)
+        counts = [steps + 1 for steps in network.pop("steps")]
+        grids = [
+            validate_times(times, noise, what=f"a static grid in {folder}")
+            for times in tensors["static_times"].split(counts)
+        ]
+        predictor = kind(noise, grids, tuple(network.pop("shape")), **network)
         predictor.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -54,7 +71,21 @@ def load_predictor(folder: Path, noise: NoiseSchedule) -> tuple[OneShot | Recurs
     return predictor, config
 
 
-def _check_network(network: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def nfes_of(config: Mapping[str, Any]) -> list[int]:
+    """The NFEs that the config of a predictor names, which belong to its numbers of steps."""
+    given = config.get("nfe")
+    return [nfe for nfe in (given if isinstance(given, list) else [given]) if isinstance(nfe, int)]
+
+
+def made_for(config: Mapping[str, Any], path: Path) -> tuple[str, list[int]]:
+    """The solver and the NFEs in the config of a predictor at `path`; TsAdaptError where it names none."""
+    check_schema(config, {"solver": str, "nfe": (int, list)}, path)
+    if not nfes_of(config):
+        raise TsAdaptError(f"{path} names no NFE; train the predictor again")
+    return config["solver"], nfes_of(config)
+
+
+def _check_network(kind: type[OneShot | Recursive], network: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """ValueError unless the options in config.json are those of the weights, before anything is built from them."""
     found = {
         "width": tensors["encoder.step"].shape[1],
@@ -65,7 +96,14 @@ def _check_network(network: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     for key, size in found.items():
         if network[key] != size:
             raise ValueError(f"its {key} is {network[key]}, that of the weights in model.safetensors {size}")
-    if list(network["shape"])[1:] != list(tensors["encoder.mean"].shape[2:]):
-        raise ValueError(f"its shape is {network['shape']}, that of the weights in model.safetensors another")
+    steps = network["steps"]
+    if not isinstance(steps, list) or not all(type(n) is int and n > 0 for n in steps) or steps != sorted(set(steps)):
+        raise ValueError(f"its numbers of steps are {steps}; they are whole numbers that rise")
+    channels, *size = network["shape"]
+    places = sum(steps) if kind.every_step else len(steps)
+    if [places, kind.pictures * channels, *size] != list(tensors["encoder.mean"].shape):
+        raise ValueError(
+            f"it is for samples of {network['shape']} and {steps} steps, the weights in model.safetensors for others"
+        )
     if not 1 <= network["order"] <= MAX_ORDER:
         raise ValueError(f"its order is {network['order']}, that of a solver is from 1 to {MAX_ORDER}")

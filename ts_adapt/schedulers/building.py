@@ -60,12 +60,14 @@ class Constructors:
     def from_predictors(
         cls, predictors: Predictor | Sequence[Predictor], solver: str, config: Mapping[str, Any], **options: Any
     ) -> Any:
-        """From predictors of one kind (`load_predictor` reads them), each for another NFE."""
+        """From predictors of one kind (`load_predictor` reads them), each for other NFEs."""
         found = _all_of(predictors, Predictor, "from_predictors", "predictors, which load_predictor reads")
-        given = {predictor.steps: predictor for predictor in found}
-        if len(given) < len(found):
+        found.sort(key=lambda predictor: predictor.learned[0])
+        given = {steps: predictor for predictor in found for steps in predictor.learned}
+        if len(given) < sum(len(predictor.learned) for predictor in found):
             raise TsAdaptError("two of the predictors are for the same NFE; give one for each")
-        schedule = cls._made(_required(config, "a predictor"), solver=solver, predictors=sorted(given), **options)
+        served = [list(p.learned) if len(p.learned) > 1 else p.learned[0] for p in found]
+        schedule = cls._made(_required(config, "a predictor"), solver=solver, predictors=served, **options)
         schedule.use_predictors(given)
         return schedule
 

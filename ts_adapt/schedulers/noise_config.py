@@ -7,13 +7,14 @@ not yet known      beta_schedule None: a fixed grid that takes over those of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ts_adapt.denoisers.pipeline import noise_of
+from ts_adapt.files import shortened
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, as_node_times
 from ts_adapt.noise import BetaTable, RectifiedFlow
 from ts_adapt.numerics import combine
@@ -66,8 +67,8 @@ def _read(config: Mapping[str, Any], name: str) -> Noise:
     steps, trained = config.get("num_train_timesteps", 1000), config.get("trained_betas")
     if not isinstance(steps, int) or isinstance(steps, bool) or not 2 <= steps <= MAX_TABLE:
         raise TsAdaptError(f"num_train_timesteps is {steps!r}; expected a whole number from 2 to {MAX_TABLE}")
-    if trained is not None and len(trained) > MAX_TABLE:
-        raise TsAdaptError(f"there are {len(trained)} trained_betas; expected at most {MAX_TABLE}")
+    if trained is not None and (not isinstance(trained, Sized) or len(trained) > MAX_TABLE):
+        raise TsAdaptError(f"trained_betas are {shortened(trained)}; expected a list of at most {MAX_TABLE} numbers")
     kind = config.get("prediction_type", "epsilon")
     if not isinstance(kind, str):
         raise TsAdaptError(f"prediction_type is {kind!r}; expected a name, such as epsilon")

@@ -71,17 +71,17 @@ class GridPlan(Plan):
 
 
 class PredictorPlan(Plan):
-    """Asks `predictor`; its static grid gives the nominal times."""
+    """Asks `predictor`; its static grid of `steps` steps gives the nominal times."""
 
     own_times = told = True
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, steps: int) -> None:
         self.predictor: Predictor = predictor
-        self.times = predictor.static_times.detach().cpu()
+        self.times = predictor.static(steps).detach().cpu()
         self.inside = isinstance(predictor, Recursive)
 
     def policy(self, begin: int) -> StepPolicy:
-        return self.predictor.policy(begin) if isinstance(self.predictor, Recursive) else self.predictor.policy()
+        return self.predictor.policy(self.steps, begin)
 
 
 class PolicyPlan(Plan):

@@ -56,7 +56,8 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
     grid        a fixed family of grids, by a name that `assembly.build_grid` knows; "uniform" where nothing is given
     grids       learned grids by their number of steps: {"5": {"times": [...], "model_times": ..., "output_scale": ...,
                 "coefficients": ...}}, in between interpolated in log-SNR
-    predictors  the numbers of steps that predictors were learned for; their weights come with `from_pretrained`
+    predictors  the numbers of steps that predictors were learned for, [5, 10], or [[5, 10]] for one that serves both;
+                their weights come with `from_pretrained`
     learned_for what is known of where it was learned: model, teacher, distance, ...; carried along
     clip_x0     clamp x0 to [-1, 1]
 
@@ -80,7 +81,7 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
         solver: str = "unipc-2",
         grid: str | None = None,
         grids: Mapping[str, Any] | None = None,
-        predictors: Sequence[int] | None = None,
+        predictors: Sequence[int | Sequence[int]] | None = None,
         learned_for: Mapping[str, Any] | None = None,
         clip_x0: bool = False,
     ) -> None:

@@ -15,7 +15,7 @@ interpolated. A predictor has no such rule, so an N it was not learned for is re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -87,7 +87,7 @@ class Grids(Source):
 
 
 class Predictors(Source):
-    """One-shot or recursive predictors by their number of steps, all of one kind.
+    """One-shot or recursive predictors by the numbers of steps that they serve, all of one kind.
 
     `given` may be empty where a config names predictors without their weights; only `plan` then complains.
     """
@@ -110,7 +110,7 @@ class Predictors(Source):
                 "this schedule was made from a config, which holds no weights of predictors; load it with "
                 "LearnedScheduler.from_pretrained, or build it with from_predictors"
             )
-        return PredictorPlan(self.given[steps])
+        return PredictorPlan(self.given[steps], steps)
 
 
 class Chosen(Source):
@@ -137,10 +137,7 @@ def source_of(grid: Any, grids: Any, predictors: Any, noise: NoiseSchedule | Non
     if sum(value is not None for value in (grid, grids, predictors)) > 1:
         raise TsAdaptError("a schedule has one of `grid`, `grids` and `predictors`; more than one was given")
     if predictors is not None:
-        listed = isinstance(predictors, Sequence) and predictors
-        if not listed or not all(type(steps) is int and 1 <= steps <= MAX_STEPS for steps in predictors):
-            raise TsAdaptError(f"`predictors` lists numbers of steps, such as [5, 10]; got {predictors!r}")
-        return Predictors(tuple(predictors), {})
+        return Predictors(tuple(steps for served in served_by(predictors) for steps in served), {})
     if grids is not None:
         found = grids_from_json(grids)
         if not found or noise is None:
@@ -151,6 +148,23 @@ def source_of(grid: Any, grids: Any, predictors: Any, noise: NoiseSchedule | Non
     if name.removesuffix(ROUNDED).removesuffix(NATIVE) not in grid_names():
         raise unknown("grid", name, grid_names())
     return Family(name)
+
+
+def served_by(predictors: Any) -> list[list[int]]:
+    """The numbers of steps of each predictor that a config names: [5, [10, 20]] are one for 5, and one for 10 and 20.
+
+    Raises TsAdaptError for anything else.
+    """
+    listed = predictors if isinstance(predictors, list | tuple) else []
+    found = [list(served) if isinstance(served, list | tuple) else [served] for served in listed]
+    every = [steps for served in found for steps in served]
+    whole = all(type(steps) is int and 1 <= steps <= MAX_STEPS for steps in every)
+    if not found or not all(found) or not whole or len(set(every)) < len(every):
+        raise TsAdaptError(
+            "`predictors` lists numbers of steps, such as [5, 10], or [[5, 10]] for one that serves both; got "
+            f"{predictors!r}"
+        )
+    return found
 
 
 def grids_to_json(grids: Mapping[int, TimeGrid]) -> dict[str, dict[str, Any]]:

@@ -1,14 +1,14 @@
 """A schedule's files: JSON and safetensors, in a folder or on the Hugging Face hub; no pickle is read or written.
 
 scheduler_config.json                       every schedule
-model.safetensors, config.json              a predictor for one NFE (the files of `predictors.store`)
-nfe<N>/model.safetensors, nfe<N>/config.json    predictors for several
+model.safetensors, config.json              a single predictor (the files of `predictors.store`)
+nfe<N>/model.safetensors, nfe<N>/config.json    several predictors, each under the least N that it serves
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
 from ts_adapt.predictors.store import load_predictor, save_predictor
 from ts_adapt.schedule_file import MAX_BYTES
 from ts_adapt.schedulers.plans import Predictor
-from ts_adapt.schedulers.sources import Predictors
+from ts_adapt.schedulers.sources import Predictors, served_by
 
 CONFIG = "scheduler_config.json"
 FILES = (CONFIG, "config.json", "model.safetensors", "nfe*/config.json", "nfe*/model.safetensors")
@@ -71,16 +71,21 @@ def read_config(folder: Path, class_name: str) -> dict[str, Any]:
     return config
 
 
-def read_predictors(folder: Path, learned: Sequence[int], noise: NoiseSchedule) -> dict[int, Predictor]:
-    """The predictors that a config in `folder` names; TsAdaptError for one missing, damaged, or of other steps."""
-    found = {}
-    for steps in learned:
-        alone = len(learned) == 1 and (folder / "config.json").is_file()
-        path = folder if alone else folder / f"nfe{steps}"
+def read_predictors(folder: Path, predictors: Any, noise: NoiseSchedule) -> dict[int, Predictor]:
+    """The predictors that a config in `folder` names, by the numbers of steps that they serve.
+
+    Raises TsAdaptError for one that is missing, damaged, or of other steps.
+    """
+    found: dict[int, Predictor] = {}
+    named = served_by(predictors)
+    for served in named:
+        alone = len(named) == 1 and (folder / "config.json").is_file()
+        path = folder if alone else folder / f"nfe{min(served)}"
         predictor, _ = load_predictor(path, noise)
-        if predictor.steps != steps:
-            raise TsAdaptError(f"the predictor in {path} is for {predictor.steps} steps, the config says {steps}")
-        found[steps] = predictor
+        if set(predictor.learned) != set(served):
+            has, wanted = (", ".join(map(str, sorted(steps))) for steps in (predictor.learned, served))
+            raise TsAdaptError(f"the predictor in {path} is for {has} steps, the config says {wanted}")
+        found |= dict.fromkeys(served, predictor)
     return found
 
 
@@ -91,9 +96,10 @@ def write_predictors(folder: Path, source: Predictors, about: Mapping[str, Any])
         raise TsAdaptError(
             f"the weights of the predictors for {missing} are not here; load the schedule with from_pretrained"
         )
-    for steps, predictor in source.given.items():
-        path = folder / f"nfe{steps}" if len(source.given) > 1 else folder
-        save_predictor(make_folder(path), predictor, {**about, "nfe": steps})
+    predictors = dict.fromkeys(source.given.values())
+    for predictor in predictors:
+        path = folder / f"nfe{predictor.learned[0]}" if len(predictors) > 1 else folder
+        save_predictor(make_folder(path), predictor, {**about, "nfe": list(predictor.learned)})
 
 
 def folder_for(directory: Any) -> Path:

@@ -1,0 +1,211 @@
+"""One predictor for several numbers of steps: each is as if alone, learned with the others, and judged by itself."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from ts_adapt.grids import fixed
+from ts_adapt.grids.space import CORRECTIONS
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.predictors.diagnosis import predicted, spread
+from ts_adapt.predictors.losses import Labelled
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.phases import TrainOptions, batches_of
+from ts_adapt.predictors.recursive import Recursive, shares
+from ts_adapt.predictors.store import load_predictor, nfes_of, save_predictor
+from ts_adapt.predictors.training import train_predictor
+from ts_adapt.sampling import generator_for
+from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
+
+KINDS = [OneShot, Recursive]
+SERVED = (2, 4)
+
+
+def build(kind, noise, served=SERVED, name="karras", **options):
+    torch.manual_seed(0)
+    grids = [fixed.make(name, noise, steps) for steps in served]
+    return kind(noise, grids, (1, 4, 4), **{"width": 8, "hidden": 32, "order": 3, **options})
+
+
+def randomised(predictor):
+    with torch.no_grad():
+        predictor.encoder.weight.normal_(0, 0.3)
+        predictor.encoder.bias.normal_(0, 0.03)
+    return predictor
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_of_steps_has_places_of_its_own(kind, mixture):
+    predictor = build(kind, mixture.noise, (7, 1, 3))
+    assert predictor.learned == (1, 3, 7)
+    places = [place for steps in (1, 3, 7) for place in range(1000)[predictor.places(steps)]]
+    assert places == list(range(len(predictor.encoder.mean)))
+    for steps in predictor.learned:
+        assert torch.equal(predictor.static(steps), fixed.make("karras", mixture.noise, steps))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alone_or_among_others_a_number_of_steps_has_the_same_grids(kind, problem):
+    """A predictor for one N is the case of one N: with its weights at that N's places the grids are the same."""
+    objective, batch = problem
+    among = randomised(build(kind, objective.denoiser.noise, (2, 3, 4), corrections=CORRECTIONS))
+    alone = build(kind, objective.denoiser.noise, (3,), corrections=CORRECTIONS)
+    weights, places = among.state_dict(), among.places(3)
+    outputs = alone.encoder.bias.shape[1]
+    for key, value in alone.state_dict().items():
+        if key.startswith("encoder.") and value.shape[:1] != weights[key].shape[:1]:
+            weights[key] = weights[key][places]
+    weights["encoder.weight"] = weights["encoder.weight"][..., :outputs]
+    weights["encoder.bias"] = weights["encoder.bias"][..., :outputs]
+    alone.load_state_dict({**weights, "static_times": alone.static_times})
+    torch.testing.assert_close(vars(predicted(alone, objective, batch)), vars(predicted(among, objective, batch, 3)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_that_were_not_learned_are_refused(kind, mixture):
+    predictor = build(kind, mixture.noise)
+    with pytest.raises(TsAdaptError, match="learned for 2, 4 steps, not for 3"):
+        predictor.policy(3)
+    with pytest.raises(TsAdaptError, match="learned for 2, 4 steps; say which"):
+        predictor.policy()
+    for served in ((), (3, 3)):
+        with pytest.raises(TsAdaptError, match="static grids of different N"):
+            build(kind, mixture.noise, served)
+
+
+def test_an_epoch_has_every_sample_once_for_every_number_of_steps_in_turn():
+    samples = {2: 10, 4: 10, 5: 4}
+    epochs = [list(batches_of(samples, 4, generator_for(0, epoch))) for epoch in (0, 1)]
+    again = list(batches_of(samples, 4, generator_for(0, 0)))
+    for batches in epochs:
+        seen = Counter((steps, int(row)) for steps, rows in batches for row in rows)
+        assert seen == Counter((steps, row) for steps, count in samples.items() for row in range(count))
+        assert [{steps for steps, _ in batches[:3]}, {steps for steps, _ in batches[3:5]}] == [{2, 4, 5}, {2, 4}]
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in zip(epochs[0], again, strict=True))
+    assert [steps for steps, _ in epochs[0]] != [steps for steps, _ in epochs[1]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_network_learns_every_number_of_steps(kind, problem, tmp_path):
+    objective, batch = problem
+    predictor = build(kind, objective.denoiser.noise, corrections=CORRECTIONS)
+    train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
+    options = TrainOptions(epochs=10, lr=4e-3, batch_size=8)
+    result = train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
+    assert set(result.learned) == set(SERVED) and result.gain > 0.02
+    for steps in SERVED:
+        measured = float(objective.measure(predictor.policy(steps), validation).mean())
+        assert measured == pytest.approx(result.learned[steps], rel=1e-4)
+        assert measured < result.static[steps]
+
+
+def test_labels_are_learned_for_every_number_of_steps(problem, tmp_path):
+    objective, batch = problem
+    predictor = build(Recursive, objective.denoiser.noise)
+    labels = {}
+    for steps in SERVED:
+        static = TimeGrid(predictor.static(steps))
+        found = search_per_sample(objective, batch, static, PerSampleOptions(iterations=5, random_starts=0))
+        labels[steps] = Labelled(batch, found.grid, found.distance).rows(slice(0, 8 * steps))
+    options = TrainOptions(loss="labels", label_epochs=4, validate_every=2, batch_size=8)
+    assert train_predictor(predictor, objective, batch, batch, options, tmp_path, labels=labels).epochs == 4
+    with pytest.raises(TsAdaptError, match="none were given"):
+        train_predictor(predictor, objective, batch, batch, options, tmp_path, labels={4: labels[4]})
+
+
+def test_a_number_of_steps_that_gains_nothing_for_sure_stays_static_and_the_others_are_kept(problem, tmp_path):
+    """Of two grids per N the network's bias leads from the worse to the better at N = 4, and the other way at N = 2."""
+    objective, batch = problem
+    noise = objective.denoiser.noise
+
+    def worse_and_better(steps):
+        grids = [fixed.make(name, noise, steps) for name in ("karras", "linear", "quadratic", "log_snr")]
+        ordered = sorted(grids, key=lambda times: -float(objective.measure(times, batch).mean()))
+        return ordered[0], ordered[-1]
+
+    (worse2, better2), (worse4, better4) = worse_and_better(2), worse_and_better(4)
+    torch.manual_seed(0)
+    predictor = Recursive(noise, [better2, worse4], (1, 4, 4), width=8, hidden=16)
+    with torch.no_grad():
+        for steps, to in ((2, worse2), (4, better4)):
+            f = torch.logit(shares(to, noise)) - torch.logit(shares(predictor.static(steps), noise))
+            predictor.encoder.bias[predictor.places(steps)][:-1, 0] = f.float() / 10
+    torch.testing.assert_close(predicted(predictor, objective, batch, 4).times[0], better4)
+    options = TrainOptions(epochs=1, lr=1e-9, batch_size=48)
+    result = train_predictor(predictor, objective, batch, batch, options, tmp_path, progress=False)
+    assert result.learned[2] == result.static[2]
+    assert result.learned[4] == pytest.approx(float(objective.measure(better4, batch).mean()), rel=1e-3)
+    assert result.gain == pytest.approx((1 - result.learned[4] / result.static[4]) / 2)
+    times = predicted(predictor, objective, batch, 2).times
+    torch.testing.assert_close(times, better2.expand(len(batch), -1), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(predicted(predictor, objective, batch, 4).times[0], better4, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_numbers_of_steps_come_back_from_disk(kind, problem, tmp_path):
+    objective, batch = problem
+    predictor = randomised(build(kind, objective.denoiser.noise, corrections=CORRECTIONS))
+    save_predictor(tmp_path, predictor, {"solver": "unipc-3", "nfe": [2, 4]})
+    loaded, config = load_predictor(tmp_path, objective.denoiser.noise)
+    assert nfes_of(config) == [2, 4] and loaded.learned == SERVED
+    for steps in SERVED:
+        assert torch.equal(
+            predicted(loaded, objective, batch, steps).times, predicted(predictor, objective, batch, steps).times
+        )
+    path = tmp_path / "config.json"
+    whole = json.loads(path.read_text())
+    for steps in ([2], [4, 2, 1], [6], [-1, 8], "24", [2.0, 4.0], []):
+        path.write_text(json.dumps({**whole, "network": {**whole["network"], "steps": steps}}))
+        with pytest.raises(TsAdaptError, match="train it again"):
+            load_predictor(tmp_path, objective.denoiser.noise)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_version_2_are_those_of_one_number_of_steps(kind, problem, tmp_path):
+    objective, batch = problem
+    predictor = randomised(build(kind, objective.denoiser.noise, (4,)))
+    save_predictor(tmp_path, predictor, {"solver": "unipc-3", "nfe": [4]})
+    config = json.loads((tmp_path / "config.json").read_text())
+    network = {key: value for key, value in config["network"].items() if key != "steps"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "version": 2, "network": network, "nfe": 4}))
+    loaded, about = load_predictor(tmp_path, objective.denoiser.noise)
+    assert nfes_of(about) == [4]
+    assert torch.equal(predicted(loaded, objective, batch).times, predicted(predictor, objective, batch).times)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "version": 1}))
+    with pytest.raises(TsAdaptError, match="train the predictor again"):
+        load_predictor(tmp_path, objective.denoiser.noise)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_spread_tells_a_static_grid_from_one_for_each_sample(kind, problem, tmp_path):
+    objective, batch = problem
+    predictor = build(kind, objective.denoiser.noise, corrections=CORRECTIONS)
+
+    def found(steps):
+        return spread(predicted(predictor, objective, batch, steps), objective)
+
+    with torch.no_grad():
+        predictor.encoder.bias.fill_(0.03)
+    assert found(4).keys() == {"times", *CORRECTIONS}
+    assert all(value < 1e-6 for value in found(4).values())
+    randomised(predictor)
+    assert all(value > 1e-3 for value in found(4).values())
+    predictor.forget(2)
+    assert all(value < 1e-6 for value in found(2).values()) and found(4)["times"] > 1e-3
+
+
+def test_what_is_predicted_is_logged_for_every_number_of_steps(problem, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    objective, batch = problem
+    predictor = build(Recursive, objective.denoiser.noise, corrections=CORRECTIONS)
+    train_predictor(predictor, objective, batch, batch, TrainOptions(epochs=1), tmp_path, progress=False)
+    events = EventAccumulator(str(next(tmp_path.rglob("events*")).parent))
+    events.Reload()
+    wanted = {"distance", *(f"spread/{what}" for what in ("times", *CORRECTIONS))}
+    assert {f"validation/{what}/{steps}-steps" for what in wanted for steps in SERVED} <= set(events.Tags()["scalars"])
+    assert events.Scalars("validation/relative")

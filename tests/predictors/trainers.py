@@ -1,0 +1,121 @@
+"""Trainings by several processes, without a launcher's own seconds: one process imports everything, and forks them.
+
+python tests/predictors/trainers.py FOLDER          every case leaves in FOLDER/CASE what each of its processes has
+"""
+
+from __future__ import annotations
+
+import ts_adapt  # noqa: F401  isort: skip
+
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import accelerate  # noqa: F401  (before the fork)
+import torch
+from torch import Tensor
+from torch.utils import tensorboard  # noqa: F401  (before the fork)
+
+from ts_adapt import plots  # noqa: F401  (before the fork)
+from ts_adapt.denoisers.analytic import example_mixture
+from ts_adapt.distances import make
+from ts_adapt.files import write_json, write_tensors
+from ts_adapt.grids import fixed
+from ts_adapt.grids.space import CORRECTIONS
+from ts_adapt.interfaces import TimeGrid
+from ts_adapt.predictors.losses import Labelled
+from ts_adapt.predictors.phases import TrainOptions
+from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.predictors.training import train_predictor
+from ts_adapt.sampling import initial_noise, integrate
+from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.solvers import UniPC
+
+SERVED, OPTIONS = (2, 4), TrainOptions(loss="both", label_epochs=2, epochs=2, validate_every=1, batch_size=15)
+CASES = {
+    "one": [(1, None)],
+    "two": [(2, None)],
+    "killed, then one": [(2, 10), (1, None)],
+    "killed, then three": [(1, 17), (3, None)],
+}
+"""For each case how many processes train, and at which of its distances the last of them is killed; None: they end."""
+
+
+def problem() -> tuple[Objective, Batch]:
+    mixture = example_mixture()
+    solver = UniPC(mixture.noise, order=3)
+    x_T = initial_noise(0, range(50), (1, 4, 4))
+    target = integrate(mixture, solver, fixed.make("log_snr", mixture.noise, 40), x_T).x
+    return Objective(mixture, solver, make("l2")), Batch(torch.arange(50), x_T, target, {})
+
+
+def part_of(folder: Path, rank: int, dies_at: int | None) -> None:
+    """One process's part of a training; what it holds at the end goes to files of its own."""
+    objective, batch = problem()
+    noise, left = objective.denoiser.noise, dies_at
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        nonlocal left
+        if left is not None:
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return objective.distance(x, y)
+
+    torch.manual_seed(0)
+    grids = [fixed.make("karras", noise, steps) for steps in SERVED]
+    predictor = Recursive(noise, grids, (1, 4, 4), corrections=CORRECTIONS, order=3, width=8, hidden=16)
+    few, ones = batch.rows(slice(0, 20)), torch.ones(20)
+    labels = {n: Labelled(few, TimeGrid(fixed.make("log_snr", noise, n).expand(20, -1)), ones) for n in SERVED}
+    train, validation = batch.rows(slice(0, 31)), batch.rows(slice(31, None))
+    result = train_predictor(
+        predictor, replace(objective, distance=distance), train, validation, OPTIONS, folder, labels=labels,
+        checkpoint=folder / "training.safetensors", progress=rank == 0,
+    )  # fmt: skip
+    write_tensors(folder / f"{rank}.safetensors", predictor.state_dict())
+    write_json(folder / f"{rank}.json", {"gain": result.gain, "epochs": result.epochs})
+
+
+def run(folder: Path, count: int, dies_at: int | None) -> list[int]:
+    """The exit codes of `count` processes that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        code = 1
+        try:
+            if count > 1:
+                names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+                os.environ |= {key: str(value) for key, value in names.items()}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            part_of(folder, rank, dies_at if rank == count - 1 else None)
+            code = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for case, runs in CASES.items():
+        folder = Path(sys.argv[1]) / case
+        folder.mkdir()
+        codes = []
+        for count, dies_at in runs:
+            codes.append(run(folder, count, dies_at))
+            if dies_at:
+                (folder / "kept").write_bytes((folder / "training.safetensors").read_bytes())
+        write_json(folder / "codes.json", codes)
+
+
+if __name__ == "__main__":
+    main()

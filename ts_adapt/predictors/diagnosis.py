@@ -1,0 +1,111 @@
+"""What a predictor does, and how much of it depends on the sample.
+
+    spread   standard deviation over samples, in the mean over steps: of the inner times and of the shift (both in
+             log-SNR), of the output scale, of the coefficients
+
+Without a spread a predictor has collapsed: it is one more static grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ts_adapt.interfaces import Condition, Node, StepPolicy, TimeGrid
+from ts_adapt.numerics import finite_log_snr_range
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.recursive import Recursive, positions
+from ts_adapt.search.objective import Batch, Objective
+
+
+@dataclass(frozen=True)
+class Overheard:
+    """`policy`, whose `nodes` are kept, those of all batches one after the other."""
+
+    policy: StepPolicy
+    nodes: list[Node] = field(default_factory=list)
+
+    def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
+        node, state = self.policy.init(x_T, condition)
+        self.nodes.append(node)
+        return node, state
+
+    def next(self, x_t: Tensor, x0: Tensor, node: Node, state: Any) -> tuple[Node, Any]:
+        found, state = self.policy.next(x_t, x0, node, state)
+        self.nodes.append(found)
+        return found, state
+
+
+@torch.no_grad()
+def predicted(
+    predictor: OneShot | Recursive, objective: Objective, batch: Batch, steps: int | None = None, batch_size: int = 128
+) -> TimeGrid:
+    """The grids `(n, N+1)` that the predictor chooses, with the corrections that it learns; `steps` as in `policy`."""
+    parts = []
+    for part in batch.split(batch_size):
+        heard = Overheard(predictor.policy(steps))
+        objective.student(heard, part)
+        parts.append(_grid_of(heard.nodes, len(part)))
+    names = [name for name, value in vars(parts[0]).items() if value is not None]
+    return TimeGrid(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
+def predicted_times(predictor: OneShot | Recursive, objective: Objective, batch: Batch) -> Tensor:
+    """The times `(n, N+1)` of `predicted`, of a predictor for one number of steps."""
+    return predicted(predictor, objective, batch).times
+
+
+def _grid_of(nodes: list[Node], batch: int) -> TimeGrid:
+    """The grids `(B, N+1)` that a solve of `batch` samples went along."""
+
+    def stacked(values: list[Tensor], width: int = 0) -> Tensor:
+        return torch.stack([value.expand(batch, width) if width else value.expand(batch) for value in values], 1)
+
+    inner, steps = nodes[:-1], nodes[1:]
+    shift = [node.t if node.model_time is None else node.model_time for node in inner]
+    factor = [torch.ones_like(node.t) if node.output_scale is None else node.output_scale for node in inner]
+    added = [node.coefficients for node in steps if node.coefficients is not None]
+    return TimeGrid(
+        stacked([node.t for node in nodes]),
+        model_times=stacked(shift) if any(node.model_time is not None for node in inner) else None,
+        output_scale=stacked(factor) if any(node.output_scale is not None for node in inner) else None,
+        coefficients=stacked(added, added[0].shape[-1]) if added else None,
+    )
+
+
+def spread(grid: TimeGrid, objective: Objective) -> dict[str, float]:
+    """The spread of the times of grids `(n, N+1)` and of each of their corrections, by name."""
+    noise = objective.denoiser.noise
+    low, high = finite_log_snr_range(noise)
+    u, found = positions(grid.times, noise), {}
+    if grid.steps > 1:
+        found["times"] = (high - low) * u[:, 1:-1]
+    if grid.model_times is not None:
+        found["shift"] = (high - low) * (positions(grid.model_times, noise) - u[:, :-1])
+    if grid.output_scale is not None:
+        found["scale"] = grid.output_scale
+    if grid.coefficients is not None:
+        found["coefficients"] = grid.coefficients
+    return {name: float(value.std(0, correction=0).mean()) for name, value in found.items()}
+
+
+@torch.no_grad()
+def draw(
+    writer: Any, predictor: OneShot | Recursive, objective: Objective, steps: int, samples: Batch, at: int
+) -> None:
+    """Write figures of the predicted grids, and of what becomes of the first `samples`, to TensorBoard."""
+    from ts_adapt.plots import plot_images, plot_schedules
+
+    static, policy, few = predictor.static(steps), predictor.policy(steps), samples.rows(slice(0, 8))
+    grids = {"static": static, predictor.kind: predicted(predictor, objective, samples, steps).times}
+    title = f"{steps} steps, {type(objective.solver).__name__}"
+    writer.add_figure(f"schedules/{steps}-steps", plot_schedules(grids, objective.denoiser.noise, title), at)
+    ends = {
+        "static": objective.student(TimeGrid(static), few), predictor.kind: objective.student(policy, few),
+        "teacher": few.target,
+    }  # fmt: skip
+    images = {name: objective.denoiser.decode(x) for name, x in ends.items()}
+    writer.add_figure(f"samples/{steps}-steps", plot_images(images, title), at)

@@ -1,0 +1,101 @@
+"""What predictors are trained by, for every number of steps N that they serve:
+
+    end to end   the distance itself, through the solver: sum_b distance(student_b, teacher_b). A row's gradient with
+                 respect to what is predicted for it is shortened to a length of 1 (`shorten_gradient`)
+    labels       regression on the oracle's grids: the squared error of the positions u in log-SNR (see `recursive`),
+                 over the variance of the labels, so that 1 is what predicting their mean scores. The recursive
+                 predictor sees the states that the solver meets along the label. Learns the times only (ALD3)
+
+Sums over rows, not means: those of the parts of a batch add up to that of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ts_adapt.interfaces import TimeGrid
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.recursive import Recursive, positions
+from ts_adapt.search.objective import Batch, Objective
+
+Loss = Callable[[int, Tensor], Tensor]
+"""(N, rows) -> the loss summed over the rows, in solves of N steps."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Samples with their oracle grids, of times `(n, N+1)`, and the oracle's `distance` `(n,)`."""
+
+    batch: Batch
+    grid: TimeGrid
+    distance: Tensor
+
+    def rows(self, rows: slice | Tensor) -> Labelled:
+        return Labelled(self.batch.rows(rows), self.grid.rows(rows), self.distance[rows])
+
+
+def end_to_end(predictor: OneShot | Recursive, objective: Objective, data: Batch) -> Loss:
+    """The distance through the solver; rows that end in no number count nothing."""
+
+    def loss(steps: int, rows: Tensor) -> Tensor:
+        distances = objective(predictor.policy(steps), data.rows(rows))
+        return torch.where(torch.isfinite(distances), distances, torch.zeros_like(distances)).sum()
+
+    return loss
+
+
+def regression(predictor: OneShot | Recursive, objective: Objective, labels: Mapping[int, Labelled]) -> Loss:
+    """The squared error of the times."""
+    losses = {steps: _regression(predictor, objective, steps, data) for steps, data in labels.items()}
+    return lambda steps, rows: losses[steps](rows)
+
+
+def _regression(
+    predictor: OneShot | Recursive, objective: Objective, steps: int, data: Labelled
+) -> Callable[[Tensor], Tensor]:
+    noise, times = objective.denoiser.noise, data.grid.times
+    u = positions(times, noise)
+    variance = u[:, 1:-1].var(0, correction=0).mean().clamp_min(1e-6)
+
+    def squared_error(predicted: Tensor, wanted: Tensor) -> Tensor:
+        return (predicted - wanted).square().mean(-1).sum() / variance
+
+    if isinstance(predictor, OneShot):
+
+        def one_shot_loss(rows: Tensor) -> Tensor:
+            batch = data.batch.rows(rows)
+            predicted = predictor(batch.x_T, batch.condition, steps=steps)
+            return squared_error(positions(predicted.times[:, 1:-1], noise), u[rows, 1:-1])
+
+        return one_shot_loss
+
+    states, x0 = states_along(objective, data.grid, data.batch)
+    place = predictor.places(steps).start
+
+    def recursive_loss(rows: Tensor) -> Tensor:
+        parts, condition = [], data.batch.rows(rows).condition
+        for i in range(steps - 1):
+            before = x0[rows, i - 1] if i else None
+            seen = predictor.picture(states[rows, i], x0[rows, i], before, times[rows, i])
+            r = predictor.share(predictor.encoder(seen, place + i, condition).double(), steps, i)
+            parts.append(u[rows, i] + r * (1 - u[rows, i]))
+        return squared_error(torch.stack(parts, 1), u[rows, 1:-1])
+
+    return recursive_loss
+
+
+@torch.no_grad()
+def states_along(objective: Objective, grid: TimeGrid, batch: Batch, batch_size: int = 128) -> tuple[Tensor, Tensor]:
+    """The states `(n, N+1, ...)` and x0 `(n, N, ...)` that the solver meets along `grid`."""
+    states, x0 = [], []
+    for start in range(0, len(batch), batch_size):
+        rows = slice(start, start + batch_size)
+        solution = objective.student_solution(grid.rows(rows), batch.rows(rows), keep_trajectory=True)
+        if solution.states is not None and solution.x0 is not None:
+            states.append(solution.states)
+            x0.append(solution.x0)
+    return torch.cat(states), torch.cat(x0)

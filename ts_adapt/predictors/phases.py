@@ -1,0 +1,122 @@
+"""What a training does and when: its options, its phases, the order of its batches, its learning rate.
+
+rate(k) of K steps = min(1, (k + 1) / W) (r + (1 - r) (1 + cos(pi k / K)) / 2)            W = WARM_UP, r = LAST_RATE
+average            = the weights' exponential moving average, whose memory grows with the number of steps
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.predictors.losses import Labelled, Loss, end_to_end, regression
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.search.objective import Batch, Objective
+
+WARM_UP = 20
+"""Steps over which the learning rate rises."""
+LAST_RATE = 0.04
+"""Share of the learning rate at the end of its cosine."""
+
+
+@dataclass
+class TrainOptions:
+    """How a predictor is trained."""
+
+    loss: str = "end_to_end"
+    """end_to_end, labels (needs those of search --method per-sample), or both: labels first."""
+    corrections: list[str] = field(default_factory=lambda: ["shift", "scale", "coefficients"])
+    """What is predicted beside the times."""
+    samples: int = 512
+    """Training samples; the last fifth, at most 512, validates."""
+    epochs: int = 4
+    """Passes through the solver."""
+    lr: float = 2e-3
+    batch_size: int = 64
+    label_epochs: int = 60
+    """Passes over the labels."""
+    label_lr: float = 1e-3
+    weight_decay: float = 0.01
+    ema: float = 0.98
+    patience: int = 20
+    """Epochs without a better validation distance before a phase ends."""
+    validate_every: int = 5
+    """Epochs over the labels between two validations; end to end validates at every epoch."""
+    width: int = 24
+    hidden: int = 128
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One loss, for a number of epochs. `samples`: how many rows there are to learn from, by the number of steps.
+
+    loss  makes it: what it looks at is computed when the phase begins
+    """
+
+    name: str
+    epochs: int
+    lr: float
+    validate_every: int
+    samples: Mapping[int, int]
+    loss: Callable[[], Loss]
+
+
+def phases_of(
+    options: TrainOptions, predictor: OneShot | Recursive, objective: Objective, train: Batch,
+    labels: Mapping[int, Labelled] | None,
+) -> list[Phase]:  # fmt: skip
+    """The phases of a training; TsAdaptError for an unknown loss, and for labels that are missing or have corrections.
+
+    train, labels  what is learned from through the solver, and by regression
+    """
+    given = labels or {}
+    regressed = Phase(
+        "labels", options.label_epochs, options.label_lr, options.validate_every,
+        {steps: len(data.batch) for steps, data in given.items()}, lambda: regression(predictor, objective, given),
+    )  # fmt: skip
+    through = Phase(
+        "end-to-end", options.epochs, options.lr, 1,
+        dict.fromkeys(predictor.learned, len(train)), lambda: end_to_end(predictor, objective, train),
+    )  # fmt: skip
+    known = {"end_to_end": [through], "labels": [regressed], "both": [regressed, through]}
+    if options.loss not in known:
+        raise TsAdaptError(f"loss {options.loss!r} is not known; expected one of {', '.join(known)}")
+    if options.loss != "end_to_end" and not set(predictor.learned) <= set(given):
+        raise TsAdaptError(f"loss {options.loss!r} learns from labels, and none were given; take end_to_end")
+    if options.loss != "end_to_end" and any(data.grid.corrections for data in given.values()):
+        raise TsAdaptError(
+            "the labels have corrections, without which their times are not the best; regression learns times only: "
+            "give it labels searched without corrections"
+        )
+    return known[options.loss]
+
+
+def batches_of(samples: Mapping[int, int], size: int, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
+    """(N, rows) of one epoch: for every N all of its samples once; a round has a batch of each N that has some left."""
+    batches = {steps: torch.randperm(count, generator=generator).split(size) for steps, count in samples.items()}
+    for turn in range(max(map(len, batches.values()))):
+        here = [steps for steps, parts in batches.items() if turn < len(parts)]
+        for place in torch.randperm(len(here), generator=generator).tolist():
+            yield here[place], batches[here[place]][turn]
+
+
+def rate(step: int, steps: int) -> float:
+    """The learning rate at `step` of `steps`, over its peak: a short rise, then a cosine."""
+    return min(1.0, (step + 1) / WARM_UP) * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def warming_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """The exponential moving average whose memory grows with the number of steps n: min(decay, (1 + n) / (10 + n))."""
+
+    def average(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        n = int(count)
+        return mean.lerp(new, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return average

@@ -1,0 +1,101 @@
+"""What one-shot and recursive predictors have in common: one network, and the static grids that it corrects.
+
+A predictor serves the numbers of steps N that it is given static grids for, one or several. Its network is asked at
+places: once for each N (one-shot), or at every step i of each (recursive). Places are numbered with N rising, then i:
+
+    place(N, i) = i + sum of the places of all smaller N
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ts_adapt.grids.space import GridSpace
+from ts_adapt.interfaces import NoiseSchedule, StepPolicy, TsAdaptError
+from ts_adapt.predictors.encoder import Encoder
+
+
+class Predictor(nn.Module):
+    """Corrects `static_times` `(N+1,)`, or several of them with each another N, for samples of `shape` `(C, H, W)`.
+
+    corrections    what is learned beside the times: some of shift, scale, coefficients
+    order          the solver's, for the number of coefficients
+    width, hidden  of the network (`encoder`)
+    classes, text  what it sees of a condition (`encoder`)
+
+    Raises TsAdaptError for two grids of the same N, and for none.
+    """
+
+    kind: ClassVar[str]
+    pictures: ClassVar[int]
+    """How many pictures of C channels the network is shown at once."""
+    every_step: ClassVar[bool]
+    """Whether the network is asked at every step, or once."""
+
+    def __init__(
+        self, noise: NoiseSchedule, static_times: Tensor | Sequence[Tensor], shape: Sequence[int], *,
+        corrections: Sequence[str] = (), order: int = 1, width: int = 24, hidden: int = 128, classes: int = 0,
+        text: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        given = [static_times] if isinstance(static_times, Tensor) else list(static_times)
+        grids = sorted((times.detach().to(torch.float64) for times in given), key=len)
+        self.learned: tuple[int, ...] = tuple(len(times) - 1 for times in grids)
+        if not grids or len(set(self.learned)) < len(grids):
+            raise TsAdaptError(f"a predictor corrects static grids of different N; got N = {list(self.learned)}")
+        self.noise = noise
+        self.options: dict[str, Any] = dict(
+            steps=list(self.learned), shape=list(shape), corrections=list(corrections), order=order, width=width,
+            hidden=hidden, classes=classes, text=text,
+        )  # fmt: skip
+        self.register_buffer("static_times", torch.cat(grids))
+        self.static_times: Tensor
+        self.spaces = {steps: GridSpace.learning(corrections, noise, steps, order) for steps in self.learned}
+        largest = self.spaces[self.learned[-1]]
+        self.encoder = Encoder(
+            self.pictures * shape[0], largest.size // (largest.steps if self.every_step else 1),
+            places=self.places(self.learned[-1]).stop, width=width, hidden=hidden, size=(shape[1], shape[2]),
+            classes=classes, text=text,
+        )  # fmt: skip
+
+    def _check(self, steps: int) -> None:
+        if steps not in self.learned:
+            known = ", ".join(map(str, self.learned))
+            raise TsAdaptError(f"this predictor was learned for {known} steps, not for {steps}; give one of them")
+
+    def static(self, steps: int) -> Tensor:
+        """The static grid of `steps` steps, `(N+1,)`; TsAdaptError where it was not learned for them."""
+        self._check(steps)
+        grids: tuple[Tensor, ...] = self.static_times.split([other + 1 for other in self.learned])
+        return grids[self.learned.index(steps)]
+
+    def places(self, steps: int) -> slice:
+        """The places of a solve of `steps` steps."""
+        self._check(steps)
+        counts = {other: other if self.every_step else 1 for other in self.learned}
+        begin = sum(count for other, count in counts.items() if other < steps)
+        return slice(begin, begin + counts[steps])
+
+    def forget(self, steps: int) -> None:
+        """Be the static grid itself in solves of `steps` steps, as before training."""
+        self.encoder.forget(self.places(steps))
+
+    def standardise(self, steps: int, states: Tensor, x0: Tensor) -> None:
+        """Measure the inputs on solves along the static grid: states and x0 `(n, N+1, ...)`, `(n, N, ...)`."""
+        raise NotImplementedError
+
+    def policy(self, steps: int | None = None, first: int = 0) -> StepPolicy:
+        """The policy of solves of `steps` steps (None: the only number learned), from node `first` of the grid on."""
+        raise NotImplementedError
+
+    def _steps(self, steps: int | None) -> int:
+        if steps is None and len(self.learned) > 1:
+            known = ", ".join(map(str, self.learned))
+            raise TsAdaptError(f"this predictor was learned for {known} steps; say which")
+        taken = self.learned[0] if steps is None else steps
+        self._check(taken)
+        return taken
