@@ -33,15 +33,22 @@ def weights() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_it_beats_rounding_to_the_nearest(weights: dict[str, Tensor], axis: int) -> None:
-    """RMSE / std at groups of 64; the more so the fewer the bits and the heavier the tails."""
-    gaussian = relative(weights["gaussian"], bits=4, axis=axis)
-    assert gaussian < 0.0875 and relative(weights["gaussian"], bits=4, axis=axis, iterations=0) > 0.089
-    for bits, least in ((4, 0.97), (3, 0.97), (2, 0.93)):
-        ratio = relative(weights["student"], bits=bits, axis=axis) / relative(
-            weights["student"], bits=bits, axis=axis, iterations=0
-        )
-        assert ratio < least
+@pytest.mark.parametrize(
+    ("name", "bits", "nearest", "found"),
+    [
+        ("gaussian", 4, 0.0912, 0.0872),
+        ("student", 4, 0.131, 0.124),
+        ("student", 3, 0.281, 0.256),
+        ("student", 2, 0.658, 0.510),
+    ],
+)
+def test_it_beats_rounding_to_the_nearest(
+    weights: dict[str, Tensor], name: str, bits: int, nearest: float, found: float, axis: int
+) -> None:
+    """RMSE / std at groups of 64, of weights as small as a network's: the norm of the error is not scale-free."""
+    weight = 0.02 * weights[name]
+    assert relative(weight, bits=bits, axis=axis, iterations=0) == pytest.approx(nearest, rel=0.03)
+    assert relative(weight, bits=bits, axis=axis) < 1.02 * found
 
 
 def test_every_group_keeps_its_best_zero(weights: dict[str, Tensor]) -> None:

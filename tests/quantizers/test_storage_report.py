@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.quantizers.calls import Call
 from ts_adapt.quantizers.network import quantization_of, quantize, quantized_layers, restore, size_of
 from ts_adapt.quantizers.registry import build
-from ts_adapt.quantizers.report import markdown, report, save_report
+from ts_adapt.quantizers.report import markdown, plot, report, save_report, write_table
 from ts_adapt.quantizers.storage import load, save
 from ts_adapt.quantizers.traversal import LayerOptions
 
@@ -138,6 +139,18 @@ def test_the_report_tells_bits_errors_and_ranges(denoiser: Any, calls: list[Call
     kept = json.loads((tmp_path / "report.json").read_text())
     assert kept["size"]["weight_bytes"] == size_of(network).weight_bytes and len(kept["layers"]) == len(rows)
     assert f"| {name} |" in markdown(rows) and "full: first layer" in markdown(rows)
+    write_table(rows, tmp_path / "report.csv")
+    with open(tmp_path / "report.csv") as file:
+        lines = list(csv.DictReader(file))
+    own = [line for line in lines if line["name"] == name]
+    assert [float(line["timesteps"]) for line in own] == row.timesteps
+    assert [float(line["activation_mae"]) for line in own] == row.activation_mae
+    assert [float(line["high"]) for line in own] == row.high and {line["bits"] for line in own} == {"4"}
+    (first,) = (line for line in lines if line["name"] == "conv_in")
+    assert first["reason"] == "first layer" and first["bits"] == first["timesteps"] == first["low"] == ""
+    ranges, errors, weights = plot(rows, "minmax-w4a8").axes
+    quantized = [row for row in rows if row.reason is None]
+    assert len(errors.lines) == len(weights.patches) == len(quantized) == len(ranges.lines) / 2
 
 
 def test_a_report_of_weights_alone_needs_no_calls(make: Callable[..., Any]) -> None:

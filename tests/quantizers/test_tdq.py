@@ -85,11 +85,20 @@ def rounded(part: Any, times: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 def test_scales_follow_a_planted_range_at_seen_and_unseen_times(follower: TimedActivation) -> None:
     seen, unseen = planted(SEEN), planted(UNSEEN, seed=1)
     part = follower
-    assert static(seen, 4) > 0.2
-    assert share(seen, rounded(part, SEEN, seen)) < 0.014
-    assert share(unseen, rounded(part, UNSEEN, unseen)) < 0.027
+    assert static(seen, 4) > 0.239
+    assert share(seen, rounded(part, SEEN, seen)) < 0.013
+    assert share(unseen, rounded(part, UNSEEN, unseen)) < 0.026
     both = torch.stack([part.scale_at(SEEN).log(), torch.stack([x.std() for x in seen]).log()])
     assert torch.corrcoef(both)[0, 1] > 0.98
+
+
+def test_a_table_by_step_is_for_no_other_grid(follower: TimedActivation) -> None:
+    """As many steps at other times: scales by the number of the step are lost there, those by time are not."""
+    times = 40 + 960 * (1 - torch.linspace(0, 1, 26)[:-1]) ** 6
+    inputs = planted(times, seed=2)
+    by_step = [follower.quantized(x[None], follower.scale_at(t[None]))[0] for x, t in zip(inputs, SEEN, strict=True)]
+    assert share(inputs, by_step) > 0.3
+    assert share(inputs, rounded(follower, times, inputs)) < 0.026
 
 
 def test_a_constant_range_is_no_harm() -> None:
@@ -175,6 +184,10 @@ def test_frozen_networks_say_the_same_and_weigh_less(denoiser: Any, calls: list[
         assert float((call.run(network) - y).norm() / y.norm()) < 0.05
     assert size_of(network).bits < 5.5 < 32 < heavy.bits
     assert size_of(network).weight_bytes < 0.5 * heavy.weight_bytes
+    x = torch.cat([call.x[:1] for call in calls])
+    mixed = Call.of(network, x, torch.stack([call.timestep[0] for call in calls])).run(network)
+    alone = torch.cat([call.rows(torch.tensor([0])).run(network) for call in calls])
+    assert float((mixed - alone).norm() / alone.norm()) < 0.02, "each sample of a batch has the scales of its own time"
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -60,8 +60,8 @@ def test_groups_find_planted_ranges() -> None:
     oracle = share(inputs, [at_best(x, [x], 4)[0] for x in inputs])
     part = found.quantizer(record, 4, None)
     hard = share(inputs, [_at(part, x, t) for x, t in zip(inputs, times, strict=True)])
-    assert static > 0.3 and oracle < 0.014
-    assert hard < 1.1 * oracle
+    assert static > 0.391 and oracle < 0.0127
+    assert hard < 0.0128 and hard < 1.02 * oracle
     assert found.entropy < 0.1
     assert abs(found.soft_error - found.hard_error) < 0.02 * found.hard_error
     for group in part.group.unique():
@@ -102,8 +102,8 @@ def test_balancing_spreads_salient_channels() -> None:
     layer = nn.Linear(64, 64, bias=False)
     x = torch.randn(256, 64)
     with torch.no_grad():
-        x[:, :4] *= 200
-        layer.weight[:, :4] /= 100
+        x[:, :4] *= 18
+        layer.weight[:, :4] /= 18
     k = power_of_two(exponents([layer], recorded(torch.tensor([0.0]), [x])))
 
     def error(x: Tensor, weight: Tensor) -> float:
@@ -113,7 +113,7 @@ def test_balancing_spreads_salient_channels() -> None:
 
     plain = error(x, layer.weight.detach())
     assert torch.equal((x * k) / k, x)
-    assert error(x * k, layer.weight.detach() / k) < 0.2 * plain
+    assert plain > 0.12 and error(x * k, layer.weight.detach() / k) < 0.0112
 
 
 def at_minmax(x: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def test_flat_attention_needs_calibrated_scales() -> None:
     def error(x: Tensor) -> float:
         return float((x - p).norm() / p.norm())
 
-    assert error(fixed) > 0.99 and error(ours) < 0.08
+    assert error(fixed) > 0.99 and error(ours) < 0.067
 
 
 @pytest.mark.parametrize("name", CASES)

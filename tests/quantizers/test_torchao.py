@@ -52,7 +52,7 @@ def test_linear_layers_run_in_int8_and_convolutions_are_left(make: Callable[...,
     assert 0 < (near - full).abs().max() < 0.05 * full.abs().max()
     planned = quantization_of(network).planned
     assert {layer.kind for layer in planned if layer.reason is None} == {"Linear"}
-    assert "Conv2d, which torchao's int8 kernels do not take" in summary(planned)
+    assert "Conv2d, which torchao's kernels do not take" in summary(planned)
     size = size_of(network)
     assert 8 < size.bits < 13 and size.weight_bytes < size.full_bytes
     rows = {row.name: row for row in report(network)}
@@ -104,3 +104,30 @@ def test_without_the_package_the_error_says_how_to_get_it(make: Callable[..., An
 def test_options_that_make_no_sense_are_explained(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TsAdaptError, match=message):
         TorchAO(TorchAOOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "here"),
+    [("cpu", (9, 0), "on a CPU"), ("cuda", (8, 0), "on a GPU of compute capability 8.0"), ("cuda", (8, 9), None)],
+)
+def test_float8_needs_a_gpu_that_has_it(
+    make: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    capability: tuple[int, int],
+    here: str | None,
+) -> None:
+    from ts_adapt.quantizers.torchao import _check_float8
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    if here is None:
+        _check_float8(torch.device(device))
+        return
+    with pytest.raises(TsAdaptError, match=f"{here}; take torchao-int8"):
+        _check_float8(torch.device(device))
+    if device == "cpu":
+        network = make("sd")
+        before = sample(network)
+        with pytest.raises(TsAdaptError, match="needs a GPU of compute capability"):
+            quantize(network, build("torchao-fp8")[0])
+        assert torch.equal(sample(network), before)

@@ -1,28 +1,30 @@
 """The session's network, cheaper: quantized, then cached, and exactly itself again behind the block.
 
     with accelerated(session, "deepcache-2", "minmax-w8a8"):
-        whatever samples with session.denoiser
+        whatever samples with session.denoiser, or learns a schedule for it
 
 What a quantizer finds is kept under the workspace's data folder, one folder for each set of options, those of the
 calibration set included. Calibration sets are calls of the network in full precision, along the teacher's grid from
-training noises.
+training noises. What has to be trained is made by `quantizing` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from ts_adapt import distributed
 from ts_adapt.assembly import NONE, Quantizing, build_cachers, build_quantizer
 from ts_adapt.cachers import attached
 from ts_adapt.files import sha256_of_json
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.session import SPLITS, Session
 from ts_adapt.sampling import initial_noise, noise_for, noise_scale
 from ts_adapt.teacher.store import TRAIN_START, condition_of
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 FULL = (NONE, NONE)
 """Neither cacher nor quantizer."""
+TABLE_TIMES = 250
+"""Places over the whole range of times, of the tables that scales become; they are interpolated in between."""
 
 
 class Impossible(TsAdaptError):
@@ -55,11 +59,46 @@ def accelerated(session: Session, cacher: str, quantizer: str) -> Iterator[None]
         if quantizing is not None:
             from ts_adapt.quantizers.network import restore
 
+            _open_teacher(session)
             _quantize(session, network, quantizer, quantizing)
             stack.callback(restore, network)
         with _refusing():
             stack.enter_context(attached(network, *cachers))
         yield
+
+
+def check_gradients(session: Session) -> None:
+    """TsAdaptError, naming the searches that need none, unless gradients pass through the student's network now.
+
+    Through a quantizer they pass straight (as if it did not round), where it has been given such a gradient.
+    """
+    name, network = session.config.student.name, getattr(session.denoiser, "network", None)
+    if not name or not isinstance(network, nn.Module):
+        return
+    from ts_adapt.quantizers.calls import Call, prediction_of
+
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def left(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        calls.append((Call.made(network, args, kwargs).x, prediction_of(out)))
+
+    one, times = session.teacher("train", 1)[1], session.teacher_grid().times
+    handle, reason = network.register_forward_hook(left, with_kwargs=True), "passes none"
+    try:
+        with torch.enable_grad():
+            session.denoiser(one.x_T.clone().requires_grad_(), times[len(times) // 2], **one.condition)
+            x, said = calls[-1]
+            gradient = torch.autograd.grad(said.float().square().sum(), x, allow_unused=True)[0]
+        usable = gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any())
+    except (TsAdaptError, RuntimeError) as error:
+        usable, reason = False, str(error)
+    finally:
+        handle.remove()
+    if not usable:
+        raise TsAdaptError(
+            f"the search needs the gradient of the network's output in its input, and {name} has none ({reason}); "
+            "take --method blackbox, or --method static with --static.method smoothed"
+        )
 
 
 def key_of(session: Session, cacher: str, quantizer: str) -> tuple[Any, ...]:
@@ -88,38 +127,72 @@ def calibration_set(session: Session, select: str) -> list[Call]:
     )  # fmt: skip
 
 
-def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quantizing) -> None:
-    """Quantize `network`: as it was done before where that is kept, else anew."""
-    from ts_adapt.quantizers.network import quantize, restore
-    from ts_adapt.quantizers.storage import save
+def _open_teacher(session: Session) -> None:
+    """Read what there is of the teacher's samples, which are known by the weights of the network in full precision."""
+    for split in filter(lambda name: session.workspace.teacher(name).exists(), SPLITS):
+        with suppress(TsAdaptError):  # who needs what is damaged, or not of this teacher, says so
+            session.teacher(split)
 
-    folder = session.workspace.quantizer(name, _digest(session, quantizing))
-    if _loaded(network, folder):
-        return
-    calls = calibration_set(session, quantizing.select) if quantizing.method.needs_calls else []
+
+def folder_of(session: Session, name: str, quantizing: Quantizing) -> Path:
+    """Where what the quantizer called `name` finds with these options is kept."""
+    return session.workspace.quantizer(name, _digest(session, quantizing))
+
+
+def quantize_anew(
+    session: Session, network: nn.Module, quantizing: Quantizing, calls: Sequence[Call],
+    train: Callable[[], None] | None = None,
+) -> None:  # fmt: skip
+    """Quantize `network`, let `train` train it, and freeze it: scales that depend on time become tables."""
+    from ts_adapt.quantizers.network import quantize, restore
+    from ts_adapt.quantizers.tdq import freeze
+
     with _refusing():
         quantize(network, quantizing.method, calls, layers=quantizing.layers)
     try:
-        save(network, folder)
+        if train is not None:
+            train()
+        noise, device = session.noise, next(network.parameters()).device
+        times = torch.linspace(noise.t_min, noise.t_max, TABLE_TIMES, dtype=torch.float64, device=device)
+        freeze(network, session.denoiser.timestep(times, times))  # type: ignore[attr-defined]
     except BaseException:
         restore(network)
         raise
 
 
-def _loaded(network: nn.Module, folder: Path) -> bool:
-    """Whether `folder` holds a quantization of this very network, which it then has; any other is as none."""
+def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quantizing) -> None:
+    """Quantize `network`: as it was done before where that is kept, else anew."""
+    from ts_adapt.quantizers.network import restore
+    from ts_adapt.quantizers.storage import save
+
+    folder = folder_of(session, name, quantizing)
+    if loaded(network, folder):
+        return
+    if quantizing.method.needs_training:
+        raise Impossible(f"{name} is not trained yet; train it with `ts-adapt quantize --quantizer {name}`")
+    calls = calibration_set(session, quantizing.select) if quantizing.method.needs_calls else []
+    quantize_anew(session, network, quantizing, calls)
+    try:
+        distributed.first(lambda: save(network, folder))
+    except BaseException:
+        restore(network)
+        raise
+
+
+def loaded(network: nn.Module, folder: Path) -> bool:
+    """Whether `folder` holds a quantization of this very network, which it then has, in all processes; any other is as
+    none."""
     from ts_adapt.quantizers.network import is_quantized, restore
     from ts_adapt.quantizers.storage import CONFIG, load
 
-    if not (folder / CONFIG).exists():
-        return False
-    try:
-        load(network, folder)
-    except TsAdaptError:
-        if is_quantized(network):
-            restore(network)
-        return False
-    return True
+    if (folder / CONFIG).exists():
+        with suppress(TsAdaptError):
+            load(network, folder)
+    if all(distributed.meet(is_quantized(network))):
+        return True
+    if is_quantized(network):
+        restore(network)
+    return False
 
 
 def _digest(session: Session, quantizing: Quantizing) -> str:
@@ -128,6 +201,8 @@ def _digest(session: Session, quantizing: Quantizing) -> str:
     made: dict[str, Any] = {
         "quantizer": method.name, "options": asdict(method.options), "layers": asdict(quantizing.layers),
     }  # fmt: skip
+    if method.needs_training:
+        made["qat"] = {k: v for k, v in asdict(config.qat).items() if k != "checkpoint_every"}
     if method.needs_calls:
         source = session.condition_source()
         made["calibration"] = {

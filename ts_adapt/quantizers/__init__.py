@@ -14,7 +14,7 @@
     calibration.py  calibration sets along the sampling trajectory; the inputs of the layers by time
     gram.py         X^T X of a layer's inputs, for methods that look at the error of its output
     storage.py      save and load: safetensors and JSON
-    report.py       bits, weight errors, activation ranges and errors of every layer
+    report.py       bits, weight errors, activation ranges and errors of every layer: JSON, CSV, Markdown, a picture
     registry.py     the methods by name
 
     minmax.py       min-max at any bits, weights and activations; AdaRound (adaround.py) as an option

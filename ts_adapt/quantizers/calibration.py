@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.interfaces import Condition, Denoiser, Solver, StepPolicy, TimeGrid, TsAdaptError, unknown
-from ts_adapt.quantizers.calls import Call
+from ts_adapt.quantizers.calls import Call, prediction_of
 from ts_adapt.sampling import integrate
 
 NORMAL_CENTRE, NORMAL_WIDTH = 0.4, 0.4
@@ -99,8 +99,7 @@ def collect(
         calls.append(Call.made(network, args, kwargs))
 
     def left(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        out = getattr(out, "sample", out)
-        entropies.append(entropy_of(out[0] if isinstance(out, tuple) else out))
+        entropies.append(entropy_of(prediction_of(out)))
 
     handles = [network.register_forward_pre_hook(entered, with_kwargs=True), network.register_forward_hook(left)]
     try:

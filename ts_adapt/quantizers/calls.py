@@ -80,10 +80,7 @@ class Call:
 
     def run(self, network: nn.Module) -> Tensor:
         """What `network` says to it: the raw prediction `(B, ...)`, or tokens."""
-        out = network(*self.args, **self.kwargs)
-        out = getattr(out, "sample", out)
-        result: Tensor = out[0] if isinstance(out, tuple) else out
-        return result
+        return prediction_of(network(*self.args, **self.kwargs))
 
 
 def check_calls(network: nn.Module, calls: Sequence[Call]) -> None:
@@ -113,6 +110,13 @@ def check_calls(network: nn.Module, calls: Sequence[Call]) -> None:
             f"{type(network).__name__} does not take the calibration set's samples of shape {tuple(shape)} ({reason}); "
             "collect them with this network"
         ) from error
+
+
+def prediction_of(out: Any) -> Tensor:
+    """The raw prediction in what a network returns: a tensor, a tuple that begins with it, or an object with it."""
+    out = getattr(out, "sample", out)
+    result: Tensor = out[0] if isinstance(out, tuple) else out
+    return result
 
 
 def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

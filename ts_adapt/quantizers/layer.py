@@ -66,7 +66,7 @@ class QuantizedLayer(nn.Module):
             x = self.activation(x)
         if not self.stored.differentiable and x.requires_grad and torch.is_grad_enabled():
             raise TsAdaptError(
-                f"{self.stored.kind} computes with integers, without gradients; search by blackbox, or take minmax"
+                f"{self.stored.kind} computes with integers, which pass no gradient on; take minmax-w8a8 for one"
             )
         weight = self.stored()
         return self.operation(x, weight if weight.dtype == x.dtype else weight.to(x.dtype), self.bias)

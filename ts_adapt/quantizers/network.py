@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ts_adapt.denoisers.execution import execution_of
 from ts_adapt.files import sha256_of_json
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.quantizers.calls import Call, check_calls
@@ -35,6 +36,7 @@ class Quantizer(ABC):
     name             in the registry, and in files
     options          a dataclass of JSON values
     needs_calls      whether it is calibrated
+    needs_training   whether what it puts into the network is to be trained (`training.fine_tune`) before it is used
     """
 
     name: ClassVar[str]
@@ -42,6 +44,10 @@ class Quantizer(ABC):
 
     @property
     def needs_calls(self) -> bool:
+        return False
+
+    @property
+    def needs_training(self) -> bool:
         return False
 
     @abstractmethod
@@ -143,7 +149,15 @@ def quantize(
 
 
 def begin(network: nn.Module, method: str, options: dict[str, Any], layers: LayerOptions) -> Quantization:
-    """A `Quantization` standing on `network`, with nothing replaced yet."""
+    """A `Quantization` standing on `network`, with nothing replaced yet.
+
+    Raises TsAdaptError for quantized attention in a compiled network (`denoisers.execution`).
+    """
+    if options.get("attention") and execution_of(network).compile is not None:
+        raise TsAdaptError(
+            f"{method} quantizes attention, which cannot be compiled; leave model.compile out, or take "
+            f"{method}+plain-attention"
+        )
     to = Quantization(network, method, options, layers)
     network.__dict__[ATTRIBUTE] = to
     return to

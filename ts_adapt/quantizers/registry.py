@@ -2,6 +2,7 @@
 
 FAMILY + BITS             hqq4, vqdm4: bits of the weights
 FAMILY-wBITS[aBITS]       minmax-w4, tdq-w4a8: bits of weights and activations
+torchao-int8, torchao-fp8 the numbers that Linear layers are run in
 ... +OPTION               of `EXTRAS`, as often as wanted
 """
 
@@ -48,7 +49,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
 }
 """What may stand behind a `+`, and the options that it sets; `+split` is an option of the layers."""
 
-NAME = re.compile(r"(?P<family>[a-z]+)(-?w?(?P<bits>\d+)(a(?P<activation_bits>\d+))?|-int8)?")
+NAME = re.compile(r"(?P<family>[a-z]+)(-?w?(?P<bits>\d+)(a(?P<activation_bits>\d+))?|-int8|(?P<fp8>-fp8))?")
 
 
 def build(name: str, **options: Any) -> tuple[Quantizer, LayerOptions]:
@@ -62,6 +63,8 @@ def build(name: str, **options: Any) -> tuple[Quantizer, LayerOptions]:
         raise unknown("quantizer", base, QUANTIZERS)
     family = match["family"]
     settings: dict[str, Any] = {k: int(match[k]) for k in ("bits", "activation_bits") if match[k]}
+    if match["fp8"]:
+        settings["mode"] = "float8"
     layers = LayerOptions()
     for extra in extras:
         if extra == "split":

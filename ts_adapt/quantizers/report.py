@@ -8,15 +8,19 @@ Errors are of the layer's own doing: x is what reaches it in the quantized netwo
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ts_adapt.files import write_json
+from ts_adapt.files import write_bytes, write_json
 from ts_adapt.quantizers.calibration import observe
 from ts_adapt.quantizers.calls import Call
 from ts_adapt.quantizers.layer import QuantizedLayer
@@ -81,6 +85,44 @@ def markdown(rows: Sequence[LayerReport]) -> str:
         cells = [row.name, f"{row.weights:,}", f"{row.true_bits:.2f}", f"{row.weight_relative:.2e}", bits, span, worst]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
+
+
+TIMED = ("timesteps", "low", "high", "activation_mse", "activation_mae")
+"""Of a report what has an entry for each timestep."""
+
+
+def write_table(rows: Sequence[LayerReport], path: Path) -> None:
+    """The report as CSV at `path`: a line for each layer and timestep, one alone for a layer that was not observed."""
+    plain = [f.name for f in fields(LayerReport) if f.name not in TIMED]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*plain, *TIMED])
+    for row in rows:
+        own = ["" if value is None else value for value in (getattr(row, name) for name in plain)]
+        times = list(zip(*(getattr(row, name) for name in TIMED), strict=True)) or [("",) * len(TIMED)]
+        writer.writerows([*own, *at] for at in times)
+    write_bytes(path, text.getvalue().encode())
+
+
+def plot(rows: Sequence[LayerReport], title: str = "") -> Figure:
+    """Ranges of the inputs and their errors over time, a line for each layer, and the error of each layer's weight."""
+    quantized = [row for row in rows if row.reason is None]
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    ranges, errors, weights = figure.subplots(1, 3)
+    shades = colormaps["viridis"]
+    for place, row in enumerate(quantized):
+        color = shades(place / max(1, len(quantized) - 1))
+        ranges.fill_between(row.timesteps, row.low, row.high, color=color, alpha=0.15, linewidth=0)
+        ranges.plot(row.timesteps, row.high, color=color, linewidth=0.8)
+        ranges.plot(row.timesteps, row.low, color=color, linewidth=0.8)
+        errors.plot(row.timesteps, row.activation_mse, color=color, linewidth=0.8)
+        weights.bar(place, row.weight_relative, color=color)
+    ranges.set(title="range of the input", xlabel="timestep", yscale="symlog")
+    errors.set(title="error of the input, MSE", xlabel="timestep")
+    errors.set_yscale("symlog", linthresh=1e-8)
+    weights.set(title="relative error of the weight", xlabel="layer, first to last", yscale="log")
+    figure.suptitle(title)
+    return figure
 
 
 def _kept(layer: PlannedLayer, module: Any) -> LayerReport:

@@ -24,12 +24,21 @@ from ts_adapt.quantizers.codebooks import CodebookWeight
 from ts_adapt.quantizers.grouped import GroupedActivation
 from ts_adapt.quantizers.layer import QuantizedLayer, SplitLayer
 from ts_adapt.quantizers.network import Quantization, begin, fingerprint, is_quantized, quantization_of, size_of
-from ts_adapt.quantizers.parts import AffineWeight, DenseWeight, DynamicActivation, Part, StaticActivation
+from ts_adapt.quantizers.parts import (
+    ActivationPart,
+    AffineWeight,
+    DenseWeight,
+    DynamicActivation,
+    Part,
+    StaticActivation,
+    WeightPart,
+)
 from ts_adapt.quantizers.tdq import LSQWeight
 from ts_adapt.quantizers.time_scale import TableActivation, TimedActivation
 from ts_adapt.quantizers.tinydm import BalancedWeight
 from ts_adapt.quantizers.torchao import TorchAOWeight
 from ts_adapt.quantizers.traversal import LayerOptions
+from ts_adapt.quantizers.validity import check_built, check_spec
 
 FORMAT, VERSION = "ts_adapt-quantization", 1
 CONFIG, TENSORS = "config.json", "model.safetensors"
@@ -111,13 +120,17 @@ def load(network: nn.Module, folder: Path | str) -> nn.Module:
         for name, reason in config["left"].items():
             to.leave(name, reason)
         for name, spec in config["replaced"].items():
-            new = _rebuild(spec, _at(network, name), to)
             own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            original = _at(network, name)
+            new = _rebuild(spec, original, to, max((v.numel() for v in own.values()), default=0))
             _fill(new, own)
+            check_built(new, original)
             to.replace(name, new)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except BaseException as error:
         if is_quantized(network):
             quantization_of(network).undo()
+        if not isinstance(error, TsAdaptError | AttributeError | LookupError | TypeError | ValueError | RuntimeError):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise TsAdaptError(f"{folder} holds no valid quantization ({reason}); quantize the network again") from error
     return network
@@ -159,21 +172,33 @@ def _part_spec(part: Part) -> dict[str, Any]:
     return {"kind": part.kind, **part.spec()}
 
 
-def _rebuild(spec: dict[str, Any], original: Any, to: Quantization) -> nn.Module:
+def _rebuild(spec: dict[str, Any], original: Any, to: Quantization, stored: int) -> nn.Module:
+    """A module like the one that `_describe` saw, for which the file has tensors of at most `stored` values."""
     kind = spec["kind"]
+    if kind in ("layer", "split") and not isinstance(original, nn.Linear | nn.Conv2d):
+        raise ValueError(f"a {type(original).__name__} is no layer that is quantized")
     if kind == "layer":
-        activation = None if spec["activation"] is None else _part(spec["activation"], original, to)
-        return QuantizedLayer(original, _part(spec["weight"], original, to), activation)  # type: ignore[arg-type]
+        weight = _part(spec["weight"], original, to, stored)
+        activation = None if spec["activation"] is None else _part(spec["activation"], original, to, stored)
+        if not isinstance(weight, WeightPart) or not isinstance(activation, ActivationPart | None):
+            raise ValueError(f"{spec['weight']['kind']} is no weight, or what stands before it no activation")
+        return QuantizedLayer(original, weight, activation)
     if kind == "split":
+        if not 0 < spec["at"] < original.weight.shape[1]:
+            raise ValueError(f"a layer of {original.weight.shape[1]} channels is not split at {spec['at']}")
         return SplitLayer(original, spec["at"])
     if kind == "part":
-        return _part(spec["part"], original, to)
+        part = _part(spec["part"], original, to, stored)
+        if not isinstance(part, QuantizedAttention):
+            raise ValueError(f"{part.kind} stands in no place of its own")
+        return part
     if kind == "tensors":
         return copy.deepcopy(original)  # type: ignore[no-any-return]
     raise ValueError(f"{kind!r} is no kind of replacement")
 
 
-def _part(spec: dict[str, Any], original: Any, to: Quantization) -> Part:
+def _part(spec: dict[str, Any], original: Any, to: Quantization, stored: int) -> Part:
+    check_spec(spec, stored)
     options = dict(spec)
     cls = PARTS[options.pop("kind")]
     weight = getattr(original, "weight", None)

@@ -103,6 +103,10 @@ class TDQ(Quantizer):
         if o.mode == "qat" and o.bits is None:
             raise TsAdaptError("tdq trains weights in the mode qat, but bits is None; give bits, or take ptq")
 
+    @property
+    def needs_training(self) -> bool:
+        return self.options.mode == "qat"
+
     def apply(self, to: Quantization, calls: Sequence[Call]) -> None:
         layers = to.layers()
         records = record_inputs(to.network, layers, calls)

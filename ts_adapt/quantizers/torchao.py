@@ -1,10 +1,12 @@
-"""int8 Linear layers by torchao: the one method here that computes with integers.
+"""int8 and float8 Linear layers by torchao: the methods here that compute with few bits, not only store them.
 
     dynamic      a scale for each output channel of the weight and, at each call, for each token of the input;
                  the product is one of int8 matrices (`torch._int_mm`), summed in int32. No gradient.
     weight-only  int8 weights, real products: less memory, not less arithmetic.
+    float8       weights and, at each call, inputs as float8 (e4m3), a scale for each; products of GPUs of compute
+                 capability 8.9 and above (Ada, Hopper). No gradient.
 
-torchao has no int8 convolution: Conv2d layers stay in full precision and are counted so. On disk there is no tensor of
+torchao has no such convolution: Conv2d layers stay in full precision and are counted so. On disk there is no tensor of
 it: the same codes are made again from the network's own weights.
 """
 
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from ts_adapt.interfaces import TsAdaptError, unknown
@@ -23,7 +26,13 @@ from ts_adapt.quantizers.layer import QuantizedLayer
 from ts_adapt.quantizers.network import Quantization, Quantizer
 from ts_adapt.quantizers.parts import WeightPart
 
-MODES = {"dynamic": "Int8DynamicActivationInt8WeightConfig", "weight-only": "Int8WeightOnlyConfig"}
+MODES = {
+    "dynamic": "Int8DynamicActivationInt8WeightConfig",
+    "weight-only": "Int8WeightOnlyConfig",
+    "float8": "Float8DynamicActivationFloat8WeightConfig",
+}
+FLOAT8_CAPABILITY, FLOAT8_MULTIPLE = (8, 9), 16
+"""What float8 products need: a GPU of this compute capability, and sides of the weight that are multiples of this."""
 
 
 @dataclass
@@ -31,7 +40,7 @@ class TorchAOOptions:
     """How Linear layers are run."""
 
     mode: str = "dynamic"
-    """dynamic (integer products) or weight-only (int8 weights, real products)."""
+    """dynamic (integer products), weight-only (int8 weights, real products) or float8 (float8 products)."""
     bits: int = 8
     """8; other numbers have no integer kernel here."""
 
@@ -75,7 +84,10 @@ class TorchAOWeight(WeightPart):
 
 
 class TorchAO(Quantizer):
-    """See the module's head. Raises TsAdaptError where torchao is not installed, and for other bits than 8."""
+    """See the module's head.
+
+    Raises TsAdaptError for other bits than 8, where torchao is not installed, and for float8 on other devices.
+    """
 
     name = "torchao"
 
@@ -89,6 +101,8 @@ class TorchAO(Quantizer):
             )
 
     def apply(self, to: Quantization, calls: Sequence[Call]) -> None:
+        if self.options.mode == "float8":
+            _check_float8(next(to.network.parameters()).device)
         _library()
         layers = to.layers()
         linear = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
@@ -97,10 +111,23 @@ class TorchAO(Quantizer):
                 f"{type(to.network).__name__} has no Linear layer to quantize, and torchao takes no others"
             )
         for name, layer in layers.items():
-            if name in linear:
+            odd = self.options.mode == "float8" and any(side % FLOAT8_MULTIPLE for side in layer.weight.shape)
+            if name in linear and odd:
+                to.leave(name, f"Linear of sides that are no multiples of {FLOAT8_MULTIPLE}, as float8 products need")
+            elif name in linear:
                 to.replace(name, QuantizedLayer(layer, TorchAOWeight(layer.weight, self.options.mode)))
             else:
-                to.leave(name, f"{type(layer).__name__}, which torchao's int8 kernels do not take")
+                to.leave(name, f"{type(layer).__name__}, which torchao's kernels do not take")
+
+
+def _check_float8(device: torch.device) -> None:
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if capability is None or capability < FLOAT8_CAPABILITY:
+        here = "a CPU" if capability is None else f"a GPU of compute capability {capability[0]}.{capability[1]}"
+        raise TsAdaptError(
+            "float8 products need a GPU of compute capability 8.9 or above (Ada, Hopper), and the network is on "
+            f"{here}; take torchao-int8, or another machine"
+        )
 
 
 def _library() -> Any:

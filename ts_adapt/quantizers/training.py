@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ts_adapt.denoisers.network import NetworkDenoiser
-from ts_adapt.files import differing, read_json, read_tensors, write_json, write_tensors
+from ts_adapt.files import check_shapes, differing, read_json, read_tensors, write_json, write_tensors
 from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.numerics import combine
 from ts_adapt.parameterization import from_x0
@@ -159,18 +159,21 @@ def fine_tune(
     options: FineTuneOptions | None = None,
     folder: Path | None = None,
     *,
+    tensorboard: Path | None = None,
     progress: bool = True,
 ) -> FineTuned:
     """Train the quantized `network` in place.
 
-    folder  of checkpoints and TensorBoard's scalars; a run that was broken off there is gone on with. None: neither
+    folder       of checkpoints; a run that was broken off there is gone on with. None: none are kept
+    tensorboard  of the losses; None: beside the checkpoints, if they are kept
 
     Raises TsAdaptError where nothing can be trained, where the loss is not finite, and for a folder of another run.
     """
     options = options or FineTuneOptions()
     trained = trainable(network, options.train)
     device = next(iter(trained.values())).device
-    tracker = {} if folder is None else {"log_with": "tensorboard", "project_dir": str(folder)}
+    written = tensorboard or folder
+    tracker = {} if written is None else {"log_with": "tensorboard", "project_dir": str(written)}
     accelerator = Accelerator(cpu=device.type == "cpu", **tracker)
     accelerator.init_trackers("tensorboard")
     required = {name: p.requires_grad for name, p in network.named_parameters()}
@@ -206,7 +209,8 @@ def fine_tune(
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(required[name])
             parameter.grad = None
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # the processes go on together: no `end_training`, which parts them
+            tracker.finish()
     return FineTuned(losses, sum(p.numel() for p in trained.values()))
 
 
@@ -253,9 +257,11 @@ def _resumed(
     tensors = read_tensors(folder / CHECKPOINT, {**shapes, "losses": (None,)})
     state: dict[int, dict[str, Tensor]] = {}
     for index, (name, parameter) in enumerate(trained.items()):
-        own = {k.rpartition("|")[2]: v for k, v in tensors.items() if k.startswith(f"{name}|")}
-        parameter.data.copy_(own.pop("value"))
-        state[index] = own
+        parameter.data.copy_(tensors[f"{name}|value"])
+        if f"{name}|step" in tensors:
+            kept = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            check_shapes(tensors, {f"{name}|{key}": shape for key, shape in kept.items()}, folder / CHECKPOINT)
+            state[index] = {key: tensors[f"{name}|{key}"] for key in kept}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return [float(value) for value in tensors["losses"]]
 

@@ -24,6 +24,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from ts_adapt.denoisers.execution import execution_of
 from ts_adapt.interfaces import TsAdaptError
 
 Layer = nn.Linear | nn.Conv2d
@@ -74,9 +75,15 @@ class PlannedLayer:
 def plan(network: nn.Module, options: LayerOptions | None = None) -> list[PlannedLayer]:
     """Every module of `network` with a weight matrix, in order of registration, and what becomes of it.
 
-    Raises TsAdaptError when a pattern of `options.skip` matches no layer, and when nothing is left to quantize.
+    Raises TsAdaptError when a pattern of `options.skip` matches no layer, when nothing is left to quantize, and for
+    fused projections (`denoisers.execution`).
     """
     options = options or LayerOptions()
+    if execution_of(network).fused:
+        raise TsAdaptError(
+            f"the projections of this {type(network).__name__} are fused, of weights in full precision; leave "
+            "model.fused_qkv out, or the quantizer"
+        )
     candidates = {name: module for name, module in network.named_modules() if _has_matrix(module)}
     for pattern in options.skip:
         if not any(fnmatchcase(name, pattern) for name in candidates):

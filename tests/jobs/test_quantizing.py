@@ -1,0 +1,177 @@
+"""quantize: what it leaves, training that is interrupted, the images that are trained on, and who reads the result."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ts_adapt import zoo
+from ts_adapt.cli import main
+from ts_adapt.config import Config
+from ts_adapt.files import read_json, read_tensors
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.jobs import quantizing
+from ts_adapt.jobs.accelerated import Impossible, accelerated
+from ts_adapt.jobs.quantizing import quantize_all, training_images
+from ts_adapt.jobs.session import Session
+from ts_adapt.quantizers import time_scale, training
+from ts_adapt.quantizers.network import is_quantized, quantized_layers, size_of
+from ts_adapt.quantizers.parts import AffineWeight
+from ts_adapt.quantizers.time_scale import TableActivation
+
+QAT = "tdq-w4a8+qat"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictors of scales are fitted in fewer steps."""
+    monkeypatch.setattr(time_scale, "FIT_STEPS", 10)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of images of the model's size."""
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(zoo.test_images()[0][:6, 0].numpy()):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    return tmp_path / "images"
+
+
+def session_in(folder: Path, images: Path | None = None, **options: Any) -> Session:
+    config = Config(name="q", data_root=str(folder / "data"), log_root=str(folder / "logs"), **options)
+    config.teacher.nfe = 4
+    config.calibration.noises, config.calibration.nfe, config.calibration.count = 2, 3, 4
+    config.qat.steps, config.qat.batch_size, config.qat.checkpoint_every, config.qat.lr = 3, 2, 1, 1e-3
+    config.qat.data = config.qat.data if images is None else str(images)
+    config.validate()
+    return Session(config, progress=False)
+
+
+def network_of(session: Session) -> Any:
+    return session.denoiser.network  # type: ignore[attr-defined]
+
+
+def only(folder: Path) -> Path:
+    (found,) = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return found
+
+
+def test_a_quantizer_leaves_files_and_a_report_and_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = session_in(tmp_path)
+    before = {name: id(module) for name, module in network_of(session).named_modules()}
+    quantize_all(session, "hqq4")
+    assert {name: id(module) for name, module in network_of(session).named_modules()} == before
+    folder = only(session.workspace.data / "quantizers")
+    names = ["config.json", "layers.csv", "layers.json", "layers.png", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    with open(folder / "layers.csv") as file:
+        lines = list(csv.DictReader(file))
+    layers = read_json(folder / "layers.json")["layers"]
+    assert {line["name"] for line in lines} == {layer["name"] for layer in layers}
+    assert all(len(layer["timesteps"]) == 3 for layer in layers if layer["reason"] is None)
+    assert "hqq4: 4.5" in capsys.readouterr().out
+    monkeypatch.setattr("ts_adapt.jobs.accelerated.quantize_anew", lambda *_, **__: pytest.fail("quantized again"))
+    with accelerated(session, "none", "hqq4"):
+        assert is_quantized(network_of(session))
+    quantize_all(session, "hqq4")
+    assert "was there already" in capsys.readouterr().out
+
+
+def test_training_ends_in_codes_and_tables_and_is_asked_for_where_it_is_missing(tmp_path: Path, images: Path) -> None:
+    session = session_in(tmp_path, images, quantizers=["none", QAT])
+    session.config.qat.loss = "teacher"
+    with pytest.raises(
+        Impossible, match=f"{QAT.replace('+', '.')} is not trained yet; train it with `ts-adapt quantize"
+    ):
+        accelerated(session, "none", QAT).__enter__()
+    quantize_all(session)
+    folder = only(session.workspace.data / "quantizers")
+    assert list((session.workspace.logs / "tensorboard" / "quantize" / QAT).rglob("events.out.tfevents*"))
+    with accelerated(session, "none", QAT):
+        layers = [layer for _, layer in quantized_layers(network_of(session))]
+        assert all(isinstance(layer.stored, AffineWeight) for layer in layers)
+        assert all(isinstance(layer.activation, TableActivation) for layer in layers)
+        assert 4 < size_of(network_of(session)).bits < 4.2
+        assert not any(p.requires_grad for p in network_of(session).parameters())
+    session.config.qat.steps = 4
+    with pytest.raises(Impossible, match="is not trained yet"):
+        accelerated(session, "none", QAT).__enter__()
+    assert folder.exists()
+
+
+def test_a_training_that_was_interrupted_ends_where_it_would_have(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def codes(folder: Path) -> dict[str, torch.Tensor]:
+        return read_tensors(only(folder / "data/q/quantizers") / "model.safetensors")
+
+    quantize_all(session_in(tmp_path / "whole", images), QAT)
+    fine_tune, steps = training.fine_tune, []
+
+    def broken(network: Any, batches: Any, *rest: Any, **named: Any) -> Any:
+        def batch(number: int) -> Any:
+            if number == 2:
+                raise KeyboardInterrupt
+            steps.append(number)
+            return batches(number)
+
+        return fine_tune(network, batch, *rest, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(quantizing, "fine_tune", broken)
+        quantize_all(session_in(tmp_path / "broken", images), QAT)
+    assert steps == [0, 1] and only(tmp_path / "broken/data/q/quantizers").name.endswith(".training")
+    quantize_all(session_in(tmp_path / "broken", images), QAT)
+    straight, resumed = codes(tmp_path / "whole"), codes(tmp_path / "broken")
+    assert straight.keys() == resumed.keys() and all(torch.equal(v, resumed[k]) for k, v in straight.items())
+
+
+def test_images_come_from_a_folder_or_the_embedded_set(tmp_path: Path, images: Path) -> None:
+    x, condition = training_images(session_in(tmp_path, images))
+    assert x.shape == (6, 1, 28, 28) and float(x.min()) == -1 and condition == {}
+    session = session_in(tmp_path)
+    session.config.model.name, session.config.qat.images = "fashion-ddpm-class", 500
+    session = Session(session.config, progress=False)
+    _, condition = training_images(session)
+    without = int((condition["class_labels"] == 10).sum())
+    assert len(condition["class_labels"]) == 500 and 20 < without < 80
+    loss = training.diffusion_loss(session.denoiser)  # type: ignore[arg-type]
+    batch = training.image_batches(*training_images(session)[:1], 4, condition=condition)(0)
+    assert bool(torch.isfinite(loss(network_of(session), batch, torch.Generator())))
+
+
+def test_images_that_cannot_be_trained_on_are_explained(tmp_path: Path, images: Path) -> None:
+    with pytest.raises(TsAdaptError, match="holds no images"):
+        training_images(session_in(tmp_path, tmp_path / "nowhere"))
+    Image.new("L", (20, 28)).save(images / "3.png")
+    with pytest.raises(TsAdaptError, match=r"3\.png is of another size than the model's samples of \(1, 28, 28\)"):
+        training_images(session_in(tmp_path, images))
+    session = session_in(tmp_path, images)
+    session.denoiser.decoder = torch.nn.Identity()  # type: ignore[attr-defined]
+    with pytest.raises(TsAdaptError, match="works on latents"):
+        training_images(session)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "no quantizer is asked for; name one with --quantizer"),
+        (["--quantizer", "hqqq4"], "did you mean 'hqq'"),
+        (["--quantizer", "hqq4", "--model.name", "gaussian-mixture"], "has no network to quantize"),
+        (["--quantizer", QAT, "--qat.loss", "teecher"], "did you mean 'teacher'"),
+        (["--quantizer", QAT, "--qat.steps", "0"], "option qat.steps is 0"),
+    ],
+)
+def test_bad_requests_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
+) -> None:
+    assert main(["quantize", "--quiet", "--data_root", str(tmp_path), "--log_root", str(tmp_path), *flags]) == 2
+    message = capsys.readouterr().err.strip()
+    assert expected in message and "\n" not in message
