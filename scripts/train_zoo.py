@@ -3,14 +3,16 @@
     python scripts/train_zoo.py ddpm --images 3000000
     python scripts/train_zoo.py twin --images 600000 --init ts_adapt/zoo/fashion-ddpm
     python scripts/train_zoo.py classifier --epochs 10
+    python scripts/train_zoo.py ddpm --schedule squaredcos_cap_v2 --prediction epsilon
 
 On several cores `torchrun --nproc-per-node 2 scripts/train_zoo.py ddpm` is nearly twice as fast as one process with
 two threads, so small are the convolutions; --batch is the batch of all processes together.
 
 The diffusion models are resumable: killed and started again, they go on from the last checkpoint under --out. Their
-loss is the mean squared error of v = alpha eps - sigma x0 at real-valued times, uniform on [0, 999] of the linear beta
-schedule of DDPM; the learning rate warms up, stays, and falls linearly to zero over the last quarter. The classifier
-takes minutes; it is in train_classifier.py.
+loss is the mean squared error of what is predicted at real-valued times, uniform on [0, 999] of the beta schedule: of
+v = alpha eps - sigma x0, as in the embedded models, or of eps, as DDPM has it. The schedule is linear, as in DDPM, or
+the cosine of Nichol and Dhariwal 2021 (squaredcos_cap_v2). The learning rate warms up, stays, and falls linearly to 0
+over the last quarter. The classifier takes minutes; it is in train_classifier.py.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import copy
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import ts_adapt  # noqa: F401  (first: it makes torchvision, hence diffusers, importable beside a CPU torch)
@@ -38,6 +41,7 @@ from ts_adapt.zoo.data import load_fashion_mnist, to_model_range
 
 CHANNELS = (16, 32, 96)
 CLASSES, NULL_CLASS = 10, 10
+SCHEDULES, PREDICTIONS = ("linear", "squaredcos_cap_v2"), ("v_prediction", "epsilon")
 
 
 def build_unet(channels: tuple[int, ...], conditional: bool, groups: int = 8) -> UNet2DModel:
@@ -56,11 +60,14 @@ def build_unet(channels: tuple[int, ...], conditional: bool, groups: int = 8) ->
     )
 
 
-def noised(x_0: Tensor, t: Tensor, noise: BetaTable, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """x_t and the v-target at real times t."""
+def noised(
+    x_0: Tensor, t: Tensor, noise: BetaTable, generator: torch.Generator, prediction: str = "v_prediction"
+) -> tuple[Tensor, Tensor]:
+    """x_t and what the network is to predict at real times t, one of PREDICTIONS."""
     alpha, sigma = noise.alpha(t), noise.sigma(t)
     eps = torch.randn(x_0.shape, generator=generator)
-    return combine((alpha, x_0), (sigma, eps)), combine((alpha, eps), (-sigma, x_0))
+    target = eps if prediction == "epsilon" else combine((alpha, eps), (-sigma, x_0))
+    return combine((alpha, x_0), (sigma, eps)), target
 
 
 def learning_rate(done: float, peak: float, warmup: float, decay: float = 0.25) -> float:
@@ -96,7 +103,7 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
     images, labels = load_fashion_mnist("train")
     test, test_labels = load_fashion_mnist("test")
     data, held_out = to_model_range(images), to_model_range(test[:1024])
-    scheduler = DDPMScheduler(prediction_type="v_prediction", clip_sample=True)
+    scheduler = DDPMScheduler(beta_schedule=args.schedule, prediction_type=args.prediction, clip_sample=True)
     noise = BetaTable.from_config(scheduler.config)
     net = build_unet(tuple(args.channels), conditional, args.groups)
     if args.init:
@@ -110,6 +117,9 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
     checkpoint = args.out / "checkpoint.pt"
     if checkpoint.exists():
         kept = torch.load(checkpoint, weights_only=True)
+        of = kept.get("schedule", "linear"), kept.get("prediction", "v_prediction")
+        if of != (args.schedule, args.prediction):
+            raise SystemExit(f"{checkpoint} is of a model with {' and '.join(of)}; choose another --out")
         net.load_state_dict(kept["net"])
         average.load_state_dict(kept["average"])
         optimizer.load_state_dict(kept["optimizer"])
@@ -121,7 +131,8 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
 
     def save() -> None:
         seconds = spent + time.time() - started
-        held = validation_loss(average, held_out, test_labels[:1024] if conditional else None, noise)
+        classes = test_labels[:1024] if conditional else None
+        held = validation_loss(average, held_out, classes, noise, args.prediction)
         row = {
             "step": step,
             "images": step * args.batch,
@@ -133,7 +144,8 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
         with open(args.out / "curve.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
         weights = {"net": net.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-        state = {**weights, "step": step, "spent": seconds}
+        made_with = {"schedule": args.schedule, "prediction": args.prediction}
+        state = {**weights, **made_with, "step": step, "spent": seconds}
         torch.save(state, checkpoint.with_suffix(".part"))
         checkpoint.with_suffix(".part").rename(checkpoint)
         weights = copy.deepcopy(average).half() if args.half else average
@@ -145,7 +157,7 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
         generator = torch.Generator().manual_seed((args.seed * 10_000_019 + step) * world + rank)
         rows = torch.randint(len(data), (local,), generator=generator)
         t = 999 * (torch.arange(local) + torch.rand(local, generator=generator)) / local
-        x_t, target = noised(data[rows], t, noise, generator)
+        x_t, target = noised(data[rows], t, noise, generator, args.prediction)
         classes = None
         if conditional:
             dropped = torch.rand(local, generator=generator) < 0.1
@@ -171,11 +183,13 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
 
 
 @torch.inference_mode()
-def validation_loss(net: nn.Module, x_0: Tensor, classes: Tensor | None, noise: BetaTable) -> float:
+def validation_loss(
+    net: nn.Module, x_0: Tensor, classes: Tensor | None, noise: BetaTable, prediction: str = "v_prediction"
+) -> float:
     generator = torch.Generator().manual_seed(7)
     t = 999 * (torch.arange(len(x_0)) + 0.5) / len(x_0)
     t = t[torch.randperm(len(x_0), generator=generator)]
-    x_t, target = noised(x_0, t, noise, generator)
+    x_t, target = noised(x_0, t, noise, generator, prediction)
     out = [
         net(x_t[i : i + 128], t[i : i + 128], class_labels=None if classes is None else classes[i : i + 128]).sample
         for i in range(0, len(x_0), 128)
@@ -183,7 +197,7 @@ def validation_loss(net: nn.Module, x_0: Tensor, classes: Tensor | None, noise: 
     return F.mse_loss(torch.cat(out), target).item()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("ddpm", "twin", "classifier"))
     parser.add_argument("--out", type=Path)
@@ -193,11 +207,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, help="of the classifier")
     parser.add_argument("--channels", type=int, nargs="+", default=list(CHANNELS))
     parser.add_argument("--groups", type=int, default=8)
+    parser.add_argument("--schedule", choices=SCHEDULES, default=SCHEDULES[0], help="of the betas")
+    parser.add_argument("--prediction", choices=PREDICTIONS, default=PREDICTIONS[0], help="of the network")
     parser.add_argument("--every", type=int, default=500)
     parser.add_argument("--half", action="store_true", help="write the pipeline in float16: half the size on disk")
     parser.add_argument("--init", help="pipeline folder to start from")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.what == "classifier":
         train_classifier(args.out, args.epochs, args.batch, args.lr or 0.1, args.seed)
         return

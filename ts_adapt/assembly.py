@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from ts_adapt import cachers, distances
+from ts_adapt import cachers, distances, pruning
 from ts_adapt.denoisers.analytic import example_mixture
+from ts_adapt.denoisers.execution import execute
 from ts_adapt.denoisers.load import load
 from ts_adapt.grids import fixed, published
 from ts_adapt.interfaces import Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError, unknown
@@ -58,6 +60,7 @@ CORRECTOR = "+corrector"
 NATIVE, ROUNDED = "+native", "+rounded"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PUBLISHED = {"ays-sd15": "sd15", "ays-sdxl": "sdxl", "ays-svd": "svd"}
+SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 NONE = "none"
 SELECTION = {"tinydm": "active"}
 """How a quantizer's calibration set is selected where its name does not say; of all others uniformly."""
@@ -73,7 +76,24 @@ class ModelOptions:
     """epsilon, sample, v or velocity; None: what the model's scheduler config says."""
     device: str = "cpu"
     dtype: str = "float32"
-    """The network's precision: float32, float16 or bfloat16; coefficients are float64 in any case."""
+    """The network's precision: float32, float16 (fp16) or bfloat16 (bf16); coefficients are float64 in any case."""
+    channels_last: bool = False
+    """The channels innermost in memory: faster convolutions on some machines."""
+    fused_qkv: bool = False
+    """One product for query, key and value of each attention layer; not with quantizers."""
+    compile: str | None = None
+    """A backend of torch.compile, such as inductor; not with cachers."""
+    pruned: str | None = None
+    """A file that `ts-adapt prune` wrote: the model without these blocks."""
+
+    def __post_init__(self) -> None:
+        self.dtype = SHORT.get(self.dtype, self.dtype)
+
+    @property
+    def execution(self) -> tuple[str, ...]:
+        """What of `denoisers.execution` is asked for: nothing of it changes what is computed, all of it how fast."""
+        names = [name for name in ("channels_last", "fused_qkv") if getattr(self, name)]
+        return (*names, *([] if self.compile is None else [f"compile {self.compile}"]))
 
 
 def device_and_dtype(options: ModelOptions) -> tuple[torch.device, torch.dtype]:
@@ -89,16 +109,28 @@ def device_and_dtype(options: ModelOptions) -> tuple[torch.device, torch.dtype]:
 
 
 def build_denoiser(options: ModelOptions) -> Denoiser:
-    """The denoiser of `options`, on its device."""
+    """The denoiser of `options`, on its device; TsAdaptError for what its network cannot be."""
     device, dtype = device_and_dtype(options)
     if options.name in ANALYTIC:
+        for option in ("channels_last", "fused_qkv", "compile", "pruned"):
+            if getattr(options, option):
+                raise TsAdaptError(f"model.{option} is for networks, and {options.name!r} is none; leave it out")
         if options.prediction is not None:
             raise TsAdaptError(
                 f"model.prediction is {options.prediction!r}, but {options.name!r} is no network; leave it out"
             )
         return ANALYTIC[options.name]()
-    denoiser: Denoiser = load(options.name, prediction=options.prediction, device=device, dtype=dtype)
-    return denoiser
+    denoiser = load(options.name, prediction=options.prediction, device=device, dtype=dtype)
+    prepare(denoiser.network, options)
+    found: Denoiser = denoiser
+    return found
+
+
+def prepare(network: nn.Module, options: ModelOptions) -> nn.Module:
+    """Prune `network` and have it run as `options` say, in place; TsAdaptError where it cannot."""
+    if options.pruned is not None:
+        pruning.apply(network, options.pruned)
+    return execute(network, channels_last=options.channels_last, fused_qkv=options.fused_qkv, compile=options.compile)
 
 
 def solver_name(name: str) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from ts_adapt.denoisers.execution import execution_of
 from ts_adapt.denoisers.network import add_step_aware, remove_step_aware, step_aware_parts
 from ts_adapt.interfaces import TsAdaptError
 
@@ -54,7 +55,7 @@ class Cacher(ABC):
         """Put the cacher on `network`, a UNet2DModel or UNet2DConditionModel, and return it.
 
         Raises TsAdaptError, and leaves the network as it was, if the cacher is in use, if one of its kind is attached,
-        under gradient checkpointing, and for a network without the blocks it needs.
+        under gradient checkpointing, and for a network that is compiled or has not the blocks it needs.
         """
         from ts_adapt.cachers.hooks import install
 
@@ -64,6 +65,11 @@ class Cacher(ABC):
             raise TsAdaptError(
                 f"{self.kind} works on diffusers' {' and '.join(NETWORKS)}; got {type(network).__name__} "
                 "(compile or wrap a network after attaching)"
+            )
+        if execution_of(network).compile is not None:
+            raise TsAdaptError(
+                f"{self.kind} changes from step to step what is run of the network, and this {type(network).__name__} "
+                "is compiled as one piece; leave model.compile out, or the cacher"
             )
         if any(isinstance(part, type(self)) for part in step_aware_parts(network)):
             raise TsAdaptError(f"a {self.kind} is attached to this network already; remove that one first")

@@ -18,6 +18,7 @@ from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.interfaces import Condition, NoiseSchedule, TsAdaptError
 from ts_adapt.noise import BetaTable, RectifiedFlow
 from ts_adapt.parameterization import PARAMETERIZATIONS, PREDICTION_TYPES
+from ts_adapt.prompts import token_count, trimmed
 
 PIPELINES: dict[str, tuple[str, str | None]] = {
     "DDPMPipeline": ("unet", None),
@@ -119,11 +120,14 @@ class LatentDecoder(nn.Module):
 def encode_prompts(pipe: Any, prompts: Sequence[str], negative: str = "") -> tuple[Condition, Condition]:
     """The condition `(B, tokens, width)` of `prompts`, and that of the `negative` prompt for `Guided`.
 
-    Raises TsAdaptError for a pipeline without text encoder.
+    Prompts that are longer than the pipeline's tokenizer allows (77 tokens of CLIP) are cut at a word. Raises
+    TsAdaptError for a pipeline without text encoder.
     """
     if getattr(pipe, "encode_prompt", None) is None:
         raise TsAdaptError(f"{type(pipe).__name__} encodes no prompts; give its condition (class_labels) as tensors")
-    prompts = list(prompts)
+    tokenizer, prompts = getattr(pipe, "tokenizer", None), list(prompts)
+    if tokenizer is not None:
+        prompts = trimmed(prompts, token_count(tokenizer), tokenizer.model_max_length)
     embeddings, unconditional = pipe.encode_prompt(
         prompts, pipe.device, 1, do_classifier_free_guidance=True, negative_prompt=[negative] * len(prompts)
     )[:2]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 STATIC = "static"
 """The schedule that all others are set against: one learned grid for all samples, nothing but its times learned."""
+OF_STUDENT = "@"
+"""Before the network that a schedule was learned for, where it is not the teacher's own: static@hqq4."""
 PREDICTED = ("one-shot", "recursive")
 """The kinds of schedules that a network predicts."""
 
@@ -52,6 +54,11 @@ class EvaluateOptions:
     """A CLIP model of transformers, a folder or hub id, for the CLIP score of prompts; None: no score."""
 
 
+def sampler_name(solver: str, cacher: str, quantizer: str) -> str:
+    """The solver, and behind it cacher and quantizer where there are any: `ddim`, `ddim, deepcache-2, hqq4`."""
+    return ", ".join([solver, *(name for name in (cacher, quantizer) if name != NONE)])
+
+
 def stem(sampler: str) -> str:
     """A sampler in the name of a file."""
     return sampler.replace(", ", "-")
@@ -67,8 +74,8 @@ class Sampled:
 
     @property
     def sampler(self) -> str:
-        """The solver, and behind it cacher and quantizer where there are any: `ddim`, `ddim, deepcache-2, hqq4`."""
-        return ", ".join([self.solver, *(name for name in (self.cacher, self.quantizer) if name != NONE)])
+        """See `sampler_name`."""
+        return sampler_name(self.solver, self.cacher, self.quantizer)
 
 
 @dataclass(frozen=True)
@@ -215,22 +222,28 @@ class Difference(Sampled):
 
 def differences(runs: Sequence[tuple[Entry, Run]], samples: int) -> list[Difference]:
     """What is not fixed against the best fixed grid between the shared ends, and against the static grid; predictors
-    also against the best static grid with corrections, as they may predict corrections themselves.
+    also against the best static grid with corrections, as they may predict corrections themselves. What was learned for
+    a cheaper network (`OF_STUDENT`) is set against what else was, and against its like of the teacher's own network.
 
     `runs` are those of one sampler and NFE; schedules measured on fewer than `samples` samples are left out.
     """
     means = {e.schedule: float(run.distance[:samples].mean()) for e, run in runs if e.samples >= samples}
     here = {e.schedule: (e, run.distance[:samples]) for e, run in runs if e.samples >= samples}
     fixed = [name for name, (e, _) in here.items() if e.kind == "fixed" and has_shared_ends(name)]
-    corrected = [name for name, (e, _) in here.items() if e.kind == STATIC and name != STATIC]
     pairs = []
     for name, kind in ((name, e.kind) for name, (e, _) in here.items() if e.kind != "fixed"):
+        full, at, student = name.partition(OF_STUDENT)
+        static = STATIC + at + student
+        shared = [other for other, (e, _) in here.items() if e.kind == STATIC and other != static]
+        corrected = [other for other in shared if other.partition(OF_STUDENT)[2] == student]
         if fixed:
             pairs.append((name, min(fixed, key=lambda grid: means[grid])))
-        if name != STATIC and STATIC in here:
-            pairs.append((name, STATIC))
+        if name != static and static in here:
+            pairs.append((name, static))
         if kind in PREDICTED and corrected:
             pairs.append((name, min(corrected, key=lambda grid: means[grid])))
+        if at and full in here:
+            pairs.append((name, full))
     found = []
     for name, against in pairs:
         (entry, distance), (_, other) = here[name], here[against]

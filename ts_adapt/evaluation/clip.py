@@ -3,7 +3,7 @@
     score = cos(image features, text features)      as benchmarks of samplers report it, about 0.3 for good images
 
 CLIP is one of transformers' making, read from a folder or the hub; nothing is imported before it is asked for. Prompts
-are cut to what its text encoder takes (77 tokens).
+are cut at a word to what its text encoder takes (77 tokens), as they are where images are made of them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.prompts import token_count, trimmed
 from ts_adapt.zoo.data import to_uint8
 
 ClipScore = Callable[[Tensor, Sequence[str]], Tensor]
@@ -50,7 +51,8 @@ def clip_scorer(weights: str, device: torch.device | str = "cpu") -> ClipScore:
             raise TsAdaptError(f"there are {len(images)} images and {len(prompts)} prompts; give a prompt for each")
         pixels = to_uint8(images).expand(-1, 3, -1, -1).cpu()
         seen = processor(images=list(pixels), return_tensors="pt", input_data_format="channels_first")
-        words = tokenizer(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        short = trimmed(prompts, token_count(tokenizer), longest)
+        words = tokenizer(short, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         out = model(**seen.to(device), **words.to(device))
         return F.cosine_similarity(out.image_embeds, out.text_embeds).float().cpu()
 

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ts_adapt.assembly import has_shared_ends
-from ts_adapt.evaluation.benchmark import STATIC, Difference, Row
+from ts_adapt.evaluation.benchmark import OF_STUDENT, STATIC, Difference, Row
 from ts_adapt.evaluation.tables import frechet_name
 
+ORACLE = "oracle"
+"""The kind of grids that were searched for each sample, and the name of those whose times alone were."""
 VERDICTS = {"better": "better than", "no different": "no different from", "worse": "worse than"}
-CLASSES = ("fixed", STATIC, "corrected")
+CLASSES = ("fixed", STATIC, "corrected", "full")
 OTHER_MODE = "Where mean and wins disagree, a few samples that end in another mode of the data decide the mean."
 
 
@@ -59,7 +61,8 @@ class Compared:
         """The verdict with its interval and the samples that were won; `article` goes before the other's name."""
         d, samples = self.difference, f"{self.difference.samples} samples"
         won = samples if self.wins is None else f"nearer on {100 * self.wins:.0f} % of {samples}"
-        searched = "; times alone, searched on these very samples" if self.row.kind == "oracle" else ""
+        alone = "times alone, " if d.schedule.partition(OF_STUDENT)[0] == ORACLE else ""
+        searched = f"; {alone}searched on these very samples" if self.row.kind == ORACLE else ""
         return (
             f"{d.schedule} is {VERDICTS[self.verdict]} {article}{d.against}: {self.percent(d.difference)} "
             f"(95 % interval {self.percent(d.low)} to {self.percent(d.high)}), {won}{searched}."
@@ -91,8 +94,8 @@ class Conclusion:
 
 def conclusions(rows: Sequence[Row], differences: Sequence[Difference], features: str) -> list[Conclusion]:
     """For each sampler and NFE: static against the best fixed grid, all else that was learned or optimised against
-    static, predictors against the best static grid with corrections too, each on as many samples as both were measured
-    on, and who is nearest to the data."""
+    static, predictors against the best static grid with corrections too, what was learned for a cheaper network against
+    its like of the teacher's own, each on as many samples as both were measured on, and who is nearest to the data."""
     keys = dict.fromkeys((r.sampler, r.nfe) for r in rows)
     pairs = compare(rows, differences)
     return [
@@ -105,27 +108,31 @@ def _key(pair: Compared) -> tuple[str, int]:
     return pair.row.sampler, pair.row.nfe
 
 
-def _class(other: Row) -> str:
-    """Which of `CLASSES` a schedule is that others are compared with."""
-    return other.kind if other.kind == "fixed" or other.schedule == STATIC else "corrected"
+def _class(pair: Compared) -> str:
+    """Which of `CLASSES` the schedule is that another is compared with."""
+    name, _, student = pair.other.schedule.partition(OF_STUDENT)
+    if pair.row.schedule.partition(OF_STUDENT)[2] != student and pair.other.kind != "fixed":
+        return "full"
+    return pair.other.kind if pair.other.kind == "fixed" or name == STATIC else "corrected"
 
 
 def _conclusion(rows: Sequence[Row], pairs: Sequence[Compared], features: str) -> Conclusion:
     ordered = sorted(pairs, key=lambda p: p.row.samples)
-    most = {(p.row.schedule, _class(p.other)): p for p in ordered}
-    fixed, static, corrected = ([p for (_, of), p in most.items() if of == kind] for kind in CLASSES)
-    fixed = [p for p in fixed if p.row.schedule == STATIC] or fixed
-    lines = [*(p.sentence("the best fixed grid, ") for p in fixed), *(p.sentence() for p in static + corrected)]
+    most = {(p.row.schedule, _class(p)): p for p in ordered}
+    fixed, static, corrected, full = ([p for (_, of), p in most.items() if of == kind] for kind in CLASSES)
+    fixed = [p for p in fixed if p.row.schedule.partition(OF_STUDENT)[0] == STATIC] or fixed
+    lines = [*(p.sentence("the best fixed grid, ") for p in fixed), *(p.sentence() for p in static + corrected + full)]
     if any(p.surprising for p in fixed + static):
         lines.append(OTHER_MODE)
     short = [
         f"{p.row.schedule} is {VERDICTS[p.verdict]} the best fixed grid, {p.other.schedule} {p.brief()}." for p in fixed
     ]
-    for part in (static, corrected):
+    others = dict.fromkeys(p.other.schedule for p in static + corrected)
+    for part in ([p for p in static + corrected if p.other.schedule == other] for other in others):
         found = {word: [f"{p.row.schedule} {p.brief()}" for p in part if p.verdict == word] for word in VERDICTS}
-        if part:
-            verdicts = [f"{word}: {', '.join(names)}" for word, names in found.items() if names]
-            short.append(f"Against {part[0].other.schedule}, {'; '.join(verdicts)}.")
+        verdicts = [f"{word}: {', '.join(names)}" for word, names in found.items() if names]
+        short.append(f"Against {part[0].other.schedule}, {'; '.join(verdicts)}.")
+    short += [f"{p.row.schedule} is {VERDICTS[p.verdict]} {p.other.schedule} {p.brief()}." for p in full]
     heading = f"{rows[0].sampler}, NFE {rows[0].nfe}"
     return Conclusion(heading, " ".join(short), [*lines, *_nearest_to_the_data(rows, features)])
 

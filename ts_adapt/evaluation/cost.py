@@ -6,6 +6,7 @@
     seconds      the median over runs, behind one that warms up
     peak_memory  bytes in use at the worst moment beyond those before: of CUDA's allocator, and on the CPU of the
                  tensors that live between operations (what a kernel takes for itself is not seen)
+                 Of compiled networks, flops and the CPU's memory are those without compilation
     weight_bytes of parameters and buffers, each storage once
 
 Costs are those of one `solve()`, a call that samples a batch.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -55,7 +57,7 @@ def measure(solve: Solve, images: int, device: torch.device | str = "cpu", repea
 def count_flops(solve: Solve) -> int:
     """The floating-point operations of `solve`."""
     integer = {torch.ops.aten._int_mm: _integer_product}
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=integer) as counter:
+    with _uncompiled(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=integer) as counter:
         solve()
     return int(counter.get_total_flops())
 
@@ -87,7 +89,7 @@ def peak_memory(solve: Solve, device: torch.device | str = "cpu") -> int:
         solve()
         return int(torch.cuda.max_memory_allocated(device) - before)
     allocations = Allocations()
-    with allocations:
+    with _uncompiled(), allocations:
         solve()
     return allocations.peak
 
@@ -97,6 +99,12 @@ def weight_bytes(network: nn.Module) -> int:
     tensors = [*network.parameters(), *network.buffers()]
     storages = {(t.device, t.untyped_storage().data_ptr()): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Compiled networks run as they are written: operations inside a compiled one are not seen."""
+    stance: Any = torch.compiler.set_stance
+    return stance("force_eager")  # type: ignore[no-any-return]
 
 
 def _wait(device: torch.device) -> None:

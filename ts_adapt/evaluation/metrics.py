@@ -191,14 +191,10 @@ def folder_features(
     Raises TsAdaptError for a missing folder, one without images, a file that is no image, and images whose features
     have several widths.
     """
-    folder = Path(folder)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise TsAdaptError(f"{folder} holds no images; expected a folder of {', '.join(IMAGE_SUFFIXES)}")
-    mode = "L" if shape is not None and shape[0] == 1 else "RGB"
+    files, mode = image_files(folder), "L" if shape is not None and shape[0] == 1 else "RGB"
     features = []
     for start in range(0, len(files), batch_size):
-        images = [_read_image(file, mode) for file in files[start : start + batch_size]]
+        images = [read_image(file, mode) for file in files[start : start + batch_size]]
         one_size = all(image.shape == images[0].shape for image in images)
         features += [extract(part).cpu() for part in ([torch.cat(images)] if one_size else images)]
     if len({part.shape[1] for part in features}) > 1:
@@ -206,8 +202,16 @@ def folder_features(
     return torch.cat(features)
 
 
-def _read_image(file: Path, mode: str) -> Tensor:
-    """`(1, C, H, W)` in [-1, 1]."""
+def image_files(folder: str | Path) -> list[Path]:
+    """The images in `folder` and the folders inside it, in the order of their names; TsAdaptError if there are none."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise TsAdaptError(f"{folder} holds no images; expected a folder of {', '.join(IMAGE_SUFFIXES)}")
+    return files
+
+
+def read_image(file: Path, mode: str) -> Tensor:
+    """`(1, C, H, W)` in [-1, 1]; `mode` L (grey) or RGB. TsAdaptError for what is no image."""
     try:
         with Image.open(file) as image:
             pixels = torch.from_numpy(np.array(image.convert(mode)))

@@ -1,4 +1,5 @@
-"""Cachers and quantizers beside one another: of each solver, NFE, schedule and number of samples a table of them all.
+"""Cachers and quantizers beside one another: of each solver, NFE, schedule and number of samples a table of them all,
+with the schedules that were learned for one of them (`static@hqq4`) beside what the schedule of the full network gives.
 
 Where there is one cacher and quantizer alone there is no such table. Where there are several, the tables and pictures
 of schedules are of `plain` rows: without either, or else of the first pair.
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ts_adapt.assembly import NONE
-from ts_adapt.evaluation.benchmark import Row
+from ts_adapt.evaluation.benchmark import OF_STUDENT, Row
 from ts_adapt.evaluation.tables import NOTHING, cell, short_name
 
 Cell = Callable[[Row], str]
@@ -35,11 +36,12 @@ def products(rows: Sequence[Row]) -> list[Product]:
     """One for each solver, NFE, schedule and number of samples with several cachers or quantizers, in rows' order."""
     found: dict[tuple[str, int, str, int], list[Row]] = {}
     for row in rows:
-        found.setdefault((row.solver, row.nfe, row.schedule, row.samples), []).append(row)
+        name = row.schedule.partition(OF_STUDENT)[0]
+        found.setdefault((row.solver, row.nfe, name, row.samples), []).append(row)
     return [
         Product(f"{solver}, NFE {nfe}, {schedule}, {samples} samples", part)
         for (solver, nfe, schedule, samples), part in found.items()
-        if len(part) > 1
+        if len({(row.cacher, row.quantizer) for row in part}) > 1
     ]
 
 
@@ -74,11 +76,13 @@ def text(product: Product, features: str) -> str:
 def markdown(product: Product, features: str) -> str:
     """The table for a README."""
     head, *lines = [f"| {' | '.join(line)} |" for line in _cells(product, features)]
-    return "\n".join([product.title, "", head, "|---" * len(columns(features)) + "|", *lines])
+    return "\n".join([product.title, "", head, "|---" * (head.count("|") - 1) + "|", *lines])
 
 
 def _cells(product: Product, features: str) -> list[list[str]]:
     found = columns(features)
+    if len({row.schedule for row in product.rows}) > 1:
+        found["schedule"] = lambda r: r.schedule
     return [list(found), *([of(row) for of in found.values()] for row in product.rows)]
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,10 +18,11 @@ from ts_adapt.evaluation.page import Picture, render
 from ts_adapt.evaluation.products import markdown as side_by_side
 from ts_adapt.evaluation.products import plain, products
 from ts_adapt.evaluation.tables import ON_WINS, brief, frechet_name, groups, markdown, rows_of
-from ts_adapt.files import read_json, write_bytes, write_json
+from ts_adapt.files import check_schema, read_json, write_bytes, write_json
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
 from ts_adapt.plots import plot_images, plot_intervals, plot_quality, plot_schedules
 
+Kept = TypeVar("Kept", Row, Difference)
 COLUMNS = [field.name for field in fields(Row)]
 
 
@@ -59,11 +60,12 @@ class Results:
     def read(cls, folder: Path) -> Results | None:
         """What an earlier evaluation left in `folder`; None if there is none that can be read."""
         try:
-            kept = read_json(folder / "results.json")
-            rows, apart = [Row(**row) for row in kept["rows"]], [Difference(**d) for d in kept["differences"]]
+            kept = read_json(folder / "results.json", {"facts": dict, "rows": list, "differences": list})
+            rows, apart = [_read(Row, row) for row in kept["rows"]], [_read(Difference, d) for d in kept["differences"]]
             compare(rows, apart)
-            return cls(rows, apart, dict(kept["facts"]))
-        except (TsAdaptError, KeyError, TypeError, ValueError):
+            _check_facts(kept["facts"], folder / "results.json")
+            return cls(rows, apart, kept["facts"])
+        except (TsAdaptError, KeyError, TypeError):
             return None
 
     def joined(self, earlier: Results | None) -> Results:
@@ -79,6 +81,27 @@ class Results:
         reasons = {(one["cacher"], one["quantizer"]): one for one in reversed(refused)}
         left = [one for pair, one in reasons.items() if pair not in there]
         return Results(rows, apart, {**self.facts, **counts, "skipped": left})
+
+
+def _read(kind: type[Kept], record: Any) -> Kept:
+    """The row or difference in `record`; TypeError unless every value has its type."""
+    made = kind(**record)
+    for name, hint in get_type_hints(kind).items():
+        value = getattr(made, name)
+        accepted = hint | int if isinstance(0.0, hint) else hint
+        if isinstance(value, bool) or not isinstance(value, accepted):
+            raise TypeError(f"{name} is a {type(value).__name__}")
+    return made
+
+
+def _check_facts(facts: dict[str, Any], path: Path) -> None:
+    """TsAdaptError or TypeError unless everything that `Results.joined` takes over has its type."""
+    check_schema(facts, {"comparison": dict, "teacher": dict, "floor": dict}, path)
+    check_schema(facts["comparison"], {"features": str, "distance": str}, path)
+    for counts in (facts["teacher"], facts["floor"]):
+        check_schema(counts, dict.fromkeys(counts, (int, float)), path)
+    for one in facts.get("skipped", []):
+        check_schema(one, dict.fromkeys(("cacher", "quantizer", "reason"), str), path)
 
 
 def write_report(

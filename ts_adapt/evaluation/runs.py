@@ -6,14 +6,15 @@
     probabilities, spatial, clip                 of each sample, where they are asked for (see `quality`)
 
 The file is keyed by what was run. So an evaluation that was killed goes on, nothing is computed twice, and a schedule
-that was learned anew is measured anew.
+that was learned anew is measured anew. Samples are taken in parts of PART batches, the unit of work: each leaves a file
+under `parts` with the same per sample (of images only the pictures), until the run is joined from them.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -21,19 +22,24 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.evaluation.benchmark import Entry
+from ts_adapt import distributed
+from ts_adapt.evaluation.benchmark import Entry, fingerprint
 from ts_adapt.evaluation.cost import count_flops, peak_memory
 from ts_adapt.evaluation.metrics import Extractor
 from ts_adapt.evaluation.quality import looks_of
-from ts_adapt.files import read_tensors, write_tensors
+from ts_adapt.files import check_shapes, read_tensors, write_tensors
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.quantizers.network import size_of
 from ts_adapt.search.objective import Batch, Objective
 
+PART, PARTS = 4, "parts"
+"""Batches of a part, and where parts are kept."""
 PICTURES = 16
 COST_IMAGES = 2
 """Images that are sampled at once to count operations and memory."""
 FURTHER = ("probabilities", "spatial", "clip")
+NOT_KNOWN = -1.0
+"""Stands in a run file for a cost that does not apply."""
 Clip = Callable[[Tensor, slice], Tensor]
 """(images of the samples in a slice, that slice) -> their CLIP scores `(B,)`."""
 
@@ -66,29 +72,77 @@ class Run:
     further: dict[str, Tensor] = field(default_factory=dict)
 
 
-def run_entry(
+def parts_of(entry: Entry, batch_size: int) -> list[range]:
+    """The rows of each part."""
+    size = PART * batch_size
+    return [range(start, min(start + size, entry.samples)) for start in range(0, entry.samples, size)]
+
+
+def missing_parts(entry: Entry, folder: Path, batch_size: int) -> list[range]:
+    """The parts that are to be sampled before `join_parts`; none where there is a run."""
+    if kept_run(entry, folder) is not None:
+        return []
+    return [rows for rows in parts_of(entry, batch_size) if _kept_part(entry, folder, rows, batch_size) is None]
+
+
+def sample_part(
     entry: Entry,
     objective: Objective,
     batch: Batch,
     extractor: Extractor,
     folder: Path,
+    rows: range,
     *,
     batch_size: int,
     clip: Clip | None = None,
-) -> Run:
-    """Sample `entry` on `batch`, or read what an earlier evaluation of the very same kept."""
-    batch = batch.rows(slice(0, entry.samples))
+) -> None:
+    """Sample `entry` on the `rows` of `batch`, a part of it, and keep what came out."""
+    with _naming(entry):
+        part = _sampled(entry.policy, objective, batch, extractor, rows, batch_size, clip)
+    write_tensors(_part_file(entry, folder, rows), {**part, "fingerprint": _part_key(entry, rows, batch_size)})
+
+
+def join_parts(entry: Entry, objective: Objective, batch: Batch, folder: Path, *, batch_size: int) -> None:
+    """Make the run of its parts, unless there is one, and measure what it costs.
+
+    Raises TsAdaptError for a part that is missing.
+    """
     run = kept_run(entry, folder)
-    if run is not None and run.cost is not None:
-        return run
+    run = _joined(entry, folder, batch_size) if run is None else run
+    with _naming(entry):
+        run = replace(run, cost=_cost(entry.policy, objective, batch.rows(slice(0, entry.samples))))
+    _keep(run, folder / entry.file, _key(entry))
+    for rows in parts_of(entry, batch_size):
+        _part_file(entry, folder, rows).unlink(missing_ok=True)
+
+
+def _joined(entry: Entry, folder: Path, batch_size: int) -> Run:
+    parts = []
+    distributed.await_files([_part_file(entry, folder, rows) for rows in parts_of(entry, batch_size)])
+    for rows in parts_of(entry, batch_size):
+        part = _kept_part(entry, folder, rows, batch_size)
+        if part is None:
+            raise TsAdaptError(f"{_part_file(entry, folder, rows)} is missing or damaged; run the same command again")
+        parts.append(part)
+    found = {name: torch.cat([part[name] for part in parts if name in part]) for name in parts[0]}
+    seconds = found["seconds"].tolist()
+    return Run(
+        found["features"],
+        found["distance"],
+        median(seconds[1:] or seconds),
+        found["pictures"][:PICTURES],
+        found["times"],
+        further={name: found[name] for name in FURTHER if name in found},
+    )
+
+
+@contextmanager
+def _naming(entry: Entry) -> Iterator[None]:
+    """A TsAdaptError of the block says which run it is of."""
     try:
-        if run is None:
-            run = _sampled(entry.policy, objective, batch, extractor, batch_size, clip)
-        run = replace(run, cost=_cost(entry.policy, objective, batch))
+        yield
     except TsAdaptError as error:
         raise TsAdaptError(f"{entry.sampler}, NFE {entry.nfe}, {entry.schedule}: {error}") from error
-    _keep(run, folder / entry.file, _key(entry))
-    return run
 
 
 @torch.inference_mode()
@@ -97,13 +151,15 @@ def _sampled(
     objective: Objective,
     batch: Batch,
     extractor: Extractor,
+    samples: range,
     batch_size: int,
     clip: Clip | None,
-) -> Run:
+) -> dict[str, Tensor]:
+    """What there is to know of each of the `samples`; of each batch its seconds an image."""
     looks: dict[str, list[Tensor]] = {}
-    distances, pictures, seconds, times = [], [], [], []
-    for start in range(0, len(batch), batch_size):
-        rows = slice(start, start + batch_size)
+    seconds = []
+    for start in range(samples.start, samples.stop, batch_size):
+        rows = slice(start, min(start + batch_size, samples.stop))
         part = batch.rows(rows)
         began = time.perf_counter()
         solution = objective.student_solution(_rows(schedule, rows), part, check=True)
@@ -112,21 +168,14 @@ def _sampled(
             torch.cuda.synchronize(images.device)
         seconds.append((time.perf_counter() - began) / len(part))
         seen = looks_of(extractor, images) | ({} if clip is None else {"clip": clip(images, rows)})
-        for name, tensor in seen.items():
-            looks.setdefault(name, []).append(tensor.cpu().float())
-        distances.append(objective.distance(images, objective.denoiser.decode(part.target)).cpu())
-        times.append(solution.times.expand(len(part), -1).cpu())
+        seen = {name: tensor.cpu().float() for name, tensor in seen.items()}
+        seen["distance"] = objective.distance(images, objective.denoiser.decode(part.target)).cpu().float()
+        seen["times"] = solution.times.expand(len(part), -1).cpu()
         if start < PICTURES:
-            pictures.append(((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
-    found = {name: torch.cat(parts) for name, parts in looks.items()}
-    return Run(
-        found.pop("features"),
-        torch.cat(distances).float(),
-        median(seconds[1:] or seconds),
-        torch.cat(pictures)[:PICTURES],
-        torch.cat(times),
-        further=found,
-    )
+            seen["pictures"] = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        for name, tensor in seen.items():
+            looks.setdefault(name, []).append(tensor)
+    return {name: torch.cat(found) for name, found in looks.items()} | {"seconds": torch.tensor(seconds).double()}
 
 
 @torch.inference_mode()
@@ -150,7 +199,33 @@ def _rows(schedule: StepPolicy | TimeGrid, rows: slice) -> StepPolicy | TimeGrid
 
 
 def _key(entry: Entry) -> Tensor:
-    return torch.frombuffer(bytearray(entry.fingerprint.encode()), dtype=torch.uint8).clone()
+    return _as_bytes(entry.fingerprint)
+
+
+def _part_key(entry: Entry, rows: range, batch_size: int) -> Tensor:
+    return _as_bytes(fingerprint(entry.fingerprint, rows.start, rows.stop, batch_size))
+
+
+def _as_bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).clone()
+
+
+def _part_file(entry: Entry, folder: Path, rows: range) -> Path:
+    return folder / PARTS / f"{Path(entry.file).stem}-{rows.start:06d}.safetensors"
+
+
+def _kept_part(entry: Entry, folder: Path, rows: range, batch_size: int) -> dict[str, Tensor] | None:
+    """What was kept of these rows, if it is whole and of this very entry."""
+    path, key = _part_file(entry, folder, rows), _part_key(entry, rows, batch_size)
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "features": (len(rows), None), "distance": (len(rows),), "times": (len(rows), None), "seconds": (None,),
+        "fingerprint": (len(key),),
+    }  # fmt: skip
+    try:
+        part = read_tensors(path, shapes) if path.exists() else None
+    except TsAdaptError:
+        return None
+    return part if part is not None and torch.equal(part["fingerprint"], key) else None
 
 
 def _keep(run: Run, path: Path, key: Tensor) -> None:
@@ -164,7 +239,7 @@ def _keep(run: Run, path: Path, key: Tensor) -> None:
         **run.further,
     }
     if run.cost is not None:
-        values = [math.nan if value is None else value for value in astuple(run.cost)]
+        values = [NOT_KNOWN if value is None else value for value in astuple(run.cost)]
         tensors["cost"] = torch.tensor(values, dtype=torch.float64)
     write_tensors(path, tensors)
 
@@ -174,20 +249,22 @@ def kept_run(entry: Entry, folder: Path) -> Run | None:
     path, key, count = folder / entry.file, _key(entry), entry.samples
     if not path.exists():
         return None
-    shapes = {
+    shapes: dict[str, tuple[int | None, ...]] = {
         "features": (count, None), "distance": (count,), "seconds": (), "pictures": (min(count, PICTURES), *3 * [None]),
         "times": (count, None), "fingerprint": (len(key),),
     }  # fmt: skip
+    where_known = {"cost": (4,), "probabilities": (count, None), "spatial": (count, None), "clip": (count,)}
     try:
         kept = read_tensors(path, shapes)
+        check_shapes(kept, {name: shape for name, shape in where_known.items() if name in kept}, path)
     except TsAdaptError:
         return None
-    if not torch.equal(kept["fingerprint"], key):
+    if not torch.equal(kept["fingerprint"], key) or kept["pictures"].dtype != torch.uint8 or float(kept["seconds"]) < 0:
         return None
     further = {name: kept[name] for name in FURTHER if name in kept}
     cost = None
     if "cost" in kept:
-        bits, size, flops, memory = (None if math.isnan(value) else value for value in kept["cost"].tolist())
+        bits, size, flops, memory = (None if value < 0 else value for value in kept["cost"].tolist())
         cost = RunCost(bits, None if size is None else int(size), flops or 0.0, int(memory or 0))
     return Run(
         kept["features"], kept["distance"], float(kept["seconds"]), kept["pictures"], kept["times"], cost, further

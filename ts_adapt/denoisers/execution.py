@@ -1,0 +1,129 @@
+"""How a network is run, beside what it computes: memory layout, fused projections, compilation.
+
+    channels_last   weights, and with them the features of convolutions, have the channels innermost in memory
+    fused_qkv       one matrix product for Q, K and V of self-attention, and one for K and V of cross-attention:
+                    [Q K V] = x [W_Q W_K W_V]
+    compile         torch.compile, by one of its backends, in place
+
+What the network says stays the same up to rounding, and its `state_dict` altogether; `plain` takes all of it off again.
+Attention itself is torch's scaled_dot_product_attention with any of them and with none: diffusers' default.
+
+Fused projections are made of the weights that are there, so that a quantizer refuses them; a compiled network is run as
+one piece, so that a cacher refuses it. Layers and hooks that come and go, as a quantizer's do, a compiled network
+notices, and is compiled again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ts_adapt.interfaces import TsAdaptError, unknown
+
+ATTRIBUTE = "_ts_adapt_execution"
+RECOMPILATIONS = 64
+"""How often one network may be compiled anew before torch runs it uncompiled; torch's own limit is 8."""
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """An attention layer with fused projections, the processor that it had before, and what keeps its state_dict."""
+
+    attention: Any
+    processor: Any
+    handle: RemovableHandle
+
+
+@dataclass
+class Execution:
+    """How a network is run at present."""
+
+    channels_last: bool = False
+    compile: str | None = None
+    fused: tuple[_Fused, ...] = ()
+
+
+def execute(
+    network: nn.Module, *, channels_last: bool = False, fused_qkv: bool = False, compile: str | None = None
+) -> nn.Module:
+    """Have `network` run in the ways of the module's head, and return it; `compile` names a backend: inductor, ...
+
+    Raises TsAdaptError, and leaves the network as it was, for attention that cannot be fused, for none at all, for an
+    unknown backend, and for a network that is run in some such way already.
+    """
+    if execution_of(network) != Execution():
+        raise TsAdaptError(f"this {type(network).__name__} is run in a way of its own already; make it plain first")
+    if compile is not None:
+        backends = torch.compiler.list_backends(exclude_tags=())
+        if compile not in backends:
+            raise unknown("backend of torch.compile", compile, sorted(backends))
+    fused = _fuse(network) if fused_qkv else ()
+    if channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compile is not None:
+        dynamo: Any = torch._dynamo.config
+        dynamo.skip_nnmodule_hook_guards = False
+        dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILATIONS)
+        network.compile(backend=compile)
+    setattr(network, ATTRIBUTE, Execution(channels_last, compile, fused))
+    return network
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """`network` as it was before `execute`."""
+    former = execution_of(network)
+    if former.compile is not None:
+        network.__dict__.pop("_compiled_call_impl")
+    if former.channels_last:
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for one in former.fused:
+        one.handle.remove()
+        one.attention.set_processor(one.processor)
+        one.attention.fused_projections = False
+        delattr(one.attention, _projection(one.attention))
+    network.__dict__.pop(ATTRIBUTE, None)
+    return network
+
+
+def execution_of(network: nn.Module) -> Execution:
+    """How `network` is run."""
+    found: Execution = network.__dict__.get(ATTRIBUTE, Execution())
+    return found
+
+
+def _fuse(network: nn.Module) -> tuple[_Fused, ...]:
+    from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
+
+    name = type(network).__name__
+    attentions: list[Any] = [module for module in network.modules() if isinstance(module, Attention)]
+    if not attentions:
+        raise TsAdaptError(f"this {name} has no attention of diffusers' making to fuse; leave fused_qkv out")
+    foreign = next((a.processor for a in attentions if type(a.processor) is not AttnProcessor2_0), None)
+    if foreign is not None:
+        raise TsAdaptError(
+            f"the attention of this {name} is run by {type(foreign).__name__}, whose projections are not fused here; "
+            "leave fused_qkv out"
+        )
+    fused = []
+    for attention in attentions:
+        former = attention.processor
+        attention.fuse_projections()
+        getattr(attention, _projection(attention)).requires_grad_(attention.to_k.weight.requires_grad)
+        attention.set_processor(FusedAttnProcessor2_0())
+        fused.append(_Fused(attention, former, attention.register_state_dict_post_hook(_without_fused)))
+    return tuple(fused)
+
+
+def _projection(attention: Any) -> str:
+    """The name of the fused projection."""
+    return "to_kv" if attention.is_cross_attention else "to_qkv"
+
+
+def _without_fused(attention: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Leave out of `state` what repeats the weights of others."""
+    for key in [key for key in state if key.startswith(f"{prefix}{_projection(attention)}.")]:
+        del state[key]

@@ -1,0 +1,100 @@
+"""prune: blocks are left out of the session's network, round by round, and the list is kept for `model.pruned`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ts_adapt.evaluation.cost import count_flops, seconds
+from ts_adapt.files import make_folder
+from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.jobs.session import Session
+from ts_adapt.pruning import Round, evolve, save
+from ts_adapt.sampling import initial_noise, noise_scale
+from ts_adapt.search.objective import Batch
+from ts_adapt.teacher.store import TRAIN_START, condition_of
+
+MEASURES = ("flops", "seconds")
+FLOP_IMAGES = 2
+"""Images that are sampled at once to count operations, which are the same for each."""
+
+
+def prune(
+    session: Session, schedule: str, solver: str | None = None, nfe: int | None = None, out: str | None = None
+) -> Path:
+    """Leave blocks out until the options of `prune` say stop; writes and prints what went. Returns the file.
+
+    schedule, solver, nfe  the few-step solve by which the images are made; None: the first of the config
+    out                    the file; None: under `data_root`
+
+    Raises TsAdaptError for a model without a network of such blocks, and where nothing can go within the limits.
+    """
+    config, options = session.config, session.config.prune
+    solver, nfe = solver or config.solvers[0], nfe or config.nfe[0]
+    if options.measure not in MEASURES:
+        raise unknown("measure of prune", options.measure, MEASURES)
+    network = getattr(session.denoiser, "network", None)
+    if not isinstance(network, nn.Module):
+        raise TsAdaptError(f"the model {config.model.name!r} has no network to prune; choose another model.name")
+    objective, policy = session.objective(session.solver(solver)), session.policy(schedule, solver, nfe)
+    batch = _batch(session, options.samples)
+    with torch.no_grad():
+        images = [objective.student(policy, part) for part in batch.split(config.evaluate.batch_size)]
+    batch = replace(batch, target=torch.cat(images))
+    some = batch.rows(slice(0, FLOP_IMAGES if options.measure == "flops" else config.evaluate.batch_size))
+
+    def distance() -> float:
+        return float(objective.measure(policy, batch, config.evaluate.batch_size).mean())
+
+    @torch.inference_mode()
+    def cost() -> float:
+        def solve() -> Tensor:
+            return objective.student(policy, some)
+
+        return count_flops(solve) if options.measure == "flops" else seconds(solve, some.x_T.device)
+
+    rounds: list[Round] = []
+    with (
+        SummaryWriter(str(make_folder(session.workspace.tensorboard("prune", solver, nfe)))) as writer,
+        tqdm(desc="prune", unit="block", disable=not session.progress) as bar,
+    ):
+        for one in evolve(network, distance, cost, options, tried=bar.update):
+            rounds.append(one)
+            bar.set_postfix(removed=len(rounds), cost=f"{one.cost:.2f}", distance=f"{one.distance:.4f}")
+            writer.add_scalar("distance", one.distance, len(rounds))
+            writer.add_scalar("cost", one.cost, len(rounds))
+    if not rounds:
+        raise TsAdaptError(
+            f"nothing was left out: no block can go within prune.distance {options.distance} and prune.cost "
+            f"{options.cost}; allow more distance, or a lower share of the cost"
+        )
+    path = Path(out) if out else session.workspace.data / "pruned" / f"{solver}-nfe{nfe}.json"
+    about = {"model": config.model.name, "schedule": schedule, "solver": solver, "nfe": nfe, **asdict(options)}
+    save(path, network, rounds, {**about, "distance_name": config.distance})
+    print(table(rounds, options.measure))
+    print(f"{len(rounds)} blocks left out, for --model.pruned: {path}")
+    return path
+
+
+def table(rounds: list[Round], measure: str) -> str:
+    """The rounds for the terminal."""
+    wide = max(len(one.removed) for one in rounds)
+    head = f"{'left out':<{wide}}  {'kind':<22}{measure:>8}{'distance':>11}"
+    lines = [f"{one.removed:<{wide}}  {one.kind:<22}{one.cost:>8.3f}{one.distance:>11.4f}" for one in rounds]
+    return "\n".join([head, "-" * len(head), *lines])
+
+
+def _batch(session: Session, count: int) -> Batch:
+    """The first training noises with their conditions; the targets are yet to come."""
+    teacher, index = session.config.teacher, range(TRAIN_START, TRAIN_START + count)
+    x_T: Tensor = initial_noise(teacher.seed, index, session.shape) * noise_scale(session.noise)
+    x_T = x_T.to(session.config.model.device)
+    source = session.condition_source()
+    drawn = source.draw(teacher.seed, index) if source is not None else {}
+    condition = condition_of({name: value.to(x_T.device) for name, value in drawn.items()})
+    return Batch(torch.tensor(list(index)), x_T, x_T, condition)
