@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_adapt.cli import main
+from ts_adapt.files import read_tensors, sha256_of_tensors
 
 SMALL = """
 name: small
@@ -65,8 +66,24 @@ class Job:
     def predictor(self) -> Path:
         return self.data / "predictors/one-shot/unipc-2-nfe3"
 
+    @property
+    def runs(self) -> Path:
+        return self.folder / "logs/small/runs"
+
     def labels(self, split: str = "train") -> Path:
         return self.data / "labels" / split / "unipc-2-nfe3"
+
+    def content(self) -> dict[str, str]:
+        """What the experiment has made, without what tells the time."""
+        found = {}
+        for path in sorted([*self.data.rglob("*"), *self.runs.rglob("*")]):
+            name = path.relative_to(self.folder)
+            if path.suffix == ".safetensors":
+                kept = read_tensors(path)
+                found[str(name)] = sha256_of_tensors({key: kept[key] for key in kept if key not in ("seconds", "cost")})
+            elif path.is_file() and path.suffix != ".lock" and path.name != ".lock" and path.name != "optuna.db":
+                found[str(name)] = path.read_text()
+        return found
 
 
 def sentence(capsys: Any) -> str:

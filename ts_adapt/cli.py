@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
+from ts_adapt import distributed
 from ts_adapt.assembly import solver_name
 from ts_adapt.flags import COMMANDS, PIPELINE_FLAGS, build_parser, command_parser
 from ts_adapt.interfaces import TsAdaptError, unknown
@@ -23,6 +24,9 @@ from ts_adapt.parsing import Refused, completed, explain
 
 if TYPE_CHECKING:
     from ts_adapt.config import Config
+
+SHARED_JOBS = ("teach", "search", "train", "quantize", "evaluate", "demo")
+"""The commands that several processes do together."""
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, Namespace, Config]:
@@ -41,7 +45,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Namespace, Config]:
         config = _config_of(parser.instantiate(parsed)[name])
     except Refused as error:
         raise TsAdaptError(explain(str(error), name, command_parser(name).options)) from error
-    except (TypeError, AttributeError, ValueError, KeyError) as error:
+    except (TypeError, AttributeError, ValueError, KeyError, OverflowError) as error:
         raise TsAdaptError(_not_understood(error)) from error
     config.validate()
     options = parsed[name]
@@ -97,6 +101,16 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Parse `arguments` and do the job; raises TsAdaptError."""
     arguments = sys.argv[1:] if arguments is None else arguments
     name, options, config = parse(arguments)
+    distributed.join(config.model.device, config.threads)
+    if distributed.world() > 1 and name not in SHARED_JOBS:
+        raise TsAdaptError(f"{name} is the job of one process; start it without a launcher")
+    from ts_adapt.jobs.tracking import tracked
+
+    with distributed.quiet(), tracked(config, name):
+        _do(name, options, config, arguments)
+
+
+def _do(name: str, options: Namespace, config: Config, arguments: Sequence[str]) -> None:
     if name == "sample" and _for_pipelines(options):
         from ts_adapt.jobs import pipelines
 
@@ -114,7 +128,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     from ts_adapt.jobs.session import SPLITS, Session
 
     if name == "demo":
-        demo.demo(config, progress=not options.quiet)
+        demo.demo(config, progress=not options.quiet and distributed.rank() == 0)
         return
     if name == "export":
         exchange.export_schedule(config, options.schedule, options.format, options.solver, options.steps, options.out)
@@ -122,7 +136,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if name == "import":
         exchange.import_schedule(config, options.file, options.format, options.solver, options.out)
         return
-    session = Session(config, progress=not options.quiet)
+    session = Session(config, progress=not options.quiet and distributed.rank() == 0)
     if name == "teach":
         splits = tuple(SPLITS) if options.split == "both" else (options.split,)
         learning.teach(session, splits, save_png=options.save_png)
@@ -130,14 +144,22 @@ def run(arguments: Sequence[str] | None = None) -> None:
         learning.search(session, options.method, options.split, redo=options.redo)
     elif name == "train":
         learning.train(session, options.predictor, redo=options.redo)
+    elif name == "quantize":
+        from ts_adapt.jobs import quantizing
+
+        quantizing.quantize_all(session, options.quantizer, redo=options.redo)
+    elif name == "prune":
+        from ts_adapt.jobs import pruning
+
+        pruning.prune(session, options.schedule, options.solver, options.steps, options.out)
     elif name == "evaluate" and options.images:
-        evaluating.evaluate_images(session, Path(options.images))
+        distributed.first(lambda: evaluating.evaluate_images(session, Path(options.images)))
     elif name == "evaluate" and options.generate_only and options.score_only:
         raise TsAdaptError("--generate-only and --score-only are the two halves of evaluate; leave both out for both")
     elif name == "evaluate" and options.generate_only:
         generating.generate(session)
     elif name == "evaluate" and options.score_only:
-        evaluating.score_runs(session)
+        distributed.first(lambda: evaluating.score_runs(session))
     elif name == "evaluate":
         evaluating.evaluate(session)
     elif name == "sample":
@@ -150,20 +172,27 @@ def run(arguments: Sequence[str] | None = None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script: 0 when done, 2 for bad input, 130 when interrupted, 143 when terminated."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    with _terminable():
+        return _outcome(arguments)
+
+
+def _outcome(arguments: Sequence[str]) -> int:
+    """The exit code; of several processes one says what went wrong."""
     name = arguments[0] if arguments else ""
     try:
-        with _terminable():
-            run(arguments)
+        run(arguments)
     except KeyboardInterrupt as interrupt:
         kept = COMMANDS[name].kept if name in COMMANDS else "nothing was begun"
-        print(f"ts-adapt: {str(interrupt) or 'interrupted'}; {kept}", file=sys.stderr)
+        if distributed.speaks(interrupt):
+            print(f"ts-adapt: {str(interrupt) or 'interrupted'}; {kept}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
     except (TsAdaptError, OSError, MemoryError, RecursionError, RuntimeError) as error:
         sentence = _sentence(error)
         if sentence is None:
             raise
         remedy = sentence if name == "demo" else completed(sentence, COMMANDS, arguments[1:])
-        print(f"ts-adapt: {remedy}", file=sys.stderr)
+        if distributed.speaks(error):
+            print(f"ts-adapt: {remedy}", file=sys.stderr)
         return 2
     return 0
 

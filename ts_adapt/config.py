@@ -5,81 +5,27 @@ Every option has a default, so a config names what differs.
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from ts_adapt.assembly import NONE, ModelOptions, build_cachers, build_quantizer, solver_name
 from ts_adapt.evaluation.benchmark import EvaluateOptions
-from ts_adapt.grids.space import CORRECTIONS
+from ts_adapt.grids.space import CORRECTIONS, corrected
 from ts_adapt.interfaces import TsAdaptError, unknown
-from ts_adapt.predictors.store import MAX_HIDDEN, MAX_WIDTH, PREDICTORS
-from ts_adapt.predictors.training import TrainOptions
-from ts_adapt.schedule_file import MAX_STEPS
+from ts_adapt.limits import LIMITS, check_limits
+from ts_adapt.predictors.phases import TrainOptions
+from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES
+from ts_adapt.pruning import PruneOptions
 from ts_adapt.search.blackbox import BlackboxOptions
 from ts_adapt.search.optimized import OptimizedOptions
 from ts_adapt.search.per_sample import PerSampleOptions
 from ts_adapt.search.static import StaticOptions
-from ts_adapt.teacher.store import MAX_SHARD, TEST_START
 
-MANY, SMALL, SEED = 10_000_000, 1e-9, 2**32 - 1
-LIMITS: dict[str, tuple[float, float]] = {
-    "guidance": (-1000, 1000),
-    "nfe": (1, MAX_STEPS),
-    "static_samples": (1, TEST_START // 2),
-    "label_samples": (2, MANY),
-    "oracle_samples": (2, MANY),
-    "label_batch": (1, MANY),
-    "teacher.nfe": (1, MAX_STEPS),
-    "teacher.train_samples": (1, TEST_START),
-    "teacher.test_samples": (1, MANY),
-    "teacher.batch_size": (1, MANY),
-    "teacher.seed": (0, SEED),
-    "teacher.shard_size": (1, MAX_SHARD),
-    "static.iterations": (1, MANY),
-    "static.starts": (1, 1000),
-    "static.tolerance": (0, 1),
-    "static.batch_size": (1, MANY),
-    "static.lr": (SMALL, 1000),
-    "static.smoothing": (SMALL, 1000),
-    "static.clip": (SMALL, math.inf),
-    "static.ema": (0, 0.999999),
-    "static.validate_every": (1, MANY),
-    "static.seed": (0, SEED),
-    "per_sample.iterations": (1, MANY),
-    "per_sample.lr": (SMALL, 1000),
-    "per_sample.random_starts": (0, 1000),
-    "per_sample.candidates": (1, 10_000),
-    "per_sample.spread": (0, 1000),
-    "per_sample.clip": (SMALL, math.inf),
-    "per_sample.seed": (0, SEED),
-    "blackbox.trials": (1, MANY),
-    "blackbox.radius": (SMALL, 1000),
-    "blackbox.seed": (0, SEED),
-    "optimized.samples": (1, MANY),
-    "optimized.places": (1, MAX_STEPS),
-    "train.epochs": (1, MANY),
-    "train.samples": (10, MANY),
-    "train.label_epochs": (1, MANY),
-    "train.batch_size": (1, MANY),
-    "train.lr": (SMALL, 1000),
-    "train.label_lr": (SMALL, 1000),
-    "train.weight_decay": (0, 1000),
-    "train.ema": (0, 0.999999),
-    "train.patience": (1, MANY),
-    "train.validate_every": (1, MANY),
-    "train.width": (1, MAX_WIDTH),
-    "train.hidden": (1, MAX_HIDDEN),
-    "train.seed": (0, SEED),
-    "calibration.noises": (1, TEST_START),
-    "calibration.nfe": (1, MAX_STEPS),
-    "calibration.count": (1, MANY),
-    "evaluate.samples": (2, MANY),
-    "evaluate.batch_size": (1, MANY),
-}
-"""The least and the greatest value of every option that is a number (of `nfe`: of each of its numbers)."""
+TRACKERS = ("tensorboard", "wandb")
+QAT_LOSSES = ("diffusion", "teacher")
 
 
 @dataclass
@@ -103,7 +49,7 @@ class TeacherOptions:
     label: int | None = None
     """One class for all samples of a class-conditional model; None: drawn for each sample."""
     prompts: str | None = None
-    """A text file with one prompt a line, for text-conditional models."""
+    """A file of prompts, for text-conditional models: one a line, PartiPrompts' TSV, or COCO's captions in JSON."""
 
 
 @dataclass
@@ -116,6 +62,41 @@ class CalibrationOptions:
     """Evaluations of these solves."""
     count: int = 256
     """Samples of the calibration set, of noises * nfe; which, the quantizer says, or its name: minmax-w8a8@normal."""
+
+
+@dataclass
+class QATOptions:
+    """Quantization-aware training, of quantizers with +qat behind their name: `ts-adapt quantize`."""
+
+    steps: int = 2000
+    batch_size: int = 64
+    """Images a step; of each process, where several train."""
+    lr: float = 1e-4
+    """Of Adam; falls to 0 along a cosine."""
+    loss: str = "diffusion"
+    """diffusion (as the network was trained), or teacher (what the network in full precision says)."""
+    data: str = "fashion"
+    """fashion (the embedded model's training images), or a folder of images of the model's size."""
+    images: int = 10_000
+    """Of the data, the first ones, at most."""
+    checkpoint_every: int = 200
+    """Steps; a training that was interrupted goes on from there."""
+    seed: int = 0
+
+
+@dataclass
+class StudentOptions:
+    """The network that schedules are learned for: the teacher's own, or a cheaper one that is made of it."""
+
+    cacher: str = NONE
+    """What search and train attach to it, as in `cachers`."""
+    quantizer: str = NONE
+    """How they quantize it, as in `quantizers`; what is learned is kept apart, and compared by evaluate with both."""
+
+    @property
+    def name(self) -> str:
+        """Of what is learned for it: `deepcache-2+hqq4`, in `static@deepcache-2+hqq4`; empty for the teacher's own."""
+        return "+".join(part for part in (self.cacher, self.quantizer) if part != NONE)
 
 
 @dataclass
@@ -150,18 +131,25 @@ class Config:
     """Test samples with oracle grids."""
     label_batch: int = 128
     """Samples searched side by side."""
+    threads: int = 0
+    """CPU threads of a process, on which the last bits depend; 0: as the environment says, under a launcher 1."""
     teacher: TeacherOptions = field(default_factory=TeacherOptions)
     static: StaticOptions = field(default_factory=StaticOptions)
     per_sample: PerSampleOptions = field(default_factory=PerSampleOptions)
     blackbox: BlackboxOptions = field(default_factory=BlackboxOptions)
     optimized: OptimizedOptions = field(default_factory=OptimizedOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
+    prune: PruneOptions = field(default_factory=PruneOptions)
+    student: StudentOptions = field(default_factory=StudentOptions)
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    qat: QATOptions = field(default_factory=QATOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     data_root: str = "train_data"
     """Where what is generated and learned is kept."""
     log_root: str = "logs"
     """Where results, samples and TensorBoard files are kept."""
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Where scalars and figures go: tensorboard always, and wandb where it is listed."""
 
     def __post_init__(self) -> None:
         if isinstance(self.solvers, list):
@@ -170,7 +158,7 @@ class Config:
     def made_with(self, result: str) -> dict[str, Any]:
         """The options that `result` depends on beside teacher, distance and static grid, nested as in the YAML file.
 
-        result  static (with corrections or without), per-sample, blackbox, dmn, gits, oss, one-shot or recursive
+        result  static (with corrections or without), per-sample, blackbox, dmn, gits, oss, klub, one-shot or recursive
         """
         if result.startswith("static"):
             options = ["static_samples", "rescale_published", "static"]
@@ -178,19 +166,26 @@ class Config:
             options = ["static_samples", "rescale_published", "blackbox"]
         elif result == "per-sample":
             options = ["label_batch", "per_sample"]
-        elif result in PREDICTORS:
+        elif result in PREDICTOR_NAMES:
             options = ["train"] if self.train.loss == "end_to_end" else ["label_samples", "train"]
         else:
             options = [] if result == "dmn" else ["optimized"]
+        if self.student.name:
+            options.append("student")
+            quantizing = build_quantizer(self.student.quantizer)
+            options += ["calibration"] if quantizing is not None and quantizing.method.needs_calls else []
+            options += ["qat"] if quantizing is not None and quantizing.method.needs_training else []
         found = {name: value for name, value in asdict(self).items() if name in options}
         found.get("blackbox", {}).pop("storage", None)
-        found.get("static", {}).pop("corrections", None)  # the result's name says them
+        found.get("qat", {}).pop("checkpoint_every", None)
+        for group in ("static", "per_sample"):
+            found.get(group, {}).pop("corrections", None)  # the result's name says them
         return found
 
     @property
     def static_name(self) -> str:
         """What the shared grid is called that the options of `static` lead to: static, with +CORRECTION behind it."""
-        return "".join(["static", *(f"+{name}" for name in CORRECTIONS if name in self.static.corrections)])
+        return corrected("static", self.static.corrections)
 
     def validate(self) -> None:
         """TsAdaptError naming the first option whose value cannot be worked with."""
@@ -203,69 +198,85 @@ class Config:
         for option in ("name", "distance", "data_root", "log_root"):
             if not isinstance(getattr(self, option), str):
                 raise TsAdaptError(f"option {option} is {getattr(self, option)!r}; give a text")
+        for option in ("data_root", "log_root"):
+            if "://" in getattr(self, option):
+                raise TsAdaptError(f"option {option} is {getattr(self, option)}; give a folder, URLs have no locks")
         if self.name in ("", ".", "..") or re.search(r"[/\\\0]", self.name):
             raise TsAdaptError(f"option name is {self.name!r}; give one folder name, without / or ..")
-        for option in ("solvers", "nfe", "cachers", "quantizers"):
+        for option in ("solvers", "nfe", "cachers", "quantizers", "trackers"):
             values = getattr(self, option)
             if not isinstance(values, list) or not values:
                 raise TsAdaptError(f"option {option} is {values!r}; give a list of at least one")
             twice = [value for place, value in enumerate(values) if value in values[:place]]
             if twice:
                 raise TsAdaptError(f"option {option} lists {twice[0]!r} twice; leave one of them out")
-        for cacher in self.cachers:
+        for tracker in self.trackers:
+            if tracker not in TRACKERS:
+                raise unknown("tracker", str(tracker), TRACKERS)
+        for cacher in (*self.cachers, self.student.cacher):
             build_cachers(cacher)
-        for quantizer in self.quantizers:
+        for quantizer in (*self.quantizers, self.student.quantizer):
             build_quantizer(quantizer)
         for option, (low, high) in LIMITS.items():
             value: Any = self
             for part in option.split("."):
                 value = getattr(value, part)
             for number in value if isinstance(value, list) else [value]:
-                _check_limits(option, number, low, high)
-        foreign = [name for name in [*self.static.corrections, *self.train.corrections] if name not in CORRECTIONS]
+                check_limits(option, number, low, high)
+        if self.qat.loss not in QAT_LOSSES:
+            raise unknown("qat.loss", str(self.qat.loss), QAT_LOSSES)
+        wanted = [*self.static.corrections, *self.per_sample.corrections, *self.train.corrections]
+        foreign = [name for name in wanted if name not in CORRECTIONS]
         if foreign:
             raise unknown("correction", str(foreign[0]), CORRECTIONS)
 
 
-def _check_limits(option: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        wanted = f"at least {low:g}" if isinstance(value, int | float) and value < low else f"a number from {low:g} on"
-        ceiling = "" if high == math.inf else f", at most {high if isinstance(high, int) else format(high, 'g')}"
-        raise TsAdaptError(f"option {option} is {value}; give {wanted}{ceiling}")
-
-
 @dataclass(frozen=True)
 class Workspace:
-    """Where an experiment keeps its things."""
+    """Where an experiment keeps its things.
+
+    student  the name of the network that schedules are learned for; empty for the teacher's own
+    """
 
     data: Path
     logs: Path
+    student: str = ""
 
     @classmethod
     def of(cls, config: Config) -> Workspace:
-        return cls(Path(config.data_root) / config.name, Path(config.log_root) / config.name)
+        return cls(Path(config.data_root) / config.name, Path(config.log_root) / config.name, config.student.name)
+
+    @property
+    def learned(self) -> Path:
+        """The schedules that are learned for one network."""
+        return self.data / "students" / self.student if self.student else self.data
 
     def teacher(self, split: str) -> Path:
         return self.data / "teacher" / split
 
     def shared(self, method: str, solver: str, nfe: int) -> Path:
-        return self.data / method / f"{solver}-nfe{nfe}.json"
+        return self.learned / method / f"{solver}-nfe{nfe}.json"
 
-    def labels(self, split: str, solver: str, nfe: int) -> Path:
-        return self.data / "labels" / split / f"{solver}-nfe{nfe}"
+    def labels(self, split: str, solver: str, nfe: int, corrections: Collection[str] = ()) -> Path:
+        return self.learned / "labels" / corrected(split, corrections) / f"{solver}-nfe{nfe}"
 
-    def predictor(self, kind: str, solver: str, nfe: int) -> Path:
-        return self.data / "predictors" / kind / f"{solver}-nfe{nfe}"
+    def predictor(self, name: str, solver: str, nfe: int) -> Path:
+        return self.learned / "predictors" / name.removesuffix(ALL) / _served(name, solver, nfe)
 
     def quantizer(self, name: str, digest: str) -> Path:
         return self.data / "quantizers" / f"{name}-{digest}"
 
     def tensorboard(self, job: str, solver: str, nfe: int) -> Path:
-        return self.logs / "tensorboard" / job / f"{solver}-nfe{nfe}"
+        return self.logs / "tensorboard" / self.student / job / _served(job, solver, nfe)
 
     @property
     def evaluation(self) -> Path:
         return self.logs
+
+
+def _served(result: str, solver: str, nfe: int) -> str:
+    """What a file of `result` is called: it is for one NFE, or, with `ALL` behind the name, for several."""
+    return f"{solver}{ALL}" if result.endswith(ALL) else f"{solver}-nfe{nfe}"
 
 
 def types_of(kind: type, prefix: str = "") -> dict[str, str]:

@@ -1,10 +1,14 @@
-"""Files that are whole or absent: atomic writes, checked reads, checksums, a lock.
+"""Files that are whole or absent: atomic writes, checked reads, checksums.
 
     write   a temporary file beside the target -> flush, fsync -> rename over the target -> fsync of the folder
 
 A process killed at any moment leaves the old file or the new one, never a part of either; what it may leave beside
-them, a `.NAME.*.tmp`, `remove_leftovers` sweeps away. Tensors are safetensors, everything else is JSON; a pickle is
-never read nor written. Whatever goes wrong with a file is a TsAdaptError of one sentence that names it.
+them, a `.NAME.*.tmp`, is swept away by who works there next (`folders`). Tensors are safetensors that carry a sha256 of
+their values, everything else is JSON; a pickle is never read nor written. Whatever goes wrong with a file is a
+TsAdaptError of one sentence that names it.
+
+Files may be anybody's. What is read has a limit of bytes, JSON one of depth and of integers too, and every number in
+it, of JSON or of a tensor, is finite.
 """
 
 from __future__ import annotations
@@ -12,9 +16,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +37,15 @@ Schema = Mapping[str, type | tuple[type, ...]]
 Shapes = Mapping[str, Sequence[int | None]]
 """Required name of a tensor -> its shape, None for any size."""
 
+JSON_BYTES, TENSOR_BYTES = 256 * 2**20, 16 * 2**30
+"""The largest files that are read, where a caller does not say less."""
+JSON_DEPTH, JSON_INTEGER = 64, 2**64
+PIECE = 2**20
+
+UNUSUAL = {torch.uint16, torch.uint32, torch.uint64, torch.complex64, torch.complex128}
+"""Types that torch computes little with; nothing here writes them."""
+_SUM = "sha256"
+"""What the sum of the values is called among a safetensors file's metadata."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
@@ -47,7 +60,7 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     Raises TsAdaptError if the disk is full or the folder cannot be written to; the old file is then untouched.
     """
     path = Path(path)
-    with _explained(path, "written"):
+    with explained(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         try:
@@ -62,49 +75,101 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
                 temporary.unlink()
             raise
         if durable:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
 
 def make_folder(path: Path) -> Path:
     """Make the folder `path`, unless it is there, and return it; TsAdaptError where none can be."""
-    with _explained(path, "written"):
+    with explained(path, "written"):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def read_bytes(path: Path, *, limit: int | None = None) -> bytes:
     """The content of `path`; TsAdaptError if it is missing, cannot be read, or has more than `limit` bytes."""
-    with _explained(Path(path), "read"), open(path, "rb") as file:
-        data = file.read() if limit is None else file.read(limit + 1)
-    if limit is not None and len(data) > limit:
+    with explained(Path(path), "read"), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is None or 0 < size <= limit:
+            return file.read()
+        pieces: list[bytes] = []
+        while size <= limit and (piece := file.read(PIECE)):  # of a pipe or a device the size is not known before
+            pieces.append(piece)
+            size += len(piece)
+    if size > limit:
         raise TsAdaptError(f"{path} has more than {limit} bytes; it is no file of the kind that is read here")
-    return data
+    return b"".join(pieces)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, atomically; see `write_bytes`."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """`value` as indented JSON, atomically, with null for infinite numbers and NaN; see `write_bytes`."""
+    write_bytes(path, (json.dumps(null_for_infinite(value), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def null_for_infinite(value: Any) -> Any:
+    """`value` with None for every number that JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: null_for_infinite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [null_for_infinite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path, schema: Schema | None = None) -> Any:
     """The JSON value in `path`; with a `schema`, an object that has these keys, of these types.
 
-    Raises TsAdaptError if the file is missing, no JSON, or does not fit the schema.
+    Raises TsAdaptError if the file is missing, no JSON (see `parse_json`), or does not fit the schema.
     """
-    value = parse_json(read_bytes(path), path)
+    value = parse_json(read_bytes(path, limit=JSON_BYTES), path)
     if schema is not None:
         check_schema(value, schema, Path(path))
     return value
 
 
 def parse_json(data: bytes, what: Path | str) -> Any:
-    """The JSON value in `data`; TsAdaptError, naming `what`, if it is none."""
+    """The JSON value in `data`.
+
+    Raises TsAdaptError, naming `what`, if it is none, has a key twice, or holds what `check_plain` refuses.
+    """
     try:
-        return json.loads(data)
+        value = json.loads(data, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise TsAdaptError(
             f"{what} is damaged, or no JSON file ({error}); restore it, or remove it and make it again"
         ) from error
+    check_plain(value, what)
+    return value
+
+
+def check_plain(value: Any, what: Path | str, *, most: int | None = None) -> None:
+    """TsAdaptError, naming `what`, if lists and objects are nested deeper than JSON_DEPTH, if a number is infinite, NaN
+    or takes more than 64 bits, if a text is none (half a surrogate pair), or if there are more than `most` values."""
+    seen, pending = 0, [(value, 0)]
+    while pending:
+        place, depth = pending.pop()
+        seen += 1
+        found = None
+        if isinstance(place, dict | list):
+            within = [part for entry in place.items() for part in entry] if isinstance(place, dict) else place
+            pending += [(part, depth + 1) for part in within]
+            found = f"is nested deeper than {JSON_DEPTH} levels" if depth >= JSON_DEPTH else None
+        elif isinstance(place, float) and not math.isfinite(place):
+            found = f"holds the number {place}, and numbers are finite"
+        elif isinstance(place, int) and abs(place) >= JSON_INTEGER:
+            found = "holds an integer of more than 64 bits"
+        elif isinstance(place, str) and not place.isascii() and any("\ud800" <= sign <= "\udfff" for sign in place):
+            found = "holds a text with half a surrogate pair"
+        if most is not None and seen > most:
+            found = f"holds more than {most} values"
+        if found is not None:
+            raise TsAdaptError(f"{what} {found}; it is damaged, restore it, or remove it and make it again")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
+    return value
 
 
 def check_schema(value: Any, schema: Schema, what: Path | str) -> None:
@@ -139,24 +204,13 @@ def shortened(value: Any, length: int = 40) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def replace_folder(folder: Path, new: Path) -> None:
-    """Put the folder `new` in the place of `folder`, which is then removed; the two are in the same folder."""
-    former = folder.with_name(f"{folder.name}.old")
-    with _explained(folder, "written"):
-        if folder.exists():
-            shutil.rmtree(former, ignore_errors=True)
-            os.replace(folder, former)
-        os.replace(new, folder)
-        _sync_folder(folder.parent)
-        shutil.rmtree(former, ignore_errors=True)
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """`tensors`, by name, as a safetensors file, atomically; returns the file's sha256.
 
     The same tensors give the same bytes. See `write_bytes` for the errors.
     """
-    data = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    data = safetensors.torch.save(whole, {_SUM: sha256_of_tensors(whole)})
     write_bytes(path, data)
     return hashlib.sha256(data).hexdigest()
 
@@ -164,18 +218,34 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 def read_tensors(path: Path, shapes: Shapes | None = None, *, sha256: str | None = None) -> dict[str, Tensor]:
     """The tensors in `path`, on the CPU; with `shapes`, these are among them; with `sha256`, the file has that sum.
 
-    Raises TsAdaptError naming the file if it is missing, truncated, altered, or without a tensor asked for.
+    Raises TsAdaptError naming the file if it is missing, truncated, altered, without a tensor asked for, or if it holds
+    a value that is not finite.
     """
-    data = read_bytes(path)
+    data = read_bytes(path, limit=TENSOR_BYTES)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise TsAdaptError(f"{path} is damaged: its sha256 is not the one recorded; remove it and make it again")
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise TsAdaptError(
             f"{path} is truncated, or no safetensors file ({error}); remove it and make it again"
         ) from error
-    for name, shape in (shapes or {}).items():
+    recorded = (header.get("__metadata__") or {}).get(_SUM)
+    if recorded is not None and recorded != sha256_of_tensors(tensors):
+        raise TsAdaptError(f"{path} is damaged: its values are not those that were written; remove it, make it again")
+    for name, value in tensors.items():
+        if value.dtype in UNUSUAL:
+            raise TsAdaptError(f"{name!r} in {path} is of {value.dtype}, which is not read; remove it, make it again")
+        if not is_finite(value):
+            raise TsAdaptError(f"{name!r} in {path} holds a NaN or infinite value; remove it and make it again")
+    check_shapes(tensors, shapes or {}, path)
+    return tensors
+
+
+def check_shapes(tensors: Mapping[str, Tensor], shapes: Shapes, path: Path) -> None:
+    """TsAdaptError, naming the file `path` that `tensors` are from, unless they have these `shapes`."""
+    for name, shape in shapes.items():
         found = tuple(tensors[name].shape) if name in tensors else None
         if found is None:
             raise TsAdaptError(
@@ -186,12 +256,18 @@ def read_tensors(path: Path, shapes: Shapes | None = None, *, sha256: str | None
             raise TsAdaptError(
                 f"{name!r} in {path} has shape {found}; expected ({wanted}), remove it and make it again"
             )
-    return tensors
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether every value of the tensor is finite, whatever its type."""
+    if value.is_floating_point() and value.element_size() == 1:  # float8, for which isfinite is not there
+        value = value.float()
+    return bool(torch.isfinite(value).all())
 
 
 def sha256_of_file(path: Path) -> str:
     """The sha256 of the file's content, in hexadecimal."""
-    with _explained(Path(path), "read"), open(path, "rb") as file:
+    with explained(Path(path), "read"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -210,46 +286,12 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def hold(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs; the system releases it however the process ends.
-
-    Raises TsAdaptError at once if another process holds it; `what` says in that message what it is busy with.
-    """
-    import fcntl
-
-    path = Path(path)
-    with _explained(path, "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")  # noqa: SIM115 (closed below, when the block has run)
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "its number is unknown"
-            raise TsAdaptError(
-                f"{what} is in use by another process ({holder}); wait until it ends, or stop it"
-            ) from error
-        with _explained(path, "written"):
-            file.truncate(0)
-            file.write(f"process {os.getpid()}\n")
-            file.flush()
-        yield
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed; the caller holds the folder's lock."""
-    for leftover in Path(folder).glob(".*.tmp"):
-        with suppress(OSError):
-            leftover.unlink()
-
-
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in `folder` on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -258,8 +300,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _explained(path: Path, verb: str) -> Iterator[None]:
-    """Turns an OSError into a TsAdaptError that says what to do."""
+def explained(path: Path, verb: str) -> Iterator[None]:
+    """Turns an OSError in the block, about a `path` to be written or read, into a TsAdaptError that says what to do."""
     try:
         yield
     except OSError as error:

@@ -34,23 +34,47 @@ SEARCH = """Search schedules for every solver and NFE of the config.
   blackbox    one grid without gradients, by optuna
   dmn         from an error bound, without the model
   gits, oss   by dynamic programming along the teacher's trajectories
+  klub        from the bound of Align Your Steps, estimated for this model on the teacher's end points
 
 What is computed is kept, of per-sample every batch of samples, of blackbox every trial; interrupted, the same command
-goes on from there. A grid that is found stays until --redo is given along with other options."""
+goes on from there. A grid that is found stays until --redo is given along with other options.
+
+With --student.cacher and --student.quantizer it is searched for the network that they make cheaper, against the same
+teacher, and kept apart; `evaluate` with both sets it against the one of the full network."""
 TRAIN = """Train a predictor of grids on the oracle's grids and through the solver, for every solver and NFE.
 
+With -all behind the name (recursive-all) one network serves all NFEs of the config; it is kept, and compared, apart.
 A predictor that is finished stays until --redo is given along with other options; one that was interrupted goes on
-after its last finished epoch."""
+after its last finished epoch. --student.cacher and --student.quantizer as of search."""
 EVALUATE = """Compare every schedule on test noises; leaves a table, plots and one HTML page under `log_root`.
 
-With `cachers` and `quantizers` in the config all of them are compared, each with each; what the network does not take
-is skipped with a reason. What was measured once is not measured again."""
+Test samples of the teacher that are missing are generated first. With `cachers` and `quantizers` in the config all of
+them are compared, each with each, and what was learned for one of them (`search --student.quantizer hqq4`, there called
+static@hqq4) with its like of the full network; what the network does not take is skipped with a reason. What was
+measured once is not measured again."""
+QUANTIZE = """Calibrate or train a quantizer on the model's network, and report what it does to every layer.
+
+  hqq4, hqq3                weights alone, without calibration
+  vqdm4                     weights as sums of codebook vectors, calibrated
+  minmax-w8a8, tdq-w4a8,    weights and activations, calibrated; @uniform, @normal or @active behind a name selects the
+  tinydm-w8a8               calibration set along the sampling trajectory
+  tdq-w4a4+qat              trained as well (--qat.data: images, --qat.steps), resumable, by all processes that
+                            `accelerate launch` starts
+
+It stays in the workspace, where evaluate, search and train find it by its name; what needs no training they make
+themselves. Without --quantizer all of the config's `quantizers` are made."""
+PRUNE = """Leave out those blocks of a UNet that cost most for what they do, one a round.
+
+Each round every block that is left is tried: the one goes with the least loss of quality for the cost that is saved.
+Quality is the distance to the full network's images, of the same noises along the same few steps; the cost is counted
+in floating-point operations, or measured in seconds. It ends at prune.cost, or before prune.distance. Nothing is
+trained. The list of what went is written to --out, and --model.pruned takes it: the model without these blocks."""
 SAMPLE = """Make images along any schedule: of the config's model, or with --pipeline of any pipeline of diffusers.
 
 The schedule is a grid, the workspace's, a schedule file, or the folder, hub id or zoo name of a LearnedScheduler, such
 as `export --format diffusers` writes; with --pipeline not the workspace's. Pipelines of text are given --prompt, image
 to image starts from --init-image. What is not said is the pipeline's own, --guidance too. Of the config count
-model.device, model.dtype and the defaults below.
+those of the model but its name, and the defaults below.
 An image depends on --seed and its number only, not on the others that are made along with it."""
 EXPORT = """Write a schedule for other programs, to stdout or to --out. Warnings on stderr say what a format drops.
 
@@ -125,14 +149,26 @@ REDO = "replace what was made with other options, or does not fit any more, once
 
 
 def _search_flags(parser: Parser) -> None:
-    parser.add_argument("--method", default="static", help="static, per-sample, blackbox, dmn, gits or oss")
+    parser.add_argument("--method", default="static", help="static, per-sample, blackbox, dmn, gits, oss or klub")
     parser.add_argument("--split", default="train", help="the samples of a per-sample search: train or test")
     parser.add_argument("--redo", action="store_true", help=REDO)
 
 
 def _train_flags(parser: Parser) -> None:
-    parser.add_argument("--predictor", default="one-shot", help="one-shot or recursive")
+    parser.add_argument("--predictor", default="one-shot", help="one-shot, recursive; recursive-all: one for all NFEs")
     parser.add_argument("--redo", action="store_true", help=REDO)
+
+
+def _quantize_flags(parser: Parser) -> None:
+    parser.add_argument("--quantizer", default=None, help="its name; default: every one of the config's `quantizers`")
+    parser.add_argument("--redo", action="store_true", help="make it again where it is there already")
+
+
+def _prune_flags(parser: Parser) -> None:
+    parser.add_argument("--schedule", default="log_snr", help="as of `sample`; of the images that are compared")
+    parser.add_argument("--solver", default=None, help="default: the first of `solvers`")
+    parser.add_argument("--steps", type=int, default=None, help="evaluations; default: the first of `nfe`")
+    parser.add_argument("--out", default=None, help="the file to write; default: under `data_root`")
 
 
 def _evaluate_flags(parser: Parser) -> None:
@@ -145,7 +181,7 @@ def _sample_flags(parser: Parser) -> None:
     parser.add_argument(
         "--schedule",
         default="static",
-        help="a grid, static, blackbox, one-shot, recursive, or a file, folder or zoo name",
+        help="a grid, static, blackbox, one-shot, recursive, recursive-all, or a file, folder or zoo name",
     )
     parser.add_argument("--solver", default=None, help="default: the schedule's, or the first of `solvers`")
     parser.add_argument(
@@ -158,7 +194,7 @@ def _sample_flags(parser: Parser) -> None:
     parser.add_argument("--out", default=None, help="folder of the images; default: under `log_root`")
     parser.add_argument("--pipeline", default=None, help="a pipeline of diffusers: a folder, a hub id, or a zoo name")
     parser.add_argument("--prompt", action="append", default=None, help="a text; several take turns, image by image")
-    parser.add_argument("--prompts", default=None, help="a file of prompts, one a line")
+    parser.add_argument("--prompts", default=None, help="a file of prompts: one a line, PartiPrompts', COCO's")
     parser.add_argument("--negative", default=None, help="the negative prompt of all images")
     parser.add_argument("--init-image", default=None, help="an image file to start from")
     parser.add_argument("--strength", type=float, default=None, help="how far from that image, above 0 to 1")
@@ -200,9 +236,17 @@ COMMANDS = {
         "train a predictor on the oracle's grids", TRAIN, _train_flags,
         "finished predictors and epochs are kept, and the same command goes on from there",
     ),
+    "quantize": Command(
+        "calibrate or train a quantizer, with a report by layer", QUANTIZE, _quantize_flags,
+        "finished quantizers and checkpoints of a training are kept, and the same command goes on from there",
+    ),
     "evaluate": Command(
         "compare every schedule on test noises, with a report", EVALUATE, _evaluate_flags,
         "finished measurements are kept, and the same command goes on with the next",
+    ),
+    "prune": Command(
+        "leave out the blocks of a UNet that cost most for what they do", PRUNE, _prune_flags,
+        "nothing is kept, and the same command begins anew",
     ),
     "sample": Command(
         "make images along any schedule", SAMPLE, _sample_flags,

@@ -30,6 +30,10 @@ ALONE = ("--help", "--version")
 """Options of the program itself, for which no option of an experiment has to be known."""
 
 
+MAX_BYTES, MAX_VALUES = 2**20, 10_000
+"""Of a config file; its aliases count as what they stand for."""
+
+
 class Refused(Exception):
     """The command line could not be understood."""
 
@@ -99,15 +103,17 @@ def _config_text(path: Path) -> str:
     """The YAML of a config file, every list in it a list; TsAdaptError unless it is a file of options."""
     import yaml
 
-    from ts_adapt.files import read_bytes
+    from ts_adapt.files import check_plain, read_bytes
 
     try:
-        content = yaml.safe_load(read_bytes(path).decode())
+        content = yaml.safe_load(read_bytes(path, limit=MAX_BYTES).decode())
+        check_plain(content, path, most=MAX_VALUES)
         for place, name in _lists_in(content):
             given = str(place[name])
             place[name] = yaml.safe_load(given if given[:1] == "[" else f"[{given}]")
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        deep = isinstance(error, RecursionError)
+        reason = "it is nested too deeply" if deep else " ".join(str(error).split())
         raise TsAdaptError(f"{path} is no YAML text ({reason}); give a file of lines like `name: fashion`") from error
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"holds a {type(content).__name__}, not options"

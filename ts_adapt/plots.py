@@ -31,8 +31,8 @@ PALE = ("#c7b8a3", "#9fb6c3", "#b5b58c", "#c9a0a0", "#a3a3c7", "#9dbf9d", "#bfbf
 
 
 def _kind_of(name: str, kinds: Mapping[str, str] | None) -> str:
-    """What `kinds` says; else the name itself, without the corrections behind it, where it is one of a kind."""
-    kind = name.split("+")[0]
+    """What `kinds` says; else the name itself, without corrections and network behind it, where it is one of a kind."""
+    kind = name.partition("@")[0].partition("+")[0]
     return (kinds or {}).get(name, kind if kind in COLORS else "fixed")
 
 

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.files import Schema, check_schema, parse_json, read_bytes, shortened, write_bytes
+from ts_adapt.files import Schema, check_schema, null_for_infinite, parse_json, read_bytes, shortened, write_bytes
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
 from ts_adapt.numerics import validate_grid
 from ts_adapt.parameterization import PARAMETERIZATIONS
@@ -91,7 +91,7 @@ class Schedule:
             **{name: _optional_list(getattr(self.grid, name)) for name in CORRECTIONS},
             **self.about,
         }
-        return json.dumps(_null_for_infinite(content), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(null_for_infinite(content), indent=2, ensure_ascii=False) + "\n"
 
     def save(self, path: Path, noise: NoiseSchedule | None = None) -> None:
         """Write the schedule to `path`, atomically; see `text`."""
@@ -183,12 +183,3 @@ def _tensor(values: Any) -> Tensor | None:
 
 def _optional_list(value: Tensor | None) -> list[Any] | None:
     return None if value is None else value.tolist()
-
-
-def _null_for_infinite(value: Any) -> Any:
-    """`value` with null for every number that JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _null_for_infinite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_null_for_infinite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

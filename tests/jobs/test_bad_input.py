@@ -86,7 +86,7 @@ def test_a_failure_before_anything_is_finished_does_not_bind_the_options(job: Jo
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("ts_adapt.jobs.learning.search_per_sample", fail)
+        patch.setattr("ts_adapt.jobs.labelling.search_per_sample", fail)
         patch.setattr("ts_adapt.jobs.learning.generate", lambda *_, **__: fail())
         assert job.run(*LABEL, "--label_batch", "20") == 2
         assert job.run("teach", "--name", "new", "--teacher.batch_size", "8") == 2

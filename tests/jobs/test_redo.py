@@ -41,7 +41,7 @@ def test_other_options_are_named_and_redo_replaces(job: Job, capsys, command, wh
     assert job.run(*command, *changed) == 0
     assert job.run(*command, *changed, "--redo") == 0  # nothing is left to be replaced
     assert content(path) == after
-    assert {file.name for file in path.parent.iterdir()} == {path.name}
+    assert {file.name for file in path.parent.glob("[!.]*")} == {path.name}
 
 
 @pytest.mark.parametrize(("command", "what", "changed", "expected"), CASES, ids=["static", "predictor", "labels"])
@@ -52,9 +52,10 @@ def test_the_old_result_stays_until_the_new_one_is_complete(
     before, calls = content(path), []
 
     def interrupted(name: str, after: int) -> None:
-        from ts_adapt.jobs import learning
+        from ts_adapt.jobs import labelling, learning
 
-        original = getattr(learning, name)
+        module = labelling if what == "labels" else learning
+        original = getattr(module, name)
 
         def stop(*args: object, **options: object) -> object:
             calls.append(name)
@@ -62,7 +63,7 @@ def test_the_old_result_stays_until_the_new_one_is_complete(
                 raise KeyboardInterrupt
             return original(*args, **options)
 
-        monkeypatch.setattr(learning, name, stop)
+        monkeypatch.setattr(module, name, stop)
 
     interrupted({"static": "search_static", "predictor": "save_predictor", "labels": "search_per_sample"}[what],
                 1 if what == "labels" else 0)  # fmt: skip
@@ -74,9 +75,9 @@ def test_the_old_result_stays_until_the_new_one_is_complete(
 
 
 def test_an_interrupted_redo_of_labels_goes_on(job: Job, monkeypatch) -> None:
-    from ts_adapt.jobs import learning
+    from ts_adapt.jobs import labelling
 
-    original, parts = learning.search_per_sample, []
+    original, parts = labelling.search_per_sample, []
 
     def once(*args: object) -> object:
         parts.append(args)
@@ -84,7 +85,7 @@ def test_an_interrupted_redo_of_labels_goes_on(job: Job, monkeypatch) -> None:
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(learning, "search_per_sample", once)
+    monkeypatch.setattr(labelling, "search_per_sample", once)
     redo = (*LABEL, "--per_sample.lr", "0.2", "--redo")
     assert job.run(*redo) == 130
     assert job.run(*redo) == 0 and len(parts) == 3  # two parts, one of them begun twice

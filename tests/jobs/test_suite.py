@@ -22,7 +22,7 @@ from ts_adapt.evaluation.report import COLUMNS
 from ts_adapt.files import read_tensors, write_tensors
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.accelerated import Impossible, accelerated
-from ts_adapt.jobs.evaluating import evaluate
+from ts_adapt.jobs.evaluating import evaluate, score_runs
 from ts_adapt.jobs.generating import generate, planned, runs_of
 from ts_adapt.jobs.learning import teach
 from ts_adapt.jobs.session import Session
@@ -188,6 +188,29 @@ def test_what_the_network_does_not_take_is_skipped_with_a_reason(
     assert all("branch is 99" in one["reason"] for one in refused)
     printed = capsys.readouterr().out
     assert "skipped: cacher deepcache-2-branch99, quantizer hqq4: branch is 99" in printed
+
+
+def test_evaluate_makes_the_teachers_samples_that_are_missing(root: Path, tmp_path: Path) -> None:
+    """From nothing, and from less than is wanted; scoring alone makes none."""
+    session = session_in(root, tmp_path)
+    session.config.data_root = str(tmp_path / "train_data")
+    session.config.teacher.test_samples = session.config.evaluate.samples = 4
+    with pytest.raises(TsAdaptError, match="ts-adapt teach"):
+        score_runs(Session(session.config, progress=False))
+    evaluate(Session(session.config, progress=False))
+    assert {row["samples"] for row in table(session)} == {"4"}
+    session.config.teacher.test_samples = session.config.evaluate.samples = 8
+    generate(fresh := Session(session.config, progress=False))
+    assert len(fresh.teacher("test")[1]) == 8
+
+
+def test_a_network_that_is_run_in_another_way_is_measured_anew(root: Path, tmp_path: Path) -> None:
+    prints = []
+    for option, value in (("compile", None), ("channels_last", True), ("fused_qkv", True), ("compile", "eager")):
+        session = session_in(root, tmp_path)
+        setattr(session.config.model, option, value)
+        prints.append([entry.fingerprint for entry in planned(session)["none", "none"]])
+    assert all(len(set(same)) == len(prints) for same in zip(*prints, strict=True))
 
 
 def test_a_model_without_a_network_is_compared_without_cachers(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
-"""The gradient-free search: it starts at the start, goes on where it was stopped, and finds a planted optimum."""
+"""The gradient-free search: it starts at the start, finds a planted optimum, ends the same however it was stopped."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ import torch
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import logits_to_times
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
-from ts_adapt.search.blackbox import BlackboxOptions, search_blackbox
+from ts_adapt.search.blackbox import SAMPLERS, BlackboxOptions, search_blackbox
+from ts_adapt.search.workers import open_study
 
 
 def planted(noise):
@@ -20,26 +23,83 @@ def planted(noise):
     return score
 
 
-def test_approaches_a_planted_optimum_and_resumes(mixture, tmp_path):
-    noise, start = mixture.noise, TimeGrid(fixed.make("log_snr", mixture.noise, 3))
-    calls = []
+@pytest.fixture
+def start(mixture):
+    return TimeGrid(fixed.make("log_snr", mixture.noise, 3))
+
+
+def test_approaches_a_planted_optimum_and_resumes(mixture, start, tmp_path):
+    noise, calls = mixture.noise, []
 
     def score(grid):
-        calls.append(1)
+        calls.append(grid)
         return planted(noise)(grid)
 
-    place = {"storage": f"sqlite:///{tmp_path}/optuna.db", "study": "a", "progress": False}
+    place = {"storage": f"journal:///{tmp_path}/trials.log", "study": "a", "progress": False}
     search_blackbox(score, noise, start, BlackboxOptions(trials=10), **place)
     result = search_blackbox(score, noise, start, BlackboxOptions(trials=60), **place)
     assert len(calls) == result.trials == 60
-    assert result.start_distance == pytest.approx(planted(noise)(start))
+    torch.testing.assert_close(calls[0].times, start.times)
+    assert result.start_distance == planted(noise)(calls[0])
     assert result.distance < 0.2 * result.start_distance
     assert planted(noise)(result.grid) == pytest.approx(result.distance)
 
 
-def test_unknown_sampler_is_refused(mixture):
-    start = TimeGrid(fixed.make("log_snr", mixture.noise, 3))
-    with pytest.raises(TsAdaptError, match="known: tpe"):
+@pytest.mark.parametrize(("storage", "sampler"), [("sqlite", "cmaes"), *(("journal", sampler) for sampler in SAMPLERS)])
+def test_killed_anywhere_it_ends_in_the_same_grid(mixture, start, tmp_path, storage, sampler):
+    noise, options = mixture.noise, BlackboxOptions(trials=14, sampler=sampler, seed=3)
+    asked = []
+
+    def search(name, dies_at=None):
+        def score(grid):
+            if len(asked) == dies_at:
+                raise SystemExit
+            asked.append(grid.times.tolist())
+            return planted(noise)(grid)
+
+        url = f"{storage}:///{tmp_path}/{name}"
+        return search_blackbox(score, noise, start, options, storage=url, study="a", alone=True, progress=False)
+
+    whole = search("whole")
+    wanted, asked[:] = list(asked), []
+    for dies_at in (0, 1, 7, 13):
+        with pytest.raises(SystemExit):
+            search("broken", dies_at)
+    open_study("a", f"{storage}:///{tmp_path}/broken", SAMPLERS["random"](0)).ask()  # what SIGKILL leaves
+    broken = search("broken")
+    assert asked == wanted and len({tuple(times) for times in asked}) == 14
+    assert torch.equal(broken.grid.times, whole.grid.times)
+    assert (broken.distance, broken.start_distance, broken.trials) == (whole.distance, whole.start_distance, 14)
+
+
+def test_a_score_that_is_not_a_number_is_the_worst(mixture, start, tmp_path):
+    scores = iter([2.0, math.nan, math.inf, 1.0])
+    options = BlackboxOptions(trials=4, sampler="random")
+    url = f"journal:///{tmp_path}/trials.log"
+    result = search_blackbox(
+        lambda _: next(scores), mixture.noise, start, options, storage=url, study="a", progress=False
+    )
+    assert (result.distance, result.start_distance, result.trials) == (1.0, 2.0, 4)
+
+
+@pytest.mark.parametrize(("options", "said"), [({"sampler": "x"}, "known: tpe"), ({"trials": 0}, "at least 1")])
+def test_options_that_cannot_be_worked_with_are_refused(mixture, start, options, said):
+    with pytest.raises(TsAdaptError, match=said):
         search_blackbox(
-            planted(mixture.noise), mixture.noise, start, BlackboxOptions(sampler="x"), storage="sqlite://", study="b"
+            planted(mixture.noise), mixture.noise, start, BlackboxOptions(**options), storage="sqlite://", study="b"
         )
+
+
+@pytest.mark.parametrize("content", [b'{"op_code": 0', b"junk\n" * 3, b"\x00" * 40 + b"\n{}\n"])
+def test_of_a_damaged_journal_the_torn_end_is_cut_off_and_anything_else_is_named(mixture, start, tmp_path, content):
+    path = tmp_path / "trials.log"
+    place = {"storage": f"journal:///{path}", "study": "a", "progress": False, "alone": True}
+    options = BlackboxOptions(trials=3, sampler="random")
+    search_blackbox(planted(mixture.noise), mixture.noise, start, options, **place)
+    path.write_bytes(path.read_bytes() + content)
+    more = BlackboxOptions(trials=5, sampler="random")
+    if content.endswith(b"\n"):
+        with pytest.raises(TsAdaptError, match=str(path)):
+            search_blackbox(planted(mixture.noise), mixture.noise, start, more, **place)
+    else:
+        assert search_blackbox(planted(mixture.noise), mixture.noise, start, more, **place).trials == 5

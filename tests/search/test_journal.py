@@ -52,3 +52,14 @@ def test_a_journal_that_ends_is_removed_and_one_without_a_path_keeps_nothing(tmp
 def test_a_foreign_file_is_no_journal(tmp_path: Path, text: str) -> None:
     (tmp_path / "journal").write_text(text)
     assert squares(Journal(tmp_path / "journal", "k"), [1.0]) == [1.0]
+
+
+def test_no_digit_of_a_journal_changes_unseen(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    squares(Journal(path, "k"), [0.1, 2.0])
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert squares(Journal(path, "k"), [0.1, 2.0]) in ([0.1, 2.0], [])
+    path.write_bytes(whole[:-9])
+    assert squares(Journal(path, "k"), [0.1, 2.0]) == [0.1, 2.0]

@@ -9,21 +9,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
-from ts_adapt.evaluation.benchmark import STATIC, Entry, Row, differences, score
+from ts_adapt import distributed
+from ts_adapt.evaluation.benchmark import STATIC, Entry, Row, differences, score, stem
 from ts_adapt.evaluation.metrics import Extractor, FeatureStatistics, folder_features, frechet, make_extractor
 from ts_adapt.evaluation.products import plain, products, text
 from ts_adapt.evaluation.quality import Reference, reference_of
 from ts_adapt.evaluation.report import Panel, Results, write_report
 from ts_adapt.evaluation.runs import Run, kept_run
 from ts_adapt.evaluation.tables import frechet_name, table
+from ts_adapt.files import make_folder
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.generating import generate, planned, runs_of, skipped, teacher_features
+from ts_adapt.jobs.generating import comparing, generate, planned, runs_of, skipped, teacher_features
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.store import PREDICTORS
 
 MANY = 5
 """Missing runs that are named."""
+MEASURES = ("fid_data", "fid_teacher", "distance", "seconds_per_image", "flops")
+"""What goes to TensorBoard."""
 
 
 def evaluate(session: Session) -> tuple[list[Row], Path]:
@@ -32,14 +37,19 @@ def evaluate(session: Session) -> tuple[list[Row], Path]:
     What an earlier evaluation of the same comparison measured for other samplers and NFEs stays in the table.
     """
     generate(session)
-    return score_runs(session)
+    return distributed.first(lambda: score_runs(session))
 
 
 def score_runs(session: Session) -> tuple[list[Row], Path]:
     """The table and the report of the runs that there are, without sampling; what is missing is said.
 
-    Raises TsAdaptError where there are none at all.
+    Raises TsAdaptError where there are none at all, and if another process is at this comparison.
     """
+    with comparing(session):
+        return _score_runs(session)
+
+
+def _score_runs(session: Session) -> tuple[list[Row], Path]:
     config, options, folder = session.config, session.config.evaluate, session.workspace.evaluation
     store, batch = session.teacher("test", options.samples)
     extractor = make_extractor(options.features, device=config.model.device, inception=options.inception)
@@ -73,16 +83,27 @@ def score_runs(session: Session) -> tuple[list[Row], Path]:
         folder, results, _panels(session, rows, runs, batch.target), session.noise,
         title=f"{config.name}: schedules compared", notes=_notes(session, results.facts),
     )  # fmt: skip
+    _to_tensorboard(session, rows)
     print(table(plain(rows), options.features))
     for product in products(rows):
         print(f"\n{text(product, options.features)}")
     for one in facts["skipped"]:
         print(f"\nskipped: cacher {one['cacher']}, quantizer {one['quantizer']}: {one['reason']}")
     print(_notes(session, facts)[1])
-    for conclusion in fresh.conclusions():
+    for conclusion in filter(lambda found: found.lines, fresh.conclusions()):
         print("\n  - ".join([f"\n{conclusion.heading}, paired distance to the teacher:", *conclusion.lines]))
     print(f"report: {path}")
     return rows, path
+
+
+def _to_tensorboard(session: Session, rows: list[Row]) -> None:
+    """The measures over the NFE, of all test samples."""
+    with SummaryWriter(str(make_folder(session.workspace.logs / "tensorboard" / "evaluate"))) as writer:
+        for row in rows:
+            for measure in MEASURES:
+                value = getattr(row, measure)
+                if value is not None and row.samples == session.config.evaluate.samples:
+                    writer.add_scalar(f"{measure}/{stem(row.sampler)}/{row.schedule}", value, row.nfe)
 
 
 def _runs(session: Session) -> list[tuple[Entry, Run]]:

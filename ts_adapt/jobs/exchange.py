@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from ts_adapt import zoo
-from ts_adapt.assembly import build_grid, grid_names, steps_of
+from ts_adapt.assembly import NONE, build_grid, grid_names, steps_of
 from ts_adapt.config import Config, Workspace
+from ts_adapt.evaluation.benchmark import OF_STUDENT, sampler_name, stem
 from ts_adapt.files import Schema, check_schema, read_bytes, read_json, read_tensors, write_bytes
 from ts_adapt.interfaces import NoiseSchedule, Solver, TimeGrid, TsAdaptError, unknown
 from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others, shared_schedule
 from ts_adapt.jobs.session import SHARED, Session, check_asked, is_shared
-from ts_adapt.predictors.store import PREDICTORS, load_predictor
+from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, made_for
 from ts_adapt.schedule_file import CORRECTIONS, MAX_BYTES, Schedule
 from ts_adapt.schedule_formats import READERS, WRITERS
 
@@ -44,7 +45,7 @@ def export_schedule(
     """
     if kind not in WRITERS:
         raise unknown("format", kind, [*WRITERS, "diffusers"])
-    path, names, session = Path(source), (*grid_names(), *SHARED, *PREDICTORS), None
+    path, names, session = Path(source), (*grid_names(), *SHARED, *PREDICTOR_NAMES), None
     noise: NoiseSchedule | None = None
     if is_scheduler(source):
         scheduler = load_scheduler(source, solver)
@@ -61,8 +62,7 @@ def export_schedule(
         check_asked(path, schedule.solver, schedule.nfe, solver, nfe)
     else:
         session = Session(config)
-        name, count = solver or config.solvers[0], config.nfe[0] if nfe is None else nfe
-        schedule, remarks = _by_name(session, source, name, count)
+        schedule, remarks = _by_name(session, source, solver or config.solvers[0], nfe)
     if kind == "json":
         schedule = _with_measurements(config, schedule)
     about = schedule.about
@@ -123,29 +123,31 @@ def import_schedule(
     return schedule
 
 
-def _by_name(session: Session, source: str, solver: str, nfe: int) -> tuple[Schedule, list[str]]:
+def _by_name(session: Session, source: str, solver: str, asked: int | None) -> tuple[Schedule, list[str]]:
     """The schedule called `source`; for a predictor, the static grid that it corrects."""
+    nfe = session.config.nfe[0] if asked is None else asked
     if is_shared(source):
         return session.shared(source, solver, nfe), []
     if source in grid_names():
-        steps = steps_of(session.solver(solver), nfe)
-        grid = build_grid(source, session.noise, steps, rescale=session.config.rescale_published)
+        grid = build_grid(source, session.noise, session.steps(solver, nfe), rescale=session.config.rescale_published)
         about = {**_known(session, session.solver(solver)), "method": "fixed", "source": source}
         return Schedule(grid, solver, nfe, about), []
-    folder = session.workspace.predictor(source, solver, nfe) if source in PREDICTORS else Path(source)
-    if source in PREDICTORS:
+    folder = session.workspace.predictor(source, solver, nfe) if source in PREDICTOR_NAMES else Path(source)
+    if source in PREDICTOR_NAMES:
         session.predictor(source, solver, nfe)
     elif not folder.is_dir():
-        error = unknown("schedule", source, [*grid_names(), *SHARED, *PREDICTORS, *zoo.schedules()])
+        error = unknown("schedule", source, [*grid_names(), *SHARED, *PREDICTOR_NAMES, *zoo.schedules()])
         raise TsAdaptError(f"{error}, or a schedule file, or the folder of a predictor or of a schedule for diffusers")
     predictor, config = load_predictor(folder, session.noise)
-    check_schema(config, {"solver": str, "nfe": int}, folder / "config.json")
-    solver, nfe = config["solver"], config["nfe"]
-    session.check_fit(folder, solver, nfe, predictor.steps, wanted=(solver, nfe))
+    solver, there = made_for(config, folder / "config.json")
+    nfe = choose_nfe(there, asked, session.config.nfe)
+    session.check_predictor(folder, predictor, config, wanted=(solver, nfe))
     about = {**_known(session, session.solver(solver)), "method": "static"}
     about |= {key: config[key] for key in ("model", "teacher", "distance") if key in config}
-    return Schedule(TimeGrid(predictor.static_times.cpu()), solver, nfe, about), [
-        f"{folder} predicts a grid for each sample, which no format carries: this is the static grid that it corrects"
+    others = of_others(there, nfe, asked)
+    return Schedule(TimeGrid(predictor.static(session.steps(solver, nfe)).cpu()), solver, nfe, about), [
+        f"{folder} predicts a grid for each sample, which no format carries: this is the static grid that it corrects",
+        *([f"this is NFE {nfe}{others}"] if others else []),
     ]
 
 
@@ -156,7 +158,8 @@ def _known(session: Session, solver: Solver) -> dict[str, Any]:
 
 def _with_measurements(config: Config, schedule: Schedule) -> Schedule:
     """`schedule` with what the experiment's evaluation has measured of this very grid, if it has."""
-    folder = Workspace.of(config).evaluation
+    folder, student = Workspace.of(config).evaluation, config.student
+    behind = OF_STUDENT + student.name if student.name else ""
     if not (folder / "results.json").exists():
         return schedule
     results = read_json(folder / "results.json", {"rows": list, "facts": dict})
@@ -169,9 +172,12 @@ def _with_measurements(config: Config, schedule: Schedule) -> Schedule:
     }
     for row in results["rows"]:
         check_schema(row, ROW, f"a row of {folder / 'results.json'}")
-        run = folder / "runs" / f"{row['solver']}-nfe{row['nfe']}-{row['schedule']}.safetensors"
+        pair = row.get("cacher", NONE), row.get("quantizer", NONE)
+        sampler = sampler_name(row["solver"], *pair)
+        run = folder / "runs" / f"{stem(sampler)}-nfe{row['nfe']}-{row['schedule']}.safetensors"
         same = [row["solver"], row["nfe"], row["model"]] == [schedule.solver, schedule.nfe, about.get("model")]
-        if not same or not run.exists() or (corrected and row["schedule"] != about.get("method")):
+        same &= pair == (student.cacher, student.quantizer)
+        if not same or not run.exists() or (corrected and row["schedule"] != f"{about.get('method')}{behind}"):
             continue
         times = read_tensors(run, {"times": (None, grid.steps + 1)})["times"]
         known = (about.get("measured") or {}).get("fid")

@@ -1,32 +1,43 @@
 """evaluate, the first half: every schedule sampled on noises that no search has seen, each leaving a run file.
 
-The product is cachers x quantizers x solvers x NFE x schedules. A cacher or quantizer that the network does not take is
-skipped, and said so; `skipped` remembers why.
+The product is cachers x quantizers x solvers x NFE x schedules; to each cacher and quantizer come the schedules that
+were learned for the network with them (`static@hqq4`). A cacher or quantizer that the network does not take is
+skipped, and said so; `skipped` remembers why. Several processes (`distributed`) share the parts of runs among them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ts_adapt import distributed
 from ts_adapt.assembly import grid_names, steps_of
-from ts_adapt.evaluation.benchmark import Entry, fingerprint
+from ts_adapt.evaluation.benchmark import OF_STUDENT, Entry, fingerprint
 from ts_adapt.evaluation.metrics import Extractor, make_extractor
-from ts_adapt.evaluation.runs import Clip, kept_run, run_entry
+from ts_adapt.evaluation.runs import PARTS, Clip, join_parts, kept_run, missing_parts, sample_part
 from ts_adapt.files import read_json, read_tensors, write_json, write_tensors
+from ts_adapt.folders import hold, remove_leftovers
+from ts_adapt.grids.space import corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.jobs.accelerated import Impossible, accelerated, key_of
-from ts_adapt.jobs.session import Session, is_shared
-from ts_adapt.predictors.store import PREDICTORS
+from ts_adapt.jobs.accelerated import FULL, Impossible, accelerated, key_of
+from ts_adapt.jobs.learning import teach
+from ts_adapt.jobs.session import Session, is_oracle, is_shared
+from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES
+from ts_adapt.prompts import read_prompts
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.search.objective import Batch
-from ts_adapt.teacher.generate import read_prompts
+from ts_adapt.teacher.store import TeacherStore
 
 SKIPPED, TEACHER = "skipped.json", "teacher.safetensors"
+Bar: TypeAlias = "tqdm[Any]"
 Pair = tuple[str, str]
 """The names of a cacher and of a quantizer."""
 
@@ -34,37 +45,86 @@ Pair = tuple[str, str]
 def generate(session: Session) -> None:
     """Sample every schedule of the experiment on the test noises, with every cacher and quantizer.
 
-    What an earlier evaluation left of the very same stays as it is.
+    The teacher's test samples are generated first, as far as they are missing. What an earlier evaluation left of the
+    very same stays as it is. Raises TsAdaptError if another process is at this comparison.
     """
+    with distributed.held(comparing(session)):
+        _generate(session)
+
+
+@contextmanager
+def comparing(session: Session) -> Iterator[None]:
+    """Hold the comparison against other commands; the temporary files of those that were killed are swept away."""
+    folder = session.workspace.evaluation
+    with hold(folder / ".lock", f"the comparison in {folder}"):
+        for place in (folder, folder / "plots", runs_of(session), runs_of(session) / PARTS):
+            remove_leftovers(place)
+        yield
+
+
+def _generate(session: Session) -> None:
     config, options, folder = session.config, session.config.evaluate, runs_of(session)
     _check_files(session)
+    if distributed.first(lambda: _lacking(session)):
+        teach(session, ("test",))
     _, batch = session.teacher("test", options.samples)
     extractor = make_extractor(options.features, device=config.model.device, inception=options.inception)
-    teacher_features(session, extractor)
+    distributed.first(lambda: _keep_teacher_features(session, extractor))
     plan, clip = planned(session), _clip(session, batch)
     refused = skipped(session)
     total = sum(entry.samples for entries in plan.values() for entry in entries)
     with tqdm(total=total, desc="evaluate", unit="image", disable=not session.progress) as bar:
         for (cacher, quantizer), entries in plan.items():
-            todo = [entry for entry in entries if _unfinished(entry, folder)]
+            todo = [entries[place] for place in distributed.first(partial(_unfinished, entries, folder))]
             bar.update(sum(entry.samples for entry in entries if entry not in todo))
             refused.pop((cacher, quantizer), None)
             if not todo:
                 continue
             try:
                 with accelerated(session, cacher, quantizer):
-                    for entry in todo:
-                        bar.set_postfix_str(f"{entry.sampler} NFE {entry.nfe} {entry.schedule}")
-                        objective = replace(session.objective(session.solver(entry.solver)), checkpoint=False)
-                        run_entry(entry, objective, batch, extractor, folder, batch_size=options.batch_size, clip=clip)
-                        bar.update(entry.samples)
+                    _sample(session, todo, batch, extractor, clip, bar)
             except Impossible as error:
                 refused[cacher, quantizer] = str(error)
                 tqdm.write(f"skipped: cacher {cacher}, quantizer {quantizer}: {error}")
                 bar.update(sum(entry.samples for entry in todo))
     kept = [{"cacher": pair[0], "quantizer": pair[1], "reason": reason} for pair, reason in refused.items()]
-    if kept or (folder / SKIPPED).exists():
+    if distributed.rank() == 0 and (kept or (folder / SKIPPED).exists()):
         write_json(folder / SKIPPED, kept)
+
+
+def _lacking(session: Session) -> bool:
+    """Whether test samples of the teacher are missing."""
+    folder = session.workspace.teacher("test")
+    kept = len(TeacherStore.open(folder).indices) if (folder / "manifest.json").exists() else 0
+    return kept < session.config.evaluate.samples
+
+
+def _sample(
+    session: Session, entries: list[Entry], batch: Batch, extractor: Extractor, clip: Clip | None, bar: Bar
+) -> None:
+    """Sample `entries` with the network as it is now; P processes take P entries at a time, whose parts they share."""
+    folder, size = runs_of(session), session.config.evaluate.batch_size
+    shared = replace(session.objective(session.solver(entries[0].solver)), checkpoint=False)
+    for start in range(0, len(entries), distributed.world()):
+        some = entries[start : start + distributed.world()]
+        objectives = [replace(shared, solver=session.solver(entry.solver)) for entry in some]
+        missing = distributed.first(partial(_missing, some, folder, size))
+        own = distributed.mine(missing)
+        with distributed.together():
+            for place, rows in own:
+                entry = some[place]
+                bar.set_postfix_str(f"{entry.sampler} NFE {entry.nfe} {entry.schedule}")
+                sample_part(entry, objectives[place], batch, extractor, folder, rows, batch_size=size, clip=clip)
+                bar.update(len(rows))
+        with distributed.together():
+            for place in distributed.mine(range(len(some))):
+                join_parts(some[place], objectives[place], batch, folder, batch_size=size)
+        bar.update(sum(entry.samples for entry in some) - sum(len(rows) for _, rows in own))
+
+
+def _missing(entries: list[Entry], folder: Path, batch_size: int) -> list[tuple[int, range]]:
+    """The places of entries, and their rows, that are to be sampled yet."""
+    return [(place, rows) for place, entry in enumerate(entries) for rows in missing_parts(entry, folder, batch_size)]
 
 
 def runs_of(session: Session) -> Path:
@@ -81,26 +141,44 @@ def skipped(session: Session) -> dict[Pair, str]:
 
 
 def planned(session: Session) -> dict[Pair, list[Entry]]:
-    """Everything that is to be measured, by cacher and quantizer."""
-    config = session.config
-    full = [entry for solver in config.solvers for nfe in config.nfe for entry in _entries(session, solver, nfe)]
+    """Everything that is to be measured, by cacher and quantizer.
+
+    Raises TsAdaptError where the student of the config is none of them.
+    """
+    config, student = session.config, session.config.student
+    if student.name and not (student.cacher in config.cachers and student.quantizer in config.quantizers):
+        raise TsAdaptError(
+            f"schedules are learned for the student {student.name}, which is not evaluated; add its cacher "
+            f"{student.cacher} to cachers and its quantizer {student.quantizer} to quantizers"
+        )
+
+    def entries(of: Session) -> list[Entry]:
+        return [entry for solver in config.solvers for nfe in config.nfe for entry in _entries(of, solver, nfe)]
+
+    full = entries(session.of_student(*FULL))
     plan = {}
     for quantizer in config.quantizers:
         for cacher in config.cachers:
             key = key_of(session, cacher, quantizer)
+            own = [] if (cacher, quantizer) == FULL else entries(session.of_student(cacher, quantizer))
             plan[cacher, quantizer] = [
                 replace(
                     entry, cacher=cacher, quantizer=quantizer,
                     fingerprint=fingerprint(entry.fingerprint, key) if key else entry.fingerprint,
                 )
-                for entry in full
+                for entry in (*full, *own)
             ]  # fmt: skip
     return plan
 
 
-def _unfinished(entry: Entry, folder: Path) -> bool:
-    run = kept_run(entry, folder)
-    return run is None or run.cost is None
+def _unfinished(entries: list[Entry], folder: Path) -> list[int]:
+    """The places of the entries whose run is missing, or without its cost."""
+    runs = (kept_run(entry, folder) for entry in entries)
+    return [place for place, run in enumerate(runs) if run is None or run.cost is None]
+
+
+def _keep_teacher_features(session: Session, extractor: Extractor) -> None:
+    teacher_features(session, extractor)
 
 
 def teacher_features(session: Session, extractor: Extractor) -> Tensor:
@@ -138,29 +216,34 @@ def _clip(session: Session, batch: Batch) -> Clip | None:
 
 
 def _entries(session: Session, solver: str, nfe: int) -> list[Entry]:
-    """Every schedule there is for `solver` and `nfe`: fixed grids, and what has been learned so far."""
-    config, workspace = session.config, session.workspace
+    """Every schedule there is for `solver` and `nfe`: fixed grids, and what has been learned so far; of a student only
+    what was learned for it."""
+    config = session.config
     samples, steps = config.evaluate.samples, steps_of(session.solver(solver), nfe)
     teacher, _ = session.teacher("test")
     base: tuple[object, ...] = (teacher.hash, solver, config.distance, config.evaluate.features)
     if config.evaluate.clip is not None:
         base += ("clip", config.evaluate.clip)
+    if config.model.execution:
+        base += ("execution", config.model.execution)
+
+    student = config.student.name
+    behind = OF_STUDENT + student if student else ""
 
     def entry(name: str, kind: str, policy: StepPolicy | TimeGrid, key: object, count: int = samples) -> Entry:
-        return Entry(solver, nfe, name, kind, policy, fingerprint(*base, key), count)
+        return Entry(solver, nfe, name + behind, kind, policy, fingerprint(*base, key), count)
 
-    entries = [entry(name, "fixed", grid, grid) for name, grid in session.fixed_grids(steps).items()]
+    fixed = {} if student else session.fixed_grids(steps)
+    entries = [entry(name, "fixed", grid, grid) for name, grid in fixed.items()]
     for name in session.shared_names(solver, nfe):
         grid = session.shared(name, solver, nfe).grid
         entries.append(entry(name, "static" if name.startswith("static") else "optimized", grid, grid))
-    entries += _file_entries(session, solver, nfe, base)
-    for kind in PREDICTORS:
-        folder = workspace.predictor(kind, solver, nfe)
-        if (folder / "config.json").exists():
-            predictor = session.predictor(kind, solver, nfe)
-            entries.append(entry(kind, kind, predictor.policy(), predictor.state_dict()))
-    if (workspace.labels("test", solver, nfe) / "labels.json").exists():
-        labels = session.labelled("test", solver, nfe)
+    entries += [] if student else _file_entries(session, solver, nfe, base)
+    for name in session.predictor_names(solver, nfe):
+        predictor = session.predictor(name, solver, nfe)
+        entries.append(entry(name, name.removesuffix(ALL), predictor.policy(steps), predictor.state_dict()))
+    for corrections in session.oracles(solver, nfe):
+        labels = session.labelled("test", solver, nfe, corrections)
         count = min(config.oracle_samples, len(labels.batch))
         if samples < count:
             raise TsAdaptError(
@@ -173,8 +256,8 @@ def _entries(session: Session, solver: str, nfe: int) -> list[Entry]:
                 f"the oracle of {solver}, NFE {nfe} does not cover the first {count} test samples; "
                 "run `ts-adapt search --method per-sample --split test` again"
             )
-        grid = TimeGrid(labels.times[:count])
-        entries.append(entry("oracle", "oracle", grid, grid, count))
+        grid = labels.grid.rows(slice(0, count))
+        entries.append(entry(corrected("oracle", corrections), "oracle", grid, grid, count))
     return entries
 
 
@@ -204,7 +287,12 @@ def _check_files(session: Session) -> None:
                 f"add --solvers [{schedule.solver}] --nfe [{schedule.nfe}]"
             )
         key = path.stem, schedule.solver, schedule.nfe
-        if key in names or path.stem in (*grid_names(), *PREDICTORS, "oracle") or is_shared(path.stem):
+        if (
+            key in names
+            or path.stem in (*grid_names(), *PREDICTOR_NAMES)
+            or is_shared(path.stem)
+            or is_oracle(path.stem)
+        ):
             other = f"{names[key]} too" if key in names else "a schedule of the comparison"
             raise TsAdaptError(f"{path} would be called {path.stem!r}, as is {other}; rename the file")
         names[key] = path

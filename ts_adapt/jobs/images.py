@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ts_adapt.assembly import steps_of
 from ts_adapt.files import make_folder, write_bytes
 from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.jobs.accelerated import accelerated
 from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others, policy_of
 from ts_adapt.jobs.session import Session, check_asked
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
@@ -93,22 +94,23 @@ def sample_to_folder(
     session: Session, schedule: str, solver: str | None, nfe: int | None, count: int, seed: int, label: int | None,
     out: str | None, batch: int | None = None,
 ) -> Path:  # fmt: skip
-    """`count` images as PNG files and one grid of the first of them; returns the folder.
+    """`count` images of the student as PNG files and one grid of the first of them; returns the folder.
 
     schedule     a grid's name, static / one-shot / recursive, a schedule file, or one for diffusers (see `named`)
     solver, nfe  None: the schedule's own, or the first of the config
     batch        images at a time; None: the config's `evaluate.batch_size`
     """
     check_request(count, seed, batch)
-    chosen = _schedule(session, schedule, solver, nfe)
+    chosen, student = _schedule(session, schedule, solver, nfe), session.config.student
     called = f"{Path(schedule).stem}-{chosen.solver}-nfe{chosen.nfe}"
-    folder = Path(out) if out else session.workspace.logs / "samples" / called
+    folder = Path(out) if out else session.workspace.logs / "samples" / student.name / called
     method = session.solver(chosen.solver)
 
     def make(index: range) -> Tensor:
         return (sample(session, chosen.policy, method, index, seed, label).float().clamp(-1, 1) + 1) / 2
 
-    write_images(folder, make, count, batch or session.config.evaluate.batch_size, progress=session.progress)
+    with accelerated(session, student.cacher, student.quantizer):
+        write_images(folder, make, count, batch or session.config.evaluate.batch_size, progress=session.progress)
     print(f"{count} images along {schedule}, {chosen.solver}, NFE {chosen.nfe}{chosen.others}: {folder}")
     return folder
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ts_adapt import zoo
-from ts_adapt.assembly import build_grid, build_solver, device_and_dtype, grid_names, steps_of
+from ts_adapt.assembly import build_grid, build_solver, device_and_dtype, grid_names, prepare, steps_of
 from ts_adapt.config import Config, Workspace
 from ts_adapt.denoisers.load import image_to_image, load_pipeline, starts_from_image
 from ts_adapt.denoisers.pipeline import noise_of, scheduler_config
@@ -29,12 +29,13 @@ from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.jobs.images import check_request, write_images
 from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others
 from ts_adapt.jobs.session import check_asked, is_shared
-from ts_adapt.predictors.store import PREDICTORS
+from ts_adapt.predictors.store import PREDICTOR_NAMES
+from ts_adapt.prompts import read_prompts
 from ts_adapt.sampling import generator_for
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.attach import attach, network_of
 from ts_adapt.schedulers.scheduler import LearnedScheduler
-from ts_adapt.teacher.generate import ClassLabels, read_prompts
+from ts_adapt.teacher.generate import ClassLabels
 
 HAND_ON_GENERATORS = ("DDPMPipeline", "DDIMPipeline")
 """Pipelines whose loop gives the scheduler the generator; of the others, those with `prepare_extra_step_kwargs` do."""
@@ -47,7 +48,7 @@ class Request:
     pipeline            a folder, a hub id, or a model of the zoo
     schedule            a fixed grid, a schedule file, or the folder, hub id or zoo name of a `LearnedScheduler`
     solver, steps       of a fixed grid, else the schedule's own; None: the first of the config, or of the schedule
-    prompt, prompts     texts, and a file of them, one a line; image i has the text i modulo their number
+    prompt, prompts     texts, and a file of them; image i has the text i modulo their number
     negative, guidance  the negative prompt of all, the scale of guidance; None: the pipeline's own
     init_image, strength   a file to start from, and how far from it; None: from noise, and the pipeline's own
     label               a class for all; None: drawn for each, as `sample` draws it
@@ -75,7 +76,7 @@ class Request:
 def sample_pipeline(config: Config, request: Request, *, progress: bool = True) -> Path:
     """The images of `request` as PNG files and one grid of the first of them; returns the folder.
 
-    Of the config the device, the precision, and what the request leaves open are taken. Raises TsAdaptError for a
+    Of the config the options of the model, and what the request leaves open are taken. Raises TsAdaptError for a
     request that the pipeline or the schedule cannot meet.
     """
     check_request(request.count, request.seed, request.batch)
@@ -87,6 +88,7 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
             "it out"
         )
     pipe = load_pipeline(request.pipeline, device, dtype)
+    prepare(network_of(pipe), config.model)
     pipe = pipe if image is None else image_to_image(pipe)
     arguments = _arguments(pipe, request, image)
     schedule, steps, others = _schedule(pipe, request, config)
@@ -194,7 +196,7 @@ def _schedule(pipe: Any, request: Request, config: Config) -> tuple[LearnedSched
         file = Schedule.load(path, noise)
         check_asked(path, file.solver, file.nfe, request.solver, request.steps)
         return LearnedScheduler.from_schedules(file, given), file.grid.steps, ""
-    if is_shared(name) or name in PREDICTORS:
+    if is_shared(name) or name in PREDICTOR_NAMES:
         raise TsAdaptError(
             f"{name!r} is of a workspace; `ts-adapt export {name} --format diffusers --out FOLDER` writes it for "
             "pipelines, and FOLDER is the schedule to give here"

@@ -1,6 +1,7 @@
 """export --format diffusers: a folder that `LearnedScheduler.from_pretrained` loads.
 
     static, blackbox, one-shot, recursive    the workspace's, of every NFE of the config that is there
+    one-shot-all, recursive-all              the workspace's, of every NFE that it serves
     a schedule file, a predictor's folder    its one NFE
     a fixed grid                             its name, which serves any NFE; its times, where an NFE is asked for
 
@@ -20,11 +21,11 @@ from typing import Any
 from ts_adapt.assembly import PUBLISHED, build_grid, grid_names, steps_of
 from ts_adapt.config import Config
 from ts_adapt.denoisers.pipeline import noise_of
-from ts_adapt.files import check_schema, make_folder, read_bytes, read_json, write_bytes
+from ts_adapt.files import make_folder, read_bytes, read_json, write_bytes
 from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.jobs.named import is_scheduler
 from ts_adapt.jobs.session import SHARED, Session, check_asked, is_shared
-from ts_adapt.predictors.store import PREDICTORS, load_predictor
+from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES, load_predictor, made_for
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.noise_config import differences
 from ts_adapt.schedulers.scheduler import LearnedScheduler
@@ -80,7 +81,7 @@ def _schedule(
 ) -> tuple[LearnedScheduler, list[int]]:
     """The schedule `source` for pipelines with the scheduler config `given`, and the NFEs of the config it lacks."""
     config, path, name = session.config, Path(source), solver or session.config.solvers[0]
-    if is_shared(source) or source in PREDICTORS:
+    if is_shared(source) or source in PREDICTOR_NAMES:
         return _of_workspace(session, source, name, config.nfe if nfe is None else [nfe], given)
     if source.split("+")[0] in grid_names():
         return _fixed(session, source, name, nfe, given), []
@@ -88,9 +89,10 @@ def _schedule(
         raise TsAdaptError(f"{source} is a schedule for diffusers already; LearnedScheduler.from_pretrained loads it")
     if path.is_dir():
         predictor, about = load_predictor(path, session.noise)
-        check_schema(about, {"solver": str, "nfe": int}, path / "config.json")
-        check_asked(path, about["solver"], about["nfe"], solver, nfe)
-        session.check_fit(path, about["solver"], about["nfe"], predictor.steps, wanted=(about["solver"], about["nfe"]))
+        name, there = made_for(about, path / "config.json")
+        own = nfe if nfe in there else there[0]
+        check_asked(path, name, own, solver, nfe)
+        session.check_predictor(path, predictor, about, wanted=(name, own))
         return LearnedScheduler.from_predictors(
             predictor, about["solver"], given, learned_for=_alike([_of_predictor(about)])
         ), []
@@ -99,7 +101,7 @@ def _schedule(
         check_asked(path, file.solver, file.nfe, solver, nfe)
         session.check_fit(path, file.solver, file.nfe, file.grid.steps, wanted=(file.solver, file.nfe))
         return LearnedScheduler.from_schedules(file, given, learned_for=_alike([file.about])), []
-    error = unknown("schedule", source, [*grid_names(), *SHARED, *PREDICTORS])
+    error = unknown("schedule", source, [*grid_names(), *SHARED, *PREDICTOR_NAMES])
     raise TsAdaptError(f"{error}, or a schedule file, or a predictor's folder")
 
 
@@ -107,12 +109,9 @@ def _of_workspace(
     session: Session, kind: str, solver: str, wanted: Sequence[int], given: Mapping[str, Any]
 ) -> tuple[LearnedScheduler, list[int]]:
     """What was learned for the NFEs that are `wanted`, and those of them for which nothing was."""
-    shared, workspace = kind not in PREDICTORS, session.workspace
-    places = {
-        nfe: workspace.shared(kind, solver, nfe) if shared else workspace.predictor(kind, solver, nfe) / "config.json"
-        for nfe in wanted
-    }
-    there = [nfe for nfe in wanted if places[nfe].exists()]
+    shared, workspace = kind not in PREDICTOR_NAMES, session.workspace
+    names = session.shared_names if shared else session.predictor_names
+    there = [nfe for nfe in wanted if kind in names(solver, nfe)]
     learned = there or wanted[:1]  # where there is none, the session says how to make it
     if shared:
         found = [session.shared(kind, solver, nfe) for nfe in learned]
@@ -120,7 +119,9 @@ def _of_workspace(
         schedule = LearnedScheduler.from_schedules(found, given, learned_for=about)
     else:
         predictors = [session.predictor(kind, solver, nfe) for nfe in learned]
-        about = _alike([_of_predictor(read_json(places[nfe])) for nfe in learned])
+        predictors = predictors[:1] if kind.endswith(ALL) else predictors
+        abouts = [read_json(workspace.predictor(kind, solver, nfe) / "config.json") for nfe in learned]
+        about = _alike([_of_predictor(each) for each in abouts])
         schedule = LearnedScheduler.from_predictors(predictors, solver, given, learned_for=about)
     return schedule, [nfe for nfe in wanted if nfe not in there]
 

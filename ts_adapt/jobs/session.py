@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,18 @@ import torch
 
 from ts_adapt import zoo
 from ts_adapt.assembly import PUBLISHED, build_denoiser, build_distance, build_grid, build_solver, grid_names, steps_of
-from ts_adapt.config import Config, Workspace
+from ts_adapt.config import Config, StudentOptions, Workspace
 from ts_adapt.denoisers.guidance import Guided
-from ts_adapt.files import differing
-from ts_adapt.grids.space import CORRECTIONS
+from ts_adapt.evaluation.benchmark import OF_STUDENT
+from ts_adapt.files import differing, read_json
+from ts_adapt.grids.space import CORRECTIONS, corrected
 from ts_adapt.interfaces import Denoiser, Solver, StepPolicy, TimeGrid, TsAdaptError, unknown
+from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.predictors.store import PREDICTORS, load_predictor
-from ts_adapt.predictors.training import Labelled
+from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES, load_predictor, nfes_of
 from ts_adapt.schedule_file import Schedule
-from ts_adapt.search.labels import LabelStore
+from ts_adapt.search.labels import LabelStore, start_entries
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.optimized import METHODS as OPTIMIZED
 from ts_adapt.teacher.generate import ConditionSource, Prompts, class_labels_for, teacher_config
@@ -30,12 +34,17 @@ from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condit
 
 SPLITS = {"train": TRAIN_START, "test": TEST_START}
 SHARED = ("static", "blackbox", *OPTIMIZED)
-_STATIC = re.compile(rf"static(\+({'|'.join(CORRECTIONS)}))*")
+_STATIC, _ORACLE = (re.compile(rf"{name}(\+({'|'.join(CORRECTIONS)}))*") for name in ("static", "oracle"))
 
 
 def is_shared(name: str) -> bool:
     """Whether `name` is that of a learned or optimised grid that all samples share."""
     return name in SHARED or _STATIC.fullmatch(name) is not None
+
+
+def is_oracle(name: str) -> bool:
+    """Whether `name` is that of grids searched for each sample, with corrections or without."""
+    return _ORACLE.fullmatch(name) is not None
 
 
 def check_asked(path: Path, solver: str, nfe: int, asked: str | None, asked_nfe: int | None) -> None:
@@ -65,6 +74,13 @@ class Session:
         self.noise = self.denoiser.noise
         self._batches: dict[str, tuple[TeacherStore, Batch]] = {}
         self._warned: set[Path] = set()
+
+    def of_student(self, cacher: str, quantizer: str) -> Session:
+        """The same experiment, whose schedules are those learned for the network with this cacher and quantizer."""
+        other = copy.copy(self)
+        other.config = replace(self.config, student=StudentOptions(cacher, quantizer))
+        other.workspace = Workspace.of(other.config)
+        return other
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,6 +115,10 @@ class Session:
     def solver(self, name: str) -> Solver:
         return build_solver(name, self.noise)
 
+    def steps(self, solver: str, nfe: int) -> int:
+        """Of a solve by `solver` with `nfe` evaluations."""
+        return steps_of(self.solver(solver), nfe)
+
     def objective(self, solver: Solver) -> Objective:
         config = self.config
         distance = build_distance(config.distance, config.model.device)
@@ -131,7 +151,8 @@ class Session:
             raise TsAdaptError(f"{count} {split} samples are wanted; give at least 1")
         if split not in self._batches:
             store = TeacherStore.open(self.workspace.teacher(split), self.teacher_config(split))
-            data = store.load(store.indices, self.config.model.device)
+            whole = range(len(store.indices))  # from the first sample on: one that is damaged is named, not left out
+            data = store.load([SPLITS[split] + i for i in whole], self.config.model.device)
             batch = Batch(data["index"].cpu(), data["x_T"], data["target"], condition_of(data))
             self._batches[split] = store, batch
         store, batch = self._batches[split]
@@ -148,7 +169,7 @@ class Session:
 
     def shared_names(self, solver: str, nfe: int) -> list[str]:
         """The shared grids that the workspace has: static, with corrections (`static+shift`), blackbox, dmn, ..."""
-        kept = [path.name for path in sorted(self.workspace.data.glob("*")) if _STATIC.fullmatch(path.name)]
+        kept = [path.name for path in sorted(self.workspace.learned.glob("*")) if _STATIC.fullmatch(path.name)]
         return [name for name in (*kept, *SHARED[1:]) if self.workspace.shared(name, solver, nfe).exists()]
 
     def shared(self, method: str, solver: str, nfe: int, *, strict: bool = False) -> Schedule:
@@ -161,7 +182,8 @@ class Session:
             raise TsAdaptError(f"there is no {method} grid at {path}; make it with {command_for(method, solver, nfe)}")
         schedule = Schedule.load(path, self.noise)
         self.check_fit(path, schedule.solver, schedule.nfe, schedule.grid.steps, wanted=(solver, nfe))
-        self.check_origin(path, schedule.about, command_for(method, solver, nfe, redo=True))
+        if method != "dmn":  # found without a teacher
+            self.check_origin(path, schedule.about, command_for(method, solver, nfe, redo=True))
         self.check_options(path, schedule.about.get("made_with"), method, strict=strict)
         return schedule
 
@@ -198,25 +220,39 @@ class Session:
         self._warned.add(path)
         print(f"ts-adapt: warning: {sentence}; made again with --redo, it is replaced", file=sys.stderr)
 
-    def predictor(self, kind: str, solver: str, nfe: int, *, strict: bool = False) -> OneShot | Recursive:
-        """The workspace's predictor of `kind`; TsAdaptError if it is missing or for others; `strict` as in `shared`."""
-        folder = self.workspace.predictor(kind, solver, nfe)
+    def predictor_names(self, solver: str, nfe: int) -> list[str]:
+        """The predictors for `solver` and `nfe` that the workspace has."""
+        found = {name: self.workspace.predictor(name, solver, nfe) / "config.json" for name in PREDICTOR_NAMES}
+        there = [name for name, path in found.items() if path.exists()]
+        return [name for name in there if not name.endswith(ALL) or nfe in nfes_of(read_json(found[name], {}))]
+
+    def predictor(self, name: str, solver: str, nfe: int, *, strict: bool = False) -> OneShot | Recursive:
+        """The workspace's predictor `name`; TsAdaptError if it is missing or for others; `strict` as in `shared`."""
+        folder, kind = self.workspace.predictor(name, solver, nfe), name.removesuffix(ALL)
         if not (folder / "config.json").exists():
-            command = command_for(kind, solver, nfe)
-            raise TsAdaptError(f"there is no {kind} predictor in {folder}; train it with {command}")
-        again = command_for(kind, solver, nfe, redo=True)
+            command = command_for(name, solver, nfe)
+            raise TsAdaptError(f"there is no {name} predictor in {folder}; train it with {command}")
+        again = command_for(name, solver, nfe, redo=True)
         predictor, config = load_predictor(folder, self.noise)
         if predictor.kind != kind:
             raise TsAdaptError(f"{folder} holds a {predictor.kind} predictor, not a {kind} one; replace it by {again}")
-        self.check_fit(folder, config.get("solver"), config.get("nfe"), predictor.steps, wanted=(solver, nfe))
+        self.check_predictor(folder, predictor, config, wanted=(solver, nfe))
         self.check_origin(folder, config, again)
-        if not torch.equal(predictor.static_times, self.static(solver, nfe).grid.times):
+        if not torch.equal(predictor.static(self.steps(solver, nfe)), self.static(solver, nfe).grid.times):
             raise TsAdaptError(f"{folder} corrects another static grid than today's; replace it by {again}")
         if tuple(predictor.options["shape"]) != self.shape:
             shape = predictor.options["shape"]
             raise TsAdaptError(f"{folder} is for samples of {shape}, not {self.shape}; replace it by {again}")
-        self.check_options(folder, config.get("made_with"), kind, strict=strict)
+        self.check_options(folder, config.get("made_with"), name, strict=strict)
         return predictor.to(self.config.model.device).eval()
+
+    def check_predictor(
+        self, folder: Path, predictor: OneShot | Recursive, config: Mapping[str, Any], *, wanted: tuple[str, int]
+    ) -> None:
+        """`check_fit` of what `load_predictor` read in `folder`: the NFE is among its own, with the right steps."""
+        steps = dict(zip(nfes_of(config), predictor.learned, strict=False))
+        one = wanted[1] if wanted[1] in steps else ", ".join(map(str, steps))
+        self.check_fit(folder, config.get("solver"), one, steps.get(wanted[1], 0), wanted=wanted)
 
     def check_fit(self, path: Path, solver: Any, nfe: Any, steps: int, *, wanted: tuple[str, int]) -> None:
         """TsAdaptError unless what is in `path` is for the solver and NFE that are `wanted`, and has their steps."""
@@ -225,26 +261,39 @@ class Session:
                 f"{path} is for {solver}, NFE {nfe}, not for {wanted[0]}, NFE {wanted[1]}; remove it, or make it again "
                 "with --redo"
             )
-        expected = steps_of(self.solver(wanted[0]), wanted[1])
+        expected = self.steps(*wanted)
         if steps != expected:
             raise TsAdaptError(
                 f"{path} has {steps} steps; {wanted[0]} with NFE {wanted[1]} takes {expected}; remove it, or make it "
                 "again with --redo"
             )
 
-    def labelled(self, split: str, solver: str, nfe: int) -> Labelled:
-        """The labelled samples of `split`; TsAdaptError for labels that are missing, damaged or of others."""
+    def oracles(self, solver: str, nfe: int) -> list[tuple[str, ...]]:
+        """The corrections with which grids of test samples were searched: none first, if without any they were too."""
+        every = [chosen for count in range(len(CORRECTIONS) + 1) for chosen in combinations(CORRECTIONS, count)]
+        return [each for each in every if (self.workspace.labels("test", solver, nfe, each) / "labels.json").exists()]
+
+    def labelled(self, split: str, solver: str, nfe: int, corrections: Collection[str] = ()) -> Labelled:
+        """The samples of `split` whose grids were searched, and `corrections` with them.
+
+        Raises TsAdaptError for labels that are missing, damaged or of others.
+        """
         store, batch = self.teacher(split)
-        folder, command = self.workspace.labels(split, solver, nfe), command_for("per-sample", solver, nfe, split)
+        folder, result = self.workspace.labels(split, solver, nfe, corrections), corrected("per-sample", corrections)
+        command = command_for(result, solver, nfe, split)
         if not (folder / "labels.json").exists():
             raise TsAdaptError(f"there are no labels in {folder}; search them with {command}")
         kept = LabelStore.open(folder, store.hash)
-        searched_from, path = kept.spec.get("static"), self.workspace.shared("static", solver, nfe)
-        if path.exists() and searched_from != self.static(solver, nfe).grid.times.tolist():
-            again = command_for("per-sample", solver, nfe, split, redo=True)
-            raise TsAdaptError(f"{folder} was searched from another static grid than today's; replace it by {again}")
+        start = (kept.spec.get("start") or {}).get("name", "static")
+        if self.workspace.shared(start, solver, nfe).exists():
+            today = start_entries(start, self.shared(start, solver, nfe).grid)
+            if any(kept.spec.get(key) != value for key, value in today.items()):
+                again = command_for(result, solver, nfe, split, redo=True)
+                raise TsAdaptError(
+                    f"{folder} was searched from another static grid than today's; replace it by {again}"
+                )
         labels = kept.load()
-        steps = labels.times.shape[1] - 1
+        steps = labels.grid.steps
         self.check_fit(kept.folder, kept.spec.get("solver"), kept.spec.get("nfe"), steps, wanted=(solver, nfe))
         place = {int(i): row for row, i in enumerate(batch.index)}
         foreign = [int(i) for i in labels.index if int(i) not in place]
@@ -255,15 +304,24 @@ class Session:
             )
         rows = torch.tensor([place[int(i)] for i in labels.index])
         device = self.config.model.device
-        return Labelled(batch.rows(rows), labels.times.to(device), labels.distance.to(device))
+        grid = TimeGrid(
+            labels.grid.times.to(device), **{name: value.to(device) for name, value in labels.grid.corrections.items()}
+        )
+        return Labelled(batch.rows(rows), grid, labels.distance.to(device))
 
     def policy(self, schedule: str, solver: str, nfe: int) -> TimeGrid | StepPolicy:
         """The schedule of that name for `solver` and `nfe`: static or a predictor of the workspace, or a fixed grid."""
         if is_shared(schedule):
             return self.shared(schedule, solver, nfe).grid
-        if schedule in PREDICTORS:
-            return self.predictor(schedule, solver, nfe).policy()
-        known = [*grid_names(), *SHARED, *PREDICTORS]
+        if schedule in PREDICTOR_NAMES:
+            return self.predictor(schedule, solver, nfe).policy(self.steps(solver, nfe))
+        name, of, student = schedule.partition(OF_STUDENT)
+        if of:
+            raise TsAdaptError(
+                f"{schedule} was learned for the network {student}; give its name alone, {name}, with that network as "
+                "--student.cacher and --student.quantizer"
+            )
+        known = [*grid_names(), *SHARED, *PREDICTOR_NAMES]
         if schedule.split("+")[0] not in known:
             raise unknown("schedule", schedule, [*known, *zoo.schedules()])
         steps = steps_of(self.solver(solver), nfe)
@@ -279,8 +337,10 @@ def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
 def command_for(result: str, solver: str, nfe: int, split: str = "train", *, redo: bool = False) -> str:
     """The command that makes `result`, a shared grid, labels (per-sample) or a predictor, for `solver` and `nfe`."""
     name, *corrections = result.split("+")
-    flags = ["train", "--predictor", name] if result in PREDICTORS else ["search", "--method", name]
-    flags += ["--static.corrections", ",".join(corrections)] if corrections else []
+    flags = ["train", "--predictor", name] if result in PREDICTOR_NAMES else ["search", "--method", name]
+    flags += [f"--{name.replace('-', '_')}.corrections", ",".join(corrections)] if corrections else []
     flags += ["--split", split] if split != "train" else []
-    flags += ["--solvers", solver, "--nfe", str(nfe), *(["--redo"] if redo else [])]
+    flags += ["--solvers", solver]
+    flags += ["--nfe", str(nfe)] if not result.endswith(ALL) else []
+    flags += ["--redo"] if redo else []
     return f"`ts-adapt {' '.join(flags)}`"

@@ -1,25 +1,33 @@
 """Search without gradients, by optuna: for whatever is not differentiable (a quantized network, a metric of files).
 
 The grid is parametrised as in `static`: N logits, searched in a box around a start. Trials are kept in any optuna
-storage (SQLite by default), so that a search goes on where it was killed, and many workers may share it.
+storage (SQLite by default), so that a search goes on where it was killed, and many workers may share it (`workers`).
+What draw i proposes is a function of (seed, i) and of the trials that are complete: killed and started again, a single
+worker ends in the same grid as if it had not been.
+
+    draw 0         the start itself
+    cmaes          CMA-ES (Hansen 2016), told the complete trials behind the first in generations, in their order
+    tpe, random    optuna's, with a seed of the draw's own
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import optuna
 import torch
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+from tqdm import tqdm
 
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
-
-SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True),
-    "cmaes": lambda seed: optuna.samplers.CmaEsSampler(seed=seed),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-}
+from ts_adapt.sampling import generator_for
+from ts_adapt.search.workers import Worker, draw_of, explained, open_study
 
 
 @dataclass
@@ -27,12 +35,13 @@ class BlackboxOptions:
     """How the gradient-free search runs."""
 
     trials: int = 100
-    """In all: a resumed search makes the missing ones."""
+    """In all, of all workers: a resumed search makes the missing ones."""
     sampler: str = "cmaes"
     radius: float = 2.0
     """Half the width of the box of logits around the start."""
     storage: str | None = None
-    """An optuna storage URL; None: an SQLite file beside the result."""
+    """Of many workers: an optuna storage URL, such as postgresql+psycopg://USER@HOST/DATABASE, or journal:///FILE in a
+    folder that they share; None: an SQLite file beside the result, for one."""
     seed: int = 0
 
 
@@ -52,47 +61,92 @@ def search_blackbox(
     *,
     storage: str,
     study: str,
+    alone: bool = False,
     progress: bool = True,
 ) -> BlackboxResult:
     """The grid of least `score` among `options.trials`; the first trial is `start` itself, so none is worse.
 
-    `storage` is an optuna URL, `study` the name of the search in it; both given again, the search goes on.
-    """
-    from sqlalchemy.exc import SQLAlchemyError  # of optuna's storages; a fifth of a second to import
+    storage  a URL (see `workers`); study: the name of the search in it. Both given again, the search goes on
+    alone    no other process works on this study: what one that died left there is made again at once
 
+    Raises TsAdaptError for an unknown sampler, no trials, and a storage that cannot be used.
+    """
     if options.sampler not in SAMPLERS:
         raise unknown("sampler", options.sampler, SAMPLERS)
+    if options.trials < 1:
+        raise TsAdaptError(f"blackbox.trials is {options.trials}; at least 1 is made")
     centre = times_to_logits(start.times, noise).detach()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        run = optuna.create_study(study_name=study, storage=storage, load_if_exists=True, direction="minimize")
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError, ValueError) as error:
-        raise TsAdaptError(
-            f"the storage {storage!r} cannot be used ({' '.join(str(error).split())[:200]}); "
-            "give a URL such as sqlite:///file.db in a folder that exists, or remove the damaged file"
-        ) from error
-    run.sampler = SAMPLERS[options.sampler](options.seed + len(run.trials))  # resumed, it draws other trials
-    if not any(trial.state == optuna.trial.TrialState.COMPLETE for trial in run.trials):
-        run.enqueue_trial({f"logit_{i}": 0.0 for i in range(start.steps)})
+    space = {f"logit_{i}": FloatDistribution(-options.radius, options.radius) for i in range(start.steps)}
 
-    def grid_of(values: dict[str, float]) -> TimeGrid:
-        moved = torch.tensor([values[f"logit_{i}"] for i in range(start.steps)], dtype=torch.float64)
+    def grid_of(values: dict[str, Any]) -> TimeGrid:
+        moved = torch.tensor([values[name] for name in space], dtype=torch.float64)
         return TimeGrid(logits_to_times(centre + moved, noise))
 
-    def objective(trial: optuna.Trial) -> float:
-        r = options.radius
-        return score(grid_of({f"logit_{i}": trial.suggest_float(f"logit_{i}", -r, r) for i in range(start.steps)}))
+    run = open_study(study, storage, _Draws(SAMPLERS[options.sampler], options.seed, space))
+    worker = Worker(run, options.trials, alone=alone)
+    with explained(storage), tqdm(total=options.trials, desc="blackbox", unit="trial", disable=not progress) as bar:
+        while (trial := worker.take()) is not None:
+            with worker.working_on(trial):
+                values = {name: trial.suggest_float(name, side.low, side.high) for name, side in space.items()}
+                value = score(grid_of(values))
+            worker.tell(trial, value)
+            bar.update(len(worker.complete()) - bar.n)
+        complete = worker.complete()
+    best = min(complete, key=_value)  # of equals the first
+    return BlackboxResult(grid_of(best.params), _value(best), _value(complete[0]), len(complete))
 
-    finished = sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in run.trials)
-    missing = options.trials - finished
-    if missing > 0:
-        run.optimize(objective, n_trials=missing, show_progress_bar=progress)
-    complete = [
-        trial for trial in run.trials if trial.state == optuna.trial.TrialState.COMPLETE and trial.value is not None
-    ]
-    if not complete:
-        raise TsAdaptError(f"no trial of the study {study!r} is complete; set trials to at least 1")
-    first = min(complete, key=lambda trial: trial.number)
-    best = run.best_trial
-    assert best.value is not None and first.value is not None
-    return BlackboxResult(grid_of(best.params), best.value, first.value, len(complete))
+
+def _value(trial: FrozenTrial) -> float:
+    return float("inf") if trial.value is None else trial.value
+
+
+class _Draws(BaseSampler):
+    """Draw 0 is the middle of `space`, every other that of a sampler made for it, with a seed of its own."""
+
+    def __init__(self, make: Callable[[int], BaseSampler], seed: int, space: dict[str, Any]) -> None:
+        self.make, self.seed, self.space = make, seed, space
+        self.sampler = make(seed)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self.space
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, space: dict[str, Any]) -> dict[str, Any]:
+        draw = draw_of(study.get_trials(deepcopy=False), trial)
+        if draw == 0:
+            return dict.fromkeys(space, 0.0)
+        seed = int(torch.randint(2**31 - 1, (), generator=generator_for(self.seed, draw)))
+        self.sampler = self.make(seed)
+        return self.sampler.sample_relative(study, trial, self.sampler.infer_relative_search_space(study, trial))
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, side: BaseDistribution) -> Any:
+        return self.sampler.sample_independent(study, trial, name, side)
+
+
+class _CmaEs(RandomSampler):
+    """CMA-ES, whose state follows from the complete trials: nothing of it has to be stored."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.seed = seed
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return study.sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, space: dict[str, Any]) -> dict[str, Any]:
+        from cmaes import CMA
+
+        box = np.array([[side.low, side.high] for side in space.values()])
+        state = CMA(mean=box.mean(1), sigma=np.ptp(box, axis=1).min() / 6, bounds=box, seed=self.seed)
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))[1:]
+        told = [(np.array([done.params[name] for name in space]), _value(done)) for done in complete]
+        for end in range(state.population_size, len(told) + 1, state.population_size):
+            state.tell(told[end - state.population_size : end])
+        return dict(zip(space, state.ask().tolist(), strict=True))
+
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
+    "cmaes": _CmaEs,
+    "random": RandomSampler,
+}

@@ -6,16 +6,18 @@ A search whose next question follows from the answers so far asks the same quest
 then given the kept answers until they end, and computes from there on: the result is that of an unbroken run, number
 for number, and the state of the optimiser need not be kept. The first question that differs drops the records behind.
 
-The file is a cache of a search that is under way: atomic, and begun anew where it is damaged or of another search.
+The file is a cache of a search that is under way: atomic, begun anew where it is damaged or of another search. It has a
+sum of its records, whose numbers are in hexadecimal, infinite ones among them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ts_adapt.files import read_json, write_bytes
+from ts_adapt.files import read_json, sha256_of_json, write_bytes
 from ts_adapt.interfaces import TsAdaptError
 
 Record = tuple[list[float], list[float]]
@@ -42,7 +44,8 @@ class Journal:
             del self._records[self._next :]
             self._records.append((asked, [float(number) for number in compute()]))
             if self.path is not None:
-                kept = {"key": self.key, "records": self._records}
+                records = [[[number.hex() for number in numbers] for numbers in record] for record in self._records]
+                kept = {"key": self.key, "sha256": sha256_of_json(records), "records": records}
                 write_bytes(self.path, json.dumps(kept).encode(), durable=False)
         self._next += 1
         return self._records[self._next - 1][1]
@@ -55,8 +58,15 @@ class Journal:
 
 def _kept(path: Path, key: str) -> list[Record]:
     try:
-        value = read_json(path, {"key": str, "records": list})
-        records = [([float(x) for x in question], [float(x) for x in answer]) for question, answer in value["records"]]
+        value = read_json(path, {"key": str, "sha256": str, "records": list})
+        records = [(_numbers(question), _numbers(answer)) for question, answer in value["records"]]
     except (TsAdaptError, TypeError, ValueError, OverflowError):
         return []
-    return records if value["key"] == key else []
+    return records if (value["key"], value["sha256"]) == (key, sha256_of_json(value["records"])) else []
+
+
+def _numbers(texts: list[str]) -> list[float]:
+    numbers = [float.fromhex(text) for text in texts]
+    if any(math.isnan(number) for number in numbers):
+        raise ValueError("there is a NaN among the numbers")
+    return numbers

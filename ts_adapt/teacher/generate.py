@@ -3,7 +3,8 @@
     x_T = noise_scale * initial_noise(seed, i),   condition_i = draw(seed, i)      i = first, first + 1, ...
 
 shard by shard. A shard is cut into batches from its own start, so what it holds depends on the config and on nothing
-that happened before: killed at any moment and started again, a run ends in the same bytes as an unbroken one.
+that happened before: killed at any moment and started again, a run ends in the same bytes as an unbroken one. Several
+processes (`distributed`) share the shards among them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ts_adapt import files
+from ts_adapt import distributed, files
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid, TsAdaptError
 from ts_adapt.numerics import validate_grid
+from ts_adapt.prompts import read_prompts
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.teacher.store import TEST_START, TeacherStore, condition_of
 
@@ -71,7 +73,7 @@ class Prompts:
 
     @classmethod
     def read(cls, path: str | Path, encode: Callable[[list[str]], Mapping[str, Tensor]]) -> Prompts:
-        """The prompts of a text file; see `read_prompts`."""
+        """The prompts of a file; see `read_prompts`."""
         return cls(read_prompts(path), encode)
 
     def describe(self) -> dict[str, Any]:
@@ -80,18 +82,6 @@ class Prompts:
     def draw(self, seed: int, index: Sequence[int]) -> dict[str, Tensor]:
         chosen = [i % len(self.prompts) for i in index]
         return {"prompt_index": torch.tensor(chosen), **self.encode([self.prompts[i] for i in chosen])}
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a text file, one a line; empty lines are skipped. TsAdaptError where there are none."""
-    try:
-        text = files.read_bytes(Path(path)).decode()
-    except UnicodeDecodeError as error:
-        raise TsAdaptError(f"{path} is not UTF-8 text ({error}); prompts are read one a line") from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise TsAdaptError(f"{path} has no prompts; write one a line")
-    return prompts
 
 
 def class_labels_for(denoiser: Denoiser, label: int | None = None) -> ClassLabels | None:
@@ -177,6 +167,8 @@ def generate(
 ) -> None:
     """Bring `store` to `samples` samples; shards that are there and intact stay, damaged ones are made anew.
 
+    Where torch's processes have joined, all of them call this.
+
     grid       one time grid for all samples, that of the store's config
     condition  as in the store's config; None: unconditional
     save_png   also write the decoded targets to `images/<index>.png`
@@ -187,26 +179,29 @@ def generate(
     times = _shared_times(grid)
     _check_arguments(store, times, samples, batch_size, condition, denoiser.noise)
     device = _device_of(denoiser)
+    ranges = {shard: store.range_of(shard, samples) for shard in store.shards(samples)}
     with store.writing():
-        ranges = {shard: store.range_of(shard, samples) for shard in store.shards(samples)}
-        finished = {shard for shard in ranges if store.finished(shard, samples)}
+        missing = distributed.first(lambda: [shard for shard in ranges if not store.finished(shard, samples)])
+        done, own = samples - sum(len(ranges[shard]) for shard in missing), distributed.mine(missing)
         bar = tqdm(
-            total=samples,
-            initial=sum(len(ranges[shard]) for shard in finished),
-            desc=store.folder.name,
+            total=done + sum(len(ranges[shard]) for shard in own),
+            initial=done,
+            desc=distributed.label(store.folder.name),
             unit="sample",
             disable=not progress,
         )
-        with bar:
-            for shard, index in ranges.items():
-                if shard not in finished:
-                    parts = []
-                    for rows in _batches(index, batch_size):
-                        parts.append(_solve(denoiser, solver, times, store, rows, condition, device))
-                        bar.update(len(rows))
-                    store.write(shard, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
-                if save_png:
-                    _save_images(denoiser, store, index, batch_size, device)
+        with distributed.together(), bar:
+            for shard in own:
+                parts = []
+                for rows in _batches(ranges[shard], batch_size):
+                    parts.append(_solve(denoiser, solver, times, store, rows, condition, device))
+                    bar.update(len(rows))
+                store.write(shard, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+        store.gather()
+        if save_png:
+            with distributed.together():
+                for shard in distributed.mine(list(ranges)):
+                    _save_images(denoiser, store, ranges[shard], batch_size, device)
 
 
 def _solve(

@@ -3,59 +3,48 @@
     manifest.json             format, config, its hash, versions, and the sha256 of every finished shard
     shard-00000.safetensors   index (n,), target (n, ...), the condition's tensors (n, ...); optionally
                               trajectory (n, N+1, ...) and trajectory_x0 (n, N, ...)
+    shard-00000.json          a receipt, samples and sha256 of a shard that the manifest does not list yet
 
 Sample i starts from x_T = noise_scale * initial_noise(seed, i), redrawn when it is asked for and never stored. Shard k
 holds the samples first + k S ... first + (k + 1) S - 1, with S the shard size; its content is a function of the config
-alone. A shard counts as finished once the manifest has its checksum: a process killed between the two writes makes
-that shard again, to the same bytes. Everything in the config is hashed; versions are recorded only.
+alone. A shard counts as finished once the manifest or a receipt has its checksum: a process killed between the two
+writes makes that shard again, to the same bytes. Of several processes (`distributed`) each writes shards; the first one
+holds the folder and writes the manifest, the others leave receipts, which it enters there. Everything in the config is
+hashed; versions are recorded only.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ts_adapt import files
-from ts_adapt._version import __version__
+from ts_adapt import distributed, files
+from ts_adapt.folders import hold, remove_leftovers
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.sampling import initial_noise
+from ts_adapt.teacher.manifest import (
+    CONFIG,
+    MAX_SHARD,
+    new_manifest,
+    plain,
+    read_manifest,
+    read_receipts,
+    receipt,
+    shard_name,
+)
 
 TRAIN_START = 0
 """First noise index of training and validation, which end where the test begins."""
 TEST_START = 50_000
 """First noise index of the test; evaluation draws from here on and learning never does."""
 
-FORMAT, VERSION = "ts_adapt-teacher", 1
-MAX_SHARD = 1_000_000
-CONFIG: files.Schema = {
-    "model": str,
-    "weights": str,
-    "solver": str,
-    "times": list,
-    "seed": int,
-    "first": int,
-    "shape": list,
-    "dtype": str,
-    "noise_scale": (float, int),
-    "shard_size": int,
-    "batch_size": int,
-    "trajectory": bool,
-}
-"""What every config has; further keys (guidance, condition, ...) are hashed and compared all the same."""
 NO_CONDITION = frozenset({"index", "x_T", "target", "trajectory", "trajectory_x0", "prompt_index"})
 """What `load` returns beside the condition's tensors."""
-
-_SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
-_MANIFEST: files.Schema = {
-    "format": str, "version": int, "hash": str, "config": dict, "versions": dict, "shards": dict
-}  # fmt: skip
 
 
 class TeacherStore:
@@ -66,6 +55,7 @@ class TeacherStore:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
+        self._written: dict[str, Any] = {}
         self._checked: dict[str, tuple[tuple[int, int, str], bool]] = {}
 
     @classmethod
@@ -73,7 +63,7 @@ class TeacherStore:
         """Begin a store of `config` (see `CONFIG`; `generate.teacher_config` makes one), or go on with the one there.
 
         Raises TsAdaptError if a key is missing, if the folder holds samples of another config (naming the key that
-        differs), or shards without a manifest.
+        differs), or shards without a manifest, and if another process is beginning one there.
         """
         folder = Path(folder)
         files.check_schema(config, CONFIG, "the teacher's config")
@@ -81,20 +71,31 @@ class TeacherStore:
             raise TsAdaptError(
                 f"shard_size is {config['shard_size']}; at least 1 sample goes into a shard, at most {MAX_SHARD}"
             )
-        plain: dict[str, Any] = _plain(config)
-        if (folder / "manifest.json").exists():
-            store = cls.open(folder)
-            if store.config == plain or store.manifest["shards"]:
-                store._refuse_other(plain)
-                return store
+        wanted: dict[str, Any] = plain(config)
+        store = cls._kept(folder, wanted)
+        if store is None:
+            with hold(folder / ".lock", f"the teacher folder {folder}"):
+                store = cls._kept(folder, wanted) or cls._begun(folder, wanted)
+        return store
+
+    @classmethod
+    def _kept(cls, folder: Path, config: dict[str, Any]) -> TeacherStore | None:
+        """The store that is there, if it is of `config` or cannot be given to it."""
+        if not (folder / "manifest.json").exists():
+            return None
+        store = cls.open(folder)
+        if store.config != config and not store.manifest["shards"]:
+            return None
+        store._refuse_other(config)
+        return store
+
+    @classmethod
+    def _begun(cls, folder: Path, config: dict[str, Any]) -> TeacherStore:
         if any(folder.glob("shard-*.safetensors")):
             raise TsAdaptError(
                 f"{folder} holds shards that no manifest.json lists; restore it, or empty the folder and generate again"
             )
-        manifest = {
-            "format": FORMAT, "version": VERSION, "hash": files.sha256_of_json(plain), "config": plain,
-            "versions": _versions(), "shards": {},
-        }  # fmt: skip
+        manifest = new_manifest(config)
         files.write_json(folder / "manifest.json", manifest)
         return cls(folder, manifest)
 
@@ -105,9 +106,9 @@ class TeacherStore:
         Raises TsAdaptError if there is none, if its manifest is damaged or altered, or if the config is another.
         """
         folder = Path(folder)
-        store = cls(folder, _read_manifest(folder))
+        store = cls(folder, read_manifest(folder))
         if config is not None:
-            store._refuse_other(_plain(config))
+            store._refuse_other(plain(config))
         return store
 
     @property
@@ -155,13 +156,23 @@ class TeacherStore:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the folder for writing, its manifest read anew; TsAdaptError if another process holds it."""
-        with files.hold(self.folder / ".lock", f"the teacher folder {self.folder}"):
-            files.remove_leftovers(self.folder)
-            manifest = _read_manifest(self.folder)
-            if manifest["hash"] != self.hash:
-                raise TsAdaptError(f"{self.folder} was given to another config meanwhile; choose another folder")
-            self.manifest = manifest
+        """Hold the folder for writing, its manifest read anew; TsAdaptError if another job holds it.
+
+        Of several processes the first one holds it for all.
+        """
+        with ExitStack() as held:
+
+            def take() -> dict[str, Any]:
+                held.enter_context(hold(self.folder / ".lock", f"the teacher folder {self.folder}"))
+                remove_leftovers(self.folder)
+                manifest = read_manifest(self.folder)
+                if manifest["hash"] != self.hash:
+                    raise TsAdaptError(f"{self.folder} was given to another config meanwhile; choose another folder")
+                return manifest
+
+            self.manifest, self._written = distributed.first(take), {}
+            size = self.manifest["config"]["shard_size"]
+            self._list(distributed.first(lambda: read_receipts(self.folder, size)))
             yield
 
     def range_of(self, shard: int, samples: int) -> range:
@@ -180,12 +191,33 @@ class TeacherStore:
         return there is not None and there["samples"] >= len(self.range_of(shard, samples)) and self._intact(name)
 
     def write(self, shard: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a finished shard: its file first, then its checksum in the manifest. Inside `writing` only."""
+        """Keep a finished shard: its file first, then its checksum. Inside `writing` only."""
         name = shard_name(shard)
         checksum = files.write_tensors(self.folder / name, tensors)
-        shards = self.manifest["shards"] | {name: {"samples": len(tensors["index"]), "sha256": checksum}}
-        self.manifest = self.manifest | {"shards": dict(sorted(shards.items()))}
-        files.write_json(self.folder / "manifest.json", self.manifest)
+        kept = {"samples": len(tensors["index"]), "sha256": checksum}
+        if distributed.rank() > 0:
+            files.write_json(receipt(self.folder, name), kept)
+        self._written[name] = kept
+        self._list({name: kept})
+
+    def gather(self) -> None:
+        """Give every process the list of the shards of all. Inside `writing`, when all of them have written theirs."""
+        merged: dict[str, Any] = {}
+        for written in distributed.meet(self._written):
+            merged |= written
+        self._list(merged)
+        distributed.meet()
+
+    def _list(self, shards: Mapping[str, Any]) -> None:
+        """Enter `shards` in the manifest, which the first process writes; their receipts are done with."""
+        listed = self.manifest["shards"]
+        changed = any(listed.get(name) != kept for name, kept in shards.items())
+        self.manifest = self.manifest | {"shards": dict(sorted((listed | dict(shards)).items()))}
+        if distributed.rank() == 0:
+            if changed:
+                files.write_json(self.folder / "manifest.json", self.manifest)
+            for name in shards:
+                receipt(self.folder, name).unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         return sorted(self.manifest["shards"])
@@ -212,7 +244,11 @@ class TeacherStore:
         recorded = self.manifest["shards"][name]
         shapes = {"index": (recorded["samples"],), "target": (recorded["samples"], *config["shape"])}
         try:
-            return files.read_tensors(self.folder / name, shapes, sha256=recorded["sha256"])
+            found = files.read_tensors(self.folder / name, shapes, sha256=recorded["sha256"])
+            whole = all(value.ndim and len(value) == recorded["samples"] for value in found.values())
+            if not whole or found["index"].tolist() != list(self._held(name)):
+                raise TsAdaptError(f"{self.folder / name} holds other samples than the manifest says")
+            return found
         except TsAdaptError as error:
             raise TsAdaptError(
                 f"the teacher's shard {self.folder / name} is missing or damaged (samples {self._held(name).start} to "
@@ -241,11 +277,6 @@ class TeacherStore:
                 )
 
 
-def shard_name(shard: int) -> str:
-    """The file of the `shard`-th shard."""
-    return f"shard-{shard:05d}.safetensors"
-
-
 def condition_of(data: Mapping[str, Tensor]) -> dict[str, Any]:
     """The condition among the tensors of `TeacherStore.load`, as the denoiser takes it; `a.b` is the entry b of a."""
     condition: dict[str, Any] = {}
@@ -257,49 +288,6 @@ def condition_of(data: Mapping[str, Tensor]) -> dict[str, Any]:
                 place = place.setdefault(part, {})
             place[name] = value
     return condition
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if not path.exists():
-        raise TsAdaptError(f"there is no teacher in {folder} (no manifest.json); make one with `ts-adapt teach`")
-    manifest: dict[str, Any] = files.read_json(path, _MANIFEST)
-    if manifest["format"] != FORMAT or manifest["version"] != VERSION:
-        raise TsAdaptError(f"{path} is not of the format {FORMAT!r}, version {VERSION}; generate the teacher again")
-    files.check_schema(manifest["config"], CONFIG, path)
-    size = manifest["config"]["shard_size"]
-    if not 1 <= size <= MAX_SHARD:
-        raise TsAdaptError(f"{path} has the shard_size {size}; expected 1 to {MAX_SHARD}, generate the teacher again")
-    for name, shard in manifest["shards"].items():
-        if not _SHARD_NAME.fullmatch(name):
-            raise TsAdaptError(f"{path} lists {name!r}, which is no shard; restore it, or generate the teacher again")
-        files.check_schema(shard, {"samples": int, "sha256": str}, f"{name} in {path}")
-        if not 1 <= shard["samples"] <= size:
-            raise TsAdaptError(
-                f"{path} lists {shard['samples']} samples in {name}, not 1 to {size}; generate the teacher again"
-            )
-    if files.sha256_of_json(manifest["config"]) != manifest["hash"]:
-        raise TsAdaptError(f"the config in {path} was altered: it does not have its hash; restore it or generate again")
-    return manifest
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON gives it back; numbers to 12 digits, so that the last bit of a computed time does not count."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    return float(f"{value:.12g}") if isinstance(value, float) else value
-
-
-def _versions() -> dict[str, str]:
-    found = {"ts_adapt": __version__}
-    for package in ("torch", "diffusers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _short(value: Any) -> str:

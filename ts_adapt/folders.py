@@ -1,0 +1,96 @@
+"""Results that are made by one process at a time, and folders that are replaced as a whole.
+
+    making(path)    .NAME.lock beside the result is held; what a killed process left is put in order first
+    replaced        NAME -> NAME.old, NAME.new -> NAME, then NAME.old is removed: at any moment one of them is whole
+
+A lock is the system's own: it is free again however its holder ended, and no clock decides about it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from ts_adapt.files import explained, sync_folder
+from ts_adapt.interfaces import TsAdaptError
+
+
+@contextmanager
+def hold(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs; the system releases it however the process ends.
+
+    Raises TsAdaptError at once if another process holds it; `what` says in that message what it is busy with.
+    """
+    path = Path(path)
+    with explained(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115 (closed below, when the block has run)
+    with file:
+        with explained(path, "written"):
+            if not _locked(file):
+                file.seek(0)
+                holder = file.read().strip() or "its number is unknown"
+                raise TsAdaptError(f"{what} is in use by another process ({holder}); wait until it ends, or stop it")
+            file.truncate(0)
+            file.write(f"process {os.getpid()}\n")
+            file.flush()
+        yield
+
+
+@contextmanager
+def making(path: Path) -> Iterator[None]:
+    """Hold `path`, a result that is one file or one folder, while the block makes it, against other processes.
+
+    What processes that were killed left of it is put in order first: temporary files, and a folder half replaced.
+    Raises TsAdaptError at once if another process is making it.
+    """
+    path = Path(path)
+    with hold(path.with_name(f".{path.name}.lock"), str(path)):
+        former = _former(path)
+        if former.is_dir():
+            with explained(path, "written"):
+                shutil.rmtree(former) if path.exists() else os.replace(former, path)
+        remove_leftovers(path.parent, f".{path.stem}.*.tmp")
+        for folder in (path, path.with_name(f"{path.name}.new")):
+            remove_leftovers(folder)
+            remove_leftovers(folder, "*/.*.tmp")
+        yield
+
+
+def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
+    """Remove the temporary files of processes that were killed; the caller holds a lock on what they are of."""
+    for leftover in Path(folder).glob(pattern):
+        with suppress(OSError):
+            leftover.unlink()
+
+
+def replace_folder(folder: Path, new: Path) -> None:
+    """Put the folder `new` in the place of `folder`, which is then removed; the two are in the same folder."""
+    former = _former(folder)
+    with explained(folder, "written"):
+        if folder.exists():
+            shutil.rmtree(former, ignore_errors=True)
+            os.replace(folder, former)
+        os.replace(new, folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether the system's lock of `file` is ours now; False if another process has it."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _former(folder: Path) -> Path:
+    """Where `folder` is moved while it is replaced."""
+    return folder.with_name(f"{folder.name}.old")

@@ -1,0 +1,103 @@
+"""The search for labels: the oracle grids of a split's samples, part by part.
+
+A part is the unit of work that several processes (`distributed`) share; what is in it depends on the config alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ts_adapt import distributed
+from ts_adapt.config import Config
+from ts_adapt.folders import replace_folder
+from ts_adapt.grids.space import corrected
+from ts_adapt.interfaces import Solver, TsAdaptError
+from ts_adapt.jobs.keeping import compared
+from ts_adapt.jobs.session import Session
+from ts_adapt.search.labels import LabelStore, start_entries
+from ts_adapt.search.objective import Batch
+from ts_adapt.search.per_sample import LabelBatch, search_per_sample
+
+
+def beside(folder: Path) -> Path:
+    """Where a new result is made while the old one stays in `folder`."""
+    return folder.with_name(f"{folder.name}.new")
+
+
+def of_student(config: Config) -> list[Any]:
+    """What a search depends on beside its options where it is on a student; nothing on the teacher's own network."""
+    made = config.made_with("static")
+    return [made[name] for name in ("student", "calibration", "qat") if name in made]
+
+
+def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: str, redo: bool) -> None:
+    """Search the oracle grids of the samples of `split`; a part that is there stays."""
+    config = session.config
+    count = config.label_samples if split == "train" else config.oracle_samples
+    teacher, batch = session.teacher(split, count)
+    corrections = config.per_sample.corrections
+    static = corrected("static", corrections)
+    static = static if static in session.shared_names(name, nfe) else "static"
+    start = session.shared(static, name, nfe).grid
+    spec = {
+        "teacher": teacher.hash, "solver": name, "nfe": nfe, "distance": config.distance, "batch": config.label_batch,
+        "options": config.made_with("per-sample")["per_sample"], **start_entries(static, start),
+    }  # fmt: skip
+    spec |= {"student": of_student(config)} if config.student.name else {}
+    folder = session.workspace.labels(split, name, nfe, corrections)
+    store = distributed.first(partial(_label_store, folder, spec, redo))
+    objective = session.objective(solver)
+    parts = batch.split(config.label_batch)
+    own = distributed.mine(distributed.first(partial(_missing, store, parts)))
+    done = len(batch) - sum(len(parts[part]) for part in own) if distributed.world() == 1 else 0
+    bar = tqdm(
+        total=done + sum(len(parts[part]) for part in own), initial=done, unit="sample", leave=False,
+        desc=distributed.label(f"oracle {name} NFE {nfe}"), disable=not session.progress,
+    )  # fmt: skip
+    with distributed.together(), bar:
+        for part in own:
+            store.write(part, search_per_sample(objective, parts[part], start, config.per_sample))
+            bar.update(len(parts[part]))
+    labels = distributed.first(partial(_finished, store, folder, len(parts)))
+    oracle, shared = float(labels.distance[:count].mean()), float(labels.static_distance[:count].mean())
+    print(
+        f"{name}, NFE {nfe}, {split}: {corrected('oracle', corrections)} distance {oracle:.5f} over {count} samples, "
+        f"{compared(oracle, shared)} the {static} grid's {shared:.5f}"
+    )
+
+
+def _missing(store: LabelStore, parts: Sequence[Batch]) -> list[int]:
+    return [part for part, samples in enumerate(parts) if not store.has(part, samples.index)]
+
+
+def _finished(store: LabelStore, folder: Path, parts: int) -> LabelBatch:
+    """All labels, from now on in `folder`; TsAdaptError where one of `parts` parts is missing."""
+    paths = [store.path(part) for part in range(parts)]
+    distributed.await_files(paths)
+    missing = next((path for path in paths if not path.exists()), None)
+    if missing is not None:
+        raise TsAdaptError(f"{missing} of another process is not to be seen here yet; run the same command again")
+    labels = store.load()
+    if store.folder != folder:
+        replace_folder(folder, store.folder)
+    return labels
+
+
+def _label_store(folder: Path, spec: dict[str, Any], redo: bool) -> LabelStore:
+    """The labels in `folder`, if they are those of `spec`; with `redo` else new ones beside them."""
+    try:
+        return LabelStore.create(folder, spec)
+    except TsAdaptError:
+        if not redo:
+            raise
+    try:
+        return LabelStore.create(beside(folder), spec)
+    except TsAdaptError:  # what an interrupted command left there, with yet other options
+        shutil.rmtree(beside(folder))
+        return LabelStore.create(beside(folder), spec)

@@ -1,0 +1,126 @@
+"""What a teacher's folder says of itself: manifest.json, and the receipts of shards that it does not list yet.
+
+    manifest.json       format, config, its hash, versions, and samples and sha256 of every finished shard
+    shard-00000.json    a receipt: samples and sha256 of one shard
+
+The hash is that of the config, whose floats are rounded to 12 digits. What is read is checked, names of shards too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ts_adapt import files
+from ts_adapt._version import __version__
+from ts_adapt.interfaces import TsAdaptError
+
+FORMAT, VERSION = "ts_adapt-teacher", 1
+MAX_SHARD = 1_000_000
+CONFIG: files.Schema = {
+    "model": str,
+    "weights": str,
+    "solver": str,
+    "times": list,
+    "seed": int,
+    "first": int,
+    "shape": list,
+    "dtype": str,
+    "noise_scale": (float, int),
+    "shard_size": int,
+    "batch_size": int,
+    "trajectory": bool,
+}
+"""What every config has; further keys (guidance, condition, ...) are hashed and compared all the same."""
+
+_SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
+_SHARD: files.Schema = {"samples": int, "sha256": str}
+_MANIFEST: files.Schema = {
+    "format": str, "version": int, "hash": str, "config": dict, "versions": dict, "shards": dict
+}  # fmt: skip
+
+
+def shard_name(shard: int) -> str:
+    """The file of the `shard`-th shard."""
+    return f"shard-{shard:05d}.safetensors"
+
+
+def receipt(folder: Path, name: str) -> Path:
+    """The file of the receipt of the shard called `name`."""
+    return (folder / name).with_suffix(".json")
+
+
+def read_receipts(folder: Path, size: int) -> dict[str, Any]:
+    """What the receipts in `folder` say of shards of at most `size` samples; one that is damaged is removed."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("shard-*.json")):
+        name = path.with_suffix(".safetensors").name
+        try:
+            kept = files.read_json(path)
+            _check_shard(name, kept, size, path)
+            found[name] = kept
+        except TsAdaptError:
+            with suppress(OSError):
+                path.unlink()
+    return found
+
+
+def new_manifest(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a folder without shards; `config` as `plain` gives it."""
+    return {
+        "format": FORMAT, "version": VERSION, "hash": files.sha256_of_json(config), "config": config,
+        "versions": _versions(), "shards": {},
+    }  # fmt: skip
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest in `folder`; TsAdaptError if there is none, or if it is damaged or altered."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise TsAdaptError(f"there is no teacher in {folder} (no manifest.json); make one with `ts-adapt teach`")
+    manifest: dict[str, Any] = files.read_json(path, _MANIFEST)
+    if manifest["format"] != FORMAT or manifest["version"] != VERSION:
+        raise TsAdaptError(f"{path} is not of the format {FORMAT!r}, version {VERSION}; generate the teacher again")
+    files.check_schema(manifest["config"], CONFIG, path)
+    size = manifest["config"]["shard_size"]
+    if not 1 <= size <= MAX_SHARD:
+        raise TsAdaptError(f"{path} has the shard_size {size}; expected 1 to {MAX_SHARD}, generate the teacher again")
+    for name, shard in manifest["shards"].items():
+        _check_shard(name, shard, size, path)
+    if files.sha256_of_json(manifest["config"]) != manifest["hash"]:
+        raise TsAdaptError(f"the config in {path} was altered: it does not have its hash; restore it or generate again")
+    return manifest
+
+
+def _check_shard(name: str, shard: Any, size: int, path: Path) -> None:
+    """TsAdaptError, naming `path`, unless it lists a shard of at most `size` samples under such a name."""
+    if not _SHARD_NAME.fullmatch(name):
+        raise TsAdaptError(f"{path} lists {name!r}, which is no shard; restore it, or generate the teacher again")
+    files.check_schema(shard, _SHARD, f"{name} in {path}")
+    if not 1 <= shard["samples"] <= size:
+        raise TsAdaptError(
+            f"{path} lists {shard['samples']} samples in {name}, not 1 to {size}; generate the teacher again"
+        )
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON gives it back; numbers to 12 digits, so that the last bit of a computed time does not count."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
+def _versions() -> dict[str, str]:
+    found = {"ts_adapt": __version__}
+    for package in ("torch", "diffusers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
