@@ -42,7 +42,7 @@ def main() -> None:
     shown, pictures = batch.rows(slice(0, COUNT)), {}
     with torch.inference_mode():
         for schedule, title in SCHEDULES.items():
-            policy = TimeGrid(labels.times) if schedule == "oracle" else session.policy(schedule, name, NFE)
+            policy = labels.grid if schedule == "oracle" else session.policy(schedule, name, NFE)
             distance = float(objective.measure(policy, batch).mean())
             first = policy.rows(slice(0, COUNT)) if isinstance(policy, TimeGrid) else policy
             pictures[f"{title}\n{distance:.3f}"] = session.denoiser.decode(objective.student(first, shown))

@@ -21,7 +21,11 @@ SCRIPTS = {
     "scaling": (
         "--samples 2 4 --nfe 2 3 --batch 2 --least 0", {"samples_exponent", "nfe_exponent", "exponents"}
     ),
-    "label_search": ("--samples 2 --nfe 2 --budgets 8", {"wins", "distance", "seconds", "population"}),
+    "label_search": ("--samples 2 --nfe 2 --budgets 8", {"wins", "distance", "seconds", "population", "corrected"}),
+    "quantizer_quality": (
+        "--samples 2 --nfe 2 --quantizers hqq4 minmax-w8a8 --noises 1 --count 2 --selections normal",
+        {"samples", "nfe", "full", "rows"},
+    ),
     "scheduler_overhead": ("--steps 2 --batch 1 --rounds 1", {"step_ratio", "one_shot_share", "recursive_share"}),
 }  # fmt: skip
 """Script, and what it is called for -> its flags, the keys of its last line."""

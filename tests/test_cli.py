@@ -17,7 +17,7 @@ from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.demo import small
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("teach", "search", "train", "evaluate", "sample", "export", "import", "demo")
+COMMANDS = ("teach", "search", "train", "quantize", "evaluate", "sample", "export", "import", "demo")
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

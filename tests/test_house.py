@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,28 @@ def test_every_dependency_is_pinned_to_a_version_that_it_allows(group: str) -> N
     for name, requirement in (DEPENDENCIES if group == "dependencies" else EXTRAS[group]).items():
         assert name in pinned, f"{name} has no pin in constraints.txt"
         assert requirement.specifier.contains(pinned[name]), f"{name} {pinned[name]} is not {requirement.specifier}"
+
+
+def closure(wanted: dict[str, Requirement]) -> set[str]:
+    """The names of everything installed that these requirements bring along."""
+    pending = [(name, frozenset(requirement.extras)) for name, requirement in wanted.items()]
+    found: dict[str, frozenset[str]] = {}
+    while pending:
+        name, extras = pending.pop()
+        if extras <= found.get(name, frozenset()) and name in found:
+            continue
+        found[name] = found.get(name, frozenset()) | extras
+        for line in distribution(name).requires or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", *extras)):
+                pending.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    return set(found)
+
+
+def test_everything_that_comes_along_is_pinned() -> None:
+    """Of the dependencies and the extra dev, which are installed wherever the tests run."""
+    lacking = closure(DEPENDENCIES | EXTRAS["dev"]) - pins().keys()
+    assert not lacking, f"constraints.txt has no {', '.join(sorted(lacking))}; see docs/supply.md"
 
 
 def test_torch_and_torchvision_are_pinned_as_a_pair() -> None:

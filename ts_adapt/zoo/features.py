@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import load_file as load_arrays
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ts_adapt.files import read_tensors
 from ts_adapt.interfaces import TsAdaptError
 
 FOLDER = Path(__file__).parent / "fashion-mnist"
@@ -79,9 +79,13 @@ class FeatureNet(nn.Module):
 def load_features(
     path: str | Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> FeatureNet:
-    """The trained network, frozen and in evaluation mode. `path`: a safetensors file; None: the zoo's own."""
-    network = FeatureNet()
-    network.load_state_dict(load_file(_existing(Path(path) if path is not None else FOLDER / WEIGHTS)))
+    """The trained network, frozen and in evaluation mode. `path`: a safetensors file; None: the zoo's own.
+
+    Raises TsAdaptError for a file that is missing, damaged, or of another network.
+    """
+    network, file = FeatureNet(), _existing(Path(path) if path is not None else FOLDER / WEIGHTS)
+    tensors = read_tensors(file, {name: tuple(value.shape) for name, value in network.state_dict().items()})
+    network.load_state_dict({name: tensors[name] for name in network.state_dict()})
     return network.eval().requires_grad_(False).to(device=device, dtype=dtype)
 
 

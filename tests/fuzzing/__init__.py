@@ -1,0 +1,10 @@
+"""Mutated files for every reader of the package: `python -m fuzzing`, with `tests` on the path, or `make fuzz`.
+
+    mutations   valid bytes -> damaged or hostile ones, by the kind of file
+    corpus      valid files of every kind, made by the package itself
+    readers     how each kind is read, and what has to hold of what was accepted
+    runner      the loop: limits of time and memory, failures written out to be replayed
+
+A reader may accept a mutated file, or refuse it by a TsAdaptError. Everything else is a failure: another exception, a
+crash, a hang, memory beyond the limit, or an accepted value that breaks what its reader promises.
+"""

@@ -1,0 +1,330 @@
+"""Valid files of every kind, made by the package itself: what mutations begin with.
+
+Each function returns {kind: {path in the folder: bytes}}. Several kinds of one reader are variants of the same files,
+and lend each other pieces.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+
+from ts_adapt.config import Config
+from ts_adapt.denoisers.analytic import example_mixture
+from ts_adapt.evaluation.benchmark import Difference, Entry, Row, as_records
+from ts_adapt.files import sha256_of_json, write_json, write_tensors
+from ts_adapt.grids import fixed
+from ts_adapt.grids.space import CORRECTIONS
+from ts_adapt.interfaces import TimeGrid
+from ts_adapt.noise import BetaTable, RectifiedFlow
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.predictors.resume import Checkpoint
+from ts_adapt.predictors.store import save_predictor
+from ts_adapt.pruning import plan_file
+from ts_adapt.pruning.blocks import candidates
+from ts_adapt.quantizers import training
+from ts_adapt.quantizers.calls import Call
+from ts_adapt.quantizers.network import quantize
+from ts_adapt.quantizers.registry import build
+from ts_adapt.quantizers.storage import save
+from ts_adapt.schedule_file import Schedule
+from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.search.journal import Journal
+from ts_adapt.search.labels import LabelStore
+from ts_adapt.search.per_sample import LabelBatch
+from ts_adapt.teacher.store import CONFIG as TEACHER_CONFIG
+from ts_adapt.teacher.store import TeacherStore
+
+Files = dict[str, bytes]
+MIXTURE = example_mixture()
+VP, FLOW = MIXTURE.noise, RectifiedFlow()
+TABLE = BetaTable.from_config({})
+SHAPE = (1, 4, 4)
+STEPS = 3
+TEACHER_HASH = "a" * 64
+METHODS: dict[str, dict[str, Any]] = {
+    "hqq4": {}, "minmax-w4a8+split": {}, "minmax-w8a8+dynamic": {}, "tdq-w4a8": {}, "tinydm-w8a8": {},
+    "vqdm2": {"rounds": 1, "steps": 2},
+}  # fmt: skip
+IN_FULL = ("down_blocks.*", "mid_block.*", "up_blocks.1.*")
+"""Layers that are not quantized: a few of each kind are left."""
+
+
+def times_of(noise: Any, steps: int = STEPS) -> torch.Tensor:
+    return fixed.make("karras" if noise is VP else "linear", noise, steps)
+
+
+def taken(folder: Path) -> Files:
+    """Every file under `folder` but the hidden ones, which are locks."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def schedules() -> dict[str, Files]:
+    grid = TimeGrid(times_of(VP))
+    corrected = TimeGrid(
+        grid.times, grid.times[:-1] * 0.99, torch.tensor([1.0, 0.9, 1.1]).double(), torch.full((STEPS, 2), 0.01)
+    )
+    about = {
+        "order": 2, "model": "gaussian-mixture", "prediction": "epsilon", "method": "static", "source": "a", "seed": 0,
+        "distance": "l2", "teacher": TEACHER_HASH, "teacher_solver": "unipc-3", "teacher_nfe": 40,
+        "made_with": {"static": {"lr": 0.1, "starts": 2}},
+        "measured": {"fid": {"value": 1.5, "evaluator": "zoo features", "samples": 10}, "old": 0.5},
+    }  # fmt: skip
+    of_flow = Schedule(TimeGrid(times_of(FLOW)), "ddim", STEPS, {"model": "flow"})
+    return {
+        "plain": {"s.json": Schedule(grid, "unipc-2", STEPS, about).text(VP).encode()},
+        "corrected": {"s.json": Schedule(corrected, "dpmpp-2m", STEPS, about).text(VP).encode()},
+        "flow": {"s.json": of_flow.text(FLOW).encode()},
+    }
+
+
+def lists() -> dict[str, Files]:
+    sigmas = torch.exp(-VP.log_snr(times_of(VP)))[:-1].tolist()
+    return {
+        "sigmas": {"s.txt": ", ".join(f"{sigma:.6g}" for sigma in [*sigmas, 0.0]).encode()},
+        "bracketed": {"s.txt": f"[{sigmas[0]:.3f} {sigmas[1]:.3f},\n {sigmas[2]:.3e}, 0.0 ]".encode()},
+        "timesteps": {"s.txt": b"999, 666, 333\n"},
+    }
+
+
+def predictors() -> dict[str, Files]:
+    found = {}
+    for kind, name, options in (
+        (OneShot, "one-shot", {}),
+        (OneShot, "one-shot-all", {"corrections": CORRECTIONS, "order": 2, "classes": 3, "text": 5}),
+        (Recursive, "recursive", {"corrections": CORRECTIONS, "order": 2}),
+    ):
+        grids = [times_of(VP, steps) for steps in ((2, STEPS) if name == "recursive" else (STEPS,))]
+        predictor = kind(VP, grids, SHAPE, width=4, hidden=8, **options)
+        with TemporaryDirectory() as folder:
+            about = {"solver": "unipc-2", "nfe": list(predictor.learned), "teacher": TEACHER_HASH}
+            save_predictor(Path(folder), predictor, about)
+            found[name] = taken(Path(folder))
+    return found
+
+
+def labels() -> dict[str, Files]:
+    with TemporaryDirectory() as folder:
+        spec = {"teacher": TEACHER_HASH, "solver": "unipc-2", "nfe": STEPS, "distance": "l2", "options": {"lr": 0.1}}
+        store = LabelStore.create(Path(folder), {**spec, "static": times_of(VP).tolist()})
+        for part in range(2):
+            index, distance = torch.arange(5) + 5 * part, torch.rand(5)
+            rows = TimeGrid(times_of(VP).expand(5, -1))
+            store.write(part, LabelBatch(index, rows, distance, distance + 0.1, torch.zeros(5, dtype=torch.int64)))
+        return {"labels": taken(Path(folder))}
+
+
+def teachers() -> dict[str, Files]:
+    config = {
+        "model": "m", "weights": "w", "solver": "ddim", "times": [1.0, 0.5, 0.1], "seed": 0, "first": 0,
+        "shape": list(SHAPE), "dtype": "float32", "noise_scale": 1.0, "shard_size": 4, "batch_size": 4,
+        "trajectory": False, "guidance": 1.0,
+    }  # fmt: skip
+    assert TEACHER_CONFIG.keys() <= config.keys()
+    found = {}
+    for name, trajectory in (("plain", False), ("trajectory", True)):
+        with TemporaryDirectory() as folder:
+            store = TeacherStore.create(folder, {**config, "trajectory": trajectory})
+            for shard, first, count in ((0, 0, 4), (1, 4, 2)):
+                tensors = {
+                    "index": torch.arange(first, first + count), "target": torch.randn(count, *SHAPE),
+                    "class_labels": torch.arange(count), "added.time_ids": torch.zeros(count, 2),
+                }  # fmt: skip
+                if trajectory:
+                    tensors |= {"trajectory": torch.randn(count, 3, *SHAPE)}
+                    tensors |= {"trajectory_x0": torch.randn(count, 2, *SHAPE)}
+                store.write(shard, tensors)
+            found[name] = taken(Path(folder))
+    return found
+
+
+def network() -> Any:
+    """What is quantized: small, with convolutions, attention and a shortcut that can be split."""
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    return (
+        UNet2DModel(
+            sample_size=4, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(4, 4),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=2, attention_head_dim=4,
+        )
+        .eval()
+        .requires_grad_(False)
+    )  # fmt: skip
+
+
+def call(unet: Any, t: float, count: int = 4) -> Call:
+    """A call of `unet` at timestep `t`."""
+    generator = torch.Generator().manual_seed(int(t))
+    return Call.of(unet, torch.randn(count, *SHAPE, generator=generator), torch.tensor(t))
+
+
+def quantizations() -> dict[str, Files]:
+    found = {}
+    for method, options in METHODS.items():
+        (quantizer, layers), unet = build(method, **options), network()
+        layers.skip = IN_FULL
+        calls = [call(unet, t) for t in (990.0, 700.0, 400.0, 10.0)]
+        with TemporaryDirectory() as folder:
+            save(quantize(unet, quantizer, calls, layers=layers), folder)
+            found[method] = taken(Path(folder))
+    return found
+
+
+def tuned() -> tuple[Any, dict[str, Any], Any]:
+    """A quantized network that is trained, what of it is, and its optimizer."""
+    (quantizer, layers), unet = build("tdq-w4a8+qat"), network()
+    layers.skip = (*IN_FULL, "up_blocks.0.resnets.*")
+    quantize(unet, quantizer, [call(unet, t) for t in (990.0, 10.0)], layers=layers)
+    trained = training.trainable(unet)
+    return unet, trained, torch.optim.Adam([parameter.requires_grad_() for parameter in trained.values()])
+
+
+def fine_tunings() -> dict[str, Files]:
+    unet, trained, optimizer = tuned()
+    call(unet, 500.0, 1).run(unet).sum().backward()
+    optimizer.step()
+    with TemporaryDirectory() as folder:
+        training._resumed(Path(folder), unet, training.FineTuneOptions(), trained, optimizer)
+        training._keep(Path(folder), trained, optimizer, [0.5, 0.25])
+        return {"fine-tuning": taken(Path(folder))}
+
+
+def prunings() -> dict[str, Files]:
+    unet = network()
+    names = candidates(unet)
+    with TemporaryDirectory() as folder:
+        plan_file.save(Path(folder) / "p.json", unet, [], {"seed": 0})
+        kept = json.loads((Path(folder) / "p.json").read_text())
+    return {"pruning": {"p.json": json.dumps({**kept, "removed": names[:2]}, indent=2).encode()}}
+
+
+def journals() -> dict[str, Files]:
+    with TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "journal.json", "key")
+        for place in range(4):
+            journal.recall([place / 7, 1.0], lambda place=place: [place, 0.25])
+        return {"journal": taken(Path(folder))}
+
+
+def module() -> torch.nn.Module:
+    """What the checkpoints are of."""
+    torch.manual_seed(0)
+    return torch.nn.Linear(3, 2)
+
+
+def checkpoints() -> dict[str, Files]:
+    trained = module()
+    optimizer = torch.optim.AdamW(trained.parameters())
+    trained(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    with TemporaryDirectory() as folder:
+        states = {name: copy.deepcopy(trained.state_dict()) for name in ("weights", "average", "best")}
+        Checkpoint(Path(folder) / "c.safetensors").save(states, optimizer, (0, 1, 0, 1, 0.5))
+        return {"checkpoint": taken(Path(folder))}
+
+
+ENTRY = Entry("unipc-2", STEPS, "karras", "fixed", TimeGrid(times_of(VP)), "0123456789abcdef", 6)
+
+
+def runs() -> dict[str, Files]:
+    found = {}
+    for name, more in (
+        ("run", {}), ("measured", {"cost": torch.tensor([8.0, 100.0, 1e6, 1e3]).double(), "clip": torch.rand(6)})
+    ):  # fmt: skip
+        tensors = {
+            "features": torch.randn(6, 5), "distance": torch.rand(6), "seconds": torch.tensor(0.5).double(),
+            "pictures": torch.zeros(6, *SHAPE, dtype=torch.uint8), "times": times_of(VP).expand(6, -1),
+            "fingerprint": torch.frombuffer(bytearray(ENTRY.fingerprint.encode()), dtype=torch.uint8).clone(),
+        }  # fmt: skip
+        with TemporaryDirectory() as folder:
+            write_tensors(Path(folder) / ENTRY.file, {**tensors, **more})
+            found[name] = taken(Path(folder))
+    return found
+
+
+def results() -> dict[str, Files]:
+    rows = [
+        Row("gaussian-mixture", "unipc-2", STEPS, name, kind, 6, 0.3, 0.2, 0.1, 0.09, 0.11, 0.001, 0, 0.08, 0.4)
+        for name, kind in (("karras", "fixed"), ("static", "static"))
+    ]
+    apart = [Difference("unipc-2", STEPS, 6, "static", "karras", -0.01, -0.02, -0.005)]
+    comparison = {"model": "gaussian-mixture", "teacher": "t", "distance": "l2", "features": "zoo"}
+    facts = {"comparison": comparison, "teacher": {"6": 0.1}, "floor": {}, "skipped": []}
+    value = {"facts": facts, "rows": as_records(rows), "differences": as_records(apart)}
+    return {"results": {"results.json": json.dumps(value, indent=2).encode()}}
+
+
+def schedulers() -> dict[str, Files]:
+    grids = [Schedule(TimeGrid(times_of(TABLE, n)), "unipc-2", n, {"model": "m"}) for n in (3, 5)]
+    corrected = TimeGrid(times_of(TABLE), times_of(TABLE)[:-1], torch.ones(STEPS), torch.zeros(STEPS, 2))
+    betas = {"_class_name": "DDPMScheduler", "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    predictor = OneShot(TABLE, [times_of(TABLE)], SHAPE, width=4, hidden=8)
+    made = {
+        "grids": LearnedScheduler.from_schedules(grids, betas, learned_for={"model": "m"}),
+        "corrected": LearnedScheduler.from_schedules(Schedule(corrected, "unipc-2", STEPS), betas),
+        "family": LearnedScheduler.from_grid("karras", "ddim", {**betas, "beta_schedule": "scaled_linear"}),
+        "trained": LearnedScheduler(trained_betas=[0.1, 0.2, 0.3], solver="ddim"),
+        "predictor": LearnedScheduler.from_predictors(predictor, "unipc-2", betas),
+    }
+    found = {}
+    for name, schedule in made.items():
+        with TemporaryDirectory() as folder:
+            schedule.save_pretrained(folder)
+            found[name] = taken(Path(folder))
+    return found
+
+
+def configs() -> dict[str, Files]:
+    small = Path(__file__).parents[2] / "configs"
+    whole = yaml.safe_dump(asdict(Config()), sort_keys=False).encode()
+    shipped = {path.stem: {"c.yml": path.read_bytes()} for path in sorted(small.glob("*.yml"))[:2]}
+    return {"all": {"c.yml": whole}, **shipped}
+
+
+def prompts() -> dict[str, Files]:
+    plain = "a cat\n\na dog, in the rain\n ünïcode 猫 \r\nlast"
+    parti = "Prompt\tCategory\tChallenge\tNote\na cat\tAnimals\tBasic\t\na dog\tAnimals\tBasic\tx\n"
+    coco = {
+        "images": [{"id": 7}, {"id": 3}],
+        "annotations": [{"id": 1, "image_id": 3, "caption": "a cat"}, {"id": 2, "image_id": 7, "caption": "a dog"}],
+    }
+    return {
+        "plain": {"p.txt": plain.encode()},
+        "parti": {"p.tsv": parti.encode()},
+        "coco": {"p.json": json.dumps(coco).encode()},
+    }
+
+
+def skipped() -> dict[str, Files]:
+    with TemporaryDirectory() as folder:
+        write_json(
+            Path(folder) / "skipped.json", [{"cacher": "deepcache-3", "quantizer": "none", "reason": "no blocks"}]
+        )
+        return {"skipped": taken(Path(folder))}
+
+
+def images() -> dict[str, Files]:
+    found = {}
+    for mode in ("L", "RGB", "P"):
+        text = io.BytesIO()
+        Image.new(mode, (4, 4), 7 if mode != "RGB" else (1, 2, 3)).save(text, "PNG")
+        found[mode] = {"a.png": text.getvalue()}
+    return found
+
+
+def hash_of(config: Any) -> str:
+    """The hash that a manifest has of its config."""
+    return sha256_of_json(config)

@@ -1,0 +1,95 @@
+"""A short version of `make fuzz`, the same every time, and what the mutations and the loop themselves promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+
+import pytest
+from fuzzing import runner
+from fuzzing.mutations import BY_SUFFIX, mutate
+from fuzzing.readers import Reader, all_readers
+
+from ts_adapt.interfaces import TsAdaptError
+
+FILES = 1500
+
+
+@pytest.fixture(scope="module")
+def readers() -> dict[str, Reader]:
+    return all_readers()
+
+
+def test_valid_files_are_accepted(readers: Mapping[str, Reader]) -> None:
+    for name, reader in readers.items():
+        for variant, files in reader.sets.items():
+            assert runner.attempt(reader, files) == "accepted", (name, variant)
+            if reader.reseal is not None:
+                assert runner.attempt(reader, reader.reseal(files)) == "accepted", (name, variant)
+
+
+def test_mutated_files_are_read_or_refused(readers: Mapping[str, Reader], tmp_path: Path) -> None:
+    tally = runner.fuzz(readers, 12345, FILES, tmp_path, lambda line: None)
+    assert not tally.failures, tally.failures
+    assert tally.accepted.total() + tally.refused.total() == FILES
+    assert all(tally.refused[name] for name in readers if name != "journal")
+
+
+def test_a_number_and_a_seed_are_always_the_same_files(readers: Mapping[str, Reader]) -> None:
+    assert runner.mutated(readers, 1, 7) == runner.mutated(readers, 1, 7)
+    assert len({json.dumps(runner.mutated(readers, 1, n)[1], default=repr) for n in range(50)}) > 45
+
+
+@pytest.mark.parametrize("suffix", BY_SUFFIX)
+def test_mutations_take_any_bytes(suffix: str) -> None:
+    random = Random(0)
+    for data in (b"", b"\0", b"{}", b"[", b"\xff" * 50, b"8" * 100, b"\x02\0\0\0\0\0\0\0{}"):
+        for _ in range(50):
+            assert isinstance(mutate(f"a.{suffix}", data, random), bytes)
+
+
+def fails(folder: Path) -> None:
+    raise KeyError("k")
+
+
+def hangs(folder: Path) -> None:
+    time.sleep(60)
+
+
+def dies(folder: Path) -> None:
+    os._exit(7)
+
+
+def swells(folder: Path) -> None:
+    bytearray(2 * runner.MEMORY)
+
+
+def refuses(folder: Path) -> None:
+    raise TsAdaptError("no")
+
+
+@pytest.mark.parametrize(
+    ("read", "reason"),
+    [(fails, "KeyError"), (hangs, "longer than"), (dies, "status"), (swells, "MemoryError"), (refuses, None)],
+)
+def test_what_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], None], reason: str | None
+) -> None:
+    monkeypatch.setattr(runner, "SECONDS", 1.0)
+    tally = runner.fuzz({"a": Reader(read, {"v": {"a.txt": b"x"}})}, 3, 1, tmp_path, lambda line: None)
+    if reason is None:
+        assert not tally.failures and tally.refused["a"] == 1
+        return
+    assert reason in tally.failures[0]
+    written = json.loads((tmp_path / "a-3-0" / "failure.json").read_text())
+    assert (written["reader"], written["seed"], written["file"]) == ("a", 3, 0) and reason in written["reason"]
+    assert (tmp_path / "a-3-0" / "a.txt").exists()
+
+
+def test_a_child_that_died_is_followed_by_another(tmp_path: Path) -> None:
+    tally = runner.fuzz({"a": Reader(dies, {"v": {"a.txt": b"x"}})}, 0, 3, None, lambda line: None)
+    assert sorted(tally.failures) == [0, 1, 2]
