@@ -1,4 +1,5 @@
-# make demo | test | test-slow | test-postgres | soak | fuzz | lint | results | benchmarks | zoo | dist | sbom | audit | licences | clean
+# make demo | test | test-slow | test-packages | test-postgres | soak | fuzz | lint | format | results | studies |
+# benchmarks | zoo | dist | sbom | audit | licences | clean
 # PYTHON=python3.12 for another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu for a torch without CUDA
 # where the default index has one with it.
 PYTHON ?= python3
@@ -10,9 +11,12 @@ FILES ?= 100000
 SEED ?= 0
 SOLVERS := unipc-3 dpmpp-2m
 METHODS := static dmn gits oss
-CORRECTIONS := shift scale coefficients shift,scale,coefficients
-PREDICTORS := one-shot recursive
-BENCHMARKS := scheduler_overhead search_batching network_share search_memory scaling label_search cacher_cost ablation
+CORRECTIONS := shift,scale,coefficients
+BENCHMARKS := scheduler_overhead search_batching network_share search_memory scaling cacher_cost
+STUDIES := ablation training_size label_search quantizer_quality
+STUDY := unipc-3
+STUDY_NFE := 5
+STUDY_LABELS := 4096
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
@@ -22,18 +26,21 @@ WHEEL_ENV := build/wheel-env
 PINS := $(CURDIR)/constraints.txt
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-packages test-postgres soak fuzz lint format results benchmarks zoo dist sbom \
+.PHONY: demo test test-slow test-packages test-postgres soak fuzz lint format results studies benchmarks zoo dist sbom \
 	audit licences supply install clean
 
 demo: $(STAMP)
 	$(BIN)/ts-adapt demo
 
+# A process to each core, one thread each; a file's tests stay together.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "not packages and not postgres"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not packages and not postgres"
 
 test-packages: $(STAMP)
 	$(PIP) install --quiet torchao
@@ -62,28 +69,36 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The tables of the README; hours on two cores. Stopped and started again, it goes on. The solvers are learned side by
+# All of docs/RESULTS.md; hours on two cores. Stopped and started again, it goes on. The solvers are learned side by
 # side, one thread each: small convolutions gain little from a second thread.
 results: $(STAMP)
 	$(BIN)/ts-adapt teach --config $(CONFIG)
 	OMP_NUM_THREADS=1 $(MAKE) -j 2 $(addprefix learn-,$(SOLVERS))
 	$(BIN)/ts-adapt evaluate --config $(CONFIG)
+	$(MAKE) studies benchmarks
 
 learn-%: $(STAMP)
 	for method in $(METHODS); do \
 		$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --method $$method || exit; \
 	done
-	for some in $(CORRECTIONS); do \
-		$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --static.corrections [$$some] || exit; \
-	done
+	$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --static.corrections $(CORRECTIONS)
 	$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --method per-sample --split test
-	for kind in $(PREDICTORS); do $(BIN)/ts-adapt train --config $(CONFIG) --solvers [$*] --predictor $$kind || exit; done
+	$(BIN)/ts-adapt train --config $(CONFIG) --solvers [$*] --predictor recursive
+	$(BIN)/ts-adapt train --config $(CONFIG) --solvers [$*] --predictor one-shot --train.samples 3072
 
-# What the package costs, in figures; half an hour on a quiet core. One thread, whose own time is what is measured.
-benchmarks: $(STAMP)
-	for name in $(BENCHMARKS); do \
-		echo "$$name"; OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit; \
-	done
+# What each part is worth, on one solver and NFE with the teacher and the static grid of `results`.
+studies: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/ts-adapt search --config $(CONFIG) --solvers [$(STUDY)] --nfe $(STUDY_NFE) \
+		--method per-sample --label_samples $(STUDY_LABELS)
+	$(MAKE) $(addprefix bench-,$(STUDIES))
+
+# What the package costs, in figures; half an hour on a quiet core.
+benchmarks: $(addprefix bench-,$(BENCHMARKS))
+
+# One thread, whose own time is what is measured.
+bench-%: $(STAMP)
+	mkdir -p logs/benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$*.py | tee logs/benchmarks/$*.txt
 
 # The embedded models, trained anew as the model card says; hours on two cores. Stopped and started again, it goes on.
 zoo: $(STAMP)

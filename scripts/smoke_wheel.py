@@ -23,7 +23,7 @@ COMMANDS = (
     ("--help",),
     ("sample", "--help"),
     ("sample", "--schedule", "karras", "--steps", "3", "--count", "2", "--out", "images", "--quiet"),
-    ("export", "--schedule", "karras", "--steps", "3", "--format", "sigmas", "--out", "sigmas.txt"),
+    ("export", "karras", "--steps", "3", "--format", "sigmas", "--out", "sigmas.txt"),
 )
 
 
@@ -49,7 +49,7 @@ def main() -> None:
         images = list((Path(folder) / "images").rglob("*.png"))
         check(len(images) >= 2, f"sample wrote {len(images)} images")
     subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", "check"], check=True)
-    print(f"{archive.name} and its wheel: {len(there)} distributions, {len(images)} images sampled, all well")
+    print(f"{archive.name} and its wheel: {len(there)} distributions, {len(images)} images written, all well")
 
 
 def canonical(name: str) -> str:

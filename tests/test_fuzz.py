@@ -16,7 +16,7 @@ from fuzzing.readers import Reader, all_readers
 
 from ts_adapt.interfaces import TsAdaptError
 
-FILES = 1500
+FILES = 600
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,13 @@ def fails(folder: Path) -> None:
     raise KeyError("k")
 
 
-def hangs(folder: Path) -> None:
+def waits(folder: Path) -> None:
     time.sleep(60)
+
+
+def computes(folder: Path) -> None:
+    while True:
+        pass
 
 
 def dies(folder: Path) -> None:
@@ -74,12 +79,20 @@ def refuses(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("read", "reason"),
-    [(fails, "KeyError"), (hangs, "longer than"), (dies, "status"), (swells, "MemoryError"), (refuses, None)],
+    [
+        (fails, "KeyError"),
+        (waits, "waited longer"),
+        (computes, "longer than"),
+        (dies, "status"),
+        (swells, "MemoryError"),
+        (refuses, None),
+    ],
 )
 def test_what_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], None], reason: str | None
 ) -> None:
-    monkeypatch.setattr(runner, "SECONDS", 1.0)
+    monkeypatch.setattr(runner, "SECONDS", 0.5)
+    monkeypatch.setattr(runner, "WAIT", 1.0 if read is waits else 60.0)
     tally = runner.fuzz({"a": Reader(read, {"v": {"a.txt": b"x"}})}, 3, 1, tmp_path, lambda line: None)
     if reason is None:
         assert not tally.failures and tally.refused["a"] == 1

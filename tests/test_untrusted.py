@@ -221,6 +221,13 @@ def test_tensors_that_are_not_finite_are_refused(tmp_path: Path, dtype: torch.dt
     assert files.read_tensors(tmp_path / "t.safetensors")["x"].dtype == dtype
 
 
+@pytest.mark.parametrize("value", [torch.ones(1, dtype=torch.complex64), torch.ones([1] * 17)], ids=["type", "shape"])
+def test_tensors_that_nobody_writes_are_refused(tmp_path: Path, value: torch.Tensor) -> None:
+    files.write_tensors(tmp_path / "t.safetensors", {"x": value})
+    with pytest.raises(TsAdaptError, match="which is not read"):
+        files.read_tensors(tmp_path / "t.safetensors")
+
+
 def test_what_is_written_has_null_for_infinite(tmp_path: Path) -> None:
     files.write_json(tmp_path / "v.json", {"a": [float("inf"), 1.0], "b": float("nan")})
     assert files.read_json(tmp_path / "v.json") == {"a": [None, 1.0], "b": None}

@@ -21,7 +21,7 @@ from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.denoisers.execution import execute
 from ts_adapt.denoisers.load import load
 from ts_adapt.grids import fixed, published
-from ts_adapt.interfaces import Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError, unknown
+from ts_adapt.interfaces import Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError, one_line, unknown
 from ts_adapt.numerics import validate_times
 from ts_adapt.schedule_file import MAX_STEPS
 from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniP, UniPC
@@ -104,7 +104,7 @@ def device_and_dtype(options: ModelOptions) -> tuple[torch.device, torch.dtype]:
         device = torch.device(options.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise TsAdaptError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise TsAdaptError(f"device {options.device!r} cannot be used here: {one_line(error)}") from error
     return device, DTYPES[options.dtype]
 
 

@@ -125,7 +125,8 @@ def _do(name: str, options: Namespace, config: Config, arguments: Sequence[str])
         export_scheduler(config, options.schedule, options.solver, options.steps, options.out)
         return
     from ts_adapt.jobs import demo, evaluating, exchange, generating, images, learning
-    from ts_adapt.jobs.session import SPLITS, Session
+    from ts_adapt.jobs.experiment import SPLITS
+    from ts_adapt.jobs.session import Session
 
     if name == "demo":
         demo.demo(config, progress=not options.quiet and distributed.rank() == 0)

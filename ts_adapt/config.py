@@ -1,4 +1,4 @@
-"""One experiment as a dataclass: the options of every room, with their limits, and where its things are kept.
+"""One experiment as a dataclass: the options of every room, checked (`limits`), and where its things are kept.
 
 Every option has a default, so a config names what differs.
 """

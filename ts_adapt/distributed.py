@@ -8,13 +8,14 @@ that of the config (`join`). So results do not depend on P, and a job that was k
 process writes the files of its units; the first one (rank 0) makes folders, holds locks, prints, and writes what is
 there once. Processes meet where all have to be through, with small values in hand.
 
-Without a launcher there is one process, and nothing here does anything.
+Without a launcher there is one process, and all that is done here is to set the threads that were asked for.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.interfaces import TsAdaptError, one_line
 
 T = TypeVar("T")
 LAUNCHED_THREADS = 1
@@ -68,8 +69,9 @@ def join(device: str, threads: int = 0) -> None:
     try:
         PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TsAdaptError(f"the launcher's processes do not find one another ({reason}); start them anew") from error
+        raise TsAdaptError(
+            f"the launcher's processes do not find one another ({one_line(error)}); start them anew"
+        ) from error
 
 
 def rank() -> int:
@@ -185,12 +187,10 @@ def await_files(paths: Sequence[Path]) -> None:
 def _said(error: Exception | None) -> str | None:
     if error is None or isinstance(error, TsAdaptError):
         return None if error is None else str(error)
-    return f"process {rank() + 1} of {world()} ended with {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"process {rank() + 1} of {world()} ended with {type(error).__name__}: {one_line(error)}"
 
 
 def _print_of_others(brought: Sequence[tuple[str | None, str, str]]) -> None:
-    import sys
-
     for _, out, err in brought:
         print(out, end="")
         print(err, end="", file=sys.stderr)

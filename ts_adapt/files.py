@@ -44,6 +44,7 @@ PIECE = 2**20
 
 UNUSUAL = {torch.uint16, torch.uint32, torch.uint64, torch.complex64, torch.complex128}
 """Types that torch computes little with; nothing here writes them."""
+MOST_DIMENSIONS = 16
 _SUM = "sha256"
 """What the sum of the values is called among a safetensors file's metadata."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -235,8 +236,9 @@ def read_tensors(path: Path, shapes: Shapes | None = None, *, sha256: str | None
     if recorded is not None and recorded != sha256_of_tensors(tensors):
         raise TsAdaptError(f"{path} is damaged: its values are not those that were written; remove it, make it again")
     for name, value in tensors.items():
-        if value.dtype in UNUSUAL:
-            raise TsAdaptError(f"{name!r} in {path} is of {value.dtype}, which is not read; remove it, make it again")
+        if value.dtype in UNUSUAL or value.ndim > MOST_DIMENSIONS:
+            kind = f"{value.dtype} with {value.ndim} dimensions"
+            raise TsAdaptError(f"{name!r} in {path} is of {kind}, which is not read; remove it, make it again")
         if not is_finite(value):
             raise TsAdaptError(f"{name!r} in {path} holds a NaN or infinite value; remove it and make it again")
     check_shapes(tensors, shapes or {}, path)

@@ -55,7 +55,7 @@ def making(path: Path) -> Iterator[None]:
             with explained(path, "written"):
                 shutil.rmtree(former) if path.exists() else os.replace(former, path)
         remove_leftovers(path.parent, f".{path.stem}.*.tmp")
-        for folder in (path, path.with_name(f"{path.name}.new")):
+        for folder in (path, beside(path)):
             remove_leftovers(folder)
             remove_leftovers(folder, "*/.*.tmp")
         yield
@@ -68,8 +68,13 @@ def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
             leftover.unlink()
 
 
+def beside(folder: Path) -> Path:
+    """NAME.new: where a new result is made while the old one stays in `folder`."""
+    return folder.with_name(f"{folder.name}.new")
+
+
 def replace_folder(folder: Path, new: Path) -> None:
-    """Put the folder `new` in the place of `folder`, which is then removed; the two are in the same folder."""
+    """Put the folder `new`, such as that `beside` it, in the place of `folder`, which is then removed."""
     former = _former(folder)
     with explained(folder, "written"):
         if folder.exists():

@@ -32,6 +32,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> TsAdaptError:
     return TsAdaptError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}")
 
 
+def one_line(said: object, length: int = 200) -> str:
+    """What another library's error says, or any text, on one line of at most `length` characters; else its class."""
+    text = " ".join(str(said).split()) or type(said).__name__
+    return text if len(text) <= length else f"{text[: length - 4]} ..."
+
+
 @runtime_checkable
 class NoiseSchedule(Protocol):
     """alpha and sigma as functions of continuous time; never a time grid.

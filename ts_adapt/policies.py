@@ -63,12 +63,17 @@ class StepByStep:
         found = self.next_node(x_t, x0, node, state)
         if found.index != node.index + 1:
             raise TsAdaptError(f"after step {node.index} the policy went to {found.index}; expected {node.index + 1}")
-        if not bool((found.t < node.t).all()):
-            raise TsAdaptError(
-                f"after step {node.index} the policy's time does not fall in every sample; times fall strictly, "
-                "from noise to data"
-            )
+        check_falls(node, found)
         return found, state
+
+
+def check_falls(node: Node, after: Node) -> None:
+    """TsAdaptError unless time falls in every sample from `node` to the one `after` it."""
+    if not bool((after.t < node.t).all()):
+        raise TsAdaptError(
+            f"after step {node.index} the policy's time does not fall in every sample; times fall strictly, "
+            "from noise to data"
+        )
 
 
 def as_policy(schedule: StepPolicy | TimeGrid | Tensor, noise: NoiseSchedule | None = None) -> StepPolicy:

@@ -12,7 +12,7 @@ a word.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ def read_prompts(path: str | Path) -> list[str]:
     if not prompts:
         raise TsAdaptError(f"{path} has no prompts; write one a line")
     return prompts
+
+
+def prompts_of(prompts: Sequence[str], index: Iterable[int]) -> list[str]:
+    """Those of the samples `index`: sample i has the prompt i modulo their number."""
+    return [prompts[int(i) % len(prompts)] for i in index]
 
 
 def trimmed(prompts: Sequence[str], count: Tokens, longest: int) -> list[str]:

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.files import Schema, check_schema, null_for_infinite, parse_json, read_bytes, shortened, write_bytes
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, one_line, unknown
 from ts_adapt.numerics import validate_grid
 from ts_adapt.parameterization import PARAMETERIZATIONS
 
@@ -121,7 +121,7 @@ class Schedule:
         except TsAdaptError as error:
             raise TsAdaptError(f"{what}: {error}") from error
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-            raise TsAdaptError(f"{what} is no valid schedule file: {' '.join(str(error).split())}") from error
+            raise TsAdaptError(f"{what} is no valid schedule file: {one_line(error)}") from error
         if grid.per_sample:
             raise TsAdaptError(f"{what} holds {len(grid.times)} grids; a schedule file holds one, give another")
         if not 1 <= grid.steps <= MAX_STEPS:

@@ -35,7 +35,7 @@ from ts_adapt.grids.given import CLIPPED_SIGMA, from_sigmas, from_timesteps
 from ts_adapt.grids.published import round_to_timesteps
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
 from ts_adapt.noise import BetaTable
-from ts_adapt.schedule_file import CORRECTIONS, MAX_STEPS, Schedule
+from ts_adapt.schedule_file import MAX_STEPS, Schedule
 
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 _SEPARATOR = re.compile(r"\s*,\s*|\s+")
@@ -195,7 +195,7 @@ def _end(sigmas: Tensor) -> list[str]:
 
 
 def _dropped(schedule: Schedule) -> list[str]:
-    lost = [name.replace("_", " ") for name in CORRECTIONS if getattr(schedule.grid, name) is not None]
+    lost = [name.replace("_", " ") for name in schedule.grid.corrections]
     remarks = [f"the format cannot carry {' and '.join(lost)}: dropped"] if lost else []
     return [*remarks, f"the solver is not carried along: the schedule is for {schedule.solver}, choose the like of it"]
 

@@ -10,6 +10,7 @@ import torch
 from ts_adapt.evaluation.benchmark import Entry
 from ts_adapt.evaluation.metrics import make_extractor
 from ts_adapt.evaluation.runs import PARTS, join_parts, kept_run, missing_parts, parts_of, sample_part
+from ts_adapt.files import read_tensors, write_tensors
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.search.objective import Batch, Objective
 
@@ -44,3 +45,7 @@ def test_only_what_is_missing_is_sampled_and_the_run_is_that_of_one_pass(
     expected = objective.measure(entry.policy, batch.rows(slice(0, 20)), SIZE)
     torch.testing.assert_close(run.distance, expected)
     assert run.features.shape[0] == 20 and run.pictures.shape[0] == 16 and run.times.shape == (20, 4)
+    kept = read_tensors(tmp_path / entry.file)
+    for changed in ({"features": kept["features"].half()}, {"seconds": -kept["seconds"]}):
+        write_tensors(tmp_path / entry.file, kept | changed)
+        assert kept_run(entry, tmp_path) is None

@@ -30,6 +30,9 @@ def main() -> int:
         name, files = mutated(readers, given.seed, given.only)
         print(f"{name}: {attempt(readers[name], files)}")
         return 0
+    for name, reader in readers.items():  # what is set up by the first file that is read is set up for all children
+        if attempt(reader, next(iter(reader.sets.values()))) == "refused":
+            raise SystemExit(f"fuzzing: {name} refuses a file that is valid")
     tally = fuzz(readers, given.seed, given.files, given.out, lambda line: print(line, flush=True))
     for name in readers:
         print(f"{name:14} accepted {tally.accepted[name]:7}  refused {tally.refused[name]:7}")

@@ -21,7 +21,7 @@ from PIL import Image
 from ts_adapt.config import Config
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.evaluation.benchmark import Difference, Entry, Row, as_records
-from ts_adapt.files import sha256_of_json, write_json, write_tensors
+from ts_adapt.files import write_tensors
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import CORRECTIONS
 from ts_adapt.interfaces import TimeGrid
@@ -42,7 +42,7 @@ from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.labels import LabelStore
 from ts_adapt.search.per_sample import LabelBatch
-from ts_adapt.teacher.store import CONFIG as TEACHER_CONFIG
+from ts_adapt.teacher.manifest import CONFIG as TEACHER_CONFIG
 from ts_adapt.teacher.store import TeacherStore
 
 Files = dict[str, bytes]
@@ -308,14 +308,6 @@ def prompts() -> dict[str, Files]:
     }
 
 
-def skipped() -> dict[str, Files]:
-    with TemporaryDirectory() as folder:
-        write_json(
-            Path(folder) / "skipped.json", [{"cacher": "deepcache-3", "quantizer": "none", "reason": "no blocks"}]
-        )
-        return {"skipped": taken(Path(folder))}
-
-
 def images() -> dict[str, Files]:
     found = {}
     for mode in ("L", "RGB", "P"):
@@ -323,8 +315,3 @@ def images() -> dict[str, Files]:
         Image.new(mode, (4, 4), 7 if mode != "RGB" else (1, 2, 3)).save(text, "PNG")
         found[mode] = {"a.png": text.getvalue()}
     return found
-
-
-def hash_of(config: Any) -> str:
-    """The hash that a manifest has of its config."""
-    return sha256_of_json(config)

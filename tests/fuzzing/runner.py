@@ -26,8 +26,8 @@ from fuzzing.mutations import mutate
 from fuzzing.readers import Files, Reader
 from ts_adapt.interfaces import TsAdaptError
 
-SECONDS = 10.0
-"""For one file."""
+SECONDS, WAIT = 10.0, 120.0
+"""For one file: of the processor, and of the clock, for one that waits."""
 MEMORY = 2**30
 """Bytes of address space for one file, beside what the process has."""
 CHUNK = 2000
@@ -120,8 +120,12 @@ def _child(readers: Mapping[str, Reader], seed: int, numbers: range, tally: Tall
     if status == 0:
         return numbers.stop
     (number,) = struct.unpack("<q", shared[:])
-    hung = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    reason = f"longer than {SECONDS:g} seconds" if hung else f"the process ended with the status {status}"
+    limits = {
+        signal.SIGPROF: f"longer than {SECONDS:g} seconds",
+        signal.SIGKILL: f"waited longer than {WAIT:g} seconds",
+    }
+    ended = f"the process ended with the status {status}"
+    reason = limits.get(os.WTERMSIG(status), ended) if os.WIFSIGNALED(status) else ended
     tally.failures[number] = reason
     return int(number) + 1
 
@@ -132,6 +136,7 @@ def _read_all(readers: Mapping[str, Reader], seed: int, numbers: range, shared: 
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for number in numbers:
         shared[:] = struct.pack("<q", number)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         name, files = mutated(readers, seed, number)
         try:
             line = [attempt(readers[name], files), name, number, ""]
@@ -148,7 +153,7 @@ def _where(error: BaseException) -> str:
 
 
 def _watched(child: int, shared: mmap.mmap) -> int:
-    """The exit status of `child`, which is killed if it stays at one file for too long."""
+    """The exit status of `child`, which is killed if it waits at one file for too long."""
     at, since = shared[:], time.monotonic()
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -157,6 +162,6 @@ def _watched(child: int, shared: mmap.mmap) -> int:
         time.sleep(0.02)
         if shared[:] != at:
             at, since = shared[:], time.monotonic()
-        elif time.monotonic() - since > SECONDS:
+        elif time.monotonic() - since > WAIT:
             os.kill(child, signal.SIGKILL)
             return os.waitpid(child, 0)[1]

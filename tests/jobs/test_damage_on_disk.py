@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_job import LABEL, Job
 
+from ts_adapt.files import read_tensors, write_tensors
 from ts_adapt.predictors.resume import Checkpoint
 
 
@@ -60,15 +63,37 @@ def test_a_damaged_schedule_is_named_and_made_anew(spoiled: Job, whole: Job, cap
     assert spoiled.content() == whole.content()
 
 
-@pytest.mark.parametrize("harm", ["truncated", "flipped", "empty"])
-def test_a_damaged_state_of_a_training_is_not_used(tmp_path: Path, harm: str) -> None:
+def training_state(folder: Path) -> Callable[[], Any]:
+    """Keep the state of a training in the `folder`; what reads it."""
     layer = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    kept = Checkpoint(tmp_path / "training")
+    kept = Checkpoint(folder / "training")
     kept.save({"weights": layer.state_dict()}, optimizer, (1, 2))
     load = partial(kept.load, {"weights": layer.state_dict()}, list(layer.parameters()), 2)
     assert load() is not None
+    return load
+
+
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "empty"])
+def test_a_damaged_state_of_a_training_is_not_used(tmp_path: Path, harm: str) -> None:
+    load = training_state(tmp_path)
     spoil(tmp_path / "training", harm)
+    assert load() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("progress", lambda value: value * 1e300), ("progress", lambda value: value.float()),
+        ("weights/bias", lambda value: value.half()), ("optimizer/0/step", lambda value: -value),
+        ("optimizer/0/exp_avg_sq", lambda value: -value), ("optimizer/1/exp_avg", lambda value: value.long()),
+        ("optimizer/0/step", lambda value: value.bool()), ("optimizer/0/step", lambda value: value[None]),
+    ],
+)  # fmt: skip
+def test_a_state_that_no_training_is_in_is_not_used(tmp_path: Path, name: str, change: Any) -> None:
+    load = training_state(tmp_path)
+    tensors = read_tensors(tmp_path / "training")
+    write_tensors(tmp_path / "training", tensors | {name: change(tensors[name])})
     assert load() is None

@@ -52,9 +52,9 @@ def test_the_old_result_stays_until_the_new_one_is_complete(
     before, calls = content(path), []
 
     def interrupted(name: str, after: int) -> None:
-        from ts_adapt.jobs import labelling, learning
+        from ts_adapt.jobs import labelling, learning, searching
 
-        module = labelling if what == "labels" else learning
+        module = {"static": searching, "predictor": learning, "labels": labelling}[what]
         original = getattr(module, name)
 
         def stop(*args: object, **options: object) -> object:

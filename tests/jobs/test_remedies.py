@@ -87,9 +87,9 @@ def test_an_interrupt_says_what_is_kept(
 
 
 def test_a_terminated_search_goes_on_with_what_is_missing(job: Job, capsys, monkeypatch) -> None:
-    from ts_adapt.jobs import learning
+    from ts_adapt.jobs import searching
 
-    original, found = learning.search_static, []
+    original, found = searching.search_static, []
 
     def second(*args: object, **options: object) -> object:
         if found:
@@ -97,10 +97,10 @@ def test_a_terminated_search_goes_on_with_what_is_missing(job: Job, capsys, monk
         found.append(args)
         return original(*args, **options)
 
-    monkeypatch.setattr(learning, "search_static", second)
+    monkeypatch.setattr(searching, "search_static", second)
     assert job.run("search", "--nfe", "3,4,5") == 143
     monkeypatch.setattr(
-        learning, "search_static", lambda *args, **options: found.append(args) or original(*args, **options)
+        searching, "search_static", lambda *args, **options: found.append(args) or original(*args, **options)
     )
     assert job.run("search", "--nfe", "3,4,5") == 0
     assert len(found) == 2 and {path.name for path in job.static.parent.glob("*.json")} == {

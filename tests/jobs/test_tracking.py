@@ -70,7 +70,7 @@ def test_wandb_follows_what_tensorboard_is_told(job: Job, tracker: type[Tracker]
 def test_what_cannot_be_tracked_is_said(job: Job, tracker: type[Tracker], monkeypatch: Any, capsys: Any) -> None:
     tracker.broken = True
     message = job.refused(capsys, "evaluate", "--trackers", "wandb")
-    assert "wandb cannot begin (api_key not configured); run `wandb login`, set WANDB_MODE=offline" in message
+    assert "wandb cannot begin (api_key not configured more); run `wandb login`, set WANDB_MODE=offline" in message
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     message = job.refused(capsys, "evaluate", "--trackers", "wandb")
     assert "the tracker wandb is not installed; pip install wandb" in message

@@ -80,4 +80,4 @@ def test_gradients_add_up_where_a_share_is_empty() -> None:
     layer(torch.ones(1, 2)).sum().backward()
     processes.add_gradients(layer.parameters())
     assert torch.equal(layer.weight.grad, torch.ones(1, 2))  # type: ignore[arg-type]
-    assert torch.equal(processes.together(lambda rows: 2.0 * rows, 5, torch.zeros(())), 2.0 * torch.arange(5))
+    assert torch.equal(processes.by_rows(lambda rows: 2.0 * rows, 5, torch.zeros(())), 2.0 * torch.arange(5))

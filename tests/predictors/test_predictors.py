@@ -12,7 +12,7 @@ from ts_adapt.files import write_tensors
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import CORRECTIONS
 from ts_adapt.interfaces import Node, TimeGrid, TsAdaptError
-from ts_adapt.predictors.diagnosis import predicted_times
+from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.predictors.encoder import Encoder, shorten_gradient
 from ts_adapt.predictors.losses import Labelled, regression
 from ts_adapt.predictors.one_shot import OneShot
@@ -37,7 +37,7 @@ def build(kind, noise, steps=STEPS, **options):
 def test_untrained_predictor_is_the_static_grid(kind, corrections, problem):
     objective, batch = problem
     predictor = build(kind, objective.denoiser.noise, corrections=corrections)
-    times = predicted_times(predictor, objective, batch)
+    times = predicted(predictor, objective, batch).times
     assert torch.allclose(times, predictor.static_times.expand(len(batch), -1), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(
         objective.student(predictor.policy(), batch),
@@ -55,11 +55,20 @@ def test_predicted_grids_are_valid_for_any_weights(kind, corrections, problem):
     with torch.no_grad():
         for parameter in predictor.parameters():
             parameter.normal_(0, 1.0)
-    times = predicted_times(predictor, objective, batch)
+    times = predicted(predictor, objective, batch).times
     assert bool((times[:, 1:] < times[:, :-1]).all())
     assert bool((times[:, 0] == objective.denoiser.noise.t_max).all())
     assert bool((times[:, -1] == objective.denoiser.noise.t_min).all())
     assert float(times[:, 1].std()) > 0
+
+
+def test_times_that_do_not_fall_are_named(problem, monkeypatch):
+    """Shares of nearly all that is left come to the end, in the precision of the times, before the last step."""
+    objective, batch = problem
+    predictor = build(Recursive, objective.denoiser.noise, steps=12)
+    monkeypatch.setattr(Recursive, "share", lambda self, numbers, steps, step: torch.full_like(numbers[:, 0], 1 - 1e-4))
+    with pytest.raises(TsAdaptError, match="time does not fall"):
+        objective.student(predictor.policy(), batch)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,7 +105,7 @@ def test_each_correction_moves_the_samples_and_alone(kind, correction, problem):
     }
     assert has == {name: name == correction for name in CORRECTIONS}
     assert (last.coefficients is None) == (correction != "coefficients")
-    torch.testing.assert_close(predicted_times(predictor, objective, batch)[0], predictor.static_times)
+    torch.testing.assert_close(predicted(predictor, objective, batch).times[0], predictor.static_times)
     assert not torch.allclose(
         objective.student(predictor.policy(), batch), objective.student(predictor.static_times, batch), atol=1e-5
     )
@@ -189,7 +198,7 @@ def test_what_does_not_help_for_sure_is_not_kept(kind, problem, labelled, tmp_pa
     )
     assert result.learned[STEPS] <= result.static[STEPS]
     if result.gain == 0:
-        times = predicted_times(predictor, objective, validation)
+        times = predicted(predictor, objective, validation).times
         torch.testing.assert_close(times, predictor.static_times.expand(len(validation), -1))
 
 
@@ -224,7 +233,6 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(kind, calls, problem, l
     resumed, again = run("killed", objective)
     assert resumed == whole
     assert all(torch.equal(again[key], value) for key, value in weights.items())
-    assert not (tmp_path / "killed/training.safetensors").exists()
 
 
 def test_a_damaged_or_foreign_checkpoint_is_not_used(problem, tmp_path):
@@ -297,7 +305,7 @@ def test_round_trip_on_disk(kind, problem, tmp_path):
     save_predictor(tmp_path, predictor, {"solver": "unipc-3"})
     loaded, config = load_predictor(tmp_path, objective.denoiser.noise)
     assert config["solver"] == "unipc-3"
-    assert torch.equal(predicted_times(loaded, objective, batch), predicted_times(predictor, objective, batch))
+    assert torch.equal(predicted(loaded, objective, batch).times, predicted(predictor, objective, batch).times)
 
 
 def test_a_bad_folder_is_refused_in_one_sentence(problem, tmp_path):

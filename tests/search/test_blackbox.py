@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from optuna.trial import TrialState
 
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import logits_to_times
@@ -103,3 +104,21 @@ def test_of_a_damaged_journal_the_torn_end_is_cut_off_and_anything_else_is_named
             search_blackbox(planted(mixture.noise), mixture.noise, start, more, **place)
     else:
         assert search_blackbox(planted(mixture.noise), mixture.noise, start, more, **place).trials == 5
+
+
+def test_the_start_is_known_when_its_worker_died_and_others_were_done_first(mixture, start, tmp_path):
+    """Draw 0 is then made again behind the others, and is the start all the same."""
+    url, options, asked = f"journal:///{tmp_path}/trials.log", BlackboxOptions(trials=14), []
+    study = open_study("a", url, SAMPLERS["random"](0))
+    dead = study.ask()
+
+    def score(grid):
+        asked.append(grid.times)
+        if len(asked) == 13:
+            study.tell(dead.number, state=TrialState.FAIL)
+        return planted(mixture.noise)(grid)
+
+    result = search_blackbox(score, mixture.noise, start, options, storage=url, study="a", progress=False)
+    assert not torch.equal(asked[0], start.times)
+    torch.testing.assert_close(asked[13], start.times)
+    assert (result.start_distance, result.trials) == (planted(mixture.noise)(start), 14)

@@ -201,6 +201,19 @@ def test_manifests_that_are_missing_damaged_or_altered(tmp_path: Path) -> None:
         TeacherStore.create(tmp_path / "new", {k: v for k, v in config.items() if k != "weights"})
     with pytest.raises(TsAdaptError, match="at least 1"):
         TeacherStore.create(tmp_path / "new", config | {"shard_size": 0})
+    for shape in ([1, 4.5], [0, 4], [2**20, 2**20], ["4"]):
+        with pytest.raises(TsAdaptError, match=r"shape is .* expected sizes"):
+            TeacherStore.create(tmp_path / "new", config | {"shape": shape})
+
+
+def test_shards_of_several_teachers_are_not_mixed(tmp_path: Path) -> None:
+    store = make(tmp_path, 8)
+    path = tmp_path / "shard-00001.safetensors"
+    checksum = files.write_tensors(path, {**files.read_tensors(path), "class_labels": torch.arange(4)})
+    store.manifest["shards"][path.name]["sha256"] = checksum
+    assert store.load([0, 1])["index"].tolist() == [0, 1] and store.load([5])["class_labels"].tolist() == [1]
+    with pytest.raises(TsAdaptError, match="of several teachers"):
+        store.load([0, 5])
 
 
 def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,6 +321,8 @@ def test_prompts_go_around_and_nested_conditions_return(tmp_path: Path) -> None:
     assert data["prompt_index"].tolist() == [0, 1, 2, 0, 1]
     condition = condition_of(data)
     assert list(condition) == ["added"] and condition["added"]["embedding"].tolist() == [1, 2, 3, 1, 2]
+    with pytest.raises(TsAdaptError, match="entry of"):
+        condition_of({"a": torch.ones(1), "a.b": torch.ones(1)})
     (tmp_path / "none.txt").write_text("\n \n")
     with pytest.raises(TsAdaptError, match="no prompts"):
         Prompts.read(tmp_path / "none.txt", lambda texts: {})

@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from ts_adapt import zoo
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.pipeline import from_pipeline
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.interfaces import TsAdaptError, one_line
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -126,7 +125,7 @@ def _read(source: str, failure: str, dtype: torch.dtype | None, **options: Any) 
         with _quiet():
             return read(source, dtype=dtype or torch.float32, use_safetensors=True, **options)
     except Exception as error:
-        cause = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
+        cause = one_line(error, 160)
         raise TsAdaptError(failure.format(cause)) from error
 
 

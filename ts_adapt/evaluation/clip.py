@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.interfaces import TsAdaptError, one_line
 from ts_adapt.prompts import token_count, trimmed
 from ts_adapt.zoo.data import to_uint8
 
@@ -40,7 +40,7 @@ def clip_scorer(weights: str, device: torch.device | str = "cpu") -> ClipScore:
         tokenizer, processor = CLIPTokenizer.from_pretrained(weights), CLIPImageProcessor.from_pretrained(weights)
     except (OSError, ValueError) as error:
         raise TsAdaptError(
-            f"the CLIP weights {weights!r} cannot be had ({str(error).splitlines()[0]}); give a folder of a CLIPModel, "
+            f"the CLIP weights {weights!r} cannot be had ({one_line(error)}); give a folder of a CLIPModel, "
             "or leave evaluate.clip out"
         ) from error
     longest = model.config.text_config.max_position_embeddings

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.interfaces import TsAdaptError, one_line
 from ts_adapt.zoo.data import to_uint8
 
 WEIGHTS = "inception-2015-12-05.pt"
@@ -83,4 +83,4 @@ def _network(folder: Path | None, device: torch.device) -> Any:
         where = tempfile.gettempdir() if folder is None else str(folder)
         return InceptionV3W(where, download=folder is None).to(device).eval()
     except (OSError, RuntimeError) as error:
-        raise TsAdaptError(f"Inception's weights cannot be had ({str(error).splitlines()[0]}); {offline}") from error
+        raise TsAdaptError(f"Inception's weights cannot be had ({one_line(error)}); {offline}") from error

@@ -13,7 +13,7 @@ under `parts` with the same per sample (of images only the pictures), until the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
@@ -40,6 +40,10 @@ COST_IMAGES = 2
 FURTHER = ("probabilities", "spatial", "clip")
 NOT_KNOWN = -1.0
 """Stands in a run file for a cost that does not apply."""
+BYTES, NUMBERS = (torch.uint8,), (torch.float32, torch.float64)
+OF_BYTES = ("fingerprint", "pictures")
+"""The types of the tensors in a run file, and which of them hold bytes."""
+Shape = tuple[int | None, ...]
 Clip = Callable[[Tensor, slice], Tensor]
 """(images of the samples in a slice, that slice) -> their CLIP scores `(B,)`."""
 
@@ -217,15 +221,27 @@ def _part_file(entry: Entry, folder: Path, rows: range) -> Path:
 def _kept_part(entry: Entry, folder: Path, rows: range, batch_size: int) -> dict[str, Tensor] | None:
     """What was kept of these rows, if it is whole and of this very entry."""
     path, key = _part_file(entry, folder, rows), _part_key(entry, rows, batch_size)
-    shapes: dict[str, tuple[int | None, ...]] = {
+    shapes: dict[str, Shape] = {
         "features": (len(rows), None), "distance": (len(rows),), "times": (len(rows), None), "seconds": (None,),
-        "fingerprint": (len(key),),
+        "fingerprint": (None,),
     }  # fmt: skip
+    return _kept(path, key, shapes)
+
+
+def _kept(
+    path: Path, key: Tensor, shapes: Mapping[str, Shape], where_known: Mapping[str, Shape] | None = None
+) -> dict[str, Tensor] | None:
+    """The tensors in `path`, if they have this `key` among them, these shapes, and the types that are written."""
+    if not path.exists():
+        return None
     try:
-        part = read_tensors(path, shapes) if path.exists() else None
+        kept = read_tensors(path, shapes)
+        check_shapes(kept, {name: shape for name, shape in (where_known or {}).items() if name in kept}, path)
     except TsAdaptError:
         return None
-    return part if part is not None and torch.equal(part["fingerprint"], key) else None
+    if any(value.dtype not in (BYTES if name in OF_BYTES else NUMBERS) for name, value in kept.items()):
+        return None
+    return kept if torch.equal(kept["fingerprint"], key) and bool((kept["seconds"] >= 0).all()) else None
 
 
 def _keep(run: Run, path: Path, key: Tensor) -> None:
@@ -246,20 +262,16 @@ def _keep(run: Run, path: Path, key: Tensor) -> None:
 
 def kept_run(entry: Entry, folder: Path) -> Run | None:
     """The run of `entry` in `folder`, if it is whole and of this very entry; a run is a cache, so any other is None."""
-    path, key, count = folder / entry.file, _key(entry), entry.samples
-    if not path.exists():
-        return None
-    shapes: dict[str, tuple[int | None, ...]] = {
+    count = entry.samples
+    shapes: dict[str, Shape] = {
         "features": (count, None), "distance": (count,), "seconds": (), "pictures": (min(count, PICTURES), *3 * [None]),
-        "times": (count, None), "fingerprint": (len(key),),
+        "times": (count, None), "fingerprint": (None,),
     }  # fmt: skip
-    where_known = {"cost": (4,), "probabilities": (count, None), "spatial": (count, None), "clip": (count,)}
-    try:
-        kept = read_tensors(path, shapes)
-        check_shapes(kept, {name: shape for name, shape in where_known.items() if name in kept}, path)
-    except TsAdaptError:
-        return None
-    if not torch.equal(kept["fingerprint"], key) or kept["pictures"].dtype != torch.uint8 or float(kept["seconds"]) < 0:
+    where_known: dict[str, Shape] = {
+        "cost": (4,), "probabilities": (count, None), "spatial": (count, None), "clip": (count,),
+    }  # fmt: skip
+    kept = _kept(folder / entry.file, _key(entry), shapes, where_known)
+    if kept is None:
         return None
     further = {name: kept[name] for name in FURTHER if name in kept}
     cost = None

@@ -1,4 +1,5 @@
-"""The jobs of the command line, as functions of a `Config`: teach, search, train, evaluate, sample, export, import.
+"""The jobs of the command line, as functions of a `Config`: teach, search, train, quantize, prune, evaluate,
+sample, export, import, demo.
 
 Each reads what the job before it left in the experiment's workspace and says in one sentence what is missing.
 """

@@ -24,9 +24,9 @@ from ts_adapt.assembly import NONE, Quantizing, build_cachers, build_quantizer
 from ts_adapt.cachers import attached
 from ts_adapt.files import sha256_of_json
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.session import SPLITS, Session
-from ts_adapt.sampling import initial_noise, noise_for, noise_scale
-from ts_adapt.teacher.store import TRAIN_START, condition_of
+from ts_adapt.jobs.experiment import SPLITS
+from ts_adapt.jobs.session import Session
+from ts_adapt.sampling import noise_for
 
 if TYPE_CHECKING:
     from ts_adapt.quantizers.calls import Call
@@ -114,15 +114,10 @@ def calibration_set(session: Session, select: str) -> list[Call]:
     from ts_adapt.quantizers.calibration import collect
 
     options, teacher = session.config.calibration, session.config.teacher
-    solver, source = session.solver(teacher.solver), session.condition_source()
-    index = range(TRAIN_START, TRAIN_START + options.noises)
-    x_T: Tensor = initial_noise(teacher.seed, index, session.shape) * noise_scale(session.noise)
-    x_T = x_T.to(session.config.model.device)
-    drawn = source.draw(teacher.seed, index) if source is not None else {}
+    solver, (index, x_T, condition) = session.solver(teacher.solver), session.training_noises(options.noises)
     return collect(
         session.denoiser, solver, session.teacher_grid(options.nfe), x_T,
-        condition=condition_of({name: value.to(x_T.device) for name, value in drawn.items()}),
-        select=select, count=options.count,
+        condition=condition, select=select, count=options.count,
         step_noise=noise_for(teacher.seed, index, x_T) if solver.needs_noise else None,
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from ts_adapt.interfaces import NoiseSchedule, Solver, TimeGrid, TsAdaptError, u
 from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others, shared_schedule
 from ts_adapt.jobs.session import SHARED, Session, check_asked, is_shared
 from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, made_for
-from ts_adapt.schedule_file import CORRECTIONS, MAX_BYTES, Schedule
+from ts_adapt.schedule_file import MAX_BYTES, Schedule
 from ts_adapt.schedule_formats import READERS, WRITERS
 
 STDIN = "-"
@@ -164,7 +164,7 @@ def _with_measurements(config: Config, schedule: Schedule) -> Schedule:
         return schedule
     results = read_json(folder / "results.json", {"rows": list, "facts": dict})
     about, grid = schedule.about, schedule.grid
-    corrected = any(getattr(grid, name) is not None for name in CORRECTIONS)
+    corrected = bool(grid.corrections)
     facts = {
         "features": config.evaluate.features,
         "distance": config.distance,

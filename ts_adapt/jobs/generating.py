@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt import distributed
-from ts_adapt.assembly import grid_names, steps_of
+from ts_adapt.assembly import grid_names
 from ts_adapt.evaluation.benchmark import OF_STUDENT, Entry, fingerprint
 from ts_adapt.evaluation.metrics import Extractor, make_extractor
 from ts_adapt.evaluation.runs import PARTS, Clip, join_parts, kept_run, missing_parts, sample_part
@@ -31,7 +31,7 @@ from ts_adapt.jobs.accelerated import FULL, Impossible, accelerated, key_of
 from ts_adapt.jobs.learning import teach
 from ts_adapt.jobs.session import Session, is_oracle, is_shared
 from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES
-from ts_adapt.prompts import read_prompts
+from ts_adapt.prompts import prompts_of, read_prompts
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.search.objective import Batch
 from ts_adapt.teacher.store import TeacherStore
@@ -66,6 +66,11 @@ def _generate(session: Session) -> None:
     config, options, folder = session.config, session.config.evaluate, runs_of(session)
     _check_files(session)
     if distributed.first(lambda: _lacking(session)):
+        if config.teacher.test_samples < options.samples:
+            raise TsAdaptError(
+                f"evaluate.samples is {options.samples}, teacher.test_samples only {config.teacher.test_samples}; make "
+                f"as many with `ts-adapt teach --split test --teacher.test_samples {options.samples}`"
+            )
         teach(session, ("test",))
     _, batch = session.teacher("test", options.samples)
     extractor = make_extractor(options.features, device=config.model.device, inception=options.inception)
@@ -119,6 +124,7 @@ def _sample(
         with distributed.together():
             for place in distributed.mine(range(len(some))):
                 join_parts(some[place], objectives[place], batch, folder, batch_size=size)
+        distributed.await_files([folder / entry.file for entry in some])
         bar.update(sum(entry.samples for entry in some) - sum(len(rows) for _, rows in own))
 
 
@@ -210,8 +216,7 @@ def _clip(session: Session, batch: Batch) -> Clip | None:
         raise TsAdaptError("evaluate.clip scores images by their prompts; give teacher.prompts, or leave it out")
     from ts_adapt.evaluation.clip import clip_scorer
 
-    scorer, prompts = clip_scorer(weights, session.config.model.device), read_prompts(path)
-    of_samples = [prompts[int(i) % len(prompts)] for i in batch.index]
+    scorer, of_samples = clip_scorer(weights, session.config.model.device), prompts_of(read_prompts(path), batch.index)
     return lambda images, rows: scorer(images, of_samples[rows])
 
 
@@ -219,7 +224,7 @@ def _entries(session: Session, solver: str, nfe: int) -> list[Entry]:
     """Every schedule there is for `solver` and `nfe`: fixed grids, and what has been learned so far; of a student only
     what was learned for it."""
     config = session.config
-    samples, steps = config.evaluate.samples, steps_of(session.solver(solver), nfe)
+    samples, steps = config.evaluate.samples, session.steps(solver, nfe)
     teacher, _ = session.teacher("test")
     base: tuple[object, ...] = (teacher.hash, solver, config.distance, config.evaluate.features)
     if config.evaluate.clip is not None:

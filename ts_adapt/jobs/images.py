@@ -12,7 +12,6 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from ts_adapt.assembly import steps_of
 from ts_adapt.files import make_folder, write_bytes
 from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.accelerated import accelerated
@@ -76,7 +75,7 @@ def _schedule(session: Session, schedule: str, solver: str | None, nfe: int | No
         return _Chosen(policy, scheduler.config["solver"], taken, of_others(learned, taken, nfe))
     name = session.config.solvers[0] if solver is None else solver
     taken = configured[0] if nfe is None else nfe
-    steps_of(session.solver(name), taken)
+    session.steps(name, taken)
     return _Chosen(session.policy(schedule, name, taken), name, taken, of_others(configured, taken, nfe))
 
 

@@ -1,18 +1,34 @@
-"""A shared grid that has been found: measured where the teacher has samples for it, written, and said."""
+"""Results that are kept: whether one that is there stays; a shared grid that has been found, measured where the teacher
+has samples for it, written, and said."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from ts_adapt.assembly import steps_of
 from ts_adapt.files import make_folder
-from ts_adapt.interfaces import TimeGrid
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.jobs.session import Session
 from ts_adapt.plots import plot_schedules
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.search.objective import Batch
+
+
+def stays(path: Path, check: Callable[[], object], redo: bool) -> bool:
+    """Whether there is a result in `path` that stays; where `check` raises, it does not with `redo`."""
+    if not path.exists():
+        return False
+    try:
+        check()
+    except TsAdaptError:
+        if not redo:
+            raise
+        return False
+    return True
 
 
 def compared(value: float, reference: float) -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ts_adapt import distributed
 from ts_adapt.config import Config
-from ts_adapt.folders import replace_folder
+from ts_adapt.folders import beside, replace_folder
 from ts_adapt.grids.space import corrected
 from ts_adapt.interfaces import Solver, TsAdaptError
 from ts_adapt.jobs.keeping import compared
@@ -25,12 +25,7 @@ from ts_adapt.search.objective import Batch
 from ts_adapt.search.per_sample import LabelBatch, search_per_sample
 
 
-def beside(folder: Path) -> Path:
-    """Where a new result is made while the old one stays in `folder`."""
-    return folder.with_name(f"{folder.name}.new")
-
-
-def of_student(config: Config) -> list[Any]:
+def student_options(config: Config) -> list[Any]:
     """What a search depends on beside its options where it is on a student; nothing on the teacher's own network."""
     made = config.made_with("static")
     return [made[name] for name in ("student", "calibration", "qat") if name in made]
@@ -49,7 +44,7 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
         "teacher": teacher.hash, "solver": name, "nfe": nfe, "distance": config.distance, "batch": config.label_batch,
         "options": config.made_with("per-sample")["per_sample"], **start_entries(static, start),
     }  # fmt: skip
-    spec |= {"student": of_student(config)} if config.student.name else {}
+    spec |= {"student": student_options(config)} if config.student.name else {}
     folder = session.workspace.labels(split, name, nfe, corrections)
     store = distributed.first(partial(_label_store, folder, spec, redo))
     objective = session.objective(solver)

@@ -12,37 +12,29 @@ solvers and NFEs of every other search; they train one predictor together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
-from ts_adapt.config import Config
 from ts_adapt.evaluation.benchmark import fingerprint
 from ts_adapt.files import make_folder, read_json, sha256_of_json
-from ts_adapt.folders import making, replace_folder
-from ts_adapt.grids.optimized import dmn
-from ts_adapt.interfaces import Solver, TimeGrid, TsAdaptError, unknown
-from ts_adapt.jobs.accelerated import FULL, accelerated, check_gradients
-from ts_adapt.jobs.keeping import best_fixed_known, compared, keep_shared
-from ts_adapt.jobs.labelling import beside, of_student, search_labels
-from ts_adapt.jobs.session import SPLITS, Session, command_for
+from ts_adapt.folders import beside, making, replace_folder
+from ts_adapt.interfaces import Solver, TsAdaptError, unknown
+from ts_adapt.jobs.accelerated import accelerated, check_gradients
+from ts_adapt.jobs.experiment import SPLITS
+from ts_adapt.jobs.keeping import compared, stays
+from ts_adapt.jobs.labelling import search_labels, student_options
+from ts_adapt.jobs.searching import search_optimized_grid, search_shared
+from ts_adapt.jobs.session import Session, command_for
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES, PREDICTORS, save_predictor
 from ts_adapt.predictors.training import train_predictor
-from ts_adapt.search.blackbox import SAMPLERS, search_blackbox
-from ts_adapt.search.journal import Journal
-from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.optimized import METHODS as OPTIMIZED
-from ts_adapt.search.optimized import search_optimized
-from ts_adapt.search.static import best_start, search_static
-from ts_adapt.search.workers import open_study
 from ts_adapt.teacher.generate import generate
 from ts_adapt.teacher.store import TeacherStore
 
@@ -93,15 +85,15 @@ def search(session: Session, method: str, split: str = "train", *, redo: bool = 
                     if method == "per-sample":
                         search_labels(session, name, solver, nfe, split, redo)
                     else:
-                        _search_shared(session, name, solver, nfe, method, redo)
+                        search_shared(session, name, solver, nfe, method, redo)
             return
         with distributed.together():
             for name, solver, nfe in distributed.mine(cells):
                 with _lock(session, method, split, name, nfe):
                     if method in OPTIMIZED:
-                        _search_optimized(session, name, solver, nfe, method, redo)
+                        search_optimized_grid(session, name, solver, nfe, method, redo)
                     else:
-                        _search_shared(session, name, solver, nfe, method, redo)
+                        search_shared(session, name, solver, nfe, method, redo)
 
 
 def _lock(session: Session, method: str, split: str, name: str, nfe: int) -> AbstractContextManager[None]:
@@ -112,118 +104,6 @@ def _lock(session: Session, method: str, split: str, name: str, nfe: int) -> Abs
     if method == "per-sample":
         return making(workspace.labels(split, name, nfe, config.per_sample.corrections))
     return making(workspace.shared(config.static_name if method == "static" else method, name, nfe))
-
-
-def _stays(path: Path, check: Callable[[], object], redo: bool) -> bool:
-    """Whether there is a result in `path` that stays; where `check` raises, it does not with `redo`."""
-    if not path.exists():
-        return False
-    try:
-        check()
-    except TsAdaptError:
-        if not redo:
-            raise
-        return False
-    return True
-
-
-def _shared_stays(session: Session, called: str, name: str, nfe: int, redo: bool) -> bool:
-    """Whether the shared grid `called` is there already, and stays; says so."""
-    path = session.workspace.shared(called, name, nfe)
-    stays = _stays(path, lambda: session.shared(called, name, nfe, strict=True), redo)
-    if stays:
-        print(f"{name}, NFE {nfe}: {path} is there already, made with these options")
-    return stays
-
-
-def _search_shared(session: Session, name: str, solver: Solver, nfe: int, method: str, redo: bool) -> None:
-    config = session.config
-    called = config.static_name if method == "static" else method
-    path = session.workspace.shared(called, name, nfe)
-    stays = partial(_shared_stays, session, called, name, nfe, redo)
-    if distributed.first(stays) if method in TOGETHER else stays():
-        return
-    count = config.static_samples
-    store, both = session.teacher("train", 2 * count)
-    train, validation = both.rows(slice(0, count)), both.rows(slice(count, 2 * count))
-    objective = session.objective(solver)
-    fixed = session.starts(steps_of(solver, nfe))
-    best, means = best_start(objective, fixed, validation)
-    onwards = method == "static" and called != method and method in session.shared_names(name, nfe)
-    starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
-    key = fingerprint(store.hash, config.distance, count, asdict(config.static), *of_student(config))
-    journal = Journal(path.with_suffix(".journal"), key)
-    if method == "blackbox":
-        grid = _search_blackbox(session, objective, train, store, name, nfe, fixed[best])
-        if distributed.rank() > 0:
-            return
-    else:
-        with SummaryWriter(str(make_folder(session.workspace.tensorboard(called, name, nfe)))) as writer:
-            result = search_static(
-                objective, train, validation, starts, config.static,
-                means=means if starts.keys() == fixed.keys() else None,
-                journal=journal, progress=session.progress,
-                on_step=lambda step, loss: writer.add_scalar("train/distance", loss, step),
-            )  # fmt: skip
-            for step, value in result.curve:
-                writer.add_scalar("validation/distance", value, step)
-        grid = result.grid
-    seed = config.static.seed if method == "static" else config.blackbox.seed
-    keep_shared(session, called, name, nfe, grid, (best, means[best]), seed)
-    journal.remove()
-
-
-def _search_blackbox(
-    session: Session, objective: Objective, train: Batch, store: TeacherStore, name: str, nfe: int, start: TimeGrid
-) -> TimeGrid:
-    """The best grid of one study, of which all processes make trials, as many together as are asked for."""
-    config, folder = session.config, session.workspace.learned / "blackbox"
-    url = config.blackbox.storage or f"sqlite:///{folder}/optuna.db"
-    study = _study_name(store, config, name, nfe, start)
-
-    def begin() -> None:
-        make_folder(folder)
-        open_study(study, url, SAMPLERS["random"](config.blackbox.seed))
-
-    distributed.first(begin)
-    with distributed.together():
-        found = search_blackbox(
-            lambda grid: float(objective.measure(grid, train).mean()),
-            session.noise, start, config.blackbox, storage=url, study=study,
-            alone=config.blackbox.storage is None and distributed.world() == 1, progress=session.progress,
-        )  # fmt: skip
-    return found.grid
-
-
-def _search_optimized(session: Session, name: str, solver: Solver, nfe: int, method: str, redo: bool) -> None:
-    if _shared_stays(session, method, name, nfe, redo):
-        return
-    config, steps = session.config, steps_of(solver, nfe)
-    if method == "dmn":
-        grid = TimeGrid(dmn(session.noise, steps, order=solver.order))
-    else:
-        _, looked_at = session.teacher("train", config.optimized.samples)
-        fine, places = session.solver(config.teacher.solver), session.teacher_grid(config.optimized.places)
-        grid = search_optimized(method, session.objective(solver), looked_at, fine, places, steps)
-    keep_shared(session, method, name, nfe, grid, best_fixed_known(session, name, nfe))
-
-
-def _of_full(session: Session, solver: str, nfe: int) -> dict[str, TimeGrid]:
-    """For a student the static grid that was learned for the teacher's own network, where there is one."""
-    full = session.of_student(*FULL)
-    if not session.config.student.name or "static" not in full.shared_names(solver, nfe):
-        return {}
-    return {"static": full.static(solver, nfe).grid}
-
-
-def _study_name(store: TeacherStore, config: Config, solver: str, nfe: int, start: TimeGrid) -> str:
-    """One study for each thing that is searched, so that trials of another never mix in."""
-    options = config.blackbox
-    key = fingerprint(
-        store.hash, config.distance, config.static_samples, start, options.radius, options.sampler, options.seed,
-        *of_student(config),
-    )  # fmt: skip
-    return f"{solver}-nfe{nfe}-{key}"
 
 
 def train(session: Session, kind: str, *, redo: bool = False) -> None:
@@ -247,7 +127,7 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
 def _train_one(session: Session, kind: str, name: str, solver: Solver, served: list[int], redo: bool) -> None:
     config, steps = session.config, {nfe: steps_of(solver, nfe) for nfe in served}
     folder, logs = (at(kind, name, served[0]) for at in (session.workspace.predictor, session.workspace.tensorboard))
-    if _stays(folder / "config.json", lambda: _check_predictor(session, kind, name, served), redo):
+    if stays(folder / "config.json", lambda: _check_predictor(session, kind, name, served), redo):
         nfes = ", ".join(map(str, served))
         print(f"{kind}, {name}, NFE {nfes}: {folder} is there already, made with these options")
         return
@@ -259,7 +139,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     static = [session.static(name, nfe).grid.times for nfe in served]
     classes = int((store.config["condition"] or {}).get("classes", 0))
     text = batch.condition.get("encoder_hidden_states")
-    key = fingerprint(store.hash, config.distance, static, asdict(config.train), len(batch), *of_student(config))
+    key = fingerprint(store.hash, config.distance, static, asdict(config.train), len(batch), *student_options(config))
     checkpoint = folder.with_name(f"{folder.name}.{key}.training")
     torch.manual_seed(config.train.seed)
     predictor = PREDICTORS[kind.removesuffix(ALL)](

@@ -10,7 +10,6 @@ without prompts that of `sample` without a pipeline. Everything else is left to 
 from __future__ import annotations
 
 import inspect
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,12 @@ from ts_adapt.assembly import build_grid, build_solver, device_and_dtype, grid_n
 from ts_adapt.config import Config, Workspace
 from ts_adapt.denoisers.load import image_to_image, load_pipeline, starts_from_image
 from ts_adapt.denoisers.pipeline import noise_of, scheduler_config
-from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.interfaces import TsAdaptError, one_line, unknown
 from ts_adapt.jobs.images import check_request, write_images
 from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others
 from ts_adapt.jobs.session import check_asked, is_shared
 from ts_adapt.predictors.store import PREDICTOR_NAMES
-from ts_adapt.prompts import read_prompts
+from ts_adapt.prompts import prompts_of, read_prompts
 from ts_adapt.sampling import generator_for
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.attach import attach, network_of
@@ -119,9 +118,9 @@ def _call(pipe: Any, count: int, **arguments: Any) -> Tensor:
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" in str(error):
             raise
-        cause = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
         raise TsAdaptError(
-            f"{name} cannot make these images ({cause}); check what it is given, and model.device and model.dtype"
+            f"{name} cannot make these images ({one_line(error)}); check what it is given, and model.device and "
+            "model.dtype"
         ) from error
     images = getattr(made, "images", None)
     if not hasattr(images, "shape"):
@@ -158,7 +157,7 @@ def _arguments(pipe: Any, request: Request, image: Image.Image | None) -> Callab
 
     def arguments(index: range) -> dict[str, Any]:
         own = {
-            "prompt": [texts[i % len(texts)] for i in index] if texts else None,
+            "prompt": prompts_of(texts, index) if texts else None,
             "negative_prompt": None if request.negative is None else [request.negative] * len(index),
             "class_labels": labels.draw(request.seed, index)["class_labels"].tolist() if labels else None,
             "batch_size": len(index) if "batch_size" in takes else None,

@@ -15,9 +15,7 @@ from ts_adapt.files import make_folder
 from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.jobs.session import Session
 from ts_adapt.pruning import Round, evolve, save
-from ts_adapt.sampling import initial_noise, noise_scale
 from ts_adapt.search.objective import Batch
-from ts_adapt.teacher.store import TRAIN_START, condition_of
 
 MEASURES = ("flops", "seconds")
 FLOP_IMAGES = 2
@@ -42,7 +40,8 @@ def prune(
     if not isinstance(network, nn.Module):
         raise TsAdaptError(f"the model {config.model.name!r} has no network to prune; choose another model.name")
     objective, policy = session.objective(session.solver(solver)), session.policy(schedule, solver, nfe)
-    batch = _batch(session, options.samples)
+    index, x_T, condition = session.training_noises(options.samples)
+    batch = Batch(torch.tensor(index), x_T, x_T, condition)
     with torch.no_grad():
         images = [objective.student(policy, part) for part in batch.split(config.evaluate.batch_size)]
     batch = replace(batch, target=torch.cat(images))
@@ -87,14 +86,3 @@ def table(rounds: list[Round], measure: str) -> str:
     head = f"{'left out':<{wide}}  {'kind':<22}{measure:>8}{'distance':>11}"
     lines = [f"{one.removed:<{wide}}  {one.kind:<22}{one.cost:>8.3f}{one.distance:>11.4f}" for one in rounds]
     return "\n".join([head, "-" * len(head), *lines])
-
-
-def _batch(session: Session, count: int) -> Batch:
-    """The first training noises with their conditions; the targets are yet to come."""
-    teacher, index = session.config.teacher, range(TRAIN_START, TRAIN_START + count)
-    x_T: Tensor = initial_noise(teacher.seed, index, session.shape) * noise_scale(session.noise)
-    x_T = x_T.to(session.config.model.device)
-    source = session.condition_source()
-    drawn = source.draw(teacher.seed, index) if source is not None else {}
-    condition = condition_of({name: value.to(x_T.device) for name, value in drawn.items()})
-    return Batch(torch.tensor(list(index)), x_T, x_T, condition)

@@ -152,9 +152,7 @@ def trainer(
     batches = image_batches(images, options.batch_size, condition=condition, seed=options.seed)
     teacher = copy.deepcopy(network) if options.loss == "teacher" else None
     loss = diffusion_loss(denoiser) if teacher is None else teacher_loss(denoiser, teacher)
-    how = FineTuneOptions(
-        options.steps, options.lr, checkpoint_every=options.checkpoint_every, seed=options.seed
-    )  # fmt: skip
+    how = FineTuneOptions(options.steps, options.lr, checkpoint_every=options.checkpoint_every, seed=options.seed)
 
     def train() -> None:
         logs = make_folder(session.workspace.logs / "tensorboard" / "quantize" / name)

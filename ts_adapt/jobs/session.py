@@ -1,12 +1,10 @@
-"""One experiment at work: its objects and what its workspace holds."""
+"""One experiment at work: what its workspace holds, checked against the config when it is read."""
 
 from __future__ import annotations
 
-import copy
 import re
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,25 +12,21 @@ from typing import Any
 import torch
 
 from ts_adapt import zoo
-from ts_adapt.assembly import PUBLISHED, build_denoiser, build_distance, build_grid, build_solver, grid_names, steps_of
-from ts_adapt.config import Config, StudentOptions, Workspace
-from ts_adapt.denoisers.guidance import Guided
+from ts_adapt.assembly import build_grid, grid_names
+from ts_adapt.config import Config
 from ts_adapt.evaluation.benchmark import OF_STUDENT
 from ts_adapt.files import differing, read_json
 from ts_adapt.grids.space import CORRECTIONS, corrected
-from ts_adapt.interfaces import Denoiser, Solver, StepPolicy, TimeGrid, TsAdaptError, unknown
+from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError, unknown
+from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES, load_predictor, nfes_of
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.search.labels import LabelStore, start_entries
-from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.optimized import METHODS as OPTIMIZED
-from ts_adapt.teacher.generate import ConditionSource, Prompts, class_labels_for, teacher_config
-from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of
 
-SPLITS = {"train": TRAIN_START, "test": TEST_START}
 SHARED = ("static", "blackbox", *OPTIMIZED)
 _STATIC, _ORACLE = (re.compile(rf"{name}(\+({'|'.join(CORRECTIONS)}))*") for name in ("static", "oracle"))
 
@@ -57,115 +51,12 @@ def check_asked(path: Path, solver: str, nfe: int, asked: str | None, asked_nfe:
         )
 
 
-class Session:
-    """The objects of one experiment, built when they are first needed."""
+class Session(Experiment):
+    """An experiment, and the schedules, labels and predictors in its workspace."""
 
     def __init__(self, config: Config, *, progress: bool = True) -> None:
-        self.config, self.progress = config, progress
-        self.workspace = Workspace.of(config)
-        self.denoiser: Denoiser = build_denoiser(config.model)
-        if config.guidance != 1.0:
-            if not getattr(self.denoiser, "null_condition", None):
-                raise TsAdaptError(
-                    f"option guidance is {config.guidance:g}, but the model {config.model.name!r} has no unconditional "
-                    "part to guide by; leave guidance at 1, or choose a conditional model"
-                )
-            self.denoiser = Guided(self.denoiser, config.guidance)
-        self.noise = self.denoiser.noise
-        self._batches: dict[str, tuple[TeacherStore, Batch]] = {}
+        super().__init__(config, progress=progress)
         self._warned: set[Path] = set()
-
-    def of_student(self, cacher: str, quantizer: str) -> Session:
-        """The same experiment, whose schedules are those learned for the network with this cacher and quantizer."""
-        other = copy.copy(self)
-        other.config = replace(self.config, student=StudentOptions(cacher, quantizer))
-        other.workspace = Workspace.of(other.config)
-        return other
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of a sample, without the batch."""
-        return tuple(self.denoiser.shape)  # type: ignore[attr-defined]
-
-    def condition_source(self) -> ConditionSource | None:
-        """Where the teacher's conditions come from: class labels of a class-conditional model, or the prompts' file."""
-        options = self.config.teacher
-        if options.prompts is None:
-            return class_labels_for(self.denoiser, options.label)
-        encode = getattr(self.denoiser, "encode", None)
-        if encode is None:
-            raise TsAdaptError(f"the model {self.config.model.name!r} takes no prompts; leave teacher.prompts out")
-        return Prompts.read(options.prompts, encode)
-
-    def teacher_grid(self, nfe: int | None = None) -> TimeGrid:
-        """The fine grid of the config's teacher; `nfe`: another number of evaluations than its own."""
-        options = self.config.teacher
-        return build_grid(options.grid, self.noise, steps_of(self.solver(options.solver), nfe or options.nfe))
-
-    def teacher_config(self, split: str) -> dict[str, Any]:
-        """Everything that the teacher's samples of `split` depend on; another config's teacher is refused by it."""
-        options, model = self.config.teacher, self.config.model
-        return teacher_config(
-            self.denoiser, options.solver, self.teacher_grid(),
-            model=model.name, seed=options.seed, first=SPLITS[split], shape=self.shape,
-            shard_size=options.shard_size, batch_size=options.batch_size, condition=self.condition_source(),
-            trajectory=options.trajectory, dtype=model.dtype, guidance=self.config.guidance,
-        )  # fmt: skip
-
-    def solver(self, name: str) -> Solver:
-        return build_solver(name, self.noise)
-
-    def steps(self, solver: str, nfe: int) -> int:
-        """Of a solve by `solver` with `nfe` evaluations."""
-        return steps_of(self.solver(solver), nfe)
-
-    def objective(self, solver: Solver) -> Objective:
-        config = self.config
-        distance = build_distance(config.distance, config.model.device)
-        return Objective(self.denoiser, solver, distance, config.checkpointing, config.teacher.seed)
-
-    def fixed_grids(self, steps: int) -> dict[str, TimeGrid]:
-        """The fixed grids that the config compares; else every one that fits the model, equal ones under one name."""
-        wanted = self.config.evaluate.grids
-        if wanted is None:
-            return self.starts(steps)
-        return {name: build_grid(name, self.noise, steps, rescale=self.config.rescale_published) for name in wanted}
-
-    def starts(self, steps: int) -> dict[str, TimeGrid]:
-        """Every fixed grid that fits the model, equal ones under one name: where a search may start."""
-        grids: dict[str, TimeGrid] = {}
-        for name in grid_names():
-            try:
-                grid = build_grid(name, self.noise, steps, rescale=self.config.rescale_published)
-            except TsAdaptError:
-                if name not in PUBLISHED:
-                    raise
-                continue
-            if not any(torch.equal(grid.times, other.times) for other in grids.values()):
-                grids[name] = grid
-        return grids
-
-    def teacher(self, split: str, count: int | None = None) -> tuple[TeacherStore, Batch]:
-        """The teacher's store and the first `count` samples of `split`, on the model's device."""
-        if count is not None and count < 1:
-            raise TsAdaptError(f"{count} {split} samples are wanted; give at least 1")
-        if split not in self._batches:
-            store = TeacherStore.open(self.workspace.teacher(split), self.teacher_config(split))
-            whole = range(len(store.indices))  # from the first sample on: one that is damaged is named, not left out
-            data = store.load([SPLITS[split] + i for i in whole], self.config.model.device)
-            batch = Batch(data["index"].cpu(), data["x_T"], data["target"], condition_of(data))
-            self._batches[split] = store, batch
-        store, batch = self._batches[split]
-        if count is None:
-            return store, batch
-        if len(batch) < count:
-            planned = getattr(self.config.teacher, f"{split}_samples")
-            more = f" --teacher.{split}_samples {count}" if planned < count else ""
-            raise TsAdaptError(
-                f"{count} {split} samples are wanted, {store.folder} has {len(batch)}; make them with "
-                f"`ts-adapt teach --split {split}{more}`"
-            )
-        return store, batch.rows(slice(0, count))
 
     def shared_names(self, solver: str, nfe: int) -> list[str]:
         """The shared grids that the workspace has: static, with corrections (`static+shift`), blackbox, dmn, ..."""
@@ -324,8 +215,7 @@ class Session:
         known = [*grid_names(), *SHARED, *PREDICTOR_NAMES]
         if schedule.split("+")[0] not in known:
             raise unknown("schedule", schedule, [*known, *zoo.schedules()])
-        steps = steps_of(self.solver(solver), nfe)
-        return build_grid(schedule, self.noise, steps, rescale=self.config.rescale_published)
+        return build_grid(schedule, self.noise, self.steps(solver, nfe), rescale=self.config.rescale_published)
 
 
 def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

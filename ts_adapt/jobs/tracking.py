@@ -16,7 +16,7 @@ import torch
 from ts_adapt import distributed
 from ts_adapt.config import Config, Workspace
 from ts_adapt.files import make_folder
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.interfaces import TsAdaptError, one_line
 
 WANDB = "wandb"
 
@@ -41,9 +41,9 @@ def tracked(config: Config, job: str) -> Iterator[None]:
     try:
         tracker.start()
     except Exception as error:
-        cause = (str(error) or type(error).__name__).splitlines()[0]
         raise TsAdaptError(
-            f"wandb cannot begin ({cause}); run `wandb login`, set WANDB_MODE=offline, or leave it out of trackers"
+            f"wandb cannot begin ({one_line(error)}); run `wandb login`, set WANDB_MODE=offline, or leave it out of "
+            "trackers"
         ) from error
     tracker.store_init_configuration(asdict(config))
     try:

@@ -49,13 +49,8 @@ def predicted(
         heard = Overheard(predictor.policy(steps))
         objective.student(heard, part)
         parts.append(_grid_of(heard.nodes, len(part)))
-    names = [name for name, value in vars(parts[0]).items() if value is not None]
+    names = ("times", *parts[0].corrections)
     return TimeGrid(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
-
-
-def predicted_times(predictor: OneShot | Recursive, objective: Objective, batch: Batch) -> Tensor:
-    """The times `(n, N+1)` of `predicted`, of a predictor for one number of steps."""
-    return predicted(predictor, objective, batch).times
 
 
 def _grid_of(nodes: list[Node], batch: int) -> TimeGrid:

@@ -22,7 +22,6 @@ class Processes:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        self.first = rank() == 0
 
     def share(self, rows: Tensor) -> Tensor:
         """The part of `rows` that is this process's; it may be empty."""
@@ -39,7 +38,7 @@ class Processes:
         for p, total in zip(learned, self._sum(own).split([p.numel() for p in learned]), strict=True):
             p.grad = total.view_as(p)
 
-    def together(self, compute: Callable[[Tensor], Tensor], rows: int, like: Tensor) -> Tensor:
+    def by_rows(self, compute: Callable[[Tensor], Tensor], rows: int, like: Tensor) -> Tensor:
         """`compute` of the indices 0 .. rows - 1, `(rows, ...)`, each process computing its share of them.
 
         like  gives the shape of a row, the precision and the device

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ts_adapt.files import read_tensors, write_tensors
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.numerics import MOST_STEPS, is_of_adam
 
 
 class Checkpoint:
@@ -63,20 +64,18 @@ class Checkpoint:
                 of_optimizer.setdefault(index, {})[name] = value
             elif group in states:
                 found[group][rest] = value
-        moments = {str(index): _moments(parameter) for index, parameter in enumerate(parameters)}
-        same = all(_shapes(found[name]) == _shapes(state) for name, state in states.items())
-        same = same and all(_shapes(state) == moments.get(index) for index, state in of_optimizer.items())
-        negative = any(bool((state["exp_avg_sq"] < 0).any()) for state in of_optimizer.values()) if same else True
-        if negative or bool((tensors["progress"] < 0).any()):
+        trained = {str(index): parameter for index, parameter in enumerate(parameters)}
+        same = all(_kinds(found[name]) == _kinds(state) for name, state in states.items())
+        same = same and all(
+            index in trained and is_of_adam(state, trained[index]) for index, state in of_optimizer.items()
+        )
+        if not same or tensors["progress"].dtype != torch.float64:
+            return None
+        if not all(0 <= number <= MOST_STEPS for number in tensors["progress"].tolist()):
             return None
         optimizer = {int(index): state for index, state in of_optimizer.items()}
         return found | {"optimizer": optimizer, "progress": tensors["progress"].tolist()}
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in state.items()}
-
-
-def _moments(parameter: Tensor) -> dict[str, torch.Size]:
-    """What AdamW keeps of a parameter."""
-    return {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+def _kinds(state: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (value.shape, value.dtype) for name, value in state.items()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.files import check_schema, read_json, read_tensors, write_json, write_tensors
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
 from ts_adapt.numerics import validate_times
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
@@ -63,8 +63,9 @@ def load_predictor(folder: Path, noise: NoiseSchedule) -> tuple[OneShot | Recurs
         predictor = kind(noise, grids, tuple(network.pop("shape")), **network)
         predictor.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TsAdaptError(f"{folder} holds no valid predictor ({reason}); remove it and train it again") from error
+        raise TsAdaptError(
+            f"{folder} holds no valid predictor ({one_line(error)}); remove it and train it again"
+        ) from error
     for key, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise TsAdaptError(f"{folder / 'model.safetensors'}: {key} holds a NaN or infinite value; train it again")

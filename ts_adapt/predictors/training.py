@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from ts_adapt.distributed import first
+from ts_adapt.distributed import first, rank
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.predictors.diagnosis import draw, predicted, spread
 from ts_adapt.predictors.losses import Labelled, states_along
@@ -132,7 +132,7 @@ class _Training:
         def part(rows: Tensor) -> Tensor:
             return self.objective.measure(schedule, self.validation.rows(rows))
 
-        return self.processes.together(part, len(self.validation), torch.zeros((), device=self.validation.x_T.device))
+        return self.processes.by_rows(part, len(self.validation), torch.zeros((), device=self.validation.x_T.device))
 
     def log(self, values: Mapping[str, float]) -> None:
         self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=self.result.epochs)
@@ -152,7 +152,7 @@ class _Training:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": self.found["optimizer"]})
         bar = tqdm(
             total=steps, initial=done, desc=f"{predictor.kind}, {phase.name}", unit="step",
-            disable=not (progress and self.processes.first), leave=False,
+            disable=not (progress and rank() == 0), leave=False,
         )  # fmt: skip
         while self.epoch < phase.epochs and self.since_best < options.patience:
             total, generator = 0.0, generator_for(options.seed, self.epoch, stream=self.phase)
@@ -177,7 +177,7 @@ class _Training:
                 continue
             self.since_best = 0 if self.validate(average.module) else self.since_best + phase.validate_every
             bar.set_postfix(best=f"{self.result.relative:.4f} of static")
-            if self.processes.first:
+            if rank() == 0:
                 states = {"weights": predictor.state_dict(), "average": average.module.state_dict(), "best": self.best}
                 where = (self.phase, self.epoch, self.since_best, self.result.epochs, *self.result.learned.values())
                 self.kept.save(states, optimizer, where)
@@ -196,7 +196,7 @@ class _Training:
             else:
                 candidate.forget(steps)
             self.log({f"distance/{steps}-steps": value})
-            if self.processes.first:
+            if rank() == 0:
                 grid = predicted(now, self.objective, self.validation.rows(slice(0, LOOKED_AT)), steps)
                 self.log({f"spread/{what}/{steps}-steps": s for what, s in spread(grid, self.objective).items()})
         better = replace(self.result, learned=learned)
@@ -208,7 +208,7 @@ class _Training:
 
     def end(self) -> None:
         """Draw what was learned."""
-        if self.processes.first:
+        if rank() == 0:
             writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
             for steps in self.predictor.learned:
                 few = self.validation.rows(slice(0, DRAWN))

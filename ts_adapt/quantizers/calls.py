@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import calling_convention
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.interfaces import TsAdaptError, one_line
 from ts_adapt.quantizers.clock import time_argument
 
 SHARED = ("img_ids", "txt_ids")
@@ -105,10 +105,9 @@ def check_calls(network: nn.Module, calls: Sequence[Call]) -> None:
         with torch.no_grad():
             calls[0].rows(torch.arange(1)).run(network)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise TsAdaptError(
-            f"{type(network).__name__} does not take the calibration set's samples of shape {tuple(shape)} ({reason}); "
-            "collect them with this network"
+            f"{type(network).__name__} does not take the calibration set's samples of shape {tuple(shape)} "
+            f"({one_line(error)}); collect them with this network"
         ) from error
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ts_adapt.files import read_json, read_tensors, write_json, write_tensors
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.interfaces import TsAdaptError, one_line
 from ts_adapt.quantizers.attention import QuantizedAttention
 from ts_adapt.quantizers.codebooks import CodebookWeight
 from ts_adapt.quantizers.grouped import GroupedActivation
@@ -131,8 +131,9 @@ def load(network: nn.Module, folder: Path | str) -> nn.Module:
             quantization_of(network).undo()
         if not isinstance(error, TsAdaptError | AttributeError | LookupError | TypeError | ValueError | RuntimeError):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise TsAdaptError(f"{folder} holds no valid quantization ({reason}); quantize the network again") from error
+        raise TsAdaptError(
+            f"{folder} holds no valid quantization ({one_line(error)}); quantize the network again"
+        ) from error
     return network
 
 

@@ -8,7 +8,8 @@ F^ is the quantized network. Trained are parameters of its quantized layers alon
 biases, predictors of activation scales), so that it can be restored exactly; norms and layers in full precision stay.
 
 A batch is a function of its number: a run that was killed goes on from its last checkpoint and ends where it would
-have ended. Under accelerate's launcher each process takes batches of its own, and gradients are averaged.
+have ended. Under accelerate's launcher each process takes batches of its own, gradients are averaged, and
+the first process reads and writes checkpoints.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ts_adapt.denoisers.network import NetworkDenoiser
-from ts_adapt.files import check_shapes, differing, read_json, read_tensors, write_json, write_tensors
+from ts_adapt.distributed import first
+from ts_adapt.files import differing, read_json, read_tensors, write_json, write_tensors
 from ts_adapt.interfaces import TsAdaptError, unknown
-from ts_adapt.numerics import combine
+from ts_adapt.numerics import OF_ADAM, combine, is_of_adam
 from ts_adapt.parameterization import from_x0
 from ts_adapt.quantizers.calls import Call
 from ts_adapt.quantizers.layer import QuantizedLayer
@@ -173,8 +175,8 @@ def fine_tune(
     trained = trainable(network, options.train)
     device = next(iter(trained.values())).device
     written = tensorboard or folder
-    tracker = {} if written is None else {"log_with": "tensorboard", "project_dir": str(written)}
-    accelerator = Accelerator(cpu=device.type == "cpu", **tracker)
+    logged = {} if written is None else {"log_with": "tensorboard", "project_dir": str(written)}
+    accelerator = Accelerator(cpu=device.type == "cpu", **logged)
     accelerator.init_trackers("tensorboard")
     required = {name: p.requires_grad for name, p in network.named_parameters()}
     network.requires_grad_(False)
@@ -245,25 +247,32 @@ def _resumed(
         return []
     to = quantization_of(network)
     record = {"options": asdict(options), "method": to.method, "quantizer": to.options, "network": to.fingerprint}
-    if not (folder / RECORD).exists():
-        write_json(folder / RECORD, record)
+    tensors = first(lambda: _kept(folder, record, trained))
+    if tensors is None:
         return []
-    changed = differing(read_json(folder / RECORD, {"options": dict}), record)
-    if changed:
-        raise TsAdaptError(f"{folder} holds a training with other {', '.join(changed)}; choose another folder")
-    if not (folder / CHECKPOINT).exists():
-        return []
-    shapes = {f"{name}|value": tuple(p.shape) for name, p in trained.items()}
-    tensors = read_tensors(folder / CHECKPOINT, {**shapes, "losses": (None,)})
     state: dict[int, dict[str, Tensor]] = {}
     for index, (name, parameter) in enumerate(trained.items()):
         parameter.data.copy_(tensors[f"{name}|value"])
         if f"{name}|step" in tensors:
-            kept = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-            check_shapes(tensors, {f"{name}|{key}": shape for key, shape in kept.items()}, folder / CHECKPOINT)
-            state[index] = {key: tensors[f"{name}|{key}"] for key in kept}
+            state[index] = {key: tensors[f"{name}|{key}"] for key in OF_ADAM if f"{name}|{key}" in tensors}
+            if not is_of_adam(state[index], parameter):
+                raise TsAdaptError(f"{folder / CHECKPOINT} is damaged: Adam has no such state of {name}; remove it")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return [float(value) for value in tensors["losses"]]
+
+
+def _kept(folder: Path, record: dict[str, Any], trained: dict[str, nn.Parameter]) -> dict[str, Tensor] | None:
+    """The last checkpoint of the training of this `record`; None before the first, then it begins here."""
+    if not (folder / RECORD).exists():
+        write_json(folder / RECORD, record)
+        return None
+    changed = differing(read_json(folder / RECORD, {"options": dict}), record)
+    if changed:
+        raise TsAdaptError(f"{folder} holds a training with other {', '.join(changed)}; choose another folder")
+    if not (folder / CHECKPOINT).exists():
+        return None
+    shapes = {f"{name}|value": tuple(p.shape) for name, p in trained.items()}
+    return read_tensors(folder / CHECKPOINT, {**shapes, "losses": (None,)})
 
 
 def _keep(folder: Path, trained: dict[str, nn.Parameter], optimizer: Any, losses: list[float]) -> None:

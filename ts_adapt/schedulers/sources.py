@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ts_adapt.assembly import NATIVE, ROUNDED, build_grid, grid_names
 from ts_adapt.grids.parametric import interpolate
-from ts_adapt.interfaces import NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError, unknown
+from ts_adapt.interfaces import NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError, one_line, unknown
 from ts_adapt.numerics import validate_grid
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.schedule_file import CORRECTIONS, MAX_STEPS
@@ -77,7 +77,7 @@ class Grids(Source):
             raise _not_learned(steps, self.learned, ", and between them log-SNR is interpolated")
         low, high = max(n for n in self.learned if n < steps), min(n for n in self.learned if n > steps)
         pair = [self.grids[low], self.grids[high]]
-        if any(grid.per_sample or any(getattr(grid, name) is not None for name in CORRECTIONS) for grid in pair):
+        if any(grid.per_sample or grid.corrections for grid in pair):
             raise _not_learned(steps, self.learned, " (corrections and grids per image are not interpolated)")
         first, second = (interpolate(grid.times, noise, steps) for grid in pair)
         inside = torch.lerp(
@@ -169,9 +169,8 @@ def served_by(predictors: Any) -> list[list[int]]:
 
 def grids_to_json(grids: Mapping[int, TimeGrid]) -> dict[str, dict[str, Any]]:
     """`grids` as a config holds them: lists of numbers by name, by the number of steps."""
-    names = ("times", *CORRECTIONS)
     return {
-        str(steps): {name: getattr(grid, name).tolist() for name in names if getattr(grid, name) is not None}
+        str(steps): {name: value.tolist() for name, value in {"times": grid.times, **grid.corrections}.items()}
         for steps, grid in sorted(grids.items())
     }
 
@@ -187,10 +186,9 @@ def grids_from_json(data: Any) -> dict[int, TimeGrid]:
                 raise ValueError(f"{steps!r} with {', '.join(entry)}")
             grids[int(steps)] = TimeGrid(**given)
     except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise TsAdaptError(
             f'`grids` of a schedule are {{"5": {{"times": [...]}}, ...}}, lists of numbers by the number of steps; '
-            f"these are not ({reason})"
+            f"these are not ({one_line(error)})"
         ) from error
     return grids
 

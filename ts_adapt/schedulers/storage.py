@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_adapt.files import make_folder, parse_json, read_bytes
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
 from ts_adapt.predictors.store import load_predictor, save_predictor
 from ts_adapt.schedule_file import MAX_BYTES
 from ts_adapt.schedulers.plans import Predictor
@@ -35,7 +35,9 @@ def find(
         folder = Path(name).expanduser()
         here = folder.is_dir()
     except (OSError, RuntimeError, TypeError) as error:
-        raise TsAdaptError(f"{_short(name)} cannot be a folder ({_short(error)}); give that of a schedule") from error
+        raise TsAdaptError(
+            f"{one_line(name)} cannot be a folder ({one_line(error)}); give that of a schedule"
+        ) from error
     if not here:
         folder = _from_hub(str(name), subfolder, {key: options[key] for key in HUB_OPTIONS if key in options})
     return (folder / subfolder if subfolder else folder), rest
@@ -50,7 +52,7 @@ def _from_hub(name: str, subfolder: str | None, options: dict[str, Any]) -> Path
     except Exception as error:
         raise TsAdaptError(
             f"{name!r} is no folder here, and no schedule could be had under that name from the Hugging Face hub "
-            f"({_short(error)}); give a folder that save_pretrained wrote, or a hub id owner/name"
+            f"({one_line(error)}); give a folder that save_pretrained wrote, or a hub id owner/name"
         ) from error
 
 
@@ -114,10 +116,4 @@ def folder_for(directory: Any) -> Path:
             raise TsAdaptError(f"{taken} is a {kind}; a schedule is saved in a folder, as files: name another")
         return make_folder(folder)
     except (OSError, ValueError) as error:
-        raise TsAdaptError(f"{_short(folder)} cannot be a folder ({_short(error)}); name another") from error
-
-
-def _short(value: Any) -> str:
-    """`value` as one line of at most 160 characters; the name of an error that says nothing."""
-    text = " ".join(str(value).split()) or type(value).__name__
-    return text if len(text) <= 160 else f"{text[:156]} ..."
+        raise TsAdaptError(f"{one_line(folder)} cannot be a folder ({one_line(error)}); name another") from error

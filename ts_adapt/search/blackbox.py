@@ -6,7 +6,7 @@ What draw i proposes is a function of (seed, i) and of the trials that are compl
 worker ends in the same grid as if it had not been.
 
     draw 0         the start itself
-    cmaes          CMA-ES (Hansen 2016), told the complete trials behind the first in generations, in their order
+    cmaes          CMA-ES (Hansen 2016), told the complete trials of all other draws in generations, in their order
     tpe, random    optuna's, with a seed of the draw's own
 """
 
@@ -21,13 +21,13 @@ import optuna
 import torch
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from tqdm import tqdm
 
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
 from ts_adapt.sampling import generator_for
-from ts_adapt.search.workers import Worker, draw_of, explained, open_study
+from ts_adapt.search.workers import Worker, complete, draw_of, explained, open_study
 
 
 @dataclass
@@ -91,10 +91,10 @@ def search_blackbox(
                 values = {name: trial.suggest_float(name, side.low, side.high) for name, side in space.items()}
                 value = score(grid_of(values))
             worker.tell(trial, value)
-            bar.update(len(worker.complete()) - bar.n)
-        complete = worker.complete()
-    best = min(complete, key=_value)  # of equals the first
-    return BlackboxResult(grid_of(best.params), _value(best), _value(complete[0]), len(complete))
+            bar.update(len(complete(run)) - bar.n)
+        made = complete(run)
+    best = min(made.values(), key=_value)  # of equals the first
+    return BlackboxResult(grid_of(best.params), _value(best), _value(made[0]), len(made))
 
 
 def _value(trial: FrozenTrial) -> float:
@@ -138,8 +138,8 @@ class _CmaEs(RandomSampler):
 
         box = np.array([[side.low, side.high] for side in space.values()])
         state = CMA(mean=box.mean(1), sigma=np.ptp(box, axis=1).min() / 6, bounds=box, seed=self.seed)
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))[1:]
-        told = [(np.array([done.params[name] for name in space]), _value(done)) for done in complete]
+        done = [trial for draw, trial in complete(study).items() if draw > 0]
+        told = [(np.array([trial.params[name] for name in space]), _value(trial)) for trial in done]
         for end in range(state.population_size, len(told) + 1, state.population_size):
             state.tell(told[end - state.population_size : end])
         return dict(zip(space, state.ask().tolist(), strict=True))

@@ -28,7 +28,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.interfaces import TsAdaptError, one_line
 
 SIGN = 5.0
 """Seconds between two signs of life."""
@@ -70,7 +70,7 @@ def explained(url: str) -> Iterator[None]:
 
 
 def _unusable(url: str, error: Exception) -> TsAdaptError:
-    reason = " ".join(str(error.__cause__ or error).split())[:200]
+    reason = one_line(error.__cause__ or error)
     return TsAdaptError(
         f"the storage {url!r} cannot be used ({reason}); give a URL such as sqlite:///file.db in a folder that exists "
         "and has space, or remove the damaged file"
@@ -79,8 +79,14 @@ def _unusable(url: str, error: Exception) -> TsAdaptError:
 
 def draw_of(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:
     """Which draw `trial` is, or repeats; `trials` are all of the study."""
-    first = trial.user_attrs.get(AGAIN, trial.number)
-    return sum(AGAIN not in other.user_attrs for other in trials[:first])
+    return sum(AGAIN not in other.user_attrs for other in trials[: _first_of(trial)])
+
+
+def complete(study: optuna.Study) -> dict[int, FrozenTrial]:
+    """The complete trials by their draws, in the order of their numbers; a repetition comes late."""
+    trials = study.get_trials(deepcopy=False)
+    draws = {number: draw for draw, number in enumerate(t.number for t in trials if AGAIN not in t.user_attrs)}
+    return {draws[_first_of(trial)]: trial for trial in trials if trial.state == TrialState.COMPLETE}
 
 
 class Worker:
@@ -93,17 +99,13 @@ class Worker:
         self.study, self.asked, self.alone = study, asked, alone
         self._seen: dict[int, tuple[Any, float]] = {}
 
-    def complete(self) -> list[FrozenTrial]:
-        """The complete trials, in the order of their numbers."""
-        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
     def take(self) -> optuna.Trial | None:
         """A trial to be made, or None when all are complete; waits where the rest is under way elsewhere."""
         while True:
             self._fail_the_dead()
             trials = self.study.get_trials(deepcopy=False)
             draws = [trial.number for trial in trials if AGAIN not in trial.user_attrs][: self.asked]
-            claimed = {trial.user_attrs.get(AGAIN, trial.number): trial.state for trial in trials if _claimed(trial)}
+            claimed = {_first_of(trial): trial.state for trial in trials if _claimed(trial)}
             if len(draws) == self.asked and all(claimed.get(draw) == TrialState.COMPLETE for draw in draws):
                 return None
             lost = [draw for draw in draws if draw not in claimed]
@@ -150,8 +152,7 @@ class Worker:
     def _wanted(self, number: int) -> bool:
         """Whether a trial just taken is of the draws asked for, and no other worker took its draw before."""
         trials = self.study.get_trials(deepcopy=False)
-        first = trials[number].user_attrs.get(AGAIN, number)
-        others = [t for t in trials[:number] if t.user_attrs.get(AGAIN, t.number) == first and _claimed(t)]
+        others = [t for t in trials[:number] if _first_of(t) == _first_of(trials[number]) and _claimed(t)]
         return not others and draw_of(trials, trials[number]) < self.asked
 
     def _fail_the_dead(self) -> None:
@@ -170,6 +171,12 @@ class Worker:
 
 def _claimed(trial: FrozenTrial) -> bool:
     return trial.state in _CLAIMED
+
+
+def _first_of(trial: FrozenTrial) -> int:
+    """The number of the trial that made the draw of `trial` first."""
+    number: int = trial.user_attrs.get(AGAIN, trial.number)
+    return number
 
 
 def _storage(url: str) -> BaseStorage:

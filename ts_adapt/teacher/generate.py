@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ts_adapt import distributed, files
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid, TsAdaptError
 from ts_adapt.numerics import validate_grid
-from ts_adapt.prompts import read_prompts
+from ts_adapt.prompts import prompts_of, read_prompts
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.teacher.store import TEST_START, TeacherStore, condition_of
 
@@ -61,7 +61,7 @@ class ClassLabels:
 
 
 class Prompts:
-    """Sample i has the prompt `prompts[i % len(prompts)]`; what `encode` makes of it is kept with its `prompt_index`.
+    """The prompts that `prompts_of` says; what `encode` makes of each is kept with its `prompt_index`.
 
     encode  prompts -> tensors by name `(n, ...)`, such as `encoder_hidden_states`; `a.b` as in `ConditionSource`
     """
@@ -80,8 +80,8 @@ class Prompts:
         return {"kind": "prompts", "count": len(self.prompts), "sha256": files.sha256_of_json(self.prompts)}
 
     def draw(self, seed: int, index: Sequence[int]) -> dict[str, Tensor]:
-        chosen = [i % len(self.prompts) for i in index]
-        return {"prompt_index": torch.tensor(chosen), **self.encode([self.prompts[i] for i in chosen])}
+        chosen = torch.tensor([i % len(self.prompts) for i in index])
+        return {"prompt_index": chosen, **self.encode(prompts_of(self.prompts, index))}
 
 
 def class_labels_for(denoiser: Denoiser, label: int | None = None) -> ClassLabels | None:
@@ -263,7 +263,7 @@ def _batches(index: Sequence[int], size: int) -> Iterator[list[int]]:
 
 def _shared_times(grid: TimeGrid | Tensor) -> Tensor:
     grid = validate_grid(grid)
-    if grid.per_sample or any(v is not None for v in (grid.model_times, grid.output_scale, grid.coefficients)):
+    if grid.per_sample or grid.corrections:
         raise TsAdaptError("a teacher has one plain time grid (N+1,) for all samples, without corrections")
     return grid.times
 

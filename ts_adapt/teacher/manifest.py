@@ -8,6 +8,7 @@ The hash is that of the config, whose floats are rounded to 12 digits. What is r
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +21,7 @@ from ts_adapt._version import __version__
 from ts_adapt.interfaces import TsAdaptError
 
 FORMAT, VERSION = "ts_adapt-teacher", 1
-MAX_SHARD = 1_000_000
+MAX_SHARD, MAX_SAMPLE = 1_000_000, 2**31
 CONFIG: files.Schema = {
     "model": str,
     "weights": str,
@@ -85,15 +86,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = files.read_json(path, _MANIFEST)
     if manifest["format"] != FORMAT or manifest["version"] != VERSION:
         raise TsAdaptError(f"{path} is not of the format {FORMAT!r}, version {VERSION}; generate the teacher again")
-    files.check_schema(manifest["config"], CONFIG, path)
-    size = manifest["config"]["shard_size"]
-    if not 1 <= size <= MAX_SHARD:
-        raise TsAdaptError(f"{path} has the shard_size {size}; expected 1 to {MAX_SHARD}, generate the teacher again")
+    check_config(manifest["config"], f"the config in {path}")
     for name, shard in manifest["shards"].items():
-        _check_shard(name, shard, size, path)
+        _check_shard(name, shard, manifest["config"]["shard_size"], path)
     if files.sha256_of_json(manifest["config"]) != manifest["hash"]:
         raise TsAdaptError(f"the config in {path} was altered: it does not have its hash; restore it or generate again")
     return manifest
+
+
+def check_config(config: Mapping[str, Any], what: str) -> None:
+    """TsAdaptError, naming `what`, unless `config` has the keys of `CONFIG` and numbers that samples can be made of."""
+    files.check_schema(config, CONFIG, what)
+    if not 1 <= config["shard_size"] <= MAX_SHARD:
+        raise TsAdaptError(
+            f"shard_size is {config['shard_size']} in {what}; at least 1 sample goes into a shard, at most {MAX_SHARD}"
+        )
+    shape = config["shape"]
+    if not all(type(size) is int and size > 0 for size in shape) or math.prod(shape) > MAX_SAMPLE:
+        raise TsAdaptError(
+            f"shape is {files.shortened(shape)} in {what}; expected sizes of at least 1, {MAX_SAMPLE} numbers a sample"
+        )
 
 
 def _check_shard(name: str, shard: Any, size: int, path: Path) -> None:

@@ -28,8 +28,7 @@ from ts_adapt.folders import hold, remove_leftovers
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.sampling import initial_noise
 from ts_adapt.teacher.manifest import (
-    CONFIG,
-    MAX_SHARD,
+    check_config,
     new_manifest,
     plain,
     read_manifest,
@@ -66,12 +65,8 @@ class TeacherStore:
         differs), or shards without a manifest, and if another process is beginning one there.
         """
         folder = Path(folder)
-        files.check_schema(config, CONFIG, "the teacher's config")
-        if not 1 <= config["shard_size"] <= MAX_SHARD:
-            raise TsAdaptError(
-                f"shard_size is {config['shard_size']}; at least 1 sample goes into a shard, at most {MAX_SHARD}"
-            )
         wanted: dict[str, Any] = plain(config)
+        check_config(wanted, "the teacher's config")
         store = cls._kept(folder, wanted)
         if store is None:
             with hold(folder / ".lock", f"the teacher folder {folder}"):
@@ -141,6 +136,12 @@ class TeacherStore:
         wanted = [int(i) for i in indices]
         numbers = [self._shard_with(i) for i in wanted]
         shards = {number: self._read(number) for number in sorted(set(numbers))}
+        kinds = [{key: (value.dtype, value.shape[1:]) for key, value in shard.items()} for shard in shards.values()]
+        if any(kind != kinds[0] for kind in kinds):
+            raise TsAdaptError(
+                f"shards in the teacher folder {self.folder} hold tensors of different names, types or shapes; they "
+                "are of several teachers: empty the folder and run `ts-adapt teach` again"
+            )
         places = {int(i): row for shard in shards.values() for row, i in enumerate(shard["index"])}
         rows = [(shards[number], places[i]) for number, i in zip(numbers, wanted, strict=True)]
         keys = next(iter(shards.values())).keys() if shards else ("index", "target")
@@ -271,25 +272,26 @@ class TeacherStore:
         kept = self.manifest["config"]
         for key in [*kept, *(key for key in config if key not in kept)]:
             if kept.get(key) != config.get(key):
+                former, now = (files.shortened(repr(of.get(key)), 60) for of in (kept, config))
                 raise TsAdaptError(
-                    f"the teacher folder {self.folder} was made with {key} = {_short(kept.get(key))}, not "
-                    f"{_short(config.get(key))}; set it back, remove the folder, or choose another one"
+                    f"the teacher folder {self.folder} was made with {key} = {former}, not {now}; set it back, remove "
+                    "the folder, or choose another one"
                 )
 
 
 def condition_of(data: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The condition among the tensors of `TeacherStore.load`, as the denoiser takes it; `a.b` is the entry b of a."""
+    """The condition among the tensors of `TeacherStore.load`, as the denoiser takes it; `a.b` is the entry b of a.
+
+    Raises TsAdaptError where there is an `a` beside an `a.b`.
+    """
     condition: dict[str, Any] = {}
-    for key, value in data.items():
-        if key not in NO_CONDITION:
-            *outer, name = key.split(".")
-            place = condition
-            for part in outer:
-                place = place.setdefault(part, {})
-            place[name] = value
+    keys = [key for key in data if key not in NO_CONDITION]
+    for key in keys:
+        if any(key.startswith(f"{other}.") for other in keys):
+            raise TsAdaptError(f"the condition has {key!r} and the whole that it is an entry of; generate it again")
+        *outer, name = key.split(".")
+        place = condition
+        for part in outer:
+            place = place.setdefault(part, {})
+        place[name] = data[key]
     return condition
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
