@@ -125,7 +125,7 @@ licences: $(WHEEL_ENV)/installed supply
 supply: $(STAMP)
 	$(PIP) install --quiet -c constraints.txt -e ".[supply]"
 
-$(WHEEL_ENV)/installed: supply $(shell find ts_adapt -name "*.py") MANIFEST.in
+$(WHEEL_ENV)/installed: $(shell find ts_adapt -name "*.py") MANIFEST.in | supply
 	rm -rf dist $(WHEEL_ENV)
 	PIP_CONSTRAINT=$(PINS) $(BIN)/python -m build --outdir dist
 	$(PYTHON) -m venv $(WHEEL_ENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ts_adapt  # noqa: F401  isort: skip
 
+import signal
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +16,11 @@ from ts_adapt.distances import make
 from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.solvers import UniPC
+
+
+def pytest_configure() -> None:
+    """Interrupts interrupt, even where the tests are started in the background of a shell, which has them ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
