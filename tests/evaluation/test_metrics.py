@@ -23,6 +23,7 @@ from ts_adapt.evaluation.metrics import (
     frechet,
     kid,
     make_extractor,
+    read_image,
 )
 from ts_adapt.evaluation.quality import reference_of
 from ts_adapt.interfaces import TsAdaptError
@@ -227,3 +228,12 @@ REFUSED: list[tuple[str, Callable[[], object]]] = [
 def test_what_cannot_be_is_refused(message: str, call: Callable[[], object]) -> None:
     with pytest.raises(TsAdaptError, match=message):
         call()
+
+
+def test_an_image_that_claims_more_than_the_memory_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(TsAdaptError, match=r"a\.png is no image"):
+        read_image(tmp_path / "a.png", "RGB")

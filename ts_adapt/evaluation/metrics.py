@@ -215,7 +215,7 @@ def read_image(file: Path, mode: str) -> Tensor:
     try:
         with Image.open(file) as image:
             pixels = torch.from_numpy(np.array(image.convert(mode)))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
         raise TsAdaptError(f"{file} is no image that can be read; remove it, or put it right") from error
     return to_model_range((pixels.unsqueeze(-1) if mode == "L" else pixels).permute(2, 0, 1).unsqueeze(0))
 

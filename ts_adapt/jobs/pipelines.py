@@ -227,5 +227,5 @@ def _read_image(path: str) -> Image.Image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError as error:
         raise TsAdaptError(f"there is no file {path}; check the path of the image to start from") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise TsAdaptError(f"{path} cannot be read as an image ({error}); give a PNG or JPEG file") from error
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        raise TsAdaptError(f"{path} cannot be read as an image ({one_line(error)}); give a PNG or JPEG file") from error
