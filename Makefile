@@ -91,6 +91,9 @@ studies: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/ts-adapt search --config $(CONFIG) --solvers [$(STUDY)] --nfe $(STUDY_NFE) \
 		--method per-sample --label_samples $(STUDY_LABELS)
 	$(MAKE) $(addprefix bench-,$(STUDIES))
+	$(BIN)/ts-adapt evaluate --config $(CONFIG) --solvers [$(STUDY)] --nfe [$(STUDY_NFE),10] --log_root logs/cached \
+		--cachers [none,deepcache-2,deepcache-2-branch2] --evaluate.samples 512 --evaluate.grids [ays-svd]
+	$(BIN)/ts-adapt evaluate --config configs/suite_smoke.yml
 
 # What the package costs, in figures; half an hour on a quiet core.
 benchmarks: $(addprefix bench-,$(BENCHMARKS))

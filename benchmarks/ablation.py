@@ -13,18 +13,15 @@ The last line is one JSON object: {"static": distance, "gain": {variant: share o
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from workload import Experiment, last_line  # isort: skip  (first: it loads ts_adapt)
 import ts_adapt
-from ts_adapt.cli import parse
 from ts_adapt.grids.space import CORRECTIONS
-from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.training import train_predictor
@@ -56,48 +53,42 @@ VARIANTS: dict[str, Variant] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/fashion.yml")
-    parser.add_argument("--data_root", help="where the teacher and the static grid are, if not where the config says")
-    parser.add_argument("--solver", default="unipc-3")
-    parser.add_argument("--nfe", type=int, default=5)
+    parser = Experiment.parser(__doc__)
     parser.add_argument("--samples", type=int, default=2048, help="training samples")
     parser.add_argument("--validation", type=int, default=512, help="validation samples, behind the training samples")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     options = parser.parse_args()
-    place = ["--data_root", options.data_root] if options.data_root else []
-    _, _, config = parse(["train", "--config", options.config, *place])
-    session = Session(config, progress=False)
-    _, batch = session.teacher("train", options.samples + options.validation)
+    given = Experiment.of(options)
+    _, batch = given.session.teacher("train", options.samples + options.validation)
     train, validation = batch.rows(slice(0, options.samples)), batch.rows(slice(options.samples, None))
-    solver, static = session.solver(options.solver), session.static(options.solver, options.nfe).grid
-    objective = session.objective(solver)
-    before, gain = float(objective.measure(static, validation).mean()), {}
+    before, gain = given.mean_distance(validation), {}
     print(
         f"{options.solver}, NFE {options.nfe}, {options.samples} samples x {options.epochs}; static grid {before:.5f}"
     )
     for name in options.variants:
         variant = VARIANTS[name]
         predictor: Any = variant.kind(
-            session.noise, static.times, session.shape, corrections=variant.corrections, order=solver.order
-        )
+            given.session.noise, given.static.times, given.session.shape,
+            corrections=variant.corrections, order=given.solver.order,
+        )  # fmt: skip
         if variant.shared:
             predictor.requires_grad_(False)
             predictor.encoder.bias.requires_grad_(True)
         count, began = int(variant.share * len(train)), time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            settings = replace(config.train, epochs=round(options.epochs / variant.share), loss="end_to_end")
+            settings = replace(given.config.train, epochs=round(options.epochs / variant.share), loss="end_to_end")
             result = train_predictor(
-                predictor, objective, train.rows(slice(0, count)), validation, settings, Path(folder), progress=False
-            )
-        gain[name] = round(result.gain, 4)
+                predictor, given.objective, train.rows(slice(0, count)), validation, settings, Path(folder),
+                progress=False,
+            )  # fmt: skip
+        gain[name] = result.gain
         print(
-            f"{name:42} {(1 - result.gain) * before:.5f}  {-100 * result.gain:6.1f} %   "
+            f"{name:42} {(1 - result.gain) * before:.5f}  {0.0 - 100 * result.gain:6.1f} %   "
             f"{time.process_time() - began:5.0f} s",
             flush=True,
         )
-    print(json.dumps({"version": ts_adapt.__version__, "static": round(before, 6), "gain": gain}))
+    last_line(version=ts_adapt.__version__, static=before, gain=gain)
 
 
 if __name__ == "__main__":

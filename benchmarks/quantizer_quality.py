@@ -1,6 +1,6 @@
 """What quantizers keep of the embedded model, and which calibration set they want.
 
-python benchmarks/quantizer_quality.py [--samples 512] [--nfe 10] [--quantizers hqq4 tdq-w4a4+qat ...] [--steps 1000]
+python benchmarks/quantizer_quality.py [--samples 256] [--nfe 10] [--quantizers hqq4 tdq-w4a4+qat ...] [--steps 1000]
 
 UniPC-3 on the zoo's learned grid, from test noises. For each quantizer, and of the calibrated ones for each selection
 of the calibration set (uniform, normal, active): the mean distance (features) of its images to those of the network in
@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from workload import MODEL, SOLVER, grid_of, last_line, objective_on
+from workload import MODEL, SOLVER, grid_of, last_line, objective_on, timed
 
 import ts_adapt
 from ts_adapt.assembly import Quantizing, build_quantizer
@@ -61,6 +59,10 @@ class Found:
     megabytes: float
     seconds: float
 
+    def __str__(self) -> str:
+        name = f"{self.quantizer}@{self.select}" if self.select else self.quantizer
+        return f"{name:22} distance {self.distance:.4f}, Frechet {self.frechet:.3f}, {self.seconds:4.0f} s"
+
 
 class Bench:
     """The embedded model, its images in full precision, and calibration sets, each collected once."""
@@ -87,7 +89,7 @@ class Bench:
     def calls(self, select: str) -> tuple[list[Call], float]:
         """A calibration set, and the seconds that collecting it took."""
         if select not in self._calls:
-            self._calls[select] = _timed(lambda: calibration_set(self.session, select))
+            self._calls[select] = timed(lambda: calibration_set(self.session, select))
         return self._calls[select]
 
     def frechet(self, images: Tensor) -> float:
@@ -98,7 +100,7 @@ class Bench:
         calls, collecting = ([], 0.0) if select is None else self.calls(select)
         with tempfile.TemporaryDirectory() as folder:
             train = trainer(self.session, self.network, name, quantizing, Path(folder))
-            _, searching = _timed(lambda: quantize_anew(self.session, self.network, quantizing, calls, train))
+            _, searching = timed(lambda: quantize_anew(self.session, self.network, quantizing, calls, train))
         try:
             images, size = self.images(), size_of(self.network)
         finally:
@@ -109,12 +111,6 @@ class Bench:
         return Found(
             name, select, distance, self.frechet(images), size.bits, size.weight_bytes / 1e6, collecting + searching
         )
-
-
-def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    begun = time.process_time()
-    result = work()
-    return result, time.process_time() - begun
 
 
 def table(found: list[Found], full: float, megabytes: float) -> str:
@@ -135,7 +131,7 @@ def table(found: list[Found], full: float, megabytes: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--nfe", type=int, default=10)
     parser.add_argument("--quantizers", nargs="+", default=QUANTIZERS)
     parser.add_argument("--noises", type=int, default=32, help="of the calibration set's solves")
@@ -151,7 +147,7 @@ def main() -> None:
             continue
         for select in options.selections if quantizing.method.needs_calls else [None]:
             found.append(bench.measure(name, quantizing, select))
-            print(asdict(found[-1]), flush=True)
+            print(found[-1], flush=True)
     print(f"\n{MODEL}, {SOLVER}, NFE {options.nfe}, {options.samples} samples; one value: not calibrated\n")
     print(table(found, full, size_of(bench.network).weight_bytes / 1e6))
     rows = {" ".join(filter(None, (row.quantizer, row.select))): asdict(row) for row in found}

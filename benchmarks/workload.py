@@ -2,21 +2,61 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ts_adapt  # isort: skip
 import torch
 
 from ts_adapt import Batch, Objective, TimeGrid, integrate
+from ts_adapt.cli import parse
+from ts_adapt.config import Config
+from ts_adapt.interfaces import Solver
 from ts_adapt.jobs.named import shared_schedules
+from ts_adapt.jobs.session import Session
 from ts_adapt.teacher.store import TEST_START
 
 MODEL, SOLVER = "fashion-ddpm", "unipc-3"
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a config's jobs have learned for one solver and NFE: the start of a benchmark that trains on."""
+
+    config: Config
+    session: Session
+    solver: Solver
+    static: TimeGrid
+    objective: Objective
+
+    @staticmethod
+    def parser(description: str | None) -> argparse.ArgumentParser:
+        """Of a benchmark that goes on from a config's teacher and static grid."""
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--config", default="configs/fashion.yml")
+        parser.add_argument("--data_root", help="where the config's jobs left their files, if not where it says")
+        parser.add_argument("--solver", default=SOLVER)
+        parser.add_argument("--nfe", type=int, default=5)
+        return parser
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Experiment:
+        place = ["--data_root", options.data_root] if options.data_root else []
+        _, _, config = parse(["train", "--config", options.config, *place])
+        session = Session(config, progress=False)
+        solver = session.solver(options.solver)
+        static = session.static(options.solver, options.nfe).grid
+        return cls(config, session, solver, static, session.objective(solver))
+
+    def mean_distance(self, batch: Batch) -> float:
+        """Along the static grid: what is to be beaten."""
+        return float(self.objective.measure(self.static, batch).mean())
 
 
 def objective_on(device: str = "cpu", dtype: torch.dtype | None = None) -> Objective:
