@@ -46,9 +46,11 @@ def test_a_number_and_a_seed_are_always_the_same_files(readers: Mapping[str, Rea
 
 @pytest.mark.parametrize("suffix", BY_SUFFIX)
 def test_mutations_take_any_bytes(suffix: str) -> None:
-    random = Random(0)
-    for data in (b"", b"\0", b"{}", b"[", b"\xff" * 50, b"8" * 100, b"\x02\0\0\0\0\0\0\0{}"):
-        for _ in range(50):
+    random, huge = Random(0), b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4611686018427387904]}}'
+    tensors = len(huge).to_bytes(8, "little") + huge + b"\0" * 4
+    number = b'{"a": 1' + b"0" * 400 + b"}"
+    for data in (b"", b"\0", b"{}", b"[", b"\xff" * 50, b"8" * 100, b"\x02\0\0\0\0\0\0\0{}", number, tensors):
+        for _ in range(200):
             assert isinstance(mutate(f"a.{suffix}", data, random), bytes)
 
 

@@ -136,7 +136,7 @@ def _changed_json(value: Any, random: Random) -> str:
             holder[key] = hostile()
     elif kind == 7 and isinstance(old, list) and old:
         holder[key] = random.choice((old[::-1], old[:-1], [*old, old[-1]], old * 3, [old], [*old, hostile()]))
-    elif kind == 8 and isinstance(old, int | float) and not isinstance(old, bool):
+    elif kind == 8 and isinstance(old, int | float) and not isinstance(old, bool) and abs(old) < 1e300:
         holder[key] = random.choice((-old, old + 1, old * 10, old / 3, str(old), [old], old - 1, float(old)))
     elif kind == 9 and isinstance(holder, dict):
         raws.append(f"{json.dumps(old)}, {json.dumps(key)}: {random.choice(RAW)}")
@@ -214,7 +214,7 @@ def _changed_tensors(data: bytes, random: Random) -> bytes:
         return (size % 2**64).to_bytes(8, "little") + data[8:]
     elif kind == 11:
         fill = random.choice((b"\0", b"\xff", b"\x7f"))
-        body = body[:start] + fill * (end - start) + body[end:]
+        body = body[:start] + fill * len(body[start:end]) + body[end:]
     elif end > start:
         step = SIZES.get(dtype, 1)
         at = start + step * random.randrange((end - start) // step)
