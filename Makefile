@@ -1,5 +1,5 @@
 # make demo | test | test-slow | test-packages | test-postgres | soak | fuzz | lint | format | results | studies |
-# benchmarks | zoo | dist | sbom | audit | licences | clean
+# students | benchmarks | zoo | dist | sbom | audit | licences | clean
 # PYTHON=python3.12 for another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu for a torch without CUDA
 # where the default index has one with it.
 PYTHON ?= python3
@@ -17,6 +17,9 @@ STUDIES := ablation training_size label_search quantizer_quality
 STUDY := unipc-3
 STUDY_NFE := 5
 STUDY_LABELS := 4096
+STUDY_CONFIG = --config $(CONFIG) --solvers $(STUDY)
+STUDENTS := "--nfe 5 --student.quantizer hqq3" "--nfe 10 --student.cacher deepcache-2 --static_samples 128"
+FEW := --evaluate.samples 512 --evaluate.grids ays-svd
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
@@ -29,8 +32,8 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-packages test-postgres soak fuzz lint format results studies benchmarks zoo dist sbom \
-	audit licences supply install clean
+.PHONY: demo test test-slow test-packages test-postgres soak fuzz lint format results studies students benchmarks zoo \
+	dist sbom audit licences supply install clean
 
 demo: $(STAMP)
 	$(BIN)/ts-adapt demo
@@ -86,14 +89,24 @@ learn-%: $(STAMP)
 	$(BIN)/ts-adapt train --config $(CONFIG) --solvers [$*] --predictor recursive
 	$(BIN)/ts-adapt train --config $(CONFIG) --solvers [$*] --predictor one-shot --train.samples 3072
 
-# What each part is worth, on one solver and NFE with the teacher and the static grid of `results`.
+# What each part is worth, on one solver and NFE with the teacher and the static grid of `results`; then schedules for
+# cheaper networks.
 studies: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/ts-adapt search --config $(CONFIG) --solvers [$(STUDY)] --nfe $(STUDY_NFE) \
-		--method per-sample --label_samples $(STUDY_LABELS)
+	OMP_NUM_THREADS=1 $(BIN)/ts-adapt search $(STUDY_CONFIG) --nfe $(STUDY_NFE) --method per-sample \
+		--label_samples $(STUDY_LABELS)
 	$(MAKE) $(addprefix bench-,$(STUDIES))
-	$(BIN)/ts-adapt evaluate --config $(CONFIG) --solvers [$(STUDY)] --nfe [$(STUDY_NFE),10] --log_root logs/cached \
-		--cachers [none,deepcache-2,deepcache-2-branch2] --evaluate.samples 512 --evaluate.grids [ays-svd]
+	$(MAKE) students
 	$(BIN)/ts-adapt evaluate --config configs/suite_smoke.yml
+
+students: $(STAMP)
+	for student in $(STUDENTS); do \
+		$(BIN)/ts-adapt search $(STUDY_CONFIG) $$student || exit; \
+		$(BIN)/ts-adapt search $(STUDY_CONFIG) $$student --static.corrections $(CORRECTIONS) || exit; \
+		$(BIN)/ts-adapt train $(STUDY_CONFIG) $$student --predictor recursive || exit; \
+	done
+	$(BIN)/ts-adapt evaluate $(STUDY_CONFIG) --nfe $(STUDY_NFE) --quantizers none,hqq3 $(FEW) --log_root logs/quantized
+	$(BIN)/ts-adapt evaluate $(STUDY_CONFIG) --nfe $(STUDY_NFE),10 --cachers none,deepcache-2,deepcache-2-branch2 $(FEW) \
+		--log_root logs/cached
 
 # What the package costs, in figures; half an hour on a quiet core.
 benchmarks: $(addprefix bench-,$(BENCHMARKS))

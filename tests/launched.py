@@ -11,16 +11,15 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import accelerate  # noqa: F401  (before the fork)
 import torch
+from forked import codes, fork
 from small_job import LABEL, SMALL, Job
 
 from ts_adapt.interfaces import TsAdaptError
@@ -40,36 +39,14 @@ CONFIG = SMALL.replace("label_batch: 10", "label_batch: 4").replace("shard_size:
 def start(
     job: Job, count: int, steps: Sequence[Sequence[str]], prepare: Callable[[int], None] | None = None
 ) -> list[int]:
-    """The numbers of `count` processes that do `steps` together; of one that no launcher started, where it is 1."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(count):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        code = 1
-        try:
-            if count > 1:
-                names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-                os.environ |= {key: str(value) for key, value in names.items()}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            if prepare is not None:
-                prepare(rank)
-            code = next((failed for step in steps if (failed := job.run(*step))), 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    return children
+    """The numbers of `count` processes that do `steps` together."""
 
+    def part(rank: int) -> int:
+        if prepare is not None:
+            prepare(rank)
+        return next((failed for step in steps if (failed := job.run(*step))), 0)
 
-def codes(children: Sequence[int]) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return fork(count, part)
 
 
 def begun(folder: Path, name: str) -> Job:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ts_adapt.interfaces import Condition, Node, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
@@ -50,7 +51,7 @@ class StepByStep:
     """Recursive: `next_node(x_t, x0, node, condition)` -> the next place of evaluation.
 
     `first` is the node at pure noise, or a later one where the solve starts inside. Each next one has the index after
-    it and a smaller time, up to index `steps`; raises TsAdaptError otherwise.
+    it, a smaller time and finite corrections, up to index `steps`; raises TsAdaptError otherwise.
     """
 
     def __init__(self, first: Node, next_node: Callable[[Tensor, Tensor, Node, Condition], Node]) -> None:
@@ -63,17 +64,24 @@ class StepByStep:
         found = self.next_node(x_t, x0, node, state)
         if found.index != node.index + 1:
             raise TsAdaptError(f"after step {node.index} the policy went to {found.index}; expected {node.index + 1}")
-        check_falls(node, found)
+        check_next(node, found)
         return found, state
 
 
-def check_falls(node: Node, after: Node) -> None:
-    """TsAdaptError unless time falls in every sample from `node` to the one `after` it."""
-    if not bool((after.t < node.t).all()):
+def check_next(node: Node, after: Node) -> None:
+    """TsAdaptError unless time falls in every sample from `node` to the one `after` it, and corrections are finite."""
+    corrections = {name: getattr(after, name) for name in ("model_time", "output_scale", "coefficients")}
+    falls = (after.t < node.t).all()
+    finite = {name: torch.isfinite(value).all() for name, value in corrections.items() if value is not None}
+    if bool(torch.stack([falls, *finite.values()]).all()):  # one look at the device for all of it
+        return
+    if not bool(falls):
         raise TsAdaptError(
             f"after step {node.index} the policy's time does not fall in every sample; times fall strictly, "
             "from noise to data"
         )
+    bad = next(name for name, fine in finite.items() if not bool(fine))
+    raise TsAdaptError(f"after step {node.index} the policy's {bad} holds a NaN or infinite value")
 
 
 def as_policy(schedule: StepPolicy | TimeGrid | Tensor, noise: NoiseSchedule | None = None) -> StepPolicy:

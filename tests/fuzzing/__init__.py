@@ -2,7 +2,9 @@
 
     mutations   valid bytes -> damaged or hostile ones, by the kind of file
     corpus      valid files of every kind, made by the package itself
-    readers     how each kind is read, and what has to hold of what was accepted
+    of_*        how each kind is read, and what has to hold of what was accepted
+    checks      what has to hold of everything
+    readers     all of them by name
     runner      the loop: limits of time and memory, failures written out to be replayed
 
 A reader may accept a mutated file, or refuse it by a TsAdaptError. Everything else is a failure: another exception, a

@@ -190,8 +190,8 @@ def train_one_shot(session: Session) -> None:
     train(session, "one-shot")
 
 
+@pytest.mark.packages
 def test_integers_pass_no_gradient_on(root: Path) -> None:
-    pytest.importorskip("torchao")
     session = session_in(root, quantizer="torchao-int8")
     with pytest.raises(
         TsAdaptError, match=r"torchao-int8 has none \(torchao computes with integers.*--method blackbox"

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from ts_adapt.files import read_json, read_tensors
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the cases of `trainers.py`, and what was printed on stderr."""
     folder = tmp_path_factory.mktemp("trained")
-    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(HERE / "trainers.py"), str(folder)],
+        [sys.executable, str(TESTS / "predictors/trainers.py"), str(folder)],
         capture_output=True, text=True, timeout=600, check=False, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -7,13 +7,13 @@ from collections import Counter
 
 import pytest
 import torch
+from small_predictors import KINDS, build
 
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import CORRECTIONS
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.predictors.diagnosis import predicted, spread
 from ts_adapt.predictors.losses import Labelled
-from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions, batches_of
 from ts_adapt.predictors.recursive import Recursive, shares
 from ts_adapt.predictors.store import load_predictor, nfes_of, save_predictor
@@ -21,14 +21,7 @@ from ts_adapt.predictors.training import train_predictor
 from ts_adapt.sampling import generator_for
 from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
 
-KINDS = [OneShot, Recursive]
 SERVED = (2, 4)
-
-
-def build(kind, noise, served=SERVED, name="karras", **options):
-    torch.manual_seed(0)
-    grids = [fixed.make(name, noise, steps) for steps in served]
-    return kind(noise, grids, (1, 4, 4), **{"width": 8, "hidden": 32, "order": 3, **options})
 
 
 def randomised(predictor):
@@ -67,7 +60,7 @@ def test_alone_or_among_others_a_number_of_steps_has_the_same_grids(kind, proble
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_that_were_not_learned_are_refused(kind, mixture):
-    predictor = build(kind, mixture.noise)
+    predictor = build(kind, mixture.noise, SERVED)
     with pytest.raises(TsAdaptError, match="learned for 2, 4 steps, not for 3"):
         predictor.policy(3)
     with pytest.raises(TsAdaptError, match="learned for 2, 4 steps; say which"):
@@ -92,7 +85,7 @@ def test_an_epoch_has_every_sample_once_for_every_number_of_steps_in_turn():
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_network_learns_every_number_of_steps(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise, corrections=CORRECTIONS)
+    predictor = build(kind, objective.denoiser.noise, SERVED, corrections=CORRECTIONS)
     train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
     options = TrainOptions(epochs=10, lr=4e-3, batch_size=8)
     result = train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
@@ -105,7 +98,7 @@ def test_one_network_learns_every_number_of_steps(kind, problem, tmp_path):
 
 def test_labels_are_learned_for_every_number_of_steps(problem, tmp_path):
     objective, batch = problem
-    predictor = build(Recursive, objective.denoiser.noise)
+    predictor = build(Recursive, objective.denoiser.noise, SERVED)
     labels = {}
     for steps in SERVED:
         static = TimeGrid(predictor.static(steps))
@@ -148,7 +141,7 @@ def test_a_number_of_steps_that_gains_nothing_for_sure_stays_static_and_the_othe
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_numbers_of_steps_come_back_from_disk(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = randomised(build(kind, objective.denoiser.noise, corrections=CORRECTIONS))
+    predictor = randomised(build(kind, objective.denoiser.noise, SERVED, corrections=CORRECTIONS))
     save_predictor(tmp_path, predictor, {"solver": "unipc-3", "nfe": [2, 4]})
     loaded, config = load_predictor(tmp_path, objective.denoiser.noise)
     assert nfes_of(config) == [2, 4] and loaded.learned == SERVED
@@ -183,7 +176,7 @@ def test_files_of_version_2_are_those_of_one_number_of_steps(kind, problem, tmp_
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_spread_tells_a_static_grid_from_one_for_each_sample(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise, corrections=CORRECTIONS)
+    predictor = build(kind, objective.denoiser.noise, SERVED, corrections=CORRECTIONS)
 
     def found(steps):
         return spread(predicted(predictor, objective, batch, steps), objective)
@@ -202,7 +195,7 @@ def test_what_is_predicted_is_logged_for_every_number_of_steps(problem, tmp_path
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     objective, batch = problem
-    predictor = build(Recursive, objective.denoiser.noise, corrections=CORRECTIONS)
+    predictor = build(Recursive, objective.denoiser.noise, SERVED, corrections=CORRECTIONS)
     train_predictor(predictor, objective, batch, batch, TrainOptions(epochs=1), tmp_path, progress=False)
     events = EventAccumulator(str(next(tmp_path.rglob("events*")).parent))
     events.Reload()

@@ -1,6 +1,6 @@
 """Trainings by several processes, without a launcher's own seconds: one process imports everything, and forks them.
 
-python tests/predictors/trainers.py FOLDER          every case leaves in FOLDER/CASE what each of its processes has
+PYTHONPATH=tests python tests/predictors/trainers.py FOLDER     every case leaves in FOLDER/CASE what its processes have
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import ts_adapt  # noqa: F401  isort: skip
 
 import os
 import signal
-import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import accelerate  # noqa: F401  (before the fork)
 import torch
+from forked import codes, fork
+from small_predictors import build
 from torch import Tensor
 from torch.utils import tensorboard  # noqa: F401  (before the fork)
 
@@ -65,9 +66,7 @@ def part_of(folder: Path, rank: int, dies_at: int | None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         return objective.distance(x, y)
 
-    torch.manual_seed(0)
-    grids = [fixed.make("karras", noise, steps) for steps in SERVED]
-    predictor = Recursive(noise, grids, (1, 4, 4), corrections=CORRECTIONS, order=3, width=8, hidden=16)
+    predictor = build(Recursive, noise, SERVED, corrections=CORRECTIONS, hidden=16)
     few, ones = batch.rows(slice(0, 20)), torch.ones(20)
     labels = {n: Labelled(few, TimeGrid(fixed.make("log_snr", noise, n).expand(20, -1)), ones) for n in SERVED}
     train, validation = batch.rows(slice(0, 31)), batch.rows(slice(31, None))
@@ -81,27 +80,7 @@ def part_of(folder: Path, rank: int, dies_at: int | None) -> None:
 
 def run(folder: Path, count: int, dies_at: int | None) -> list[int]:
     """The exit codes of `count` processes that train together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(count):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        code = 1
-        try:
-            if count > 1:
-                names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-                os.environ |= {key: str(value) for key, value in names.items()}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            part_of(folder, rank, dies_at if rank == count - 1 else None)
-            code = 0
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return codes(fork(count, lambda rank: part_of(folder, rank, dies_at if rank == count - 1 else None)))
 
 
 def main() -> None:
@@ -109,12 +88,12 @@ def main() -> None:
     for case, runs in CASES.items():
         folder = Path(sys.argv[1]) / case
         folder.mkdir()
-        codes = []
+        ended = []
         for count, dies_at in runs:
-            codes.append(run(folder, count, dies_at))
+            ended.append(run(folder, count, dies_at))
             if dies_at:
                 (folder / "kept").write_bytes((folder / "training.safetensors").read_bytes())
-        write_json(folder / "codes.json", codes)
+        write_json(folder / "codes.json", ended)
 
 
 if __name__ == "__main__":

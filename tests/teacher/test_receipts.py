@@ -5,29 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
+from small_teacher import make
 
 from ts_adapt import distributed
-from ts_adapt.denoisers.analytic import GaussianDenoiser
-from ts_adapt.noise import ContinuousVP
-from ts_adapt.solvers import DDIM
-from ts_adapt.teacher.generate import generate, teacher_config
 from ts_adapt.teacher.store import TeacherStore
-
-TIMES = torch.linspace(1, 1e-3, 5, dtype=torch.float64)
 
 
 def store_in(folder: Path, samples: int = 0) -> TeacherStore:
     """Shards of 2 samples, of which `samples` are generated."""
-    noise = ContinuousVP()
-    denoiser = GaussianDenoiser(noise, 0.3, 0.25, (1, 4, 4))
-    config = teacher_config(
-        denoiser, "ddim", TIMES, model="g", seed=1, first=0, shape=(1, 4, 4), shard_size=2, batch_size=2
-    )
-    store = TeacherStore.create(folder, config)
-    if samples:
-        generate(denoiser, DDIM(noise), TIMES, store, samples=samples, batch_size=2, progress=False)
-    return store
+    return make(folder, samples, keep=samples > 0, shard_size=2, batch_size=2)
 
 
 def test_a_shard_with_a_receipt_is_finished_and_one_without_is_made_again(

@@ -23,7 +23,7 @@ from torch import Tensor
 from ts_adapt.grids.space import SCALE_BOUND, SMALL_UNIT
 from ts_adapt.interfaces import Condition, Node, NoiseSchedule
 from ts_adapt.numerics import finite_log_snr_range, scale
-from ts_adapt.policies import check_falls
+from ts_adapt.policies import check_next
 from ts_adapt.predictors.encoder import shorten_gradient
 from ts_adapt.predictors.predictor import Predictor
 
@@ -113,5 +113,5 @@ class AtEveryStep:
     def next(self, x_t: Tensor, x0: Tensor, node: Node, state: Any) -> tuple[Node, Any]:
         condition, before = state
         found = self.predictor(x_t, x0, before, node, condition)
-        check_falls(node, found)
+        check_next(node, found)
         return found, (condition, x0)

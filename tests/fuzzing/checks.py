@@ -1,0 +1,33 @@
+"""What has to hold of whatever any reader accepts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from ts_adapt.files import is_finite
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid
+from ts_adapt.numerics import validate_grid
+from ts_adapt.schedule_file import MAX_STEPS
+
+
+def finite(*values: torch.Tensor | None) -> None:
+    for value in values:
+        assert value is None or is_finite(value)
+
+
+def strict(text: str) -> Any:
+    """JSON as its standard has it, without NaN and Infinity."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} was written")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def check_grid(grid: TimeGrid, noise: NoiseSchedule | None = None) -> None:
+    assert 1 <= grid.steps <= MAX_STEPS
+    validate_grid(grid, noise)
+    finite(grid.times, grid.model_times, grid.output_scale, grid.coefficients)

@@ -1,0 +1,137 @@
+"""How what jobs make and keep is read, and what they are given: configs, prompts, pictures."""
+
+from __future__ import annotations
+
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import torch
+
+from fuzzing import corpus
+from fuzzing.checks import finite
+from fuzzing.corpus import Files
+from ts_adapt.cli import parse
+from ts_adapt.evaluation.metrics import read_image
+from ts_adapt.evaluation.page import render
+from ts_adapt.evaluation.report import Results
+from ts_adapt.evaluation.runs import kept_run
+from ts_adapt.evaluation.tables import markdown
+from ts_adapt.files import sha256_of_json
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.numerics import validate_grid
+from ts_adapt.prompts import read_prompts
+from ts_adapt.search.journal import Journal
+from ts_adapt.search.labels import LabelStore
+from ts_adapt.teacher.store import TeacherStore, condition_of
+
+
+def labels(folder: Path) -> None:
+    store = LabelStore.open(folder, corpus.TEACHER_HASH)
+    try:
+        store.has(0, torch.arange(5))
+        LabelStore.create(folder, {"teacher": corpus.TEACHER_HASH, "solver": "unipc-2"})
+    except TsAdaptError:
+        pass
+    found = store.load()
+    count = len(found.index)
+    assert count and len(set(found.index.tolist())) == count
+    assert found.grid.times.shape[0] == len(found.distance) == len(found.static_distance) == len(found.start) == count
+    finite(found.distance, found.static_distance)
+    validate_grid(found.grid, batch=count)
+
+
+def teacher(folder: Path) -> None:
+    store = TeacherStore.open(folder)
+    store.verify()
+    indices = store.indices
+    assert len(indices) <= 100_000
+    if not indices:
+        raise TsAdaptError("no shard is intact")
+    data = store.load(indices[:50])
+    count = len(data["index"])
+    assert data["x_T"].shape == data["target"].shape == (count, *store.config["shape"])
+    assert data["index"].tolist() == indices[:50]
+    for value in data.values():
+        assert len(value) == count
+        finite(value)
+    condition_of(data)
+
+
+def reseal_teacher(files: Files) -> Files:
+    """Checksums of the shards and of the config as they are now; of what is no manifest any more, none."""
+    import hashlib
+
+    try:
+        manifest = json.loads(files["manifest.json"])
+        manifest["hash"] = sha256_of_json(manifest["config"])
+        for name, shard in manifest["shards"].items():
+            shard["sha256"] = hashlib.sha256(files.get(name, b"")).hexdigest()
+        return {**files, "manifest.json": json.dumps(manifest).encode()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, UnicodeError):
+        return files
+
+
+def journal(folder: Path) -> None:
+    for key in ("key", "another"):
+        found = Journal(folder / "journal.json", key)
+        for place in range(4):
+            answer = found.recall([place / 7, 1.0], lambda: [0.0])
+            assert isinstance(answer, list) and all(isinstance(x, float) and x == x for x in answer)
+    Journal(folder / "journal.json", "key").remove()
+
+
+def reseal_journal(files: Files) -> Files:
+    """The checksum of the records as they are now."""
+    try:
+        kept = json.loads(files["journal.json"])
+        return {"journal.json": json.dumps({**kept, "sha256": sha256_of_json(kept["records"])}).encode()}
+    except (ValueError, LookupError, TypeError, RecursionError, UnicodeError):
+        return files
+
+
+def run(folder: Path) -> None:
+    found = kept_run(corpus.ENTRY, folder)
+    if found is None:
+        raise TsAdaptError("measured anew")
+    assert found.features.shape[0] == found.distance.shape[0] == found.times.shape[0] == 6
+    finite(found.features, found.distance, found.times, *found.further.values())
+    assert found.pictures.dtype == torch.uint8 and 0 <= found.seconds_per_image < float("inf")
+    for value in found.further.values():
+        assert len(value) == 6
+    if found.cost is not None:
+        assert found.cost.flops >= 0 and found.cost.peak_memory >= 0
+
+
+def results(folder: Path) -> None:
+    found = Results.read(folder)
+    if found is None:
+        raise TsAdaptError("not joined")
+    found.joined(found)
+    conclusions = found.conclusions()
+    markdown(found.rows, found.features)
+    page = render(found.rows, found.differences, conclusions, [], title="t", notes=["n"], distance="l2", features="zoo")
+    assert "<script" not in page
+
+
+def config(folder: Path) -> None:
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        _, _, found = parse(["teach", "--config", str(folder / "c.yml")])
+    assert isinstance(found.name, str) and "/" not in found.name and isinstance(found.nfe, list)
+
+
+def prompts(folder: Path) -> None:
+    (path,) = folder.glob("p.*")
+    found = read_prompts(path)
+    assert found and all(isinstance(prompt, str) and prompt.strip() for prompt in found)
+    assert all(prompt.encode() for prompt in found)
+
+
+def image(folder: Path) -> None:
+    from ts_adapt.jobs.pipelines import _read_image as read_start
+
+    read_start(str(folder / "a.png"))
+    pixels = read_image(folder / "a.png")
+    assert pixels.ndim == 4 and pixels.shape[1] == 3
+    finite(pixels)

@@ -1,0 +1,28 @@
+"""Small predictors that have learned nothing yet: they correct Karras's grids, for pictures of 1x4x4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from ts_adapt.grids import fixed
+from ts_adapt.interfaces import NoiseSchedule
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.predictor import Predictor
+from ts_adapt.predictors.recursive import Recursive
+
+KINDS = [OneShot, Recursive]
+STEPS = 4
+
+
+def build(
+    kind: type[Predictor], noise: NoiseSchedule, served: int | Sequence[int] = STEPS, **options: Any
+) -> Predictor:
+    """A predictor for one number of steps, or for several; the same at every call."""
+    torch.manual_seed(0)
+    times = partial(fixed.make, "karras", noise)
+    static = times(served) if isinstance(served, int) else [times(steps) for steps in served]
+    return kind(noise, static, (1, 4, 4), **{"width": 8, "hidden": 32, "order": 3, **options})
