@@ -1,5 +1,5 @@
-# make demo | test | test-slow | test-packages | test-postgres | soak | fuzz | lint | format | results | studies |
-# students | benchmarks | zoo | dist | sbom | audit | licences | clean
+# make demo | test | test-slow | test-packages | test-postgres | soak | fuzz | fuzz-guided | lint | format | results |
+# studies | students | benchmarks | zoo | dist | sbom | audit | licences | clean
 # PYTHON=python3.12 for another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu for a torch without CUDA
 # where the default index has one with it.
 PYTHON ?= python3
@@ -8,6 +8,7 @@ TORCH_INDEX ?=
 CONFIG ?= configs/fashion.yml
 KILLS ?= 20
 FILES ?= 100000
+RUNS ?= 10000
 SEED ?= 0
 SOLVERS := unipc-3 dpmpp-2m
 METHODS := static dmn gits oss
@@ -32,8 +33,8 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-packages test-postgres soak fuzz lint format results studies students benchmarks zoo \
-	dist sbom audit licences supply install clean
+.PHONY: demo test test-slow test-packages test-postgres soak fuzz fuzz-guided lint format results studies students \
+	benchmarks zoo dist sbom audit licences supply install clean
 
 demo: $(STAMP)
 	$(BIN)/ts-adapt demo
@@ -46,7 +47,7 @@ test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not packages and not postgres"
 
 test-packages: $(STAMP)
-	$(PIP) install --quiet torchao
+	$(PIP) install --quiet torchao atheris
 	$(PIP) install --quiet --no-deps hqq einops termcolor
 	$(BIN)/python -m pytest -m packages
 
@@ -62,6 +63,13 @@ soak: $(STAMP)
 # Mutated files for every reader of the package; the last line is {"files": n, "failures": n}.
 fuzz: $(STAMP)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzzing --files $(FILES) --seed $(SEED)
+
+# The same readers under atheris, which looks for inputs that reach other lines of the package.
+fuzz-guided: $(STAMP)
+	$(PIP) install --quiet atheris
+	for reader in $$(PYTHONPATH=tests $(BIN)/python -m fuzzing --list); do \
+		PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzzing.guided $$reader --runs $(RUNS) --seed $(SEED) || exit; \
+	done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ from fuzzing.readers import Reader, all_readers
 
 from ts_adapt.interfaces import TsAdaptError
 
-FILES = 600
+FILES, TESTS = 600, Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +110,14 @@ def test_what_is_a_failure(
 def test_a_child_that_died_is_followed_by_another(tmp_path: Path) -> None:
     tally = runner.fuzz({"a": Reader(dies, {"v": {"a.txt": b"x"}})}, 0, 3, None, lambda line: None)
     assert sorted(tally.failures) == [0, 1, 2]
+
+
+@pytest.mark.packages
+def test_atheris_begins_with_valid_files_and_changes_them(tmp_path: Path) -> None:
+    """Its valid files alone make it reach several lines; what it does to them finds no failure."""
+    command = [sys.executable, "-m", "fuzzing.guided", "prompts", "--runs", "300", "--out", str(tmp_path)]
+    places = os.pathsep.join([str(TESTS.parent), str(TESTS), *sys.path])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": places}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Done 300 runs" in done.stderr and "NEW" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""python -m fuzzing [--files N] [--seed S] [--out FOLDER] [--only NUMBER] [--reader NAME]...
+"""python -m fuzzing [--files N] [--seed S] [--out FOLDER] [--only NUMBER] [--reader NAME]... [--list]
 
 The last line is JSON: {"files": read, "failures": of these}. The exit status is 1 if there is any.
 """
@@ -22,10 +22,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("logs/fuzz"), help="folder for the files that fail")
     parser.add_argument("--reader", action="append", help="only this one; may be given several times")
+    parser.add_argument("--list", action="store_true", help="the names of the readers, and nothing else")
     parser.add_argument("--only", type=int, help="read this one file again, here and without limits")
     given = parser.parse_args()
     torch.set_num_threads(1)
     readers = {name: reader for name, reader in all_readers().items() if not given.reader or name in given.reader}
+    if given.list:
+        print("\n".join(readers))
+        return 0
     if given.only is not None:
         name, files = mutated(readers, given.seed, given.only)
         print(f"{name}: {attempt(readers[name], files)}")
