@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ts_adapt import files
-from ts_adapt.folders import hold, making, remove_leftovers, replace_folder
+from ts_adapt.folders import hold, if_free, making, remove_leftovers, replace_folder
 from ts_adapt.interfaces import TsAdaptError
 
 
@@ -42,6 +42,19 @@ def test_a_lock_goes_by_no_clock(tmp_path: Path, time: float) -> None:
         with pytest.raises(TsAdaptError, match="in use"), hold(lock, "the folder"):
             pass
     with hold(lock, "the folder"):
+        pass
+
+
+def test_what_another_process_holds_is_done_without(tmp_path: Path) -> None:
+    result = tmp_path / "result"
+    with if_free(making(result)) as first, if_free(making(result)) as second:
+        assert first and not second
+        with pytest.raises(TsAdaptError, match="in use"), making(result):
+            pass
+    with if_free(making(result)) as again:
+        assert again
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TsAdaptError, match="could not be written"), if_free(making(tmp_path / "file" / "result")):
         pass
 
 

@@ -164,7 +164,7 @@ def test_a_link_in_a_schedules_folder_is_not_followed_when_it_is_replaced(tmp_pa
 def page(tmp_path: Path, *, title: str, notes: list[str], **changes: Any) -> str:
     row = replace(Row("m", "unipc-3", 5, "karras", "fixed", 40, 0.3, 0.2, 0.1, 0.09, 0.11, 0.001, 0, 0.08), **changes)
     static = replace(row, schedule=f"static{row.schedule}", kind="static")
-    apart = [Difference(row.solver, 5, 40, static.schedule, row.schedule, -0.01, -0.02, -0.005, row.cacher)]
+    apart = [Difference(row.solver, 5, 40, static.schedule, row.schedule, -0.01, -0.1, -0.2, -0.05, row.cacher)]
     comparison = {"model": "m", "teacher": "t", "distance": HOSTILE, "features": HOSTILE}
     results = Results([row, static], apart, {"comparison": comparison, "teacher": {"40": 0.1}, "floor": {}})
     times, pictures = torch.tensor([1.0, 0.5, 0.1]), torch.zeros(1, 1, 4, 4)

@@ -129,7 +129,7 @@ def _do(name: str, options: Namespace, config: Config, arguments: Sequence[str])
     from ts_adapt.jobs.session import Session
 
     if name == "demo":
-        demo.demo(config, progress=not options.quiet and distributed.rank() == 0)
+        demo.demo(config, redo=options.redo, progress=not options.quiet and distributed.rank() == 0)
         return
     if name == "export":
         exchange.export_schedule(config, options.schedule, options.format, options.solver, options.steps, options.out)

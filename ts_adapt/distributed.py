@@ -143,11 +143,10 @@ def first(make: Callable[[], T]) -> T:
 
 
 @contextmanager
-def held(lock: AbstractContextManager[None]) -> Iterator[None]:
-    """The first process holds `lock` for all of them, while the block runs."""
+def held(lock: AbstractContextManager[T]) -> Iterator[T]:
+    """The first process holds `lock` for all of them, while the block runs; all are told what it says."""
     with ExitStack() as stack:
-        first(lambda: stack.enter_context(lock))
-        yield
+        yield first(lambda: stack.enter_context(lock))
 
 
 @contextmanager

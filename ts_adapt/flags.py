@@ -98,7 +98,9 @@ IMPORT = """Make a schedule file for a model and a solver of a list of sigmas or
 
 A last sigma of 0 becomes the model's smallest (t_min), where the model does not reach 0; where the sigma before it is
 the smallest already, it is left out. What is changed is said on stderr; the file goes to --out, or to stdout."""
-DEMO = "The main job in small, on the embedded model: minutes on two cores, then a report. What it sets is refused."
+DEMO = """The main job in small, on the embedded model: minutes on two cores, then a report. What it sets is refused.
+
+What an earlier demo searched and trained stays until --redo is given along with other options; its teacher stays."""
 OPTIONS = """Options of the config (a line `nfe: [3, 5]` or a group `teacher: {nfe: 40}` of the YAML file is --nfe 3,5
 and --teacher.nfe 40 here) follow those of the command itself."""
 
@@ -204,6 +206,10 @@ PIPELINE_FLAGS = ("prompt", "prompts", "negative", "init_image", "strength")
 """The flags of `sample` that need --pipeline."""
 
 
+def _demo_flags(parser: Parser) -> None:
+    parser.add_argument("--redo", action="store_true", help=REDO)
+
+
 def _export_flags(parser: Parser) -> None:
     parser.add_argument(
         "schedule",
@@ -260,7 +266,7 @@ COMMANDS = {
         " FILE",
     ),
     "demo": Command(
-        "the main job in small, on the embedded model", DEMO, lambda parser: None,
+        "the main job in small, on the embedded model", DEMO, _demo_flags,
         "finished steps are kept, and the same command goes on from there",
     ),
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Results that are made by one process at a time, and folders that are replaced as a whole.
 
     making(path)    .NAME.lock beside the result is held; what a killed process left is put in order first
+    if_free(lock)   the same, but where another process holds it the block runs without
     replaced        NAME -> NAME.old, NAME.new -> NAME, then NAME.old is removed: at any moment one of them is whole
 
 A lock is the system's own: it is free again however its holder ended, and no clock decides about it.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -19,11 +20,15 @@ from ts_adapt.files import explained, sync_folder
 from ts_adapt.interfaces import TsAdaptError
 
 
+class InUse(TsAdaptError):
+    """Another process holds the lock."""
+
+
 @contextmanager
 def hold(path: Path, what: str) -> Iterator[None]:
     """Hold the lock file `path` while the block runs; the system releases it however the process ends.
 
-    Raises TsAdaptError at once if another process holds it; `what` says in that message what it is busy with.
+    Raises InUse at once if another process holds it; `what` says in that message what it is busy with.
     """
     path = Path(path)
     with explained(path, "written"):
@@ -34,7 +39,7 @@ def hold(path: Path, what: str) -> Iterator[None]:
             if not _locked(file):
                 file.seek(0)
                 holder = file.read().strip() or "its number is unknown"
-                raise TsAdaptError(f"{what} is in use by another process ({holder}); wait until it ends, or stop it")
+                raise InUse(f"{what} is in use by another process ({holder}); wait until it ends, or stop it")
             file.truncate(0)
             file.write(f"process {os.getpid()}\n")
             file.flush()
@@ -46,7 +51,7 @@ def making(path: Path) -> Iterator[None]:
     """Hold `path`, a result that is one file or one folder, while the block makes it, against other processes.
 
     What processes that were killed left of it is put in order first: temporary files, and a folder half replaced.
-    Raises TsAdaptError at once if another process is making it.
+    Raises InUse at once if another process is making it.
     """
     path = Path(path)
     with hold(path.with_name(f".{path.name}.lock"), str(path)):
@@ -59,6 +64,18 @@ def making(path: Path) -> Iterator[None]:
             remove_leftovers(folder)
             remove_leftovers(folder, "*/.*.tmp")
         yield
+
+
+@contextmanager
+def if_free(lock: AbstractContextManager[None]) -> Iterator[bool]:
+    """Hold `lock` while the block runs, unless another process does; the block is told whether it is held."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock)
+            free = True
+        except InUse:
+            free = False
+        yield free
 
 
 def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:

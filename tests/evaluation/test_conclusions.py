@@ -99,7 +99,7 @@ def test_verdicts_are_those_of_the_interval(example: Any) -> None:
     assert verdicts == {"gits": "worse", "static+shift": "better", "one-shot": "worse", "recursive": "no different"}
     for p in pairs:
         d = p.difference
-        assert p.verdict == ("better" if d.high < 0 else "worse" if d.low > 0 else "no different")
+        assert p.verdict == ("better" if d.relative_high < 0 else "worse" if d.relative_low > 0 else "no different")
 
 
 def test_wins_are_known_where_either_is_static(example: Any) -> None:

@@ -18,11 +18,11 @@ from ts_adapt import zoo
 from ts_adapt.evaluation.metrics import (
     FeatureStatistics,
     bootstrap_interval,
-    difference_interval,
     folder_features,
     frechet,
     kid,
     make_extractor,
+    ratio_interval,
     read_image,
 )
 from ts_adapt.evaluation.quality import reference_of
@@ -125,9 +125,17 @@ def test_pairing_sees_what_unpaired_intervals_hide() -> None:
     better = hardness + rng.normal(scale=0.1, size=200)
     worse = hardness + 0.1 + rng.normal(scale=0.1, size=200)
     assert bootstrap_interval(better)[1] > bootstrap_interval(worse)[0]
-    low, high = difference_interval(worse, better)
-    assert 0 < low < 0.1 < high
-    assert difference_interval(better, worse) == pytest.approx((-high, -low), abs=0.01)
+    low, high = ratio_interval(worse, better)
+    assert 0 < low < worse.mean() / better.mean() - 1 < high
+    assert ratio_interval(better, worse) == pytest.approx((1 / (1 + high) - 1, 1 / (1 + low) - 1), abs=1e-9)
+
+
+def test_no_share_falls_by_more_than_all() -> None:
+    """A few hard samples decide the mean: their resampling moves both means, not the one above the other's end."""
+    rng = np.random.default_rng(0)
+    before = np.where(rng.random(300) < 0.01, 10.0, 0.1)
+    low, high = ratio_interval(0.1 * np.minimum(before, 0.1), before)
+    assert -1 < low < high < 0
 
 
 def test_the_zoo_extractor_reproduces_the_reference_on_real_images() -> None:
@@ -162,6 +170,25 @@ def test_features_of_a_folder_are_those_of_its_images(folder: Path) -> None:
     found = reference_of(extract, "zoo", folder)
     assert not found.apart and found.spatial is None and found.features.shape == (5, 128)
     np.testing.assert_allclose(found.statistics.mean, extract(images).double().mean(0).numpy(), rtol=1e-5, atol=1e-7)
+
+
+def test_pixels_of_a_folder_are_read_in_the_channels_of_the_model(folder: Path) -> None:
+    extract = make_extractor("pixels")
+    images = to_model_range(zoo.test_images()[0][[0, 2, 4, 1, 3]])
+    grey = reference_of(extract, "pixels", folder, shape=(1, 28, 28))
+    torch.testing.assert_close(grey.features, extract(images))
+    colour = reference_of(extract, "pixels", folder, shape=(3, 28, 28))
+    torch.testing.assert_close(colour.features, extract(images.expand(-1, 3, -1, -1)))
+
+
+def test_images_of_another_size_than_is_compared_are_named(folder: Path) -> None:
+    Image.new("L", (20, 28)).save(folder / "z.png")
+    for name in ("pixels", "zoo"):
+        expected = r"z\.png is of \(1, 28, 20\), the model's samples are of \(1, 28, 28\); resize the images"
+        with pytest.raises(TsAdaptError, match=expected):
+            reference_of(make_extractor(name), name, folder, shape=(1, 28, 28))
+    with pytest.raises(TsAdaptError, match="have several sizes"):
+        folder_features(make_extractor("pixels"), folder)
 
 
 def test_images_of_several_sizes_are_read_one_by_one_in_colour(folder: Path) -> None:
@@ -219,7 +246,7 @@ REFUSED: list[tuple[str, Callable[[], object]]] = [
     ("n at least 1", lambda: bootstrap_interval([])),
     ("are finite", lambda: bootstrap_interval([1.0, float("inf")])),
     ("level is 95", lambda: bootstrap_interval([1.0, 2.0], level=95)),
-    ("same samples; got 2 and 3", lambda: difference_interval([1.0, 2.0], [1.0, 2.0, 3.0])),
+    ("same samples; got 2 and 3", lambda: ratio_interval([1.0, 2.0], [1.0, 2.0, 3.0])),
     ("holds no images", lambda: folder_features(lambda x: x, "no/such/folder")),
 ]
 
@@ -236,4 +263,4 @@ def test_an_image_that_claims_more_than_the_memory_is_none(tmp_path: Path, monke
 
     monkeypatch.setattr(Image, "open", full)
     with pytest.raises(TsAdaptError, match=r"a\.png is no image"):
-        read_image(tmp_path / "a.png", "RGB")
+        read_image(tmp_path / "a.png")

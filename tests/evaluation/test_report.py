@@ -24,7 +24,7 @@ ROWS = [
     replace(PLAIN, schedule="recursive", kind="recursive", distance=0.095, wins=0.6),
     replace(PLAIN, schedule="oracle", kind="oracle", fid_data=0.1, distance=0.01, distance_median=0.01, wins=1.0),
 ]
-APART = [Difference("unipc-3", 5, 40, "static", "karras", -0.01, -0.02, -0.005)]
+APART = [Difference("unipc-3", 5, 40, "static", "karras", -0.01, -0.1, -0.2, -0.05)]
 
 
 def results(features: str = "zoo", rows: list[Row] = ROWS) -> Results:

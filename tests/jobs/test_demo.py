@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -95,6 +96,29 @@ def test_the_config_is_the_one_it_ran_with(run: tuple[Path, str]) -> None:
             patch.setattr(demo, "small", tiny)
             _, _, config = parse([command, "--config", str(folder / "results of mine/demo/config.yml")])
         assert config == tiny(Config(log_root="results of mine"))
+
+
+def test_other_options_are_refused_and_redo_takes_them(
+    run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(run[0], tmp_path / "demo"))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(demo, "small", tiny)
+    words = ["demo", "--quiet", "--log_root", "results of mine", "--static.lr", "0.02", "--train.lr", "0.02"]
+    static, kept = folder / "train_data/demo/static/unipc-3-nfe5.json", folder / "results of mine/demo/config.yml"
+    before, options = static.read_bytes(), kept.read_bytes()
+    capsys.readouterr()
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert "static.lr (0.08, now 0.02)" in message and "--redo" in message and message.count("\n") == 1
+    assert static.read_bytes() == before and kept.read_bytes() == options
+    monkeypatch.setattr(demo, "evaluate", lambda session: ([], Path("report.html")))
+    assert main([*words, "--redo"]) == 0
+    assert json.loads(static.read_text())["made_with"]["static"]["lr"] == 0.02
+    for kind in ("one-shot", "recursive"):
+        config = folder / f"train_data/demo/predictors/{kind}/unipc-3-nfe5/config.json"
+        assert json.loads(config.read_text())["made_with"]["train"]["lr"] == 0.02
+    assert kept.read_bytes() != options
 
 
 def test_the_program_is_called_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

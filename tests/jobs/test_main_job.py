@@ -162,6 +162,20 @@ def test_schedule_files_are_compared_too(done, capsys):
     assert "rename the file" in message
 
 
+def test_a_folder_of_real_images_is_the_reference_of_their_pixels(done, tmp_path, capsys):
+    folder, real = Path(shutil.copytree(done, tmp_path / "job")), tmp_path / "real"
+    shutil.copytree(done / "train_data/small/teacher/train/images", real)
+    flags = ["--evaluate.reference", str(real), "--evaluate.grids", "karras"]
+    assert run(folder, "evaluate", *flags) == 0
+    assert {row["schedule"] for row in rows(folder)} >= {"karras", "static"}
+    capsys.readouterr()
+    assert run(folder, "evaluate", *flags, "--images", str(real)) == 0
+    assert "48 images, Frechet distance to the data 0.000" in capsys.readouterr().out
+    Image.new("RGB", (4, 5)).save(real / "z.png")
+    message = refused(folder, capsys, "evaluate", *flags)
+    assert f"{real / 'z.png'} is of (1, 5, 4), the model's samples are of (1, 4, 4); resize the images" in message
+
+
 def test_images_do_not_depend_on_the_batch(done):
     for size, out in (("16", "whole"), ("3", "parts")):
         flags = ["--schedule", "karras", "--count", "7", "--evaluate.batch_size", size, "--out", str(done / out)]

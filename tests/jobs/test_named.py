@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 from PIL import Image
 
 from ts_adapt import zoo
-from ts_adapt.assembly import ModelOptions, build_denoiser
+from ts_adapt.assembly import ModelOptions, build_denoiser, build_grid
 from ts_adapt.cli import main
+from ts_adapt.files import read_tensors
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others, shared_schedules
+from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.schedule_file import Schedule
+from ts_adapt.schedulers.scheduler import LearnedScheduler
 
 ZOO = "fashion-ddpm-unipc-3"
 LEARNED = load_scheduler(ZOO).source.learned
@@ -99,6 +103,48 @@ def test_all_schedules_of_one_name() -> None:
     assert [schedule.nfe for schedule in found] == sorted(LEARNED)
     with pytest.raises(TsAdaptError, match="was learned for another model"):
         shared_schedules(ZOO, build_denoiser(ModelOptions("gaussian-mixture")).noise)
+
+
+COMPARED = (
+    "--solvers", "unipc-3", "--nfe", "3,4,5", "--teacher.nfe", "6", "--teacher.test_samples", "2",
+    "--evaluate.samples", "2", "--evaluate.grids", "karras", "--distance", "l2", "--evaluate.schedules",
+)  # fmt: skip
+
+
+def test_evaluate_compares_them_at_the_nfes_that_they_were_learned_for(tmp_path: Path) -> None:
+    mine = shutil.copytree(zoo.schedules()[ZOO], tmp_path / "v1.5")
+    assert run(tmp_path, "evaluate", "--generate-only", *COMPARED, f"{ZOO},{mine}") == 0
+    runs = tmp_path / "fashion/runs"
+    names = {path.name.removesuffix(".safetensors") for path in runs.glob("unipc-3-*")}
+    learned = {f"unipc-3-nfe{nfe}-{name}" for nfe in {3, 4, 5} & set(LEARNED) for name in (ZOO, "v1.5")}
+    assert learned and names == learned | {f"unipc-3-nfe{nfe}-karras" for nfe in (3, 4, 5)}
+    grids = load_scheduler(ZOO).source.grids
+    for nfe in {3, 4, 5} & set(LEARNED):
+        first, second = (read_tensors(runs / f"unipc-3-nfe{nfe}-{name}.safetensors") for name in (ZOO, "v1.5"))
+        assert torch.equal(first["times"][0], grids[nfe].times)
+        assert torch.equal(first["distance"], second["distance"])
+
+
+def test_what_evaluate_cannot_compare_is_one_sentence(tmp_path: Path, capsys) -> None:
+    denoiser = build_denoiser(ModelOptions("fashion-ddpm"))
+    predictor = Recursive(denoiser.noise, build_grid("log_snr", denoiser.noise, 5).times, denoiser.shape)
+    config = load_scheduler(ZOO).config
+    LearnedScheduler.from_predictors(predictor, "unipc-3", config).save_pretrained(tmp_path / "predictor")
+    LearnedScheduler.from_grid("karras", solver="unipc-3").save_pretrained(tmp_path / "fixed")
+    shutil.copytree(zoo.schedules()[ZOO], tmp_path / ZOO)
+    shutil.copytree(zoo.schedules()[ZOO], tmp_path / "static")
+    for schedules, expected in (
+        (str(tmp_path / "predictor"), "holds no shared learned grids"),
+        (str(tmp_path / "fixed"), "holds no shared learned grids"),
+        ("fashion-ddpm-unipc-4", "did you mean 'fashion-ddpm-unipc-3'"),
+        ("fashion-ddpm-dpmpp-2m", "which is not evaluated; add --solvers [dpmpp-2m] --nfe ["),
+        (f"{ZOO},{tmp_path / ZOO}", "as is another one of evaluate.schedules; rename the file or folder"),
+        (str(tmp_path / "static"), "as is a schedule of the comparison; rename the file or folder"),
+    ):
+        assert run(tmp_path, "evaluate", *COMPARED, schedules) == 2
+        printed = capsys.readouterr()
+        assert expected in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert not (tmp_path / "data").exists()
 
 
 def test_names_are_told_apart(tmp_path: Path) -> None:

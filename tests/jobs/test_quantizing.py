@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ts_adapt import zoo
+from ts_adapt import distributed, zoo
 from ts_adapt.cli import main
 from ts_adapt.config import Config
-from ts_adapt.files import read_json, read_tensors
+from ts_adapt.files import read_json, read_tensors, write_tensors
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import quantizing
 from ts_adapt.jobs.accelerated import Impossible, accelerated
 from ts_adapt.jobs.quantizing import quantize_all, training_images
 from ts_adapt.jobs.session import Session
-from ts_adapt.quantizers import time_scale, training
+from ts_adapt.quantizers import storage, time_scale, training
 from ts_adapt.quantizers.network import is_quantized, quantized_layers, size_of
 from ts_adapt.quantizers.parts import AffineWeight
 from ts_adapt.quantizers.time_scale import TableActivation
@@ -82,6 +82,74 @@ def test_a_quantizer_leaves_files_and_a_report_and_is_found_again(
         assert is_quantized(network_of(session))
     quantize_all(session, "hqq4")
     assert "was there already" in capsys.readouterr().out
+
+
+def test_of_two_at_once_one_keeps_it_and_the_other_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins when the first is about to write, with its temporary file there already."""
+    first, second = session_in(tmp_path), session_in(tmp_path)
+    x, t = torch.zeros(1, 1, 28, 28), torch.tensor([300.0])
+    save, said = storage.save, []
+
+    def saving(network: Any, folder: Path) -> None:
+        monkeypatch.setattr(storage, "save", lambda *_: pytest.fail("written by two"))
+        begun = folder / ".model.safetensors.0123abcd.tmp"
+        write_tensors(begun, {})
+        with accelerated(second, "none", "hqq4"):
+            assert is_quantized(network_of(second))
+            said.append(network_of(second)(x, t).sample)
+        with pytest.raises(TsAdaptError, match="in use by another process"):
+            quantize_all(second, "hqq4")
+        assert not is_quantized(network_of(second)) and begun.exists()
+        begun.unlink()
+        save(network, folder)
+
+    monkeypatch.setattr(storage, "save", saving)
+    with accelerated(first, "none", "hqq4"):
+        said.append(network_of(first)(x, t).sample)
+    folder = only(first.workspace.data / "quantizers")
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    monkeypatch.setattr("ts_adapt.jobs.accelerated.quantize_anew", lambda *_, **__: pytest.fail("quantized again"))
+    with accelerated(second, "none", "hqq4"):
+        said.append(network_of(second)(x, t).sample)
+    assert torch.equal(said[0], said[1]) and torch.equal(said[1], said[2])
+
+
+def test_what_another_made_before_the_lock_was_had_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = session_in(tmp_path), session_in(tmp_path)
+    held = distributed.held
+
+    def late(lock: Any) -> Any:
+        monkeypatch.setattr(distributed, "held", held)
+        with accelerated(first, "none", "hqq4"):
+            pass
+        monkeypatch.setattr("ts_adapt.jobs.accelerated.quantize_anew", lambda *_, **__: pytest.fail("quantized again"))
+        return held(lock)
+
+    monkeypatch.setattr(distributed, "held", late)
+    with accelerated(second, "none", "hqq4"):
+        assert is_quantized(network_of(second))
+
+
+def test_a_quantization_that_is_made_again_is_replaced_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = session_in(tmp_path)
+    quantize_all(session, "hqq4")
+    folder = only(session.workspace.data / "quantizers")
+    before, write = {path.name: path.read_bytes() for path in folder.iterdir()}, storage.write_json
+
+    def interrupted(path: Path, value: Any) -> None:
+        monkeypatch.setattr(storage, "write_json", write)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "write_json", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_all(session, "hqq4", redo=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not is_quantized(network_of(session))
+    quantize_all(session, "hqq4", redo=True)
+    assert only(session.workspace.data / "quantizers") == folder
+    assert {path.name for path in folder.iterdir()} == before.keys()
 
 
 def test_training_ends_in_codes_and_tables_and_is_asked_for_where_it_is_missing(tmp_path: Path, images: Path) -> None:
@@ -151,7 +219,7 @@ def test_images_that_cannot_be_trained_on_are_explained(tmp_path: Path, images: 
     with pytest.raises(TsAdaptError, match="holds no images"):
         training_images(session_in(tmp_path, tmp_path / "nowhere"))
     Image.new("L", (20, 28)).save(images / "3.png")
-    with pytest.raises(TsAdaptError, match=r"3\.png is of another size than the model's samples of \(1, 28, 28\)"):
+    with pytest.raises(TsAdaptError, match=r"3\.png is of \(1, 28, 20\), the model's samples are of \(1, 28, 28\)"):
         training_images(session_in(tmp_path, images))
     session = session_in(tmp_path, images)
     session.denoiser.decoder = torch.nn.Identity()  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ts_adapt.assembly import NONE, has_shared_ends
-from ts_adapt.evaluation.metrics import FeatureStatistics, bootstrap_interval, difference_interval, frechet
+from ts_adapt.evaluation.metrics import FeatureStatistics, bootstrap_interval, frechet, ratio, ratio_interval
 from ts_adapt.interfaces import StepPolicy, TimeGrid
 
 if TYPE_CHECKING:
@@ -40,16 +40,18 @@ class EvaluateOptions:
     """Test samples of every schedule but the oracle, which is measured on its labels' samples."""
     batch_size: int = 64
     features: str = "zoo"
-    """The extractor of the Frechet distance: zoo (offline) or inception."""
+    """The extractor of the Frechet distance: zoo (offline), inception, or pixels (the samples as they are)."""
     inception: str | None = None
     """A folder with clean-fid's Inception weights; None: downloaded."""
     reference: str | None = None
-    """A folder of real images; None: the embedded statistics of the zoo's training images."""
+    """A folder of real images, of the model's size but for inception; None: the embedded statistics of the zoo's
+    training images."""
     grids: list[str] | None = None
     """Fixed grids to compare, with +native or +rounded behind a name for other forms of it; None: all that fit the
     model, between the same ends."""
     schedules: list[str] = field(default_factory=list)
-    """Schedule files to compare as well, each for the solver and the NFE it is for."""
+    """What to compare as well, for the solver and every NFE that it was learned for: schedule files, schedules of the
+    zoo by name, folders or hub ids of a LearnedScheduler."""
     clip: str | None = None
     """A CLIP model of transformers, a folder or hub id, for the CLIP score of prompts; None: no score."""
 
@@ -69,6 +71,7 @@ class Sampled:
 
     solver: str
     nfe: int
+    schedule: str
     cacher: str
     quantizer: str
 
@@ -76,6 +79,11 @@ class Sampled:
     def sampler(self) -> str:
         """See `sampler_name`."""
         return sampler_name(self.solver, self.cacher, self.quantizer)
+
+    @property
+    def file(self) -> str:
+        """The name of its run file."""
+        return f"{stem(self.sampler)}-nfe{self.nfe}-{self.schedule}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -91,10 +99,6 @@ class Entry(Sampled):
     samples: int
     cacher: str = NONE
     quantizer: str = NONE
-
-    @property
-    def file(self) -> str:
-        return f"{stem(self.sampler)}-nfe{self.nfe}-{self.schedule}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,8 @@ def score(
 
 @dataclass(frozen=True)
 class Difference(Sampled):
-    """The mean paired distance of `schedule` less that of `against`, on the same samples, with its 95 % interval."""
+    """The mean paired distance of `schedule` less that of `against`, on the same samples: as it is, and as a share of
+    the latter, `relative`, with its 95 % interval."""
 
     solver: str
     nfe: int
@@ -214,8 +219,9 @@ class Difference(Sampled):
     schedule: str
     against: str
     difference: float
-    low: float
-    high: float
+    relative: float
+    relative_low: float
+    relative_high: float
     cacher: str = NONE
     quantizer: str = NONE
 
@@ -247,11 +253,12 @@ def differences(runs: Sequence[tuple[Entry, Run]], samples: int) -> list[Differe
     found = []
     for name, against in pairs:
         (entry, distance), (_, other) = here[name], here[against]
-        low, high = difference_interval(distance, other)
-        apart = means[name] - means[against]
         found.append(
-            Difference(entry.solver, entry.nfe, samples, name, against, apart, low, high, entry.cacher, entry.quantizer)
-        )
+            Difference(
+                entry.solver, entry.nfe, samples, name, against, means[name] - means[against],
+                ratio(distance, other), *ratio_interval(distance, other), entry.cacher, entry.quantizer,
+            )
+        )  # fmt: skip
     return found
 
 

@@ -1,10 +1,10 @@
 """What a comparison says, in plain sentences computed from its paired differences.
 
-    better         the whole 95 % interval of the mean of d(schedule) - d(other) lies below zero
+    better         the whole 95 % interval of mean d(schedule) / mean d(other) - 1 lies below zero
     worse          it lies above zero
     no different   it holds zero
 
-with d the distance to the teacher from the same noise. Percentages are of the other's mean distance.
+with d the distance to the teacher from the same noise. Percentages are this share.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Compared:
     @property
     def verdict(self) -> str:
         """better, no different or worse."""
-        if self.difference.high < 0:
+        if self.difference.relative_high < 0:
             return "better"
-        return "worse" if self.difference.low > 0 else "no different"
+        return "worse" if self.difference.relative_low > 0 else "no different"
 
     @property
     def wins(self) -> float | None:
@@ -50,12 +50,18 @@ class Compared:
         """Whether the mean says one thing and most samples another."""
         return self.wins is not None and {"better": self.wins < 0.5, "worse": self.wins > 0.5}.get(self.verdict, False)
 
-    def percent(self, value: float) -> str:
-        """A difference as a share of the other's mean distance."""
-        return f"{100 * value / (self.other.distance or 1):+.1f} %"
+    @property
+    def percent(self) -> str:
+        """The difference as a share of the other's mean distance."""
+        return _percent(self.difference.relative)
+
+    @property
+    def interval(self) -> str:
+        """Its 95 % interval."""
+        return f"{_percent(self.difference.relative_low)} to {_percent(self.difference.relative_high)}"
 
     def brief(self) -> str:
-        return f"({self.percent(self.difference.difference)})"
+        return f"({self.percent})"
 
     def sentence(self, article: str = "") -> str:
         """The verdict with its interval and the samples that were won; `article` goes before the other's name."""
@@ -64,9 +70,13 @@ class Compared:
         alone = "times alone, " if d.schedule.partition(OF_STUDENT)[0] == ORACLE else ""
         searched = f"; {alone}searched on these very samples" if self.row.kind == ORACLE else ""
         return (
-            f"{d.schedule} is {VERDICTS[self.verdict]} {article}{d.against}: {self.percent(d.difference)} "
-            f"(95 % interval {self.percent(d.low)} to {self.percent(d.high)}), {won}{searched}."
+            f"{d.schedule} is {VERDICTS[self.verdict]} {article}{d.against}: {self.percent} "
+            f"(95 % interval {self.interval}), {won}{searched}."
         )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f} %"
 
 
 def compare(rows: Sequence[Row], differences: Sequence[Difference]) -> list[Compared]:

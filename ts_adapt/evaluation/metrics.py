@@ -2,7 +2,8 @@
 
     Frechet  |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))       means m and covariances C of features
     kernel   the unbiased MMD^2 with k(f, g) = (f.g / D + 1)^3       averaged over subsets; may come out below zero
-    interval the quantiles of the mean over resamples of the samples, with replacement (percentile bootstrap)
+    interval the quantiles, over resamples of the samples with replacement (percentile bootstrap), of the mean, or of
+             the ratio of two means of the same samples
 
 Heusel et al. 2017 (FID), Binkowski et al. 2018 (KID), Efron 1979. The distances themselves are clean-fid's. Features
 are those of Inception ("inception"), which makes it FID and KID proper, or those of the zoo's classifier ("zoo"),
@@ -26,6 +27,7 @@ from ts_adapt.evaluation.inception import Inception
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.zoo import load_features
 from ts_adapt.zoo.data import to_model_range, to_uint8
+from ts_adapt.zoo.features import IMAGE_SHAPE
 
 Extractor = Callable[[Tensor], Tensor]
 """Images `(B, C, H, W)` in [-1, 1] -> features `(B, D)`. Images are rounded to 8 bits first, as if saved and read."""
@@ -181,20 +183,27 @@ EXTRACTORS: dict[str, Callable[[Path | None, torch.device], Extractor]] = {
 }
 
 
+def taken_shape(name: str, model: Sequence[int] | None) -> Sequence[int] | None:
+    """Of the images (C, H, W) that the extractor called `name` takes; None: of any size.
+
+    model  the shape of the images of a model, whose `pixels` are compared
+    """
+    return {"zoo": IMAGE_SHAPE, "pixels": model}.get(name)
+
+
 def folder_features(
     extract: Extractor, folder: str | Path, shape: Sequence[int] | None = None, *, batch_size: int = 64
 ) -> Tensor:
     """The features `(n, D)` of the images in `folder` and the folders inside it, in the order of their names.
 
-    shape  of a sample: images are read as grey if its first number is 1, else (and for None) as RGB
+    shape  as of `read_image`
 
-    Raises TsAdaptError for a missing folder, one without images, a file that is no image, and images whose features
-    have several widths.
+    Raises TsAdaptError for a missing folder, one without images, a file that is no image or of another size, and images
+    whose features have several widths.
     """
-    files, mode = image_files(folder), "L" if shape is not None and shape[0] == 1 else "RGB"
-    features = []
+    files, features = image_files(folder), []
     for start in range(0, len(files), batch_size):
-        images = [read_image(file, mode) for file in files[start : start + batch_size]]
+        images = [read_image(file, shape) for file in files[start : start + batch_size]]
         one_size = all(image.shape == images[0].shape for image in images)
         features += [extract(part).cpu() for part in ([torch.cat(images)] if one_size else images)]
     if len({part.shape[1] for part in features}) > 1:
@@ -210,14 +219,22 @@ def image_files(folder: str | Path) -> list[Path]:
     return files
 
 
-def read_image(file: Path, mode: str) -> Tensor:
-    """`(1, C, H, W)` in [-1, 1]; `mode` L (grey) or RGB. TsAdaptError for what is no image."""
+def read_image(file: Path, shape: Sequence[int] | None = None) -> Tensor:
+    """`(1, C, H, W)` in [-1, 1]; TsAdaptError for what is no image, or of another size.
+
+    shape  (C, H, W), read as grey for C = 1, else as RGB; None: RGB of any size
+    """
+    mode = "L" if shape is not None and shape[0] == 1 else "RGB"
     try:
         with Image.open(file) as image:
             pixels = torch.from_numpy(np.array(image.convert(mode)))
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
         raise TsAdaptError(f"{file} is no image that can be read; remove it, or put it right") from error
-    return to_model_range((pixels.unsqueeze(-1) if mode == "L" else pixels).permute(2, 0, 1).unsqueeze(0))
+    found = to_model_range((pixels.unsqueeze(-1) if mode == "L" else pixels).permute(2, 0, 1).unsqueeze(0))
+    size = tuple(found.shape[1:])
+    if shape is not None and size != tuple(shape):
+        raise TsAdaptError(f"{file} is of {size}, the model's samples are of {tuple(shape)}; resize the images to that")
+    return found
 
 
 def bootstrap_interval(
@@ -228,30 +245,47 @@ def bootstrap_interval(
     Raises TsAdaptError for no values, non-finite ones, or a level outside (0, 1).
     """
     v = _values(values)
-    if not 0 < level < 1 or resamples < 1:
-        raise TsAdaptError(f"level is {level}, resamples {resamples}; expected 0 < level < 1 and at least 1 resample")
-    draw = np.random.default_rng(seed)
-    means = [v[draw.integers(len(v), size=len(v))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return _interval(lambda drawn: float(v[drawn].mean()), len(v), level, resamples, seed)
 
 
-def difference_interval(
+def ratio_interval(
     first: Tensor | np.ndarray | Iterable[float],
     second: Tensor | np.ndarray | Iterable[float],
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The ends (low, high) of the interval of the mean of `first - second`, both of the same samples in the same order.
+    """The ends (low, high) of the interval of mean(first) / mean(second) - 1, of the same samples in the same order.
 
-    Pairs are resampled together: what makes one sample harder than another cancels. An interval without zero means
-    that the two differ at this level.
+    Pairs are resampled together, what makes one sample harder than another cancels, and values that are not negative
+    never fall by more than 1. An interval without zero means that the two differ at this level. Raises as
+    `bootstrap_interval` does.
     """
     a, b = _values(first), _values(second)
     if a.shape != b.shape:
         raise TsAdaptError(f"paired values come from the same samples; got {len(a)} and {len(b)}")
-    return bootstrap_interval(a - b, level, resamples, seed)
+    return _interval(lambda drawn: ratio(a[drawn], b[drawn]), len(a), level, resamples, seed)
+
+
+def ratio(
+    first: Tensor | np.ndarray | Iterable[float],
+    second: Tensor | np.ndarray | Iterable[float],
+) -> float:
+    """mean(first) / mean(second) - 1; where there is nothing to divide by, mean(first)."""
+    a, b = float(_values(first).mean()), float(_values(second).mean())
+    return a / b - 1 if b else a
+
+
+def _interval(
+    statistic: Callable[[np.ndarray], float], count: int, level: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """The quantiles of `statistic` over resamples, places `(count,)` drawn with replacement."""
+    if not 0 < level < 1 or resamples < 1:
+        raise TsAdaptError(f"level is {level}, resamples {resamples}; expected 0 < level < 1 and at least 1 resample")
+    draw = np.random.default_rng(seed)
+    found = [statistic(draw.integers(count, size=count)) for _ in range(resamples)]
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _values(values: Tensor | np.ndarray | Iterable[float]) -> np.ndarray:

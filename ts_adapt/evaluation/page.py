@@ -101,7 +101,8 @@ it.{% endif %} It depends on the number of samples and compares at equal numbers
 {% for line in notes[1:] %}{{ line }} {% endfor %}</li>
 <li><b>ms / image</b>: the median over batches of solving and decoding. It varies with the machine's load; fixed and
 static grids of one solver and NFE cost the same, and differ by that alone.</li>
-<li><b>Paired differences</b> are of mean distances on the same samples. An interval below zero is
+<li><b>Paired differences</b> are of mean distances on the same samples, the share is that of the second's. An interval
+below zero is
 <span class="better">better</span>, above zero worse, else no different.</li>
 </ul>
 {% for section in sections %}
@@ -120,10 +121,10 @@ static grids of one solver and NFE cost the same, and differ by that alone.</li>
 <td>{{ '%.2f'|format(1000 * row.seconds_per_image) }}</td></tr>
 {% endfor %}</table></div>
 {% if part.pairs %}<div class="scroll"><table><thead><tr><th class="name">paired difference of distances</th>
-<th>mean</th><th>95 % interval</th><th>share</th><th class="name">verdict</th></tr></thead>
+<th>mean</th><th>share</th><th>95 % interval</th><th class="name">verdict</th></tr></thead>
 {% for pair in part.pairs %}{% set d = pair.difference %}<tr><td class="name">{{ d.schedule }} – {{ d.against }}</td>
-<td>{{ '%+.4f'|format(d.difference) }}</td><td>{{ '%+.4f'|format(d.low) }} to {{ '%+.4f'|format(d.high) }}</td>
-<td>{{ pair.percent(d.difference) }}</td><td class="name {{ pair.verdict }}">{{ pair.verdict }}</td></tr>
+<td>{{ '%+.4f'|format(d.difference) }}</td><td>{{ pair.percent }}</td><td>{{ pair.interval }}</td>
+<td class="name {{ pair.verdict }}">{{ pair.verdict }}</td></tr>
 {% endfor %}</table></div>{% endif %}
 {% endfor %}
 {% endfor %}

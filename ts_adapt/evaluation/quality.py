@@ -13,6 +13,7 @@ there are; as many real features are taken as there are samples, evenly picked.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +21,12 @@ import torch
 from torch import Tensor
 
 from ts_adapt.evaluation.inception import Inception
-from ts_adapt.evaluation.metrics import Extractor, FeatureStatistics, folder_features, frechet, kid
+from ts_adapt.evaluation.metrics import Extractor, FeatureStatistics, folder_features, frechet, kid, taken_shape
 from ts_adapt.evaluation.neighbours import Manifold
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.zoo import reference_statistics, test_images
 from ts_adapt.zoo.data import to_model_range
-from ts_adapt.zoo.features import IMAGE_SHAPE, TRAINING_IMAGES
+from ts_adapt.zoo.features import TRAINING_IMAGES
 
 NEIGHBOURS = 3
 SUBSET, SUBSETS = 1000, 20
@@ -108,16 +109,25 @@ def inception_score(probabilities: Tensor, parts: int = PARTS) -> float:
     return float(torch.stack(scores).mean())
 
 
-def reference_of(extract: Extractor, name: str, folder: str | Path | None = None, *, batch_size: int = 64) -> Reference:
+def reference_of(
+    extract: Extractor,
+    name: str,
+    folder: str | Path | None = None,
+    *,
+    shape: Sequence[int] | None = None,
+    batch_size: int = 64,
+) -> Reference:
     """Real images under the extractor called `name`.
 
     folder  of real images; None: the embedded statistics of the zoo's 60,000 training images, and the features of its
             10,000 test images
+    shape   (C, H, W) of the model's images, as which those in the folder are read where their pixels are compared
 
-    Raises TsAdaptError for Inception without a folder: the zoo has no statistics of its features.
+    Raises TsAdaptError without a folder for all but the zoo's features, of which alone there are statistics, and as
+    `folder_features` does.
     """
     if folder is not None:
-        shape = IMAGE_SHAPE if name == "zoo" else None
+        shape = taken_shape(name, shape)
         features = folder_features(extract, folder, shape, batch_size=batch_size)
         spatial = None
         if isinstance(extract, Inception):

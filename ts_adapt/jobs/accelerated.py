@@ -4,8 +4,8 @@
         whatever samples with session.denoiser, or learns a schedule for it
 
 What a quantizer finds is kept under the workspace's data folder, one folder for each set of options, those of the
-calibration set included. Calibration sets are calls of the network in full precision, along the teacher's grid from
-training noises. What has to be trained is made by `quantizing` alone.
+calibration set included; who makes it holds the folder. Calibration sets are calls of the network in full precision,
+along the teacher's grid from training noises. What has to be trained is made by `quantizing` alone.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ts_adapt import distributed
 from ts_adapt.assembly import NONE, Quantizing, build_cachers, build_quantizer
 from ts_adapt.cachers import attached
 from ts_adapt.files import sha256_of_json
+from ts_adapt.folders import beside, if_free, making, replace_folder
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.experiment import SPLITS
 from ts_adapt.jobs.session import Session
@@ -155,26 +156,51 @@ def quantize_anew(
         raise
 
 
-def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quantizing) -> None:
-    """Quantize `network`: as it was done before where that is kept, else anew."""
+def load_or_make(
+    network: nn.Module, folder: Path, make: Callable[[], None], *, redo: bool = False, keep: bool = True
+) -> bool:
+    """Quantize `network` as it is kept in `folder`, else by `make`, and keep that; returns whether it was there.
+
+    redo  make it all the same
+    keep  whether the caller holds `folder` (see `making`); what others hold is not written to
+    """
     from ts_adapt.quantizers.network import restore
     from ts_adapt.quantizers.storage import save
 
-    folder = folder_of(session, name, quantizing)
-    if loaded(network, folder):
-        return
-    if quantizing.method.needs_training:
-        raise Impossible(f"{name} is not trained yet; train it with `ts-adapt quantize --quantizer {name}`")
-    calls = calibration_set(session, quantizing.select) if quantizing.method.needs_calls else []
-    quantize_anew(session, network, quantizing, calls)
+    def write() -> None:
+        save(network, beside(folder))
+        replace_folder(folder, beside(folder))
+
+    if not redo and _loaded(network, folder):
+        return True
+    make()
     try:
-        distributed.first(lambda: save(network, folder))
+        if keep:
+            distributed.first(write)
     except BaseException:
         restore(network)
         raise
+    return False
 
 
-def loaded(network: nn.Module, folder: Path) -> bool:
+def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quantizing) -> None:
+    """Quantize `network`: as it was done before where that is kept, else anew, which is kept unless another process is
+    at it."""
+    folder = folder_of(session, name, quantizing)
+    if _loaded(network, folder):
+        return
+    if quantizing.method.needs_training:
+        raise Impossible(f"{name} is not trained yet; train it with `ts-adapt quantize --quantizer {name}`")
+
+    def make() -> None:
+        calls = calibration_set(session, quantizing.select) if quantizing.method.needs_calls else []
+        quantize_anew(session, network, quantizing, calls)
+
+    with distributed.held(if_free(making(folder))) as ours:
+        load_or_make(network, folder, make, keep=ours)
+
+
+def _loaded(network: nn.Module, folder: Path) -> bool:
     """Whether `folder` holds a quantization of this very network, which it then has, in all processes; any other is as
     none."""
     from ts_adapt.quantizers.network import is_quantized, restore

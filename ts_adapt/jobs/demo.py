@@ -45,8 +45,11 @@ def small(config: Config) -> Config:
     )
 
 
-def demo(config: Config, *, progress: bool = True) -> Path:
-    """Run the main job in small, print what came out and how to go on, and return the report's path."""
+def demo(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
+    """Run the main job in small, print what came out and how to go on, and return the report's path.
+
+    redo  as in `search` and `train`: what an earlier demo searched or trained with other options is replaced
+    """
     config = small(config)
     session = Session(config, progress=progress)
     began = time.monotonic()
@@ -54,21 +57,21 @@ def demo(config: Config, *, progress: bool = True) -> Path:
     def say(step: str) -> None:
         print(f"[{time.monotonic() - began:4.0f} s] {step}", flush=True)
 
-    kept = write_config(config, session.workspace.logs / "config.yml")
     say("teach: 25-step solves of the embedded model, for learning and for the test")
     teach(session)
     say("search: one grid for all samples (static)")
-    search(session, "static")
+    search(session, "static", redo=redo)
     say("search: from there on, the times told to the network as well (static+shift)")
     corrected = replace(config, static=replace(config.static, corrections=[CORRECTION]))
-    search(Session(corrected, progress=progress), "static")
+    search(Session(corrected, progress=progress), "static", redo=redo)
     say("search: the best grid for each test sample (the oracle)")
-    search(session, "per-sample", "test")
+    search(session, "per-sample", "test", redo=redo)
     for kind in PREDICTORS:
         say(f"train: a predictor of grids with corrections ({kind})")
-        train(session, kind)
+        train(session, kind, redo=redo)
     say("evaluate: every schedule on the same 512 test noises")
     _, report = evaluate(session)
+    kept = write_config(config, session.workspace.logs / "config.yml")
     say("done")
     print("\n".join(["", f"The report is {report}. To go on with what was learned here:", *next_commands(kept)]))
     return report

@@ -13,7 +13,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ts_adapt import distributed
 from ts_adapt.evaluation.benchmark import STATIC, Entry, Row, differences, score, stem
-from ts_adapt.evaluation.metrics import Extractor, FeatureStatistics, folder_features, frechet, make_extractor
+from ts_adapt.evaluation.metrics import (
+    Extractor,
+    FeatureStatistics,
+    folder_features,
+    frechet,
+    make_extractor,
+    taken_shape,
+)
 from ts_adapt.evaluation.products import plain, products, text
 from ts_adapt.evaluation.quality import Reference, reference_of
 from ts_adapt.evaluation.report import Panel, Results, write_report
@@ -53,7 +60,7 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     config, options, folder = session.config, session.config.evaluate, session.workspace.evaluation
     store, batch = session.teacher("test", options.samples)
     extractor = make_extractor(options.features, device=config.model.device, inception=options.inception)
-    runs = _runs(session)
+    runs, left = _runs(session)
     reference = _reference(session, extractor)
     of_teacher = teacher_features(session, extractor)
     subset = min((e.samples for e, _ in runs if e.kind == "oracle"), default=options.samples)
@@ -76,7 +83,7 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
         for group in groups
         for difference in differences([(e, run) for e, run in runs if (e.sampler, e.nfe) == group], count)
     ]
-    facts = _facts(session, store.hash, counts, reference, of_teacher)
+    facts = {**_facts(session, store.hash, counts, reference, of_teacher), "skipped": left}
     fresh = Results(rows, apart, facts)
     results = fresh.joined(Results.read(folder))
     path = write_report(
@@ -106,30 +113,37 @@ def _to_tensorboard(session: Session, rows: list[Row]) -> None:
                     writer.add_scalar(f"{measure}/{stem(row.sampler)}/{row.schedule}", value, row.nfe)
 
 
-def _runs(session: Session) -> list[tuple[Entry, Run]]:
-    """What there is of everything planned; the rest is named on stderr, but for what was skipped."""
-    folder, refused = runs_of(session), skipped(session)
+def _runs(session: Session) -> tuple[list[tuple[Entry, Run]], list[dict[str, str]]]:
+    """What there is of everything planned, and what of it was skipped; the rest is named on stderr."""
+    folder, refused, plan = runs_of(session), skipped(session), planned(session)
     found, missing = [], []
-    for pair, entries in planned(session).items():
+    wanted = {(*pair, "") for pair in plan}
+    for pair, entries in plan.items():
         for entry in entries:
             run = kept_run(entry, folder)
             if run is not None:
                 found.append((entry, run))
-            elif pair not in refused:
+                continue
+            wanted.add((*pair, entry.file))
+            if not refused.keys() & {(*pair, ""), (*pair, entry.file)}:
                 missing.append(f"{entry.sampler}, NFE {entry.nfe}, {entry.schedule}")
+    left = [
+        {"cacher": key[0], "quantizer": key[1], "run": key[2], "reason": reason}
+        for key, reason in refused.items()
+        if key in wanted
+    ]
     remedy = "make them with `ts-adapt evaluate --generate-only`"
     if not found:
-        reason = next(iter(refused.values()), None)
         raise TsAdaptError(
-            f"nothing of this comparison is in {folder} yet; {remedy}"
-            if reason is None
-            else f"nothing of this comparison could be measured: {reason}"
+            f"nothing of this comparison could be measured: {left[0]['reason']}"
+            if left
+            else f"nothing of this comparison is in {folder} yet; {remedy}"
         )
     if missing:
         named = "; ".join(missing[:MANY]) + ("; ..." if len(missing) > MANY else "")
         count = len(missing) + len(found)
         print(f"ts-adapt: {len(missing)} of {count} runs are missing ({named}); {remedy}", file=sys.stderr)
-    return found
+    return found, left
 
 
 def _notes(session: Session, facts: Mapping[str, Any]) -> tuple[str, str]:
@@ -150,17 +164,17 @@ def _reference(session: Session, extractor: Extractor) -> Reference:
     """The data, and other real samples: drawn, where the data's law is known."""
     options, draw = session.config.evaluate, getattr(session.denoiser, "draw", None)
     if draw is None or options.reference is not None:
-        return reference_of(extractor, options.features, options.reference, batch_size=options.batch_size)
+        return reference_of(
+            extractor, options.features, options.reference, shape=session.image_shape, batch_size=options.batch_size
+        )
     return Reference(FeatureStatistics.of(extractor(draw(20_000, seed=1))), extractor(draw(10_000, seed=2)), True)
 
 
 def _facts(session: Session, teacher: str, counts: list[int], reference: Reference, features: Tensor) -> dict[str, Any]:
-    """What the comparison is, what of it was skipped, and the Frechet distance to the data of the teacher's images and
-    of real ones."""
+    """What the comparison is, and the Frechet distance to the data of the teacher's images and of real ones."""
     config, options, data = session.config, session.config.evaluate, reference.statistics
     real = reference.features if reference.apart else reference.features[:0]
     floor = {n: frechet(FeatureStatistics.of(real[:n]), data) for n in counts if n <= len(real)}
-    pairs = {(cacher, quantizer) for cacher in config.cachers for quantizer in config.quantizers}
     return {
         "comparison": {
             "model": config.model.name, "teacher": teacher, "distance": config.distance, "samples": options.samples,
@@ -168,11 +182,6 @@ def _facts(session: Session, teacher: str, counts: list[int], reference: Referen
         },
         "teacher": {str(n): frechet(FeatureStatistics.of(features[:n]), data) for n in counts},
         "floor": {str(n): value for n, value in floor.items()},
-        "skipped": [
-            {"cacher": pair[0], "quantizer": pair[1], "reason": reason}
-            for pair, reason in skipped(session).items()
-            if pair in pairs
-        ],
         "device": config.model.device,
         "torch": torch.__version__,
     }  # fmt: skip
@@ -199,11 +208,8 @@ def evaluate_images(session: Session, folder: Path) -> float:
     options = session.config.evaluate
     extractor = make_extractor(options.features, device=session.config.model.device, inception=options.inception)
     data = _reference(session, extractor).statistics
-    features = folder_features(extractor, folder, session.shape, batch_size=options.batch_size)
-    if features.shape[1] != data.mean.shape[0]:
-        raise TsAdaptError(
-            f"the images in {folder} are of another size than the model's {tuple(session.shape)}; resize them to it"
-        )
+    shape = taken_shape(options.features, session.image_shape)
+    features = folder_features(extractor, folder, shape, batch_size=options.batch_size)
     value = frechet(FeatureStatistics.of(features), data)
     print(f"{folder}: {len(features)} images, Frechet distance to the data {value:.3f} ({options.features} features)")
     return value

@@ -50,6 +50,12 @@ class Experiment:
         """Of a sample, without the batch."""
         return tuple(self.denoiser.shape)  # type: ignore[attr-defined]
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of an image, (C, H, W): what a sample is decoded to."""
+        with torch.inference_mode():
+            return tuple(self.denoiser.decode(torch.zeros(1, *self.shape, device=self.config.model.device)).shape[1:])
+
     def condition_source(self) -> ConditionSource | None:
         """Where the teacher's conditions come from: class labels of a class-conditional model, or the prompts' file."""
         options = self.config.teacher

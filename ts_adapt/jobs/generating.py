@@ -2,12 +2,13 @@
 
 The product is cachers x quantizers x solvers x NFE x schedules; to each cacher and quantizer come the schedules that
 were learned for the network with them (`static@hqq4`). A cacher or quantizer that the network does not take is
-skipped, and said so; `skipped` remembers why. Several processes (`distributed`) share the parts of runs among them.
+skipped, and so is a run that fails while it is sampled; that is said, and `skipped` remembers why. Several processes
+(`distributed`) share the parts of runs among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,17 +23,17 @@ from ts_adapt import distributed
 from ts_adapt.assembly import grid_names
 from ts_adapt.evaluation.benchmark import OF_STUDENT, Entry, fingerprint
 from ts_adapt.evaluation.metrics import Extractor, make_extractor
-from ts_adapt.evaluation.runs import PARTS, Clip, join_parts, kept_run, missing_parts, sample_part
+from ts_adapt.evaluation.runs import PARTS, Clip, RunError, join_parts, kept_run, missing_parts, sample_part
 from ts_adapt.files import read_json, read_tensors, write_json, write_tensors
 from ts_adapt.folders import hold, remove_leftovers
 from ts_adapt.grids.space import corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.accelerated import FULL, Impossible, accelerated, key_of
 from ts_adapt.jobs.learning import teach
+from ts_adapt.jobs.named import shared_schedules, short_name
 from ts_adapt.jobs.session import Session, is_oracle, is_shared
 from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES
 from ts_adapt.prompts import prompts_of, read_prompts
-from ts_adapt.schedule_file import Schedule
 from ts_adapt.search.objective import Batch
 from ts_adapt.teacher.store import TeacherStore
 
@@ -40,6 +41,10 @@ SKIPPED, TEACHER = "skipped.json", "teacher.safetensors"
 Bar: TypeAlias = "tqdm[Any]"
 Pair = tuple[str, str]
 """The names of a cacher and of a quantizer."""
+Skipped = dict[tuple[str, str, str], str]
+"""(cacher, quantizer, the file of a run, or nothing for all of theirs) -> why it was skipped."""
+Listed = dict[tuple[str, int], dict[str, TimeGrid]]
+"""The grids of `evaluate.schedules` by solver and NFE, then by their names in the table."""
 
 
 def generate(session: Session) -> None:
@@ -64,7 +69,7 @@ def comparing(session: Session) -> Iterator[None]:
 
 def _generate(session: Session) -> None:
     config, options, folder = session.config, session.config.evaluate, runs_of(session)
-    _check_files(session)
+    _listed(session)
     if distributed.first(lambda: _lacking(session)):
         if config.teacher.test_samples < options.samples:
             raise TsAdaptError(
@@ -82,17 +87,23 @@ def _generate(session: Session) -> None:
         for (cacher, quantizer), entries in plan.items():
             todo = [entries[place] for place in distributed.first(partial(_unfinished, entries, folder))]
             bar.update(sum(entry.samples for entry in entries if entry not in todo))
-            refused.pop((cacher, quantizer), None)
+            for run in ("", *(entry.file for entry in entries)):
+                refused.pop((cacher, quantizer, run), None)
             if not todo:
                 continue
             try:
                 with accelerated(session, cacher, quantizer):
-                    _sample(session, todo, batch, extractor, clip, bar)
+                    failed = _sample(session, todo, batch, extractor, clip, bar)
             except Impossible as error:
-                refused[cacher, quantizer] = str(error)
-                tqdm.write(f"skipped: cacher {cacher}, quantizer {quantizer}: {error}")
+                failed = {"": str(error)}
                 bar.update(sum(entry.samples for entry in todo))
-    kept = [{"cacher": pair[0], "quantizer": pair[1], "reason": reason} for pair, reason in refused.items()]
+            for run, reason in failed.items():
+                refused[cacher, quantizer, run] = reason
+                tqdm.write(f"skipped: cacher {cacher}, quantizer {quantizer}: {reason}")
+    kept = [
+        {"cacher": cacher, "quantizer": quantizer, "run": run, "reason": reason}
+        for (cacher, quantizer, run), reason in refused.items()
+    ]
     if distributed.rank() == 0 and (kept or (folder / SKIPPED).exists()):
         write_json(folder / SKIPPED, kept)
 
@@ -106,31 +117,51 @@ def _lacking(session: Session) -> bool:
 
 def _sample(
     session: Session, entries: list[Entry], batch: Batch, extractor: Extractor, clip: Clip | None, bar: Bar
-) -> None:
-    """Sample `entries` with the network as it is now; P processes take P entries at a time, whose parts they share."""
+) -> dict[str, str]:
+    """Sample `entries` with the network as it is now; P processes take P entries at a time, whose parts they share.
+
+    Returns why runs failed, by their files.
+    """
     folder, size = runs_of(session), session.config.evaluate.batch_size
     shared = replace(session.objective(session.solver(entries[0].solver)), checkpoint=False)
+    objectives = [replace(shared, solver=session.solver(entry.solver)) for entry in entries]
+
+    def part(place: int, rows: range) -> None:
+        entry = entries[place]
+        bar.set_postfix_str(f"{entry.sampler} NFE {entry.nfe} {entry.schedule}")
+        sample_part(entry, objectives[place], batch, extractor, folder, rows, batch_size=size, clip=clip)
+        bar.update(len(rows))
+
+    def join(place: int) -> None:
+        join_parts(entries[place], objectives[place], batch, folder, batch_size=size)
+
+    failed: dict[int, str] = {}
     for start in range(0, len(entries), distributed.world()):
-        some = entries[start : start + distributed.world()]
-        objectives = [replace(shared, solver=session.solver(entry.solver)) for entry in some]
-        missing = distributed.first(partial(_missing, some, folder, size))
-        own = distributed.mine(missing)
-        with distributed.together():
-            for place, rows in own:
-                entry = some[place]
-                bar.set_postfix_str(f"{entry.sampler} NFE {entry.nfe} {entry.schedule}")
-                sample_part(entry, objectives[place], batch, extractor, folder, rows, batch_size=size, clip=clip)
-                bar.update(len(rows))
-        with distributed.together():
-            for place in distributed.mine(range(len(some))):
-                join_parts(some[place], objectives[place], batch, folder, batch_size=size)
-        distributed.await_files([folder / entry.file for entry in some])
-        bar.update(sum(entry.samples for entry in some) - sum(len(rows) for _, rows in own))
+        places = range(start, min(start + distributed.world(), len(entries)))
+        end = bar.n + sum(entries[place].samples for place in places)
+        failed |= _made(distributed.first(partial(_missing, entries, places, folder, size)), part)
+        failed |= _made([(place,) for place in places if place not in failed], join)
+        distributed.await_files([folder / entries[place].file for place in places if place not in failed])
+        bar.update(end - bar.n)
+    return {entries[place].file: reason for place, reason in failed.items()}
 
 
-def _missing(entries: list[Entry], folder: Path, batch_size: int) -> list[tuple[int, range]]:
-    """The places of entries, and their rows, that are to be sampled yet."""
-    return [(place, rows) for place, entry in enumerate(entries) for rows in missing_parts(entry, folder, batch_size)]
+def _made(units: Sequence[tuple[Any, ...]], make: Callable[..., None]) -> dict[int, str]:
+    """Share the `units` `(place, ...)` among the processes, which `make` them; returns, to all, why places failed."""
+    failed: dict[int, str] = {}
+    with distributed.together():
+        for place, *rest in distributed.mine(units):
+            if place not in failed:
+                try:
+                    make(place, *rest)
+                except RunError as error:
+                    failed[place] = str(error)
+    return {place: reason for found in reversed(distributed.meet(failed)) for place, reason in found.items()}
+
+
+def _missing(entries: list[Entry], places: range, folder: Path, batch_size: int) -> list[tuple[int, range]]:
+    """Of the entries at `places` the places, and the rows, that are to be sampled yet."""
+    return [(place, rows) for place in places for rows in missing_parts(entries[place], folder, batch_size)]
 
 
 def runs_of(session: Session) -> Path:
@@ -138,10 +169,13 @@ def runs_of(session: Session) -> Path:
     return session.workspace.evaluation / "runs"
 
 
-def skipped(session: Session) -> dict[Pair, str]:
-    """Why the pairs that were skipped so far were; what cannot be read is as none."""
+def skipped(session: Session) -> Skipped:
+    """Why what was skipped so far was; what cannot be read is as none."""
     try:
-        return {(kept["cacher"], kept["quantizer"]): kept["reason"] for kept in read_json(runs_of(session) / SKIPPED)}
+        return {
+            (kept["cacher"], kept["quantizer"], kept.get("run", "")): kept["reason"]
+            for kept in read_json(runs_of(session) / SKIPPED)
+        }
     except (TsAdaptError, KeyError, TypeError):
         return {}
 
@@ -158,15 +192,16 @@ def planned(session: Session) -> dict[Pair, list[Entry]]:
             f"{student.cacher} to cachers and its quantizer {student.quantizer} to quantizers"
         )
 
-    def entries(of: Session) -> list[Entry]:
-        return [entry for solver in config.solvers for nfe in config.nfe for entry in _entries(of, solver, nfe)]
+    def entries(of: Session, further: Listed) -> list[Entry]:
+        cells = [(solver, nfe) for solver in config.solvers for nfe in config.nfe]
+        return [entry for cell in cells for entry in _entries(of, *cell, further.get(cell, {}))]
 
-    full = entries(session.of_student(*FULL))
+    full = entries(session.of_student(*FULL), _listed(session))
     plan = {}
     for quantizer in config.quantizers:
         for cacher in config.cachers:
             key = key_of(session, cacher, quantizer)
-            own = [] if (cacher, quantizer) == FULL else entries(session.of_student(cacher, quantizer))
+            own = [] if (cacher, quantizer) == FULL else entries(session.of_student(cacher, quantizer), {})
             plan[cacher, quantizer] = [
                 replace(
                     entry, cacher=cacher, quantizer=quantizer,
@@ -220,9 +255,9 @@ def _clip(session: Session, batch: Batch) -> Clip | None:
     return lambda images, rows: scorer(images, of_samples[rows])
 
 
-def _entries(session: Session, solver: str, nfe: int) -> list[Entry]:
-    """Every schedule there is for `solver` and `nfe`: fixed grids, and what has been learned so far; of a student only
-    what was learned for it."""
+def _entries(session: Session, solver: str, nfe: int, further: dict[str, TimeGrid]) -> list[Entry]:
+    """Every schedule there is for `solver` and `nfe`: fixed grids, what has been learned so far, and `further` ones; of
+    a student only what was learned for it."""
     config = session.config
     samples, steps = config.evaluate.samples, session.steps(solver, nfe)
     teacher, _ = session.teacher("test")
@@ -243,7 +278,7 @@ def _entries(session: Session, solver: str, nfe: int) -> list[Entry]:
     for name in session.shared_names(solver, nfe):
         grid = session.shared(name, solver, nfe).grid
         entries.append(entry(name, "static" if name.startswith("static") else "optimized", grid, grid))
-    entries += [] if student else _file_entries(session, solver, nfe, base)
+    entries += [entry(name, "optimized", grid, grid) for name, grid in further.items()]
     for name in session.predictor_names(solver, nfe):
         predictor = session.predictor(name, solver, nfe)
         entries.append(entry(name, name.removesuffix(ALL), predictor.policy(steps), predictor.state_dict()))
@@ -266,38 +301,27 @@ def _entries(session: Session, solver: str, nfe: int) -> list[Entry]:
     return entries
 
 
-def _file_entries(session: Session, solver: str, nfe: int, base: tuple[object, ...]) -> list[Entry]:
-    """The schedule files of the config that are for `solver` and `nfe`."""
-    entries = []
-    for path in map(Path, session.config.evaluate.schedules):
-        schedule = Schedule.load(path, session.noise)
-        if (schedule.solver, schedule.nfe) == (solver, nfe):
-            session.check_fit(path, solver, nfe, schedule.grid.steps, wanted=(solver, nfe))
-            key = fingerprint(*base, schedule.grid)
-            entries.append(
-                Entry(solver, nfe, path.stem, "optimized", schedule.grid, key, session.config.evaluate.samples)
-            )
-    return entries
+def _listed(session: Session) -> Listed:
+    """What `evaluate.schedules` names, for the solvers and NFEs of the config.
 
-
-def _check_files(session: Session) -> None:
-    """TsAdaptError for a schedule file that no solver and NFE of the config will meet, or a name met twice."""
+    Raises TsAdaptError for a schedule that none of them meets, or a name met twice.
+    """
     config = session.config
-    names: dict[tuple[str, str, int], Path] = {}
-    for path in map(Path, config.evaluate.schedules):
-        schedule = Schedule.load(path, session.noise)
-        if schedule.solver not in config.solvers or schedule.nfe not in config.nfe:
+    found: Listed = {(solver, nfe): {} for solver in config.solvers for nfe in config.nfe}
+    for source in config.evaluate.schedules:
+        schedules, name = shared_schedules(source, session.noise), short_name(source)
+        met = [schedule for schedule in schedules if (schedule.solver, schedule.nfe) in found]
+        if not met:
+            solver, nfes = schedules[0].solver, ",".join(str(schedule.nfe) for schedule in schedules)
             raise TsAdaptError(
-                f"{path} is for {schedule.solver}, NFE {schedule.nfe}, which is not evaluated; "
-                f"add --solvers [{schedule.solver}] --nfe [{schedule.nfe}]"
+                f"{source} is for {solver}, NFE {nfes}, which is not evaluated; add --solvers [{solver}] --nfe [{nfes}]"
             )
-        key = path.stem, schedule.solver, schedule.nfe
-        if (
-            key in names
-            or path.stem in (*grid_names(), *PREDICTOR_NAMES)
-            or is_shared(path.stem)
-            or is_oracle(path.stem)
-        ):
-            other = f"{names[key]} too" if key in names else "a schedule of the comparison"
-            raise TsAdaptError(f"{path} would be called {path.stem!r}, as is {other}; rename the file")
-        names[key] = path
+        for schedule in met:
+            solver, nfe, grid = schedule.solver, schedule.nfe, schedule.grid
+            session.check_fit(Path(source), solver, nfe, grid.steps, wanted=(solver, nfe))
+            twice = name in found[solver, nfe]
+            if twice or name in (*grid_names(), *PREDICTOR_NAMES) or is_shared(name) or is_oracle(name):
+                other = "another one of evaluate.schedules" if twice else "a schedule of the comparison"
+                raise TsAdaptError(f"{source} would be called {name!r}, as is {other}; rename the file or folder")
+            found[solver, nfe][name] = grid
+    return found

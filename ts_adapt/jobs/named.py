@@ -1,10 +1,11 @@
-"""What `--schedule` may name beside a grid, the workspace's schedules, and schedule files: schedules for diffusers.
+"""What `--schedule` and `evaluate.schedules` may name beside schedule files, the workspace's schedules, and grids:
+schedules for diffusers.
 
     a schedule of the zoo       by its name (`zoo.schedules`)
     a folder, or a hub id       that `LearnedScheduler.save_pretrained` wrote, `export --format diffusers` too
 
-They hold what was learned for several NFEs. Where none is asked for, the config's is taken if it names one that is
-there, else the largest; `of_others` says so.
+They hold what was learned for several NFEs. `evaluate` compares all that the config names. Else, where none is asked
+for, the config's is taken if it names one that is there, else the largest; `of_others` says so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from ts_adapt import zoo
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.load import HUB_ID
-from ts_adapt.interfaces import NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError, unknown
 from ts_adapt.schedule_file import ABOUT, Schedule
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ def is_scheduler(name: str) -> bool:
     path = Path(name).expanduser()
     on_hub = HUB_ID.fullmatch(name) is not None and path.suffix != ".json" and not path.exists()
     return name in zoo.schedules() or (path / CONFIG).is_file() or on_hub
+
+
+def short_name(name: str) -> str:
+    """What a schedule file, or a schedule for diffusers, is called in a table: that of the file or the folder."""
+    path = Path(name).expanduser().absolute()
+    return path.name if is_scheduler(name) else path.stem
 
 
 def load_scheduler(name: str, solver: str | None = None, noise: NoiseSchedule | None = None) -> LearnedScheduler:
@@ -103,10 +110,13 @@ def shared_schedule(name: str, schedule: LearnedScheduler, nfe: int) -> tuple[Sc
 def shared_schedules(name: str, noise: NoiseSchedule) -> list[Schedule]:
     """The schedules in a schedule file, or in a schedule for diffusers, one for each NFE, for a model with `noise`.
 
-    Raises TsAdaptError for what cannot be read, is for another model, or has a grid for each sample.
+    Raises TsAdaptError for what is unknown, cannot be read, is for another model, or has a grid for each sample.
     """
     if not is_scheduler(name):
-        return [Schedule.load(Path(name), noise)]
+        path = Path(name)
+        if path.suffix != ".json" and not path.exists():
+            raise unknown("schedule", name, zoo.schedules())
+        return [Schedule.load(path, noise)]
     schedule = load_scheduler(name, noise=noise)
     if schedule.source.own_times or schedule.source.learned is None:
         raise TsAdaptError(f"{name} holds no shared learned grids, one for each NFE; give one that does")

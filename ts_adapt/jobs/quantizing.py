@@ -28,11 +28,10 @@ from ts_adapt.evaluation.metrics import image_files, read_image
 from ts_adapt.files import make_folder
 from ts_adapt.folders import making
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.accelerated import calibration_set, folder_of, loaded, quantize_anew
+from ts_adapt.jobs.accelerated import calibration_set, folder_of, load_or_make, quantize_anew
 from ts_adapt.jobs.session import Session
 from ts_adapt.quantizers.network import restore, size_of
 from ts_adapt.quantizers.report import LayerReport, plot, report, save_report, write_table
-from ts_adapt.quantizers.storage import save
 from ts_adapt.quantizers.training import FineTuneOptions, diffusion_loss, fine_tune, image_batches, teacher_loss
 from ts_adapt.sampling import generator_for
 from ts_adapt.zoo.data import load_fashion_mnist, to_model_range
@@ -81,18 +80,13 @@ def training_images(session: Session) -> tuple[Tensor, dict[str, Tensor]]:
         except RuntimeError as error:
             raise TsAdaptError(f"{error}; or give a folder of images as --qat.data") from error
         images = to_model_range(pixels[: options.images])
+        if tuple(images.shape[1:]) != shape:
+            raise TsAdaptError(
+                f"the images of {options.data} are of {tuple(images.shape[1:])}, the model's samples of {shape}; give "
+                "a folder of images as --qat.data"
+            )
     else:
-        files, mode = image_files(options.data)[: options.images], "L" if shape[0] == 1 else "RGB"
-        each = [read_image(file, mode) for file in files]
-        other = next((file for file, x in zip(files, each, strict=True) if tuple(x.shape[1:]) != shape), None)
-        if other is not None:
-            raise TsAdaptError(f"{other} is of another size than the model's samples of {shape}; resize the images")
-        images = torch.cat(each)
-    if tuple(images.shape[1:]) != shape:
-        raise TsAdaptError(
-            f"the images of {options.data} are of {tuple(images.shape[1:])}, the model's samples of {shape}; give a "
-            "folder of images as --qat.data"
-        )
+        images = torch.cat([read_image(file, shape) for file in image_files(options.data)[: options.images]])
     return images, _classes(session, None if labels is None else labels[: options.images], len(images))
 
 
@@ -118,9 +112,11 @@ def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quant
     folder = folder_of(session, name, quantizing)
     training, calls = folder.with_name(f"{folder.name}.training"), calibration_set(session, quantizing.select)
 
-    def keep() -> None:
+    def make() -> None:
+        quantize_anew(session, network, quantizing, calls, trainer(session, network, name, quantizing, training))
+
+    def tell() -> None:
         if not was_there:
-            save(network, folder)
             shutil.rmtree(training, ignore_errors=True)
         rows = report(network, calls)
         save_report(rows, network, folder / REPORT)
@@ -129,11 +125,9 @@ def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quant
         print(_said(name, rows, network, folder, was_there))
 
     with distributed.held(making(folder)):
-        was_there = not redo and loaded(network, folder)
-        if not was_there:
-            quantize_anew(session, network, quantizing, calls, trainer(session, network, name, quantizing, training))
+        was_there = load_or_make(network, folder, make, redo=redo)
         try:
-            distributed.first(keep)
+            distributed.first(tell)
         finally:
             restore(network)
 
