@@ -14,14 +14,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ts_adapt import zoo
+from ts_adapt.assembly import build_quantizer
 from ts_adapt.cli import main
 from ts_adapt.config import Config
 from ts_adapt.denoisers.network import step_aware_parts
 from ts_adapt.evaluation.benchmark import fingerprint
 from ts_adapt.evaluation.report import COLUMNS
 from ts_adapt.files import read_tensors, write_tensors
+from ts_adapt.folders import making
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.accelerated import Impossible, accelerated
+from ts_adapt.jobs.accelerated import Impossible, accelerated, folder_of
 from ts_adapt.jobs.evaluating import evaluate, score_runs
 from ts_adapt.jobs.generating import generate, planned, runs_of
 from ts_adapt.jobs.learning import teach
@@ -124,6 +126,16 @@ def test_every_cacher_meets_every_quantizer_on_every_schedule(done: Session) -> 
         assert row["inception_score"] == row["sfid"] == row["clip_score"] == ""
         assert float(row["kid"]) == float(row["kid"]) and 0 <= float(row["precision"]) <= 1 >= float(row["recall"]) >= 0
     assert facts(done)["skipped"] == []
+
+
+def test_a_quantizer_that_another_process_is_making_is_made_without_being_kept(root: Path, tmp_path: Path) -> None:
+    session = session_in(root, tmp_path / "logs", quantizers=["none", "hqq3"])
+    quantizing = build_quantizer("hqq3")
+    assert quantizing is not None
+    folder = folder_of(session, "hqq3", quantizing)
+    with making(folder):
+        generate(session)
+    assert len(list(runs_of(session).glob("ddim-*.safetensors"))) == 4 and not folder.exists()
 
 
 def test_the_report_puts_them_side_by_side(done: Session) -> None:
@@ -263,7 +275,7 @@ def test_a_quantization_is_found_once_and_read_back_the_same(
     session = Session(session.config, progress=False)
     with accelerated(session, "none", quantizer):
         quantized, size = marks(session)[-1], asdict(size_of(network_of(session)))
-    (folder,) = (session.workspace.data / "quantizers").iterdir()
+    (folder,) = (session.workspace.data / "quantizers").glob("[!.]*")
     assert marks(session)[-1] == before[-1] != quantized
     with monkeypatch.context() as patch:
         patch.setattr("ts_adapt.quantizers.network.quantize", lambda *_, **__: pytest.fail("quantized again"))
@@ -278,7 +290,7 @@ def test_a_quantization_is_found_once_and_read_back_the_same(
     other = "normal" if quantizer != "tdq-w8a8" else "active"
     with accelerated(session, "none", f"{quantizer}@{other}"):
         assert marks(session)[-1] != quantized
-    assert len(list((session.workspace.data / "quantizers").iterdir())) == 3
+    assert len(list((session.workspace.data / "quantizers").glob("[!.]*"))) == 3
 
 
 def test_the_network_is_itself_again_whatever_happens(root: Path, tmp_path: Path) -> None:

@@ -76,10 +76,10 @@ class Results:
         rows = [*self.rows, *(r for r in earlier.rows if (r.sampler, r.nfe) not in mine)]
         apart = [*self.differences, *(d for d in earlier.differences if (d.sampler, d.nfe) not in mine)]
         counts = {key: {**earlier.facts[key], **self.facts[key]} for key in ("teacher", "floor")}
-        there = {(r.cacher, r.quantizer) for r in rows}
+        there = {key for r in rows for key in ((r.cacher, r.quantizer, ""), (r.cacher, r.quantizer, r.file))}
         refused = [*self.facts.get("skipped", []), *earlier.facts.get("skipped", [])]
-        reasons = {(one["cacher"], one["quantizer"]): one for one in reversed(refused)}
-        left = [one for pair, one in reasons.items() if pair not in there]
+        reasons = {(one["cacher"], one["quantizer"], one.get("run", "")): one for one in reversed(refused)}
+        left = [one for key, one in reasons.items() if key not in there]
         return Results(rows, apart, {**self.facts, **counts, "skipped": left})
 
 
@@ -101,7 +101,7 @@ def _check_facts(facts: dict[str, Any], path: Path) -> None:
     for counts in (facts["teacher"], facts["floor"]):
         check_schema(counts, dict.fromkeys(counts, (int, float)), path)
     for one in facts.get("skipped", []):
-        check_schema(one, dict.fromkeys(("cacher", "quantizer", "reason"), str), path)
+        check_schema({"run": "", **one}, dict.fromkeys(("cacher", "quantizer", "run", "reason"), str), path)
 
 
 def write_report(

@@ -48,6 +48,10 @@ Clip = Callable[[Tensor, slice], Tensor]
 """(images of the samples in a slice, that slice) -> their CLIP scores `(B,)`."""
 
 
+class RunError(TsAdaptError):
+    """A run that could not be sampled, or its cost not be measured; says which one and why."""
+
+
 @dataclass(frozen=True)
 class RunCost:
     """bits, weight_bytes, flops and peak_memory as in `benchmark.Row`."""
@@ -100,7 +104,7 @@ def sample_part(
     batch_size: int,
     clip: Clip | None = None,
 ) -> None:
-    """Sample `entry` on the `rows` of `batch`, a part of it, and keep what came out."""
+    """Sample `entry` on the `rows` of `batch`, a part of it, and keep what came out. Raises RunError."""
     with _naming(entry):
         part = _sampled(entry.policy, objective, batch, extractor, rows, batch_size, clip)
     write_tensors(_part_file(entry, folder, rows), {**part, "fingerprint": _part_key(entry, rows, batch_size)})
@@ -109,7 +113,7 @@ def sample_part(
 def join_parts(entry: Entry, objective: Objective, batch: Batch, folder: Path, *, batch_size: int) -> None:
     """Make the run of its parts, unless there is one, and measure what it costs.
 
-    Raises TsAdaptError for a part that is missing.
+    Raises TsAdaptError for a part that is missing, and RunError.
     """
     run = kept_run(entry, folder)
     run = _joined(entry, folder, batch_size) if run is None else run
@@ -142,11 +146,11 @@ def _joined(entry: Entry, folder: Path, batch_size: int) -> Run:
 
 @contextmanager
 def _naming(entry: Entry) -> Iterator[None]:
-    """A TsAdaptError of the block says which run it is of."""
+    """A TsAdaptError of the block becomes a RunError, which says which run it is of."""
     try:
         yield
     except TsAdaptError as error:
-        raise TsAdaptError(f"{entry.sampler}, NFE {entry.nfe}, {entry.schedule}: {error}") from error
+        raise RunError(f"{entry.sampler}, NFE {entry.nfe}, {entry.schedule}: {error}") from error
 
 
 @torch.inference_mode()
