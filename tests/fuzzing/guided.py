@@ -1,4 +1,4 @@
-"""python -m fuzzing.guided READER [--runs N] [--seed S] [--out FOLDER]          with atheris, where it installs
+"""python -m fuzzing.guided READER [--runs N] [--seconds N] [--seed S] [--out FOLDER]          with atheris, where it installs
 
 Mutations that libFuzzer chooses by the lines of the package that they reach. The first two bytes of an input choose the
 variant of the valid files and the one of them that the other bytes stand for. What is a failure, see `fuzzing`: it ends
@@ -41,6 +41,7 @@ def main() -> None:
     readers = all_readers()
     parser.add_argument("reader", choices=readers)
     parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--seconds", type=int, default=300, help="after which it ends all the same")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("logs/fuzz"), help="folder for an input that fails")
     given = parser.parse_args()
@@ -55,7 +56,13 @@ def main() -> None:
         for place, data in enumerate(seeds(reader)):
             (Path(folder) / str(place)).write_bytes(data)
         # libFuzzer takes a seed of 0 for none
-        limits = [f"-runs={given.runs}", f"-seed={given.seed + 1}", "-timeout=20", "-max_len=100000"]
+        limits = [
+            f"-runs={given.runs}",
+            f"-seed={given.seed + 1}",
+            f"-max_total_time={given.seconds}",
+            "-timeout=20",
+            "-max_len=100000",
+        ]
         atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={given.out}/{given.reader}-", folder], one)
         atheris.Fuzz()
 
