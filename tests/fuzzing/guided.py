@@ -1,4 +1,4 @@
-"""python -m fuzzing.guided READER [--runs N] [--seconds N] [--seed S] [--out FOLDER]          with atheris, where it installs
+"""python -m fuzzing.guided READER [--runs N] [--seconds N] [--seed S] [--out FOLDER]; with atheris, where it installs
 
 Mutations that libFuzzer chooses by the lines of the package that they reach. The first two bytes of an input choose the
 variant of the valid files and the one of them that the other bytes stand for. What is a failure, see `fuzzing`: it ends
