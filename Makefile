@@ -102,6 +102,7 @@ learn-%: $(STAMP)
 studies: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/ts-adapt search $(STUDY_CONFIG) --nfe $(STUDY_NFE) --method per-sample \
 		--label_samples $(STUDY_LABELS)
+	$(BIN)/ts-adapt train $(STUDY_CONFIG) --predictor recursive-all --train.batch_size 32
 	$(MAKE) $(addprefix bench-,$(STUDIES))
 	$(MAKE) students
 	$(BIN)/ts-adapt evaluate --config configs/suite_smoke.yml

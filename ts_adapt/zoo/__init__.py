@@ -31,6 +31,6 @@ def paths() -> dict[str, Path]:
 def schedules() -> dict[str, Path]:
     """The folder of each learned schedule of the zoo, for `LearnedScheduler.from_pretrained`.
 
-    Static grids of NFE 3 to 10, for a model and a solver.
+    For a model and a solver, at NFE 3, 5, 7 and 10: static grids, and `...-recursive`, a predictor.
     """
     return {folder.name: folder for folder in sorted((Path(__file__).parent / "schedules").iterdir())}

@@ -1,0 +1,38 @@
+"""The schedules of the zoo: each loads for its model, and what was learned is worth what the model card says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ts_adapt
+from ts_adapt import zoo
+from ts_adapt.jobs.named import load_scheduler, policy_of
+from ts_adapt.teacher.store import TEST_START
+
+SAMPLES, NFE = 48, 5
+
+
+@pytest.mark.parametrize("name", zoo.schedules())
+def test_every_schedule_is_for_its_model_at_the_nfe_of_the_card(name: str) -> None:
+    schedule = load_scheduler(name, noise=ts_adapt.load("fashion-ddpm").noise)
+    assert list(schedule.source.learned) == [3, 5, 7, 10]
+    assert schedule.config["learned_for"]["model"] == "fashion-ddpm"
+
+
+@torch.no_grad()
+def test_on_unseen_noises_recursive_is_nearer_to_the_teacher_than_static_and_static_than_karras() -> None:
+    denoiser = ts_adapt.load("fashion-ddpm")
+    solver, distance = ts_adapt.build_solver("unipc-3", denoiser.noise), ts_adapt.build_distance("features")
+    x_T = ts_adapt.initial_noise(1, range(TEST_START, TEST_START + SAMPLES), denoiser.shape)
+    fine = ts_adapt.build_grid("log_snr", denoiser.noise, steps=30)
+    teacher = ts_adapt.integrate(denoiser, solver, fine, x_T).x
+    policies = {
+        name: policy_of(load_scheduler(f"fashion-ddpm-unipc-3{name}"), NFE, denoiser.noise, "cpu")
+        for name in ("", "-recursive")
+    } | {"karras": ts_adapt.build_grid("karras", denoiser.noise, steps=NFE)}
+    apart = {
+        name: float(distance(ts_adapt.integrate(denoiser, solver, policy, x_T).x, teacher).mean())
+        for name, policy in policies.items()
+    }
+    assert apart["-recursive"] < 0.75 * apart[""] < apart[""] < 0.75 * apart["karras"]
