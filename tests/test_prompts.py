@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ts_adapt import files
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.prompts import read_prompts, token_count, trimmed
 
@@ -49,6 +50,14 @@ def test_parti_prompts_are_unquoted(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["captions_val2014.json", "captions"])
 def test_the_captions_of_one_image_are_one_prompt(tmp_path: Path, name: str) -> None:
     assert read_prompts(written(tmp_path, json.dumps(COCO), name)) == ["A bus.", "An old cat. A cat sleeps."]
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "captions.json"])
+def test_a_file_beyond_the_limit_of_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(files, "JSON_BYTES", 500)
+    for path in (written(tmp_path, json.dumps(COCO) + 500 * " ", name), Path("/dev/zero")):
+        with pytest.raises(TsAdaptError, match="has more than 500 bytes"):
+            read_prompts(path)
 
 
 def test_the_sample_that_ships_has_ten() -> None:

@@ -220,7 +220,7 @@ class Solver(Protocol):
 
 @runtime_checkable
 class StepAware(Protocol):
-    """Something inside the network that has to know the step: a cacher, a time-dependent quantizer."""
+    """Something inside the network that has to know the step: a cacher."""
 
     def begin(self, steps: int, batch: int) -> None:
         """A run of `steps` steps for `batch` samples begins; the network may see them twice, guided."""

@@ -28,10 +28,11 @@ Tokens = Callable[[str], int]
 def read_prompts(path: str | Path) -> list[str]:
     """The prompts of a file of any of the three kinds, in its order; of COCO those of its images.
 
-    Raises TsAdaptError for a file that is none of them, that is damaged, or that has no prompts.
+    Raises TsAdaptError for a file that is none of them, that is damaged or larger than
+    `files.JSON_BYTES`, or that has no prompts.
     """
     try:
-        text = files.read_bytes(Path(path)).decode("utf-8-sig")
+        text = files.read_bytes(Path(path), limit=files.JSON_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TsAdaptError(
             f"{path} is not UTF-8 text ({error}); give one prompt a line, PartiPrompts' TSV or COCO's captions in JSON"

@@ -69,8 +69,7 @@ def integrate(
     """Solve the probability-flow ODE from the noise `x_T` `(B, ...)` along `schedule`.
 
     step_noise  step index -> standard normal noise `(B, ...)`, for solvers that need it (`noise_for` makes one)
-    step_aware  cachers and time-dependent quantizers, told the step before each evaluation, beside those that are
-                attached to the denoiser's network
+    step_aware  cachers, told the step before each evaluation, beside those that are attached to the denoiser's network
     callback    called with (node, x_t, x0) after each evaluation
     checkpoint  recompute the denoiser in the backward pass
     check       refuse a NaN or infinity in the denoiser's output, naming the step

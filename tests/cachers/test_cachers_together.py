@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.hooks.hooks import HookRegistry
 from torch import Tensor, nn
 
 from ts_adapt import cachers, load
 from ts_adapt.assembly import SOLVERS, build_grid, build_solver
 from ts_adapt.cachers import DeepCache, TGate, attached
 from ts_adapt.denoisers.guidance import Guided
-from ts_adapt.denoisers.network import NetworkDenoiser
+from ts_adapt.denoisers.network import NetworkDenoiser, step_aware_parts
 from ts_adapt.denoisers.pipeline import noise_of
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.grids import fixed
@@ -90,6 +91,35 @@ def test_nothing_is_left_on_the_network(kit: Any, name: str, made: Any) -> None:
         assert kit.marks(network) == marks
         assert torch.equal(network(**inputs).sample, exact)
         assert all(cacher.network is None for cacher in found)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+@torch.no_grad()
+def test_an_interrupt_while_a_cacher_is_attached_leaves_the_network_with_those_that_were_there(
+    kit: Any, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """In place of the hook after the first `count` ones."""
+    network = kit.network("attentive")
+    calls = [kit.inputs(network, BATCH, place) for place in range(STEPS)]
+    deep, gate = DeepCache(2, branch=4), TGate(STEPS, 2, 0)
+    plain, register, left = kit.marks(network), HookRegistry.register_hook, [count]
+
+    def interrupted(registry: HookRegistry, hook: Any, name: str) -> None:
+        if name == "tgate" and not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= name == "tgate"
+        register(registry, hook, name)
+
+    with attached(network, deep):
+        alone = kit.told(network, deep, calls, BATCH)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(HookRegistry, "register_hook", interrupted)
+            gate.attach(network)
+        assert gate.network is None and step_aware_parts(network) == (deep,)
+        assert all(map(torch.equal, kit.told(network, deep, calls, BATCH), alone))
+        with attached(network, gate):
+            assert step_aware_parts(network) == (deep, gate)
+    assert kit.marks(network) == plain
 
 
 @pytest.mark.parametrize(("name", "branch"), [("attentive", 0), ("attentive", 4), ("text", 1), ("text-deep", 3)])

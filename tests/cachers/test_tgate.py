@@ -111,6 +111,21 @@ def test_self_attention_is_reused_before_its_residual_between_its_steps(kit: Any
     torch.testing.assert_close(found[2], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", TEXTS)
+@torch.no_grad()
+def test_guidance_switched_off_before_the_gate_leaves_the_conditional_half_as_if_it_had_been_alone(
+    kit: Any, name: str
+) -> None:
+    network = kit.network(name)
+    guided = guided_calls(kit, network)
+    conditional = [kit.rows(inputs, slice(BATCH, None)) for inputs in guided]
+    with attached(network, cacher := TGate(STEPS, self_attention_interval=STEPS, warm_up=1)):
+        switched = kit.told(network, cacher, [*guided[:2], *conditional[2:]], BATCH)
+        alone = kit.told(network, cacher, conditional, BATCH)
+    for found, expected in zip(switched[2:], alone[2:], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["attentive", *TEXTS])
 @torch.no_grad()
 def test_a_gate_at_the_end_changes_nothing_and_so_does_a_call_outside_a_run(kit: Any, name: str) -> None:

@@ -47,12 +47,12 @@ def test_statistics_do_not_depend_on_the_parts(sizes: list[int], seed: int) -> N
     np.testing.assert_allclose(statistics.covariance, np.cov(features, rowvar=False), rtol=1e-8, atol=1e-8)
 
 
-def test_statistics_merge_and_come_from_moments_and_tensors() -> None:
+def test_statistics_come_from_moments_and_tensors_and_go_on() -> None:
     features = draw(50)
     whole = FeatureStatistics.of(features)
-    merged = FeatureStatistics.of(features[:20]).merge(FeatureStatistics.of(torch.from_numpy(features[20:])))
-    restored = FeatureStatistics.from_moments(whole.mean, whole.covariance, 50)
-    for other in (merged, restored, FeatureStatistics().merge(whole), whole.merge(FeatureStatistics())):
+    part = FeatureStatistics.of(features[:20])
+    restored = FeatureStatistics.from_moments(part.mean, part.covariance, 20).update(torch.from_numpy(features[20:]))
+    for other in (whole, restored, FeatureStatistics.from_moments(whole.mean, whole.covariance, 50)):
         assert other.count == 50
         np.testing.assert_allclose(other.covariance, np.cov(features, rowvar=False), rtol=1e-10, atol=1e-12)
 

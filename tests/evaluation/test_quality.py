@@ -15,6 +15,7 @@ from ts_adapt.evaluation.inception import TO_SPATIAL, WEIGHTS, Inception
 from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
 from ts_adapt.evaluation.neighbours import Manifold
 from ts_adapt.evaluation.quality import Reference, inception_score, looks_of
+from ts_adapt.files import read_tensors
 from ts_adapt.interfaces import TsAdaptError
 
 
@@ -172,6 +173,14 @@ def test_the_clip_score_is_a_cosine_for_each_image_and_long_prompts_are_cut(tmp_
     torch.testing.assert_close(grey, score(images[:1, :1].expand(-1, 3, -1, -1), prompts[:1]))
     with pytest.raises(TsAdaptError, match="4 images and 1 prompts"):
         score(images, prompts[:1])
+
+
+def test_clips_weights_are_never_read_from_a_pickle(tmp_path: Path, tiny: Any) -> None:
+    folder = tiny_clip(tmp_path, tiny)
+    torch.save(read_tensors(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(TsAdaptError, match="cannot be had"):
+        clip_scorer(str(folder))
 
 
 def test_clip_without_weights_is_one_sentence(tmp_path: Path) -> None:

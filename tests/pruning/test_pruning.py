@@ -174,6 +174,8 @@ def test_a_pruned_network_is_cached_and_quantized_like_any_other() -> None:
     method, layers = build("hqq4+split")
     quantize(network, method, layers=layers)
     assert 0 < (said(network) - without).abs().max() < 1
+    with pytest.raises(TsAdaptError, match="leave blocks out of the plain network"):
+        remove(network, candidates(network)[0])
     assert torch.equal(said(restore(network)), without)
 
 

@@ -54,8 +54,9 @@ class Cacher(ABC):
     def attach(self, network: nn.Module) -> nn.Module:
         """Put the cacher on `network`, a UNet2DModel or UNet2DConditionModel, and return it.
 
-        Raises TsAdaptError, and leaves the network as it was, if the cacher is in use, if one of its kind is attached,
-        under gradient checkpointing, and for a network that is compiled or has not the blocks it needs.
+        Raises TsAdaptError if the cacher is in use, if one of its kind is attached, under gradient checkpointing, and
+        for a network that is compiled or has not the blocks it needs. Whatever is raised, an interrupt too, leaves the
+        network as it was.
         """
         from ts_adapt.cachers.hooks import install
 
@@ -74,27 +75,35 @@ class Cacher(ABC):
         if any(isinstance(part, type(self)) for part in step_aware_parts(network)):
             raise TsAdaptError(f"a {self.kind} is attached to this network already; remove that one first")
         self._refuse_checkpointing(network)
-        actions = self.actions(network)
-        for module, action in actions:
-            install(module, self.kind, action)
-        self._hooked = [module for module, _ in actions]
-        self.network = network
-        add_step_aware(network, self)
-        self.end()
+        try:
+            for module, action in self.actions(network):
+                self._hooked.append(module)
+                install(module, self.kind, action)
+            self.network = network
+            add_step_aware(network, self)
+            self.end()
+        except BaseException:
+            self._take_off(network)
+            raise
         return network
 
     def remove(self, network: nn.Module) -> nn.Module:
         """Take the cacher off `network`, and return it as it was before; TsAdaptError if it is not attached there."""
-        from ts_adapt.cachers.hooks import uninstall
-
         if self.network is None or self.network is not network:
             raise TsAdaptError(f"this {self.kind} is not attached to that network; there is nothing to remove")
+        self._take_off(network)
+        return network
+
+    def _take_off(self, network: nn.Module) -> None:
+        """Undo as much as has been done of `attach`."""
+        from ts_adapt.cachers.hooks import uninstall
+
         for module in self._hooked:
             uninstall(module, self.kind)
-        remove_step_aware(network, self)
+        if self in step_aware_parts(network):
+            remove_step_aware(network, self)
         self.end()
         self.network, self._hooked = None, []
-        return network
 
     def begin(self, steps: int, batch: int) -> None:
         if self.network is not None:

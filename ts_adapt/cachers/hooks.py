@@ -55,8 +55,11 @@ def install(module: nn.Module, name: str, action: Action) -> None:
 
 
 def uninstall(module: nn.Module, name: str) -> None:
-    """Take the hook called `name` off `module`; the other ones stay, and without any the module is as it was."""
-    registry = getattr(module, _REGISTRY)
+    """Take the hook called `name`, if there is one, off `module`; the others stay, and without any the module is as it
+    was."""
+    registry = getattr(module, _REGISTRY, None)
+    if registry is None:
+        return
     with _lifted(registry, lambda top: top != name):
         registry.remove_hook(name, recurse=False)
     if not registry.hooks:
@@ -67,11 +70,14 @@ def uninstall(module: nn.Module, name: str) -> None:
 
 @contextmanager
 def _lifted(registry: HookRegistry, above: Callable[[str], bool]) -> Iterator[None]:
-    """While the block runs, the hooks on top, as long as they are `above`, are off."""
+    """While the block runs, the hooks on top, as long as they are `above`, are off; they are back however it ends."""
     lifted = []
-    while registry.hooks and above(top := next(reversed(registry.hooks))):
-        lifted.append((top, registry.hooks[top]))
-        registry.remove_hook(top, recurse=False)
-    yield
-    for name, hook in reversed(lifted):
-        registry.register_hook(hook, name)
+    try:
+        while registry.hooks and above(top := next(reversed(registry.hooks))):
+            lifted.append((top, registry.hooks[top]))
+            registry.remove_hook(top, recurse=False)
+        yield
+    finally:
+        for name, hook in reversed(lifted):
+            if name not in registry.hooks:
+                registry.register_hook(hook, name)

@@ -3,7 +3,8 @@
 With i the step, m the gate, A(h) the output of an attention layer before its residual:
 
     i < m     guided as usual; self-attention is computed at the first `warm_up` steps and then every
-              `self_attention_interval`-th, in between the last A is used again
+              `self_attention_interval`-th, in between the last A is used again; if guidance is switched off before the
+              gate, that of the conditional half
     i >= m    cross-attention is not computed: A is the mean of what the conditional and the unconditional half gave at
               step m - 1. Guidance is dropped: the conditional half of the batch runs alone, and its output is given
               for both, as r + w (r - r) = r. Self-attention is computed
@@ -97,7 +98,7 @@ class TGate(Cacher):
             kept = self._own if text is None else self._cross
             hidden = args[0] if args else kwargs["hidden_states"]
             if reuse and attention in kept:
-                kept[attention] = _fitted(kept[attention], hidden.shape[0])
+                kept[attention] = _fitted(kept[attention], hidden.shape[0], mean=text is not None)
             else:
                 with _without_residual(attention):
                     kept[attention] = forward(*args, **kwargs)
@@ -134,8 +135,8 @@ def _with_residual(attention: Any, output: Tensor, hidden: Tensor) -> Tensor:
     return scaled
 
 
-def _fitted(kept: Tensor, rows: int) -> Tensor:
-    """`kept` for `rows` rows: as it is, or the mean of its two halves."""
+def _fitted(kept: Tensor, rows: int, mean: bool) -> Tensor:
+    """`kept` for `rows` rows: as it is, or of a guided batch the mean of its two halves, else the conditional one."""
     if kept.shape[0] == rows:
         return kept
     if kept.shape[0] != 2 * rows:
@@ -143,7 +144,7 @@ def _fitted(kept: Tensor, rows: int) -> Tensor:
             f"tgate has kept {kept.shape[0]} rows and the network is called with {rows} in the same run; tell it of a "
             "new batch with begin(steps, batch)"
         )
-    return (kept[:rows] + kept[rows:]) / 2
+    return (kept[:rows] + kept[rows:]) / 2 if mean else kept[rows:]
 
 
 def _second_half(value: Any, rows: int) -> Any:

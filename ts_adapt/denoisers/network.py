@@ -35,6 +35,8 @@ NetworkCall = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], Tensor]
 """(network, x_t `(B, ...)`, timestep `(B,)`, condition) -> the raw prediction `(B, ...)`."""
 
 _STEP_AWARE = "_ts_adapt_step_aware"
+QUANTIZATION = "ts_adapt_quantization"
+"""The attribute of a network that is quantized at present."""
 
 
 class NetworkDenoiser:
@@ -154,7 +156,7 @@ def x0_from_raw(
 
 
 def step_aware_parts(network: nn.Module) -> tuple[StepAware, ...]:
-    """What is attached to `network` and has to know the step: cachers, time-dependent quantizers."""
+    """What is attached to `network` and has to know the step: cachers."""
     parts: tuple[StepAware, ...] = getattr(network, _STEP_AWARE, ())
     return parts
 

@@ -26,7 +26,7 @@ ClipScore = Callable[[Tensor, Sequence[str]], Tensor]
 def clip_scorer(weights: str, device: torch.device | str = "cpu") -> ClipScore:
     """The CLIP score by the model `weights`: a folder, or a hub id such as openai/clip-vit-base-patch16.
 
-    Raises TsAdaptError where transformers is not installed, and where the weights are not to be had.
+    Raises TsAdaptError where transformers is not installed, and where the weights are not to be had as safetensors.
     """
     try:
         from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
@@ -35,13 +35,13 @@ def clip_scorer(weights: str, device: torch.device | str = "cpu") -> ClipScore:
             f"the CLIP score needs transformers ({error}); pip install 'ts_adapt[text]', or leave evaluate.clip out"
         ) from error
     try:
-        model: Any = CLIPModel.from_pretrained(weights).eval()
+        model: Any = CLIPModel.from_pretrained(weights, use_safetensors=True).eval()
         model.to(device)
         tokenizer, processor = CLIPTokenizer.from_pretrained(weights), CLIPImageProcessor.from_pretrained(weights)
     except (OSError, ValueError) as error:
         raise TsAdaptError(
             f"the CLIP weights {weights!r} cannot be had ({one_line(error)}); give a folder of a CLIPModel, "
-            "or leave evaluate.clip out"
+            "with its weights as safetensors, or leave evaluate.clip out"
         ) from error
     longest = model.config.text_config.max_position_embeddings
 

@@ -6,10 +6,9 @@
     seconds      the median over runs, behind one that warms up
     peak_memory  bytes in use at the worst moment beyond those before: of CUDA's allocator, and on the CPU of the
                  tensors that live between operations (what a kernel takes for itself is not seen)
-                 Of compiled networks, flops and the CPU's memory are those without compilation
-    weight_bytes of parameters and buffers, each storage once
 
-Costs are those of one `solve()`, a call that samples a batch.
+Costs are those of one `solve()`, a call that samples a batch; of compiled networks, flops and the CPU's memory are
+those without compilation.
 """
 
 from __future__ import annotations
@@ -18,40 +17,17 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ts_adapt.interfaces import TsAdaptError
-
 Solve = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """flops and seconds of one image, peak_memory in bytes of the whole batch."""
-
-    flops: float
-    seconds: float
-    peak_memory: int
-
-
-def measure(solve: Solve, images: int, device: torch.device | str = "cpu", repeats: int = 3) -> Cost:
-    """The cost of `solve`, which samples `images` images on `device` each time it is called; it runs repeats + 3 times.
-
-    Raises TsAdaptError for less than one image or one repeat.
-    """
-    if images < 1 or repeats < 1:
-        raise TsAdaptError(f"images is {images} and repeats {repeats}; expected at least 1 of each")
-    device = torch.device(device)
-    return Cost(count_flops(solve) / images, seconds(solve, device, repeats) / images, peak_memory(solve, device))
 
 
 def count_flops(solve: Solve) -> int:
@@ -92,13 +68,6 @@ def peak_memory(solve: Solve, device: torch.device | str = "cpu") -> int:
     with _uncompiled(), allocations:
         solve()
     return allocations.peak
-
-
-def weight_bytes(network: nn.Module) -> int:
-    """Bytes of the parameters and buffers of `network`; what several of them share counts once."""
-    tensors = [*network.parameters(), *network.buffers()]
-    storages = {(t.device, t.untyped_storage().data_ptr()): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

@@ -70,17 +70,8 @@ class FeatureStatistics:
             raise TsAdaptError("features hold a NaN or infinite value; look for one in the images")
         if len(features) == 0:
             return self
-        mean = features.mean(0)
-        centred = features - mean
-        return self._add(len(features), mean, centred.T @ centred)
-
-    def merge(self, other: FeatureStatistics) -> Self:
-        """Add what `other` has met, e.g. on another process."""
-        if other._mean is None or other._scatter is None:
-            return self
-        return self._add(other.count, other._mean, other._scatter)
-
-    def _add(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> Self:
+        count, mean = len(features), features.mean(0)
+        scatter = (features - mean).T @ (features - mean)
         if self._mean is None or self._scatter is None:
             self.count, self._mean, self._scatter = count, mean, scatter
             return self

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ts_adapt import distributed
 from ts_adapt.assembly import NONE, Quantizing, build_cachers, build_quantizer
 from ts_adapt.cachers import attached
-from ts_adapt.files import sha256_of_json
+from ts_adapt.files import read_json, sha256_of_file, sha256_of_json, write_json
 from ts_adapt.folders import beside, if_free, making, replace_folder
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.experiment import SPLITS
@@ -36,6 +36,8 @@ FULL = (NONE, NONE)
 """Neither cacher nor quantizer."""
 TABLE_TIMES = 250
 """Places over the whole range of times, of the tables that scales become; they are interpolated in between."""
+REDONE = "redone.json"
+"""In the folder of a quantization: the sha256 of its tensors, where these took the place of others."""
 
 
 class Impossible(TsAdaptError):
@@ -103,11 +105,20 @@ def check_gradients(session: Session) -> None:
 
 
 def key_of(session: Session, cacher: str, quantizer: str) -> tuple[Any, ...]:
-    """What the network of a cacher and a quantizer depends on beside the model; nothing for neither."""
+    """What the network of a cacher and a quantizer depends on beside the model; nothing for neither.
+
+    A quantization that is made for the first time changes nothing of it; one that was made anew, with another result,
+    does.
+    """
     if (cacher, quantizer) == FULL:
         return ()
     quantizing = build_quantizer(quantizer)
-    return cacher, quantizer, None if quantizing is None else _digest(session, quantizing)
+    if quantizing is None:
+        return cacher, quantizer, None
+    digest = _digest(session, quantizing)
+    mark = session.workspace.quantizer(quantizer, digest) / REDONE
+    redone = (read_json(mark, {"tensors": str})["tensors"],) if mark.exists() else ()
+    return cacher, quantizer, digest, *redone
 
 
 def calibration_set(session: Session, select: str) -> list[Call]:
@@ -161,7 +172,7 @@ def load_or_make(
 ) -> bool:
     """Quantize `network` as it is kept in `folder`, else by `make`, and keep that; returns whether it was there.
 
-    redo  make it all the same
+    redo  make it all the same, and note it where it comes out different (`REDONE`)
     keep  whether the caller holds `folder` (see `making`); what others hold is not written to
     """
     from ts_adapt.quantizers.network import restore
@@ -169,6 +180,8 @@ def load_or_make(
 
     def write() -> None:
         save(network, beside(folder))
+        if redo:
+            _mark(folder)
         replace_folder(folder, beside(folder))
 
     if not redo and _loaded(network, folder):
@@ -181,6 +194,15 @@ def load_or_make(
         restore(network)
         raise
     return False
+
+
+def _mark(folder: Path) -> None:
+    """Note beside `folder` that its tensors give way to others there; of the same ones as it was noted before."""
+    from ts_adapt.quantizers.storage import TENSORS
+
+    former, made = folder / TENSORS, sha256_of_file(beside(folder) / TENSORS)
+    if former.exists() and (sha256_of_file(former) != made or (folder / REDONE).exists()):
+        write_json(beside(folder) / REDONE, {"tensors": made})
 
 
 def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quantizing) -> None:

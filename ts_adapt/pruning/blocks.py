@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.execution import Execution, execution_of
-from ts_adapt.denoisers.network import step_aware_parts
+from ts_adapt.denoisers.network import QUANTIZATION, step_aware_parts
 from ts_adapt.interfaces import TsAdaptError, unknown
 
 ATTRIBUTE = "_ts_adapt_pruned"
@@ -65,13 +65,13 @@ def removed(network: nn.Module) -> list[str]:
 def remove(network: nn.Module, name: str) -> nn.Module:
     """Leave out the block `name` of `network`, in place.
 
-    Raises TsAdaptError for a block that cannot be left out, and for a network with cachers or one that is run in a way
-    of its own (`denoisers.execution`): blocks go first.
+    Raises TsAdaptError for a block that cannot be left out, and for a network that is quantized, has cachers or is run
+    in a way of its own (`denoisers.execution`): blocks go first.
     """
-    if step_aware_parts(network) or execution_of(network) != Execution():
+    if QUANTIZATION in vars(network) or step_aware_parts(network) or execution_of(network) != Execution():
         raise TsAdaptError(
-            f"this {type(network).__name__} has cachers, time-dependent quantizers, fused projections, another layout "
-            "or is compiled; leave blocks out of the plain network, then do the rest"
+            f"this {type(network).__name__} is quantized or compiled, or has cachers, fused projections or another "
+            "layout; leave blocks out of the plain network, then do the rest"
         )
     known = candidates(network)
     if name not in known:

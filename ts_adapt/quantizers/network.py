@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ts_adapt.denoisers.execution import execution_of
+from ts_adapt.denoisers.network import QUANTIZATION
 from ts_adapt.files import sha256_of_json
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.quantizers.calls import Call, check_calls
@@ -26,7 +27,6 @@ from ts_adapt.quantizers.layer import QuantizedLayer, SplitLayer
 from ts_adapt.quantizers.parts import Part
 from ts_adapt.quantizers.traversal import Layer, LayerOptions, PlannedLayer, plan, split_points
 
-ATTRIBUTE = "ts_adapt_quantization"
 FINGERPRINT_VALUES = 256
 
 
@@ -116,7 +116,7 @@ class Quantization:
         self.originals.clear()
         if self._clock is not None:
             self._clock.stop()
-        self.network.__dict__.pop(ATTRIBUTE, None)
+        self.network.__dict__.pop(QUANTIZATION, None)
 
 
 def quantize(
@@ -159,7 +159,7 @@ def begin(network: nn.Module, method: str, options: dict[str, Any], layers: Laye
             f"{method}+plain-attention"
         )
     to = Quantization(network, method, options, layers)
-    network.__dict__[ATTRIBUTE] = to
+    network.__dict__[QUANTIZATION] = to
     return to
 
 
@@ -170,14 +170,14 @@ def restore(network: nn.Module) -> nn.Module:
 
 
 def is_quantized(network: nn.Module) -> bool:
-    return ATTRIBUTE in network.__dict__
+    return QUANTIZATION in network.__dict__
 
 
 def quantization_of(network: nn.Module) -> Quantization:
     """The quantization that stands on `network`; TsAdaptError if there is none."""
     if not is_quantized(network):
         raise TsAdaptError(f"{type(network).__name__} is not quantized; call quantize first")
-    found: Quantization = network.__dict__[ATTRIBUTE]
+    found: Quantization = network.__dict__[QUANTIZATION]
     return found
 
 
@@ -198,13 +198,15 @@ class Size:
 
 def size_of(network: nn.Module) -> Size:
     """What `network` weighs, quantized or not."""
-    parts = [layer for _, layer in quantized_layers(network)]
-    stored = sum(layer.stored.bytes for layer in parts)
-    numel = sum(layer.numel for layer in parts)
-    inside = {id(p) for layer in parts for part in (layer.stored, layer.activation) if part for p in part.parameters()}
+    layers = [layer for _, layer in quantized_layers(network)]
+    stored = sum(layer.stored.bytes for layer in layers)
+    numel = sum(layer.numel for layer in layers)
+    parts = [module for module in network.modules() if isinstance(module, Part)]
+    nested = {id(inner) for part in parts for inner in part.modules() if inner is not part}
+    outer = [part for part in parts if id(part) not in nested]
+    inside = {id(p) for part in outer for p in part.parameters()}
     others = [p for p in network.parameters() if id(p) not in inside]
     rest = sum(p.numel() * p.element_size() for p in others)
-    inputs = sum(module.bytes for module in network.modules() if isinstance(module, Part)) - stored
     of = quantization_of(network) if is_quantized(network) else None
     replaced = [of.originals[layer.name] for layer in of.planned if layer.name in of.originals] if of else []
     full = rest + sum(m.weight.numel() * m.weight.element_size() for m in replaced)
@@ -212,7 +214,7 @@ def size_of(network: nn.Module) -> Size:
         quantized_weights=numel,
         all_weights=numel + sum(p.numel() for p in others),
         bits=8 * stored / numel if numel else 0.0,
-        weight_bytes=stored + inputs + rest,
+        weight_bytes=sum(part.bytes for part in outer) + rest,
         full_bytes=full,
     )
 
