@@ -15,7 +15,7 @@ from ts_adapt.config import Config
 from ts_adapt.evaluation import runs
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.evaluating import evaluate
-from ts_adapt.jobs.generating import generate, runs_of
+from ts_adapt.jobs.generating import _made, generate, runs_of
 from ts_adapt.jobs.session import Session
 
 FAILED = "ddim-nfe4-linear.safetensors"
@@ -99,3 +99,17 @@ def test_a_disk_that_is_full_ends_the_job(session: Session, monkeypatch: pytest.
     with pytest.raises(TsAdaptError, match="no space left") as raised:
         generate(session)
     assert not isinstance(raised.value, runs.RunError)
+
+
+def test_processes_tell_one_another_which_runs_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[int, int]] = []
+
+    def make(place: int, unit: int) -> None:
+        tried.append((place, unit))
+        if place == 0:
+            raise runs.RunError("mine")
+
+    units = [(0, 1), (0, 2), (1, 1)]
+    assert _made(units, make) == {0: "mine"} and tried == [(0, 1), (1, 1)], "what has failed is not tried again"
+    monkeypatch.setattr("ts_adapt.distributed.meet", lambda value: [value, {0: "theirs", 2: "theirs"}])
+    assert _made(units, make) == {0: "mine", 2: "theirs"}

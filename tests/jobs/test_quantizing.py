@@ -16,7 +16,7 @@ from ts_adapt.config import Config
 from ts_adapt.files import read_json, read_tensors, write_tensors
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import quantizing
-from ts_adapt.jobs.accelerated import Impossible, accelerated
+from ts_adapt.jobs.accelerated import Impossible, accelerated, key_of
 from ts_adapt.jobs.quantizing import quantize_all, training_images
 from ts_adapt.jobs.session import Session
 from ts_adapt.quantizers import storage, time_scale, training
@@ -152,6 +152,29 @@ def test_a_quantization_that_is_made_again_is_replaced_as_a_whole(
     assert {path.name for path in folder.iterdir()} == before.keys()
 
 
+def test_a_quantization_made_anew_with_another_result_has_runs_of_its_own(tmp_path: Path) -> None:
+    """The first one, and the same once more, have the runs of before."""
+    session = session_in(tmp_path)
+
+    def key() -> tuple[Any, ...]:
+        return key_of(session, "none", "hqq4")
+
+    before = key()
+    with accelerated(session, "none", "hqq4"):
+        assert key() == before
+    quantize_all(session, "hqq4", redo=True)
+    assert key() == before
+    tensors = only(session.workspace.data / "quantizers") / "model.safetensors"
+    write_tensors(tensors, {name: tensor + tensor for name, tensor in read_tensors(tensors).items()})
+    quantize_all(session, "hqq4", redo=True)
+    redone = key()
+    assert redone != before
+    quantize_all(session, "hqq4")
+    assert key() == redone
+    quantize_all(session, "hqq4", redo=True)
+    assert key() == redone
+
+
 def test_training_ends_in_codes_and_tables_and_is_asked_for_where_it_is_missing(tmp_path: Path, images: Path) -> None:
     session = session_in(tmp_path, images, quantizers=["none", QAT])
     session.config.qat.loss = "teacher"
@@ -231,7 +254,7 @@ def test_images_that_cannot_be_trained_on_are_explained(tmp_path: Path, images: 
     ("flags", "expected"),
     [
         ([], "no quantizer is asked for; name one with --quantizer"),
-        (["--quantizer", "hqqq4"], "did you mean 'hqq'"),
+        (["--quantizer", "hqqq4"], "did you mean 'hqq4'"),
         (["--quantizer", "hqq4", "--model.name", "gaussian-mixture"], "has no network to quantize"),
         (["--quantizer", QAT, "--qat.loss", "teecher"], "did you mean 'teacher'"),
         (["--quantizer", QAT, "--qat.steps", "0"], "option qat.steps is 0"),

@@ -220,7 +220,7 @@ def test_a_student_that_was_calibrated_otherwise_is_another(root: Path, learned:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--student.quantizer", "hqqq4"], "did you mean 'hqq'"),
+        (["--student.quantizer", "hqqq4"], "did you mean 'hqq4'"),
         (["--student.cacher", "deepcache-0"], "interval is 0"),
         (["--student.quantizer", "hqq4"], "the student hqq4, which is not evaluated; add its cacher none to cachers"),
     ],

@@ -318,7 +318,7 @@ def test_generating_leaves_the_teacher_in_full_precision(done: Session, root: Pa
         (["--cachers", "deepcach-2"], "did you mean 'deepcache'"),
         (["--cachers", "deepcache-0"], "interval is 0"),
         (["--cachers", "none,none"], "option cachers lists 'none' twice"),
-        (["--quantizers", "hqqq4"], "did you mean 'hqq'"),
+        (["--quantizers", "hqqq4"], "did you mean 'hqq4'"),
         (["--quantizers", "hqq4@active"], "hqq4 is not calibrated"),
         (["--quantizers", "minmax-w8a8@actve"], "did you mean 'active'"),
         (["--calibration.count", "0"], "option calibration.count is 0"),

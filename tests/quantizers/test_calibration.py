@@ -12,10 +12,21 @@ from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import BetaTable
-from ts_adapt.quantizers.calibration import SELECTIONS, collect, entropy_of, observe, record_inputs, select_active
+from ts_adapt.quantizers.affine import fake_quantize, scale_and_zero
+from ts_adapt.quantizers.calibration import (
+    SELECTIONS,
+    Recorder,
+    collect,
+    entropy_of,
+    observe,
+    record_inputs,
+    select_active,
+    strata,
+)
 from ts_adapt.quantizers.calls import Call, check_calls
 from ts_adapt.quantizers.gram import grams, input_rows, output_error
 from ts_adapt.quantizers.network import quantize
+from ts_adapt.quantizers.ranges import Range, mse
 from ts_adapt.quantizers.registry import build
 from ts_adapt.sampling import integrate
 
@@ -143,6 +154,51 @@ def test_records_hold_ranges_by_time() -> None:
     assert torch.allclose(record.std[1], at_ten.std(correction=0), rtol=1e-5)
     assert torch.allclose(record.channel_bound[1], at_ten.abs().amax((0, 2, 3)))
     assert len(record.values) == 3 and record.all_values.numel() == 5 * 72
+    assert record.all_weights.tolist() == [1] * 5 * 72
+    rows, weights = record.rows(200)
+    assert torch.equal(rows[1][weights[1] > 0], at_ten.flatten().sort().values), "a row is filled up with nothing"
+    assert weights.sum(1).tolist() == [144, 144, 72]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 10, 256, 2048])
+@pytest.mark.parametrize("count", [1, 2, 7, 300, 100_000])
+def test_strata_hold_every_rank_once_and_the_extremes_alone(count: int, most: int) -> None:
+    edges = strata(count, most)
+    sizes = edges.diff()
+    assert int(edges[0]) == 0 and int(edges[-1]) == count and int(sizes.min()) > 0 and len(sizes) <= most
+    if most >= 10 and count > 2:
+        assert int(sizes[0]) == int(sizes[-1]) == 1
+        assert int(sizes.max()) <= -(-count // (most // 2))
+
+
+def error_at(x: torch.Tensor, found: Range, bits: int) -> float:
+    scale, zero = scale_and_zero(*found, bits, False, exact_zero=True)
+    return float((fake_quantize(x, scale, zero, bits, False) - x).square().mean())
+
+
+@pytest.mark.parametrize("calls", [1, 5])
+@pytest.mark.parametrize(("bits", "excess"), [(4, 0.01), (8, 0.05)])
+def test_what_is_kept_of_heavy_tails_finds_the_range_of_all(bits: int, excess: float, calls: int) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x = torch.distributions.StudentT(3.0).sample((10, 10_000))
+        recorder = Recorder()
+        for part in x.chunk(calls):
+            recorder.visit("layer", part, torch.full((len(part),), 7.0))
+        record, x = recorder.records(["layer"])["layer"], x.reshape(1, -1)
+        least = error_at(x, mse(x, bits, False, exact_zero=True), bits)
+        for values, weights in ((record.all_values[None], record.all_weights[None]), record.rows(1024)):
+            found = mse(values, bits, False, exact_zero=True, weights=weights)
+            assert values.shape[1] < 10_500 and error_at(x, found, bits) < (1 + excess) * least
+
+
+def test_a_step_of_many_samples_weighs_more_than_one_of_few() -> None:
+    recorder = Recorder(keep=256)
+    recorder.visit("layer", torch.randn(64, 4, 16, 16), torch.full((64,), 10.0))
+    recorder.visit("layer", torch.randn(2, 4, 16, 16), torch.full((2,), 900.0))
+    record = recorder.records(["layer"])["layer"]
+    assert [float(weights.sum()) for weights in record.weights] == [64 * 1024, 2 * 1024]
+    assert all(len(values) <= 256 for values in record.values)
 
 
 def test_observe_stops_listening_when_a_call_fails() -> None:

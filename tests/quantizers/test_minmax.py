@@ -17,7 +17,7 @@ from ts_adapt.quantizers.layer import QuantizedLayer, SplitLayer
 from ts_adapt.quantizers.minmax import MinMax, MinMaxOptions
 from ts_adapt.quantizers.network import begin, quantization_of, quantize, quantized_layers, restore
 from ts_adapt.quantizers.parts import DenseWeight, DynamicActivation, StaticActivation
-from ts_adapt.quantizers.registry import QUANTIZERS, build
+from ts_adapt.quantizers.registry import EXAMPLES, QUANTIZERS, build
 from ts_adapt.quantizers.traversal import LayerOptions, plan
 
 
@@ -77,7 +77,7 @@ def _bias(layer: nn.Conv2d) -> Tensor:
     return layer.bias.detach().view(-1, 1, 1)
 
 
-def test_split_shortcuts_lower_the_error_of_the_solve(denoiser: Any, calls: list[Call]) -> None:
+def test_split_shortcuts_are_quantized_by_halves(denoiser: Any, calls: list[Call]) -> None:
     network = denoiser.network
     quantize(network, build("minmax-w4a8+split")[0], calls, layers=build("minmax-w4a8+split")[1])
     split = [name for name, module in network.named_modules() if isinstance(module, SplitLayer)]
@@ -170,6 +170,11 @@ def test_families_have_names(family: str) -> None:
     assert type(quantizer) is QUANTIZERS[family] and quantizer.name == family
 
 
+def test_every_form_of_a_name_is_taken() -> None:
+    assert {type(build(name)[0]) for name in EXAMPLES} == set(QUANTIZERS.values())
+    assert [build(name)[0].options.mode for name in ("torchao-int8", "torchao-fp8")] == ["dynamic", "float8"]
+
+
 def test_names_say_bits_and_options() -> None:
     quantizer, layers = build("minmax-w4a8+adaround+split")
     assert (quantizer.options.bits, quantizer.options.activation_bits, quantizer.options.adaround) == (4, 8, 300)
@@ -181,9 +186,15 @@ def test_names_say_bits_and_options() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hqqq4", "did you mean 'hqq'"),
+        ("hqqq4", "did you mean 'hqq4'"),
         ("int8", "unknown quantizer 'int8'"),
-        ("hqq4a8", "hqq has no option 'activation_bits'"),
+        ("hqq-w4a8", "hqq has no option 'activation_bits'"),
+        ("hqq4a8", "unknown quantizer 'hqq4a8'"),
+        ("hqq-int8", "unknown quantizer 'hqq-int8'"),
+        ("vqdm-int8", "known: .*torchao-int8"),
+        ("minmax-fp8", "unknown quantizer 'minmax-fp8'"),
+        ("minmax8a8", "did you mean 'minmax-w8a8'"),
+        ("hqqw3", "did you mean 'hqq4'"),
         ("hqq9", "bits is 9"),
         ("minmax-w4a1", "activation_bits is 1"),
         ("minmax+split+adaruond", "did you mean 'adaround'"),

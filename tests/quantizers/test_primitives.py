@@ -96,6 +96,30 @@ def test_ranges_without_outliers_have_less_error() -> None:
         ranges.find_range("minmx", x, 4, False)
 
 
+def test_a_higher_power_cuts_less_off() -> None:
+    assert [ranges.power_of(bits) for bits in (2, 4, 6, 8, 16)] == [2, 2, 2.5, 3, 5]
+    torch.manual_seed(0)
+    x = torch.distributions.StudentT(3.0).sample((1, 20_000))
+    widths = [
+        float((high - low).squeeze()) for low, high in (ranges.mse(x, 4, False, power=p) for p in (2.0, 3.0, 5.0))
+    ]
+    assert widths[0] < widths[1] < widths[2] <= float(x.max() - x.min())
+    tiny = [torch.cat(ranges.mse(1e-12 * x, 16, False, power=5.0)), torch.cat(ranges.mse(x, 16, False, power=5.0))]
+    assert torch.allclose(tiny[0], 1e-12 * tiny[1])
+
+
+def test_a_weight_is_how_often_a_value_counts() -> None:
+    torch.manual_seed(0)
+    x, counts = torch.randn(1, 300), torch.randint(1, 9, (1, 300))
+    repeated, weights = x[0].repeat_interleave(counts[0])[None], counts.float()
+    for name in ("minmax", "mse"):
+        alike = ranges.find_range(name, repeated, 3, False, exact_zero=True)
+        assert ranges.find_range(name, x, 3, False, exact_zero=True, weights=weights) == alike
+    low, high = ranges.percentile(x, 0.9, weights)
+    assert float((repeated < low).float().mean()) < 0.1 <= float((repeated <= low).float().mean())
+    assert float((repeated < high).float().mean()) < 0.9 <= float((repeated <= high).float().mean())
+
+
 def test_affine_weights_count_all_that_they_keep() -> None:
     weight = torch.randn(32, 64)
     four = _nearest(weight, 4, 64)

@@ -241,6 +241,7 @@ def test_bits_are_true_and_reported_of_the_weights_before_balancing(make: Any, q
     rows = report(quantize(network, build("tinydm-w8a8")[0], calls), calls)
     assert max(row.weight_relative for row in rows if row.reason is None) < 1e-3
     assert 8 < size_of(network).bits < 10
+    assert size_of(network).weight_bytes == sum(t.numel() * t.element_size() for t in network.state_dict().values())
     columns = sum(layer.stored.columns.numel() for _, layer in quantized_layers(network))  # type: ignore[operator, union-attr]
     stored = sum(layer.stored.bytes for _, layer in quantized_layers(network))
     codes = sum(layer.numel for _, layer in quantized_layers(network))

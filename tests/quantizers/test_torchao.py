@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.quantizers.layer import SplitLayer
 from ts_adapt.quantizers.network import quantization_of, quantize, quantized_layers, restore, size_of
 from ts_adapt.quantizers.registry import build
 from ts_adapt.quantizers.report import report
@@ -73,7 +74,7 @@ def test_it_is_made_again_from_the_networks_own_weights(make: Callable[..., Any]
 def test_gradients_are_refused_and_not_lost(make: Callable[..., Any]) -> None:
     network = quantize(make("dit"), build("torchao")[0])
     x = torch.randn(1, 4, 8, 8, requires_grad=True)
-    with pytest.raises(TsAdaptError, match="computes with integers, without gradients"):
+    with pytest.raises(TsAdaptError, match="computes with integers, which pass no gradient on"):
         network(x, timestep=torch.tensor([3.0]), class_labels=torch.tensor([1]))
     network = quantize(make("dit"), build("torchao+weight-only")[0])
     network(x, timestep=torch.tensor([3.0]), class_labels=torch.tensor([1])).sample.sum().backward()
@@ -86,6 +87,13 @@ def test_a_network_of_convolutions_is_refused() -> None:
     with pytest.raises(TsAdaptError, match="has no Linear layer"):
         quantize(network, build("torchao")[0])
     assert all(type(layer) is nn.Conv2d for layer in network)
+
+
+def test_split_shortcuts_are_refused(make: Callable[..., Any]) -> None:
+    network, (method, layers) = make("sd"), build("torchao-int8+split")
+    with pytest.raises(TsAdaptError, match="no convolutions, and split shortcuts are some"):
+        quantize(network, method, layers=layers)
+    assert not any(isinstance(module, SplitLayer) for module in network.modules())
 
 
 def test_without_the_package_the_error_says_how_to_get_it(make: Callable[..., Any], monkeypatch: Any) -> None:

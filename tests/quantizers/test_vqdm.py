@@ -16,6 +16,7 @@ from ts_adapt.quantizers.codebooks import (
     CodebookWeight,
     Codes,
     Format,
+    LearnedCodebooks,
     beam_search,
     choose_format,
     find_codes,
@@ -138,6 +139,13 @@ def test_round_trip_is_exact(denoiser: Any, calls: list[Call], make: Any, tmp_pa
     save(network, tmp_path)
     twin = load(make("unet"), tmp_path)
     assert torch.equal(calls[1].run(twin), calls[1].run(network)) and size_of(twin) == size_of(network)
+
+
+def test_a_part_inside_a_part_is_counted_once(denoiser: Any, calls: list[Call]) -> None:
+    network = quantize(denoiser.network, VQDM(VQDMOptions(rounds=0)), calls)
+    for _, layer in quantized_layers(network):
+        layer.stored = LearnedCodebooks(layer.stored)  # type: ignore[arg-type]
+    assert size_of(network).weight_bytes == sum(t.numel() * t.element_size() for t in network.state_dict().values())
 
 
 class Grouped(nn.Module):

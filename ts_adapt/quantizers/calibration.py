@@ -10,7 +10,9 @@
 
 No step gives more samples than there are solves: what `normal` or `active` would take beyond, the other steps give.
 
-`observe` runs a calibration set and shows a visitor the input of each layer; `record_inputs` keeps its range by time.
+`observe` runs a calibration set and shows a visitor the input of each layer; `record_inputs` keeps its range by time,
+and some of its values: their ranks are cut into strata, which grow geometrically from both ends; the middle value of
+each is kept, and how many it stands for. So extremes are kept one by one, and count as one.
 """
 
 from __future__ import annotations
@@ -158,7 +160,8 @@ class InputRecord:
     times     `(T,)`
     low, high, mean, std   `(T,)` of all values
     channel_bound          `(T, C)` the largest absolute value of each input channel
-    values    T tensors: some of the values, evenly picked by rank, the smallest and the largest among them
+    values, weights        T tensors each: some of the values, the smallest and the largest among them, and how many of
+                           all each stands for
     """
 
     times: Tensor
@@ -168,15 +171,43 @@ class InputRecord:
     std: Tensor
     channel_bound: Tensor
     values: list[Tensor]
+    weights: list[Tensor]
 
     @property
     def all_values(self) -> Tensor:
         return torch.cat(self.values)
 
-    def rows(self, most: int) -> Tensor:
-        """As many values of each timestep, at most `most`, evenly picked by rank: `(T, n)`."""
-        n = min(most, *(len(values) for values in self.values))
-        return torch.stack([v.sort().values[torch.linspace(0, len(v) - 1, n).long()] for v in self.values])
+    @property
+    def all_weights(self) -> Tensor:
+        return torch.cat(self.weights)
+
+    def rows(self, most: int) -> tuple[Tensor, Tensor]:
+        """At most `most` values of each timestep, and their weights: both `(T, n)`; what fills a row up weighs 0."""
+        kept = [condensed(*of_time, most) for of_time in zip(self.values, self.weights, strict=True)]
+        n = max(len(values) for values, _ in kept)
+        return (
+            torch.stack([torch.cat([values, values[-1:].expand(n - len(values))]) for values, _ in kept]),
+            torch.stack([nn.functional.pad(weights, (0, n - len(weights))) for _, weights in kept]),
+        )
+
+
+def strata(count: int, most: int) -> Tensor:
+    """Where `count` ranks are cut into at most `most` strata: `(n + 1,)`, from 0 to `count`. Half of the cuts are even,
+    the others geometric from both ends."""
+    if count <= most:
+        return torch.arange(count + 1)
+    near = torch.logspace(0, math.log10(count / 2), most // 4, dtype=torch.float64)
+    even = torch.linspace(0, count, most // 2 + 1, dtype=torch.float64)
+    edges: Tensor = torch.cat([near, count - near, even, even.new_tensor([count])]).round().long().unique()
+    return edges
+
+
+def condensed(values: Tensor, weights: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """At most `most` of the `values` `(n,)`, in rising order, with the `weights` of all that each stands for."""
+    values, order = values.sort()
+    edges = strata(len(values), most).to(values.device)
+    mass = nn.functional.pad(weights[order].double().cumsum(0), (1, 0))
+    return values[(edges[:-1] + edges[1:] - 1) // 2], mass[edges].diff().float()
 
 
 def channel_dim(x: Tensor) -> int:
@@ -186,11 +217,11 @@ def channel_dim(x: Tensor) -> int:
 
 class Recorder:
     """Gathers `InputRecord`s: `visit` is shown tensors `(n, ...)` by name, with the timesteps `(B,)` of their call, n a
-    multiple of B; up to about `keep` values of a name at a timestep in a call."""
+    multiple of B; at most `keep` values of a name at a timestep in a call."""
 
     def __init__(self, keep: int = 2048) -> None:
         self.keep = keep
-        self.seen: dict[str, dict[float, list[tuple[Tensor, Tensor]]]] = {}
+        self.seen: dict[str, dict[float, list[tuple[Tensor, Tensor, Tensor]]]] = {}
 
     def visit(self, name: str, x: Tensor, timestep: Tensor) -> None:
         for time in timestep.unique().tolist():
@@ -200,10 +231,9 @@ class Recorder:
             stats = torch.stack(
                 [flat.amin(), flat.amax(), flat.sum(), flat.square().sum(), flat.new_tensor(flat.numel())]
             )
-            ranks = torch.linspace(0, flat.numel() - 1, min(flat.numel(), self.keep), device=flat.device).long()
-            picked = flat.sort().values[ranks]
-            by_time = self.seen.setdefault(name, {})
-            by_time.setdefault(time, []).append((torch.cat([stats.double(), bound.double()]).cpu(), picked.cpu()))
+            values, weights = condensed(flat, torch.ones_like(flat), self.keep)
+            found = torch.cat([stats.double(), bound.double()]).cpu(), values.cpu(), weights.cpu()
+            self.seen.setdefault(name, {}).setdefault(time, []).append(found)
 
     def records(self, names: Iterable[str]) -> dict[str, InputRecord]:
         """The records of `names`; TsAdaptError, naming them, if some were never seen."""
@@ -225,9 +255,9 @@ def record_inputs(
     return recorder.records(names)
 
 
-def _record(by_time: dict[float, list[tuple[Tensor, Tensor]]]) -> InputRecord:
+def _record(by_time: dict[float, list[tuple[Tensor, Tensor, Tensor]]]) -> InputRecord:
     times = sorted(by_time)
-    rows = [torch.stack([stats for stats, _ in by_time[time]]) for time in times]
+    rows = [torch.stack([stats for stats, _, _ in by_time[time]]) for time in times]
     total = torch.stack([row[:, 2:5].sum(0) for row in rows])
     mean = total[:, 0] / total[:, 2]
     return InputRecord(
@@ -237,5 +267,6 @@ def _record(by_time: dict[float, list[tuple[Tensor, Tensor]]]) -> InputRecord:
         mean=mean.float(),
         std=(total[:, 1] / total[:, 2] - mean**2).clamp(min=0).sqrt().float(),
         channel_bound=torch.stack([row[:, 5:].amax(0) for row in rows]).float(),
-        values=[torch.cat([values for _, values in by_time[time]]) for time in times],
+        values=[torch.cat([values for _, values, _ in by_time[time]]) for time in times],
+        weights=[torch.cat([weights for _, _, weights in by_time[time]]) for time in times],
     )

@@ -35,12 +35,15 @@ class Clock:
     def now(self, batch: int) -> Tensor:
         """The timestep of every row of a batch inside the network, `(batch,)` float32.
 
-        A batch that is a multiple of the network's (heads or windows folded into it) repeats each time. Raises
-        TsAdaptError before the first call, or for a batch that is no multiple.
+        A batch that is a multiple of the network's (heads or windows folded into it) repeats each time. Of half the
+        network's rows it is the second half, the conditional one, with which T-GATE goes on alone. Raises TsAdaptError
+        before the first call, or for any other batch.
         """
         if self.timestep is None:
             raise TsAdaptError("a time-dependent quantizer was run by itself; call the network that it is in")
         times = self.timestep.float()
+        if times.shape[0] == 2 * batch:
+            times = times[batch:]
         if batch % times.shape[0]:
             raise TsAdaptError(f"{times.shape[0]} timesteps were given for a batch of {batch}; give one, or {batch}")
         return times.repeat_interleave(batch // times.shape[0])

@@ -1,10 +1,11 @@
 """Time-grouped activations: T timesteps share G quantizers (APQ-DM, Wang et al. 2024, section 3.2).
 
     x^(t) = sum_g softmax(a_t)_g Q_g(x)
-    minimise over a and the ranges of Q_g    mean_t [ ||x^ - x||^2 / ||x||^2 ] + 0.8 mean_t H(softmax(a_t))
+    minimise over a and the ranges of Q_g    mean_t [ sum |x^ - x|^p / sum |x|^p ] + 0.8 mean_t H(softmax(a_t))
 
-The entropy H drives every timestep to one quantizer; after training that one alone is kept, and a timestep between two
-takes the nearest one's. The quantizers start from timesteps whose ranges are alike.
+p is that of `ranges` for activations, in the paper 2. The entropy H drives every timestep to one quantizer; after
+training that one alone is kept, and a timestep between two takes the nearest one's. The quantizers start from timesteps
+whose ranges are alike.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ts_adapt.quantizers.affine import along, fake_quantize, power_of_two, scale
 from ts_adapt.quantizers.calibration import InputRecord, channel_dim
 from ts_adapt.quantizers.clock import Clock
 from ts_adapt.quantizers.parts import ActivationPart
-from ts_adapt.quantizers.ranges import mse
+from ts_adapt.quantizers.ranges import mse, power_of
 
 ENTROPY_WEIGHT = 0.8
 FIT_STEPS = 100
@@ -109,9 +110,11 @@ class Assignment:
 
 def assign(record: InputRecord, bits: int, groups: int) -> Assignment:
     """Train the assignment of the timesteps of `record` to `groups` quantizers, and their ranges."""
-    x = record.rows(FIT_VALUES)
-    power = x.square().mean(1).clamp(min=1e-30)
-    bounds = mse(x, bits, False, exact_zero=True)
+    x, weights = record.rows(FIT_VALUES)
+    share = weights / weights.sum(1, keepdim=True)
+    power, largest = power_of(bits), x.abs().amax(1, keepdim=True).clamp(min=1e-30)
+    whole = (share * (x.abs() / largest).pow(power)).sum(1).clamp(min=1e-30)
+    bounds = mse(x, bits, False, exact_zero=True, weights=weights, power=power)
     low, high = bounds[0].squeeze(1).clamp(max=0), bounds[1].squeeze(1).clamp(min=0)
     size = (high - low).clamp(min=1e-30).log()
     label = _clusters(size, groups)
@@ -131,7 +134,7 @@ def assign(record: InputRecord, bits: int, groups: int) -> Assignment:
 
     def error(shares: Tensor) -> Tensor:
         mixed = (shares.T[:, :, None] * each()).sum(0)
-        return ((mixed - x).square().mean(1) / power).mean()
+        return ((share * ((mixed - x).abs() / largest).pow(power)).sum(1) / whole).mean()
 
     with torch.enable_grad():
         for step in range(FIT_STEPS):

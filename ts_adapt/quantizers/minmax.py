@@ -110,6 +110,7 @@ class MinMax(Quantizer):
             return DynamicActivation(o.activation_bits)
         if o.activation_range == "minmax":
             return StaticActivation.of_range(record.low.min(), record.high.max(), o.activation_bits)
-        return StaticActivation.of_range(
-            *find_range(o.activation_range, record.all_values, o.activation_bits, False), o.activation_bits
+        found = find_range(
+            o.activation_range, record.all_values, o.activation_bits, False, exact_zero=True, weights=record.all_weights
         )
+        return StaticActivation.of_range(*found, o.activation_bits)

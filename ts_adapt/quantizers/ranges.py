@@ -2,10 +2,15 @@
 
     min_max     all of it
     percentile  without the outermost values: the quantiles 1 - p and p
-    mse         the range [f low, f high], 0 < f <= 1, whose nearest levels have the least squared error
+    mse         the range [f low, f high], 0 < f <= 1, whose nearest levels have the least mean |x^ - x|^p; p = 2
 
 Every function takes `(..., n)` and gives low and high of shape `(..., 1)`: rows of grouped weights, or all values of an
-activation. Outliers that are cut off give the others finer levels.
+activation. `weights` `(..., n)` say how often each value counts; None: once. Outliers that are cut off give the others
+finer levels.
+
+What is cut off of an activation errs in one direction, and adds up in the layer that it goes to; rounding errors cancel
+there. The finer the levels, the less rounding there is to save by cutting, and the more p is for activations of b bits:
+p = max(2, 1 + b / 4).
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.interfaces import unknown
-from ts_adapt.quantizers.affine import fake_quantize, scale_and_zero
+from ts_adapt.quantizers.affine import SMALLEST_SCALE, fake_quantize, scale_and_zero
 
 Range = tuple[Tensor, Tensor]
 SHRINKS = 40
@@ -27,37 +32,64 @@ def min_max(x: Tensor) -> Range:
     return x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
 
 
-def percentile(x: Tensor, p: float = 0.9995) -> Range:
-    """Of more values than torch's quantile takes, every k-th is looked at."""
+def percentile(x: Tensor, p: float = 0.9995, weights: Tensor | None = None) -> Range:
+    """Of more values than torch's quantile takes, every k-th is looked at. With weights it is the value at which their
+    sum reaches the quantile."""
+    if weights is not None:
+        x, order = x.sort(-1)
+        mass = weights.gather(-1, order).double().cumsum(-1)
+        wanted = mass[..., -1:] * mass.new_tensor([1 - p, p])
+        low, high = x.gather(-1, torch.searchsorted(mass, wanted).clamp(max=x.shape[-1] - 1)).split(1, -1)
+        return low, high
     x = x[..., :: -(-x.shape[-1] // LARGEST_QUANTILE_INPUT)]
     low, high = torch.quantile(x.float(), x.new_tensor([1 - p, p], dtype=torch.float32), dim=-1, keepdim=True)
     return low.to(x.dtype), high.to(x.dtype)
 
 
-def mse(x: Tensor, bits: int, symmetric: bool, *, exact_zero: bool = False) -> Range:
-    """SHRINKS factors between 1 and 1 / SHRINKS are tried, row by row."""
+def power_of(bits: int) -> float:
+    """p for activations of so many bits."""
+    return max(2.0, 1 + bits / 4)
+
+
+def mse(
+    x: Tensor,
+    bits: int,
+    symmetric: bool,
+    *,
+    exact_zero: bool = False,
+    weights: Tensor | None = None,
+    power: float = 2.0,
+) -> Range:
+    """SHRINKS factors between 1 and 1 / SHRINKS are tried, row by row; p is `power`."""
+    share = 1 / x.shape[-1] if weights is None else weights / weights.sum(-1, keepdim=True)
     low, high = min_max(x)
+    size = torch.maximum(low.abs(), high.abs()).clamp(min=SMALLEST_SCALE)
     best = torch.full_like(low, float("inf"))
     best_low, best_high = low, high
     for k in range(SHRINKS, 0, -1):
         small, large = low * (k / SHRINKS), high * (k / SHRINKS)
         scale, zero = scale_and_zero(small, large, bits, symmetric, exact_zero=exact_zero)
-        error = (fake_quantize(x, scale, zero, bits, symmetric) - x).square().mean(-1, keepdim=True)
+        wrong = (fake_quantize(x, scale, zero, bits, symmetric) - x).abs() / size
+        error = (wrong.pow(power) * share).sum(-1, keepdim=True)
         better = error < best
         best = torch.where(better, error, best)
         best_low, best_high = torch.where(better, small, best_low), torch.where(better, large, best_high)
     return best_low, best_high
 
 
-RANGES: dict[str, Callable[[Tensor, int, bool], Range]] = {
-    "minmax": lambda x, bits, symmetric: min_max(x),
-    "percentile": lambda x, bits, symmetric: percentile(x),
-    "mse": lambda x, bits, symmetric: mse(x, bits, symmetric),
+RANGES: dict[str, Callable[[Tensor, int, bool, bool, Tensor | None], Range]] = {
+    "minmax": lambda x, bits, symmetric, exact_zero, weights: min_max(x),
+    "percentile": lambda x, bits, symmetric, exact_zero, weights: percentile(x, weights=weights),
+    "mse": lambda x, bits, symmetric, exact_zero, weights: mse(
+        x, bits, symmetric, exact_zero=exact_zero, weights=weights
+    ),
 }
 
 
-def find_range(name: str, x: Tensor, bits: int, symmetric: bool) -> Range:
+def find_range(
+    name: str, x: Tensor, bits: int, symmetric: bool, *, exact_zero: bool = False, weights: Tensor | None = None
+) -> Range:
     """The range of `x` by the method called `name`; TsAdaptError for an unknown one."""
     if name not in RANGES:
         raise unknown("range", name, RANGES)
-    return RANGES[name](x, bits, symmetric)
+    return RANGES[name](x, bits, symmetric, exact_zero, weights)

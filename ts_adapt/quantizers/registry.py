@@ -30,6 +30,8 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "tinydm": TinyDM,
     "vqdm": VQDM,
 }
+EXAMPLES = ("minmax-w8a8", "minmax-w4", "hqq4", "torchao-int8", "torchao-fp8", "tdq-w8a8", "tinydm-w8a8", "vqdm4")
+"""Names, of each form there is."""
 OPTIONS: dict[str, type[Any]] = {
     "minmax": MinMaxOptions,
     "hqq": HQQOptions,
@@ -49,7 +51,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
 }
 """What may stand behind a `+`, and the options that it sets; `+split` is an option of the layers."""
 
-NAME = re.compile(r"(?P<family>[a-z]+)(-?w?(?P<bits>\d+)(a(?P<activation_bits>\d+))?|-int8|(?P<fp8>-fp8))?")
+NAME = re.compile(r"(?P<family>[a-z]+)(-?(?P<weights>\d+)|-w(?P<bits>\d+)(a(?P<inputs>\d+))?|-(?P<numbers>int8|fp8))?")
 
 
 def build(name: str, **options: Any) -> tuple[Quantizer, LayerOptions]:
@@ -59,11 +61,13 @@ def build(name: str, **options: Any) -> tuple[Quantizer, LayerOptions]:
     """
     base, *extras = name.split("+")
     match = NAME.fullmatch(base)
-    if match is None or match["family"] not in QUANTIZERS:
-        raise unknown("quantizer", base, QUANTIZERS)
-    family = match["family"]
-    settings: dict[str, Any] = {k: int(match[k]) for k in ("bits", "activation_bits") if match[k]}
-    if match["fp8"]:
+    if match is None or match["family"] not in QUANTIZERS or (match["numbers"] and match["family"] != "torchao"):
+        raise unknown("quantizer", base, EXAMPLES)
+    family, bits = match["family"], match["weights"] or match["bits"]
+    settings: dict[str, Any] = {"bits": int(bits)} if bits else {}
+    if match["inputs"]:
+        settings["activation_bits"] = int(match["inputs"])
+    if match["numbers"] == "fp8":
         settings["mode"] = "float8"
     layers = LayerOptions()
     for extra in extras:

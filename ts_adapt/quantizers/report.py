@@ -72,21 +72,6 @@ def save_report(rows: Sequence[LayerReport], network: nn.Module, path: Path) -> 
     write_json(path, {"size": asdict(size_of(network)), "layers": [asdict(row) for row in rows]})
 
 
-def markdown(rows: Sequence[LayerReport]) -> str:
-    """The report as a table; of the activations the widest range and the worst timestep's error."""
-    lines = ["| layer | weights | bits | weight error | input | range | input MSE |", "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        if row.reason is not None:
-            lines.append(f"| {row.name} | {row.weights:,} | full: {row.reason} | | | | |")
-            continue
-        span = f"{min(row.low):.3g} to {max(row.high):.3g}" if row.low else ""
-        worst = f"{max(row.activation_mse):.3g}" if row.activation_mse else ""
-        bits = row.activation_bits or "full"
-        cells = [row.name, f"{row.weights:,}", f"{row.true_bits:.2f}", f"{row.weight_relative:.2e}", bits, span, worst]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
-
-
 TIMED = ("timesteps", "low", "high", "activation_mse", "activation_mae")
 """Of a report what has an entry for each timestep."""
 

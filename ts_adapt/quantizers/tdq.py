@@ -3,7 +3,7 @@
     activations   x^ = s(t) round(x / s(t)), s(t) from a small network on the time embedding (`time_scale`)
     weights       LSQ (Esser et al. 2020): symmetric, a scale for each output channel, learned with the weights
 
-    ptq   weights at scales of their range; of the predictors each learns the scale of least squared error at every
+    ptq   weights at scales of their range; of the predictors each learns the scale of least error at every
           timestep of the calibration set. Nothing else is trained.
     qat   starts from there, and leaves weights, their scales, biases and predictors to be trained together
           (`training.fine_tune`) by the diffusion loss or a teacher
@@ -122,8 +122,9 @@ class TDQ(Quantizer):
     def _input(self, record: InputRecord, embedding: dict[str, Any], clock: Clock) -> TimedActivation:
         offset = offset_of(record)
         part = TimedActivation(self.options.activation_bits, offset, embedding, clock)
-        size = (record.all_values - (offset or 0.0)).abs()
-        part.start(size.mean(), size.std())
+        size, share = (record.all_values - (offset or 0.0)).abs(), record.all_weights / record.all_weights.sum()
+        mean = (share * size).sum()
+        part.start(mean, (share * (size - mean).square()).sum().sqrt())
         return part
 
     def _weight(self, weight: Tensor) -> WeightPart:

@@ -29,7 +29,7 @@ from ts_adapt.quantizers.affine import SMALLEST_SCALE, fake_quantize
 from ts_adapt.quantizers.calibration import InputRecord
 from ts_adapt.quantizers.clock import Clock
 from ts_adapt.quantizers.parts import ActivationPart
-from ts_adapt.quantizers.ranges import mse
+from ts_adapt.quantizers.ranges import mse, power_of
 
 HIDDEN = 64
 SILU_MINIMUM = -0.2785
@@ -167,8 +167,12 @@ def offset_of(record: InputRecord) -> float | None:
 
 
 def best_scales(record: InputRecord, bits: int, offset: float | None) -> Tensor:
-    """The scale `(T,)` of least squared error at each timestep by itself."""
-    low, high = mse(record.rows(FIT_VALUES) - (offset or 0.0), bits, offset is None)
+    """The scale `(T,)` of least error at each timestep by itself (`ranges`)."""
+    x, weights = record.rows(FIT_VALUES)
+    low, high = mse(
+        x - (offset or 0.0), bits, offset is None,
+        exact_zero=offset is not None, weights=weights, power=power_of(bits),
+    )  # fmt: skip
     bound, levels = (high, 2**bits - 1) if offset is not None else (torch.maximum(-low, high), 2 ** (bits - 1) - 1)
     best: Tensor = bound.squeeze(1) / levels
     return best.clamp(min=SMALLEST_SCALE)

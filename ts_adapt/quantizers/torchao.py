@@ -86,7 +86,8 @@ class TorchAOWeight(WeightPart):
 class TorchAO(Quantizer):
     """See the module's head.
 
-    Raises TsAdaptError for other bits than 8, where torchao is not installed, and for float8 on other devices.
+    Raises TsAdaptError for other bits than 8, where torchao is not installed, for float8 on other devices, and for
+    split shortcuts, which are convolutions.
     """
 
     name = "torchao"
@@ -101,6 +102,10 @@ class TorchAO(Quantizer):
             )
 
     def apply(self, to: Quantization, calls: Sequence[Call]) -> None:
+        if to.layer_options.split_shortcuts:
+            raise TsAdaptError(
+                "torchao takes no convolutions, and split shortcuts are some; leave +split out, or take minmax"
+            )
         if self.options.mode == "float8":
             _check_float8(next(to.network.parameters()).device)
         _library()

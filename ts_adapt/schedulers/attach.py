@@ -1,6 +1,7 @@
 """Two lines put a learned schedule into a pipeline of diffusers, one takes it out again.
 
-    attach(pipe, schedule)      pipe.scheduler = schedule; a pre-hook on the network tells it each sample's time
+    attach(pipe, schedule)      pipe.scheduler = schedule; a pre-hook on the network tells it each sample's time, ahead
+                                of all others that listen for it there
     detach(pipe)                the former scheduler, the very object; no hook is left
 
 What a pipeline cannot do is refused when attaching, with the reason. A schedule whose times all samples share needs
@@ -74,7 +75,7 @@ def attach(pipe: Any, schedule: LearnedScheduler, *, strict: bool = True) -> Any
     if attached is not None:
         detach(pipe)
     hook = TimeHook(pipe, schedule, network)
-    handle = network.register_forward_pre_hook(hook, with_kwargs=True)
+    handle = network.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
     pipe.scheduler = schedule
     setattr(pipe, _MARK, Attachment(former, handle))
     return pipe
