@@ -85,6 +85,7 @@ format: $(STAMP)
 results: $(STAMP)
 	$(BIN)/ts-adapt teach --config $(CONFIG)
 	OMP_NUM_THREADS=1 $(MAKE) -j 2 $(addprefix learn-,$(SOLVERS))
+	OMP_NUM_THREADS=1 $(BIN)/ts-adapt train $(STUDY_CONFIG) --predictor recursive-all --train.batch_size 32
 	$(BIN)/ts-adapt evaluate --config $(CONFIG)
 	$(MAKE) studies benchmarks
 
@@ -102,7 +103,6 @@ learn-%: $(STAMP)
 studies: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/ts-adapt search $(STUDY_CONFIG) --nfe $(STUDY_NFE) --method per-sample \
 		--label_samples $(STUDY_LABELS)
-	$(BIN)/ts-adapt train $(STUDY_CONFIG) --predictor recursive-all --train.batch_size 32
 	$(MAKE) $(addprefix bench-,$(STUDIES))
 	$(MAKE) students
 	$(BIN)/ts-adapt evaluate --config configs/suite_smoke.yml
