@@ -143,9 +143,11 @@ def test_differences_are_paired_and_hold_their_mean(done):
         assert d["difference"] == pytest.approx(
             means[d["schedule"], d["samples"]] - means[d["against"], d["samples"]], abs=1e-6
         )
-        assert d["low"] <= d["difference"] <= d["high"]
+        assert d["relative"] == pytest.approx(d["difference"] / means[d["against"], d["samples"]], rel=1e-4, abs=1e-6)
+        assert d["relative_low"] <= d["relative"] <= d["relative_high"]
     wide = [r["distance_high"] - r["distance_low"] for r in data["rows"] if r["schedule"] == "one-shot"]
-    narrow = [d["high"] - d["low"] for key, d in apart.items() if key[:2] == ("one-shot", "static")]
+    found = [d for key, d in apart.items() if key[:2] == ("one-shot", "static")]
+    narrow = [(d["relative_high"] - d["relative_low"]) * means["static", d["samples"]] for d in found]
     assert max(narrow) < min(wide)
 
 

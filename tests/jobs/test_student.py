@@ -113,7 +113,9 @@ def test_the_comparison_answers_whether_it_is_better(
     (asked,) = [d for d in found if (d["schedule"], d["against"]) == ("static@minmax-w4a4", "static")]
     own, full = (float(rows["minmax-w4a4", name]["distance"]) for name in ("static@minmax-w4a4", "static"))
     apart = own - full
-    assert asked["difference"] == pytest.approx(apart, rel=1e-5) and asked["low"] <= apart <= asked["high"]
+    assert asked["difference"] == pytest.approx(apart, rel=1e-5)
+    assert asked["relative"] == pytest.approx(apart / full, rel=1e-4)
+    assert asked["relative_low"] <= asked["relative"] <= asked["relative_high"]
     printed = capsys.readouterr().out
     assert "static@minmax-w4a4 is " in printed and "ddim, NFE 3, static, 6 samples" in printed
     entries = [entry for entries in planned(session).values() for entry in entries]
