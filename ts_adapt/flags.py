@@ -41,7 +41,8 @@ goes on from there. A grid that is found stays until --redo is given along with 
 
 With --student.cacher and --student.quantizer it is searched for the network that they make cheaper, against the same
 teacher, and kept apart; `evaluate` with both sets it against the one of the full network."""
-TRAIN = """Train a predictor of grids on the oracle's grids and through the solver, for every solver and NFE.
+TRAIN = """Train a predictor of grids and corrections through the solver, for every solver and NFE; with
+--train.loss labels on the oracle's grids, after `search --method per-sample`.
 
 With -all behind the name (recursive-all) one network serves all NFEs of the config; it is kept, and compared, apart.
 A predictor that is finished stays until --redo is given along with other options; one that was interrupted goes on
@@ -239,7 +240,7 @@ COMMANDS = {
         "goes on from there",
     ),
     "train": Command(
-        "train a predictor on the oracle's grids", TRAIN, _train_flags,
+        "train a predictor of grids and corrections", TRAIN, _train_flags,
         "finished predictors and epochs are kept, and the same command goes on from there",
     ),
     "quantize": Command(

@@ -53,8 +53,9 @@ class Results:
         return str(self.facts["comparison"]["features"])
 
     def conclusions(self) -> list[Conclusion]:
-        """What the comparison says, for each sampler and NFE."""
-        return conclusions(self.rows, self.differences, self.features)
+        """What the comparison says, for each sampler and NFE of which it says anything."""
+        found = conclusions(self.rows, self.differences, self.features)
+        return [conclusion for conclusion in found if conclusion.lines]
 
     @classmethod
     def read(cls, folder: Path) -> Results | None:

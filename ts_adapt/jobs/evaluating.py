@@ -97,7 +97,7 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     for one in facts["skipped"]:
         print(f"\nskipped: cacher {one['cacher']}, quantizer {one['quantizer']}: {one['reason']}")
     print(_notes(session, facts)[1])
-    for conclusion in filter(lambda found: found.lines, fresh.conclusions()):
+    for conclusion in fresh.conclusions():
         print("\n  - ".join([f"\n{conclusion.heading}, paired distance to the teacher:", *conclusion.lines]))
     print(f"report: {path}")
     return rows, path

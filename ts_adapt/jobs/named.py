@@ -119,5 +119,6 @@ def shared_schedules(name: str, noise: NoiseSchedule) -> list[Schedule]:
         return [Schedule.load(path, noise)]
     schedule = load_scheduler(name, noise=noise)
     if schedule.source.own_times or schedule.source.learned is None:
-        raise TsAdaptError(f"{name} holds no shared learned grids, one for each NFE; give one that does")
+        what = "gives each sample a grid of its own" if schedule.source.own_times else "is a fixed grid"
+        raise TsAdaptError(f"{name} {what}, and holds no shared learned grids, one for each NFE; give one that does")
     return [shared_schedule(name, schedule, nfe)[0] for nfe in schedule.source.learned]
