@@ -106,7 +106,7 @@ def validate_grid(grid: TimeGrid | Tensor, noise: NoiseSchedule | None = None, b
         grid = TimeGrid(torch.as_tensor(grid))
     grid = TimeGrid(validate_times(grid.times, noise), grid.model_times, grid.output_scale, grid.coefficients)
     for name, value, ndim in _corrections(grid):
-        if not bool(torch.isfinite(value.detach()).all()):
+        if not bool(torch.isfinite(value.detach().float()).all()):  # networks take single precision
             raise TsAdaptError(f"{name} of the grid hold a NaN or infinite value")
         if value.ndim not in (ndim, ndim + 1) or value.shape[-ndim] != grid.steps:
             raise TsAdaptError(

@@ -116,7 +116,9 @@ def test_the_comparison_answers_whether_it_is_better(
     assert asked["difference"] == pytest.approx(apart, rel=1e-5)
     assert asked["relative"] == pytest.approx(apart / full, rel=1e-4)
     assert asked["relative_low"] <= asked["relative"] <= asked["relative_high"]
-    printed = capsys.readouterr().out
+    printed, page = capsys.readouterr().out, (session.workspace.logs / "report.html").read_text()
+    products = page.split("<h2>Cachers and quantizers</h2>")[1].split("<h2>How to read it</h2>")[0]
+    assert products.count('<td class="name">static@minmax-w4a4</td>') == 1
     assert "static@minmax-w4a4 is " in printed and "ddim, NFE 3, static, 6 samples" in printed
     entries = [entry for entries in planned(session).values() for entry in entries]
     assert len({entry.fingerprint for entry in entries}) == len({entry.file for entry in entries}) == len(entries) == 5

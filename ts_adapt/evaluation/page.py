@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from ts_adapt.evaluation.benchmark import Difference, Row
 from ts_adapt.evaluation.conclusions import Conclusion, compare
-from ts_adapt.evaluation.products import columns, plain, products
+from ts_adapt.evaluation.products import NAMES, columns, plain, products
 from ts_adapt.evaluation.tables import best, cell, frechet_name, groups, overviews, rows_of, short_name
 
 PAGE = """{% macro data(row, column, best, first=False) %}
@@ -76,9 +76,10 @@ PAGE = """{% macro data(row, column, best, first=False) %}
 {% if products %}<h2>Cachers and quantizers</h2>{% endif %}
 {% for p in products %}<h3>{{ p.title }}</h3>
 <div class="scroll"><table><thead><tr>
-{% for head in columns %}<th class="{{ 'name' if loop.index < 3 }}">{{ head }}</th>{% endfor %}</tr></thead>
-{% for row in p.rows %}<tr>{% for of in columns.values() %}
-<td class="{{ 'name' if loop.index < 3 }}">{{ of(row) }}</td>{% endfor %}</tr>
+{% set found = columns(p) %}{% for head in found %}<th class="{{ 'name' if head in names }}">{{ head }}</th>
+{% endfor %}</tr></thead>
+{% for row in p.rows %}<tr>{% for head, of in found.items() %}
+<td class="{{ 'name' if head in names }}">{{ of(row) }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
 {% endfor %}
 <h2>How to read it</h2>
@@ -162,7 +163,8 @@ def render(
     page: str = environment.from_string(PAGE).render(
         title=title, notes=notes, differences=differences, conclusions=conclusions, figures=figures,
         overviews=list(overviews(plain(rows))), sections=_sections(rows, differences), cell=cell, distance=distance,
-        frechet=frechet_name(features), short=short_name(features), products=products(rows), columns=columns(features),
+        frechet=frechet_name(features), short=short_name(features), products=products(rows), names=NAMES,
+        columns=lambda product: columns(product, features),
     )  # fmt: skip
     return page.lstrip()
 

@@ -45,12 +45,18 @@ def products(rows: Sequence[Row]) -> list[Product]:
     ]
 
 
-def columns(features: str) -> dict[str, Cell]:
-    """Head of a column -> what stands in it; the first two are names."""
-    short = short_name(features)
+NAMES = ("cacher", "quantizer", "schedule")
+"""Columns that are no numbers."""
+
+
+def columns(product: Product, features: str) -> dict[str, Cell]:
+    """Head of a column -> what stands in it; the `NAMES` come first, the schedule where there are several."""
+    short, several = short_name(features), len({row.schedule for row in product.rows}) > 1
+    schedule: dict[str, Cell] = {"schedule": lambda r: r.schedule} if several else {}
     return {
         "cacher": lambda r: r.cacher,
         "quantizer": lambda r: r.quantizer,
+        **schedule,
         "bits": lambda r: _number(r.bits, "{:.2f}"),
         "weights MB": lambda r: _number(r.weight_bytes, "{:.2f}", 1e-6),
         "MFLOP/image": lambda r: _number(r.flops, "{:.1f}", 1e-6),
@@ -68,8 +74,11 @@ def text(product: Product, features: str) -> str:
     """The table for the terminal."""
     lines = _cells(product, features)
     wide = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-    names, numbers = wide[:2], wide[2:]
-    aligned = ["  ".join([*map(str.ljust, line[:2], names), *map(str.rjust, line[2:], numbers)]) for line in lines]
+    left = [head in NAMES for head in lines[0]]
+    aligned = [
+        "  ".join(x.ljust(w) if name else x.rjust(w) for x, w, name in zip(line, wide, left, strict=True))
+        for line in lines
+    ]
     return "\n".join([product.title, aligned[0], "-" * len(aligned[0]), *aligned[1:]])
 
 
@@ -80,9 +89,7 @@ def markdown(product: Product, features: str) -> str:
 
 
 def _cells(product: Product, features: str) -> list[list[str]]:
-    found = columns(features)
-    if len({row.schedule for row in product.rows}) > 1:
-        found["schedule"] = lambda r: r.schedule
+    found = columns(product, features)
     return [list(found), *([of(row) for of in found.values()] for row in product.rows)]
 
 
