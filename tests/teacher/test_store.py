@@ -141,6 +141,9 @@ def test_manifests_that_are_missing_damaged_or_altered(tmp_path: Path) -> None:
         TeacherStore.create(tmp_path / "new", {k: v for k, v in config.items() if k != "weights"})
     with pytest.raises(TsAdaptError, match="at least 1"):
         TeacherStore.create(tmp_path / "new", config | {"shard_size": 0})
+    for scale in (0.0, -1.0, 1e308):
+        with pytest.raises(TsAdaptError, match="noise_scale is"):
+            TeacherStore.create(tmp_path / "new", config | {"noise_scale": scale})
     for shape in ([1, 4.5], [0, 4], [2**20, 2**20], ["4"]):
         with pytest.raises(TsAdaptError, match=r"shape is .* expected sizes"):
             TeacherStore.create(tmp_path / "new", config | {"shape": shape})

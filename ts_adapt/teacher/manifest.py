@@ -21,6 +21,8 @@ from ts_adapt._version import __version__
 from ts_adapt.interfaces import TsAdaptError
 
 FORMAT, VERSION = "ts_adapt-teacher", 1
+MAX_NOISE_SCALE = 1e9
+"""Largest standard deviation of pure noise."""
 MAX_SHARD, MAX_SAMPLE = 1_000_000, 2**31
 CONFIG: files.Schema = {
     "model": str,
@@ -97,6 +99,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def check_config(config: Mapping[str, Any], what: str) -> None:
     """TsAdaptError, naming `what`, unless `config` has the keys of `CONFIG` and numbers that samples can be made of."""
     files.check_schema(config, CONFIG, what)
+    if not 0 < config["noise_scale"] <= MAX_NOISE_SCALE:
+        raise TsAdaptError(f"noise_scale is {config['noise_scale']} in {what}; expected at most {MAX_NOISE_SCALE:g}")
     if not 1 <= config["shard_size"] <= MAX_SHARD:
         raise TsAdaptError(
             f"shard_size is {config['shard_size']} in {what}; at least 1 sample goes into a shard, at most {MAX_SHARD}"
