@@ -100,7 +100,9 @@ def check_config(config: Mapping[str, Any], what: str) -> None:
     """TsAdaptError, naming `what`, unless `config` has the keys of `CONFIG` and numbers that samples can be made of."""
     files.check_schema(config, CONFIG, what)
     if not 0 < config["noise_scale"] <= MAX_NOISE_SCALE:
-        raise TsAdaptError(f"noise_scale is {config['noise_scale']} in {what}; expected at most {MAX_NOISE_SCALE:g}")
+        raise TsAdaptError(
+            f"noise_scale is {config['noise_scale']} in {what}; expected above 0, at most {MAX_NOISE_SCALE:g}"
+        )
     if not 1 <= config["shard_size"] <= MAX_SHARD:
         raise TsAdaptError(
             f"shard_size is {config['shard_size']} in {what}; at least 1 sample goes into a shard, at most {MAX_SHARD}"
