@@ -1,5 +1,6 @@
-"""Train the embedded models on Fashion-MNIST: the DDPM, its class-conditional twin, the feature classifier.
+"""Train the embedded models on Fashion-MNIST: two DDPMs, a class-conditional twin, the feature classifier.
 
+    python scripts/train_zoo.py plain --images 700000 --half
     python scripts/train_zoo.py ddpm --images 3000000
     python scripts/train_zoo.py twin --images 600000 --init ts_adapt/zoo/fashion-ddpm
     python scripts/train_zoo.py classifier --epochs 10
@@ -9,10 +10,12 @@ On several cores `torchrun --nproc-per-node 2 scripts/train_zoo.py ddpm` is near
 two threads, so small are the convolutions; --batch is the batch of all processes together.
 
 The diffusion models are resumable: killed and started again, they go on from the last checkpoint under --out. Their
-loss is the mean squared error of what is predicted at real-valued times, uniform on [0, 999] of the beta schedule: of
-v = alpha eps - sigma x0, as in the embedded models, or of eps, as DDPM has it. The schedule is linear, as in DDPM, or
-the cosine of Nichol and Dhariwal 2021 (squaredcos_cap_v2). The learning rate warms up, stays, and falls linearly to 0
-over the last quarter. The classifier takes minutes; it is in train_classifier.py.
+loss is the mean squared error of what is predicted: of v = alpha eps - sigma x0, as in the embedded models, or of eps,
+as DDPM has it. `plain` is trained the way nearly all published models are, at integer timesteps uniform on 0..999 with
+the time embedding as it comes; `ddpm` and `twin` at real-valued times and without the embedding's fastest frequencies,
+so that they are smooth in t. The schedule is linear, as in DDPM, or the cosine of Nichol and Dhariwal 2021
+(squaredcos_cap_v2). The learning rate warms up, stays, and falls linearly to 0 over the last quarter. The classifier
+takes minutes; it is in train_classifier.py.
 """
 
 from __future__ import annotations
@@ -75,6 +78,12 @@ def learning_rate(done: float, peak: float, warmup: float, decay: float = 0.25) 
     return peak * min(1.0, done / warmup, max(0.0, (1 - done) / decay))
 
 
+def training_times(count: int, smooth: bool, generator: torch.Generator) -> Tensor:
+    """Times `(count,)` for a batch, one from each of `count` equal parts of the schedule: real-valued or timesteps."""
+    shares = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return 999 * shares if smooth else (1000 * shares).floor().clamp(max=999)
+
+
 def hold_fast_frequencies(net: UNet2DModel) -> None:
     """Zero the weights on cos and sin of t and of t / 3.2, the two fastest frequencies of the time embedding.
 
@@ -95,7 +104,7 @@ def average_gradients(net: nn.Module, world: int) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
+def train_diffusion(args: argparse.Namespace, conditional: bool, smooth: bool) -> None:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         dist.init_process_group("gloo")
@@ -110,7 +119,8 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
         weights = UNet2DModel.from_pretrained(args.init, subfolder="unet").state_dict()
         missing = net.load_state_dict(weights, strict=False)
         print(f"initialised from {args.init}; new: {missing.missing_keys}", flush=True)
-    hold_fast_frequencies(net)
+    if smooth:
+        hold_fast_frequencies(net)
     average = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99))
     step, spent = 0, 0.0
@@ -156,7 +166,7 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
     while step < total:
         generator = torch.Generator().manual_seed((args.seed * 10_000_019 + step) * world + rank)
         rows = torch.randint(len(data), (local,), generator=generator)
-        t = 999 * (torch.arange(local) + torch.rand(local, generator=generator)) / local
+        t = training_times(local, smooth, generator)
         x_t, target = noised(data[rows], t, noise, generator, args.prediction)
         classes = None
         if conditional:
@@ -171,7 +181,8 @@ def train_diffusion(args: argparse.Namespace, conditional: bool) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate((step + 1) / total, args.lr, warmup=0.02)
         optimizer.step()
-        hold_fast_frequencies(net)
+        if smooth:
+            hold_fast_frequencies(net)
         step += 1
         decay = min(0.9995, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -199,7 +210,7 @@ def validation_loss(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ddpm", "twin", "classifier"))
+    parser.add_argument("what", choices=("plain", "ddpm", "twin", "classifier"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--images", type=int, default=2_000_000)
     parser.add_argument("--batch", type=int, default=96)
@@ -219,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     args.lr = args.lr or 1.5e-3
     args.out = args.out or Path("train_data/zoo") / args.what
-    train_diffusion(args, conditional=args.what == "twin")
+    train_diffusion(args, conditional=args.what == "twin", smooth=args.what != "plain")
 
 
 if __name__ == "__main__":
