@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_adapt.assembly import NONE, ModelOptions, build_cachers, build_quantizer, solver_name
+from ts_adapt.denoisers.time_derivative import WAYS, WIDTH
 from ts_adapt.evaluation.benchmark import EvaluateOptions
 from ts_adapt.grids.space import CORRECTIONS, corrected
 from ts_adapt.interfaces import TsAdaptError, unknown
@@ -20,12 +21,14 @@ from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES
 from ts_adapt.pruning import PruneOptions
 from ts_adapt.search.blackbox import BlackboxOptions
+from ts_adapt.search.objective import AUTO
 from ts_adapt.search.optimized import OptimizedOptions
 from ts_adapt.search.per_sample import PerSampleOptions
 from ts_adapt.search.static import StaticOptions
 
 TRACKERS = ("tensorboard", "wandb")
 QAT_LOSSES = ("diffusion", "teacher")
+DERIVATIVE = ("derivative", "derivative_width")
 
 
 @dataclass
@@ -121,6 +124,11 @@ class Config:
     """What is minimised: features (the embedded network), l2, or lpips."""
     rescale_published: bool = False
     """Fit published tables (AYS) to the model's sigma range."""
+    derivative: str = AUTO
+    """How searches and trainings take the derivative in time: exact, slow (without the fast components of the network's
+    time embedding), secant; auto: the one that agrees best with differences of the distance."""
+    derivative_width: float = WIDTH
+    """Of slow and secant: the share of all times over which the derivative is a mean; .04 are 40 of 1000 timesteps."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     static_samples: int = 128
@@ -161,13 +169,13 @@ class Config:
         result  static (with corrections or without), per-sample, blackbox, dmn, gits, oss, klub, one-shot or recursive
         """
         if result.startswith("static"):
-            options = ["static_samples", "rescale_published", "static"]
+            options = ["static_samples", "rescale_published", "static", *DERIVATIVE]
         elif result == "blackbox":
             options = ["static_samples", "rescale_published", "blackbox"]
         elif result == "per-sample":
-            options = ["label_batch", "per_sample"]
+            options = ["label_batch", "per_sample", *DERIVATIVE]
         elif result in PREDICTOR_NAMES:
-            options = ["train"] if self.train.loss == "end_to_end" else ["label_samples", "train"]
+            options = ["train", *DERIVATIVE, *([] if self.train.loss == "end_to_end" else ["label_samples"])]
         else:
             options = [] if result == "dmn" else ["optimized"]
         if self.student.name:
@@ -223,6 +231,8 @@ class Config:
                 value = getattr(value, part)
             for number in value if isinstance(value, list) else [value]:
                 check_limits(option, number, low, high)
+        if self.derivative not in (AUTO, *WAYS):
+            raise unknown("derivative", str(self.derivative), (AUTO, *WAYS))
         if self.qat.loss not in QAT_LOSSES:
             raise unknown("qat.loss", str(self.qat.loss), QAT_LOSSES)
         wanted = [*self.static.corrections, *self.per_sample.corrections, *self.train.corrections]

@@ -91,7 +91,10 @@ class Experiment:
     def objective(self, solver: Solver) -> Objective:
         config = self.config
         distance = build_distance(config.distance, config.model.device)
-        return Objective(self.denoiser, solver, distance, config.checkpointing, config.teacher.seed)
+        return Objective(
+            self.denoiser, solver, distance, config.checkpointing, config.teacher.seed,
+            config.derivative, config.derivative_width,
+        )  # fmt: skip
 
     def fixed_grids(self, steps: int) -> dict[str, TimeGrid]:
         """The fixed grids that the config compares; else every one that fits the model, equal ones under one name."""

@@ -20,6 +20,7 @@ from ts_adapt.grids.space import corrected
 from ts_adapt.interfaces import Solver, TsAdaptError
 from ts_adapt.jobs.keeping import compared
 from ts_adapt.jobs.session import Session
+from ts_adapt.search.derivative import trusted
 from ts_adapt.search.labels import LabelStore, start_entries
 from ts_adapt.search.objective import Batch
 from ts_adapt.search.per_sample import LabelBatch, search_per_sample
@@ -47,7 +48,9 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
     spec |= {"student": student_options(config)} if config.student.name else {}
     folder = session.workspace.labels(split, name, nfe, corrections)
     store = distributed.first(partial(_label_store, folder, spec, redo))
-    objective = session.objective(solver)
+    objective, agreement = trusted(session.objective(solver), start.steps, session.teacher("train")[1], together=True)
+    if agreement is not None and distributed.rank() == 0:
+        print(f"{name}, NFE {nfe}: {agreement}")
     parts = batch.split(config.label_batch)
     own = distributed.mine(distributed.first(partial(_missing, store, parts)))
     done = len(batch) - sum(len(parts[part]) for part in own) if distributed.world() == 1 else 0

@@ -166,6 +166,8 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
         checkpoint.unlink(missing_ok=True)
 
     distributed.first(keep)
+    if result.agreement is not None and distributed.rank() == 0:
+        print(f"{kind}, {name}: {result.agreement}")
     for nfe in served:
         now, before = result.learned[steps[nfe]], result.static[steps[nfe]]
         print(

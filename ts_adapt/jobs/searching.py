@@ -58,7 +58,8 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
         return
     onwards = called != method and method in session.shared_names(name, nfe)
     starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
-    key = fingerprint(store.hash, config.distance, count, asdict(config.static), *student_options(config))
+    searched = asdict(config.static), config.derivative, config.derivative_width
+    key = fingerprint(store.hash, config.distance, count, *searched, *student_options(config))
     journal = Journal(path.with_suffix(".journal"), key)
     with SummaryWriter(str(make_folder(session.workspace.tensorboard(called, name, nfe)))) as writer:
         result = search_static(
@@ -67,6 +68,8 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
             journal=journal, progress=session.progress,
             on_step=lambda step, loss: writer.add_scalar("train/distance", loss, step),
         )  # fmt: skip
+        for line in result.remarks():
+            print(f"{name}, NFE {nfe}: {line}")
         for step, value in result.curve:
             writer.add_scalar("validation/distance", value, step)
     keep_shared(session, called, name, nfe, result.grid, (best, means[best]), config.static.seed)

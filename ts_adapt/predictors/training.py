@@ -34,6 +34,7 @@ from ts_adapt.predictors.phases import Phase, TrainOptions, batches_of, phases_o
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.resume import Checkpoint
 from ts_adapt.sampling import generator_for
+from ts_adapt.search.derivative import Agreement, trusted
 from ts_adapt.search.objective import Batch, Objective
 
 MEASURED, LOOKED_AT, DRAWN = 512, 128, 64
@@ -47,6 +48,8 @@ class TrainResult:
     static: dict[int, float]
     learned: dict[int, float]
     epochs: int = 0
+    agreement: Agreement | None = None
+    """Of the derivatives in time with the distance, where they were compared."""
 
     @property
     def relative(self) -> float:
@@ -74,6 +77,7 @@ def train_predictor(
 ) -> TrainResult:
     """Train `predictor` in place; scalars, schedules and samples go to `folder/tensorboard`.
 
+    objective   its derivative in time is used; where that is open, the one that agrees best (`search.derivative`)
     labels      what regression learns from, by the number of steps; may be fewer samples than `train`
     checkpoint  the file of a training under way: begun anew without it, continued with it. Its name stands for all
                 that the training depends on, but for the number of processes. It stays, for the caller to remove once
@@ -84,12 +88,14 @@ def train_predictor(
     """
     if any(space.size == 1 for space in predictor.spaces.values()):
         raise TsAdaptError("a grid of one step has no free time to predict; use nfe 2 or more, or learn corrections")
+    steps = sorted(predictor.learned)[len(predictor.learned) // 2]
+    objective, agreement = trusted(objective, steps, train, options.batch_size, together=True)
     phases = phases_of(options, predictor, objective, train, labels)
     training = _Training(predictor, objective, train, validation, options, folder, Checkpoint(checkpoint))
     for phase in phases[training.phase :]:
         training.run(phase, progress)
     training.end()
-    return training.result
+    return replace(training.result, agreement=agreement)
 
 
 class _Training:

@@ -6,15 +6,18 @@ L_b(grid) = distance(decode(student_b(grid)), decode(teacher_b))          studen
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ts_adapt.denoisers.time_derivative import WIDTH, TimeDerivative
 from ts_adapt.distances import towards
 from ts_adapt.interfaces import Denoiser, Distance, Solver, StepPolicy, TimeGrid
 from ts_adapt.sampling import Solution, integrate, noise_for
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Objective:
     """The student's distance to the teacher; differentiable in the grid where denoiser and distance are.
 
     `checkpoint` trades time for memory (see `sampling.integrate`). Stochastic solvers draw noise from `seed`, the
-    sample's index and the step.
+    sample's index and the step. `derivative` is how the derivative in time is taken, one of
+    `denoisers.time_derivative.WAYS` over the share `width` of all times; auto: as `search.derivative` finds.
     """
 
     denoiser: Denoiser
@@ -60,6 +64,16 @@ class Objective:
     distance: Distance
     checkpoint: bool = False
     seed: int = 0
+    derivative: str = AUTO
+    width: float = WIDTH
+
+    def differentiated(self, way: str) -> Objective:
+        """The same objective, with the derivative in time taken in `way`; errors as those of `TimeDerivative`."""
+        if isinstance(self.denoiser, TimeDerivative):
+            if (self.denoiser.way, self.denoiser.width) == (way, self.width):
+                return self
+            return replace(self, denoiser=self.denoiser.denoiser).differentiated(way)
+        return replace(self, denoiser=TimeDerivative(self.denoiser, way, self.width), derivative=way)
 
     def __call__(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None) -> Tensor:
         """Distances `(B,)`; `x_T` replaces the batch's noise where the start itself is searched."""

@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.sampling import initial_noise
+from ts_adapt.search.derivative import trusted
 from ts_adapt.search.objective import Batch, Objective
 
 
@@ -73,8 +74,10 @@ def search_per_sample(
     that are searched. Each start, a random one too, costs `iterations` gradient evaluations; each random one about
     `candidates` forward solves besides.
 
-    Raises TsAdaptError for an unknown correction, and for a start with one that is not searched.
+    The derivative in time is the objective's; where that is open, the one that agrees best with the mean distance of
+    this batch. Raises TsAdaptError for an unknown correction, and for a start with one that is not searched.
     """
+    objective, _ = trusted(objective, static.steps, batch)
     space = GridSpace.learning(options.corrections, objective.denoiser.noise, static.steps, objective.solver.order)
     given = [_for_each(space.completed(grid), batch) for grid in (static, *starts)]
     origins = [space.numbers(grid) for grid in given]
@@ -91,7 +94,15 @@ def search_per_sample(
         best = _chosen(better, grid, best)
         best_distance = torch.where(better, distance, best_distance)
         winner = torch.where(better, torch.full_like(winner, start), winner)
-    return LabelBatch(batch.index, best, best_distance, static_distance, winner)
+    best_distance = objective.measure(best, batch, len(batch))  # in the search it is told the times by another road
+    kept = best_distance <= static_distance
+    return LabelBatch(
+        batch.index,
+        _chosen(kept, best, given[0]),
+        torch.where(kept, best_distance, static_distance),
+        static_distance,
+        torch.where(kept, winner, torch.zeros_like(winner)),
+    )
 
 
 def _for_each(grid: TimeGrid, batch: Batch) -> TimeGrid:

@@ -3,18 +3,23 @@
     logits (N,) -> softmax -> cumsum -> affine to [lambda_min, lambda_max] -> times;    minimise  mean_b L_b(times)
 
 N - 1 free numbers and a mean over hundreds of samples: the mean is smooth where one sample's loss is rugged (a sample
-may end in another mode of the data), and two halves of the samples agree on its shape. Three ways down, by `method`:
+may end in another mode of the data), and two halves of the samples agree on its shape. The ways down, by `method`:
 
-    lbfgs     the exact gradient of the whole mean, by L-BFGS (scipy), in some ten to twenty evaluations (the default)
-    adam      the exact gradient of minibatches, by Adam, as LD3 does
+    lbfgs     the gradient of the whole mean, by L-BFGS (scipy), in some ten to twenty evaluations
+    adam      the gradient of minibatches, by Adam, as LD3 does
     smoothed  Adam on the mean smoothed over Gaussian perturbations xi_b of the logits, antithetically, from forward
-              solves alone (Nesterov & Spokoiny 2017), for what has no useful derivative in the times:
+              solves alone (Nesterov & Spokoiny 2017):
               mean_b (L_b(logits + s xi_b) - L_b(logits - s xi_b)) / (2 s) xi_b
+    forward   CMA-ES (Hansen 2016) on the mean of all samples, from forward solves alone: for what has no useful
+              derivative, and for networks too large for a backward pass
+    auto      lbfgs, then a few generations of forward from where it ended; forward alone where no derivative in time
+              agrees with differences of the objective (`search.derivative`), or where lbfgs has not moved (the default)
 
 The search begins at the best of the given grids, L-BFGS at several of them. Under Adam the moving average of the
-parameters is validated, in which the noise of the minibatches cancels. The grid of the lowest distance on the
-validation samples is kept, so that the result is never worse there than the best start. Everything computed is
-noted in a journal, if one is given: a search that was killed goes on from there, to the same result.
+parameters is validated, in which the noise of the minibatches cancels, and under CMA-ES the mean of what it draws from.
+The grid of the lowest distance on the validation samples is kept, so that the result is never worse there than the
+best start. Everything computed is noted in a journal, if one is given: a search that was killed goes on from there, to
+the same result.
 
 Corrections (model times, output scales, solver coefficients: `grids.space`) are learned along with the times where
 they are asked for. Another option of LD3, with adam only, is the soft teacher: the student may start anywhere within
@@ -26,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -37,11 +42,14 @@ from tqdm import tqdm
 
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError, unknown
+from ts_adapt.search.derivative import Agreement, trusted
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 
-METHODS = ("lbfgs", "adam", "smoothed")
+METHODS = ("auto", "lbfgs", "adam", "smoothed", "forward")
+BY_GRADIENT = ("auto", "lbfgs", "adam")
 Bar: TypeAlias = "tqdm[Any]"
+FOUND = "the best so far"
 FIRST_STEP = 0.1
 """The length of L-BFGS's first trial step in the logits, before it knows any curvature."""
 
@@ -50,9 +58,16 @@ FIRST_STEP = 0.1
 class StaticOptions:
     """How the static grid is searched."""
 
-    method: str = "lbfgs"
-    """lbfgs: exact gradient of all samples; adam: of minibatches; smoothed: from perturbed grids, forward only."""
+    method: str = "auto"
+    """lbfgs: gradient of all samples; adam: of minibatches; smoothed: from perturbed grids; forward: CMA-ES, without
+    gradient; auto: lbfgs and a little of forward, or forward alone where no derivative can be trusted."""
     iterations: int = 20
+    """lbfgs, adam, smoothed."""
+    evaluations: int = 160
+    """forward: how many grids are measured on all samples, about what lbfgs costs from two starts; auto ends with half
+    as many."""
+    spread: float = 0.3
+    """forward: standard deviation of the first draws, in the logits; auto ends with half of it."""
     starts: int = 2
     """lbfgs: how many of the grids to start from, the best ones, are searched; where a search is cheap, take all."""
     tolerance: float = 1e-4
@@ -76,13 +91,35 @@ class StaticOptions:
 
 @dataclass
 class StaticResult:
-    """grid; its mean distance on the validation samples; the start's; (iteration, validation distance) on the way."""
+    """grid; its mean distance on the validation samples; the start's; (iteration, validation distance) on the way.
+
+    agreement  of the derivatives in time with the objective, where they were compared
+    tried      what was done, in order: (method, name of the grid that it began at)
+    """
 
     grid: TimeGrid
     distance: float
     start: str
     start_distance: float
     curve: list[tuple[int, float]] = field(default_factory=list)
+    agreement: Agreement | None = None
+    tried: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def moved(self) -> bool:
+        """Whether anything better than the start was found."""
+        return self.distance < self.start_distance
+
+    def remarks(self) -> list[str]:
+        """What there is to say of how it went, a line each."""
+        lines = [] if self.agreement is None else [str(self.agreement)]
+        if not self.moved:
+            tried = ", ".join(f"{method} from {start}" for method, start in self.tried)
+            lines.append(
+                f"the search ended where it began, at {self.start}, after {tried}; it may be the best there is, "
+                "or need more samples"
+            )
+        return lines
 
 
 def _per_sample(z: Tensor, batch: int, clip: float) -> Tensor:
@@ -143,14 +180,37 @@ def search_static(
     noise, steps = objective.denoiser.noise, starts[start].steps
     space = GridSpace.learning(options.corrections, noise, steps, objective.solver.order)
     journal = Journal() if journal is None or options.soft_teacher else journal
+    agreement = None
+    if options.method in BY_GRADIENT:
+        objective, agreement = trusted(objective, steps, train, options.batch_size, journal.recall)
     track = _Track(objective, validation, space, starts[start], means[start], journal, on_step)
+    result = StaticResult(starts[start], means[start], start, means[start], agreement=agreement)
+
+    def descend(method: str, name: str, options: StaticOptions = options) -> None:
+        z = space.numbers(track.grid if name == FOUND else starts[name]).detach().to(train.x_T.device)
+        total = options.evaluations if method == "forward" else options.iterations
+        result.tried.append((method, name))
+        with tqdm(total=total, desc=f"static from {name}", disable=not progress, leave=False) as bar:
+            DESCENTS[method](objective, train, space, z, replace(options, method=method), journal, track, bar)
+
     finite = [name for name in sorted(starts, key=means.__getitem__) if math.isfinite(means[name])]
-    for name in finite[: options.starts if options.method == "lbfgs" else 1]:
-        z = space.numbers(starts[name]).detach().to(train.x_T.device)
-        descend = _descend_lbfgs if options.method == "lbfgs" else _descend_adam
-        with tqdm(total=options.iterations, desc=f"static from {name}", disable=not progress, leave=False) as bar:
-            descend(objective, train, space, z, options, journal, track, bar)
-    return StaticResult(track.grid, track.distance, start, means[start], track.curve)
+    if options.method == "auto":
+        if agreement is None or agreement.leads_down:
+            for name in finite[: options.starts]:
+                descend("lbfgs", name)
+        if track.distance < means[start]:
+            descend("forward", FOUND, _briefly(options))
+        else:
+            descend("forward", start)
+    else:
+        for name in finite[: options.starts if options.method == "lbfgs" else 1]:
+            descend(options.method, name)
+    return replace(result, grid=track.grid, distance=track.distance, curve=track.curve)
+
+
+def _briefly(options: StaticOptions) -> StaticOptions:
+    """Of forward, for what begins near the end."""
+    return replace(options, evaluations=options.evaluations // 2, spread=options.spread / 2)
 
 
 class _Track:
@@ -246,6 +306,32 @@ def _descend_adam(
             track.validate(average.clone(), bar)
 
 
+def _descend_forward(
+    objective: Objective, train: Batch, space: GridSpace, origin: Tensor, options: StaticOptions, journal: Journal,
+    track: _Track, bar: Bar,
+) -> None:  # fmt: skip
+    """CMA-ES from `origin` in steps of `space.unit`; the mean of each generation's draws is validated."""
+    from cmaes import CMA
+
+    def z_at(place: np.ndarray) -> Tensor:
+        return origin + torch.from_numpy(place).to(origin) * space.unit.to(origin)
+
+    def measure(place: np.ndarray) -> float:
+        z = z_at(place)
+        (value,) = journal.recall(z.tolist(), lambda: [float(objective.measure(space.grid(z), train).mean())])
+        bar.update()
+        return value
+
+    search = CMA(mean=np.zeros(len(origin)), sigma=options.spread, seed=options.seed)
+    for _ in range(max(1, options.evaluations // search.population_size)):
+        places = [search.ask() for _ in range(search.population_size)]
+        values = [measure(place) for place in places]
+        search.tell(list(zip(places, values, strict=True)))
+        track.step(min(values))
+        track.validate(z_at(search.mean), bar)
+        track.validate(z_at(places[int(np.argmin(values))]), bar)
+
+
 def _gradient(
     objective: Objective, space: GridSpace, z: Tensor, batch: Batch, rows: Tensor, offsets: Tensor | None,
     draws: Tensor, options: StaticOptions,
@@ -299,3 +385,6 @@ def _soft_start(
         after = objective(grid, batch, batch.x_T + moved)
     better = (after < distances.detach()).reshape(-1, *[1] * (moved.ndim - 1))
     return torch.where(better, moved, offset)
+
+
+DESCENTS = {"lbfgs": _descend_lbfgs, "adam": _descend_adam, "smoothed": _descend_adam, "forward": _descend_forward}

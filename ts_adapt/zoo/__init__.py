@@ -1,4 +1,4 @@
-"""The embedded model: data, weights, feature network, reference statistics, learned schedules. Paths and features, no
+"""The embedded models: data, weights, feature network, reference statistics, learned schedules. Paths and features, no
 denoiser."""
 
 from pathlib import Path
@@ -18,6 +18,7 @@ __all__ = [
 
 MODELS = {
     "fashion-ddpm": None,
+    "fashion-ddpm-plain": None,
     "fashion-ddpm-class": 10,
 }
 """Name of a model -> its null class, which stands for "no class"; None: the model has no classes."""

@@ -1,0 +1,173 @@
+"""Search on denoisers that are rough between timesteps: the derivative that leads is found, and so is the optimum of
+the smooth problem."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from rough import Rough, embedded
+
+from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
+from ts_adapt.distances import make
+from ts_adapt.grids import fixed
+from ts_adapt.interfaces import TimeGrid
+from ts_adapt.noise import ContinuousVP
+from ts_adapt.predictors.phases import TrainOptions
+from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.predictors.training import train_predictor
+from ts_adapt.sampling import initial_noise, integrate
+from ts_adapt.search.derivative import compare, trusted
+from ts_adapt.search.journal import Journal
+from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
+from ts_adapt.search.static import StaticOptions, search_static
+from ts_adapt.solvers import DPMSolverPP, UniPC
+
+STEPS = 4
+ROUGH = {
+    "smooth": None,
+    "period .006, size .02": (0.006, 0.02),
+    "period .006, size .05": (0.006, 0.05),
+    "period .02, size .05": (0.02, 0.05),
+}
+
+
+@pytest.fixture(scope="module")
+def smooth() -> tuple[Objective, Batch]:
+    """Two overlapping modes, of which every search finds the same minimum; 96 samples of a fine teacher."""
+    means = 2 * torch.rand((2, 1, 4, 4), generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 1
+    mixture = GaussianMixtureDenoiser(ContinuousVP(), means, torch.tensor([0.3, 0.02], dtype=torch.float64))
+    x_T = initial_noise(0, range(96), mixture.shape)
+    target = integrate(mixture, UniPC(mixture.noise, order=3), fixed.make("log_snr", mixture.noise, 64), x_T).x
+    solver = DPMSolverPP(mixture.noise, order=2)
+    return Objective(mixture, solver, make("l2")), Batch(torch.arange(96), x_T, target, {})
+
+
+def roughened(objective: Objective, how: str) -> Objective:
+    if how.startswith("embedded"):
+        return replace(objective, denoiser=embedded(objective.denoiser, float(how.split()[1])))
+    wiggle = ROUGH[how]
+    return objective if wiggle is None else replace(objective, denoiser=Rough(objective.denoiser, *wiggle))
+
+
+def split(batch: Batch) -> tuple[Batch, Batch]:
+    return batch.rows(slice(0, 48)), batch.rows(slice(48, None))
+
+
+def starts(objective: Objective) -> dict[str, TimeGrid]:
+    noise = objective.denoiser.noise
+    return {name: TimeGrid(fixed.make(name, noise, STEPS)) for name in ("linear", "quadratic", "karras", "log_snr")}
+
+
+@pytest.fixture(scope="module")
+def optimum(smooth) -> float:
+    """The least mean distance that the smooth problem has to offer, on the samples that validate."""
+    objective, batch = smooth
+    _, validation = split(batch)
+    options = StaticOptions(method="lbfgs", iterations=100, starts=4, tolerance=1e-9)
+    return search_static(objective, validation, validation, starts(objective), options, progress=False).distance
+
+
+@pytest.mark.parametrize(
+    ("how", "wanted"),
+    [*((how, "secant" if wiggle else "exact") for how, wiggle in ROUGH.items()), ("embedded 0.02", "slow"),
+     ("embedded 0.05", "slow")],
+)  # fmt: skip
+def test_the_derivative_that_agrees_with_differences_is_taken(smooth, how, wanted):
+    objective, batch = smooth
+    agreement = compare(roughened(objective, how), STEPS, batch)
+    assert agreement.best == wanted
+    assert agreement.leads_down
+    if wanted != "exact":
+        assert agreement.error["exact"] > 1 > 3 * agreement.error[wanted]
+
+
+@pytest.mark.parametrize("how", [*ROUGH, "embedded 0.05"])
+@pytest.mark.parametrize("method", ["auto", "forward"])
+def test_static_search_finds_the_smooth_problem_s_optimum_through_the_wiggle(smooth, optimum, how, method):
+    objective, batch = smooth
+    train, validation = split(batch)
+    rough = roughened(objective, how)
+    result = search_static(rough, train, validation, starts(rough), StaticOptions(method=method), progress=False)
+    reached = float(objective.measure(result.grid, validation).mean())
+    best = min(float(objective.measure(grid, validation).mean()) for grid in starts(objective).values())
+    assert reached < 1.12 * optimum < 0.5 * best
+
+
+def test_every_sample_s_search_goes_down_where_the_exact_derivative_hardly_does(smooth):
+    objective, batch = smooth
+    rough, rows = roughened(objective, "period .006, size .05"), batch.rows(slice(0, 16))
+    static, options = starts(objective)["quadratic"], PerSampleOptions(iterations=20, random_starts=0)
+    left = {
+        way: float(search_per_sample(replace(rough, derivative=way), rows, static, options).distance.mean())
+        for way in ("exact", "auto")
+    }
+    assert left["auto"] < 0.6 * left["exact"]
+
+
+def test_a_predictor_learns_through_the_wiggle_what_it_learns_without(smooth, tmp_path):
+    objective, batch = smooth
+    train, validation = split(batch)
+    gains = {}
+    for how in ("smooth", "embedded 0.05"):
+        torch.manual_seed(0)
+        here = roughened(objective, how)
+        predictor = Recursive(here.denoiser.noise, starts(here)["quadratic"].times, here.denoiser.shape)
+        options = TrainOptions(epochs=8, batch_size=16)
+        result = train_predictor(predictor, here, train, validation, options, tmp_path / how, progress=False)
+        gains[how] = result.gain
+    assert gains["smooth"] > 0.2
+    assert gains["embedded 0.05"] > 0.8 * gains["smooth"]
+
+
+def test_the_derivative_asked_for_is_taken_without_a_comparison(smooth):
+    objective, batch = smooth
+    counted = replace(objective, derivative="secant")
+    before = objective.denoiser.evaluations
+    taken, agreement = trusted(counted, STEPS, batch)
+    assert (taken.denoiser.way, agreement) == ("secant", None)
+    assert objective.denoiser.evaluations == before
+    assert taken.differentiated("secant") is taken
+    assert taken.differentiated("exact").denoiser.denoiser is objective.denoiser
+
+
+def test_an_interrupted_search_goes_on_to_the_same_grid(smooth, tmp_path):
+    objective, batch = smooth
+    train, validation = split(batch)
+    rough = roughened(objective, "embedded 0.05")
+    options = StaticOptions(iterations=4, starts=1, evaluations=24)
+
+    def search(journal: Journal, **given: Any) -> TimeGrid:
+        return search_static(
+            rough, train, validation, starts(rough), options, journal=journal, progress=False, **given
+        ).grid
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, loss: float) -> None:
+        if step == 5:
+            raise Killed
+
+    whole = search(Journal())
+    with pytest.raises(Killed):
+        search(Journal(tmp_path / "journal", "key"), on_step=kill)
+    before = rough.denoiser.evaluations
+    assert torch.equal(search(Journal(tmp_path / "journal", "key")).times, whole.times)
+    resumed = rough.denoiser.evaluations - before
+    search(Journal())
+    assert resumed < 0.7 * (rough.denoiser.evaluations - before - resumed)
+
+
+def test_a_search_that_found_nothing_says_what_it_tried(smooth):
+    objective, batch = smooth
+    grids = starts(objective)
+    objective = replace(objective, distance=lambda x, y: torch.ones(len(x)) + 0 * x.flatten(1).sum(1))
+    found = search_static(objective, *split(batch), grids, StaticOptions(evaluations=16), progress=False)
+    assert not found.moved
+    assert found.grid is grids[found.start]
+    assert {method for method, _ in found.tried} == {"forward"}  # no derivative agrees with differences that are zero
+    assert found.start in found.remarks()[-1]

@@ -1,0 +1,134 @@
+"""Which derivative in time a search may follow: each is compared with differences of what is searched.
+
+    D_j = (L(z + h e_j) - L(z - h e_j)) / 2h,   j = 1 .. N          L  the mean distance of a few samples
+    error = |dL/dz - D| / |D|                                       z  the logits of a grid, h as long as a step
+
+at two grids of equal steps, in log-SNR and in time: unlike a searched grid they are at no minimum, where derivatives
+say little. Between timesteps a network may wiggle, in amounts that rule its derivative and mean nothing
+(`time_derivative`). No derivative is right for every network; the differences tell which one is for this, for the
+price of 4N solves of a few samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ts_adapt import distributed
+from ts_adapt.denoisers.time_derivative import WAYS
+from ts_adapt.grids import fixed
+from ts_adapt.grids.space import GridSpace
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.search.objective import AUTO, Batch, Objective
+
+PLACES = ("log_snr", "linear")
+STEP = 0.2
+"""h: a change of the logits that moves times by a twentieth of the range, as the first steps of a search do."""
+SAMPLES = 32
+"""How many of the samples are looked at."""
+AGREES = 0.5
+"""The least cosine with the differences at which a derivative still leads down."""
+NEAR = 0.1
+"""Of derivatives whose errors differ by less the first of `WAYS` is taken."""
+SMALLEST = 1e-30
+Recall = Callable[[Sequence[float], Callable[[], Sequence[float]]], list[float]]
+"""(question, compute) -> the answer, computed or kept from before: `Journal.recall`."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the derivatives agree with differences of the objective, by their way: means of cosine and error."""
+
+    cosine: dict[str, float]
+    error: dict[str, float]
+
+    @property
+    def best(self) -> str:
+        least = min(self.error.values())
+        return next(way for way, error in self.error.items() if error <= least + NEAR)
+
+    @property
+    def leads_down(self) -> bool:
+        return self.cosine[self.best] >= AGREES
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{way} {cosine:.2f}" for way, cosine in self.cosine.items())
+        verdict = f"{self.best} is taken" if self.leads_down else "none can be trusted"
+        return f"derivatives in time against differences of the distance (cosine): {found}; {verdict}"
+
+
+def compare(
+    objective: Objective, steps: int, batch: Batch, part: int = SAMPLES, recall: Recall = lambda _, make: [*make()]
+) -> Agreement:
+    """How the derivatives that this denoiser has agree in grids of `steps` steps, on the first samples of `batch`.
+
+    part  samples differentiated at once
+    """
+    few, noise = batch.rows(slice(0, SAMPLES)), objective.denoiser.noise
+    space = GridSpace(noise, steps)
+    places = [space.numbers(TimeGrid(fixed.make(name, noise, steps))).to(batch.x_T.device) for name in PLACES]
+
+    def difference(z: Tensor, j: int) -> float:
+        step = torch.zeros_like(z)
+        step[j] = STEP
+        up, down = (float(objective.measure(space.grid(z + sign * step), few).double().mean()) for sign in (1, -1))
+        return (up - down) / (2 * STEP) if math.isfinite(up - down) else 0.0
+
+    def along(z: Tensor) -> list[float]:
+        return [difference(z, j) for j in range(steps)]
+
+    differences = [torch.tensor(recall(z.tolist(), partial(along, z))) for z in places]
+    cosine, error, refused = {}, {}, []
+    for way in WAYS:
+        try:
+            taken = objective.differentiated(way)
+            slopes = [torch.tensor(recall(z.tolist(), partial(_gradient, taken, space, z, few, part))) for z in places]
+        except TsAdaptError as reason:  # this denoiser has no such derivative
+            refused.append(reason)
+            continue
+        pairs = list(zip(slopes, differences, strict=True))
+        cosine[way] = sum(float(torch.cosine_similarity(g, d, dim=0)) for g, d in pairs) / len(pairs)
+        error[way] = sum(float((g - d).norm() / d.norm().clamp_min(SMALLEST)) for g, d in pairs) / len(pairs)
+    if not cosine:
+        raise refused[0]
+    return Agreement(cosine, error)
+
+
+def _gradient(objective: Objective, space: GridSpace, z: Tensor, batch: Batch, part: int) -> list[float]:
+    """dL/dz `(N,)` of the mean over `batch`."""
+    z = z.clone().requires_grad_()
+    total = torch.zeros_like(z)
+    for rows in batch.split(part):
+        total += torch.autograd.grad(objective(space.grid(z), rows).double().sum() / len(batch), z)[0]
+    return torch.nan_to_num(total).tolist()
+
+
+def trusted(
+    objective: Objective,
+    steps: int,
+    batch: Batch,
+    part: int = SAMPLES,
+    recall: Recall = lambda _, make: [*make()],
+    *,
+    together: bool = False,
+) -> tuple[Objective, Agreement | None]:
+    """`objective` with the derivative in time that is asked for; where that is left open, with the best of all.
+
+    The agreement is None where nothing was compared: a derivative was asked for, or there is one step. `together`: all
+    processes ask, and take what the first one finds; the rest as in `compare`.
+    """
+    if objective.derivative != AUTO:
+        return objective.differentiated(objective.derivative), None
+    if steps == 1:
+        return objective.differentiated("exact"), None
+
+    def ask() -> Agreement:
+        return compare(objective, steps, batch, part, recall)
+
+    agreement = distributed.first(ask) if together else ask()
+    return objective.differentiated(agreement.best), agreement
