@@ -1,5 +1,5 @@
-# make demo | test | test-slow | test-packages | test-postgres | soak | fuzz | fuzz-guided | lint | format | results |
-# studies | students | benchmarks | zoo | dist | sbom | audit | licences | clean
+# make demo | test | test-slow | test-packages | test-postgres | fresh | soak | fuzz | fuzz-guided | lint | format |
+# results | studies | students | benchmarks | zoo | dist | sbom | audit | licences | clean
 # PYTHON=python3.12 for another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu for a torch without CUDA
 # where the default index has one with it.
 PYTHON ?= python3
@@ -33,8 +33,8 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-packages test-postgres soak fuzz fuzz-guided lint format results studies students \
-	benchmarks zoo dist sbom audit licences supply install clean
+.PHONY: demo test test-slow test-packages test-postgres fresh soak fuzz fuzz-guided lint format results studies \
+	students benchmarks zoo dist sbom audit licences supply install clean
 
 demo: $(STAMP)
 	$(BIN)/ts-adapt demo
@@ -55,6 +55,11 @@ test-packages: $(STAMP)
 test-postgres: $(STAMP)
 	$(PIP) install --quiet -c constraints.txt -e ".[postgres]"
 	$(BIN)/python -m pytest -m postgres
+
+# The demo, the snippets of README and docs, and the built wheel (STEPS="snippets wheel" for some), each from nothing:
+# a clone of HEAD, empty environments, an empty home; the last lines say what was fetched.
+fresh:
+	TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) scripts/fresh.py $(STEPS)
 
 # Every job killed at random moments and run again; the last line is {"kills": n, "lost": n, "differing": n}.
 soak: $(STAMP)

@@ -224,7 +224,7 @@ def test_a_training_that_was_interrupted_ends_where_it_would_have(
     assert straight.keys() == resumed.keys() and all(torch.equal(v, resumed[k]) for k, v in straight.items())
 
 
-def test_images_come_from_a_folder_or_the_embedded_set(tmp_path: Path, images: Path) -> None:
+def test_images_come_from_a_folder_or_the_training_set(tmp_path: Path, images: Path, installed_images: Any) -> None:
     x, condition = training_images(session_in(tmp_path, images))
     assert x.shape == (6, 1, 28, 28) and float(x.min()) == -1 and condition == {}
     session = session_in(tmp_path)
