@@ -31,7 +31,9 @@ STEPS = {
     "snippets": [["make", "install"], [".venv/bin/python", "-m", "pytest", "-q", *PAGES]],
     "wheel": [["make", "dist"]],
 }
-FETCHED = re.compile(r"^\S+ +(?:Downloading|Processing) ((?!\./)\S+\.(?:whl|tar\.gz|zip))(?: \((.*)\))?$", re.M)
+FETCHED = re.compile(
+    r"^\S+ +(?:Downloading|Processing) ((?!\./)\S+\.(?:whl|tar\.gz|zip))(?: \(([\d.]+ [kMG]?B)\))?(?=\s)", re.M
+)
 """In pip's log: a file from an index, with its size, and one from a folder."""
 
 

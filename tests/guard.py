@@ -25,7 +25,7 @@ TRIES = "TS_ADAPT_NETWORK_TRIES"
 """The variable that names the file of the tries: a line "refused|pip, program, address" each."""
 ELSEWHERE = (
     "XDG_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_", "DIFFUSERS_", "TORCH_HOME", "TRITON_",
-    "MPLCONFIGDIR", "MATPLOTLIBRC",
+    "MPLCONFIGDIR", "MATPLOTLIBRC", "WANDB_",
 )  # fmt: skip
 """How variables begin that lead to caches, settings and tokens outside the home folder, or keep libraries offline."""
 HERE = ("", "localhost", "localhost.localdomain", "ip6-localhost")
