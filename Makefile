@@ -49,7 +49,7 @@ test-slow: $(STAMP)
 test-packages: $(STAMP)
 	$(PIP) install --quiet torchao atheris
 	$(PIP) install --quiet --no-deps hqq einops termcolor
-	$(BIN)/python -m pytest -m packages
+	$(BIN)/python -m pytest -m packages tests fuzzing
 
 # The server is Debian's package postgresql (apt-get install postgresql); the test runs one of its own.
 test-postgres: $(STAMP)
@@ -65,15 +65,17 @@ fresh:
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py --kills $(KILLS)
 
-# Mutated files for every reader of the package; the last line is {"files": n, "failures": n}.
+# What the loop and its mutations promise, then mutated files for every reader of the package; the last line is
+# {"files": n, "failures": n}.
 fuzz: $(STAMP)
-	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzzing --files $(FILES) --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q fuzzing
+	OMP_NUM_THREADS=1 $(BIN)/python -m fuzzing --files $(FILES) --seed $(SEED)
 
 # The same readers under atheris, which looks for inputs that reach other lines of the package.
 fuzz-guided: $(STAMP)
 	$(PIP) install --quiet atheris
-	for reader in $$(PYTHONPATH=tests $(BIN)/python -m fuzzing --list); do \
-		PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzzing.guided $$reader --runs $(RUNS) --seed $(SEED) || exit; \
+	for reader in $$($(BIN)/python -m fuzzing --list); do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m fuzzing.guided $$reader --runs $(RUNS) --seed $(SEED) || exit; \
 	done
 
 lint: $(STAMP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,7 @@ ORDER = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 MAY_IMPORT_DIFFUSERS = {"denoisers", "schedulers", "cachers", "quantizers"}
+LONGEST = 450
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
@@ -50,16 +51,18 @@ def room_of(module: Path) -> str:
     return module.parts[0].removesuffix(".py")
 
 
-def imports(module: Path) -> Iterator[tuple[str, ...]]:
+@cache
+def imports(module: Path) -> set[tuple[str, ...]]:
     """The dotted names that `module` imports, wherever in it, relative ones resolved."""
-    here = ("ts_adapt", *module.parts[:-1])
+    here, found = ("ts_adapt", *module.parts[:-1]), set()
     for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
         if isinstance(node, ast.Import):
-            yield from (tuple(alias.name.split(".")) for alias in node.names)
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = here[: len(here) - node.level + 1] if node.level else ()
             base += tuple(node.module.split(".")) if node.module else ()
-            yield from ((*base, alias.name) for alias in node.names)
+            found |= {(*base, alias.name) for alias in node.names}
+    return found
 
 
 def rooms_imported(module: Path) -> set[str]:
@@ -70,23 +73,25 @@ def rooms_imported(module: Path) -> set[str]:
     return {name if name in exists else "__init__" for name in ours} | bare
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_imports_point_downwards_only(module: Path) -> None:
-    room = room_of(module)
-    assert room in LEVEL, f"{module} is in no room of the plan"
-    wrong = {used for used in rooms_imported(module) if used != room and LEVEL.get(used, -1) <= LEVEL[room]}
-    assert not wrong, f"{module} imports {sorted(wrong)}, above or beside it"
+def test_imports_point_downwards_only() -> None:
+    rooms = {room_of(module) for module in MODULES}
+    assert rooms <= LEVEL.keys(), f"{sorted(rooms - LEVEL.keys())} are in no room of the plan"
+    wrong = [
+        f"{module} imports {used}"
+        for module in MODULES
+        for used in sorted(rooms_imported(module) - {room_of(module)})
+        if LEVEL.get(used, -1) <= LEVEL[room_of(module)]
+    ]
+    assert not wrong, "above or beside it"
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_only_the_rooms_that_may_import_diffusers(module: Path) -> None:
-    if room_of(module) not in MAY_IMPORT_DIFFUSERS:
-        assert "diffusers" not in {name[0] for name in imports(module)}
+def test_only_the_rooms_that_may_import_diffusers() -> None:
+    users = {room_of(module) for module in MODULES if "diffusers" in {name[0] for name in imports(module)}}
+    assert users <= MAY_IMPORT_DIFFUSERS
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_modules_are_short(module: Path) -> None:
-    assert len((PACKAGE / module).read_text().splitlines()) <= 350
+def test_modules_can_be_read_in_one_go() -> None:
+    assert not [str(module) for module in MODULES if len((PACKAGE / module).read_text().splitlines()) > LONGEST]
 
 
 def test_interfaces_import_torch_only() -> None:

@@ -1,4 +1,4 @@
-"""Mutated files for every reader of the package: `python -m fuzzing`, with `tests` on the path, or `make fuzz`.
+"""Mutated files for every reader of the package: `python -m fuzzing`, or `make fuzz`.
 
     mutations   valid bytes -> damaged or hostile ones, by the kind of file
     corpus      valid files of every kind, made by the package itself

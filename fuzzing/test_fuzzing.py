@@ -1,4 +1,4 @@
-"""A short version of `make fuzz`, the same every time, and what the mutations and the loop themselves promise."""
+"""A short run that is the same every time, and what the mutations and the loop themselves promise."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
+
 from fuzzing import runner
 from fuzzing.mutations import BY_SUFFIX, mutate
 from fuzzing.readers import Reader, all_readers
-
 from ts_adapt.interfaces import TsAdaptError
 
-FILES, TESTS = 600, Path(__file__).parent
+FILES, ROOT = 600, Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_child_that_died_is_followed_by_another(tmp_path: Path) -> None:
 def test_atheris_begins_with_valid_files_and_changes_them(tmp_path: Path) -> None:
     """Its valid files alone make it reach several lines; what it does to them finds no failure."""
     command = [sys.executable, "-m", "fuzzing.guided", "prompts", "--runs", "300", "--out", str(tmp_path)]
-    places = os.pathsep.join([str(TESTS.parent), str(TESTS), *sys.path])
+    places = os.pathsep.join([str(ROOT), *sys.path])
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": places}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Done 300 runs" in done.stderr and "NEW" in done.stderr
