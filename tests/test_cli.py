@@ -13,11 +13,11 @@ from jsonargparse import Namespace
 import ts_adapt
 from ts_adapt.cli import build_parser, check_demo, parse
 from ts_adapt.config import LIMITS, Config
+from ts_adapt.flags import COMMANDS
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.demo import small
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("teach", "search", "train", "quantize", "evaluate", "sample", "export", "import", "demo")
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -30,17 +30,6 @@ def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_the_help_names_every_command(capsys) -> None:
     text = help_of(capsys)
     assert all(f"\n    {command} " in text for command in COMMANDS)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_a_command_tells_what_it_does_and_what_its_options_are(capsys, command: str) -> None:
-    text = help_of(capsys, command)
-    usage, description = text.split("\n\n")[:2]
-    assert usage.startswith(f"usage: ts-adapt {command}") and "\n" not in usage
-    assert description[0].isupper() and len(description) > 40
-    assert "--teacher.nfe NFE" in text and "(type: int, default: 40)" in text
-    assert "Scale of classifier-free guidance" in text
-    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_the_examples_of_the_help_are_understood(capsys, monkeypatch) -> None:
@@ -65,7 +54,7 @@ print("imported:", *sorted(heavy & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["serach"], []])
+@pytest.mark.parametrize("words", [["--help"], ["serach"]])
 def test_help_and_misspelt_commands_import_no_library_of_a_job(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", STARTS, *words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "imported:"

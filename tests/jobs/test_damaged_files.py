@@ -5,45 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
-import pytest
-import torch
 from PIL import Image
-from small_job import LABEL, Job, edit
-
-from ts_adapt.files import read_tensors, sha256_of_json, write_tensors
-
-
-def reverse_times(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["times"] = tensors["times"].flip(1)
-
-
-def shorten_distance(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["distance"] = tensors["distance"][:-1]
-
-
-def drop_a_time(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["times"] = tensors["times"][:, [0, 1, 3]]
-
-
-def spoil_a_distance(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["distance"][0] = torch.nan
-
-
-def move_far_away(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["index"] = tensors["index"] + 10**9
-
-
-@pytest.mark.parametrize("damage", [reverse_times, shorten_distance, drop_a_time, spoil_a_distance, move_far_away])
-def test_damaged_labels_are_refused_and_searched_anew(job: Job, capsys, damage) -> None:
-    shutil.rmtree(job.predictor)
-    part = job.labels() / "part-00001.safetensors"
-    whole, tensors = part.read_bytes(), read_tensors(part)
-    damage(tensors)
-    write_tensors(part, tensors)
-    assert str(job.labels()) in job.refused(capsys, "train")
-    if damage is not drop_a_time:
-        assert job.run(*LABEL) == 0
-        assert part.read_bytes() == whole
+from small_job import Job, edit
 
 
 def test_missing_copied_and_foreign_parts_are_refused(job: Job, capsys) -> None:
@@ -60,12 +23,6 @@ def test_missing_copied_and_foreign_parts_are_refused(job: Job, capsys) -> None:
     assert "50000" in job.refused(capsys, "train")
     first.write_bytes(whole)
     assert job.run("train") == 0
-
-
-@pytest.mark.parametrize("content", ["[]", "null"])
-def test_labels_json_of_another_kind_is_refused(job: Job, capsys, content: str) -> None:
-    (job.labels() / "labels.json").write_text(content)
-    assert "labels.json" in job.refused(capsys, *LABEL)
 
 
 def test_schedules_of_another_solver_nfe_or_length_are_refused(job: Job, capsys) -> None:
@@ -111,30 +68,6 @@ def test_predictors_that_are_damaged_or_of_another_nfe_are_refused(job: Job, cap
             assert str(folder) in job.refused(capsys, command)
     config.write_text("{")
     assert str(folder) in job.refused(capsys, "train")
-
-
-def test_damaged_manifests_are_refused(job: Job, capsys) -> None:
-    path = job.folder / "train_data/small/teacher/train/manifest.json"
-    manifest = json.loads(path.read_text())
-    config = {**manifest["config"], "shard_size": 0}
-    shards = {name: {**shard, "samples": 10**23} for name, shard in manifest["shards"].items()}
-    for content in (
-        "[" * 100_000,
-        json.dumps({**manifest, "config": config, "hash": sha256_of_json(config)}),
-        json.dumps({**manifest, "shards": shards}),
-    ):
-        path.write_text(content)
-        assert "manifest.json" in job.refused(capsys, "search", "--nfe", "[4]")
-
-
-@pytest.mark.parametrize("key", ["fingerprint", "distance", "pictures"])
-def test_a_damaged_run_is_measured_anew(job: Job, key: str) -> None:
-    path = job.folder / "logs/small/runs/unipc-2-nfe3-static.safetensors"
-    whole = read_tensors(path)
-    damaged = {**whole, "pictures": torch.zeros(3)} if key == "pictures" else {k: whole[k] for k in whole if k != key}
-    write_tensors(path, damaged)
-    assert job.run("evaluate") == 0
-    assert torch.equal(read_tensors(path)[key], whole[key])
 
 
 def test_files_that_are_no_images_are_named(job: Job, capsys) -> None:

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from ts_adapt.cli import main
-from ts_adapt.evaluation.report import COLUMNS
 from ts_adapt.files import read_tensors
 from ts_adapt.jobs.images import SHOWN_SIDE
 
@@ -62,25 +61,8 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_table_has_its_columns_and_every_kind(done):
+def test_the_table_has_every_kind(done):
     table = rows(done)
-    assert list(table[0]) == COLUMNS
-    assert COLUMNS[:13] == [
-        "model",
-        "solver",
-        "nfe",
-        "schedule",
-        "kind",
-        "samples",
-        "fid_data",
-        "fid_teacher",
-        "distance",
-        "distance_low",
-        "distance_high",
-        "seconds_per_image",
-        "seed",
-    ]
-    assert {"distance_median", "wins"} <= set(COLUMNS[13:])
     assert {row["kind"] for row in table} == {"fixed", "static", "one-shot", "recursive", "oracle"}
     assert {int(row["samples"]) for row in table} == {40, 24}
     assert {row["schedule"] for row in table if row["samples"] == "24"} >= {"oracle", "static", "karras"}
@@ -324,17 +306,6 @@ def test_labels_of_another_teacher_are_refused(done, capsys):
     for file in source_file.parent.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     assert "belong to the teacher" in refused(done, capsys, "train", "--train.loss", "labels", *flags)
-
-
-def test_a_damaged_shard_is_named_and_made_anew(done, capsys):
-    flags = ["--name", "broken"]
-    assert run(done, "teach", *flags) == 0
-    shard = done / "train_data/broken/teacher/train/shard-00001.safetensors"
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[: len(whole) // 2])
-    assert shard.name in refused(done, capsys, "search", *flags)
-    assert run(done, "teach", *flags) == 0
-    assert shard.read_bytes() == whole
 
 
 def test_a_model_that_gives_nan_is_named_with_schedule_and_step(done, capsys, monkeypatch):
