@@ -137,6 +137,7 @@ zoo: $(STAMP)
 	$(BIN)/python scripts/train_zoo.py classifier
 	$(TRAIN) ddpm --images 1100000 --out train_data/zoo/first
 	$(TRAIN) ddpm --images 150000 --lr 8e-4 --init train_data/zoo/first/pipeline
+	$(BIN)/python scripts/train_zoo.py plain --images 360000 --half
 	$(TRAIN) twin --images 150000 --lr 8e-4 --init train_data/zoo/ddpm/pipeline --half
 
 # The wheel and the source archive, and what they promise: installed into an environment of their own, run elsewhere.

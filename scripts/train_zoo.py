@@ -1,6 +1,6 @@
 """Train the embedded models on Fashion-MNIST: two DDPMs, a class-conditional twin, the feature classifier.
 
-    python scripts/train_zoo.py plain --images 700000 --half
+    python scripts/train_zoo.py plain --images 360000 --half
     python scripts/train_zoo.py ddpm --images 3000000
     python scripts/train_zoo.py twin --images 600000 --init ts_adapt/zoo/fashion-ddpm
     python scripts/train_zoo.py classifier --epochs 10
