@@ -30,9 +30,8 @@ from ts_adapt.evaluation.quality import TRAINING_IMAGES
 from ts_adapt.jobs.accelerated import calibration_set, quantize_anew
 from ts_adapt.jobs.quantizing import trainer
 from ts_adapt.jobs.session import Session
-from ts_adapt.quantizers.calibration import SELECTIONS
-from ts_adapt.quantizers.calls import Call
-from ts_adapt.quantizers.network import restore, size_of
+from ts_adapt.quantizers.calibration.collect import SELECTIONS, Call
+from ts_adapt.quantizers.quantization import restore, size_of
 from ts_adapt.teacher.store import TEST_START
 from ts_adapt.zoo import reference_statistics
 

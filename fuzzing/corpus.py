@@ -33,9 +33,9 @@ from ts_adapt.predictors.store import save_predictor
 from ts_adapt.pruning import plan_file
 from ts_adapt.pruning.blocks import candidates
 from ts_adapt.quantizers import training
-from ts_adapt.quantizers.calls import Call
-from ts_adapt.quantizers.network import quantize
-from ts_adapt.quantizers.registry import build
+from ts_adapt.quantizers.calibration.collect import Call
+from ts_adapt.quantizers.methods.registry import build
+from ts_adapt.quantizers.quantization import quantize
 from ts_adapt.quantizers.storage import save
 from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.scheduler import LearnedScheduler

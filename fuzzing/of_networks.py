@@ -16,7 +16,7 @@ from ts_adapt.predictors.resume import Checkpoint
 from ts_adapt.pruning.blocks import put_back
 from ts_adapt.pruning.plan_file import apply
 from ts_adapt.quantizers import training
-from ts_adapt.quantizers.network import is_quantized, restore
+from ts_adapt.quantizers.quantization import is_quantized, restore
 from ts_adapt.quantizers.storage import load
 
 NETWORK = corpus.network()

@@ -20,11 +20,11 @@ from ts_adapt.denoisers.network import NetworkDenoiser, step_aware_parts
 from ts_adapt.interfaces import Condition
 from ts_adapt.noise import BetaTable
 from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.quantizers import grouped, time_scale
-from ts_adapt.quantizers.calibration import collect
-from ts_adapt.quantizers.network import is_quantized, quantize, restore
-from ts_adapt.quantizers.registry import QUANTIZERS, build
-from ts_adapt.quantizers.tdq import freeze
+from ts_adapt.quantizers.calibration.collect import collect
+from ts_adapt.quantizers.methods import tdq, time_groups
+from ts_adapt.quantizers.methods.registry import QUANTIZERS, build
+from ts_adapt.quantizers.methods.tdq import freeze
+from ts_adapt.quantizers.quantization import is_quantized, quantize, restore
 from ts_adapt.sampling import initial_noise, integrate
 
 STEPS, BATCH, SCALE = 2, 2, 3.0
@@ -87,8 +87,8 @@ def test_every_family_of_quantizers_is_met() -> None:
 def test_any_cacher_quantizer_solver_and_grid_go_together_and_leave_no_trace(
     tiny: Any, kind: str, quantizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grouped, "FIT_STEPS", 2)
-    monkeypatch.setattr(time_scale, "FIT_STEPS", 2)
+    monkeypatch.setattr(time_groups, "FIT_STEPS", 2)
+    monkeypatch.setattr(tdq, "FIT_STEPS", 2)
     torch.manual_seed(0)
     denoiser, condition = KINDS[kind]()
     network, shape = denoiser.network, denoiser.shape

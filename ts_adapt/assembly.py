@@ -3,8 +3,8 @@
 Solvers are named `family-order`, or by the family alone (`FAMILIES`), with `+corrector` behind any of the multistep
 family or DDIM for UniPC's corrector; grids by their family, published tables as `ays-sd15`, with `+native` behind a
 name for the grid as published, with ends of its own, and `+rounded` for integer timesteps. Names of cachers are those
-of `cachers.registry`, names of quantizers those of `quantizers.registry`, with `@uniform`, `@normal` or `@active`
-behind one for the selection of its calibration set; `none` is neither.
+of `cachers.registry`, names of quantizers those of `quantizers.methods.registry`, with `@uniform`, `@normal` or
+`@active` behind one for the selection of its calibration set; `none` is neither.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ts_adapt.schedule_file import MAX_STEPS
 from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniP, UniPC
 
 if TYPE_CHECKING:
-    from ts_adapt.quantizers.network import Quantizer
-    from ts_adapt.quantizers.traversal import LayerOptions
+    from ts_adapt.quantizers.layers.plan import LayerOptions
+    from ts_adapt.quantizers.quantization import Quantizer
 
 SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
     "ddim": lambda noise: DDIM(noise),
@@ -203,8 +203,8 @@ def build_quantizer(name: str) -> Quantizing | None:
     """What `name` stands for, None for `none`; TsAdaptError for an unknown quantizer, selection or number of bits."""
     if name == NONE:
         return None
-    from ts_adapt.quantizers.calibration import SELECTIONS
-    from ts_adapt.quantizers.registry import build
+    from ts_adapt.quantizers.calibration.collect import SELECTIONS
+    from ts_adapt.quantizers.methods.registry import build
 
     setting, asked, select = name.partition("@")
     method, layers = build(setting)

@@ -7,7 +7,8 @@ dtype. `scale(c, x)` is the one place where the two meet.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,17 @@ def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
     for c, x in rest:
         total = total + scale(c, x)
     return total
+
+
+def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with `change` made to every tensor in it: to itself, or those in mappings, lists and tuples."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: each_tensor(part, change) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(each_tensor(part, change) for part in value)
+    return value
 
 
 def finite_log_snr_range(noise: NoiseSchedule, *, margin: float = 1e-3) -> tuple[float, float]:

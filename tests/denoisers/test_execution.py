@@ -16,8 +16,8 @@ from ts_adapt.evaluation.cost import count_flops, peak_memory
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import BetaTable
-from ts_adapt.quantizers.network import quantize, restore
-from ts_adapt.quantizers.registry import build
+from ts_adapt.quantizers.methods.registry import build
+from ts_adapt.quantizers.quantization import quantize, restore
 from ts_adapt.sampling import integrate
 from ts_adapt.solvers import DDIM
 from ts_adapt.teacher.generate import weights_hash
@@ -164,8 +164,8 @@ def test_what_a_compiled_network_cannot_take_is_refused(tiny: Any) -> None:
     for name in ("deepcache-2", "tgate-2"):
         with pytest.raises(TsAdaptError, match=r"compiled as one piece; leave model\.compile out"):
             named(name)[0].attach(network)
-    from ts_adapt.quantizers.network import begin
-    from ts_adapt.quantizers.traversal import LayerOptions
+    from ts_adapt.quantizers.layers.plan import LayerOptions
+    from ts_adapt.quantizers.quantization import begin
 
     with pytest.raises(TsAdaptError, match=r"cannot be compiled; .* or take tinydm\+plain-attention"):
         begin(network, "tinydm", {"attention": True}, LayerOptions())

@@ -19,10 +19,11 @@ from ts_adapt.jobs import quantizing
 from ts_adapt.jobs.accelerated import Impossible, accelerated, key_of
 from ts_adapt.jobs.quantizing import quantize_all, training_images
 from ts_adapt.jobs.session import Session
-from ts_adapt.quantizers import storage, time_scale, training
-from ts_adapt.quantizers.network import is_quantized, quantized_layers, size_of
-from ts_adapt.quantizers.parts import AffineWeight
-from ts_adapt.quantizers.time_scale import TableActivation
+from ts_adapt.quantizers import storage, training
+from ts_adapt.quantizers.layers.activations import TableActivation
+from ts_adapt.quantizers.layers.weights import AffineWeight
+from ts_adapt.quantizers.methods import tdq
+from ts_adapt.quantizers.quantization import is_quantized, quantized_layers, size_of
 
 QAT = "tdq-w4a8+qat"
 
@@ -30,7 +31,7 @@ QAT = "tdq-w4a8+qat"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictors of scales are fitted in fewer steps."""
-    monkeypatch.setattr(time_scale, "FIT_STEPS", 10)
+    monkeypatch.setattr(tdq, "FIT_STEPS", 10)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from ts_adapt.jobs.generating import planned
 from ts_adapt.jobs.images import sample_to_folder
 from ts_adapt.jobs.learning import search, teach, train
 from ts_adapt.jobs.session import Session
-from ts_adapt.quantizers.network import is_quantized
+from ts_adapt.quantizers.quantization import is_quantized
 
 
 def session_in(folder: Path, cacher: str = "none", quantizer: str = "none", **options: Any) -> Session:
@@ -169,7 +169,7 @@ def test_a_cached_student_is_searched_by_gradient_but_not_under_checkpointing(ro
 
 
 def test_without_a_gradient_the_search_names_those_that_need_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ts_adapt.quantizers.affine.round_through", torch.round)
+    monkeypatch.setattr("ts_adapt.quantizers.layers.affine.round_through", torch.round)
     session = session_in(root, quantizer="minmax-w8a8")
     refusal = r"minmax-w8a8 has none \(passes none\); take --method blackbox, or .* --static\.method smoothed"
     for learn in (search_static, search_labels, train_one_shot):

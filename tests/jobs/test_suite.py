@@ -28,7 +28,7 @@ from ts_adapt.jobs.evaluating import evaluate, score_runs
 from ts_adapt.jobs.generating import generate, planned, runs_of
 from ts_adapt.jobs.learning import teach
 from ts_adapt.jobs.session import Session
-from ts_adapt.quantizers.network import is_quantized, size_of
+from ts_adapt.quantizers.quantization import is_quantized, size_of
 
 CACHERS, QUANTIZERS = ["none", "deepcache-2"], ["none", "hqq4", "minmax-w8a8"]
 CONFIG = """
@@ -278,7 +278,7 @@ def test_a_quantization_is_found_once_and_read_back_the_same(
     (folder,) = (session.workspace.data / "quantizers").glob("[!.]*")
     assert marks(session)[-1] == before[-1] != quantized
     with monkeypatch.context() as patch:
-        patch.setattr("ts_adapt.quantizers.network.quantize", lambda *_, **__: pytest.fail("quantized again"))
+        patch.setattr("ts_adapt.quantizers.quantization.quantize", lambda *_, **__: pytest.fail("quantized again"))
         with accelerated(session, "none", quantizer):
             assert marks(session)[-1] == quantized and asdict(size_of(network_of(session))) == size
     (folder / "model.safetensors").write_bytes(b"damaged")

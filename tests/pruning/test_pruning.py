@@ -16,8 +16,8 @@ from ts_adapt.denoisers.execution import execute
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.pruning import PruneOptions, apply, candidates, evolve, pruned, put_back, remove, removed, save
-from ts_adapt.quantizers.network import quantize, restore
-from ts_adapt.quantizers.registry import build
+from ts_adapt.quantizers.methods.registry import build
+from ts_adapt.quantizers.quantization import quantize, restore
 
 
 def attentive(layers: int = 1) -> Any:

@@ -21,8 +21,7 @@ from diffusers import (
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.grids import fixed
 from ts_adapt.noise import BetaTable
-from ts_adapt.quantizers.calibration import collect
-from ts_adapt.quantizers.calls import Call
+from ts_adapt.quantizers.calibration.collect import Call, collect
 from ts_adapt.sampling import initial_noise
 from ts_adapt.solvers import UniPC
 

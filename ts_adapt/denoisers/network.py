@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from ts_adapt.interfaces import Condition, NoiseSchedule, StepAware, TsAdaptError, as_node_times
 from ts_adapt.noise import RectifiedFlow
-from ts_adapt.numerics import scale
+from ts_adapt.numerics import each_tensor, scale
 from ts_adapt.parameterization import PARAMETERIZATIONS, to_x0
 
 NetworkCall = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], Tensor]
@@ -176,12 +176,12 @@ def remove_step_aware(network: nn.Module, part: StepAware) -> None:
 
 def positional_call(network: nn.Module, x: Tensor, timestep: Tensor, condition: dict[str, Any]) -> Tensor:
     """network(x, timestep, **condition)."""
-    return _tensor(network(x, timestep, **condition))
+    return prediction_of(network(x, timestep, **condition))
 
 
 def keyword_call(network: nn.Module, x: Tensor, timestep: Tensor, condition: dict[str, Any]) -> Tensor:
     """network(x, timestep=timestep, **condition): the transformers have other arguments in between."""
-    return _tensor(network(x, timestep=timestep, **condition))
+    return prediction_of(network(x, timestep=timestep, **condition))
 
 
 def flux_call(network: nn.Module, x: Tensor, timestep: Tensor, condition: dict[str, Any]) -> Tensor:
@@ -200,7 +200,7 @@ def flux_call(network: nn.Module, x: Tensor, timestep: Tensor, condition: dict[s
         txt_ids=positions.new_zeros(text, 3),
         **condition,
     )
-    return F.pixel_shuffle(_tensor(out).transpose(1, 2).reshape(patches.shape), 2)
+    return F.pixel_shuffle(prediction_of(out).transpose(1, 2).reshape(patches.shape), 2)
 
 
 def calling_convention(network: nn.Module) -> NetworkCall:
@@ -211,7 +211,8 @@ def calling_convention(network: nn.Module) -> NetworkCall:
     return keyword_call if "timestep" in names else positional_call
 
 
-def _tensor(out: Any) -> Tensor:
+def prediction_of(out: Any) -> Tensor:
+    """The raw prediction in what a network returns: a tensor, a tuple that begins with it, or an object with it."""
     out = getattr(out, "sample", out)
     result: Tensor = out[0] if isinstance(out, tuple) else out
     return result
@@ -221,13 +222,12 @@ def _dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:
     return next((p.dtype for p in network.parameters() if p.is_floating_point()), default)
 
 
-def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def _cast(condition: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Tensors of a condition on the device of the state, the floating-point ones in the network's precision."""
-    if isinstance(value, Tensor):
-        return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
-    if isinstance(value, dict):
-        return {name: _cast(part, device, dtype) for name, part in value.items()}
-    return value
+    cast: dict[str, Any] = each_tensor(
+        condition, lambda value: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+    )
+    return cast
 
 
 def _configured_shape(network: nn.Module, call: NetworkCall) -> tuple[int, ...]:

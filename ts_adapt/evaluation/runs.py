@@ -29,7 +29,7 @@ from ts_adapt.evaluation.metrics import Extractor
 from ts_adapt.evaluation.quality import looks_of
 from ts_adapt.files import check_shapes, read_tensors, write_tensors
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.quantizers.network import size_of
+from ts_adapt.quantizers.quantization import size_of
 from ts_adapt.search.objective import Batch, Objective
 
 PART, PARTS = 4, "parts"

@@ -30,7 +30,7 @@ from ts_adapt.jobs.session import Session
 from ts_adapt.sampling import noise_for
 
 if TYPE_CHECKING:
-    from ts_adapt.quantizers.calls import Call
+    from ts_adapt.quantizers.calibration.collect import Call
 
 FULL = (NONE, NONE)
 """Neither cacher nor quantizer."""
@@ -60,7 +60,7 @@ def accelerated(session: Session, cacher: str, quantizer: str) -> Iterator[None]
         return
     with ExitStack() as stack:
         if quantizing is not None:
-            from ts_adapt.quantizers.network import restore
+            from ts_adapt.quantizers.quantization import restore
 
             _open_teacher(session)
             _quantize(session, network, quantizer, quantizing)
@@ -78,7 +78,8 @@ def check_gradients(session: Session) -> None:
     name, network = session.config.student.name, getattr(session.denoiser, "network", None)
     if not name or not isinstance(network, nn.Module):
         return
-    from ts_adapt.quantizers.calls import Call, prediction_of
+    from ts_adapt.denoisers.network import prediction_of
+    from ts_adapt.quantizers.calibration.collect import Call
 
     calls: list[tuple[Tensor, Tensor]] = []
 
@@ -123,7 +124,7 @@ def key_of(session: Session, cacher: str, quantizer: str) -> tuple[Any, ...]:
 
 def calibration_set(session: Session, select: str) -> list[Call]:
     """The calls that quantizers of `session` are calibrated on, on the model's device."""
-    from ts_adapt.quantizers.calibration import collect
+    from ts_adapt.quantizers.calibration.collect import collect
 
     options, teacher = session.config.calibration, session.config.teacher
     solver, (index, x_T, condition) = session.solver(teacher.solver), session.training_noises(options.noises)
@@ -151,8 +152,8 @@ def quantize_anew(
     train: Callable[[], None] | None = None,
 ) -> None:  # fmt: skip
     """Quantize `network`, let `train` train it, and freeze it: scales that depend on time become tables."""
-    from ts_adapt.quantizers.network import quantize, restore
-    from ts_adapt.quantizers.tdq import freeze
+    from ts_adapt.quantizers.methods.tdq import freeze
+    from ts_adapt.quantizers.quantization import quantize, restore
 
     with _refusing():
         quantize(network, quantizing.method, calls, layers=quantizing.layers)
@@ -175,7 +176,7 @@ def load_or_make(
     redo  make it all the same, and note it where it comes out different (`REDONE`)
     keep  whether the caller holds `folder` (see `making`); what others hold is not written to
     """
-    from ts_adapt.quantizers.network import restore
+    from ts_adapt.quantizers.quantization import restore
     from ts_adapt.quantizers.storage import save
 
     def write() -> None:
@@ -225,7 +226,7 @@ def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quant
 def _loaded(network: nn.Module, folder: Path) -> bool:
     """Whether `folder` holds a quantization of this very network, which it then has, in all processes; any other is as
     none."""
-    from ts_adapt.quantizers.network import is_quantized, restore
+    from ts_adapt.quantizers.quantization import is_quantized, restore
     from ts_adapt.quantizers.storage import CONFIG, load
 
     if (folder / CONFIG).exists():

@@ -30,7 +30,7 @@ from ts_adapt.folders import making
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.accelerated import calibration_set, folder_of, load_or_make, quantize_anew
 from ts_adapt.jobs.session import Session
-from ts_adapt.quantizers.network import restore, size_of
+from ts_adapt.quantizers.quantization import restore, size_of
 from ts_adapt.quantizers.report import LayerReport, plot, report, save_report, write_table
 from ts_adapt.quantizers.training import FineTuneOptions, diffusion_loss, fine_tune, image_batches, teacher_loss
 from ts_adapt.sampling import generator_for

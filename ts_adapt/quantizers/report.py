@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ts_adapt.files import write_bytes, write_json
-from ts_adapt.quantizers.calibration import observe
-from ts_adapt.quantizers.calls import Call
-from ts_adapt.quantizers.layer import QuantizedLayer
-from ts_adapt.quantizers.network import quantization_of, quantized_layers, size_of
-from ts_adapt.quantizers.traversal import Layer, PlannedLayer
+from ts_adapt.quantizers.calibration.collect import Call
+from ts_adapt.quantizers.calibration.layer_inputs import observe, rows_by_time
+from ts_adapt.quantizers.layers.plan import PlannedLayer
+from ts_adapt.quantizers.layers.quantized_layer import Layer, QuantizedLayer
+from ts_adapt.quantizers.quantization import quantization_of, quantized_layers, size_of
 
 
 @dataclass
@@ -137,9 +137,8 @@ def _add_activations(network: nn.Module, rows: dict[str, LayerReport], calls: Se
     def visit(name: str, x: Tensor, timestep: Tensor) -> None:
         activation = layers[name].activation
         error = torch.zeros_like(x) if activation is None else activation(x) - x
-        for time in timestep.unique().tolist():
-            mask = (timestep == time).repeat_interleave(x.shape[0] // timestep.shape[0])
-            own, wrong = x[mask].double(), error[mask].double()
+        for time, rows in rows_by_time(x, timestep):
+            own, wrong = x[rows].double(), error[rows].double()
             sums = [own.amin(), own.amax(), wrong.square().sum(), wrong.abs().sum(), own.new_tensor(own.numel())]
             seen[name].setdefault(time, []).append(torch.stack(sums).cpu())
 

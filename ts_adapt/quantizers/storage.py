@@ -4,7 +4,12 @@
                   kind of what stands there, from which it is made again before its tensors are read
 
 What stays in full precision is not stored: it is the network's own, and the fingerprint tells another network. Nothing
-is pickled.
+is pickled. The files may be anybody's, so that it is looked at
+
+    before a part is built   that every entry of its spec is known and has its type, and that no number asks for more
+                             memory than the tensors of the file take themselves
+    once it has its tensors  that weights are finite and have the layer's shape, inputs as many channels, every timestep
+                             a quantizer
 """
 
 from __future__ import annotations
@@ -17,46 +22,58 @@ from typing import Any
 import torch
 from torch import nn
 
-from ts_adapt.files import read_json, read_tensors, write_json, write_tensors
+from ts_adapt.files import Schema, is_finite, read_json, read_tensors, write_json, write_tensors
 from ts_adapt.interfaces import TsAdaptError, one_line
-from ts_adapt.quantizers.attention import QuantizedAttention
-from ts_adapt.quantizers.codebooks import CodebookWeight
-from ts_adapt.quantizers.grouped import GroupedActivation
-from ts_adapt.quantizers.layer import QuantizedLayer, SplitLayer
-from ts_adapt.quantizers.network import Quantization, begin, fingerprint, is_quantized, quantization_of, size_of
-from ts_adapt.quantizers.parts import (
-    ActivationPart,
-    AffineWeight,
-    DenseWeight,
+from ts_adapt.quantizers.layers.activations import (
     DynamicActivation,
-    Part,
+    GroupedActivation,
     StaticActivation,
-    WeightPart,
+    TableActivation,
+    TimedActivation,
 )
-from ts_adapt.quantizers.tdq import LSQWeight
-from ts_adapt.quantizers.time_scale import TableActivation, TimedActivation
-from ts_adapt.quantizers.tinydm import BalancedWeight
-from ts_adapt.quantizers.torchao import TorchAOWeight
-from ts_adapt.quantizers.traversal import LayerOptions
-from ts_adapt.quantizers.validity import check_built, check_spec
+from ts_adapt.quantizers.layers.affine import check_bits, check_group
+from ts_adapt.quantizers.layers.attention import TENSORS as OF_ATTENTION
+from ts_adapt.quantizers.layers.attention import QuantizedAttention
+from ts_adapt.quantizers.layers.codebooks import FORMATS, CodebookWeight
+from ts_adapt.quantizers.layers.plan import LayerOptions
+from ts_adapt.quantizers.layers.quantized_layer import ActivationPart, Part, QuantizedLayer, SplitLayer, WeightPart
+from ts_adapt.quantizers.layers.weights import AffineWeight, BalancedWeight, DenseWeight, LSQWeight, TorchAOWeight
+from ts_adapt.quantizers.quantization import (
+    Quantization,
+    attribute,
+    begin,
+    fingerprint,
+    is_quantized,
+    quantization_of,
+    size_of,
+)
 
 FORMAT, VERSION = "ts_adapt-quantization", 1
 CONFIG, TENSORS = "config.json", "model.safetensors"
+CONFIG_SCHEMA: Schema = {
+    "format": str, "version": int, "network": str, "fingerprint": str, "method": str, "options": dict, "layers": dict,
+    "left": dict, "replaced": dict,
+}  # fmt: skip
 PARTS: dict[str, type[Part]] = {
-    "affine": AffineWeight,
-    "dense": DenseWeight,
-    "static": StaticActivation,
-    "dynamic": DynamicActivation,
-    "torchao": TorchAOWeight,
-    "lsq": LSQWeight,
-    "timed": TimedActivation,
-    "table": TableActivation,
-    "balanced": BalancedWeight,
-    "codebook": CodebookWeight,
-    "grouped": GroupedActivation,
-    "attention": QuantizedAttention,
-}
+    part.kind: part
+    for part in (
+        AffineWeight, BalancedWeight, CodebookWeight, DenseWeight, LSQWeight, TorchAOWeight,
+        StaticActivation, DynamicActivation, TimedActivation, TableActivation, GroupedActivation, QuantizedAttention,
+    )
+}  # fmt: skip
 """kind -> part: what can be stored, in a layer or in the place of anything else."""
+
+SMALL = 2**16
+"""A number that is never too large, however small the file is."""
+SPEC: dict[str, type | tuple[type, ...]] = {
+    "kind": str, "bits": int, "group": (int, str), "axis": int, "symmetric": bool, "dtype": str, "mode": str,
+    "offset": (float, int, type(None)), "embedding": dict, "count": int, "layout": list, "channels": (int, type(None)),
+    "folded": bool, "times": int, "groups": int, "parts": dict,
+}  # fmt: skip
+"""What a spec may hold, and of which type."""
+EMBEDDING: dict[str, type | tuple[type, ...]] = {
+    "num_channels": int, "flip_sin_to_cos": bool, "downscale_freq_shift": (float, int), "scale": (float, int),
+}  # fmt: skip
 
 
 def save(network: nn.Module, folder: Path | str) -> None:
@@ -65,12 +82,12 @@ def save(network: nn.Module, folder: Path | str) -> None:
     of = quantization_of(network)
     specs: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}
-    seen: dict[int, str] = {}
+    seen: set[int] = set()
     for name, original in of.originals.items():
-        new = _at(network, name)
+        new = attribute(network, name)
         if id(new) in seen:
             continue
-        seen[id(new)] = name
+        seen.add(id(new))
         specs[name] = _describe(new, original)
         tensors |= {f"{name}.{key}": value for key, value in _own_tensors(new).items()}
     write_tensors(folder / TENSORS, tensors)
@@ -98,11 +115,7 @@ def load(network: nn.Module, folder: Path | str) -> nn.Module:
     folder = Path(folder)
     if is_quantized(network):
         raise TsAdaptError(f"{type(network).__name__} is quantized already; restore it before another is loaded")
-    config = read_json(
-        folder / CONFIG,
-        {"format": str, "version": int, "network": str, "fingerprint": str, "method": str, "options": dict,
-         "layers": dict, "left": dict, "replaced": dict},
-    )  # fmt: skip
+    config = read_json(folder / CONFIG, CONFIG_SCHEMA)
     if config["format"] != FORMAT or config["version"] != VERSION:
         raise TsAdaptError(
             f"{folder / CONFIG} is of the format {config['format']!r}, version {config['version']}; expected "
@@ -121,10 +134,10 @@ def load(network: nn.Module, folder: Path | str) -> nn.Module:
             to.leave(name, reason)
         for name, spec in config["replaced"].items():
             own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-            original = _at(network, name)
+            original = attribute(network, name)
             new = _rebuild(spec, original, to, max((v.numel() for v in own.values()), default=0))
             _fill(new, own)
-            check_built(new, original)
+            _check_built(new, original)
             to.replace(name, new)
     except BaseException as error:
         if is_quantized(network):
@@ -199,14 +212,55 @@ def _rebuild(spec: dict[str, Any], original: Any, to: Quantization, stored: int)
 
 
 def _part(spec: dict[str, Any], original: Any, to: Quantization, stored: int) -> Part:
-    check_spec(spec, stored)
+    _check_spec(spec, stored)
     options = dict(spec)
     cls = PARTS[options.pop("kind")]
     weight = getattr(original, "weight", None)
     device = (weight if isinstance(weight, torch.Tensor) else next(to.network.parameters())).device
-    return cls.from_spec(options, original, to.clock if cls.timed else None).to(device)
+    return cls.from_spec(options, original, to.listener if cls.timed else None).to(device)
 
 
-def _at(network: nn.Module, name: str) -> Any:
-    parent, _, last = name.rpartition(".")
-    return getattr(network.get_submodule(parent), last)
+def _check_spec(spec: Any, stored: int) -> None:
+    """ValueError unless a part can be built from `spec`, of which the file has tensors of `stored` values."""
+    _check_types(spec, SPEC, max(stored, SMALL))
+    if "bits" in spec:
+        check_bits(spec["bits"])
+    if "group" in spec:
+        check_group(spec["group"])
+    if "embedding" in spec:
+        _check_types(spec["embedding"], EMBEDDING, max(stored, SMALL))
+    if "layout" in spec and tuple(spec["layout"]) not in FORMATS.get(spec.get("bits"), ()):
+        raise ValueError(f"{spec['layout']} is no format of codebooks")
+    if "parts" in spec and spec["parts"].keys() != set(OF_ATTENTION):
+        raise ValueError(f"attention has parts for {', '.join(OF_ATTENTION)}")
+    for part in spec.get("parts", {}).values():
+        _check_spec(part, stored)
+
+
+def _check_built(new: nn.Module, original: Any) -> None:
+    """ValueError unless `new`, which has its tensors, can stand for `original`."""
+    if isinstance(new, QuantizedAttention) and not callable(original):
+        raise ValueError(f"a {type(original).__name__} is no processor of an attention")
+    for part in new.modules():
+        if isinstance(part, QuantizedLayer) and not part.stored.derived:
+            weight = part.stored.dense()
+            if weight.shape != original.weight.shape or not is_finite(part.stored()) or not is_finite(weight):
+                raise ValueError(f"the weight of a layer has the shape {tuple(weight.shape)}, or is not finite")
+        elif isinstance(part, GroupedActivation):
+            wanted = original.weight.shape[1] if isinstance(new, QuantizedLayer) else None
+            if not len(part.times) or int(part.group.max()) >= len(part.scale):
+                raise ValueError("there is a timestep without a quantizer")
+            if part.exponents is not None and len(part.exponents) != wanted:
+                raise ValueError(f"there are exponents for {len(part.exponents)} channels")
+
+
+def _check_types(value: Any, types: dict[str, type | tuple[type, ...]], most: int) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__} describes no part")
+    for name, entry in value.items():
+        if name not in types or not isinstance(entry, types[name]):
+            raise ValueError(f"{name!r} is a {type(entry).__name__}, or not known")
+        if isinstance(entry, bool) and types[name] is not bool:
+            raise ValueError(f"{name!r} is a bool")
+        if isinstance(entry, int) and not 0 <= entry <= most:
+            raise ValueError(f"{name!r} is {entry}, more than the file has")

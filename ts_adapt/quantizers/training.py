@@ -32,9 +32,9 @@ from ts_adapt.files import differing, read_json, read_tensors, write_json, write
 from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.numerics import OF_ADAM, combine, is_of_adam
 from ts_adapt.parameterization import from_x0
-from ts_adapt.quantizers.calls import Call
-from ts_adapt.quantizers.layer import QuantizedLayer
-from ts_adapt.quantizers.network import quantization_of, quantized_layers
+from ts_adapt.quantizers.calibration.collect import Call
+from ts_adapt.quantizers.layers.quantized_layer import QuantizedLayer
+from ts_adapt.quantizers.quantization import quantization_of, quantized_layers
 from ts_adapt.sampling import generator_for
 
 Batches = Callable[[int], Any]

@@ -1,0 +1,1 @@
+"""Calibration sets, what layers receive on them, and the ranges that follow."""

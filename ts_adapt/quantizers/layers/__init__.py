@@ -1,0 +1,1 @@
+"""What stands in a quantized network: layers, their weights, what is done to their inputs."""

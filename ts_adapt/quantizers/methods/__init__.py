@@ -1,0 +1,1 @@
+"""The methods of quantization; by name in `registry`."""
