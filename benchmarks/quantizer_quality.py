@@ -98,7 +98,7 @@ class Bench:
     def measure(self, name: str, quantizing: Quantizing, select: str | None) -> Found:
         calls, collecting = ([], 0.0) if select is None else self.calls(select)
         with tempfile.TemporaryDirectory() as folder:
-            train = trainer(self.session, self.network, name, quantizing, Path(folder))
+            train = trainer(self.session, self.network, name, quantizing, Path(folder) / "training")
             _, searching = timed(lambda: quantize_anew(self.session, self.network, quantizing, calls, train))
         try:
             images, size = self.images(), size_of(self.network)

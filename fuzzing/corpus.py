@@ -28,11 +28,9 @@ from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import BetaTable, RectifiedFlow
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.predictors.resume import Checkpoint
 from ts_adapt.predictors.store import save_predictor
 from ts_adapt.pruning import plan_file
 from ts_adapt.pruning.blocks import candidates
-from ts_adapt.quantizers import training
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.methods.registry import build
 from ts_adapt.quantizers.quantization import quantize
@@ -42,6 +40,7 @@ from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.labels import LabelStore
 from ts_adapt.search.per_sample import LabelBatch
+from ts_adapt.storage.checkpoint import Checkpoint
 from ts_adapt.teacher.manifest import CONFIG as TEACHER_CONFIG
 from ts_adapt.teacher.store import TeacherStore
 
@@ -183,25 +182,6 @@ def quantizations() -> dict[str, Files]:
     return found
 
 
-def tuned() -> tuple[Any, dict[str, Any], Any]:
-    """A quantized network that is trained, what of it is, and its optimizer."""
-    (quantizer, layers), unet = build("tdq-w4a8+qat"), network()
-    layers.skip = (*IN_FULL, "up_blocks.0.resnets.*")
-    quantize(unet, quantizer, [call(unet, t) for t in (990.0, 10.0)], layers=layers)
-    trained = training.trainable(unet)
-    return unet, trained, torch.optim.Adam([parameter.requires_grad_() for parameter in trained.values()])
-
-
-def fine_tunings() -> dict[str, Files]:
-    unet, trained, optimizer = tuned()
-    call(unet, 500.0, 1).run(unet).sum().backward()
-    optimizer.step()
-    with TemporaryDirectory() as folder:
-        training._resumed(Path(folder), unet, training.FineTuneOptions(), trained, optimizer)
-        training._keep(Path(folder), trained, optimizer, [0.5, 0.25])
-        return {"fine-tuning": taken(Path(folder))}
-
-
 def prunings() -> dict[str, Files]:
     unet = network()
     names = candidates(unet)
@@ -225,6 +205,10 @@ def module() -> torch.nn.Module:
     return torch.nn.Linear(3, 2)
 
 
+ABOUT = {"options": {"lr": 1e-3, "loss": "both"}}
+"""What the checkpoints say of their training."""
+
+
 def checkpoints() -> dict[str, Files]:
     trained = module()
     optimizer = torch.optim.AdamW(trained.parameters())
@@ -232,7 +216,8 @@ def checkpoints() -> dict[str, Files]:
     optimizer.step()
     with TemporaryDirectory() as folder:
         states = {name: copy.deepcopy(trained.state_dict()) for name in ("weights", "average", "best")}
-        Checkpoint(Path(folder) / "c.safetensors").save(states, optimizer, (0, 1, 0, 1, 0.5))
+        progress = {"place": (0, 1, 0, 1), "learned": (0.5,)}
+        Checkpoint(Path(folder) / "c.safetensors", ABOUT).save(states, optimizer, progress)
         return {"checkpoint": taken(Path(folder))}
 
 

@@ -31,7 +31,6 @@ class Reader:
 def all_readers() -> dict[str, Reader]:
     """Every reader by name; making their valid files takes seconds."""
     logging.set_verbosity_error()
-    of_networks.tuned()
     lists = corpus.lists()
     return {
         "schedule": Reader(of_schedules.schedule, corpus.schedules(), 12),
@@ -42,7 +41,6 @@ def all_readers() -> dict[str, Reader]:
         "labels": Reader(of_data.labels, corpus.labels(), 10),
         "teacher": Reader(of_data.teacher, corpus.teachers(), 10, of_data.reseal_teacher),
         "quantization": Reader(of_networks.quantization, corpus.quantizations(), 4),
-        "fine-tuning": Reader(of_networks.fine_tuning, corpus.fine_tunings(), 4),
         "pruning": Reader(of_networks.pruning, corpus.prunings(), 2),
         "journal": Reader(of_data.journal, corpus.journals(), 6, of_data.reseal_journal),
         "checkpoint": Reader(of_networks.checkpoint, corpus.checkpoints(), 8),

@@ -36,7 +36,7 @@ ORDER = [
     {"zoo"},
     {"noise"},
     {"parameterization", "prompts"},
-    {"folders"},
+    {"folders", "storage"},
     {"numerics", "files", "distributed"},
     {"interfaces"},
     {"_compat", "_version"},

@@ -1,4 +1,4 @@
-"""Broadcasting, float64 coefficients, validation of time grids and of what an optimizer kept.
+"""Broadcasting, float64 coefficients, validation of time grids.
 
 A coefficient is `()` (shared by the batch) or `(B,)` (per sample), float64; a state is `(B, ...)` in the network's
 dtype. `scale(c, x)` is the one place where the two meet.
@@ -14,10 +14,6 @@ import torch
 from torch import Tensor
 
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
-
-OF_ADAM = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam keeps of a parameter: how many steps, and running means of its gradient and of that squared."""
-MOST_STEPS = 2**53
 
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
@@ -157,13 +153,3 @@ def check_finite(x: Tensor, step: int, what: str) -> None:
             f"{what} holds a NaN or infinite value at step {step}, in sample(s) {rows[:8]} of the batch; "
             "try a higher precision (fp32), or a grid with smaller steps"
         )
-
-
-def is_of_adam(state: Mapping[str, Tensor], parameter: Tensor) -> bool:
-    """Whether `state` can be what Adam keeps of `parameter`: its entries, their types and shapes, counts and squares
-    that are not negative."""
-    if set(state) != set(OF_ADAM) or state["step"].ndim or state["step"].dtype not in (torch.float32, torch.float64):
-        return False
-    if any((state[name].shape, state[name].dtype) != (parameter.shape, parameter.dtype) for name in OF_ADAM[1:]):
-        return False
-    return 0 <= float(state["step"]) <= MOST_STEPS and bool((state["exp_avg_sq"] >= 0).all())

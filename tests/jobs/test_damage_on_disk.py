@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from small_job import LABEL, Job
-
-from ts_adapt.predictors.resume import Checkpoint
 
 
 def spoil(path: Path, harm: str) -> None:
@@ -60,23 +54,3 @@ def test_a_damaged_schedule_is_named_and_made_anew(spoiled: Job, whole: Job, cap
         assert spoiled.static.name in spoiled.refused(capsys, *command)
     assert spoiled.run("search", "--redo") == 0
     assert spoiled.content() == whole.content()
-
-
-def training_state(folder: Path) -> Callable[[], Any]:
-    """Keep the state of a training in the `folder`; what reads it."""
-    layer = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(layer.parameters())
-    layer(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    kept = Checkpoint(folder / "training")
-    kept.save({"weights": layer.state_dict()}, optimizer, (1, 2))
-    load = partial(kept.load, {"weights": layer.state_dict()}, list(layer.parameters()), 2)
-    assert load() is not None
-    return load
-
-
-@pytest.mark.parametrize("harm", ["truncated", "flipped", "empty"])
-def test_a_damaged_state_of_a_training_is_not_used(tmp_path: Path, harm: str) -> None:
-    load = training_state(tmp_path)
-    spoil(tmp_path / "training", harm)
-    assert load() is None

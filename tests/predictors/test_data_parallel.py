@@ -63,7 +63,7 @@ def test_a_killed_training_goes_on_with_another_number_of_processes(
 ) -> None:
     before, after = read_json(trained / case / "codes.json")
     assert len(before) == killed and all(before) and after == [0] * count
-    epochs = read_tensors(trained / case / "kept")["progress"][3]
+    epochs = read_tensors(trained / case / "kept")["progress/place"][3]
     assert 0 < int(epochs) < read_json(trained / "one/0.json")["epochs"]
     assert_as_one(trained, case, count)
 

@@ -105,7 +105,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(kind, calls, problem, l
     assert all(torch.equal(again[key], value) for key, value in weights.items())
 
 
-def test_a_damaged_or_foreign_checkpoint_is_not_used(problem, tmp_path):
+def test_a_damaged_checkpoint_is_not_used_and_one_of_other_options_is_refused(problem, tmp_path):
     objective, batch = problem
     path, results = tmp_path / "training.safetensors", []
     for content in (None, b"junk", "foreign"):
@@ -119,6 +119,9 @@ def test_a_damaged_or_foreign_checkpoint_is_not_used(problem, tmp_path):
             train_predictor(predictor, objective, batch, batch, options, tmp_path, checkpoint=path, progress=False)
         )
     assert results[0] == results[1] == results[2]
+    options = TrainOptions(epochs=1, batch_size=24, lr=1e-4)
+    with pytest.raises(TsAdaptError, match=r"of a training with other options\.lr"):
+        train_predictor(predictor, objective, batch, batch, options, tmp_path, checkpoint=path, progress=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -39,12 +39,11 @@ def test_training_lowers_the_loss_and_leaves_the_network_alone(
     same_at_every_step = training.reproduction_batches(network, calls[-1:], 6)
     quantize(network, build(name)[0], calls)
     options = FineTuneOptions(steps=24, lr=3e-3, train=what)
-    result = fine_tune(network, same_at_every_step, training.reproduction_loss, options, progress=False)
-    assert result.losses[-1] < 0.6 * result.losses[0]
-    if what == "activations":
-        assert result.trained == sum(
-            p.numel() for _, layer in quantized_layers(network) for p in layer.activation.parameters()  # type: ignore[union-attr]
-        )  # fmt: skip
+    weights = [layer.stored() for _, layer in quantized_layers(network)]
+    losses = fine_tune(network, same_at_every_step, training.reproduction_loss, options, progress=False)
+    assert losses[-1] < 0.6 * losses[0]
+    after = [layer.stored() for _, layer in quantized_layers(network)]
+    assert all(torch.equal(a, b) for a, b in zip(weights, after, strict=True)) == (what == "activations")
     assert not any(p.requires_grad for p in network.parameters())
     restore(network)
     assert torch.equal(calls[1].run(network), full)
@@ -87,15 +86,16 @@ def test_a_broken_off_training_ends_where_it_would_have(
         return batches(number)
 
     with pytest.raises(KeyboardInterrupt):
-        fine_tune(broken, until_four, loss, options, tmp_path, progress=False)
+        fine_tune(broken, until_four, loss, options, checkpoint=tmp_path / "kept", progress=False)
     resumed = quantize(make("unet"), quantizer, calls)
-    result = fine_tune(resumed, batches, loss, options, tmp_path, progress=False)
-    assert result.losses == straight.losses and len(result.losses) == 6
+    kept = {"checkpoint": tmp_path / "kept", "tensorboard": tmp_path}
+    result = fine_tune(resumed, batches, loss, options, **kept, progress=False)
+    assert result == straight and len(result) == 6
     for (_, ours), (_, theirs) in zip(quantized_layers(whole), quantized_layers(resumed), strict=True):
         assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in ours.state_dict().items())
     assert list(tmp_path.rglob("events.out.tfevents*"))
     with pytest.raises(TsAdaptError, match=r"other options\.lr"):
-        fine_tune(resumed, batches, loss, FineTuneOptions(steps=6, lr=1e-2), tmp_path, progress=False)
+        fine_tune(resumed, batches, loss, FineTuneOptions(steps=6, lr=1e-2), **kept, progress=False)
 
 
 def test_batches_cover_the_images_and_depend_on_their_number_alone() -> None:

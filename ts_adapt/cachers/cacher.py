@@ -14,7 +14,8 @@ the network is called as if nothing were attached.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -22,10 +23,9 @@ from ts_adapt.denoisers.execution import execution_of
 from ts_adapt.denoisers.network import add_step_aware, remove_step_aware, step_aware_parts
 from ts_adapt.interfaces import TsAdaptError
 
-if TYPE_CHECKING:
-    from ts_adapt.cachers.hooks import Action
-
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
+Action = Callable[..., Any]
+"""What a module does instead of its forward: (forward, *args, **kwargs) -> what the module returns."""
 
 
 class Cacher(ABC):

@@ -20,15 +20,12 @@ kept.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from ts_adapt.cachers.cacher import Cacher, whole
+from ts_adapt.cachers.cacher import Action, Cacher, whole
 from ts_adapt.interfaces import TsAdaptError, unknown
-
-if TYPE_CHECKING:
-    from ts_adapt.cachers.hooks import Action
 
 REFRESH = ("uniform", "quadratic")
 BLOCKS = (

@@ -17,16 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.cachers.cacher import Cacher, whole
+from ts_adapt.cachers.cacher import Action, Cacher, whole
 from ts_adapt.interfaces import TsAdaptError
-
-if TYPE_CHECKING:
-    from ts_adapt.cachers.hooks import Action
+from ts_adapt.numerics import each_tensor
 
 
 class TGate(Cacher):
@@ -149,13 +147,7 @@ def _fitted(kept: Tensor, rows: int, mean: bool) -> Tensor:
 
 def _second_half(value: Any, rows: int) -> Any:
     """The conditional half of all tensors of `rows` rows in `value`."""
-    if isinstance(value, Tensor):
-        return value[rows // 2 :] if value.ndim and value.shape[0] == rows else value
-    if isinstance(value, dict):
-        return {key: _second_half(part, rows) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_second_half(part, rows) for part in value)
-    return value
+    return each_tensor(value, lambda x: x[rows // 2 :] if x.ndim and x.shape[0] == rows else x)
 
 
 def _twice(out: Any) -> Any:

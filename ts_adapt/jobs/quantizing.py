@@ -2,7 +2,7 @@
 
     data/<name>/quantizers/<quantizer>-<options>/   model.safetensors, config.json     read by evaluate, search, ...
                                                     layers.csv, layers.json, layers.png: what it does to every layer
-    .../<quantizer>-<options>.training/             checkpoints of a training under way
+    .../<quantizer>-<options>.training              the checkpoint of a training under way
     logs/<name>/tensorboard/quantize/<quantizer>/   its losses
 
 Quantizers with +qat behind their name are trained: on the images that the network was trained on, or on a folder of
@@ -13,7 +13,6 @@ the first writes.
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +116,7 @@ def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quant
 
     def tell() -> None:
         if not was_there:
-            shutil.rmtree(training, ignore_errors=True)
+            training.unlink(missing_ok=True)
         rows = report(network, calls)
         save_report(rows, network, folder / REPORT)
         write_table(rows, folder / TABLE)
@@ -133,11 +132,11 @@ def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quant
 
 
 def trainer(
-    session: Session, network: nn.Module, name: str, quantizing: Quantizing, folder: Path
+    session: Session, network: nn.Module, name: str, quantizing: Quantizing, checkpoint: Path
 ) -> Callable[[], None] | None:
     """What trains `network`, in full precision now, once it is quantized; None for a quantizer that is not trained.
 
-    folder  of checkpoints, from which a training that was interrupted goes on
+    checkpoint  the file from which a training that was interrupted goes on
     """
     if not quantizing.method.needs_training:
         return None
@@ -150,7 +149,7 @@ def trainer(
 
     def train() -> None:
         logs = make_folder(session.workspace.logs / "tensorboard" / "quantize" / name)
-        fine_tune(network, batches, loss, how, make_folder(folder), tensorboard=logs, progress=session.progress)
+        fine_tune(network, batches, loss, how, checkpoint=checkpoint, tensorboard=logs, progress=session.progress)
 
     return train
 

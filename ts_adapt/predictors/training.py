@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ from ts_adapt.predictors.losses import Labelled, states_along
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import Phase, TrainOptions, batches_of, phases_of, rate, warming_average
 from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.predictors.resume import Checkpoint
 from ts_adapt.sampling import generator_for
 from ts_adapt.search.derivative import Agreement, trusted
 from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.storage.checkpoint import Checkpoint
 
 MEASURED, LOOKED_AT, DRAWN = 512, 128, 64
 """How many samples standardise the predictor's inputs, show its spread, and are drawn; at most."""
@@ -79,19 +79,21 @@ def train_predictor(
 
     objective   its derivative in time is used; where that is open, the one that agrees best (`search.derivative`)
     labels      what regression learns from, by the number of steps; may be fewer samples than `train`
-    checkpoint  the file of a training under way: begun anew without it, continued with it. Its name stands for all
-                that the training depends on, but for the number of processes. It stays, for the caller to remove once
-                the predictor is kept
+    checkpoint  the file of a training under way: begun anew without it, continued with it, on any number of processes.
+                Its name stands for what is learned from: objective, samples and labels. It stays, for the caller to
+                remove once the predictor is kept
 
-    Raises TsAdaptError for an unknown loss, labels that are missing or have corrections, or where there is nothing to
-    learn (one step and no corrections).
+    Raises TsAdaptError for an unknown loss, labels that are missing or have corrections, where there is nothing to
+    learn (one step and no corrections), and for the checkpoint of another predictor or of other options.
     """
     if any(space.size == 1 for space in predictor.spaces.values()):
         raise TsAdaptError("a grid of one step has no free time to predict; use nfe 2 or more, or learn corrections")
     steps = sorted(predictor.learned)[len(predictor.learned) // 2]
     objective, agreement = trusted(objective, steps, train, options.batch_size, together=True)
     phases = phases_of(options, predictor, objective, train, labels)
-    training = _Training(predictor, objective, train, validation, options, folder, Checkpoint(checkpoint))
+    about = {"predictor": predictor.kind, "network": predictor.options, "options": asdict(options)}
+    kept = Checkpoint(checkpoint, {**about, "static": predictor.static_times.tolist()})
+    training = _Training(predictor, objective, train, validation, options, folder, kept)
     for phase in phases[training.phase :]:
         training.run(phase, progress)
     training.end()
@@ -124,11 +126,12 @@ class _Training:
         self.best = copy.deepcopy(predictor.state_dict())
         self.phase = self.epoch = self.since_best = 0
         states = dict.fromkeys(("weights", "average", "best"), self.best)
-        self.found = first(lambda: kept.load(states, predictor.parameters(), 4 + len(means)))
+        lengths = {"place": 4, "learned": len(means)}
+        self.found = first(lambda: kept.load(states, predictor.parameters(), lengths))
         if self.found:
-            self.best, where = self.found["best"], self.found["progress"]
-            self.phase, self.epoch, self.since_best, self.result.epochs = (int(number) for number in where[:4])
-            self.result.learned = dict(zip(means, where[4:], strict=True))
+            self.best, progress = self.found.states["best"], self.found.progress
+            self.phase, self.epoch, self.since_best, self.result.epochs = map(int, progress["place"])
+            self.result.learned = dict(zip(means, progress["learned"], strict=True))
         else:
             self.log({f"distance/{steps}-steps": value for steps, value in means.items()})
 
@@ -152,10 +155,10 @@ class _Training:
         per_epoch = sum(-(-count // options.batch_size) for count in phase.samples.values())
         steps, done = phase.epochs * per_epoch, self.epoch * per_epoch
         if self.found:
-            predictor.load_state_dict(self.found["weights"])
-            average.module.load_state_dict(self.found["average"])
+            predictor.load_state_dict(self.found.states["weights"])
+            average.module.load_state_dict(self.found.states["average"])
             average.n_averaged.fill_(done)
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": self.found["optimizer"]})
+            self.found.give(optimizer)
         bar = tqdm(
             total=steps, initial=done, desc=f"{predictor.kind}, {phase.name}", unit="step",
             disable=not (progress and rank() == 0), leave=False,
@@ -185,8 +188,9 @@ class _Training:
             bar.set_postfix(best=f"{self.result.relative:.4f} of static")
             if rank() == 0:
                 states = {"weights": predictor.state_dict(), "average": average.module.state_dict(), "best": self.best}
-                where = (self.phase, self.epoch, self.since_best, self.result.epochs, *self.result.learned.values())
-                self.kept.save(states, optimizer, where)
+                place = (self.phase, self.epoch, self.since_best, self.result.epochs)
+                learned = list(self.result.learned.values())
+                self.kept.save(states, optimizer, {"place": place, "learned": learned})
         bar.close()
         predictor.load_state_dict(self.best)
         self.found, self.phase, self.epoch, self.since_best = None, self.phase + 1, 0, 0

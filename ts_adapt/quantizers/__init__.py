@@ -4,7 +4,7 @@
 
     quantization.py   Quantizer (a method), Quantization (what it does to a network), quantize, restore, sizes
     storage.py        save and load: safetensors and JSON
-    report.py         bits, weight errors, activation ranges and errors of every layer: JSON, CSV, Markdown, a picture
+    report.py         bits, weight errors, activation ranges and errors of every layer: JSON, CSV, a picture
     training.py       quantization-aware training, and fine-tuning to a teacher
 
     methods/          each a `Quantizer`: how weights and inputs are quantized, and with which numbers

@@ -137,8 +137,8 @@ def _add_activations(network: nn.Module, rows: dict[str, LayerReport], calls: Se
     def visit(name: str, x: Tensor, timestep: Tensor) -> None:
         activation = layers[name].activation
         error = torch.zeros_like(x) if activation is None else activation(x) - x
-        for time, rows in rows_by_time(x, timestep):
-            own, wrong = x[rows].double(), error[rows].double()
+        for time, here in rows_by_time(x, timestep):
+            own, wrong = x[here].double(), error[here].double()
             sums = [own.amin(), own.amax(), wrong.square().sum(), wrong.abs().sum(), own.new_tensor(own.numel())]
             seen[name].setdefault(time, []).append(torch.stack(sums).cpu())
 

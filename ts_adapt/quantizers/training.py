@@ -28,22 +28,20 @@ from tqdm import tqdm
 
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.distributed import first
-from ts_adapt.files import differing, read_json, read_tensors, write_json, write_tensors
 from ts_adapt.interfaces import TsAdaptError, unknown
-from ts_adapt.numerics import OF_ADAM, combine, is_of_adam
+from ts_adapt.numerics import combine, each_tensor
 from ts_adapt.parameterization import from_x0
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.layers.quantized_layer import QuantizedLayer
 from ts_adapt.quantizers.quantization import quantization_of, quantized_layers
 from ts_adapt.sampling import generator_for
+from ts_adapt.storage.checkpoint import Checkpoint
 
 Batches = Callable[[int], Any]
 """number -> batch, always the same for a number."""
 
 Loss = Callable[[nn.Module, Any, Generator], Tensor]
 """(network, batch, what its noise is drawn from) -> `()`."""
-
-RECORD, CHECKPOINT = "training.json", "checkpoint.safetensors"
 
 WHAT: dict[str, Callable[[QuantizedLayer], Sequence[nn.Module | None]]] = {
     "all": lambda layer: [layer],
@@ -68,21 +66,14 @@ class FineTuneOptions:
 
 
 @dataclass(frozen=True)
-class FineTuned:
-    """losses  `steps` training losses, those before a resumption included
-    trained  how many parameters were trained
-    """
-
-    losses: list[float]
-    trained: int
-
-
-@dataclass(frozen=True)
 class Images:
     """x0 `(B, ...)` in the space of the diffusion, and the condition that goes with it."""
 
     x0: Tensor
     condition: Mapping[str, Any]
+
+    def to(self, device: torch.device) -> Images:
+        return Images(self.x0.to(device), each_tensor(self.condition, lambda value: value.to(device)))
 
 
 def image_batches(
@@ -159,23 +150,24 @@ def fine_tune(
     batches: Batches,
     loss: Loss,
     options: FineTuneOptions | None = None,
-    folder: Path | None = None,
     *,
+    checkpoint: Path | None = None,
     tensorboard: Path | None = None,
     progress: bool = True,
-) -> FineTuned:
-    """Train the quantized `network` in place.
+) -> list[float]:
+    """Train the quantized `network` in place; the losses of all steps, those before a resumption included.
 
-    folder       of checkpoints; a run that was broken off there is gone on with. None: none are kept
-    tensorboard  of the losses; None: beside the checkpoints, if they are kept
+    checkpoint   the file of a training under way, which is gone on with; None: none is kept
+    tensorboard  the folder for the losses; None: they are not written
 
-    Raises TsAdaptError where nothing can be trained, where the loss is not finite, and for a folder of another run.
+    Raises TsAdaptError where nothing can be trained, where the loss is not finite, and for another training's file.
     """
     options = options or FineTuneOptions()
     trained = trainable(network, options.train)
-    device = next(iter(trained.values())).device
-    written = tensorboard or folder
-    logged = {} if written is None else {"log_with": "tensorboard", "project_dir": str(written)}
+    device, of = next(iter(trained.values())).device, quantization_of(network)
+    about = {"options": asdict(options), "method": of.method, "quantizer": of.options, "network": of.fingerprint}
+    kept = Checkpoint(checkpoint, about)
+    logged = {} if tensorboard is None else {"log_with": "tensorboard", "project_dir": str(tensorboard)}
     accelerator = Accelerator(cpu=device.type == "cpu", **logged)
     accelerator.init_trackers("tensorboard")
     required = {name: p.requires_grad for name, p in network.named_parameters()}
@@ -184,7 +176,7 @@ def fine_tune(
         parameter.requires_grad_(True)
     try:
         optimizer = torch.optim.Adam(trained.values(), lr=options.lr)
-        losses = _resumed(folder, network, options, trained, optimizer)
+        losses = _resumed(kept, trained, optimizer)
         model, prepared = accelerator.prepare(network, optimizer)
         steps = range(len(losses), options.steps)
         bar = tqdm(steps, desc="fine-tuning", unit="step", disable=not progress, leave=False)
@@ -192,7 +184,9 @@ def fine_tune(
             for group in prepared.param_groups:
                 group["lr"] = options.lr * 0.5 * (1 + math.cos(math.pi * step / options.steps))
             number = step * accelerator.num_processes + accelerator.process_index
-            value = loss(model, _moved(batches(number), device), generator_for(options.seed, number, stream=3))
+            batch = batches(number)
+            batch = batch.to(device) if isinstance(batch, Images) else batch
+            value = loss(model, batch, generator_for(options.seed, number, stream=3))
             if not bool(torch.isfinite(value)):
                 raise TsAdaptError(
                     f"the loss is {float(value.detach())} at step {step}; take a smaller lr than {options.lr}"
@@ -205,15 +199,15 @@ def fine_tune(
             accelerator.log({"train/loss": losses[-1]}, step=step)
             bar.set_postfix(loss=f"{losses[-1]:.4g}")
             due = (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps
-            if folder is not None and due and accelerator.is_main_process:
-                _keep(folder, trained, optimizer, losses)
+            if due and accelerator.is_main_process:
+                kept.save({"trained": trained}, optimizer, {"losses": losses})
     finally:
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(required[name])
             parameter.grad = None
         for tracker in accelerator.trackers:  # the processes go on together: no `end_training`, which parts them
             tracker.finish()
-    return FineTuned(losses, sum(p.numel() for p in trained.values()))
+    return losses
 
 
 def trainable(network: nn.Module, what: str = "all") -> dict[str, nn.Parameter]:
@@ -239,55 +233,12 @@ def _noised(denoiser: NetworkDenoiser, x0: Tensor, generator: Generator) -> tupl
     return combine((noise.alpha(t), x0), (noise.sigma(t), eps)), t
 
 
-def _resumed(
-    folder: Path | None, network: nn.Module, options: FineTuneOptions, trained: dict[str, nn.Parameter], optimizer: Any
-) -> list[float]:
-    """Read the last checkpoint, where there is one; the losses until then."""
-    if folder is None:
+def _resumed(kept: Checkpoint, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:
+    """Go on from what was `kept`, where there is something; the losses until then."""
+    found = first(lambda: kept.load({"trained": trained}, trained.values(), {"losses": None}))
+    if found is None:
         return []
-    to = quantization_of(network)
-    record = {"options": asdict(options), "method": to.method, "quantizer": to.options, "network": to.fingerprint}
-    tensors = first(lambda: _kept(folder, record, trained))
-    if tensors is None:
-        return []
-    state: dict[int, dict[str, Tensor]] = {}
-    for index, (name, parameter) in enumerate(trained.items()):
-        parameter.data.copy_(tensors[f"{name}|value"])
-        if f"{name}|step" in tensors:
-            state[index] = {key: tensors[f"{name}|{key}"] for key in OF_ADAM if f"{name}|{key}" in tensors}
-            if not is_of_adam(state[index], parameter):
-                raise TsAdaptError(f"{folder / CHECKPOINT} is damaged: Adam has no such state of {name}; remove it")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return [float(value) for value in tensors["losses"]]
-
-
-def _kept(folder: Path, record: dict[str, Any], trained: dict[str, nn.Parameter]) -> dict[str, Tensor] | None:
-    """The last checkpoint of the training of this `record`; None before the first, then it begins here."""
-    if not (folder / RECORD).exists():
-        write_json(folder / RECORD, record)
-        return None
-    changed = differing(read_json(folder / RECORD, {"options": dict}), record)
-    if changed:
-        raise TsAdaptError(f"{folder} holds a training with other {', '.join(changed)}; choose another folder")
-    if not (folder / CHECKPOINT).exists():
-        return None
-    shapes = {f"{name}|value": tuple(p.shape) for name, p in trained.items()}
-    return read_tensors(folder / CHECKPOINT, {**shapes, "losses": (None,)})
-
-
-def _keep(folder: Path, trained: dict[str, nn.Parameter], optimizer: Any, losses: list[float]) -> None:
-    tensors = {"losses": torch.tensor(losses, dtype=torch.float64)}
-    for index, (name, parameter) in enumerate(trained.items()):
-        tensors[f"{name}|value"] = parameter.data
-        for key, value in optimizer.state_dict()["state"].get(index, {}).items():
-            tensors[f"{name}|{key}"] = value
-    write_tensors(folder / CHECKPOINT, tensors)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """A batch on `device`."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Images):
-        return Images(_moved(value.x0, device), {k: _moved(v, device) for k, v in value.condition.items()})
-    return value
+    for name, parameter in trained.items():
+        parameter.data.copy_(found.states["trained"][name])
+    found.give(optimizer)
+    return found.progress["losses"]

@@ -9,7 +9,7 @@ import torch
 
 from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.quantizers.calibration.collect import SELECTIONS, Call, check_calls, collect, entropy_of, select_active
+from ts_adapt.quantizers.calibration.collect import SELECTIONS, Call, check_calls, collect, entropy_of, shares
 from ts_adapt.quantizers.methods.registry import build
 from ts_adapt.quantizers.quantization import quantize
 from ts_adapt.sampling import integrate
@@ -18,13 +18,13 @@ from ts_adapt.sampling import integrate
 def test_active_selection_visits_every_step_once_before_any_repeats() -> None:
     times, equal = torch.arange(20.0), torch.full((20,), 0.7, dtype=torch.float64)
     for count in (1, 7, 20, 33, 40, 60):
-        chosen = select_active(times, equal, count, 100)
+        chosen = shares("active", times, equal, count, 100)
         assert int(chosen.sum()) == count and int(chosen.max()) - int(chosen.min()) <= 1
 
 
 def test_active_selection_prefers_what_is_uncertain() -> None:
     entropy = torch.tensor([0.2, 0.9, 0.5], dtype=torch.float64)
-    chosen = select_active(torch.arange(3.0), entropy, 30, 100)
+    chosen = shares("active", torch.arange(3.0), entropy, 30, 100)
     assert chosen[1] > chosen[2] > chosen[0] > 0
     best: list[int] = [0, 0, 0]
     for _ in range(30):
@@ -37,14 +37,14 @@ def test_active_selection_prefers_what_is_uncertain() -> None:
 def test_selections_give_the_count_and_keep_the_limit(select: str) -> None:
     times, entropy = torch.linspace(999, 0, 10), torch.rand(10, dtype=torch.float64)
     for count, limit in ((1, 5), (23, 5), (50, 5), (17, 17)):
-        chosen = SELECTIONS[select](times, entropy, count, limit)
+        chosen = shares(select, times, entropy, count, limit)
         assert int(chosen.sum()) == count and int(chosen.max()) <= limit and int(chosen.min()) >= 0
 
 
 def test_uniform_and_normal_shares() -> None:
     times, entropy = torch.linspace(1000, 0, 11), torch.zeros(11)
-    assert SELECTIONS["uniform"](times, entropy, 44, 100).tolist() == [4] * 11
-    normal = SELECTIONS["normal"](times, entropy, 1100, 1100).double()
+    assert shares("uniform", times, entropy, 44, 100).tolist() == [4] * 11
+    normal = shares("normal", times, entropy, 1100, 1100).double()
     u = times.double() / 1000
     weights = torch.exp(-((u - 0.4) ** 2) / (2 * 0.4**2))
     assert (normal - 1100 * weights / weights.sum()).abs().max() <= 1

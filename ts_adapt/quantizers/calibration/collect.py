@@ -37,10 +37,6 @@ ACTIVE_WEIGHT = 1.5
 ENTROPY_BINS = 64
 
 
-class _Entered(Exception):
-    """Leaves a network at its entrance."""
-
-
 @dataclass(frozen=True)
 class Call:
     """args, kwargs  of the network's `forward`
@@ -54,21 +50,15 @@ class Call:
     @classmethod
     def of(cls, network: nn.Module, x: Tensor, timestep: Tensor, **condition: Any) -> Call:
         """The call of `network` on states `x` `(B, ...)` at `timestep` `()` or `(B,)`, by its calling convention."""
-        caught: list[Call] = []
+        made: list[Call] = []
 
-        def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught.append(cls.made(network, args, kwargs))
-            raise _Entered
+        def in_its_place(*args: Any, **kwargs: Any) -> Tensor:
+            made.append(cls.made(network, args, kwargs))
+            return made[0].x
 
-        handle = network.register_forward_pre_hook(catch, with_kwargs=True)
-        try:
-            times = torch.as_tensor(timestep, dtype=torch.float32).expand(x.shape[0])
-            calling_convention(network)(network, x, times, condition)
-        except _Entered:
-            pass
-        finally:
-            handle.remove()
-        return caught[0]
+        times = torch.as_tensor(timestep, dtype=torch.float32).expand(x.shape[0])
+        calling_convention(network)(in_its_place, x, times, condition)  # type: ignore[arg-type]
+        return made[0]
 
     @classmethod
     def made(cls, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
@@ -132,40 +122,27 @@ def check_calls(network: nn.Module, calls: Sequence[Call]) -> None:
         ) from error
 
 
-def select_uniform(times: Tensor, entropy: Tensor, count: int, limit: int) -> Tensor:
-    return _in_proportion(torch.ones(len(times), dtype=torch.float64), count, limit)
-
-
-def select_normal(times: Tensor, entropy: Tensor, count: int, limit: int) -> Tensor:
-    u = (times.double() - times.min()) / (times.max() - times.min()).clamp(min=1e-12)
-    return _in_proportion(torch.exp(-((u - NORMAL_CENTRE) ** 2) / (2 * NORMAL_WIDTH**2)), count, limit)
-
-
-def select_active(times: Tensor, entropy: Tensor, count: int, limit: int) -> Tensor:
-    """Steps of equal entropy are all met once before any is met twice."""
-    return _one_by_one(count, limit, len(times), lambda chosen: entropy + ACTIVE_WEIGHT / (chosen + 1))
-
-
-def _in_proportion(weights: Tensor, count: int, limit: int) -> Tensor:
-    """Whole parts nearly proportional to `weights`: one by one to the step that is the furthest behind."""
-    return _one_by_one(count, limit, len(weights), lambda chosen: -(chosen + 0.5) / weights)
-
-
-def _one_by_one(count: int, limit: int, steps: int, gain: Callable[[Tensor], Tensor]) -> Tensor:
-    """`count` samples, each given to the step of the largest `gain` for what was chosen before, up to its `limit`."""
-    chosen = torch.zeros(steps, dtype=torch.long)
-    for _ in range(count):
-        chosen[int(torch.where(chosen < limit, gain(chosen), -torch.inf).argmax())] += 1
-    return chosen
-
-
-SELECTIONS: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
-    "uniform": select_uniform,
-    "normal": select_normal,
-    "active": select_active,
+SELECTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "uniform": lambda u, entropy, chosen: -(chosen + 0.5),
+    "normal": lambda u, entropy, chosen: (
+        -(chosen + 0.5) / torch.exp(-((u - NORMAL_CENTRE) ** 2) / (2 * NORMAL_WIDTH**2))
+    ),
+    "active": lambda u, entropy, chosen: entropy + ACTIVE_WEIGHT / (chosen + 1),
 }
-"""(timesteps `(T,)`, entropies `(T,)` in [0, 1], count, limit) -> how many samples each step gives, `(T,)`: `count` in
-all, at most `limit` of any step."""
+"""(u, H, N) at the steps, `(T,)` each -> what one sample more of each step would gain: the largest is taken next."""
+
+
+def shares(select: str, times: Tensor, entropy: Tensor, count: int, limit: int) -> Tensor:
+    """How many samples each step gives, `(T,)`: `count` in all, at most `limit` of any step.
+
+    times  `(T,)` the timesteps; entropy  `(T,)` in [0, 1]
+    """
+    u = (times.double() - times.min()) / (times.max() - times.min()).clamp(min=1e-12)
+    chosen = torch.zeros(len(times), dtype=torch.long)
+    for _ in range(count):
+        gain = SELECTIONS[select](u, entropy, chosen)
+        chosen[int(torch.where(chosen < limit, gain, -torch.inf).argmax())] += 1
+    return chosen
 
 
 def collect(
@@ -194,19 +171,16 @@ def collect(
     calls: list[Call] = []
     entropies: list[float] = []
 
-    def entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         calls.append(Call.made(network, args, kwargs))
-
-    def left(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         entropies.append(entropy_of(prediction_of(out)))
 
-    handles = [network.register_forward_pre_hook(entered, with_kwargs=True), network.register_forward_hook(left)]
+    handle = network.register_forward_hook(called, with_kwargs=True)
     try:
         with torch.no_grad():
             integrate(denoiser, solver, schedule, x_T, condition=condition, step_noise=step_noise)
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     if count is None:
         return calls
     times = torch.stack([call.timestep.mean() for call in calls]).cpu()
@@ -216,7 +190,7 @@ def collect(
             f"count is {count}; {limit} solves of {len(calls)} evaluations give between 1 and {limit * len(calls)} "
             "samples, give more noises or another count"
         )
-    counts = SELECTIONS[select](times, torch.tensor(entropies, dtype=torch.float64), count, limit).tolist()
+    counts = shares(select, times, torch.tensor(entropies, dtype=torch.float64), count, limit).tolist()
     kept, start = [], 0
     for call, n in zip(calls, counts, strict=True):
         if n:

@@ -30,19 +30,11 @@ SHARPNESS = 4.0
 
 @dataclass
 class Assignment:
-    """logits `(T, G)`; low and high `(G,)`, the ranges of the quantizers; soft_error, the mean relative error before
-    one quantizer alone was kept for each timestep, hard_error after."""
+    """logits `(T, G)`; low and high `(G,)`, the ranges of the quantizers."""
 
     logits: Tensor
     low: Tensor
     high: Tensor
-    soft_error: float
-    hard_error: float
-
-    @property
-    def entropy(self) -> float:
-        """The mean entropy of the assignment of a timestep, in nats."""
-        return float(_entropy(self.logits))
 
     def quantizer(
         self, record: InputRecord, bits: int, listener: TimestepListener | None, exponents: Tensor | None = None
@@ -71,31 +63,21 @@ def assign(record: InputRecord, bits: int, groups: int) -> Assignment:
     optimizer = torch.optim.Adam([{"params": [logits], "lr": LOGIT_LR}, {"params": [stretch], "lr": RANGE_LR}])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FIT_STEPS)
 
-    def each() -> Tensor:
-        low, high = (mean * stretch.exp()).unbind(1)
-        scale, zero = scale_and_zero(low, high, bits, False, exact_zero=True)
-        return fake_quantize(x, scale[:, None, None], zero[:, None, None], bits, False)
-
-    def error(shares: Tensor) -> Tensor:
-        mixed = (shares.T[:, :, None] * each()).sum(0)
-        return ((share * ((mixed - x).abs() / largest).pow(power)).sum(1) / whole).mean()
-
     with torch.enable_grad():
         for step in range(FIT_STEPS):
-            loss = error(logits.softmax(1)) + ENTROPY_WEIGHT * step / FIT_STEPS * _entropy(logits)
+            low, high = (mean * stretch.exp()).unbind(1)
+            scale, zero = scale_and_zero(low, high, bits, False, exact_zero=True)
+            each = fake_quantize(x, scale[:, None, None], zero[:, None, None], bits, False)
+            p = logits.softmax(1)
+            mixed, entropy = (p.T[:, :, None] * each).sum(0), -(p * logits.log_softmax(1)).sum(1).mean()
+            error = ((share * ((mixed - x).abs() / largest).pow(power)).sum(1) / whole).mean()
+            loss = error + ENTROPY_WEIGHT * step / FIT_STEPS * entropy
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    with torch.no_grad():
-        chosen = torch.nn.functional.one_hot(logits.argmax(1), count).to(x)
-        low, high = (mean * stretch.exp()).unbind(1)
-        return Assignment(logits.detach(), low, high, float(error(logits.softmax(1))), float(error(chosen)))
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    p = logits.softmax(1)
-    return -(p * logits.log_softmax(1)).sum(1).mean()
+    low, high = (mean * stretch.detach().exp()).unbind(1)
+    return Assignment(logits.detach(), low, high)
 
 
 def _clusters(size: Tensor, groups: int) -> Tensor:
