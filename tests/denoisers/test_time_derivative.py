@@ -23,7 +23,9 @@ from ts_adapt.solvers import DDIM
 
 SHAPE = (1, 4, 4)
 WIDTH = 0.02
-LINEAR = BetaTable.from_config({"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000})
+LINEAR = BetaTable.from_config(
+    {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
+)
 
 
 class Waves(nn.Module):
