@@ -35,8 +35,8 @@ from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.methods.registry import build
 from ts_adapt.quantizers.quantization import quantize
 from ts_adapt.quantizers.storage import save
-from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.labels import LabelStore
 from ts_adapt.search.per_sample import LabelBatch
@@ -80,10 +80,10 @@ def schedules() -> dict[str, Files]:
         "made_with": {"static": {"lr": 0.1, "starts": 2}},
         "measured": {"fid": {"value": 1.5, "evaluator": "zoo features", "samples": 10}, "old": 0.5},
     }  # fmt: skip
-    of_flow = Schedule(TimeGrid(times_of(FLOW)), "ddim", STEPS, {"model": "flow"})
+    of_flow = LearnedGrid(TimeGrid(times_of(FLOW)), "ddim", STEPS, {"model": "flow"})
     return {
-        "plain": {"s.json": Schedule(grid, "unipc-2", STEPS, about).text(VP).encode()},
-        "corrected": {"s.json": Schedule(corrected, "dpmpp-2m", STEPS, about).text(VP).encode()},
+        "plain": {"s.json": LearnedGrid(grid, "unipc-2", STEPS, about).text(VP).encode()},
+        "corrected": {"s.json": LearnedGrid(corrected, "dpmpp-2m", STEPS, about).text(VP).encode()},
         "flow": {"s.json": of_flow.text(FLOW).encode()},
     }
 
@@ -253,13 +253,13 @@ def results() -> dict[str, Files]:
 
 
 def schedulers() -> dict[str, Files]:
-    grids = [Schedule(TimeGrid(times_of(TABLE, n)), "unipc-2", n, {"model": "m"}) for n in (3, 5)]
+    grids = [LearnedGrid(TimeGrid(times_of(TABLE, n)), "unipc-2", n, {"model": "m"}) for n in (3, 5)]
     corrected = TimeGrid(times_of(TABLE), times_of(TABLE)[:-1], torch.ones(STEPS), torch.zeros(STEPS, 2))
     betas = {"_class_name": "DDPMScheduler", "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
     predictor = OneShot(TABLE, [times_of(TABLE)], SHAPE, width=4, hidden=8)
     made = {
         "grids": LearnedScheduler.from_schedules(grids, betas, learned_for={"model": "m"}),
-        "corrected": LearnedScheduler.from_schedules(Schedule(corrected, "unipc-2", STEPS), betas),
+        "corrected": LearnedScheduler.from_schedules(LearnedGrid(corrected, "unipc-2", STEPS), betas),
         "family": LearnedScheduler.from_grid("karras", "ddim", {**betas, "beta_schedule": "scaled_linear"}),
         "trained": LearnedScheduler(trained_betas=[0.1, 0.2, 0.3], solver="ddim"),
         "predictor": LearnedScheduler.from_predictors(predictor, "unipc-2", betas),

@@ -17,25 +17,25 @@ from ts_adapt.config import Config
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.jobs.exchange import export_schedule, import_schedule
 from ts_adapt.predictors.store import load_predictor
-from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.schedules.file import LearnedGrid
 
 CONFIG = Config()
 CONFIG.model.name = "gaussian-mixture"
 
 
 def schedule(folder: Path) -> None:
-    found = Schedule.load(folder / "s.json")
+    found = LearnedGrid.load(folder / "s.json")
     check_grid(found.grid)
     assert found.nfe >= found.grid.steps and not found.grid.per_sample
     for noise in (None, VP, FLOW):
         try:
-            known = Schedule.load(folder / "s.json", noise)
+            known = LearnedGrid.load(folder / "s.json", noise)
         except TsAdaptError:
             continue
         text = known.text(noise)
         strict(text)
-        again = Schedule.parse(text.encode(), "the text", noise)
+        again = LearnedGrid.parse(text.encode(), "the text", noise)
         assert torch.equal(again.grid.times, known.grid.times) and again.about == known.about
 
 
@@ -72,7 +72,7 @@ def sigmas(folder: Path) -> None:
 
 
 def timesteps(folder: Path) -> None:
-    from ts_adapt.schedule_formats import READERS
+    from ts_adapt.schedules.formats import READERS
 
     text = (folder / "s.txt").read_text(errors="replace")
     for noise in (TABLE, FLOW):

@@ -14,8 +14,8 @@ from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import BetaTable
 from ts_adapt.sampling import integrate
-from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.schedules.file import LearnedGrid
 
 CONFIG = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).config
 V_CONFIG = DDIMScheduler(prediction_type="v_prediction").config
@@ -52,5 +52,5 @@ def grid(steps: int = 5, noise: Any = NOISE) -> TimeGrid:
     return TimeGrid(torch.cat([times[:1], 0.9 * times[1:-1], times[-1:]]))
 
 
-def learned(steps: int) -> Schedule:
-    return Schedule(grid(steps), "unipc-3", steps, {"model": "tiny", "distance": "l2", "seed": steps})
+def learned(steps: int) -> LearnedGrid:
+    return LearnedGrid(grid(steps), "unipc-3", steps, {"model": "tiny", "distance": "l2", "seed": steps})

@@ -13,7 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
-from ts_adapt.assembly import build_grid, build_quantizer, build_solver
+from ts_adapt.assembly import build_quantizer, build_solver
 from ts_adapt.cachers import attached, named
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser, step_aware_parts
@@ -26,6 +26,7 @@ from ts_adapt.quantizers.methods.registry import QUANTIZERS, build
 from ts_adapt.quantizers.methods.tdq import freeze
 from ts_adapt.quantizers.quantization import is_quantized, quantize, restore
 from ts_adapt.sampling import initial_noise, integrate
+from ts_adapt.schedules.resolve import build_grid
 
 STEPS, BATCH, SCALE = 2, 2, 3.0
 VP = BetaTable.from_config({})

@@ -42,7 +42,8 @@ def test_the_commands_are_understood(monkeypatch):
 
 
 def test_every_name_of_the_readme_exists():
-    from ts_adapt.assembly import SOLVERS, grid_names
+    from ts_adapt.assembly import SOLVERS
+    from ts_adapt.schedules.name import grid_names
 
     solvers = README[README.index("- Solvers:") : README.index("- Grids,")]
     for name in re.findall(r"`([a-z0-9-]+)`", solvers):

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ts_adapt.assembly import CORRECTOR, SOLVERS, build_grid, build_solver, grid_names, steps_of
+from ts_adapt.assembly import CORRECTOR, SOLVERS, build_solver, steps_of
 from ts_adapt.denoisers import Guided, NetworkDenoiser
 from ts_adapt.denoisers.analytic import GaussianDenoiser, GaussianMixtureDenoiser
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding
 from ts_adapt.sampling import integrate
+from ts_adapt.schedules.name import grid_names
+from ts_adapt.schedules.resolve import build_grid
 
 NOISES: dict[str, NoiseSchedule] = {
     "vp": ContinuousVP(),

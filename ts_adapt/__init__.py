@@ -2,7 +2,7 @@
 
 denoiser = ts_adapt.load("fashion-ddpm")                       # or a pipeline folder, or a hub id
 solver = ts_adapt.build_solver("unipc-3", denoiser.noise)
-grid = ts_adapt.build_grid("karras", denoiser.noise, steps=5)  # or a learned one: Schedule.load(path).grid
+grid = ts_adapt.build_grid("karras", denoiser.noise, steps=5)  # or a learned one: LearnedGrid.load(path).grid
 x_T = ts_adapt.initial_noise(seed=0, index=range(16), shape=denoiser.shape)
 images = denoiser.decode(ts_adapt.integrate(denoiser, solver, grid, x_T).x)
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ts_adapt import _compat as _compat  # isort: skip  (first: it makes torchvision importable beside a CPU-only torch)
 from ts_adapt._version import __version__
-from ts_adapt.assembly import build_distance, build_grid, build_solver
+from ts_adapt.assembly import build_distance, build_solver
 from ts_adapt.denoisers.edm import from_edm
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.load import load
@@ -26,7 +26,8 @@ from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import load_predictor
 from ts_adapt.sampling import Solution, initial_noise, integrate
-from ts_adapt.schedule_file import Schedule
+from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.per_sample import search_per_sample
 
@@ -41,13 +42,13 @@ __all__ = [
     "ContinuousVP",
     "Cosine",
     "Guided",
+    "LearnedGrid",
     "LearnedScheduler",
     "NetworkDenoiser",
     "Objective",
     "OneShot",
     "RectifiedFlow",
     "Recursive",
-    "Schedule",
     "Solution",
     "TimeGrid",
     "TsAdaptError",

@@ -1,10 +1,9 @@
-"""From names to objects: the one place where options become denoisers, solvers, grids, distances, cachers, quantizers.
+"""From names to objects: the one place where options become denoisers, solvers, distances, cachers, quantizers.
 
 Solvers are named `family-order`, or by the family alone (`FAMILIES`), with `+corrector` behind any of the multistep
-family or DDIM for UniPC's corrector; grids by their family, published tables as `ays-sd15`, with `+native` behind a
-name for the grid as published, with ends of its own, and `+rounded` for integer timesteps. Names of cachers are those
-of `cachers.registry`, names of quantizers those of `quantizers.methods.registry`, with `@uniform`, `@normal` or
-`@active` behind one for the selection of its calibration set; `none` is neither.
+family or DDIM for UniPC's corrector; names of schedules are those of `schedules.name`. Names of cachers are those of
+`cachers.registry`, names of quantizers those of `quantizers.methods.registry`, with `@uniform`, `@normal` or `@active` behind
+one for the selection of its calibration set; `none` is neither.
 """
 
 from __future__ import annotations
@@ -20,10 +19,7 @@ from ts_adapt import cachers, distances, pruning
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.denoisers.execution import execute
 from ts_adapt.denoisers.load import load
-from ts_adapt.grids import fixed, published
-from ts_adapt.interfaces import Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError, one_line, unknown
-from ts_adapt.numerics import validate_times
-from ts_adapt.schedule_file import MAX_STEPS
+from ts_adapt.interfaces import MAX_STEPS, Denoiser, Distance, NoiseSchedule, Solver, TsAdaptError, one_line, unknown
 from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniP, UniPC
 
 if TYPE_CHECKING:
@@ -44,6 +40,7 @@ SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
     "unipc-1": lambda noise: UniPC(noise, order=1),
     "unipc-2": lambda noise: UniPC(noise, order=2),
     "unipc-3": lambda noise: UniPC(noise, order=3),
+    "unipc-1-bh1": lambda noise: UniPC(noise, order=1, variant="bh1"),
     "unipc-2-bh1": lambda noise: UniPC(noise, order=2, variant="bh1"),
     "unipc-3-bh1": lambda noise: UniPC(noise, order=3, variant="bh1"),
     "unip-2": lambda noise: UniP(noise, order=2),
@@ -57,9 +54,7 @@ FAMILIES = {"dpmpp": "dpmpp-2m", "unipc": "unipc-2", "unip": "unip-2", "deis": "
 """A solver's name without its order stands for the order that diffusers' scheduler of that name has by default."""
 ANALYTIC: dict[str, Callable[[], Denoiser]] = {"gaussian-mixture": example_mixture}
 CORRECTOR = "+corrector"
-NATIVE, ROUNDED = "+native", "+rounded"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PUBLISHED = {"ays-sd15": "sd15", "ays-sdxl": "sdxl", "ays-svd": "svd"}
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 NONE = "none"
 SELECTION = {"tinydm": "active"}
@@ -147,36 +142,6 @@ def build_solver(name: str, noise: NoiseSchedule) -> Solver:
         raise unknown("solver", base, [*SOLVERS, *FAMILIES])
     solver = SOLVERS[base](noise)
     return Corrected(solver) if name.endswith(CORRECTOR) else solver
-
-
-def grid_names() -> list[str]:
-    return [*fixed.FIXED, *PUBLISHED]
-
-
-def build_grid(name: str, noise: NoiseSchedule, steps: int, *, rescale: bool = False) -> TimeGrid:
-    """The fixed grid called `name` over `steps` intervals; published tables are fitted to `noise` with `rescale`.
-
-    `NAME+native` is the grid as published, with ends of its own; `NAME+rounded` has its times moved to the integer
-    timesteps nearest in log-SNR, and is refused where two fall together. Raises TsAdaptError for an unknown name.
-    """
-    if steps < 1:
-        raise TsAdaptError(f"steps is {steps}; a solve takes at least 1")
-    base = name.removesuffix(ROUNDED)
-    family, native = base.removesuffix(NATIVE), base.endswith(NATIVE)
-    if family in PUBLISHED:
-        times = published.ays(PUBLISHED[family], noise, steps, native=native, rescale=rescale and not native)
-    elif family in fixed.FIXED:
-        times = fixed.make(family, noise, steps, native=native)
-    else:
-        raise unknown("grid", name, grid_names())
-    if name.endswith(ROUNDED):
-        times = published.round_to_timesteps(times, noise)
-    return TimeGrid(validate_times(times, noise, what=f"the {name} grid"))
-
-
-def has_shared_ends(name: str) -> bool:
-    """Whether the grid called `name` runs from t_max to t_min, as all grids of one comparison do."""
-    return not name.removesuffix(ROUNDED).endswith(NATIVE)
 
 
 def build_distance(name: str, device: str = "cpu") -> Distance:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 Condition = Mapping[str, Any]
 """Keyword arguments of a denoiser beside the state and the time: class labels, prompt embeddings, ..."""
+MAX_STEPS = 10_000
+"""Of a time grid that is asked for, or read from a file."""
 
 
 class TsAdaptError(Exception):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.interfaces import MAX_STEPS, TsAdaptError
 from ts_adapt.predictors.store import MAX_HIDDEN, MAX_WIDTH
-from ts_adapt.schedule_file import MAX_STEPS
 from ts_adapt.teacher.manifest import MAX_SHARD
 from ts_adapt.teacher.store import TEST_START
 

@@ -12,7 +12,7 @@ from diffusers.hooks.hooks import HookRegistry
 from torch import Tensor, nn
 
 from ts_adapt import cachers, load
-from ts_adapt.assembly import SOLVERS, build_grid, build_solver
+from ts_adapt.assembly import SOLVERS, build_solver
 from ts_adapt.cachers import DeepCache, TGate, attached
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser, step_aware_parts
@@ -24,6 +24,7 @@ from ts_adapt.noise import BetaTable
 from ts_adapt.sampling import initial_noise, integrate, noise_for
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.schedules.resolve import build_grid
 
 STEPS, BATCH, SCALE = 6, 3, 3.0
 VP = BetaTable.from_config({})

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ts_adapt import integrate, load
-from ts_adapt.assembly import build_grid, build_solver
+from ts_adapt.assembly import build_solver
 from ts_adapt.evaluation.cost import count_flops, peak_memory, seconds
 from ts_adapt.sampling import initial_noise
+from ts_adapt.schedules.resolve import build_grid
 
 
 def test_matrix_products_convolutions_and_attention_are_counted() -> None:

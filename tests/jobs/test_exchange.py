@@ -16,13 +16,13 @@ from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import edm_sigma
 from ts_adapt.predictors.store import load_predictor
-from ts_adapt.schedule_file import Schedule
+from ts_adapt.schedules.file import LearnedGrid
 
 MIXTURE = build_denoiser(ModelOptions(name="gaussian-mixture")).noise
 
 
 def test_the_search_fills_every_named_place(finished: Job) -> None:
-    about = Schedule.load(finished.static, MIXTURE).about
+    about = LearnedGrid.load(finished.static, MIXTURE).about
     assert (about["order"], about["model"], about["prediction"]) == (2, "gaussian-mixture", "epsilon")
     assert (about["method"], about["seed"], about["distance"]) == ("static", 0, "l2")
     assert (about["teacher_solver"], about["teacher_nfe"], about["teacher_grid"]) == ("unipc-3", 12, "log_snr")
@@ -62,12 +62,12 @@ def test_every_kind_of_source_is_exported(finished: Job, capsys, source: str) ->
     given = {"file": str(finished.static), "folder": str(finished.predictor)}.get(source, source)
     assert finished.run("export", given, "--format", "sigmas") == 0
     printed = capsys.readouterr()
-    learned = Schedule.load(finished.static).grid.times
+    learned = LearnedGrid.load(finished.static).grid.times
     times = fixed.make("karras", MIXTURE, 3) if source == "karras" else learned
     values = torch.tensor([float(word) for word in printed.out.split(",")], dtype=torch.float64)
     assert torch.allclose(values[:-1], edm_sigma(MIXTURE, times)[:-1], rtol=1e-8) and values[-1] == 0
     assert "is written as 0" in printed.err
-    per_sample = "predicts a grid for each sample, which no format carries" in printed.err
+    per_sample = "has a grid for each sample, which no format carries" in printed.err
     assert per_sample == (source in ("one-shot", "folder"))
     assert all(line.startswith("ts-adapt: warning: ") for line in printed.err.splitlines())
 
@@ -80,7 +80,7 @@ def test_a_predictors_static_grid_is_exported_with_its_origin(finished: Job, cap
 
 
 def test_a_file_is_exported_without_its_model(finished: Job, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("ts_adapt.jobs.exchange.Session", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("ts_adapt.jobs.experiment.build_denoiser", lambda *_: pytest.fail("the model was loaded"))
     for kind in ("sigmas", "comfyui", "a1111", "json"):
         assert main(["export", str(finished.static), "--format", kind, "--model.name", "none/such"]) == 0
         assert capsys.readouterr().out
@@ -91,8 +91,8 @@ def test_export_import_and_sample(finished: Job, tmp_path: Path, capsys) -> None
     assert finished.run("export", str(finished.static), "--format", "sigmas", "--out", str(listed)) == 0
     assert finished.run("import", str(listed), "--format", "sigmas", "--out", str(imported)) == 0
     assert "the last 0 becomes" in capsys.readouterr().err
-    schedule = Schedule.load(imported, MIXTURE)
-    assert torch.allclose(schedule.grid.times, Schedule.load(finished.static).grid.times, atol=1e-7)
+    schedule = LearnedGrid.load(imported, MIXTURE)
+    assert torch.allclose(schedule.grid.times, LearnedGrid.load(finished.static).grid.times, atol=1e-7)
     assert (schedule.solver, schedule.nfe, schedule.about["method"]) == ("unipc-2", 3, "imported")
     assert schedule.about["source"] == "list.txt"
     assert finished.run("sample", "--schedule", str(imported), "--count", "2", "--out", str(tmp_path / "images")) == 0
@@ -115,7 +115,7 @@ def test_text_is_read_from_stdin(finished: Job, monkeypatch, capsys) -> None:
 
 def test_corrections_are_dropped_with_a_warning(finished: Job, tmp_path: Path, capsys) -> None:
     times = fixed.make("karras", MIXTURE, 3)
-    full = Schedule(TimeGrid(times, times[:-1] * 0.9, torch.ones(3, dtype=torch.float64)), "unipc-2", 3)
+    full = LearnedGrid(TimeGrid(times, times[:-1] * 0.9, torch.ones(3, dtype=torch.float64)), "unipc-2", 3)
     full.save(tmp_path / "full.json", MIXTURE)
     assert finished.run("export", str(tmp_path / "full.json"), "--format", "sigmas") == 0
     assert "cannot carry model times and output scale: dropped" in capsys.readouterr().err
@@ -144,10 +144,10 @@ def test_timesteps_of_a_model_with_a_table(tmp_path: Path, capsys) -> None:
         (["export", "karras", "--steps", "0"], "at least 1"),
         (["export", "karras", "--solver", "unip-4"], "unknown solver 'unip-4'"),
         (["export", "no/such.json"], "there is no file no/such.json"),
-        (["export", "STATIC", "--solver", "heun"], "leave --solver and --steps out"),
-        (["export", "STATIC", "--steps", "0"], "leave --solver and --steps out"),
+        (["export", "STATIC", "--solver", "heun"], "is for unipc-2, not for heun; leave --solver out"),
+        (["export", "STATIC", "--steps", "0"], "is for NFE 3, not for 0; leave --steps out"),
         (["export", "STATIC", "--format", "timesteps", "--model.name", "fashion-ddpm"], "another noise schedule"),
-        (["export", "FOLDER"], "there is no predictor in"),
+        (["export", "FOLDER"], "holds neither a predictor nor a schedule for diffusers"),
         (["export", "BAD"], "is damaged, or no JSON file"),
         (["export", "karras", "--out", "/proc/x/y"], "/proc/x/y"),
         (["export"], "schedule"),

@@ -13,17 +13,18 @@ import torch
 from PIL import Image
 
 from ts_adapt import zoo
-from ts_adapt.assembly import ModelOptions, build_denoiser, build_grid
+from ts_adapt.assembly import ModelOptions, build_denoiser
 from ts_adapt.cli import main
+from ts_adapt.config import Config
 from ts_adapt.files import read_tensors
-from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others, shared_schedules
 from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.schedules.resolve import SCHEDULER, Found, build_grid
 
 ZOO = "fashion-ddpm-unipc-3"
-LEARNED = load_scheduler(ZOO).source.learned
+SCHEDULE = LearnedScheduler.from_pretrained(zoo.schedules()[ZOO])
+LEARNED = SCHEDULE.source.learned
 
 
 def run(out: Path, command: str, *flags: str) -> int:
@@ -57,7 +58,7 @@ def test_the_nfe_that_is_taken_is_said_with_the_others(tmp_path: Path, capsys) -
     most = max(LEARNED)
     for flags, taken in (((), 5), (("--nfe", "3"), 3), (("--nfe", "3,5"), most), (("--nfe", "4"), most)):
         assert run(tmp_path, "export", ZOO, *flags, "--out", str(tmp_path / "a.json")) == 0
-        assert Schedule.load(tmp_path / "a.json").nfe == taken
+        assert LearnedGrid.load(tmp_path / "a.json").nfe == taken
         message = capsys.readouterr().err
         assert f"this is NFE {taken} (of" in message and message.count("\n") == 1
         assert all(f"{n}" in message for n in LEARNED)
@@ -77,32 +78,28 @@ def test_the_nfe_that_is_taken_is_said_with_the_others(tmp_path: Path, capsys) -
         ((3, 5), None, [3], 3),
         ((3, 5), None, [4], 5),
         ((3, 5), None, [3, 5], 5),
+        ((3,), None, [4], 3),
         (None, None, [7, 9], 7),
+        (None, None, [7], 7),
     ],
 )
 def test_the_choice_of_an_nfe(learned: Any, asked: int | None, configured: list[int], expected: int) -> None:
-    assert choose_nfe(learned, asked, configured) == expected
-    assert (of_others(learned, expected, asked) == "") == (asked is not None or learned is None)
+    found = Found("a", SCHEDULER, lambda solver, nfe: pytest.fail("it was loaded"), "ddim", learned)
+    solver, nfe, others = found.choose(None, asked, Config(nfe=configured))
+    assert (solver, nfe) == ("ddim", expected)
+    assert (others == "") == (asked is not None or len(learned or configured) == 1)
 
 
 def test_what_is_exported_is_the_grid_with_its_origin(tmp_path: Path, capsys) -> None:
     assert run(tmp_path, "export", ZOO, "--steps", "5") == 0
     content = json.loads(capsys.readouterr().out)
-    grid = load_scheduler(ZOO).source.grids[5]
+    grid = SCHEDULE.source.grids[5]
     assert content["times"] == grid.times.tolist()
     assert (content["solver"], content["nfe"], content["model"]) == ("unipc-3", 5, "fashion-ddpm")
     assert (content["source"], content["method"], content["prediction"]) == (ZOO, "static", "v")
     for kind in ("sigmas", "timesteps"):
         assert run(tmp_path, "export", ZOO, "--steps", "5", "--format", kind) == 0
         assert len(capsys.readouterr().out.split(",")) in (5, 6)
-
-
-def test_all_schedules_of_one_name() -> None:
-    noise = build_denoiser(ModelOptions("fashion-ddpm")).noise
-    found = shared_schedules(ZOO, noise)
-    assert [schedule.nfe for schedule in found] == sorted(LEARNED)
-    with pytest.raises(TsAdaptError, match="was learned for another model"):
-        shared_schedules(ZOO, build_denoiser(ModelOptions("gaussian-mixture")).noise)
 
 
 COMPARED = (
@@ -118,7 +115,7 @@ def test_evaluate_compares_them_at_the_nfes_that_they_were_learned_for(tmp_path:
     names = {path.name.removesuffix(".safetensors") for path in runs.glob("unipc-3-*")}
     learned = {f"unipc-3-nfe{nfe}-{name}" for nfe in {3, 4, 5} & set(LEARNED) for name in (ZOO, "v1.5")}
     assert learned and names == learned | {f"unipc-3-nfe{nfe}-karras" for nfe in (3, 4, 5)}
-    grids = load_scheduler(ZOO).source.grids
+    grids = SCHEDULE.source.grids
     for nfe in {3, 4, 5} & set(LEARNED):
         first, second = (read_tensors(runs / f"unipc-3-nfe{nfe}-{name}.safetensors") for name in (ZOO, "v1.5"))
         assert torch.equal(first["times"][0], grids[nfe].times)
@@ -128,7 +125,7 @@ def test_evaluate_compares_them_at_the_nfes_that_they_were_learned_for(tmp_path:
 def test_what_evaluate_cannot_compare_is_one_sentence(tmp_path: Path, capsys) -> None:
     denoiser = build_denoiser(ModelOptions("fashion-ddpm"))
     predictor = Recursive(denoiser.noise, build_grid("log_snr", denoiser.noise, 5).times, denoiser.shape)
-    config = load_scheduler(ZOO).config
+    config = SCHEDULE.config
     LearnedScheduler.from_predictors(predictor, "unipc-3", config).save_pretrained(tmp_path / "predictor")
     LearnedScheduler.from_grid("karras", solver="unipc-3").save_pretrained(tmp_path / "fixed")
     shutil.copytree(zoo.schedules()[ZOO], tmp_path / ZOO)
@@ -145,12 +142,6 @@ def test_what_evaluate_cannot_compare_is_one_sentence(tmp_path: Path, capsys) ->
         printed = capsys.readouterr()
         assert expected in printed.err and printed.err.count("\n") == 1 and printed.out == ""
     assert not (tmp_path / "data").exists()
-
-
-def test_names_are_told_apart(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    assert is_scheduler(ZOO) and is_scheduler("owner/name") and is_scheduler(str(zoo.schedules()[ZOO]))
-    assert not any(map(is_scheduler, ("karras", "static", "no/such.json", str(tmp_path / "a"), "a/b/c")))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_job import LABEL, Job
 
-from ts_adapt.schedule_file import Schedule
+from ts_adapt.schedules.file import LearnedGrid
 
 
 def content(path: Path) -> dict[Path, bytes]:
@@ -92,9 +92,9 @@ def test_an_interrupted_redo_of_labels_goes_on(job: Job, monkeypatch) -> None:
 
 
 def test_what_follows_from_a_replaced_result_is_refused_until_it_is_made_anew(job: Job, capsys) -> None:
-    changed, before = ("--static_samples", "16", "--static.iterations", "9"), Schedule.load(job.static).grid.times
+    changed, before = ("--static_samples", "16", "--static.iterations", "9"), LearnedGrid.load(job.static).grid.times
     assert job.run("search", *changed, "--redo") == 0
-    assert not torch.equal(Schedule.load(job.static).grid.times, before)
+    assert not torch.equal(LearnedGrid.load(job.static).grid.times, before)
     for command in (("train",), ("evaluate",)):
         message = job.refused(capsys, *command, *changed)
         assert "another static grid than today's" in message and "--redo`" in message
@@ -140,6 +140,6 @@ def test_blackbox_is_searched_anew_by_another_sampler(job: Job, capsys) -> None:
     assert "blackbox.trials (3, now 4)" in job.refused(capsys, *flags, "4")
     assert job.run(*flags, "4", "--redo") == 0
     path = job.data / "blackbox/unipc-2-nfe3.json"
-    assert Schedule.load(path).about["made_with"]["blackbox"]["trials"] == 4
+    assert LearnedGrid.load(path).about["made_with"]["blackbox"]["trials"] == 4
     assert "blackbox.seed (0, now 1)" in job.refused(capsys, *flags, "4", "--blackbox.seed", "1")
     assert job.run(*flags, "4", "--blackbox.storage", f"sqlite:///{job.folder}/other.db") == 0

@@ -15,7 +15,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from ts_adapt import LearnedScheduler, Schedule, TimeGrid, attach
+from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, attach
 from ts_adapt.cli import main
 from ts_adapt.sampling import generator_for
 from ts_adapt.teacher.generate import ClassLabels
@@ -187,7 +187,7 @@ def test_a_schedule_file_and_a_hub_id(saved: Path, tmp_path: Path, monkeypatch: 
     expected = sample(saved, tmp_path / "a", "ddpm", "ddpm-static")
     schedule = LearnedScheduler.from_pretrained(saved / "ddpm-static")
     grid: TimeGrid = schedule.source.grids[STEPS]
-    Schedule(grid, "unipc-3", STEPS).save(tmp_path / "s.json", schedule.noise)
+    LearnedGrid(grid, "unipc-3", STEPS).save(tmp_path / "s.json", schedule.noise)
     same(sample(saved, tmp_path / "b", "ddpm", str(tmp_path / "s.json")), expected)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(saved / "ddpm-static"))
     same(sample(saved, tmp_path / "c", "ddpm", "owner/name", "--solver", "unipc-3", "--steps", "4"), expected)
@@ -212,18 +212,18 @@ def test_half_precision_and_the_default_folder(saved: Path, tmp_path: Path, caps
         (["ddpm", "ddpm-static", "--init-image", "START"], "no image-to-image pipeline for DDPMPipeline"),
         (["ddpm", "ddpm-static", "--strength", ".5"], "along with --init-image FILE"),
         (["ddpm", "ddpm-static", "--steps", "9"], "num_inference_steps is 9; this schedule was learned for 4"),
-        (["ddpm", "ddpm-static", "--steps", "0"], "num_inference_steps is 0"),
+        (["ddpm", "ddpm-static", "--steps", "0"], "nfe is 0; a solve takes at least 1"),
         (["ddpm", "ddpm-static", "--solver", "ddim"], "is for unipc-3, not for ddim; leave --solver out"),
-        (["ddpm", "sd-static"], "was learned for another model than this pipeline's"),
+        (["ddpm", "sd-static"], "was learned for another model, which differs in"),
         (["ddpm", "karras", "--solver", "heun", "--steps", "4"], "evaluates the network 2 times a step"),
         (["ddpm", "karras", "--solver", "unip-4"], "unknown solver 'unip-4'"),
         (["ddpm", "karras", "--steps", "-1"], "at least 1"),
         (["ddpm", "karas"], "did you mean 'karras'"),
         (["ddpm", "static"], "`ts-adapt export static --format diffusers --out FOLDER` writes it"),
         (["ddpm", "no/such.json"], "there is no file no/such.json"),
-        (["ddpm", "JSON", "--steps", "5"], "leave --solver and --steps out"),
+        (["ddpm", "JSON", "--steps", "5"], "is for NFE 4, not for 5; leave --steps out"),
         (["sd", "JSON", "--prompt", "x"], "is for another noise schedule"),
-        (["ddpm", "ddpm"], "holds no schedule that save_pretrained wrote"),
+        (["ddpm", "ddpm"], "holds neither a predictor nor a schedule for diffusers"),
         (["ddpm", "ddpm-static", "--count", "0"], "at least 1 image"),
         (["ddpm", "ddpm-static", "--batch", "0"], "batch is 0"),
         (["ddpm", "ddpm-static", "--seed", "-1"], "seed is -1"),
@@ -260,7 +260,7 @@ def test_bad_input_is_one_sentence(saved: Path, tmp_path: Path, capsys, argument
     if "JSON" in arguments:
         names["JSON"] = tmp_path / "s.json"
         schedule = LearnedScheduler.from_pretrained(saved / "ddpm-static")
-        Schedule(schedule.source.grids[STEPS], "unipc-3", STEPS).save(names["JSON"], schedule.noise)
+        LearnedGrid(schedule.source.grids[STEPS], "unipc-3", STEPS).save(names["JSON"], schedule.noise)
     if "IMG2IMG" in arguments:
         names["IMG2IMG"] = tmp_path / "img2img"
         StableDiffusionImg2ImgPipeline.from_pretrained(saved / "sd").save_pretrained(names["IMG2IMG"])

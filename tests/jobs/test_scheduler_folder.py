@@ -13,13 +13,14 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline
 
 import ts_adapt
-from ts_adapt import LearnedScheduler, Schedule, TimeGrid, TsAdaptError, attach
+from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, TsAdaptError, attach
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.cli import main
 from ts_adapt.config import Config
 from ts_adapt.jobs.scheduler_folder import export_scheduler
 from ts_adapt.jobs.session import Session
 from ts_adapt.sampling import generator_for
+from ts_adapt.schedules.resolve import resolve
 
 SMALL = """
 name: small
@@ -75,7 +76,8 @@ def by_integrate(folder: Path, source: str, nfe: int, solver: str = "unipc-2") -
     job = session(folder)
     x_T = ts_adapt.initial_noise(7, ROWS, job.shape)
     with torch.inference_mode():
-        x = ts_adapt.integrate(job.denoiser, job.solver(solver), job.policy(source, solver, nfe), x_T).x
+        policy = job.policy(resolve(source, job), solver, nfe)
+        x = ts_adapt.integrate(job.denoiser, job.solver(solver), policy, x_T).x
         return (job.denoiser.decode(x) / 2 + 0.5).clamp(0, 1)
 
 
@@ -121,7 +123,7 @@ def test_one_nfe_alone(done: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_corrections_travel_along(done: Path, tmp_path: Path) -> None:
-    learned = Schedule.load(done / "train_data/small/static/unipc-2-nfe3.json")
+    learned = LearnedGrid.load(done / "train_data/small/static/unipc-2-nfe3.json")
     times = learned.grid.times
     grid = TimeGrid(times, times[:-1] * 0.97, torch.linspace(0.9, 1.1, 3).double())
     kept = replace(learned, grid=grid)
@@ -138,7 +140,7 @@ def test_files_and_folders(done: Path, tmp_path: Path) -> None:
     assert export(done, tmp_path / "file", str(file)) == 0
     assert export(done, tmp_path / "folder", str(folder), "--steps", "3", "--solver", "unipc-2") == 0
     loaded = LearnedScheduler.from_pretrained(tmp_path / "file")
-    assert torch.equal(loaded.source.grids[3].times, Schedule.load(file).grid.times)
+    assert torch.equal(loaded.source.grids[3].times, LearnedGrid.load(file).grid.times)
     assert loaded.config["learned_for"]["seed"] == 3
     loaded = LearnedScheduler.from_pretrained(tmp_path / "folder")
     assert loaded.source.learned == (3,) and loaded.config["learned_for"]["method"] == "one-shot"
@@ -222,8 +224,8 @@ def test_a_folder_that_holds_something_else_is_left_alone(done: Path, tmp_path: 
         (["statik", "--out", "NEW"], "did you mean 'static'"),
         (["FILE", "--out", "NEW"], "no schedule file"),
         (["no/such.json", "--out", "NEW"], "there is no file no/such.json"),
-        (["JSON", "--out", "NEW", "--steps", "2"], "leave --solver and --steps out"),
-        (["PREDICTOR", "--out", "NEW", "--solver", "ddim"], "leave --solver and --steps out"),
+        (["JSON", "--out", "NEW", "--steps", "2"], "is for NFE 3, not for 2; leave --steps out"),
+        (["PREDICTOR", "--out", "NEW", "--solver", "ddim"], "is for unipc-2, not for ddim; leave --solver out"),
         (["karras", "--out", "NEW", "--solver", "heun", "--nfe", "[4]"], "evaluates the network 2 times a step"),
         (["karras", "--out", "NEW", "--steps", "0"], "at least 1"),
         (["ays-sd15", "--out", "NEW"], "rescale"),

@@ -10,7 +10,7 @@ import pytest
 from small_job import LABEL, Job
 
 from ts_adapt.files import read_tensors
-from ts_adapt.schedule_file import Schedule
+from ts_adapt.schedules.file import LearnedGrid
 
 CORRECTED = (*LABEL, "--per_sample.corrections", "shift,scale")
 
@@ -29,7 +29,7 @@ def test_dmn_needs_no_teacher_and_no_model(tmp_path, monkeypatch, capsys) -> Non
     monkeypatch.setattr("ts_adapt.sampling._evaluate", lambda *_: pytest.fail("the network was evaluated"))
     job = Job.begun(tmp_path)
     assert job.run("search", "--method", "dmn") == 0
-    assert Schedule.load(shared(job, "dmn")).about["measured"] == {}
+    assert LearnedGrid.load(shared(job, "dmn")).about["measured"] == {}
     assert "distance" not in capsys.readouterr().out
     assert job.run("search", "--method", "dmn") == 0
     assert "is there already" in capsys.readouterr().out

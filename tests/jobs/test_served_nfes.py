@@ -14,7 +14,7 @@ from small_job import SMALL, Job, edit
 
 from ts_adapt.files import read_json, read_tensors
 from ts_adapt.interfaces import TimeGrid
-from ts_adapt.schedule_file import Schedule
+from ts_adapt.schedules.file import LearnedGrid
 
 CONFIG = SMALL.replace("nfe: [3]", "nfe: [3, 2]").replace("loss: both", "loss: end_to_end")
 
@@ -81,7 +81,7 @@ def test_another_static_grid_at_one_nfe_is_refused(served: Job, tmp_path: Path, 
     assert "has 3 steps; unipc-2 with NFE 2 takes 2" in job.refused(capsys, *sample)
     edit(folder_of(job) / "config.json", nfe=[2, 3])
     static = job.data / "static/unipc-2-nfe2.json"
-    schedule = Schedule.load(static)
+    schedule = LearnedGrid.load(static)
     times = schedule.grid.times * torch.tensor([1, 0.9, 1])
     replace(schedule, grid=TimeGrid(times), log_snr=None).save(static)
     said = job.refused(capsys, *sample)

@@ -14,7 +14,7 @@ from PIL import Image
 from ts_adapt import zoo
 from ts_adapt.cli import main
 from ts_adapt.config import Config, StudentOptions
-from ts_adapt.evaluation.benchmark import OF_STUDENT, Entry, Row, differences
+from ts_adapt.evaluation.benchmark import Entry, Row, differences
 from ts_adapt.evaluation.conclusions import conclusions
 from ts_adapt.evaluation.runs import Run
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
@@ -24,6 +24,7 @@ from ts_adapt.jobs.images import sample_to_folder
 from ts_adapt.jobs.learning import search, teach, train
 from ts_adapt.jobs.session import Session
 from ts_adapt.quantizers.quantization import is_quantized
+from ts_adapt.schedules.name import OF_STUDENT
 
 
 def session_in(folder: Path, cacher: str = "none", quantizer: str = "none", **options: Any) -> Session:

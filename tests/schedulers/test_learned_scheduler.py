@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from own_loops import CONFIG, FLOW, NOISE, V_CONFIG, X_T, Smooth, by_hand, grid, our_own
 from torch import Tensor
 
-from ts_adapt.assembly import FAMILIES, SOLVERS, build_grid, build_solver
+from ts_adapt.assembly import FAMILIES, SOLVERS, build_solver
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable
@@ -18,6 +18,7 @@ from ts_adapt.policies import FromNoise, as_policy
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.schedules.resolve import build_grid
 
 ONE_EVALUATION = [name for name in SOLVERS if name != "heun"] + ["dpmpp-2m+corrector", "ddim+corrector"]
 

@@ -23,13 +23,14 @@ from pipeline_cases import (
 )  # fmt: skip
 from torch import Tensor
 
-from ts_adapt.assembly import build_grid, build_solver
+from ts_adapt.assembly import build_solver
 from ts_adapt.grids.given import from_sigmas
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import edm_sigma
 from ts_adapt.sampling import integrate
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.schedules.resolve import build_grid
 
 KINDS = ["static", "one-shot", "recursive"]
 

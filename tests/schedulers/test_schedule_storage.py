@@ -16,9 +16,9 @@ from ts_adapt.noise import BetaTable
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import save_predictor
-from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.schedules.file import LearnedGrid
 
 CONFIG = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).config
 NOISE = BetaTable.from_config(CONFIG)
@@ -33,7 +33,7 @@ def static() -> LearnedScheduler:
     plain = TimeGrid(fixed.make("beta", NOISE, 7))
     about = {"model": "tiny", "teacher": "ab12", "distance": "l2"}
     return LearnedScheduler.from_schedules(
-        [Schedule(full, "unipc-3", 4, about), Schedule(plain, "unipc-3", 7, about)], CONFIG, clip_x0=True
+        [LearnedGrid(full, "unipc-3", 4, about), LearnedGrid(plain, "unipc-3", 7, about)], CONFIG, clip_x0=True
     )
 
 

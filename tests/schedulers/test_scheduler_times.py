@@ -15,8 +15,8 @@ from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import interpolate
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import edm_sigma
-from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.schedules.file import LearnedGrid
 
 
 @pytest.mark.parametrize("solver", ["unipc-2", "deis-2", "ipndm-4"])
@@ -64,7 +64,7 @@ def test_grids_in_between_fall_and_share_their_ends(first: int, more: int, seed:
     pair = []
     for steps in (first, first + more):
         inside = 998 * torch.rand(steps - 1, generator=generator, dtype=torch.float64).sort(descending=True)[0] + 0.5
-        pair.append(Schedule(TimeGrid(torch.tensor([999.0, *inside.tolist(), 0.0]).double()), "ddim", steps))
+        pair.append(LearnedGrid(TimeGrid(torch.tensor([999.0, *inside.tolist(), 0.0]).double()), "ddim", steps))
     schedule = LearnedScheduler.from_schedules(pair, CONFIG)
     for steps in range(first, first + more + 1):
         schedule.set_timesteps(steps)
@@ -74,7 +74,7 @@ def test_grids_in_between_fall_and_share_their_ends(first: int, more: int, seed:
 
 
 def test_corrections_are_not_interpolated() -> None:
-    scaled = [Schedule(TimeGrid(grid(n).times, output_scale=torch.ones(n)), "ddim", n) for n in (4, 6)]
+    scaled = [LearnedGrid(TimeGrid(grid(n).times, output_scale=torch.ones(n)), "ddim", n) for n in (4, 6)]
     with pytest.raises(TsAdaptError, match="corrections and grids per image are not interpolated"):
         LearnedScheduler.from_schedules(scaled, CONFIG).set_timesteps(5)
 

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from postgres_server import server
 from small_job import Job
 
-from ts_adapt.schedule_file import Schedule
+from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search import workers
 from ts_adapt.search.workers import AGAIN, Worker, complete, open_study
 
@@ -163,7 +163,7 @@ def check_four_workers(folder: Path, url: str) -> None:
     (again,) = [trial for trial in complete if AGAIN in trial.user_attrs]
     assert again.user_attrs[AGAIN] == 0 and trials[0] in failed
     assert set(again.params.values()) == {0.0}
-    schedule = Schedule.load(job.data / "blackbox/unipc-2-nfe3.json")
+    schedule = LearnedGrid.load(job.data / "blackbox/unipc-2-nfe3.json")
     assert schedule.about["method"] == "blackbox"
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import ts_adapt
 from ts_adapt import zoo
-from ts_adapt.jobs.named import load_scheduler, policy_of
+from ts_adapt.config import Config
+from ts_adapt.jobs.session import Session
+from ts_adapt.schedules.resolve import resolve
 from ts_adapt.teacher.store import TEST_START
 
 SAMPLES, NFE = 48, 5
@@ -15,20 +19,21 @@ SAMPLES, NFE = 48, 5
 
 @pytest.mark.parametrize("name", zoo.schedules())
 def test_every_schedule_is_for_its_model_at_the_nfe_of_the_card(name: str) -> None:
-    schedule = load_scheduler(name, noise=ts_adapt.load("fashion-ddpm").noise)
-    assert list(schedule.source.learned) == [3, 5, 7, 10]
-    assert schedule.config["learned_for"]["model"] == "fashion-ddpm"
+    found = resolve(name, Session(Config()))
+    assert list(found.learned or ()) == [3, 5, 7, 10]
+    assert found.scheduler.config["learned_for"]["model"] == "fashion-ddpm"
 
 
 @torch.no_grad()
 def test_on_unseen_noises_recursive_is_nearer_to_the_teacher_than_static_and_static_than_karras() -> None:
-    denoiser = ts_adapt.load("fashion-ddpm")
+    session = Session(Config())
+    denoiser: Any = session.denoiser
     solver, distance = ts_adapt.build_solver("unipc-3", denoiser.noise), ts_adapt.build_distance("features")
     x_T = ts_adapt.initial_noise(1, range(TEST_START, TEST_START + SAMPLES), denoiser.shape)
     fine = ts_adapt.build_grid("log_snr", denoiser.noise, steps=30)
     teacher = ts_adapt.integrate(denoiser, solver, fine, x_T).x
     policies = {
-        name: policy_of(load_scheduler(f"fashion-ddpm-unipc-3{name}"), NFE, denoiser.noise, "cpu")
+        name: session.policy(resolve(f"fashion-ddpm-unipc-3{name}", session), "unipc-3", NFE)
         for name in ("", "-recursive")
     } | {"karras": ts_adapt.build_grid("karras", denoiser.noise, steps=NFE)}
     apart = {

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ts_adapt.assembly import NONE, has_shared_ends
+from ts_adapt.assembly import NONE
 from ts_adapt.evaluation.metrics import FeatureStatistics, bootstrap_interval, frechet, ratio, ratio_interval
 from ts_adapt.interfaces import StepPolicy, TimeGrid
+from ts_adapt.schedules.name import OF_STUDENT, parse
 
 if TYPE_CHECKING:
     from ts_adapt.evaluation.quality import Quality
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 STATIC = "static"
 """The schedule that all others are set against: one learned grid for all samples, nothing but its times learned."""
-OF_STUDENT = "@"
-"""Before the network that a schedule was learned for, where it is not the teacher's own: static@hqq4."""
 PREDICTED = ("one-shot", "recursive")
 """The kinds of schedules that a network predicts."""
 
@@ -235,7 +234,7 @@ def differences(runs: Sequence[tuple[Entry, Run]], samples: int) -> list[Differe
     """
     means = {e.schedule: float(run.distance[:samples].mean()) for e, run in runs if e.samples >= samples}
     here = {e.schedule: (e, run.distance[:samples]) for e, run in runs if e.samples >= samples}
-    fixed = [name for name, (e, _) in here.items() if e.kind == "fixed" and has_shared_ends(name)]
+    fixed = [name for name, (e, _) in here.items() if e.kind == "fixed" and not parse(name).native]
     pairs = []
     for name, kind in ((name, e.kind) for name, (e, _) in here.items() if e.kind != "fixed"):
         full, at, student = name.partition(OF_STUDENT)

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ts_adapt.assembly import has_shared_ends
-from ts_adapt.evaluation.benchmark import OF_STUDENT, STATIC, Difference, Row
+from ts_adapt.evaluation.benchmark import STATIC, Difference, Row
 from ts_adapt.evaluation.tables import frechet_name
+from ts_adapt.schedules.name import OF_STUDENT, parse
 
 ORACLE = "oracle"
 """The kind of grids that were searched for each sample, and the name of those whose times alone were."""
@@ -149,7 +149,7 @@ def _conclusion(rows: Sequence[Row], pairs: Sequence[Compared], features: str) -
 
 def _nearest_to_the_data(rows: Sequence[Row], features: str) -> list[str]:
     most = max(r.samples for r in rows)
-    fixed = [r for r in rows if r.samples == most and r.kind == "fixed" and has_shared_ends(r.schedule)]
+    fixed = [r for r in rows if r.samples == most and r.kind == "fixed" and not parse(r.schedule).native]
     other = [r for r in rows if r.samples == most and r.kind not in ("fixed", "oracle")]
     if not fixed or not other:
         return []

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ts_adapt.assembly import NONE
-from ts_adapt.evaluation.benchmark import OF_STUDENT, Row
+from ts_adapt.evaluation.benchmark import Row
 from ts_adapt.evaluation.tables import NOTHING, cell, short_name
+from ts_adapt.schedules.name import OF_STUDENT
 
 Cell = Callable[[Row], str]
 

@@ -38,6 +38,8 @@ TABLES: dict[str, SigmaTable] = {
     "svd": SigmaTable((700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034), 0.002),
 }
 
+PUBLISHED = {"ays-sd15": "sd15", "ays-sdxl": "sdxl", "ays-svd": "svd"}
+"""What a grid is called that is made of a table."""
 RANGE_TOLERANCE = 0.02
 """How far, in log edm_sigma, an end of the noise schedule may lie from the one a table was made for."""
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ts_adapt import zoo
-from ts_adapt.assembly import NONE, build_grid, grid_names, steps_of
+from ts_adapt.assembly import NONE
 from ts_adapt.config import Config, Workspace
-from ts_adapt.evaluation.benchmark import OF_STUDENT, sampler_name, stem
+from ts_adapt.evaluation.benchmark import sampler_name, stem
 from ts_adapt.files import Schema, check_schema, read_bytes, read_json, read_tensors, write_bytes
-from ts_adapt.interfaces import NoiseSchedule, Solver, TimeGrid, TsAdaptError, unknown
-from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others, shared_schedule
-from ts_adapt.jobs.session import SHARED, Session, check_asked, is_shared
-from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, made_for
-from ts_adapt.schedule_file import MAX_BYTES, Schedule
-from ts_adapt.schedule_formats import READERS, WRITERS
+from ts_adapt.interfaces import TimeGrid, TsAdaptError, unknown
+from ts_adapt.jobs.session import Session
+from ts_adapt.schedules.file import MAX_BYTES, LearnedGrid
+from ts_adapt.schedules.formats import READERS, WRITERS
+from ts_adapt.schedules.name import OF_STUDENT
+from ts_adapt.schedules.resolve import check_steps, resolve
 
 STDIN = "-"
 ROW: Schema = {
@@ -37,45 +35,36 @@ def export_schedule(
 ) -> str:
     """Write the schedule `source` in the format `kind` to the file `out`, or to stdout; returns the text.
 
-    source       a name as `sample` takes it, a schedule file, one for diffusers (see `named`), or a predictor's folder:
-                 then the grid it corrects
+    source       a name, as `schedules.resolve` has them; of a predictor the grid that it corrects is written
     solver, nfe  of a schedule that is given by name; None: the first of the config
 
-    A schedule file needs no model, but for `timesteps`. Raises TsAdaptError for what is unknown, or has no such form.
+    What brings its noise schedule along needs no model, but for `timesteps` of a schedule file. Raises TsAdaptError for
+    what is unknown, or has no such form.
     """
     if kind not in WRITERS:
         raise unknown("format", kind, [*WRITERS, "diffusers"])
-    path, names, session = Path(source), (*grid_names(), *SHARED, *PREDICTOR_NAMES), None
-    noise: NoiseSchedule | None = None
-    if is_scheduler(source):
-        scheduler = load_scheduler(source, solver)
-        learned = scheduler.source.learned
-        taken = choose_nfe(learned, nfe, config.nfe)
-        schedule, remarks = shared_schedule(source, scheduler, taken)
-        noise, others = scheduler.noise, of_others(learned, taken, nfe)
-        remarks += [f"this is NFE {taken}{others}"] if others else []
-    elif source not in names and (path.suffix == ".json" or path.is_file()):
-        session = Session(config) if kind == "timesteps" else session
-        schedule, remarks = Schedule.load(path, session.noise if session else None), list[str]()
-        if schedule.log_snr is None and session is None:  # a file of an earlier program
-            session = Session(config)
-        check_asked(path, schedule.solver, schedule.nfe, solver, nfe)
-    else:
-        session = Session(config)
-        schedule, remarks = _by_name(session, source, solver or config.solvers[0], nfe)
+    session = Session(config)
+    found = resolve(source, session, alone=True)
+    name, taken, others = found.choose(solver, nfe, config)
+    schedule, remarks = found.shared(name, taken)
+    remarks += [f"this is NFE {taken}{others}"] if others else []
+    noise = found.noise
+    if noise is None and (kind == "timesteps" or schedule.log_snr is None):
+        noise = session.noise
+        schedule.check_noise(noise, source)
     if kind == "json":
         schedule = _with_measurements(config, schedule)
     about = schedule.about
-    named = [about.get("source") or about.get("method") or path.stem, about.get("model"), schedule.solver]
+    named = [about.get("source") or about.get("method") or found.called, about.get("model"), schedule.solver]
     title = ", ".join([*(str(part) for part in named if part), f"NFE {schedule.nfe}"])
-    text, changes = WRITERS[kind](schedule, title, session.noise if session else noise)
+    text, changes = WRITERS[kind](schedule, title, noise)
     _emit(text, out, [*remarks, *changes])
     return text
 
 
 def import_schedule(
     config: Config, source: str, kind: str | None = None, solver: str | None = None, out: str | None = None
-) -> Schedule:
+) -> LearnedGrid:
     """Make a schedule file for the config's model of `source`, a list of sigmas or timesteps or a schedule file.
 
     source  a file, or - for stdin
@@ -96,67 +85,27 @@ def import_schedule(
         )
     session = Session(config)
     if kind is None or kind == "json":
-        schedule, remarks = Schedule.parse(data, what, session.noise), list[str]()
+        schedule, remarks = LearnedGrid.parse(data, what, session.noise), list[str]()
         if solver not in (None, schedule.solver):
             raise TsAdaptError(
                 f"{what} is for {schedule.solver}, not for {solver}; leave --solver out, or export it as sigmas and "
                 "import these"
             )
-        method = session.solver(schedule.solver)
-        if steps_of(method, schedule.nfe) != schedule.grid.steps:
-            raise TsAdaptError(
-                f"{what} has {schedule.grid.steps} steps; {schedule.solver} with NFE {schedule.nfe} takes "
-                f"{steps_of(method, schedule.nfe)}, so it is damaged"
-            )
+        check_steps(what, schedule.solver, schedule.nfe, schedule.grid.steps)
     else:
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise TsAdaptError(f"{what} is no text; give numbers with commas between them") from error
         times, remarks = READERS[kind](text, what, session.noise)
-        name = solver or config.solvers[0]
-        method = session.solver(name)
-        about = {**_known(session, method), "method": "imported", "source": Path(what).name}
-        grid = TimeGrid(times)
-        schedule = Schedule(grid, name, grid.steps * method.evaluations_per_step, about)
+        name, grid = solver or config.solvers[0], TimeGrid(times)
+        about = {**session.about(name), "method": "imported", "source": Path(what).name}
+        schedule = LearnedGrid(grid, name, grid.steps * session.solver(name).evaluations_per_step, about)
     _emit(schedule.text(session.noise), out, remarks)
     return schedule
 
 
-def _by_name(session: Session, source: str, solver: str, asked: int | None) -> tuple[Schedule, list[str]]:
-    """The schedule called `source`; for a predictor, the static grid that it corrects."""
-    nfe = session.config.nfe[0] if asked is None else asked
-    if is_shared(source):
-        return session.shared(source, solver, nfe), []
-    if source in grid_names():
-        grid = build_grid(source, session.noise, session.steps(solver, nfe), rescale=session.config.rescale_published)
-        about = {**_known(session, session.solver(solver)), "method": "fixed", "source": source}
-        return Schedule(grid, solver, nfe, about), []
-    folder = session.workspace.predictor(source, solver, nfe) if source in PREDICTOR_NAMES else Path(source)
-    if source in PREDICTOR_NAMES:
-        session.predictor(source, solver, nfe)
-    elif not folder.is_dir():
-        error = unknown("schedule", source, [*grid_names(), *SHARED, *PREDICTOR_NAMES, *zoo.schedules()])
-        raise TsAdaptError(f"{error}, or a schedule file, or the folder of a predictor or of a schedule for diffusers")
-    predictor, config = load_predictor(folder, session.noise)
-    solver, there = made_for(config, folder / "config.json")
-    nfe = choose_nfe(there, asked, session.config.nfe)
-    session.check_predictor(folder, predictor, config, wanted=(solver, nfe))
-    about = {**_known(session, session.solver(solver)), "method": "static"}
-    about |= {key: config[key] for key in ("model", "teacher", "distance") if key in config}
-    others = of_others(there, nfe, asked)
-    return Schedule(TimeGrid(predictor.static(session.steps(solver, nfe)).cpu()), solver, nfe, about), [
-        f"{folder} predicts a grid for each sample, which no format carries: this is the static grid that it corrects",
-        *([f"this is NFE {nfe}{others}"] if others else []),
-    ]
-
-
-def _known(session: Session, solver: Solver) -> dict[str, Any]:
-    prediction = getattr(session.denoiser, "prediction", None)
-    return {"order": solver.order, "model": session.config.model.name, "prediction": prediction}
-
-
-def _with_measurements(config: Config, schedule: Schedule) -> Schedule:
+def _with_measurements(config: Config, schedule: LearnedGrid) -> LearnedGrid:
     """`schedule` with what the experiment's evaluation has measured of this very grid, if it has."""
     folder, student = Workspace.of(config).evaluation, config.student
     behind = OF_STUDENT + student.name if student.name else ""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from ts_adapt.assembly import PUBLISHED, build_denoiser, build_distance, build_grid, build_solver, grid_names, steps_of
+from ts_adapt.assembly import build_denoiser, build_distance, build_solver, steps_of
 from ts_adapt.config import Config, StudentOptions, Workspace
 from ts_adapt.denoisers.guidance import Guided
-from ts_adapt.interfaces import Denoiser, Solver, TimeGrid, TsAdaptError
+from ts_adapt.grids.published import PUBLISHED
+from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid, TsAdaptError
 from ts_adapt.sampling import initial_noise, noise_scale
+from ts_adapt.schedules.name import grid_names
+from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.teacher.generate import ConditionSource, Prompts, class_labels_for, teacher_config
 from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of
@@ -27,19 +31,28 @@ class Experiment:
     def __init__(self, config: Config, *, progress: bool = True) -> None:
         self.config, self.progress = config, progress
         self.workspace = Workspace.of(config)
-        self.denoiser: Denoiser = build_denoiser(config.model)
-        if config.guidance != 1.0:
-            if not getattr(self.denoiser, "null_condition", None):
-                raise TsAdaptError(
-                    f"option guidance is {config.guidance:g}, but the model {config.model.name!r} has no unconditional "
-                    "part to guide by; leave guidance at 1, or choose a conditional model"
-                )
-            self.denoiser = Guided(self.denoiser, config.guidance)
-        self.noise = self.denoiser.noise
         self._batches: dict[str, tuple[TeacherStore, Batch]] = {}
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The model, guided where the config says so; TsAdaptError for one that cannot be had, or not be guided."""
+        config, denoiser = self.config, build_denoiser(self.config.model)
+        if config.guidance == 1.0:
+            return denoiser
+        if not getattr(denoiser, "null_condition", None):
+            raise TsAdaptError(
+                f"option guidance is {config.guidance:g}, but the model {config.model.name!r} has no unconditional "
+                "part to guide by; leave guidance at 1, or choose a conditional model"
+            )
+        return Guided(denoiser, config.guidance)
+
+    @property
+    def noise(self) -> NoiseSchedule:
+        return self.denoiser.noise
 
     def of_student(self, cacher: str, quantizer: str) -> Self:
         """The same experiment, whose schedules are those learned for the network with this cacher and quantizer."""
+        _ = self.denoiser  # which both have
         other = copy.copy(self)
         other.config = replace(self.config, student=StudentOptions(cacher, quantizer))
         other.workspace = Workspace.of(other.config)
@@ -95,6 +108,11 @@ class Experiment:
             self.denoiser, solver, distance, config.checkpointing, config.teacher.seed,
             config.derivative, config.derivative_width,
         )  # fmt: skip
+
+    def about(self, solver: str) -> dict[str, Any]:
+        """What a schedule file says of the model and of the solver."""
+        prediction = getattr(self.denoiser, "prediction", None)
+        return {"order": self.solver(solver).order, "model": self.config.model.name, "prediction": prediction}
 
     def fixed_grids(self, steps: int) -> dict[str, TimeGrid]:
         """The fixed grids that the config compares; else every one that fits the model, equal ones under one name."""

@@ -20,8 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt import distributed
-from ts_adapt.assembly import grid_names
-from ts_adapt.evaluation.benchmark import OF_STUDENT, Entry, fingerprint
+from ts_adapt.evaluation.benchmark import Entry, fingerprint
 from ts_adapt.evaluation.metrics import Extractor, make_extractor
 from ts_adapt.evaluation.runs import PARTS, Clip, RunError, join_parts, kept_run, missing_parts, sample_part
 from ts_adapt.files import read_json, read_tensors, write_json, write_tensors
@@ -30,10 +29,10 @@ from ts_adapt.grids.space import corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.accelerated import FULL, Impossible, accelerated, key_of
 from ts_adapt.jobs.learning import teach
-from ts_adapt.jobs.named import shared_schedules, short_name
-from ts_adapt.jobs.session import Session, is_oracle, is_shared
-from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES
+from ts_adapt.jobs.session import Session
 from ts_adapt.prompts import prompts_of, read_prompts
+from ts_adapt.schedules.name import OF_STUDENT, PLACE, parse
+from ts_adapt.schedules.resolve import resolve
 from ts_adapt.search.objective import Batch
 from ts_adapt.teacher.store import TeacherStore
 
@@ -281,7 +280,7 @@ def _entries(session: Session, solver: str, nfe: int, further: dict[str, TimeGri
     entries += [entry(name, "optimized", grid, grid) for name, grid in further.items()]
     for name in session.predictor_names(solver, nfe):
         predictor = session.predictor(name, solver, nfe)
-        entries.append(entry(name, name.removesuffix(ALL), predictor.policy(steps), predictor.state_dict()))
+        entries.append(entry(name, parse(name).base, predictor.policy(steps), predictor.state_dict()))
     for corrections in session.oracles(solver, nfe):
         labels = session.labelled("test", solver, nfe, corrections)
         count = min(config.oracle_samples, len(labels.batch))
@@ -309,19 +308,23 @@ def _listed(session: Session) -> Listed:
     config = session.config
     found: Listed = {(solver, nfe): {} for solver in config.solvers for nfe in config.nfe}
     for source in config.evaluate.schedules:
-        schedules, name = shared_schedules(source, session.noise), short_name(source)
-        met = [schedule for schedule in schedules if (schedule.solver, schedule.nfe) in found]
+        given = resolve(source, session)
+        solver, name, learned = given.solver, given.called, given.learned
+        if solver is None or learned is None or given.own:
+            raise TsAdaptError(
+                f"{source} is {given.kind} and holds no shared learned grids, one for each NFE; evaluate.schedules "
+                "takes those, evaluate.grids fixed grids, and what the workspace has is compared in any case"
+            )
+        met = [nfe for nfe in learned if (solver, nfe) in found]
         if not met:
-            solver, nfes = schedules[0].solver, ",".join(str(schedule.nfe) for schedule in schedules)
+            nfes = ",".join(map(str, learned))
             raise TsAdaptError(
                 f"{source} is for {solver}, NFE {nfes}, which is not evaluated; add --solvers [{solver}] --nfe [{nfes}]"
             )
-        for schedule in met:
-            solver, nfe, grid = schedule.solver, schedule.nfe, schedule.grid
-            session.check_fit(Path(source), solver, nfe, grid.steps, wanted=(solver, nfe))
+        for nfe in met:
             twice = name in found[solver, nfe]
-            if twice or name in (*grid_names(), *PREDICTOR_NAMES) or is_shared(name) or is_oracle(name):
+            if twice or parse(name).kind != PLACE:
                 other = "another one of evaluate.schedules" if twice else "a schedule of the comparison"
                 raise TsAdaptError(f"{source} would be called {name!r}, as is {other}; rename the file or folder")
-            found[solver, nfe][name] = grid
+            found[solver, nfe][name] = given.shared(solver, nfe)[0].grid
     return found

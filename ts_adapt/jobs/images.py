@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,10 +14,9 @@ from tqdm import tqdm
 from ts_adapt.files import make_folder, write_bytes
 from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.accelerated import accelerated
-from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others, policy_of
-from ts_adapt.jobs.session import Session, check_asked
+from ts_adapt.jobs.session import Session
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
-from ts_adapt.schedule_file import Schedule
+from ts_adapt.schedules.resolve import resolve
 from ts_adapt.teacher.generate import class_labels_for
 
 MAX_COUNT = 1_000_000
@@ -49,36 +47,6 @@ def sample(
         return session.denoiser.decode(end)
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """A schedule, the name of the solver and the NFE it is for, and what is to be said of other NFEs."""
-
-    policy: TimeGrid | StepPolicy
-    solver: str
-    nfe: int
-    others: str = ""
-
-
-def _schedule(session: Session, schedule: str, solver: str | None, nfe: int | None) -> _Chosen:
-    """What `schedule` names; files and schedules for diffusers are only sampled by the solver they are for."""
-    path, configured = Path(schedule), session.config.nfe
-    if path.suffix == ".json":
-        loaded = Schedule.load(path, session.noise)
-        check_asked(path, loaded.solver, loaded.nfe, solver, nfe)
-        session.check_fit(path, loaded.solver, loaded.nfe, loaded.grid.steps, wanted=(loaded.solver, loaded.nfe))
-        return _Chosen(loaded.grid, loaded.solver, loaded.nfe)
-    if is_scheduler(schedule):
-        scheduler = load_scheduler(schedule, solver, session.noise)
-        learned = scheduler.source.learned
-        taken = choose_nfe(learned, nfe, configured)
-        policy = policy_of(scheduler, taken, session.noise, session.config.model.device)
-        return _Chosen(policy, scheduler.config["solver"], taken, of_others(learned, taken, nfe))
-    name = session.config.solvers[0] if solver is None else solver
-    taken = configured[0] if nfe is None else nfe
-    session.steps(name, taken)
-    return _Chosen(session.policy(schedule, name, taken), name, taken, of_others(configured, taken, nfe))
-
-
 def check_request(count: int, seed: int, batch: int | None) -> None:
     """TsAdaptError unless so many images can be made, from this seed, so many at a time."""
     if not 1 <= count <= MAX_COUNT:
@@ -95,22 +63,23 @@ def sample_to_folder(
 ) -> Path:  # fmt: skip
     """`count` images of the student as PNG files and one grid of the first of them; returns the folder.
 
-    schedule     a grid's name, static / one-shot / recursive, a schedule file, or one for diffusers (see `named`)
+    schedule     a name, as `schedules.resolve` has them
     solver, nfe  None: the schedule's own, or the first of the config
     batch        images at a time; None: the config's `evaluate.batch_size`
     """
     check_request(count, seed, batch)
-    chosen, student = _schedule(session, schedule, solver, nfe), session.config.student
-    called = f"{Path(schedule).stem}-{chosen.solver}-nfe{chosen.nfe}"
+    found, config, student = resolve(schedule, session), session.config, session.config.student
+    name, taken, others = found.choose(solver, nfe, config)
+    policy, method = session.policy(found, name, taken), session.solver(name)
+    called = f"{found.called}-{name}-nfe{taken}"
     folder = Path(out) if out else session.workspace.logs / "samples" / student.name / called
-    method = session.solver(chosen.solver)
 
     def make(index: range) -> Tensor:
-        return (sample(session, chosen.policy, method, index, seed, label).float().clamp(-1, 1) + 1) / 2
+        return (sample(session, policy, method, index, seed, label).float().clamp(-1, 1) + 1) / 2
 
     with accelerated(session, student.cacher, student.quantizer):
-        write_images(folder, make, count, batch or session.config.evaluate.batch_size, progress=session.progress)
-    print(f"{count} images along {schedule}, {chosen.solver}, NFE {chosen.nfe}{chosen.others}: {folder}")
+        write_images(folder, make, count, batch or config.evaluate.batch_size, progress=session.progress)
+    print(f"{count} images along {schedule}, {name}, NFE {taken}{others}: {folder}")
     return folder
 
 

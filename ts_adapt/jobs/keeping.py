@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -14,7 +13,7 @@ from ts_adapt.files import make_folder
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.jobs.session import Session
 from ts_adapt.plots import plot_schedules
-from ts_adapt.schedule_file import Schedule
+from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search.objective import Batch
 
 
@@ -70,10 +69,7 @@ def keep_shared(
     batch, measured = validation_samples(session), {}
     paired = {"evaluator": config.distance, "samples": config.static_samples, "split": "validation"}
     drawn, said = {called: grid.times}, f"{name}, NFE {nfe}: "
-    about: dict[str, Any] = {
-        "order": solver.order, "model": config.model.name, "prediction": getattr(session.denoiser, "prediction", None),
-        "method": called, "seed": seed,
-    }  # fmt: skip
+    about = {**session.about(name), "method": called, "seed": seed}
     if batch is not None:
         distance = float(session.objective(solver).measure(grid, batch).mean())
         measured["distance"] = {"value": distance, **paired}
@@ -91,7 +87,7 @@ def keep_shared(
         said += "; "
     with SummaryWriter(str(make_folder(session.workspace.tensorboard(called, name, nfe)))) as writer:
         writer.add_figure("schedule", plot_schedules(drawn, session.noise, f"{name}, NFE {nfe}"))
-    Schedule(grid, name, nfe, {**about, "made_with": config.made_with(called), "measured": measured}).save(
+    LearnedGrid(grid, name, nfe, {**about, "made_with": config.made_with(called), "measured": measured}).save(
         path, session.noise
     )
     print(f"{said}{path}")

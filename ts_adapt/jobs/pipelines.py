@@ -19,21 +19,18 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ts_adapt import zoo
-from ts_adapt.assembly import build_grid, build_solver, device_and_dtype, grid_names, prepare, steps_of
+from ts_adapt.assembly import device_and_dtype, prepare
 from ts_adapt.config import Config, Workspace
 from ts_adapt.denoisers.load import image_to_image, load_pipeline, starts_from_image
 from ts_adapt.denoisers.pipeline import noise_of, scheduler_config
-from ts_adapt.interfaces import TsAdaptError, one_line, unknown
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
 from ts_adapt.jobs.images import check_request, write_images
-from ts_adapt.jobs.named import choose_nfe, is_scheduler, load_scheduler, of_others
-from ts_adapt.jobs.session import check_asked, is_shared
-from ts_adapt.predictors.store import PREDICTOR_NAMES
+from ts_adapt.jobs.named import find_scheduler, make_scheduler
 from ts_adapt.prompts import prompts_of, read_prompts
 from ts_adapt.sampling import generator_for
-from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.attach import attach, network_of
 from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.schedules.resolve import Found, Shelf, resolve
 from ts_adapt.teacher.generate import ClassLabels
 
 HAND_ON_GENERATORS = ("DDPMPipeline", "DDIMPipeline")
@@ -45,7 +42,7 @@ class Request:
     """What is wanted of a pipeline; None where nothing was said.
 
     pipeline            a folder, a hub id, or a model of the zoo
-    schedule            a fixed grid, a schedule file, or the folder, hub id or zoo name of a `LearnedScheduler`
+    schedule            a name, as `schedules.resolve` has them, but none of a workspace
     solver, steps       of a fixed grid, else the schedule's own; None: the first of the config, or of the schedule
     prompt, prompts     texts, and a file of them; image i has the text i modulo their number
     negative, guidance  the negative prompt of all, the scale of guidance; None: the pipeline's own
@@ -90,13 +87,14 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
     prepare(network_of(pipe), config.model)
     pipe = pipe if image is None else image_to_image(pipe)
     arguments = _arguments(pipe, request, image)
-    schedule, steps, others = _schedule(pipe, request, config)
+    found = resolve(request.schedule, _OfPipeline(pipe, config))
+    name, steps, others = found.choose(request.solver, request.steps, config)
+    schedule = make_scheduler(found, name, [steps], scheduler_config(pipe))
     attach(pipe, schedule)
     schedule.set_timesteps(steps)
     pipe.set_progress_bar_config(disable=True)
-    name = schedule.config["solver"]
     _refuse_noise_without_generators(pipe, schedule)
-    named = f"{Path(request.pipeline).name}-{Path(request.schedule).stem}-{name}-nfe{steps}"
+    named = f"{Path(request.pipeline).name}-{found.called}-{name}-nfe{steps}"
     folder = Path(request.out) if request.out else Workspace.of(config).logs / "samples" / named
 
     def make(index: range) -> Tensor:
@@ -181,32 +179,20 @@ def _labels(pipe: Any, label: int | None, takes: Any) -> ClassLabels | None:
     return None
 
 
-def _schedule(pipe: Any, request: Request, config: Config) -> tuple[LearnedScheduler, int, str]:
-    """The schedule of `request` for `pipe`, its number of steps, which is the NFE too, and what to say of others."""
-    name, path, given = request.schedule, Path(request.schedule), scheduler_config(pipe)
-    if name.split("+")[0] in grid_names():
-        noise, _ = noise_of(given, given["_class_name"])
-        solver = request.solver or config.solvers[0]
-        steps = steps_of(build_solver(solver, noise), config.nfe[0] if request.steps is None else request.steps)
-        grid = build_grid(name, noise, steps, rescale=config.rescale_published)
-        return LearnedScheduler.from_grid(grid, solver, given), steps, ""
-    if path.suffix == ".json" or path.is_file():
-        noise, _ = noise_of(given, given["_class_name"])
-        file = Schedule.load(path, noise)
-        check_asked(path, file.solver, file.nfe, request.solver, request.steps)
-        return LearnedScheduler.from_schedules(file, given), file.grid.steps, ""
-    if is_shared(name) or name in PREDICTOR_NAMES:
-        raise TsAdaptError(
-            f"{name!r} is of a workspace; `ts-adapt export {name} --format diffusers --out FOLDER` writes it for "
-            "pipelines, and FOLDER is the schedule to give here"
-        )
-    if not path.expanduser().is_dir() and not is_scheduler(name):
-        error = unknown("schedule", name, [*grid_names(), *zoo.schedules()])
-        raise TsAdaptError(f"{error}, or a schedule file, or the folder or hub id of a LearnedScheduler")
-    schedule = load_scheduler(name, request.solver)
-    learned = schedule.source.learned
-    steps = choose_nfe(learned, request.steps, config.nfe)
-    return schedule, steps, of_others(learned, steps, request.steps)
+@dataclass
+class _OfPipeline(Shelf):
+    """Names for `pipe` are looked up without a workspace."""
+
+    pipe: Any
+    config: Config
+
+    @property
+    def noise(self) -> NoiseSchedule:
+        config = scheduler_config(self.pipe)
+        return noise_of(config, config["_class_name"])[0]
+
+    def scheduler(self, name: str, *, alone: bool) -> Found:
+        return find_scheduler(name, self, alone=alone)
 
 
 def _refuse_noise_without_generators(pipe: Any, schedule: LearnedScheduler) -> None:

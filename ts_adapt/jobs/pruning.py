@@ -15,6 +15,7 @@ from ts_adapt.files import make_folder
 from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.jobs.session import Session
 from ts_adapt.pruning import Round, evolve, save
+from ts_adapt.schedules.resolve import resolve
 from ts_adapt.search.objective import Batch
 
 MEASURES = ("flops", "seconds")
@@ -27,19 +28,20 @@ def prune(
 ) -> Path:
     """Leave blocks out until the options of `prune` say stop; writes and prints what went. Returns the file.
 
-    schedule, solver, nfe  the few-step solve by which the images are made; None: the first of the config
+    schedule, solver, nfe  the few-step solve by which the images are made, as `sample` takes them
     out                    the file; None: under `data_root`
 
     Raises TsAdaptError for a model without a network of such blocks, and where nothing can go within the limits.
     """
     config, options = session.config, session.config.prune
-    solver, nfe = solver or config.solvers[0], nfe or config.nfe[0]
     if options.measure not in MEASURES:
         raise unknown("measure of prune", options.measure, MEASURES)
     network = getattr(session.denoiser, "network", None)
     if not isinstance(network, nn.Module):
         raise TsAdaptError(f"the model {config.model.name!r} has no network to prune; choose another model.name")
-    objective, policy = session.objective(session.solver(solver)), session.policy(schedule, solver, nfe)
+    found = resolve(schedule, session)
+    solver, nfe, _ = found.choose(solver, nfe, config)
+    objective, policy = session.objective(session.solver(solver)), session.policy(found, solver, nfe)
     index, x_T, condition = session.training_noises(options.samples)
     batch = Batch(torch.tensor(index), x_T, x_T, condition)
     with torch.no_grad():

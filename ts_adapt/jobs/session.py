@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Collection, Mapping
 from itertools import combinations
@@ -11,44 +10,20 @@ from typing import Any
 
 import torch
 
-from ts_adapt import zoo
-from ts_adapt.assembly import build_grid, grid_names
 from ts_adapt.config import Config
-from ts_adapt.evaluation.benchmark import OF_STUDENT
 from ts_adapt.files import differing, read_json
 from ts_adapt.grids.space import CORRECTIONS, corrected
-from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError, unknown
+from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.experiment import Experiment
+from ts_adapt.jobs.named import find_scheduler
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES, load_predictor, nfes_of
-from ts_adapt.schedule_file import Schedule
+from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.schedules.name import SHARED_NAMES, parse
+from ts_adapt.schedules.resolve import Found, Predicted, predicted
 from ts_adapt.search.labels import LabelStore, start_entries
-from ts_adapt.search.optimized import METHODS as OPTIMIZED
-
-SHARED = ("static", "blackbox", *OPTIMIZED)
-_STATIC, _ORACLE = (re.compile(rf"{name}(\+({'|'.join(CORRECTIONS)}))*") for name in ("static", "oracle"))
-
-
-def is_shared(name: str) -> bool:
-    """Whether `name` is that of a learned or optimised grid that all samples share."""
-    return name in SHARED or _STATIC.fullmatch(name) is not None
-
-
-def is_oracle(name: str) -> bool:
-    """Whether `name` is that of grids searched for each sample, with corrections or without."""
-    return _ORACLE.fullmatch(name) is not None
-
-
-def check_asked(path: Path, solver: str, nfe: int, asked: str | None, asked_nfe: int | None) -> None:
-    """TsAdaptError if another solver or NFE was asked for than the schedule in `path` is for."""
-    if asked not in (None, solver) or asked_nfe not in (None, nfe):
-        wanted = f"{asked or solver}, NFE {nfe if asked_nfe is None else asked_nfe}"
-        raise TsAdaptError(
-            f"{path} is for {solver}, NFE {nfe}, not for {wanted}; leave --solver and --steps out, they are for "
-            "schedules given by name"
-        )
 
 
 class Session(Experiment):
@@ -60,10 +35,11 @@ class Session(Experiment):
 
     def shared_names(self, solver: str, nfe: int) -> list[str]:
         """The shared grids that the workspace has: static, with corrections (`static+shift`), blackbox, dmn, ..."""
-        kept = [path.name for path in sorted(self.workspace.learned.glob("*")) if _STATIC.fullmatch(path.name)]
-        return [name for name in (*kept, *SHARED[1:]) if self.workspace.shared(name, solver, nfe).exists()]
+        static, *others = SHARED_NAMES
+        kept = [path.name for path in sorted(self.workspace.learned.glob("*")) if parse(path.name).base == static]
+        return [name for name in (*kept, *others) if self.workspace.shared(name, solver, nfe).exists()]
 
-    def shared(self, method: str, solver: str, nfe: int, *, strict: bool = False) -> Schedule:
+    def shared(self, method: str, solver: str, nfe: int, *, strict: bool = False) -> LearnedGrid:
         """The workspace's shared grid found by `method`; TsAdaptError if it is missing or of something else.
 
         strict  other options than the config's are an error, not a warning
@@ -71,14 +47,14 @@ class Session(Experiment):
         path = self.workspace.shared(method, solver, nfe)
         if not path.exists():
             raise TsAdaptError(f"there is no {method} grid at {path}; make it with {command_for(method, solver, nfe)}")
-        schedule = Schedule.load(path, self.noise)
+        schedule = LearnedGrid.load(path, self.noise)
         self.check_fit(path, schedule.solver, schedule.nfe, schedule.grid.steps, wanted=(solver, nfe))
         if method != "dmn":  # found without a teacher
             self.check_origin(path, schedule.about, command_for(method, solver, nfe, redo=True))
         self.check_options(path, schedule.about.get("made_with"), method, strict=strict)
         return schedule
 
-    def static(self, solver: str, nfe: int) -> Schedule:
+    def static(self, solver: str, nfe: int) -> LearnedGrid:
         """The workspace's static grid."""
         return self.shared("static", solver, nfe)
 
@@ -200,22 +176,22 @@ class Session(Experiment):
         )
         return Labelled(batch.rows(rows), grid, labels.distance.to(device))
 
-    def policy(self, schedule: str, solver: str, nfe: int) -> TimeGrid | StepPolicy:
-        """The schedule of that name for `solver` and `nfe`: static or a predictor of the workspace, or a fixed grid."""
-        if is_shared(schedule):
-            return self.shared(schedule, solver, nfe).grid
-        if schedule in PREDICTOR_NAMES:
-            return self.predictor(schedule, solver, nfe).policy(self.steps(solver, nfe))
-        name, of, student = schedule.partition(OF_STUDENT)
-        if of:
-            raise TsAdaptError(
-                f"{schedule} was learned for the network {student}; give its name alone, {name}, with that network as "
-                "--student.cacher and --student.quantizer"
-            )
-        known = [*grid_names(), *SHARED, *PREDICTOR_NAMES]
-        if schedule.split("+")[0] not in known:
-            raise unknown("schedule", schedule, [*known, *zoo.schedules()])
-        return build_grid(schedule, self.noise, self.steps(solver, nfe), rescale=self.config.rescale_published)
+    def predicted(self, name: str, solver: str, nfe: int) -> Predicted:
+        """`predictor`, with what is known of it."""
+        predictor = self.predictor(name, solver, nfe)
+        config = read_json(self.workspace.predictor(name, solver, nfe) / "config.json")
+        return predicted(predictor, config, solver, nfe, self)
+
+    def scheduler(self, name: str, *, alone: bool) -> Found:
+        """See `find_scheduler`."""
+        return find_scheduler(name, self, alone=alone)
+
+    def policy(self, found: Found, solver: str, nfe: int) -> TimeGrid | StepPolicy:
+        """Where the times of a solve come from, along what a name stands for."""
+        part = found.at(solver, nfe)
+        if isinstance(part, LearnedGrid):
+            return part.grid
+        return part.predictor.to(self.config.model.device).eval().policy(part.steps)
 
 
 def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

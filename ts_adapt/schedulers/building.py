@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.numerics import validate_grid
-from ts_adapt.schedule_file import Schedule
 from ts_adapt.schedulers.noise_config import UNKNOWN, noise_config
 from ts_adapt.schedulers.plans import Predictor
 from ts_adapt.schedulers.sources import Chosen, grids_to_json
+from ts_adapt.schedules.file import LearnedGrid
 
 
 class Constructors:
@@ -42,9 +42,11 @@ class Constructors:
         return cls._made(noise, solver=solver, grids=grids_to_json({found.steps: found}), **options)
 
     @classmethod
-    def from_schedules(cls, schedules: Schedule | Sequence[Schedule], config: Mapping[str, Any], **options: Any) -> Any:
+    def from_schedules(
+        cls, schedules: LearnedGrid | Sequence[LearnedGrid], config: Mapping[str, Any], **options: Any
+    ) -> Any:
         """From learned static schedules for one model and solver, each for another NFE, and the scheduler's config."""
-        found = _all_of(schedules, Schedule, "from_schedules", "learned schedules, which Schedule.load reads")
+        found = _all_of(schedules, LearnedGrid, "from_schedules", "learned schedules, which LearnedGrid.load reads")
         solvers, steps = {s.solver for s in found}, [s.grid.steps for s in found]
         if len(solvers) > 1 or len(set(steps)) < len(steps):
             raise TsAdaptError(

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from ts_adapt.grids.given import from_sigmas, from_timesteps
-from ts_adapt.interfaces import NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.noise import RectifiedFlow
 from ts_adapt.policies import FollowGrid
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.schedule_file import MAX_STEPS
 
 Predictor = OneShot | Recursive
 SHARED_DIMS = {"times": 1, "model_times": 1, "output_scale": 1, "coefficients": 2}

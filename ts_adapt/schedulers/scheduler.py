@@ -25,9 +25,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ts_adapt.assembly import build_solver, solver_name
-from ts_adapt.interfaces import Condition, Solver, TsAdaptError
+from ts_adapt.interfaces import MAX_STEPS, Condition, Solver, TsAdaptError
 from ts_adapt.noise import RectifiedFlow
-from ts_adapt.schedule_file import MAX_STEPS
 from ts_adapt.schedulers import storage
 from ts_adapt.schedulers.building import Constructors
 from ts_adapt.schedulers.noise_config import NoiseOfConfig, differences, noise_config, read_noise

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.assembly import NATIVE, ROUNDED, build_grid, grid_names
 from ts_adapt.grids.parametric import interpolate
-from ts_adapt.interfaces import NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError, one_line, unknown
+from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError, one_line
 from ts_adapt.numerics import validate_grid
 from ts_adapt.predictors.one_shot import OneShot
-from ts_adapt.schedule_file import CORRECTIONS, MAX_STEPS
 from ts_adapt.schedulers.plans import GridPlan, Plan, PolicyPlan, Predictor, PredictorPlan
+from ts_adapt.schedules.file import CORRECTIONS
+from ts_adapt.schedules.name import fixed_name
+from ts_adapt.schedules.resolve import build_grid
 
 DEFAULT_GRID = "uniform"
 
@@ -144,10 +145,7 @@ def source_of(grid: Any, grids: Any, predictors: Any, noise: NoiseSchedule | Non
             lacking = "no noise schedule: give it betas" if found else "no grid: give at least one that was learned"
             raise TsAdaptError(f"`grids` of the schedule has {lacking}")
         return Grids(found, noise)
-    name = DEFAULT_GRID if grid is None else str(grid)
-    if name.removesuffix(ROUNDED).removesuffix(NATIVE) not in grid_names():
-        raise unknown("grid", name, grid_names())
-    return Family(name)
+    return Family(str(fixed_name(DEFAULT_GRID if grid is None else str(grid))))
 
 
 def served_by(predictors: Any) -> list[list[int]]:

@@ -15,11 +15,11 @@ from typing import Any
 from ts_adapt.files import make_folder, parse_json, read_bytes
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
 from ts_adapt.predictors.store import load_predictor, save_predictor
-from ts_adapt.schedule_file import MAX_BYTES
 from ts_adapt.schedulers.plans import Predictor
 from ts_adapt.schedulers.sources import Predictors, served_by
+from ts_adapt.schedules.file import MAX_BYTES
+from ts_adapt.schedules.resolve import SCHEDULER_CONFIG as CONFIG
 
-CONFIG = "scheduler_config.json"
 FILES = (CONFIG, "config.json", "model.safetensors", "nfe*/config.json", "nfe*/model.safetensors")
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 

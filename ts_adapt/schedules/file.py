@@ -38,12 +38,11 @@ import torch
 from torch import Tensor
 
 from ts_adapt.files import Schema, check_schema, null_for_infinite, parse_json, read_bytes, shortened, write_bytes
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, one_line, unknown
+from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, TimeGrid, TsAdaptError, one_line, unknown
 from ts_adapt.numerics import validate_grid
 from ts_adapt.parameterization import PARAMETERIZATIONS
 
 FORMAT, VERSION = "ts_adapt-schedule", 1
-MAX_STEPS = 10_000
 MAX_BYTES = 16 * 2**20
 """A longer file is refused before it is read whole; MAX_STEPS steps with all corrections take less."""
 
@@ -60,8 +59,8 @@ LOG_SNR_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """A shared grid and its provenance.
+class LearnedGrid:
+    """A shared time grid with its corrections, the solver and NFE that it is for, and its provenance.
 
     solver   the solver's name; nfe: the evaluations a sample it spends
     about    whatever else is known, under the names of the module's head
@@ -98,12 +97,12 @@ class Schedule:
         write_bytes(path, self.text(noise).encode())
 
     @classmethod
-    def load(cls, path: Path, noise: NoiseSchedule | None = None) -> Schedule:
+    def load(cls, path: Path, noise: NoiseSchedule | None = None) -> LearnedGrid:
         """Read `path`; TsAdaptError naming the file where it is no valid schedule (for `noise`, if given)."""
         return cls.parse(read_bytes(path, limit=MAX_BYTES), path, noise)
 
     @classmethod
-    def parse(cls, data: bytes, what: Path | str, noise: NoiseSchedule | None = None) -> Schedule:
+    def parse(cls, data: bytes, what: Path | str, noise: NoiseSchedule | None = None) -> LearnedGrid:
         """The schedule in the bytes of a file; TsAdaptError naming it `what` where it is no valid one (for `noise`)."""
         content = parse_json(data, what)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -128,9 +127,24 @@ class Schedule:
             raise TsAdaptError(f"{what} has {grid.steps} steps; between 1 and {MAX_STEPS} are accepted")
         if content["nfe"] < grid.steps:
             raise TsAdaptError(f"{what} has {grid.steps} steps and nfe {content['nfe']}; each step takes an evaluation")
-        if log_snr is not None and noise is not None:
-            _check_noise(what, grid.times, log_snr, noise, about.get("model"))
-        return cls(grid, content["solver"], content["nfe"], about, log_snr)
+        learned = cls(grid, content["solver"], content["nfe"], about, log_snr)
+        if noise is not None:
+            learned.check_noise(noise, what)
+        return learned
+
+    def check_noise(self, noise: NoiseSchedule, what: Path | str) -> None:
+        """TsAdaptError, naming `what`, unless the log-SNR that the file has told is that of `noise`."""
+        if self.log_snr is None:
+            return
+        there = noise.log_snr(self.grid.times)
+        same = (self.log_snr == there) | ((self.log_snr - there).abs() <= LOG_SNR_TOLERANCE)
+        if not bool(same.all()):
+            place, model = int((~same).nonzero()[0]), self.about.get("model")
+            raise TsAdaptError(
+                f"{what} is for another noise schedule{f', that of {model}' if model else ''}: at time "
+                f"{float(self.grid.times[place]):.6g} its log-SNR is {float(self.log_snr[place]):.4g}, this model's "
+                f"{float(there[place]):.4g}; give the model it was made for, or export it as sigmas and import these"
+            )
 
 
 _CARRIED = {"format", "version", "solver", "nfe", "times", "edm_sigmas", "log_snr", *CORRECTIONS}
@@ -163,18 +177,6 @@ def _log_snr_of(values: Any, grid: TimeGrid) -> Tensor | None:
     if log_snr.ndim != 1 or not bool((log_snr.diff() > 0).all()):
         raise TsAdaptError("log_snr does not rise strictly; it is the log-SNR of falling times")
     return log_snr
-
-
-def _check_noise(what: Path | str, times: Tensor, log_snr: Tensor, noise: NoiseSchedule, model: object) -> None:
-    there = noise.log_snr(times)
-    same = (log_snr == there) | ((log_snr - there).abs() <= LOG_SNR_TOLERANCE)
-    if not bool(same.all()):
-        place = int((~same).nonzero()[0])
-        raise TsAdaptError(
-            f"{what} is for another noise schedule{f', that of {model}' if model else ''}: at time "
-            f"{float(times[place]):.6g} its log-SNR is {float(log_snr[place]):.4g}, this model's "
-            f"{float(there[place]):.4g}; give the model it was made for, or export it as sigmas and import these"
-        )
 
 
 def _tensor(values: Any) -> Tensor | None:

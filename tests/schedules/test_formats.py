@@ -23,8 +23,8 @@ from ts_adapt.grids import fixed, parametric
 from ts_adapt.grids.published import ays
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding, edm_sigma
-from ts_adapt.schedule_file import Schedule
-from ts_adapt.schedule_formats import (
+from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.schedules.formats import (
     CLIPPED_SIGMA,
     READERS,
     WRITERS,
@@ -44,8 +44,8 @@ NOISES = [TABLE, ZERO_SNR, ContinuousVP(), Cosine(), VarianceExploding(), Varian
 NAMES = ["table", "zero-snr", "vp", "cosine", "ve", "wide-ve", "flow"]
 
 
-def schedule(noise: NoiseSchedule, steps: int = 5, name: str = "log_snr") -> Schedule:
-    return Schedule(TimeGrid(fixed.make(name, noise, steps)), "unipc-3", steps, {"model": "a/model"})
+def schedule(noise: NoiseSchedule, steps: int = 5, name: str = "log_snr") -> LearnedGrid:
+    return LearnedGrid(TimeGrid(fixed.make(name, noise, steps)), "unipc-3", steps, {"model": "a/model"})
 
 
 def as_manual_sigmas(text: str) -> list[float]:
@@ -83,7 +83,7 @@ def test_both_programs_read_the_same_falling_sigmas_that_end_in_0(noise: NoiseSc
 @pytest.mark.parametrize("noise", NOISES, ids=NAMES)
 def test_a_file_needs_no_model(noise: NoiseSchedule) -> None:
     made = schedule(noise)
-    alone = Schedule.parse(made.text(noise).encode(), "a.json")
+    alone = LearnedGrid.parse(made.text(noise).encode(), "a.json")
     for kind in ("sigmas", "comfyui", "a1111", "json"):
         assert WRITERS[kind](alone, "t", None) == WRITERS[kind](made, "t", noise), kind
 
@@ -109,7 +109,7 @@ def test_sigmas_written_and_read_are_the_schedule(noise: NoiseSchedule, steps: i
 def test_what_is_dropped_is_said() -> None:
     times = schedule(TABLE).grid.times
     ones = torch.ones(5, dtype=torch.float64)
-    full = Schedule(TimeGrid(times, times[:-1] - 1, ones, torch.zeros(5, 2)), "unipc-3", 5)
+    full = LearnedGrid(TimeGrid(times, times[:-1] - 1, ones, torch.zeros(5, 2)), "unipc-3", 5)
     for kind in ("sigmas", "comfyui", "a1111", "timesteps"):
         remarks = WRITERS[kind](full, "t", TABLE)[1]
         assert "the format cannot carry model times and output scale and coefficients: dropped" in remarks
@@ -127,7 +127,7 @@ def test_the_changed_ends_are_said() -> None:
 
 
 def test_sigmas_that_are_one_float32_are_refused() -> None:
-    close = Schedule(TimeGrid(torch.tensor([80.0, 1.0 + 1e-9, 1.0, 0.002], dtype=torch.float64)), "ddim", 3)
+    close = LearnedGrid(TimeGrid(torch.tensor([80.0, 1.0 + 1e-9, 1.0, 0.002], dtype=torch.float64)), "ddim", 3)
     with pytest.raises(TsAdaptError, match=r"sigmas 1 and 2 .* do not fall in float32"):
         write_sigmas(close, "", VarianceExploding())
 
@@ -198,7 +198,7 @@ def test_the_a1111_file_adds_itself_once(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_words_of_a_schedule_never_become_code(title: str, model: str, key: str) -> None:
     noise = TABLE
     about = {"model": model + "\nraise SystemExit", f"{key}\nraise SystemExit": "'''\"\"\""}
-    made = Schedule(schedule(noise).grid, "ddim\nraise SystemExit", 5, about)
+    made = LearnedGrid(schedule(noise).grid, "ddim\nraise SystemExit", 5, about)
     names = executed(write_a1111(made, title, noise)[0])
     assert names["LABEL"] == f"ts_adapt {title}" and names["NAME"].isidentifier()
 
@@ -218,7 +218,7 @@ def test_timesteps_are_what_diffusers_takes() -> None:
     assert any("rounded to integers" in remark for remark in remarks)
     times, _ = read_timesteps(text, "the list", TABLE)
     assert times.tolist() == [*values, 0]
-    again, remarks = write_timesteps(Schedule(TimeGrid(times), "ddim", 6), "", TABLE)
+    again, remarks = write_timesteps(LearnedGrid(TimeGrid(times), "ddim", 6), "", TABLE)
     assert again == text and not any("rounded" in remark for remark in remarks)
 
 

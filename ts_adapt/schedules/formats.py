@@ -4,7 +4,7 @@
     comfyui     the same list inside a ManualSigmas node, as ComfyUI's API format
     a1111       a Python file that adds the list to the schedulers of AUTOMATIC1111's web UI and of Forge
     timesteps   N integers, the timesteps of a table of betas at which the network is evaluated (diffusers' `timesteps`)
-    json        the portable file of `schedule_file`, which alone carries everything
+    json        the portable file of `schedules.file`, which alone carries everything
 
 The sigma of these programs is sigma_t / alpha_t (k-diffusion's, EDM's) for epsilon and v models and for VE, and t
 itself for rectified flows. A schedule is known to be one of a flow by its numbers: alpha_t = 1 - t, sigma_t = t gives
@@ -33,9 +33,9 @@ from torch import Tensor
 
 from ts_adapt.grids.given import CLIPPED_SIGMA, from_sigmas, from_timesteps
 from ts_adapt.grids.published import round_to_timesteps
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, TsAdaptError
 from ts_adapt.noise import BetaTable
-from ts_adapt.schedule_file import MAX_STEPS, Schedule
+from ts_adapt.schedules.file import LearnedGrid
 
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 _SEPARATOR = re.compile(r"\s*,\s*|\s+")
@@ -50,7 +50,7 @@ def is_flow(times: Tensor, log_snr: Tensor) -> bool:
     return bool(inside.all()) and torch.allclose(torch.sigmoid(-log_snr), times, rtol=1e-9, atol=1e-12)
 
 
-def program_sigmas(schedule: Schedule, noise: NoiseSchedule | None = None) -> tuple[Tensor, list[str]]:
+def program_sigmas(schedule: LearnedGrid, noise: NoiseSchedule | None = None) -> tuple[Tensor, list[str]]:
     """The sigmas of other programs at the schedule's times, `(N+1,)`, float64, the last one still its own; remarks.
 
     `noise` is that of the model, and may be left out where the schedule knows its log-SNR. Raises TsAdaptError if
@@ -75,13 +75,13 @@ def program_sigmas(schedule: Schedule, noise: NoiseSchedule | None = None) -> tu
     return sigmas, remarks
 
 
-def write_sigmas(schedule: Schedule, title: str, noise: NoiseSchedule | None = None) -> Written:
+def write_sigmas(schedule: LearnedGrid, title: str, noise: NoiseSchedule | None = None) -> Written:
     """`s_0,..,s_{N-1},0`: N + 1 numbers without exponents."""
     sigmas, remarks = program_sigmas(schedule, noise)
     return ",".join(_ending_in_0(sigmas)) + "\n", [*_dropped(schedule), *remarks, *_end(sigmas)]
 
 
-def write_comfyui(schedule: Schedule, title: str, noise: NoiseSchedule | None = None) -> Written:
+def write_comfyui(schedule: LearnedGrid, title: str, noise: NoiseSchedule | None = None) -> Written:
     """A ManualSigmas node named `title`, as a workflow in API format: dropped on the canvas, it becomes that node."""
     sigmas, remarks = program_sigmas(schedule, noise)
     inputs = {"sigmas": ", ".join(_ending_in_0(sigmas))}
@@ -89,7 +89,7 @@ def write_comfyui(schedule: Schedule, title: str, noise: NoiseSchedule | None = 
     return json.dumps({"1": node}, indent=2) + "\n", [*_dropped(schedule), *remarks, *_end(sigmas)]
 
 
-def write_a1111(schedule: Schedule, title: str, noise: NoiseSchedule | None = None) -> Written:
+def write_a1111(schedule: LearnedGrid, title: str, noise: NoiseSchedule | None = None) -> Written:
     """A Python file with the function `sigmas(n, sigma_min, sigma_max, inner_model, device)`, which adds itself."""
     sigmas, remarks = program_sigmas(schedule, noise)
     positive = sigmas.tolist()
@@ -106,7 +106,7 @@ def write_a1111(schedule: Schedule, title: str, noise: NoiseSchedule | None = No
     return text, [*_dropped(schedule), *remarks, *_end(sigmas)]
 
 
-def write_timesteps(schedule: Schedule, title: str, noise: NoiseSchedule | None = None) -> Written:
+def write_timesteps(schedule: LearnedGrid, title: str, noise: NoiseSchedule | None = None) -> Written:
     """`t_0,..,t_{N-1}`: the N evaluations, each at the integer timestep nearest in log sigma."""
     if noise is None:
         raise TsAdaptError("timesteps are rounded by a table of betas; give the model that the schedule is for")
@@ -121,7 +121,7 @@ def write_timesteps(schedule: Schedule, title: str, noise: NoiseSchedule | None 
     return ",".join(str(round(t)) for t in rounded.tolist()) + "\n", [*_dropped(schedule), *remarks]
 
 
-def write_json(schedule: Schedule, title: str, noise: NoiseSchedule | None = None) -> Written:
+def write_json(schedule: LearnedGrid, title: str, noise: NoiseSchedule | None = None) -> Written:
     """The portable file, from which nothing is dropped."""
     return schedule.text(noise), []
 
@@ -194,13 +194,13 @@ def _end(sigmas: Tensor) -> list[str]:
     return [f"the last sigma, {last:.4g}, is written as 0: these programs denoise fully in their last step"]
 
 
-def _dropped(schedule: Schedule) -> list[str]:
+def _dropped(schedule: LearnedGrid) -> list[str]:
     lost = [name.replace("_", " ") for name in schedule.grid.corrections]
     remarks = [f"the format cannot carry {' and '.join(lost)}: dropped"] if lost else []
     return [*remarks, f"the solver is not carried along: the schedule is for {schedule.solver}, choose the like of it"]
 
 
-WRITERS: dict[str, Callable[[Schedule, str, NoiseSchedule | None], Written]] = {
+WRITERS: dict[str, Callable[[LearnedGrid, str, NoiseSchedule | None], Written]] = {
     "json": write_json,
     "sigmas": write_sigmas,
     "comfyui": write_comfyui,

@@ -13,7 +13,7 @@ import torch
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
-from ts_adapt.schedule_file import ABOUT, MAX_BYTES, Schedule
+from ts_adapt.schedules.file import ABOUT, MAX_BYTES, LearnedGrid
 
 TABLE = BetaTable.from_config({})
 ZERO_SNR = BetaTable.from_config({"rescale_betas_zero_snr": True})
@@ -34,17 +34,17 @@ KNOWN: dict[str, Any] = {
 }
 
 
-def corrected(noise: NoiseSchedule, steps: int = 4) -> Schedule:
+def corrected(noise: NoiseSchedule, steps: int = 4) -> LearnedGrid:
     times = fixed.make("log_snr", noise, steps)
     ones = torch.ones(steps, dtype=torch.float64)
-    return Schedule(TimeGrid(times, times[:-1] * 0.99, 0.9 * ones, torch.zeros(steps, 2)), "unipc-2", steps, KNOWN)
+    return LearnedGrid(TimeGrid(times, times[:-1] * 0.99, 0.9 * ones, torch.zeros(steps, 2)), "unipc-2", steps, KNOWN)
 
 
 @pytest.mark.parametrize("noise", [TABLE, ZERO_SNR, ContinuousVP(), VarianceExploding(), RectifiedFlow()])
 def test_what_is_written_comes_back(tmp_path: Path, noise: NoiseSchedule) -> None:
     path, schedule = tmp_path / "a.json", corrected(noise)
     schedule.save(path, noise)
-    for read in (Schedule.load(path, noise), Schedule.load(path)):
+    for read in (LearnedGrid.load(path, noise), LearnedGrid.load(path)):
         for name in ("times", "model_times", "output_scale", "coefficients"):
             assert torch.equal(getattr(read.grid, name), getattr(schedule.grid, name).double()), name
         assert (read.solver, read.nfe, read.about) == ("unipc-2", 4, KNOWN)
@@ -56,7 +56,7 @@ def test_the_file_is_json_for_any_reader(tmp_path: Path) -> None:
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
 
-    schedule = Schedule(corrected(RectifiedFlow()).grid, "euler", 4, {"measured": {"fid": math.nan}})
+    schedule = LearnedGrid(corrected(RectifiedFlow()).grid, "euler", 4, {"measured": {"fid": math.nan}})
     content = json.loads(schedule.text(RectifiedFlow()), parse_constant=refuse)
     assert content["log_snr"][0] is None and content["log_snr"][-1] is None and content["measured"]["fid"] is None
     assert content["edm_sigmas"][0] is None and content["edm_sigmas"][-1] == 0.0
@@ -70,7 +70,7 @@ def test_a_file_of_an_earlier_program_is_read(tmp_path: Path) -> None:
         "own": [1],
     }  # fmt: skip
     (tmp_path / "old.json").write_text(json.dumps(old))
-    schedule = Schedule.load(tmp_path / "old.json", TABLE)
+    schedule = LearnedGrid.load(tmp_path / "old.json", TABLE)
     assert schedule.log_snr is None and schedule.about["measured"] == measured and schedule.about["own"] == [1]
     assert json.loads(schedule.text(TABLE)).items() >= old.items()
 
@@ -80,13 +80,13 @@ def test_a_schedule_of_another_noise_schedule_is_refused(tmp_path: Path) -> None
     corrected(TABLE).save(path, TABLE)
     other = BetaTable.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
     with pytest.raises(TsAdaptError, match=r"a\.json is for another noise schedule, that of some/model: at time 999"):
-        Schedule.load(path, other)
+        LearnedGrid.load(path, other)
 
 
 def test_grids_per_sample_are_no_schedule() -> None:
     times = corrected(TABLE).grid.times.expand(3, -1)
     with pytest.raises(TsAdaptError, match="kept as labels"):
-        Schedule(TimeGrid(times), "ddim", 4).text(TABLE)
+        LearnedGrid(TimeGrid(times), "ddim", 4).text(TABLE)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -135,7 +135,7 @@ def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path: Path, change: di
     path = tmp_path / "a.json"
     path.write_text(json.dumps({**json.loads(corrected(TABLE).text(TABLE)), **change}))
     with pytest.raises(TsAdaptError, match=expected) as caught:
-        Schedule.load(path, TABLE)
+        LearnedGrid.load(path, TABLE)
     assert "a.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -143,19 +143,19 @@ def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path: Path, change: di
 def test_a_foreign_file_is_one_sentence_that_names_it(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(TsAdaptError, match=r"a\.json") as caught:
-        Schedule.load(tmp_path / "a.json")
+        LearnedGrid.load(tmp_path / "a.json")
     assert "\n" not in str(caught.value)
 
 
 def test_an_absurdly_long_grid_is_refused(tmp_path: Path) -> None:
     times = torch.arange(10_001, -1, -1, dtype=torch.float64)
-    (tmp_path / "a.json").write_text(Schedule(TimeGrid(times), "ddim", 10_001, {}, -times).text())
+    (tmp_path / "a.json").write_text(LearnedGrid(TimeGrid(times), "ddim", 10_001, {}, -times).text())
     with pytest.raises(TsAdaptError, match=r"a\.json has 10001 steps; between 1 and 10000"):
-        Schedule.load(tmp_path / "a.json")
+        LearnedGrid.load(tmp_path / "a.json")
 
 
 def test_an_absurdly_long_file_is_refused_unread(tmp_path: Path) -> None:
     with open(tmp_path / "a.json", "wb") as file:
         file.truncate(2**40)  # sparse: a file that would not fit into memory
     with pytest.raises(TsAdaptError, match=f"more than {MAX_BYTES} bytes"):
-        Schedule.load(tmp_path / "a.json")
+        LearnedGrid.load(tmp_path / "a.json")

@@ -1,0 +1,1 @@
+"""Schedules by their names, and as they are kept in files."""
