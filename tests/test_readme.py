@@ -48,6 +48,10 @@ def test_every_name_of_the_readme_exists():
     solvers = README[README.index("- Solvers:") : README.index("- Grids,")]
     for name in re.findall(r"`([a-z0-9-]+)`", solvers):
         assert name in SOLVERS or name == "-bh1"
+    for family, first, last in re.findall(r"`([a-z]+)-(\d)\.\.(\d)`", solvers):
+        behind = ["", "-bh1"] if family == "unipc" else [""]
+        orders = range(int(first), int(last) + 1)
+        assert {f"{family}-{order}{variant}" for order in orders for variant in behind} <= SOLVERS.keys()
     grids = README[README.index("- Grids,") : README.index("- Models:")]
     for name in re.findall(r"`([a-z0-9_-]+)`", grids):
         assert name in grid_names()

@@ -72,10 +72,10 @@ in floating-point operations, or measured in seconds. It ends at prune.cost, or 
 trained. The list of what went is written to --out, and --model.pruned takes it: the model without these blocks."""
 SAMPLE = """Make images along any schedule: of the config's model, or with --pipeline of any pipeline of diffusers.
 
-The schedule is a grid, the workspace's, a schedule file, or the folder, hub id or zoo name of a LearnedScheduler, such
-as `export --format diffusers` writes; with --pipeline not the workspace's. Pipelines of text are given --prompt, image
-to image starts from --init-image. What is not said is the pipeline's own, --guidance too. Of the config count
-those of the model but its name, and the defaults below.
+The schedule is a grid, the workspace's, a schedule file, a predictor's folder, or the folder, hub id or zoo name of a
+LearnedScheduler, such as `export --format diffusers` writes; with --pipeline not the workspace's. Pipelines of text are
+given --prompt, image to image starts from --init-image. What is not said is the pipeline's own, --guidance too. Of the
+config count those of the model but its name, and the defaults below.
 An image depends on --seed and its number only, not on the others that are made along with it."""
 EXPORT = """Write a schedule for other programs, to stdout or to --out. Warnings on stderr say what a format drops.
 
@@ -212,10 +212,7 @@ def _demo_flags(parser: Parser) -> None:
 
 
 def _export_flags(parser: Parser) -> None:
-    parser.add_argument(
-        "schedule",
-        help="as of `sample`, or a predictor's folder",
-    )
+    parser.add_argument("schedule", help="as of `sample`")
     parser.add_argument("--format", default="json", help="json, sigmas, comfyui, a1111, timesteps or diffusers")
     parser.add_argument("--solver", default=None, help="of a schedule given by name; default: the first of `solvers`")
     parser.add_argument("--steps", type=int, default=None, help="evaluations, likewise; default: the first of `nfe`")

@@ -207,9 +207,8 @@ def test_integers_pass_no_gradient_on(root: Path) -> None:
 
 def test_predictors_are_trained_on_the_student(root: Path, learned: Session) -> None:
     train(learned, "recursive")
-    assert (
-        learned.predictor("recursive", "ddim", 3).static_times.tolist() == learned.static("ddim", 3).grid.times.tolist()
-    )
+    predictor = learned.predictor("recursive", "ddim", 3).predictor
+    assert predictor.static_times.tolist() == learned.static("ddim", 3).grid.times.tolist()
     assert not (root / "train_data/student/predictors").exists()
     entries = planned(session_in(root, quantizers=["minmax-w4a4"]))["none", "minmax-w4a4"]
     assert [e.schedule for e in entries] == ["linear", "static", "static@minmax-w4a4", "recursive@minmax-w4a4"]

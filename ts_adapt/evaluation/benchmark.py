@@ -19,6 +19,7 @@ from torch import Tensor
 from ts_adapt.assembly import NONE
 from ts_adapt.evaluation.metrics import FeatureStatistics, bootstrap_interval, frechet, ratio, ratio_interval
 from ts_adapt.interfaces import StepPolicy, TimeGrid
+from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.schedules.name import OF_STUDENT, parse
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 STATIC = "static"
 """The schedule that all others are set against: one learned grid for all samples, nothing but its times learned."""
-PREDICTED = ("one-shot", "recursive")
-"""The kinds of schedules that a network predicts."""
 
 
 @dataclass
@@ -245,7 +244,7 @@ def differences(runs: Sequence[tuple[Entry, Run]], samples: int) -> list[Differe
             pairs.append((name, min(fixed, key=lambda grid: means[grid])))
         if name != static and static in here:
             pairs.append((name, static))
-        if kind in PREDICTED and corrected:
+        if kind in PREDICTORS and corrected:
             pairs.append((name, min(corrected, key=lambda grid: means[grid])))
         if at and full in here:
             pairs.append((name, full))

@@ -279,8 +279,8 @@ def _entries(session: Session, solver: str, nfe: int, further: dict[str, TimeGri
         entries.append(entry(name, "static" if name.startswith("static") else "optimized", grid, grid))
     entries += [entry(name, "optimized", grid, grid) for name, grid in further.items()]
     for name in session.predictor_names(solver, nfe):
-        predictor = session.predictor(name, solver, nfe)
-        entries.append(entry(name, parse(name).base, predictor.policy(steps), predictor.state_dict()))
+        predictor = session.predictor(name, solver, nfe).predictor
+        entries.append(entry(name, predictor.kind, predictor.policy(steps), predictor.state_dict()))
     for corrections in session.oracles(solver, nfe):
         labels = session.labelled("test", solver, nfe, corrections)
         count = min(config.oracle_samples, len(labels.batch))

@@ -6,7 +6,7 @@ A `LearnedScheduler` holds what was learned for one model and solver, for severa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ts_adapt import zoo
 from ts_adapt.assembly import build_solver
@@ -15,22 +15,16 @@ from ts_adapt.schedules.file import ABOUT, LearnedGrid
 from ts_adapt.schedules.name import FIXED
 from ts_adapt.schedules.resolve import ANY, SCHEDULER, Found, Predicted, Shelf
 
-if TYPE_CHECKING:
-    from ts_adapt.schedulers.scheduler import LearnedScheduler
-
 LEARNED_FOR = ("model", "method", "teacher", "distance", "seed")
 """What travels along of that which is known of a schedule."""
 
 
-def find_scheduler(name: str, shelf: Shelf, *, alone: bool) -> Found:
-    """The schedule for diffusers called `name`; unless `alone`, one for another noise schedule is refused.
-
-    Raises TsAdaptError likewise for what cannot be loaded.
-    """
+def find_scheduler(shelf: Shelf, name: str, *, alone: bool) -> Found:
+    """What a shelf gives for the name of a schedule for diffusers; unless `alone`, one for another noise is refused."""
     from ts_adapt.schedulers.noise_config import differences
     from ts_adapt.schedulers.scheduler import LearnedScheduler
 
-    schedule: LearnedScheduler = LearnedScheduler.from_pretrained(zoo.schedules().get(name, name))
+    schedule = LearnedScheduler.from_pretrained(zoo.schedules().get(name, name))
     own = None if schedule.known_noise is None else schedule.noise
     if own is not None and not alone:
         found = differences((own, schedule.prediction), (shelf.noise, schedule.prediction))
@@ -44,7 +38,7 @@ def find_scheduler(name: str, shelf: Shelf, *, alone: bool) -> Found:
         prediction = None if own is None else schedule.prediction
         about = {**known, "order": build_solver(solver, ANY).order, "prediction": prediction, "source": name}
         if plan.predictor is not None:
-            return Predicted(plan.predictor, plan.steps, solver, nfe, about)
+            return Predicted(plan.predictor, plan.steps, about)
         grid: TimeGrid = getattr(schedule.source, "grids", {}).get(nfe, TimeGrid(plan.times))
         return LearnedGrid(grid, solver, nfe, about)
 

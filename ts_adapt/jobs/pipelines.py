@@ -30,7 +30,7 @@ from ts_adapt.prompts import prompts_of, read_prompts
 from ts_adapt.sampling import generator_for
 from ts_adapt.schedulers.attach import attach, network_of
 from ts_adapt.schedulers.scheduler import LearnedScheduler
-from ts_adapt.schedules.resolve import Found, Shelf, resolve
+from ts_adapt.schedules.resolve import Shelf, resolve
 from ts_adapt.teacher.generate import ClassLabels
 
 HAND_ON_GENERATORS = ("DDPMPipeline", "DDIMPipeline")
@@ -185,14 +185,12 @@ class _OfPipeline(Shelf):
 
     pipe: Any
     config: Config
+    scheduler = find_scheduler
 
     @property
     def noise(self) -> NoiseSchedule:
         config = scheduler_config(self.pipe)
         return noise_of(config, config["_class_name"])[0]
-
-    def scheduler(self, name: str, *, alone: bool) -> Found:
-        return find_scheduler(name, self, alone=alone)
 
 
 def _refuse_noise_without_generators(pipe: Any, schedule: LearnedScheduler) -> None:

@@ -17,17 +17,17 @@ from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.jobs.named import find_scheduler
 from ts_adapt.predictors.losses import Labelled
-from ts_adapt.predictors.one_shot import OneShot
-from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES, load_predictor, nfes_of
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.name import SHARED_NAMES, parse
-from ts_adapt.schedules.resolve import Found, Predicted, predicted
+from ts_adapt.schedules.resolve import Found, Predicted, check_steps, predicted
 from ts_adapt.search.labels import LabelStore, start_entries
 
 
 class Session(Experiment):
     """An experiment, and the schedules, labels and predictors in its workspace."""
+
+    scheduler = find_scheduler
 
     def __init__(self, config: Config, *, progress: bool = True) -> None:
         super().__init__(config, progress=progress)
@@ -93,7 +93,7 @@ class Session(Experiment):
         there = [name for name, path in found.items() if path.exists()]
         return [name for name in there if not name.endswith(ALL) or nfe in nfes_of(read_json(found[name], {}))]
 
-    def predictor(self, name: str, solver: str, nfe: int, *, strict: bool = False) -> OneShot | Recursive:
+    def predictor(self, name: str, solver: str, nfe: int, *, strict: bool = False) -> Predicted:
         """The workspace's predictor `name`; TsAdaptError if it is missing or for others; `strict` as in `shared`."""
         folder, kind = self.workspace.predictor(name, solver, nfe), name.removesuffix(ALL)
         if not (folder / "config.json").exists():
@@ -103,7 +103,9 @@ class Session(Experiment):
         predictor, config = load_predictor(folder, self.noise)
         if predictor.kind != kind:
             raise TsAdaptError(f"{folder} holds a {predictor.kind} predictor, not a {kind} one; replace it by {again}")
-        self.check_predictor(folder, predictor, config, wanted=(solver, nfe))
+        steps = dict(zip(nfes_of(config), predictor.learned, strict=False))
+        served = nfe if nfe in steps else ", ".join(map(str, steps))
+        self.check_fit(folder, config.get("solver"), served, steps.get(nfe, 0), wanted=(solver, nfe))
         self.check_origin(folder, config, again)
         if not torch.equal(predictor.static(self.steps(solver, nfe)), self.static(solver, nfe).grid.times):
             raise TsAdaptError(f"{folder} corrects another static grid than today's; replace it by {again}")
@@ -111,15 +113,7 @@ class Session(Experiment):
             shape = predictor.options["shape"]
             raise TsAdaptError(f"{folder} is for samples of {shape}, not {self.shape}; replace it by {again}")
         self.check_options(folder, config.get("made_with"), name, strict=strict)
-        return predictor.to(self.config.model.device).eval()
-
-    def check_predictor(
-        self, folder: Path, predictor: OneShot | Recursive, config: Mapping[str, Any], *, wanted: tuple[str, int]
-    ) -> None:
-        """`check_fit` of what `load_predictor` read in `folder`: the NFE is among its own, with the right steps."""
-        steps = dict(zip(nfes_of(config), predictor.learned, strict=False))
-        one = wanted[1] if wanted[1] in steps else ", ".join(map(str, steps))
-        self.check_fit(folder, config.get("solver"), one, steps.get(wanted[1], 0), wanted=wanted)
+        return predicted(predictor.to(self.config.model.device).eval(), config, solver, nfe, self)
 
     def check_fit(self, path: Path, solver: Any, nfe: Any, steps: int, *, wanted: tuple[str, int]) -> None:
         """TsAdaptError unless what is in `path` is for the solver and NFE that are `wanted`, and has their steps."""
@@ -128,12 +122,7 @@ class Session(Experiment):
                 f"{path} is for {solver}, NFE {nfe}, not for {wanted[0]}, NFE {wanted[1]}; remove it, or make it again "
                 "with --redo"
             )
-        expected = self.steps(*wanted)
-        if steps != expected:
-            raise TsAdaptError(
-                f"{path} has {steps} steps; {wanted[0]} with NFE {wanted[1]} takes {expected}; remove it, or make it "
-                "again with --redo"
-            )
+        check_steps(path, *wanted, steps)
 
     def oracles(self, solver: str, nfe: int) -> list[tuple[str, ...]]:
         """The corrections with which grids of test samples were searched: none first, if without any they were too."""
@@ -175,16 +164,6 @@ class Session(Experiment):
             labels.grid.times.to(device), **{name: value.to(device) for name, value in labels.grid.corrections.items()}
         )
         return Labelled(batch.rows(rows), grid, labels.distance.to(device))
-
-    def predicted(self, name: str, solver: str, nfe: int) -> Predicted:
-        """`predictor`, with what is known of it."""
-        predictor = self.predictor(name, solver, nfe)
-        config = read_json(self.workspace.predictor(name, solver, nfe) / "config.json")
-        return predicted(predictor, config, solver, nfe, self)
-
-    def scheduler(self, name: str, *, alone: bool) -> Found:
-        """See `find_scheduler`."""
-        return find_scheduler(name, self, alone=alone)
 
     def policy(self, found: Found, solver: str, nfe: int) -> TimeGrid | StepPolicy:
         """Where the times of a solve come from, along what a name stands for."""

@@ -13,6 +13,7 @@ are above this room; they are asked of a `Shelf`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,12 +42,10 @@ ANY = RectifiedFlow()
 
 @dataclass(frozen=True)
 class Predicted:
-    """A predictor in a solve of `steps` steps; the rest as of a `LearnedGrid`."""
+    """A predictor in a solve of `steps` steps, and what is known `about` it, as of a `LearnedGrid`."""
 
     predictor: OneShot | Recursive
     steps: int
-    solver: str
-    nfe: int
     about: Mapping[str, Any]
 
 
@@ -66,7 +65,7 @@ class Shelf(Protocol):
         """The workspace's grid of that name; TsAdaptError where there is none."""
         raise _of_workspace(name)
 
-    def predicted(self, name: str, solver: str, nfe: int, /) -> Predicted:
+    def predictor(self, name: str, solver: str, nfe: int, /) -> Predicted:
         """The workspace's predictor likewise."""
         raise _of_workspace(name)
 
@@ -100,7 +99,7 @@ class Found:
     @property
     def called(self) -> str:
         """Its name in a table, or of a folder: of a place the last part, of a file without its ending."""
-        path = Path(self.name).expanduser().absolute()
+        path = Path(self.name).absolute()
         return {SCHEDULER: path.name, FOLDER: path.name, FILE: path.stem}.get(self.kind, self.name)
 
     def choose(self, solver: str | None, nfe: int | None, config: Any) -> tuple[str, int, str]:
@@ -163,7 +162,7 @@ def resolve(text: str, shelf: Shelf, *, alone: bool = False) -> Found:
 
     Raises TsAdaptError for what is unknown, cannot be read, or is for another model.
     """
-    name, path = parse(text), Path(text).expanduser()
+    name, path = parse(text), Path(os.path.expanduser(text))
     if name.student:
         raise TsAdaptError(
             f"{text} was learned for the network {name.student}; give its name alone, {replace(name, student='')}, "
@@ -171,12 +170,9 @@ def resolve(text: str, shelf: Shelf, *, alone: bool = False) -> Found:
         )
     if name.kind == ORACLE:
         raise TsAdaptError(f"{text} is for the test samples that were searched, which evaluate compares by itself")
-    if name.kind == FIXED:
-        return Found(text, FIXED, partial(_fixed, str(name), shelf))
-    if name.kind == SHARED:
-        return Found(text, SHARED, partial(shelf.shared, str(name)))
-    if name.kind == PREDICTOR:
-        return Found(text, PREDICTOR, partial(shelf.predicted, str(name)), own=True)
+    words: dict[str, Any] = {FIXED: partial(_fixed, shelf), SHARED: shelf.shared, PREDICTOR: shelf.predictor}
+    if name.kind in words:
+        return Found(text, name.kind, partial(words[name.kind], str(name)), own=name.kind == PREDICTOR)
     if text in zoo.schedules() or (path / SCHEDULER_CONFIG).is_file():
         return shelf.scheduler(text, alone=alone)
     if path.is_dir():
@@ -202,7 +198,7 @@ def check_steps(what: Path | str, solver: str, nfe: int, steps: int) -> None:
     """TsAdaptError, naming `what`, unless `solver` spends `nfe` evaluations in `steps` steps."""
     expected = steps_of(build_solver(solver, ANY), nfe)
     if steps != expected:
-        raise TsAdaptError(f"{what} has {steps} steps; {solver} with NFE {nfe} takes {expected}, so it is damaged")
+        raise TsAdaptError(f"{what} has {steps} steps; {solver} with NFE {nfe} takes {expected}; make it again")
 
 
 def predicted(
@@ -211,10 +207,10 @@ def predicted(
     """A predictor that was read with its `config`, which is what is known of it."""
     known = {key: config.get(key) for key in ("model", "teacher", "distance", "seed") if config.get(key) is not None}
     steps = steps_of(build_solver(solver, ANY), nfe)
-    return Predicted(predictor, steps, solver, nfe, {**shelf.about(solver), "method": predictor.kind, **known})
+    return Predicted(predictor, steps, {**shelf.about(solver), "method": predictor.kind, **known})
 
 
-def _fixed(name: str, shelf: Shelf, solver: str, nfe: int) -> LearnedGrid:
+def _fixed(shelf: Shelf, name: str, solver: str, nfe: int) -> LearnedGrid:
     steps, rescale = steps_of(build_solver(solver, ANY), nfe), shelf.config.rescale_published
     grid = build_grid(name, shelf.noise, steps, rescale=rescale)
     return LearnedGrid(grid, solver, nfe, {**shelf.about(solver), "method": "fixed", "source": name})
