@@ -22,6 +22,7 @@ from ts_adapt.cli import parse
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.jobs.session import Session
 from ts_adapt.plots import plot_images
+from ts_adapt.schedules.resolve import resolve
 
 SCHEDULES = {
     "linear": "linear",
@@ -42,7 +43,7 @@ def main() -> None:
     shown, pictures = batch.rows(slice(0, COUNT)), {}
     with torch.inference_mode():
         for schedule, title in SCHEDULES.items():
-            policy = labels.grid if schedule == "oracle" else session.policy(schedule, name, NFE)
+            policy = labels.grid if schedule == "oracle" else session.policy(resolve(schedule, session), name, NFE)
             distance = float(objective.measure(policy, batch).mean())
             first = policy.rows(slice(0, COUNT)) if isinstance(policy, TimeGrid) else policy
             pictures[f"{title}\n{distance:.3f}"] = session.denoiser.decode(objective.student(first, shown))
