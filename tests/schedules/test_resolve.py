@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +165,9 @@ def pruned(world: World, name: str, out: Path) -> Tensor:
 
 
 def exported_to_diffusers(world: World, name: str, out: Path) -> Tensor:
-    schedule = LearnedScheduler.from_pretrained(export_scheduler(world.session.config, name, out=str(out)))
+    with redirect_stderr(StringIO()) as warnings:
+        schedule = LearnedScheduler.from_pretrained(export_scheduler(world.session.config, name, out=str(out)))
+    assert warnings.getvalue() == ""
     assert schedule.config["solver"] == SOLVER
     return world.images(schedule.source.plan(NFE, schedule.noise).policy(0))
 

@@ -87,10 +87,10 @@ def _schedule(
             found.at(name, count)  # which says what the family cannot do
         made: LearnedScheduler = LearnedScheduler.from_grid(source, name, given)
         return made, []
-    wanted = [nfe] if nfe is not None else list(found.learned or config.nfe)
-    there = wanted
+    there = wanted = [nfe] if nfe is not None else list(found.learned or config.nfe)
     if found.kind in (SHARED, PREDICTOR):
-        there = [n for n in wanted if source in (*session.shared_names(name, n), *session.predictor_names(name, n))]
+        word = str(parse(source))
+        there = [n for n in wanted if word in (*session.shared_names(name, n), *session.predictor_names(name, n))]
     # where there is none, the session says how to make it
     return make_scheduler(found, name, there or wanted[:1], given), [n for n in wanted if n not in there]
 
