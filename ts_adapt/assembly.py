@@ -2,8 +2,8 @@
 
 Solvers are named `family-order`, or by the family alone (`FAMILIES`), with `+corrector` behind any of the multistep
 family or DDIM for UniPC's corrector; names of schedules are those of `schedules.name`. Names of cachers are those of
-`cachers.registry`, names of quantizers those of `quantizers.methods.registry`, with `@uniform`, `@normal` or `@active` behind
-one for the selection of its calibration set; `none` is neither.
+`cachers.registry`, names of quantizers those of `quantizers.methods.registry`, with `@uniform`, `@normal` or `@active`
+behind one for the selection of its calibration set; `none` is neither.
 """
 
 from __future__ import annotations
