@@ -41,9 +41,7 @@ def by_hand(schedule: LearnedScheduler, steps: int, x: Tensor = X_T, generator: 
 
 
 def our_own(schedule: LearnedScheduler, policy: Any, x: Tensor = X_T, **options: Any) -> Tensor:
-    denoiser = NetworkDenoiser(
-        Smooth(), schedule.noise, schedule.prediction, shape=(1, 4, 4), time_scale=schedule.time_scale
-    )
+    denoiser = NetworkDenoiser(Smooth(), schedule.noise, schedule.prediction, shape=(1, 4, 4))
     return integrate(denoiser, build_solver(schedule.config["solver"], schedule.noise), policy, x, **options).x
 
 

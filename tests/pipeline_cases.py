@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser
-from ts_adapt.denoisers.pipeline import from_pipeline, noise_of
+from ts_adapt.denoisers.pipeline import from_pipeline
+from ts_adapt.denoisers.scheduler_config import noise_of
 from ts_adapt.sampling import integrate
 from ts_adapt.schedulers.attach import network_of
 

@@ -1,4 +1,4 @@
-"""The house: imports point downwards only, diffusers stays behind its doors, modules stay short."""
+"""The house: imports point downwards only, diffusers stays behind its doors, modules can be read in one go."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ def static_times(noise: Any, steps: int = STEPS) -> Tensor:
 
 def schedule(kind: str, config: Any, shape: tuple[int, ...], solver: str = "unipc-3", **options: Any) -> Any:
     """A schedule of `kind` for pipelines with the scheduler config `config`."""
-    from ts_adapt.denoisers.pipeline import noise_of
+    from ts_adapt.denoisers.scheduler_config import noise_of
 
     noise, _ = noise_of(config)
     if kind == "static":

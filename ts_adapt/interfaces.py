@@ -45,7 +45,8 @@ class NoiseSchedule(Protocol):
     """alpha and sigma as functions of continuous time; never a time grid.
 
     Every method maps a tensor of any shape to the same shape, in float64, differentiably. `t_max` is the time of pure
-    noise, `t_min` that of data (`t_min < t_max`). `log_snr` may be infinite at either end.
+    noise, `t_min` that of data (`t_min < t_max`). `log_snr` may be infinite at either end. A class derived from this
+    one has what follows `time` already, as it is for most noise schedules.
     """
 
     @property
@@ -65,6 +66,25 @@ class NoiseSchedule(Protocol):
     def time(self, log_snr: Tensor) -> Tensor:
         """The inverse of `log_snr`."""
         ...
+
+    @property
+    def time_scale(self) -> float:
+        """The network's timestep for t = 1: at t it is told time_scale * t."""
+        return 1.0
+
+    @property
+    def noise_scale(self) -> float:
+        """The standard deviation of x_T for data of unit variance: sqrt(alpha^2 + sigma^2) at t_max."""
+        t = torch.tensor(self.t_max, dtype=torch.float64)
+        return float((self.alpha(t).square() + self.sigma(t).square()).sqrt())
+
+    def program_sigma(self, t: Tensor) -> Tensor:
+        """What other programs call sigma at t: sigma_t / alpha_t for networks that were not trained as flows."""
+        return torch.exp(-self.log_snr(t))
+
+    def time_of_program_sigma(self, sigma: Tensor) -> Tensor:
+        """The inverse of `program_sigma`."""
+        return self.time(-torch.log(sigma.to(torch.float64)))
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ Variance-preserving (VP) families have alpha^2 + sigma^2 = 1, so that lambda alo
     VarianceExploding  alpha = 1, sigma = t: EDM's variables; t is the `edm_sigma`               (Karras et al. 2022)
     RectifiedFlow    alpha = 1 - t, sigma = t, t in [0, 1]; lambda is infinite at both ends      (Liu et al. 2023)
 
-All in float64, differentiable; shapes pass through.
+All in float64, differentiable; shapes pass through. `OnGrid` looks the values of one of them up at the times of a grid.
 """
 
 from __future__ import annotations
@@ -33,11 +33,8 @@ def _f64(x: Tensor | float) -> Tensor:
     return torch.as_tensor(x).to(torch.float64)
 
 
-class _VariancePreserving:
+class _VariancePreserving(NoiseSchedule):
     """alpha and sigma from `log_snr`, for schedules with alpha^2 + sigma^2 = 1."""
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sigmoid(2 * self.log_snr(t)).sqrt()
@@ -55,6 +52,8 @@ class BetaTable(_VariancePreserving):
     Raises TsAdaptError if a beta lies outside (0, 1), the last one excepted, which may be 1.
     """
 
+    t_min = t_max = 0.0
+
     def __init__(self, betas: Tensor) -> None:
         betas = _f64(betas).detach().cpu()
         if betas.ndim != 1 or len(betas) < 2:
@@ -65,12 +64,14 @@ class BetaTable(_VariancePreserving):
         log_sigma2 = torch.log(-torch.expm1(log_alpha2))
         self._table = 0.5 * (log_alpha2 - log_sigma2)
         self.zero_terminal_snr = bool(torch.isinf(self._table[-1]))
-        self.t_min, self.t_max = 0.0, float(len(betas) - 1)
+        self.t_max = float(len(betas) - 1)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> BetaTable:
         """From the config of any diffusers scheduler with betas: `beta_schedule` linear, scaled_linear or
-        squaredcos_cap_v2, or `trained_betas`; `rescale_betas_zero_snr` is honoured."""
+        squaredcos_cap_v2, or `trained_betas`; then alpha^2 / sigma^2 divided by `snr_shift_scale` (CogVideoX), and the
+        last alpha brought to 0 by `rescale_betas_zero_snr`.
+        """
         steps = int(config.get("num_train_timesteps", 1000))
         kind, trained = config.get("beta_schedule", "linear"), config.get("trained_betas")
         start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
@@ -88,10 +89,13 @@ class BetaTable(_VariancePreserving):
             raise TsAdaptError(
                 f"beta_schedule {kind!r} is unknown; expected linear, scaled_linear, squaredcos_cap_v2 or trained_betas"
             )
-        if config.get("rescale_betas_zero_snr"):
-            alpha = torch.cumprod(1 - betas, 0).sqrt()
-            alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-            alpha2 = alpha.square()
+        shift = float(config.get("snr_shift_scale", 1.0))
+        if shift != 1 or config.get("rescale_betas_zero_snr"):
+            alpha2 = torch.cumprod(1 - betas, 0)
+            alpha2 = alpha2 / (shift + (1 - shift) * alpha2)
+            if config.get("rescale_betas_zero_snr"):
+                alpha = alpha2.sqrt()
+                alpha2 = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).square()
             betas = 1 - torch.cat([alpha2[:1], alpha2[1:] / alpha2[:-1]])
         return cls(betas)
 
@@ -166,7 +170,7 @@ class Cosine(_VariancePreserving):
 
 
 @dataclass(frozen=True)
-class VarianceExploding:
+class VarianceExploding(NoiseSchedule):
     """EDM's variables: alpha = 1, sigma = t; t is the edm_sigma in [t_min, t_max]."""
 
     t_min: float = 0.002
@@ -186,11 +190,15 @@ class VarianceExploding:
 
 
 @dataclass(frozen=True)
-class RectifiedFlow:
-    """alpha = 1 - t, sigma = t; pure noise at t = 1 (lambda = -infinity), data at t = 0 (lambda = infinity)."""
+class RectifiedFlow(NoiseSchedule):
+    """alpha = 1 - t, sigma = t; pure noise at t = 1 (lambda = -infinity), data at t = 0 (lambda = infinity).
+
+    The sigma of other programs is t itself, and the network's timestep time_scale * t.
+    """
 
     t_min: float = 0.0
     t_max: float = 1.0
+    time_scale: float = 1000.0
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - _f64(t)
@@ -204,6 +212,43 @@ class RectifiedFlow:
 
     def time(self, log_snr: Tensor) -> Tensor:
         return torch.sigmoid(-_f64(log_snr))
+
+    def program_sigma(self, t: Tensor) -> Tensor:
+        return _f64(t)
+
+    def time_of_program_sigma(self, sigma: Tensor) -> Tensor:
+        return _f64(sigma)
+
+
+class OnGrid:
+    """`noise`, with its values at `times` `(n,)` computed once, together, and then looked up.
+
+    Times that are not among them, differentiable ones and those of a whole batch go to `noise`.
+    """
+
+    def __init__(self, noise: NoiseSchedule, times: Tensor) -> None:
+        self.noise, self.t_min, self.t_max = noise, noise.t_min, noise.t_max
+        self.time_scale, self.noise_scale, self.time = noise.time_scale, noise.noise_scale, noise.time
+        self.program_sigma, self.time_of_program_sigma = noise.program_sigma, noise.time_of_program_sigma
+        places = (noise.alpha(times), noise.sigma(times), noise.log_snr(times))
+        self._places = dict(zip(times.tolist(), zip(*(values.unbind() for values in places), strict=True), strict=True))
+
+    def _at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        if t.ndim or t.requires_grad or not t.is_cpu:
+            return None
+        return self._places.get(float(t))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        known = self._at(t)
+        return self.noise.alpha(t) if known is None else known[0]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        known = self._at(t)
+        return self.noise.sigma(t) if known is None else known[1]
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        known = self._at(t)
+        return self.noise.log_snr(t) if known is None else known[2]
 
 
 def edm_sigma(noise: NoiseSchedule, t: Tensor) -> Tensor:

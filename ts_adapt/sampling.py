@@ -185,13 +185,12 @@ def generator_for(seed: int, index: int, *, stream: int = 0) -> torch.Generator:
 
 
 def noise_scale(noise: NoiseSchedule) -> float:
-    """What standard normal noise is multiplied by to become x_T: sqrt(alpha^2 + sigma^2) at t_max.
+    """What standard normal noise is multiplied by to become x_T.
 
-    The standard deviation of x_T for data of unit variance: 1 for VP and rectified flow, the largest edm_sigma (to
-    1e-4) for VE; what diffusers' schedulers call `init_noise_sigma`.
+    1 for VP and rectified flow, the largest edm_sigma (to 1e-4) for VE; what diffusers' schedulers call
+    `init_noise_sigma`.
     """
-    t = torch.tensor(noise.t_max, dtype=torch.float64)
-    return float((noise.alpha(t).square() + noise.sigma(t).square()).sqrt())
+    return noise.noise_scale
 
 
 def noise_for(seed: int, index: Sequence[int] | Tensor, like: Tensor) -> Callable[[int], Tensor]:

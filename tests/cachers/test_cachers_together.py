@@ -16,7 +16,7 @@ from ts_adapt.assembly import SOLVERS, build_solver
 from ts_adapt.cachers import DeepCache, TGate, attached
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser, step_aware_parts
-from ts_adapt.denoisers.pipeline import noise_of
+from ts_adapt.denoisers.scheduler_config import noise_of
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TsAdaptError

@@ -27,7 +27,7 @@ def test_sigmas_there_and_back(noise: NoiseSchedule) -> None:
 def test_timesteps_there_and_back(noise: NoiseSchedule, scale: float) -> None:
     times = fixed.make("karras", noise, 6)
     for given in (times, times[:-1]):
-        found, remarks = from_timesteps((given * scale).tolist(), noise, "the list", scale=scale)
+        found, remarks = from_timesteps((given * scale).tolist(), noise, "the list")
         torch.testing.assert_close(found, times, rtol=1e-12, atol=1e-12)
         assert len(remarks) == 7 - len(given)
 
@@ -40,7 +40,7 @@ def test_the_clipped_sigma_of_zero_terminal_snr_is_infinite() -> None:
 
 def test_ends_of_another_schedule_are_named() -> None:
     with pytest.raises(TsAdaptError, match=r"the timestep 1200; those of the model run from 1000 down to 0"):
-        from_timesteps([1200, 500], RectifiedFlow(), "the list", scale=1000.0)
+        from_timesteps([1200, 500], RectifiedFlow(), "the list")
     with pytest.raises(TsAdaptError, match=r"the sigma 14.6, outside the model's \[0, 1\]"):
         from_sigmas([14.6, 1.0, 0.0], RectifiedFlow(), "the list")
     with pytest.raises(TsAdaptError, match="the sigma nan at place 1"):

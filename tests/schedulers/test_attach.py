@@ -39,7 +39,7 @@ def test_the_two_lines_and_the_way_back(pipe: Any, tiny: Any) -> None:
     state = set(vars(pipe))
     schedule = tiny.schedule("recursive", former.config, SHAPE)
     assert ts_adapt.attach(pipe, schedule) is pipe
-    assert pipe.scheduler is schedule and hooks(pipe.unet) == 2
+    assert isinstance(pipe.scheduler, LearnedScheduler) and hooks(pipe.unet) == 2
     assert not torch.allclose(images(pipe), before)
     assert ts_adapt.detach(pipe) is pipe
     assert pipe.scheduler is former and hooks(pipe.unet) == 0
@@ -58,7 +58,7 @@ def test_a_second_schedule_replaces_the_first(pipe: Any, tiny: Any) -> None:
     assert hooks(pipe.unet) == 2 and not torch.equal(images(pipe), expected)
     with pytest.raises(TsAdaptError, match="LearnedScheduler is attached; got str"):
         attach(pipe, "a path")  # type: ignore[arg-type]
-    assert pipe.scheduler.source.name == "karras"  # a refusal changes nothing
+    assert pipe.scheduler.source.family == "karras"  # a refusal changes nothing
     attach(pipe, one)
     attach(pipe, one)
     assert torch.equal(images(pipe), expected)
@@ -67,14 +67,62 @@ def test_a_second_schedule_replaces_the_first(pipe: Any, tiny: Any) -> None:
 
 
 def test_a_family_takes_over_the_noise_schedule_of_the_pipeline(pipe: Any) -> None:
-    schedule = LearnedScheduler.from_grid("karras", solver="unipc")
-    attach(pipe, schedule)
+    schedule = attach(pipe, LearnedScheduler.from_grid("karras", solver="unipc")).scheduler
     assert schedule.prediction == "sample"
     table = BetaTable.from_config(DDPMScheduler().config)
     images(pipe)
     torch.testing.assert_close(schedule.timesteps, fixed.make("karras", table, STEPS)[:-1].float())
     again = LearnedScheduler.from_config(schedule.config)
     assert again.prediction == "sample" and again.config["grid"] == "karras"
+
+
+class Sliced(DDPMPipeline):
+    """From a noised image on, as the video pipelines begin that slice the timesteps and tell the scheduler nothing."""
+
+    @torch.no_grad()
+    def __call__(self, x: torch.Tensor, begin: int, tell: bool = False) -> torch.Tensor:  # type: ignore[override]
+        self.scheduler.set_timesteps(STEPS)
+        if tell:
+            self.scheduler.set_begin_index(begin)
+        for t in self.scheduler.timesteps[begin:]:
+            x = self.scheduler.step(self.unet(x, t.to(x.dtype)).sample, t, x, return_dict=False)[0]
+        return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("begin", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["static", "recursive"])
+def test_a_pipeline_that_slices_the_timesteps(kind: str, begin: int, dtype: torch.dtype, pipe: Any, tiny: Any) -> None:
+    sliced = Sliced(pipe.unet, pipe.scheduler).to(dtype)
+    attach(sliced, tiny.schedule(kind, pipe.scheduler.config, SHAPE))
+    x = torch.randn(2, *SHAPE, dtype=dtype)
+    assert torch.equal(sliced(x, begin), sliced(x, begin, tell=True))
+
+
+def test_a_pipeline_that_slices_the_timesteps_of_a_schedule_from_pure_noise(pipe: Any, tiny: Any) -> None:
+    sliced = attach(Sliced(pipe.unet, pipe.scheduler), tiny.schedule("one-shot", pipe.scheduler.config, SHAPE))
+    with pytest.raises(TsAdaptError, match="cannot begin inside"):
+        sliced(torch.randn(2, *SHAPE), 1)
+
+
+@pytest.mark.parametrize("kind", ["family", "static", "one-shot", "recursive"])
+def test_the_schedule_that_is_given_stays_as_it_is(kind: str, pipe: Any, tiny: Any) -> None:
+    """One schedule for two pipelines, which run at once and differ in their noise schedules."""
+    other = tiny.pipeline("ddim")
+    if kind == "family":
+        schedule = LearnedScheduler.from_grid("karras")
+    else:
+        schedule = tiny.schedule(kind, pipe.scheduler.config, SHAPE)
+    before, config = set(vars(schedule)), {**schedule.config}
+    expected = images(attach(pipe, schedule))
+    with torch.no_grad():
+        attach(other, schedule, strict=False).scheduler.set_timesteps(STEPS)
+    assert torch.equal(images(pipe), expected)
+    assert (pipe.scheduler.prediction, other.scheduler.prediction) == ("sample", "v")
+    assert other.scheduler.step_index == 0 and pipe.scheduler.step_index == STEPS
+    assert set(vars(schedule)) == before and {**schedule.config} == config
+    assert schedule.run is None and len(schedule.timesteps) == 0
+    assert (schedule.known_noise is None) == (kind == "family")
 
 
 def test_other_uses_of_the_network_are_left_alone(pipe: Any, tiny: Any) -> None:
@@ -186,8 +234,7 @@ def test_offloading_from_a_gpu(kind: str, pipe: Any, tiny: Any) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["static", "recursive"])
 def test_half_precision(kind: str, dtype: torch.dtype, pipe: Any, tiny: Any) -> None:
-    schedule = tiny.schedule(kind, pipe.scheduler.config, SHAPE)
-    attach(pipe, schedule)
+    schedule = attach(pipe, tiny.schedule(kind, pipe.scheduler.config, SHAPE)).scheduler
     told: list[Any] = []
     pipe.unet.register_forward_hook(lambda m, args, kwargs, out: told.append(args[1]), with_kwargs=True)
     expected = images(pipe)
@@ -195,7 +242,7 @@ def test_half_precision(kind: str, dtype: torch.dtype, pipe: Any, tiny: Any) -> 
     latents: list[torch.Tensor] = []
     pipe.to(dtype)
     step = schedule.step
-    schedule.step = lambda *args, **kwargs: (latents.append(args[2]), step(*args, **kwargs))[1]  # type: ignore[method-assign]
+    schedule.step = lambda *args, **kwargs: (latents.append(args[2]), step(*args, **kwargs))[1]
     found = images_in(pipe)
     assert {x.dtype for x in latents} == {dtype} and torch.isfinite(found).all()
     assert found.shape == expected.shape
@@ -220,8 +267,7 @@ def test_another_prediction_type_or_beta_table_is_refused_and_named(pipe: Any) -
     ):
         attach(pipe, schedule)
     assert isinstance(pipe.scheduler, DDPMScheduler) and hooks(pipe.unet) == 0
-    attach(pipe, schedule, strict=False)
-    assert schedule.prediction == "sample"
+    assert attach(pipe, schedule, strict=False).scheduler.prediction == "sample"
     same = LearnedScheduler.from_grid(grid, "unipc-2", DDPMScheduler(prediction_type="sample").config)
     found = images(pipe, num_inference_steps=2)
     attach(pipe, same)
@@ -288,12 +334,12 @@ def test_a_batch_that_changes_within_a_run(pipe: Any, tiny: Any) -> None:
     schedule, x = pipe.scheduler, torch.randn(4, *SHAPE)
     schedule.set_timesteps(STEPS)
     out = pipe.unet(x, schedule.timesteps[0]).sample
-    x = schedule.step(out, 0, x).prev_sample
+    x = schedule.step(out, schedule.timesteps[0], x).prev_sample
     with pytest.raises(TsAdaptError, match="began with 4 samples and the network is called with 3"):
         pipe.unet(x[:3], schedule.timesteps[1])
     with pytest.raises(TsAdaptError, match="began with 4 samples and step 1 has 3"):
         pipe.unet(x, schedule.timesteps[1])
-        schedule.step(out[:3], 0, x[:3])
+        schedule.step(out[:3], schedule.timesteps[1], x[:3])
 
 
 @pytest.mark.parametrize("order", ["compiled first", "attached first", "compiled in place"])

@@ -119,6 +119,91 @@ def test_a_recursive_schedule_begins_inside(tiny: Any) -> None:
         torch.testing.assert_close(x, our_own(schedule, predictor.policy(first=2)), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("solver", [name for name in ONE_EVALUATION if name != "ddpm"])
+@pytest.mark.parametrize("begin", [0, 3, 8, 9])
+def test_a_loop_over_the_later_timesteps_begins_there(begin: int, solver: str) -> None:
+    """Along alpha x0 + sigma eps with a network that knows eps, every solver is exact, whatever the place."""
+    schedule = LearnedScheduler.from_grid("uniform", solver, CONFIG)
+    schedule.set_timesteps(10)
+    one, timesteps = torch.ones(3, 1, 4, 4), schedule.timesteps[begin:]
+    x = schedule.add_noise(one, one, timesteps[:1])
+    for place, t in enumerate(timesteps, begin + 1):
+        x = schedule.step(one, t, x).prev_sample
+        assert schedule.step_index == place
+        after = torch.tensor(0.0) if place == 10 else schedule.timesteps[place]
+        torch.testing.assert_close(x, schedule.add_noise(one, one, after), rtol=1e-5, atol=1e-5)
+    assert schedule.begin_index == begin
+
+
+FORMS: dict[str, Any] = {
+    "float": float,
+    "whole": int,
+    "half": lambda t: t.half(),
+    "bfloat16": lambda t: t.bfloat16(),
+    "float64": lambda t: t.double(),
+    "of each": lambda t: t.expand(3),
+    "numpy": lambda t: t.numpy(),
+    "copy": lambda t: t.clone(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("config", [CONFIG, FLOW], ids=["betas", "flow"])
+def test_timesteps_in_whatever_form_a_loop_hands_them_on(config: Any, form: str) -> None:
+    schedule = LearnedScheduler.from_grid("karras", "unipc-3", config)
+    schedule.set_timesteps(6)
+    ends = []
+    for handed in (lambda t: t, FORMS[form]):
+        schedule.set_timesteps(6)
+        x = X_T
+        for t in schedule.timesteps[2:]:
+            x = schedule.step(Smooth()(x, t), handed(t), x).prev_sample
+        ends.append(x)
+    assert torch.equal(*ends)
+
+
+def test_a_timestep_that_is_not_the_next_is_refused() -> None:
+    schedule = LearnedScheduler.from_grid(grid(), "unipc-2", CONFIG)
+    schedule.set_timesteps(5)
+    t = schedule.timesteps
+    for wrong in (5.0, t[1] + 1, torch.tensor(1e9), float("nan"), -1):
+        with pytest.raises(TsAdaptError, match=r"is not the next of the run, which is 999 at place 0 of 5"):
+            schedule.step(X_T, wrong, X_T)
+    for wrong in ("x", None, torch.empty(0), [[]]):
+        with pytest.raises(TsAdaptError, match="takes one of the timesteps; got"):
+            schedule.step(X_T, wrong, X_T)
+    schedule.step(X_T, t[1], X_T)
+    for wrong in (t[0], t[1], t[3], float(t[4])):
+        with pytest.raises(
+            TsAdaptError, match=r"is not the next of the run, .* at place 2 of 5; hand step\(\) the time"
+        ):
+            schedule.step(X_T, wrong, X_T)
+    schedule.step(X_T, t[2], X_T)
+    schedule.set_timesteps(5)
+    schedule.set_begin_index(2)
+    with pytest.raises(TsAdaptError, match="is not the next of the run"):
+        schedule.step(X_T, t[3], X_T)
+    schedule.step(X_T, t[2], X_T)
+
+
+def test_a_loop_of_ones_own_over_the_later_timesteps_tells_the_network_theirs(tiny: Any) -> None:
+    predictor = tiny.predictor(Recursive, NOISE, (1, 4, 4))
+    schedule = LearnedScheduler.from_predictors(predictor, "unipc-3", CONFIG)
+    schedule.set_timesteps(4)
+    x, timesteps = X_T, schedule.timesteps[2:]
+    with pytest.raises(TsAdaptError, match=r"told the time of place 0 of the run and the step is that of place 2"):
+        schedule.step(Smooth()(x, schedule.network_timesteps(x)), timesteps[0], x)
+    with torch.no_grad():
+        for t in timesteps:
+            x = schedule.step(Smooth()(x, schedule.network_timesteps(x, timestep=t)), t, x).prev_sample
+        torch.testing.assert_close(x, our_own(schedule, predictor.policy(first=2)), rtol=1e-6, atol=1e-6)
+    oneshot = LearnedScheduler.from_predictors(tiny.predictor(OneShot, NOISE, (1, 4, 4)), "unipc-3", CONFIG)
+    oneshot.set_timesteps(4)
+    for use in (lambda t: oneshot.network_timesteps(X_T, timestep=t), lambda t: oneshot.step(X_T, t, X_T)):
+        with pytest.raises(TsAdaptError, match="cannot begin inside, as img2img does"):
+            use(oneshot.timesteps[1])
+
+
 def test_any_step_policy() -> None:
     def spread(x_T: Tensor, condition: Any) -> TimeGrid:
         shift = x_T.flatten(1).mean(1).double().sigmoid().unsqueeze(1)
@@ -158,7 +243,7 @@ def test_the_sample_keeps_its_precision_and_half_is_computed_in_float32(dtype: t
     ends = []
     for state, prediction in ((x, raw), (x.float(), raw.float())):
         schedule.set_timesteps(5)
-        ends.append(schedule.step(prediction, 0, state))
+        ends.append(schedule.step(prediction, schedule.timesteps[0], state))
     assert ends[0].prev_sample.dtype == ends[0].pred_original_sample.dtype == dtype
     torch.testing.assert_close(ends[0].prev_sample, ends[1].prev_sample.to(dtype), rtol=1e-6, atol=1e-6)
 
@@ -169,9 +254,9 @@ def test_learned_variances_are_dropped_and_x0_is_clipped_when_asked() -> None:
     clipped = LearnedScheduler.from_grid("uniform", "ddim", CONFIG, clip_x0=True)
     for schedule in (plain, clipped):
         schedule.set_timesteps(3)
-    out = plain.step(raw, 0, X_T)
+    out = plain.step(raw, 999, X_T)
     assert out.prev_sample.shape == X_T.shape and float(out.pred_original_sample.abs().max()) > 1
-    assert float(clipped.step(raw, 0, X_T).pred_original_sample.abs().max()) == 1
+    assert float(clipped.step(raw, 999, X_T).pred_original_sample.abs().max()) == 1
     assert len(LearnedScheduler.from_config(CONFIG)) == 1000
 
 

@@ -138,7 +138,7 @@ def test_sigmas_of_flows_are_their_times(name: str, pipes: Any, tiny: Any) -> No
 def test_the_published_lists_of_diffusers(pipes: Any, tiny: Any) -> None:
     """Align Your Steps begins a hair above the table's largest sigma, which is meant."""
     pipe = pipes("sd")
-    attach(pipe, schedule := LearnedScheduler.from_grid("karras", "dpmpp-2m"))
+    schedule = attach(pipe, LearnedScheduler.from_grid("karras", "dpmpp-2m")).scheduler
     by_sigma = call_sd(pipe, ROWS, num_inference_steps=None, sigmas=AysSchedules["StableDiffusionSigmas"])
     times, _ = from_sigmas(AysSchedules["StableDiffusionSigmas"], schedule.noise, "ays")
     torch.testing.assert_close(schedule.timesteps, times[:-1].float())

@@ -28,7 +28,7 @@ from pipeline_cases import (
 from torch import Tensor
 
 from ts_adapt.assembly import build_solver
-from ts_adapt.denoisers.pipeline import noise_of
+from ts_adapt.denoisers.scheduler_config import noise_of
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.sampling import integrate
 from ts_adapt.schedulers.attach import attach, detach

@@ -62,7 +62,7 @@ def test_static_schedules_come_back_as_they_were(tmp_path: Path) -> None:
 def test_families_and_flows_come_back(tmp_path: Path) -> None:
     LearnedScheduler.from_grid("karras", solver="unipc").save_pretrained(tmp_path / "f")
     loaded = LearnedScheduler.from_pretrained(tmp_path / "f")
-    assert loaded.known_noise is None and loaded.source.name == "karras"
+    assert loaded.known_noise is None and loaded.source.family == "karras"
     LearnedScheduler.from_config(FlowMatchEulerDiscreteScheduler().config).save_pretrained(tmp_path / "g")
     assert LearnedScheduler.from_pretrained(tmp_path / "g").prediction == "velocity"
 
@@ -87,14 +87,14 @@ def test_predictors_come_back_with_their_weights(kind: Any, tiny: Any, tmp_path:
         assert loaded.source.learned == tuple(n for n, _ in steps)
         assert loaded.config["learned_for"] == about
         for n, predictor in steps:
-            read = loaded.source.given[n]
+            read = loaded.source.predictors[n]
             assert not read.training and type(read) is kind
             for name, value in predictor.state_dict().items():
                 assert torch.equal(value, read.state_dict()[name]), name
     again = tiny.predictor(kind, NOISE, SHAPE, 4).requires_grad_(False)
     again.encoder.bias.add_(1)
     LearnedScheduler.from_predictors(again, "unipc-3", CONFIG).save_pretrained(folder)  # over the two of before
-    read = LearnedScheduler.from_pretrained(folder).source.given[4]
+    read = LearnedScheduler.from_pretrained(folder).source.predictors[4]
     assert torch.equal(read.encoder.bias, again.encoder.bias)
     with pytest.raises(TsAdaptError, match=r"the weights of the predictors for \(4, 6\) are not here"):
         LearnedScheduler.from_config(loaded.config).save_pretrained(tmp_path / "without")

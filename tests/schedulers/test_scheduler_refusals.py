@@ -74,18 +74,19 @@ def test_a_run_is_used_as_it_should_be() -> None:
         with pytest.raises(TsAdaptError, match=r"was called before set_timesteps\(num_inference_steps\)"):
             method()
     schedule.set_timesteps(5)
-    schedule.step(X_T, 0, X_T)
+    t = schedule.timesteps
+    schedule.step(X_T, t[0], X_T)
     with pytest.raises(TsAdaptError, match="began with 3 samples and step 1 has 2"):
-        schedule.step(X_T[:2], 0, X_T[:2])
+        schedule.step(X_T[:2], t[1], X_T[:2])
     with pytest.raises(TsAdaptError, match="the run has begun"):
         schedule.set_begin_index(3)
-    for _ in range(4):
-        schedule.step(X_T, 0, X_T)
-    for method in (lambda: schedule.step(X_T, 0, X_T), lambda: schedule.network_timesteps(X_T)):
+    for later in t[1:]:
+        schedule.step(X_T, later, X_T)
+    for method in (lambda: schedule.step(X_T, t[0], X_T), lambda: schedule.network_timesteps(X_T)):
         with pytest.raises(TsAdaptError, match=r"steps are done; call set_timesteps\(\)"):
             method()
     schedule.set_timesteps(5)
-    schedule.step(X_T[:2], 0, X_T[:2])  # another batch, another run
+    schedule.step(X_T[:2], t[0], X_T[:2])  # another batch, another run
     assert (schedule.step_index, schedule.begin_index) == (1, 0)
     with pytest.raises(TsAdaptError, match="place 5 of 5 steps"):
         schedule.set_timesteps(5)
@@ -110,11 +111,12 @@ def test_an_answer_of_another_shape_than_the_sample(raw: tuple[int, ...], x: tup
     """Torch would broadcast some of them, silently."""
     schedule = LearnedScheduler.from_grid(grid(), "unipc-2", CONFIG)
     schedule.set_timesteps(5)
+    t = schedule.timesteps
     with pytest.raises(TsAdaptError, match=r"answered with shape .* to a sample of shape"):
-        schedule.step(torch.zeros(raw), 0, X_T)
-    schedule.step(X_T, 0, X_T)
+        schedule.step(torch.zeros(raw), t[0], X_T)
+    schedule.step(X_T, t[0], X_T)
     with pytest.raises(TsAdaptError, match=r"began with samples of shape \(1, 4, 4\) and step 1 has \(1, 8, 8\)"):
-        schedule.step(torch.zeros(3, 1, 8, 8), 0, torch.zeros(3, 1, 8, 8))
+        schedule.step(torch.zeros(3, 1, 8, 8), t[1], torch.zeros(3, 1, 8, 8))
 
 
 def test_a_first_step_with_another_batch_than_the_network_saw() -> None:
@@ -124,7 +126,7 @@ def test_a_first_step_with_another_batch_than_the_network_saw() -> None:
         schedule.set_timesteps(5)
         schedule.network_timesteps(torch.cat([X_T, X_T[:1]]))
         with pytest.raises(TsAdaptError, match=f"began with 4 samples and step 0 has {len(others)}"):
-            schedule.step(others, 0, others)
+            schedule.step(others, 999, others)
 
 
 def test_times_of_its_own_have_to_reach_the_network(tiny: Any) -> None:

@@ -133,10 +133,10 @@ def test_a_broken_off_run_does_not_reach_another_pipeline_of_the_same_network(ti
     nominal = recursive.source.plan(4, recursive.noise).times
     attach(other, LearnedScheduler.from_grid(nominal, "unipc-3", pipe.scheduler.config))
     expected = images(other)
-    attach(pipe, recursive)
+    recursive = attach(pipe, recursive).scheduler
     recursive.set_timesteps(4)
-    x = torch.randn(2, *SHAPE)
-    x = recursive.step(pipe.unet(x, recursive.timesteps[0]).sample, 0, x).prev_sample
+    x, first = torch.randn(2, *SHAPE), recursive.timesteps[0]
+    x = recursive.step(pipe.unet(x, first).sample, first, x).prev_sample
     pipe.unet(x, recursive.timesteps[1])
     assert torch.equal(images(other), expected)
 

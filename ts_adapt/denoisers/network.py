@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ts_adapt.interfaces import Condition, NoiseSchedule, StepAware, TsAdaptError, as_node_times
-from ts_adapt.noise import RectifiedFlow
 from ts_adapt.numerics import each_tensor, scale
 from ts_adapt.parameterization import PARAMETERIZATIONS, to_x0
 
@@ -46,8 +45,8 @@ class NetworkDenoiser:
     noise       the noise schedule it was trained with
     prediction  what it predicts: "epsilon", "sample", "v" or "velocity"
     shape       of a sample without the batch; None: read from `network.config` (in_channels, sample_size)
-    time_scale  the network's timestep for t = 1; None: 1000 for RectifiedFlow, 1 otherwise (beta tables, whose t is
-                the timestep)
+    time_scale  the network's timestep for t = 1; None: the noise schedule's (1000 for RectifiedFlow, 1 for beta tables,
+                whose t is the timestep)
     clip_x0     clamp x0 to [-1, 1]; off by default, as few-step solvers and gradients are better without
     decoder     from the space of the diffusion to images in [-1, 1]; None: the identity
     null_condition  the condition that stands for "none", where the model has one: what `Guided` needs
@@ -84,7 +83,7 @@ class NetworkDenoiser:
         self.prediction = prediction
         self.call = call if call is not None else calling_convention(network)
         self.shape = tuple(shape) if shape is not None else _configured_shape(network, self.call)
-        self.time_scale = time_scale if time_scale is not None else 1000.0 if isinstance(noise, RectifiedFlow) else 1.0
+        self.time_scale = noise.time_scale if time_scale is None else time_scale
         self.clip_x0 = clip_x0
         self.decoder = decoder
         self.encode = encode

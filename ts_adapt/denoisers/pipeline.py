@@ -8,16 +8,16 @@ The scheduler lends its config and nothing else: grids and solvers are ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import NetworkDenoiser
-from ts_adapt.interfaces import Condition, NoiseSchedule, TsAdaptError
-from ts_adapt.noise import BetaTable, RectifiedFlow
-from ts_adapt.parameterization import PARAMETERIZATIONS, PREDICTION_TYPES
+from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
+from ts_adapt.interfaces import Condition, TsAdaptError
+from ts_adapt.parameterization import PREDICTION_TYPES
 from ts_adapt.prompts import token_count, trimmed
 
 PIPELINES: dict[str, tuple[str, str | None]] = {
@@ -53,8 +53,8 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
     decoder = None
     if decoder_name is not None:
         decoder = LatentDecoder(getattr(pipe, decoder_name)).eval().requires_grad_(False)
-    config = scheduler_config(pipe)
-    noise, configured = noise_of(config, config["_class_name"])
+    config = scheduler_config(pipe.scheduler)
+    noise, predicted = noise_of(config, prediction=prediction)
     if prediction is not None:
         config["prediction_type"] = next((k for k, v in PREDICTION_TYPES.items() if v == prediction), prediction)
     null: Condition | None = None
@@ -68,34 +68,9 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
             return encode_prompts(pipe, prompts)[0]
 
     return NetworkDenoiser(
-        network, noise, prediction or configured, clip_x0=clip_x0, decoder=decoder, null_condition=null, encode=encode,
+        network, noise, predicted, clip_x0=clip_x0, decoder=decoder, null_condition=null, encode=encode,
         scheduler_config=config,
     )  # fmt: skip
-
-
-def scheduler_config(pipe: Any) -> dict[str, Any]:
-    """The config of the pipeline's scheduler, with the name of its class, which a flow may be known by."""
-    return {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
-
-
-def noise_of(config: Mapping[str, Any], name: str = "the scheduler") -> tuple[NoiseSchedule, str]:
-    """The noise schedule and the prediction (in the words of `parameterization`) that a scheduler's config stands for.
-
-    A rectified flow is known by the name of the scheduler's class, by its prediction type, or by a `shift` without
-    betas. Raises TsAdaptError for a config without betas that is no flow, and for an unknown `prediction_type`.
-    """
-    without_betas = "beta_schedule" not in config and config.get("trained_betas") is None
-    flow = "FlowMatch" in name or config.get("prediction_type") == "flow_prediction"
-    if flow or (without_betas and "shift" in config):
-        return RectifiedFlow(), "velocity"
-    if without_betas:
-        raise TsAdaptError(f"the config of {name} has no betas and is no rectified flow; its noise schedule is unknown")
-    kind = config.get("prediction_type", "epsilon")
-    if kind not in PREDICTION_TYPES:
-        raise TsAdaptError(
-            f"prediction_type {kind!r} of {name} is not known; pass prediction= one of {', '.join(PARAMETERIZATIONS)}"
-        )
-    return BetaTable.from_config(config), PREDICTION_TYPES[kind]
 
 
 class LatentDecoder(nn.Module):

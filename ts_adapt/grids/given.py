@@ -2,7 +2,7 @@
 
     sigmas      s_0 > .. > s_N            t_i = t(lambda = -log s_i): k-diffusion's and EDM's sigma_t / alpha_t;
                                           t_i = s_i for a rectified flow
-    timesteps   tau_0 > .. > tau_{N-1}    t_i = tau_i / scale, with scale the network's timestep for t = 1
+    timesteps   tau_0 > .. > tau_{N-1}    t_i = tau_i / time_scale
 
 Ends. The programs denoise fully in their last step, to sigma 0, where a noise schedule may end at a small sigma: t_min
 stands for a 0 that it cannot reach, and timesteps, which name evaluations only, end there. A first sigma that is
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ts_adapt.grids.published import RANGE_TOLERANCE
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
-from ts_adapt.noise import RectifiedFlow
 from ts_adapt.numerics import validate_times
 
 CLIPPED_SIGMA = math.sqrt((1 - 4.8973451890853435e-08) / 4.8973451890853435e-08)
@@ -37,9 +36,7 @@ def from_sigmas(given: Sequence[float], noise: NoiseSchedule, what: str) -> tupl
     moved to it. Raises TsAdaptError, naming `what`, for anything but N + 1 falling numbers within the range.
     """
     sigmas, remarks = _falling(given, what, "sigma"), list[str]()
-    flow = isinstance(noise, RectifiedFlow)
-    ends = torch.tensor([noise.t_max, noise.t_min], dtype=torch.float64)
-    high, low = (ends if flow else torch.exp(-noise.log_snr(ends))).tolist()
+    high, low = noise.program_sigma(torch.tensor([noise.t_max, noise.t_min], dtype=torch.float64)).tolist()
     if sigmas[-1] < 0:
         raise TsAdaptError(f"{what} holds the sigma {sigmas[-1]:.6g}; sigmas are not negative")
     if math.isinf(high) and sigmas[0] >= CLIPPED_SIGMA * (1 - ROUNDING):
@@ -62,8 +59,7 @@ def from_sigmas(given: Sequence[float], noise: NoiseSchedule, what: str) -> tupl
         if beyond >= -ROUNDING:
             sigmas[place] = end
     remarks += _own_ends("sigma", sigmas[0], sigmas[-1], high, low)
-    values = torch.tensor(sigmas, dtype=torch.float64)
-    times = (values if flow else noise.time(-torch.log(values))).tolist()
+    times = noise.time_of_program_sigma(torch.tensor(sigmas, dtype=torch.float64)).tolist()
     if sigmas[0] == high:
         times[0] = noise.t_max
     if sigmas[-1] == low:
@@ -71,15 +67,13 @@ def from_sigmas(given: Sequence[float], noise: NoiseSchedule, what: str) -> tupl
     return validate_times(torch.tensor(times, dtype=torch.float64), noise, what=what), remarks
 
 
-def from_timesteps(
-    given: Sequence[float], noise: NoiseSchedule, what: str, *, scale: float = 1.0
-) -> tuple[Tensor, list[str]]:
+def from_timesteps(given: Sequence[float], noise: NoiseSchedule, what: str) -> tuple[Tensor, list[str]]:
     """The times `(N+1,)`, float64, of N timesteps, or of N + 1 whose last is that of t_min, and remarks.
 
     Raises TsAdaptError, naming `what`, for anything but falling timesteps within the range of `noise`.
     """
     times, remarks = _falling(given, what, "timestep"), list[str]()
-    high, low = noise.t_max * scale, noise.t_min * scale
+    high, low = noise.t_max * noise.time_scale, noise.t_min * noise.time_scale
     if times[0] > high or times[-1] < low:
         wrong = times[0] if times[0] > high else times[-1]
         raise TsAdaptError(
@@ -89,7 +83,7 @@ def from_timesteps(
         times.append(low)
         remarks.append(f"{len(times) - 1} timesteps are {len(times) - 1} steps: the end, {low:.4g}, is added")
     remarks += _own_ends("timestep", times[0], times[-1], high, low)
-    return validate_times(torch.tensor(times, dtype=torch.float64) / scale, noise, what=what), remarks
+    return validate_times(torch.tensor(times, dtype=torch.float64) / noise.time_scale, noise, what=what), remarks
 
 
 def _falling(given: Sequence[float], what: str, kind: str) -> list[float]:

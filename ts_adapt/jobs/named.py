@@ -21,7 +21,7 @@ LEARNED_FOR = ("model", "method", "teacher", "distance", "seed")
 
 def find_scheduler(shelf: Shelf, name: str, *, alone: bool) -> Found:
     """What a shelf gives for the name of a schedule for diffusers; unless `alone`, one for another noise is refused."""
-    from ts_adapt.schedulers.noise_config import differences
+    from ts_adapt.denoisers.scheduler_config import differences
     from ts_adapt.schedulers.scheduler import LearnedScheduler
 
     schedule = LearnedScheduler.from_pretrained(zoo.schedules().get(name, name))

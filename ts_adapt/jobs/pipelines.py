@@ -22,7 +22,7 @@ from torch import Tensor
 from ts_adapt.assembly import device_and_dtype, prepare
 from ts_adapt.config import Config, Workspace
 from ts_adapt.denoisers.load import image_to_image, load_pipeline, starts_from_image
-from ts_adapt.denoisers.pipeline import noise_of, scheduler_config
+from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
 from ts_adapt.jobs.images import check_request, write_images
 from ts_adapt.jobs.named import find_scheduler, make_scheduler
@@ -89,8 +89,7 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
     arguments = _arguments(pipe, request, image)
     found = resolve(request.schedule, _OfPipeline(pipe, config))
     name, steps, others = found.choose(request.solver, request.steps, config)
-    schedule = make_scheduler(found, name, [steps], scheduler_config(pipe))
-    attach(pipe, schedule)
+    schedule = attach(pipe, make_scheduler(found, name, [steps], scheduler_config(pipe.scheduler))).scheduler
     schedule.set_timesteps(steps)
     pipe.set_progress_bar_config(disable=True)
     _refuse_noise_without_generators(pipe, schedule)
@@ -189,8 +188,7 @@ class _OfPipeline(Shelf):
 
     @property
     def noise(self) -> NoiseSchedule:
-        config = scheduler_config(self.pipe)
-        return noise_of(config, config["_class_name"])[0]
+        return noise_of(scheduler_config(self.pipe.scheduler))[0]
 
 
 def _refuse_noise_without_generators(pipe: Any, schedule: LearnedScheduler) -> None:

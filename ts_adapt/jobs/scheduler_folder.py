@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from ts_adapt.config import Config
-from ts_adapt.denoisers.pipeline import noise_of
+from ts_adapt.denoisers.scheduler_config import differences, noise_of
 from ts_adapt.files import make_folder, read_bytes, read_json, write_bytes
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.named import make_scheduler
 from ts_adapt.jobs.session import Session
-from ts_adapt.schedulers.noise_config import differences
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedules.name import FIXED, PREDICTOR, SHARED, parse
 from ts_adapt.schedules.resolve import SCHEDULER_CONFIG as CONFIG
@@ -67,7 +66,7 @@ def _scheduler_config(session: Session) -> Mapping[str, Any]:
             f"the model {name!r} is in no pipeline of diffusers, and a schedule for diffusers takes the betas and the "
             "prediction type of one; choose another model, or another --format"
         )
-    found = differences((session.noise, session.denoiser.prediction), noise_of(config, config["_class_name"]))  # type: ignore[attr-defined]
+    found = differences((session.noise, session.denoiser.prediction), noise_of(config))  # type: ignore[attr-defined]
     if found:
         raise TsAdaptError(f"no scheduler of diffusers has this noise and prediction; {name!r} differs in {found[0]}")
     return dict(config)

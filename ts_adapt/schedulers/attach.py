@@ -1,7 +1,7 @@
 """Two lines put a learned schedule into a pipeline of diffusers, one takes it out again.
 
-    attach(pipe, schedule)      pipe.scheduler = schedule; a pre-hook on the network tells it each sample's time, ahead
-                                of all others that listen for it there
+    attach(pipe, schedule)      pipe.scheduler = a copy of the schedule; a pre-hook on the network tells it each
+                                sample's time, ahead of all others that listen for it there
     detach(pipe)                the former scheduler, the very object; no hook is left
 
 What a pipeline cannot do is refused when attaching, with the reason. A schedule whose times all samples share needs
@@ -18,12 +18,10 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ts_adapt.denoisers.pipeline import noise_of
+from ts_adapt.denoisers.scheduler_config import differences, noise_of, scheduler_config
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.schedulers.hook import TimeHook, argument_names
-from ts_adapt.schedulers.noise_config import differences
 from ts_adapt.schedulers.scheduler import LearnedScheduler
-from ts_adapt.schedulers.sources import Predictors
 
 NETWORKS = ("unet", "transformer")
 _MARK = "_ts_adapt_attachment"
@@ -38,14 +36,15 @@ class Attachment:
 
 
 def attach(pipe: Any, schedule: LearnedScheduler, *, strict: bool = True) -> Any:
-    """Let `pipe` sample on `schedule`, and return it. A schedule attached before is replaced.
+    """Let `pipe` sample on a copy of `schedule`, and return the pipeline. A schedule attached before is replaced.
 
     strict  refuse a schedule learned for another prediction type or beta table than the pipeline's. False: keep its
-            times, and take the pipeline's prediction type and betas (the schedule itself is changed)
+            times, and take the pipeline's prediction type and betas
 
-    A fixed family of grids made without a config takes over the pipeline's. A pipeline that is saved with a schedule
-    attached loads with it as its scheduler, but without the hook: attach(pipe, pipe.scheduler). DDIMPipeline turns any
-    scheduler it is built with into DDIM's; load the schedule by itself for that one.
+    The schedule itself stays as it is, for other pipelines too; `pipe.scheduler` is the copy that runs. A fixed family
+    of grids made without a config takes over the pipeline's. A pipeline that is saved with a schedule attached loads
+    with it as its scheduler, but without the hook: attach(pipe, pipe.scheduler). DDIMPipeline turns any scheduler it is
+    built with into DDIM's; load the schedule by itself for that one.
 
     Raises TsAdaptError, and leaves the pipeline as it was, for what cannot be supported.
     """
@@ -63,20 +62,20 @@ def attach(pipe: Any, schedule: LearnedScheduler, *, strict: bool = True) -> Any
             f"the scheduler that {type(pipe).__name__} was built with knows no noise schedule; build the pipeline with "
             "one that has betas, or make that one by from_grid(..., config=...)"
         )
-    theirs = noise_of(former.config, type(former).__name__)
+    config = scheduler_config(former)
+    theirs = noise_of(config)
     found = [] if schedule.known_noise is None else differences(schedule.known_noise, theirs)
     if found and strict:
         raise TsAdaptError(
             f"the schedule was learned for another model than this pipeline's; they differ in {' and '.join(found)}: "
             "take a schedule learned for this one, or strict=False to keep the times"
         )
-    if found or schedule.known_noise is None:
-        schedule.adopt(former.config)
+    own = schedule.copy_for(config if found or schedule.known_noise is None else None)
     if attached is not None:
         detach(pipe)
-    hook = TimeHook(pipe, schedule, network)
+    hook = TimeHook(pipe, own, network)
     handle = network.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
-    pipe.scheduler = schedule
+    pipe.scheduler = own
     setattr(pipe, _MARK, Attachment(former, handle))
     return pipe
 
@@ -135,13 +134,12 @@ def _refuse_what_the_pipeline_cannot(pipe: Any, network: nn.Module, schedule: Le
             f"{name} blends the known part of the image in at the loop's times, not at each image's; attach a schedule "
             "whose times all images share"
         )
-    if isinstance(source, Predictors):
-        channels = getattr(getattr(network, "config", None), "in_channels", None)
-        patches = 4 if "img_ids" in argument_names(network) else 1
-        for steps, predictor in source.given.items():
-            learned = predictor.options["shape"][0]
-            if channels is not None and channels != patches * learned:
-                raise TsAdaptError(
-                    f"the predictor for {steps} steps looks at {learned} channels, the network of {name} at "
-                    f"{channels // patches}; learn one for this pipeline"
-                )
+    channels = getattr(getattr(network, "config", None), "in_channels", None)
+    patches = 4 if "img_ids" in argument_names(network) else 1
+    for steps, predictor in source.predictors.items():
+        learned = predictor.options["shape"][0]
+        if channels is not None and channels != patches * learned:
+            raise TsAdaptError(
+                f"the predictor for {steps} steps looks at {learned} channels, the network of {name} at "
+                f"{channels // patches}; learn one for this pipeline"
+            )

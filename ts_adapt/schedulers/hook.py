@@ -3,8 +3,9 @@
     rows    of the network's batch: the samples, twice under classifier-free guidance: [x, x]
     tau     (rows,) from the run; divided by 1000 where the pipeline divides its timestep
 
-A call is one of the loop's if its timestep is the loop's next one, as such or divided by 1000, to the precision of the
-call; any other use of the network is left alone. Timesteps that a pipeline has rounded to its own precision are
+A call is one of the loop's if its timestep is the loop's next one (before the first step any of it, unless it is known
+where the run begins), as such or divided by 1000, to the precision of the call; any other use of the network is left
+alone. Timesteps that a pipeline has rounded to its own precision are
 replaced by those in float32. Pipelines may share a network, in one thread or in several: a call belongs to the run that
 its thread began last. Cachers and the like on the network are told the run's step before each of its calls.
 """
@@ -40,7 +41,7 @@ class TimeHook:
         self.names = argument_names(network)
         self.place = self.names.index("timestep")
         self.null_class = getattr(getattr(network, "config", None), "num_embeds_ada_norm", None)
-        self._begun: tuple[int, int] | None = None
+        self._begun: tuple[int, int, int] | None = None
 
     @property
     def run(self) -> Run | None:
@@ -61,9 +62,10 @@ class TimeHook:
             return None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         x = given[self.names[0]]
-        divisor = _divisor(timestep, x, run)
-        if divisor is None:
+        found = run.find(timestep, x, DIVISORS)
+        if found is None or (found[0] != run.place and not run.plan.inside):
             return None
+        run.begin_at(found[0])
         if parts:
             self._tell_step(parts, run, x, given)
         if not to_tell:
@@ -71,7 +73,7 @@ class TimeHook:
         if run.node is None:
             shown = self._shown(x, given)
             run.start(shown, self._copies(run, shown) if run.plan.own_times else 1)
-        tau = run.tell(x.shape[0]).to(x.device) / divisor
+        tau = run.tell(x.shape[0]).to(x.device) / found[1]
         if self.place < len(args):
             return (*args[: self.place], tau, *args[self.place + 1 :]), kwargs
         return args, {**kwargs, "timestep": tau}
@@ -100,8 +102,8 @@ class TimeHook:
     def _tell_step(self, parts: tuple[StepAware, ...], run: Run, x: Tensor, given: dict[str, Any]) -> None:
         """Tell `parts` where the run is; they begin anew should the first step have shown another batch."""
         batch = run.batch or x.shape[0] // self._copies(run, self._shown(x, given))
-        if self._begun != (run.number, batch):
-            self._begun, run.step_aware = (run.number, batch), parts
+        if self._begun != (run.number, run.begin, batch):
+            self._begun, run.step_aware = (run.number, run.begin, batch), parts
             for part in parts:
                 part.begin(run.steps, batch)
         for part in parts:
@@ -119,22 +121,6 @@ def argument_names(network: nn.Module) -> list[str]:
     """The names of the arguments of the network's forward: the state's, then the others."""
     forward: Any = type(getattr(network, "_orig_mod", network)).forward  # type: ignore[attr-defined]
     return list(inspect.signature(forward).parameters)[1:]
-
-
-def _divisor(timestep: Any, x: Tensor, run: Run) -> int | None:
-    """What the pipeline has divided the loop's timestep by; None where it is another timestep.
-
-    A timestep may have been rounded twice to the precision of `x` or of its own, or cut to a whole number.
-    """
-    nominal = float(run.plan.times[run.place]) * run.time_scale
-    if isinstance(timestep, Tensor):
-        value, dtype = float(timestep.flatten()[0]), timestep.dtype
-    else:
-        value, dtype = float(timestep), torch.float32
-    slack = 1.0
-    if dtype.is_floating_point:
-        slack = 2 * abs(nominal) * max(torch.finfo(kind).eps for kind in (dtype, x.dtype, torch.float32))
-    return next((divisor for divisor in DIVISORS if abs(value * divisor - nominal) <= slack), None)
 
 
 @dataclass(frozen=True)

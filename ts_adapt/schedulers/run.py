@@ -3,20 +3,23 @@
     integrate                                   a pipeline's loop
     node = policy.init(x_T)                     start(x_T)          where the first call of the network shows x_T
     raw  = network(x_t, tau_node)               tell() -> tau       the network is called by the pipeline
-    x0   = x0_from_raw(raw, x_t, node)          step(raw, x_t)
+    x0   = x0_from_raw(raw, x_t, node)          step(raw, t, x_t)
     advance(policy, solver, x_t, x0, node)      ... -> x_s
 
 tau is the network's timestep, time_scale * model_time, one for each row of its batch. Rows are samples, or copies of
 them: [x, x] under classifier-free guidance. How many copies there are is a guess at the first call, where two samples
 may have begun from the same noise; the first step knows, as it is given the samples once. States are taken in float32
 at least.
+
+The place of a call in the loop follows from its timestep t. A run begins where `set_begin_index` said, else at the
+place of the first step's timestep, as in diffusers; from there on the places follow one another.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,44 +27,12 @@ import torch
 from torch import Tensor
 
 from ts_adapt.denoisers.network import x0_from_raw
-from ts_adapt.interfaces import Condition, Node, NoiseSchedule, Solver, StepAware, StepPolicy, TsAdaptError
+from ts_adapt.interfaces import Condition, Node, Solver, StepAware, StepPolicy, TsAdaptError
 from ts_adapt.sampling import advance
-from ts_adapt.schedulers.plans import Plan
+from ts_adapt.schedulers.plan import Plan
 
 View = Callable[[Tensor], Tensor]
 _numbers = itertools.count()
-
-
-class OnGrid:
-    """`noise`, with its values at `times` `(n,)` computed once, together, and then looked up.
-
-    Times that are not among them, differentiable ones and those of a whole batch go to `noise`.
-    """
-
-    def __init__(self, noise: NoiseSchedule, times: Tensor) -> None:
-        self.noise, self.t_min, self.t_max = noise, noise.t_min, noise.t_max
-        places = (noise.alpha(times), noise.sigma(times), noise.log_snr(times))
-        self._places = dict(zip(times.tolist(), zip(*(values.unbind() for values in places), strict=True), strict=True))
-
-    def _at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        if t.ndim or t.requires_grad or not t.is_cpu:
-            return None
-        return self._places.get(float(t))
-
-    def alpha(self, t: Tensor) -> Tensor:
-        known = self._at(t)
-        return self.noise.alpha(t) if known is None else known[0]
-
-    def sigma(self, t: Tensor) -> Tensor:
-        known = self._at(t)
-        return self.noise.sigma(t) if known is None else known[1]
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        known = self._at(t)
-        return self.noise.log_snr(t) if known is None else known[2]
-
-    def time(self, log_snr: Tensor) -> Tensor:
-        return self.noise.time(log_snr)
 
 
 @dataclass(frozen=True)
@@ -114,33 +85,35 @@ class Seen:
 
 
 class Run:
-    """The state of one run along `plan`, which begins at place `begin` of its nominal times.
+    """The state of one run along `plan`.
 
+    timesteps                      the nominal times as the loop is given them `(N,)`, float32, in the network's unit
     solver, prediction, clip_x0    as in `NetworkDenoiser` and `integrate`
-    time_scale                     the network's timestep for t = 1
+    begin                          the place of the nominal times where it begins; None: that of the first step
     number, thread                 the later of two runs has the greater number; the thread that began it
     batch                          the number of samples; None: no step has told it yet
     step_aware                     parts of the network that were told that the run began; they are told when it is over
     """
 
     def __init__(
-        self, plan: Plan, solver: Solver, prediction: str, time_scale: float, begin: int = 0, clip_x0: bool = False
+        self, plan: Plan, timesteps: Tensor, solver: Solver, prediction: str, begin: int | None, clip_x0: bool
     ) -> None:
-        self.plan, self.solver, self.noise, self.prediction = plan, solver, solver.noise_schedule, prediction
-        self.time_scale, self.begin, self.clip_x0 = time_scale, begin, clip_x0
+        self.plan, self.timesteps, self.solver, self.prediction = plan, timesteps, solver, prediction
+        self.noise, self.clip_x0 = solver.noise_schedule, clip_x0
         self.number, self.thread = next(_numbers), threading.get_ident()
-        self.steps = plan.steps - begin
+        self.begin, self._begin_is_known = begin or 0, begin is not None
         self.done = 0
         self.batch: int | None = None
-        self._form: tuple[int, ...] = ()
-        self._shape: tuple[int, ...] = ()
         self.node: Node | None = None
         self.step_aware: tuple[StepAware, ...] = ()
+        self._nominal: list[float] = timesteps.tolist()
+        self._form: tuple[int, ...] = ()
+        self._shape: tuple[int, ...] = ()
         self._policy: StepPolicy | None = None
         self._shown: Shown | None = None
         self._copies = self._kept = 1
         self._told: Tensor | None = None
-        self._told_at = -1
+        self._told_at: int | None = None
         self._policy_state: Any = None
         self._memory: Any = None
 
@@ -150,8 +123,39 @@ class Run:
         return self.begin + self.done
 
     @property
+    def steps(self) -> int:
+        return self.plan.steps - self.begin
+
+    @property
     def finished(self) -> bool:
         return self.done == self.steps
+
+    def find(self, timestep: Any, x: Tensor, divisors: Sequence[int] = (1,)) -> tuple[int, int] | None:
+        """The place in the loop that a call with `timestep` is for, and what that was divided by; None: for none.
+
+        An element of `timesteps` is known by where it lies, without waiting for the device. Other timesteps may have
+        been rounded twice, to their own precision and that of `x`, or cut to a whole number.
+        """
+        places = [self.place] if self._begin_is_known else range(len(self._nominal))
+        own = self.timesteps.untyped_storage().data_ptr()
+        if isinstance(timestep, Tensor) and timestep.untyped_storage().data_ptr() == own:
+            place = int(timestep.storage_offset()) - int(self.timesteps.storage_offset())
+            return (place, 1) if place in places else None
+        given = torch.as_tensor(timestep).flatten()[0]
+        value, slack = float(given), None
+        if given.is_floating_point():
+            slack = 2 * max(torch.finfo(kind).eps for kind in (given.dtype, x.dtype, torch.float32))
+        found = []
+        for place, divisor in itertools.product(places, divisors):
+            off = abs(value * divisor - self._nominal[place])
+            if off <= (1.0 if slack is None else slack * abs(self._nominal[place])):
+                found.append((off, place, divisor))
+        return min(found)[1:] if found else None
+
+    def begin_at(self, place: int) -> None:
+        """Let a run of which no step is done begin at `place`."""
+        if place != self.place:
+            self.begin, self.node, self._shown, self._told = place, None, None, None
 
     def start(self, shown: Shown, copies: int = 1) -> None:
         """Resolve the first node for what the run begins with, of which the network sees `copies` of each sample."""
@@ -182,7 +186,7 @@ class Run:
         if self.node is None:
             raise TsAdaptError("the run has not started: no starting noise was seen")
         time = self.node.t if self.node.model_time is None else self.node.model_time
-        tau = (time * self.time_scale).to(torch.float32)
+        tau = (time * self.noise.time_scale).to(torch.float32)
         if tau.ndim and rows % len(tau):
             raise TsAdaptError(
                 f"the run began with {len(tau)} samples and the network is called with {rows}; keep the batch, or call "
@@ -191,20 +195,42 @@ class Run:
         told = tau.repeat(rows // len(tau)) if tau.ndim else tau.expand(rows)
         if self._told is None:
             self._told = told
-        self._told_at = self.done
+        self._told_at = self.place
         return told
 
-    def step(self, raw: Tensor, x_t: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    def arrive(self, timestep: Any, x: Tensor) -> None:
+        """Take `timestep` for that of the next step, on `x`; TsAdaptError if it is another."""
+        if self.finished:
+            raise TsAdaptError(f"all {self.steps} steps are done; call set_timesteps() before the next run")
+        try:
+            found = self.find(timestep, x)
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise TsAdaptError(f"step() takes one of the timesteps; got {type(timestep).__name__} ({error})") from error
+        if found is None:
+            raise TsAdaptError(
+                f"the timestep {float(torch.as_tensor(timestep).flatten()[0]):g} is not the next of the run, which is "
+                f"{self._nominal[self.place]:g} at place {self.place} of {self.plan.steps}; hand step() the timesteps "
+                "in their order, and call set_timesteps() for a new run"
+            )
+        if found[0] and not self._begin_is_known and not self.plan.inside:
+            raise cannot_begin_inside()
+        self.begin_at(found[0])
+
+    def step(self, raw: Tensor, timestep: Any, x_t: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """x_s and x0 `(rows, ...)` from what the network said.
 
         A pipeline that keeps both halves of classifier-free guidance gives the samples twice, and gets them twice.
         """
-        if self.finished:
-            raise TsAdaptError(f"all {self.steps} steps are done; call set_timesteps() before the next run")
-        if self.plan.told and self._told_at != self.done:
+        self.arrive(timestep, x_t)
+        if self.plan.told and self._told_at is None:
             raise TsAdaptError(
                 "this schedule has other times than the loop's timesteps and the network was not told them: use "
                 "ts_adapt.attach(pipe, schedule), or scheduler.network_timesteps(sample) in a loop of your own"
+            )
+        if self._told_at not in (None, self.place):
+            raise TsAdaptError(
+                f"the network was told the time of place {self._told_at} of the run and the step is that of place "
+                f"{self.place}: call scheduler.network_timesteps(sample, timestep=t) with the t of the step"
             )
         if raw.shape != x_t.shape:
             _check_answer(raw, x_t)
@@ -222,8 +248,8 @@ class Run:
         x_s, self.node, self._policy_state, self._memory = advance(
             policy, self.solver, x, x0, node, self._policy_state, self._memory, noise
         )
-        self.done += 1
-        if self.done == self.steps:
+        self.done, self._begin_is_known, self._told_at = self.done + 1, True, None
+        if self.finished:
             for part in self.step_aware:
                 part.end()
         if copies > 1:
@@ -272,6 +298,13 @@ class Run:
             f"the run began with {began or self.batch} samples and step {self.done} has {rows}; keep the batch, or "
             "call set_timesteps() for a new one"
         )
+
+
+def cannot_begin_inside() -> TsAdaptError:
+    return TsAdaptError(
+        "this schedule is found from the pure noise at the start and cannot begin inside, as img2img does; use a "
+        "static or a recursive one, or strength=1"
+    )
 
 
 def _check_answer(raw: Tensor, x_t: Tensor) -> None:

@@ -4,13 +4,14 @@
     x_s = Solver.update(x_t, x0, node, next node)              the same solvers as `sampling.integrate`
 
 `timesteps` are the nominal times of a pipeline's loop: real numbers in the network's unit, neither rounded nor shifted.
-Where samples have times of their own, or the network is to be told others, `attach` sees to it; `step` goes by its
-own index and never by the timestep it is given. Nothing is clipped unless `clip_x0` says so, whatever the `clip_sample`
-of the pipeline's former scheduler.
+Where samples have times of their own, or the network is to be told others, `attach` sees to it; of the timestep that
+`step` is given only the place in the run is taken. Nothing is clipped unless `clip_x0` says so, whatever the
+`clip_sample` of the pipeline's former scheduler.
 """
 
 from __future__ import annotations
 
+import copy
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -25,14 +26,23 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ts_adapt.assembly import build_solver, solver_name
-from ts_adapt.interfaces import MAX_STEPS, Condition, Solver, TsAdaptError
-from ts_adapt.noise import RectifiedFlow
+from ts_adapt.denoisers.scheduler_config import UNKNOWN, Noise, differences, is_known, noise_config, noise_of
+from ts_adapt.interfaces import (
+    MAX_STEPS,
+    Condition,
+    NoiseSchedule,
+    Solver,
+    StepPolicy,
+    TimeGrid,
+    TsAdaptError,
+    as_node_times,
+)
+from ts_adapt.noise import OnGrid, RectifiedFlow
+from ts_adapt.numerics import combine, validate_grid
 from ts_adapt.schedulers import storage
-from ts_adapt.schedulers.building import Constructors
-from ts_adapt.schedulers.noise_config import NoiseOfConfig, differences, noise_config, read_noise
-from ts_adapt.schedulers.plans import Plan, Predictor, given_plan, stands_for_number
-from ts_adapt.schedulers.run import OnGrid, Run, Shown
-from ts_adapt.schedulers.sources import Chosen, Predictors, Source, source_of
+from ts_adapt.schedulers.plan import Plan, Predictor, Source, given_plan, stands_for_number
+from ts_adapt.schedulers.run import Run, Shown, cannot_begin_inside
+from ts_adapt.schedules.file import LearnedGrid
 
 
 @dataclass
@@ -45,14 +55,15 @@ class LearnedSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Times that are fixed, learned, predicted from noise or while sampling, with a solver of one evaluation a step.
 
-    num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr, prediction_type
+    num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr, snr_shift_scale,
+    prediction_type
                 as in diffusers; prediction_type "flow_prediction" is a rectified flow, which has no betas.
                 beta_schedule None: those of the pipeline, when attached
     solver      a name that `assembly.build_solver` knows; Heun, with two evaluations a step, is refused
-    grid        a fixed family of grids, by a name that `assembly.build_grid` knows; "uniform" where nothing is given
+    grid        a fixed family of grids, by a name that `schedules.resolve.build_grid` knows; "uniform" where nothing is given
     grids       learned grids by their number of steps: {"5": {"times": [...], "model_times": ..., "output_scale": ...,
                 "coefficients": ...}}, in between interpolated in log-SNR
     predictors  the numbers of steps that predictors were learned for, [5, 10], or [[5, 10]] for one that serves both;
@@ -61,7 +72,8 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
     clip_x0     clamp x0 to [-1, 1]
 
     Most schedules are made by `from_grid`, `from_schedules`, `from_predictors`, `from_policy` or `from_pretrained`.
-    `from_config(pipe.scheduler.config, grid=..., solver=...)` takes over betas and prediction type.
+    There `config` is that of the pipeline's scheduler, the noise schedule and what the network predicts, and further
+    options are those above. `from_config(pipe.scheduler.config, grid=..., solver=...)` takes the config over likewise.
     """
 
     _compatibles = [*(kind.name for kind in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler"]  # noqa: RUF012
@@ -76,6 +88,7 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
         beta_schedule: str | None = "linear",
         trained_betas: Sequence[float] | None = None,
         rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float = 1.0,
         prediction_type: str = "epsilon",
         solver: str = "unipc-2",
         grid: str | None = None,
@@ -91,21 +104,88 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
                 f"clip_x0 is {clip_x0!r} and learned_for {learned_for!r}; expected true or false, and an object"
             )
         self.register_to_config(solver=solver_name(solver))
-        self._noise = read_noise(self.config)
-        self._refuse_stages()
-        self.source: Source = source_of(grid, grids, predictors, self._noise and self._noise[0])
+        self._noise = self._read_noise()
+        made = build_solver(self.config["solver"], self._noise[0] if self._noise else RectifiedFlow())
+        if made.evaluations_per_step != 1:
+            raise TsAdaptError(
+                f"{type(made).__name__} evaluates the network {made.evaluations_per_step} times a step, and a "
+                "pipeline's loop does so once; choose a solver of one evaluation, such as unipc-3 or dpmpp-2m"
+            )
+        self.source: Source = storage.source_of(grid, grids, predictors, self._noise and self._noise[0])
+        self._forget_runs()
+
+    def _forget_runs(self) -> None:
         self.run: Run | None = None
         self._kept: dict[int, tuple[Plan, Solver]] = {}
         self.timesteps = torch.empty(0)
         self.num_inference_steps: int | None = None
 
-    def _refuse_stages(self) -> None:
-        solver = build_solver(self.config["solver"], self._noise[0] if self._noise else RectifiedFlow())
-        if solver.evaluations_per_step != 1:
+    # -- the ways to a schedule ------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_grid(
+        cls,
+        grid: str | TimeGrid | Tensor,
+        solver: str = "unipc-2",
+        config: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """From a fixed grid: a family's name, or times `(N+1,)`, or `(B, N+1)` with one grid for each image of a batch.
+
+        A family may do without `config` and takes over that of the pipeline it is attached to.
+        """
+        if isinstance(grid, str):
+            noise = UNKNOWN if config is None else _required(config, "a family of grids")
+            return cls(**noise, solver=solver, grid=grid, **options)
+        found = _as_grid(grid)
+        grids = storage.grids_to_json({found.steps: found})
+        return cls(**_required(config, "a grid of times"), solver=solver, grids=grids, **options)
+
+    @classmethod
+    def from_schedules(
+        cls, schedules: LearnedGrid | Sequence[LearnedGrid], config: Mapping[str, Any], **options: Any
+    ) -> Any:
+        """From learned static schedules for one model and solver, each for another NFE."""
+        found = _all_of(schedules, LearnedGrid, "from_schedules", "learned schedules, which LearnedGrid.load reads")
+        solvers, steps = {s.solver for s in found}, [s.grid.steps for s in found]
+        if len(solvers) > 1 or len(set(steps)) < len(steps):
             raise TsAdaptError(
-                f"{type(solver).__name__} evaluates the network {solver.evaluations_per_step} times a step, and a "
-                "pipeline's loop does so once; choose a solver of one evaluation, such as unipc-3 or dpmpp-2m"
+                f"schedules in one file share a solver and differ in NFE; these have {', '.join(sorted(solvers))} "
+                f"and NFE {', '.join(map(str, steps))}"
             )
+        first, *rest = (s.about for s in found)
+        alike = {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
+        options = {"learned_for": alike, "solver": found[0].solver, **options}
+        grids = storage.grids_to_json({s.grid.steps: s.grid for s in found})
+        return cls(**_required(config, "a learned schedule"), grids=grids, **options)
+
+    @classmethod
+    def from_predictors(
+        cls, predictors: Predictor | Sequence[Predictor], solver: str, config: Mapping[str, Any], **options: Any
+    ) -> Any:
+        """From predictors of one kind (`load_predictor` reads them), each for other NFEs."""
+        found = _all_of(predictors, Predictor, "from_predictors", "predictors, which load_predictor reads")
+        found.sort(key=lambda predictor: predictor.learned[0])
+        given = {steps: predictor for predictor in found for steps in predictor.learned}
+        if len(given) < sum(len(predictor.learned) for predictor in found):
+            raise TsAdaptError("two of the predictors are for the same NFE; give one for each")
+        served = [list(p.learned) if len(p.learned) > 1 else p.learned[0] for p in found]
+        schedule = cls(**_required(config, "a predictor"), solver=solver, predictors=served, **options)
+        schedule.use_predictors(given)
+        return schedule
+
+    @classmethod
+    def from_policy(
+        cls, policy: StepPolicy, times: Tensor, solver: str, config: Mapping[str, Any], **options: Any
+    ) -> Any:
+        """From any step policy; `times` `(N+1,)` are the nominal ones of the loop. It cannot be saved."""
+        if not isinstance(policy, StepPolicy):
+            raise TsAdaptError(f"a step policy has init and next; got {type(policy).__name__}, which has not")
+        nominal = _as_grid(times).times
+        schedule = cls(**_required(config, "a step policy"), solver=solver, **options)
+        plan = Plan.of_policy(policy, validate_grid(nominal, schedule.noise).times)
+        schedule.source = Source(plans={plan.steps: plan})
+        return schedule
 
     def use_predictors(self, given: Mapping[int, Predictor]) -> None:
         """Take the weights of the predictors that the config names; TsAdaptError where they are for another noise."""
@@ -113,14 +193,37 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
             found = differences((predictor.noise, self.prediction), (self.noise, self.prediction))
             if found:
                 raise TsAdaptError(f"the predictor for {steps} steps was learned with another noise: {found[0]}")
-        self.source = Predictors(tuple(given), {steps: p.eval() for steps, p in given.items()})
-        self._kept.clear()
+        self.source = Source.of_predictors({steps: p.eval() for steps, p in given.items()})
+        self._forget_runs()
+
+    def copy_for(self, config: Mapping[str, Any] | None = None) -> Any:
+        """A copy of the schedule, with no run begun.
+
+        config  of another scheduler, whose noise schedule and prediction type the copy takes over; the times stay
+
+        Raises TsAdaptError where the times do not run over that noise schedule.
+        """
+        other = copy.copy(self)
+        other._forget_runs()
+        if config is None:
+            return other
+        taken = noise_config(config)
+        left = [key for key in self.config.get("_use_default_values", []) if key not in taken]
+        other.register_to_config(**taken, _use_default_values=left)
+        other._noise = other._read_noise()
+        old, new = self._noise and self._noise[0], other.noise
+        if old is not None and (old.t_min, old.t_max) != (new.t_min, new.t_max):
+            raise TsAdaptError(
+                f"the schedule's times run from {old.t_max:g} to {old.t_min:g}, the pipeline's from {new.t_max:g} "
+                f"to {new.t_min:g}: they mean other noise there; learn one for this pipeline"
+            )
+        return other
 
     # -- files -----------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """As in diffusers; from another scheduler's config betas and prediction type are taken over."""
+        """As in diffusers; from another scheduler's config noise schedule and prediction type are taken over."""
         if not isinstance(config, Mapping):
             raise TsAdaptError(
                 f"from_config takes a config, such as pipe.scheduler.config; got {type(config).__name__}, and "
@@ -153,13 +256,63 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """`scheduler_config.json`; for predictors `model.safetensors` and `config.json` too, in `nfe<N>` if several."""
-        if isinstance(self.source, Chosen):
+        plans = self.source.plans.values()
+        if any(plan is not None and plan.grid is None and plan.predictor is None for plan in plans):
             raise TsAdaptError("a schedule from a step policy cannot be saved; save what the policy is made from")
         folder = storage.folder_for(save_directory)
-        if isinstance(self.source, Predictors):
+        if self.config["predictors"] is not None:
             about = {"solver": self.config["solver"], **(self.config["learned_for"] or {})}
             storage.write_predictors(folder, self.source, about)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    # -- the noise schedule ----------------------------------------------------------------------------------------
+
+    def _read_noise(self) -> Noise | None:
+        return noise_of(self.config, type(self).__name__) if is_known(self.config) else None
+
+    @property
+    def known_noise(self) -> Noise | None:
+        """The noise schedule and the prediction; None where a pipeline has still to give them."""
+        return self._noise
+
+    @property
+    def noise(self) -> NoiseSchedule:
+        return self._known()[0]
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts, in the words of `parameterization`."""
+        return self._known()[1]
+
+    def _known(self) -> Noise:
+        if self._noise is None:
+            raise TsAdaptError(
+                "this grid has no noise schedule yet; attach it to a pipeline, or pass config=pipe.scheduler.config"
+            )
+        return self._noise
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """What standard normal noise is multiplied by: 1 for beta tables and rectified flow."""
+        return self.noise.noise_scale
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x0 + sigma noise at `timesteps` `()` or `(B,)`, in the network's unit, real or whole."""
+        t = as_node_times(timesteps) / self.noise.time_scale
+        t = t.clamp(self.noise.t_min, self.noise.t_max)
+        x, eps = original_samples.float(), noise.to(original_samples.device).float()
+        return combine((self.noise.alpha(t), x), (self.noise.sigma(t), eps)).to(original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise` in the order of arguments of diffusers' flow-matching schedulers."""
+        return self.add_noise(sample, noise, timestep)
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample itself: states are x_t = alpha x0 + sigma eps."""
+        return sample
+
+    def __len__(self) -> int:
+        return int(self.config["num_train_timesteps"])
 
     # -- a run -----------------------------------------------------------------------------------------------------
 
@@ -184,8 +337,8 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
         """
         plan, solver = self._settled(num_inference_steps, timesteps, sigmas)
         self.num_inference_steps = plan.steps
-        self.timesteps = (plan.times[:-1] * self.time_scale).to(device=device, dtype=torch.float32)
-        self._begin(plan, solver, 0)
+        self.timesteps = (plan.times[:-1] * self.noise.time_scale).to(device=device, dtype=torch.float32)
+        self._begin(plan, solver)
 
     def _settled(self, steps: Any, timesteps: Any, sigmas: Any) -> tuple[Plan, Solver]:
         """The plan and a solver that knows its places; those of a number of steps are kept."""
@@ -203,7 +356,7 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
                 "this schedule chooses the times of each image by itself; leave timesteps and sigmas out, or attach a "
                 "fixed grid"
             )
-        plan = given_plan(timesteps, sigmas, self.noise, self.time_scale)
+        plan = given_plan(timesteps, sigmas, self.noise)
         if steps is not None and steps != plan.steps:
             raise TsAdaptError(
                 f"num_inference_steps is {steps!r} and the times given are those of {plan.steps} steps; leave "
@@ -214,9 +367,8 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
     def _with_solver(self, plan: Plan) -> tuple[Plan, Solver]:
         return plan, build_solver(self.config["solver"], OnGrid(self.noise, plan.times))
 
-    def _begin(self, plan: Plan, solver: Solver, begin: int) -> None:
-        clip_x0 = self.config["clip_x0"]
-        self.run = Run(plan, solver, self.prediction, self.time_scale, begin=begin, clip_x0=clip_x0)
+    def _begin(self, plan: Plan, solver: Solver, begin: int | None = None) -> None:
+        self.run = Run(plan, self.timesteps, solver, self.prediction, begin, self.config["clip_x0"])
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run at a later place of the timesteps (img2img).
@@ -224,15 +376,12 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
         Raises TsAdaptError for one-shot schedules, which see pure noise only, and where nothing is left to do.
         """
         run, begin = self._running("set_begin_index"), _whole(begin_index)
-        if begin == run.begin:
-            return
         if run.node is not None:
+            if begin == run.begin:
+                return
             raise TsAdaptError("the run has begun; call set_begin_index() before its first step")
-        if not run.plan.inside:
-            raise TsAdaptError(
-                "this schedule is found from the pure noise at the start and cannot begin inside, as img2img does; use "
-                "a static or a recursive one, or strength=1"
-            )
+        if begin != 0 and not run.plan.inside:
+            raise cannot_begin_inside()
         if begin is None or not 0 <= begin < len(self.timesteps):
             raise TsAdaptError(
                 f"the run would begin at place {begin_index!r} of {len(self.timesteps)} steps and do nothing; raise "
@@ -254,11 +403,14 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
             raise TsAdaptError(f"{method}() was called before set_timesteps(num_inference_steps); call that first")
         return self.run
 
-    def network_timesteps(self, sample: Tensor, condition: Condition | None = None) -> Tensor:
-        """What to tell the network about `sample` `(B, ...)` now, `(B,)` float32; for loops without a pipeline."""
+    def network_timesteps(self, sample: Tensor, condition: Condition | None = None, timestep: Any = None) -> Tensor:
+        """What to tell the network about `sample` `(B, ...)` now, `(B,)` float32; for loops without a pipeline.
+
+        timestep  the loop's, where that does not begin with the first of `timesteps`; None: the next
+        """
         run = self._running("network_timesteps")
-        if run.finished:
-            raise TsAdaptError("all steps are done; call set_timesteps() before the next run")
+        if timestep is not None or run.finished:
+            run.arrive(timestep, sample)
         if run.node is None:
             run.start(Shown(sample, dict(condition or {})))
         return run.tell(sample.shape[0]).to(sample.device)
@@ -275,9 +427,11 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
     ) -> LearnedSchedulerOutput | tuple[Tensor, ...]:
         """One step of the solver from `sample` `(B, ...)`, which the network answered with `model_output`.
 
-        `timestep` is not read. `generator` draws the noise of stochastic solvers (ddpm). Computed in float32 at least,
-        returned in the sample's precision. Raises TsAdaptError before `set_timesteps`, after the last step, for another
-        batch size than the run began with, and for `eta` or clipping, which are the solver's and `clip_x0`'s.
+        `timestep` is the one of `timesteps` that comes next; the first step may be given any, and the run begins there.
+        `generator` draws the noise of stochastic solvers (ddpm). Computed in float32 at least, returned in the sample's
+        precision. Raises TsAdaptError before `set_timesteps`, after the last step, for a timestep that is not the next,
+        for another batch size than the run began with, and for `eta` or clipping, which are the solver's and
+        `clip_x0`'s.
         """
         run = self._running("step")
         if eta or use_clipped_model_output:
@@ -288,8 +442,33 @@ class LearnedScheduler(Constructors, NoiseOfConfig, SchedulerMixin, ConfigMixin)
         if run.solver.needs_noise:
             shape = sample.shape
             noise = randn_tensor(shape, generator=generator, device=sample.device, dtype=model_output.dtype)
-        x_s, x0 = run.step(model_output, sample, noise)
+        x_s, x0 = run.step(model_output, timestep, sample, noise)
         return LearnedSchedulerOutput(x_s, x0) if return_dict else (x_s, x0)
+
+
+def _as_grid(grid: Any) -> TimeGrid:
+    """`grid` with valid times; TsAdaptError where it is none."""
+    try:
+        return validate_grid(grid if isinstance(grid, TimeGrid) else torch.as_tensor(grid, dtype=torch.float64))
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise TsAdaptError(
+            f"a grid is a family's name, a TimeGrid or a tensor of times; got {type(grid).__name__} ({error})"
+        ) from error
+
+
+def _all_of(given: Any, kind: Any, method: str, what: str) -> list[Any]:
+    """`given`, one or several of `kind`, as a list; TsAdaptError for anything else."""
+    found = list(given) if isinstance(given, list | tuple) else [given]
+    if not found or not all(isinstance(one, kind) for one in found):
+        names = ", ".join(type(one).__name__ for one in found) or "none"
+        raise TsAdaptError(f"{method} takes at least one of {what}; got {names}")
+    return found
+
+
+def _required(config: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
+    if not isinstance(config, Mapping):
+        raise TsAdaptError(f"{what} belongs to a noise schedule; pass config=pipe.scheduler.config")
+    return noise_config(config)
 
 
 def _whole(number: Any) -> int | None:

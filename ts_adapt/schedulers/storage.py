@@ -3,6 +3,9 @@
 scheduler_config.json                       every schedule
 model.safetensors, config.json              a single predictor (the files of `predictors.store`)
 nfe<N>/model.safetensors, nfe<N>/config.json    several predictors, each under the least N that it serves
+
+Of the config one key says where the times come from: `grid` a fixed family, `grids` learned grids by their number of
+steps, `predictors` the numbers of steps that predictors serve.
 """
 
 from __future__ import annotations
@@ -12,14 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ts_adapt.files import make_folder, parse_json, read_bytes
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
+from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, TimeGrid, TsAdaptError, one_line
 from ts_adapt.predictors.store import load_predictor, save_predictor
-from ts_adapt.schedulers.plans import Predictor
-from ts_adapt.schedulers.sources import Predictors, served_by
-from ts_adapt.schedules.file import MAX_BYTES
+from ts_adapt.schedulers.plan import Predictor, Source
+from ts_adapt.schedules.file import CORRECTIONS, MAX_BYTES
+from ts_adapt.schedules.name import fixed_name
 from ts_adapt.schedules.resolve import SCHEDULER_CONFIG as CONFIG
 
+DEFAULT_GRID = "uniform"
 FILES = (CONFIG, "config.json", "model.safetensors", "nfe*/config.json", "nfe*/model.safetensors")
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
@@ -73,6 +79,67 @@ def read_config(folder: Path, class_name: str) -> dict[str, Any]:
     return config
 
 
+def source_of(grid: Any, grids: Any, predictors: Any, noise: NoiseSchedule | None) -> Source:
+    """The source that a config names by one of `grid`, `grids` and `predictors`; `DEFAULT_GRID` where it names none.
+
+    Raises TsAdaptError for more than one, for what is no such thing, and for learned grids where `noise` is not known.
+    """
+    if sum(value is not None for value in (grid, grids, predictors)) > 1:
+        raise TsAdaptError("a schedule has one of `grid`, `grids` and `predictors`; more than one was given")
+    if predictors is not None:
+        return Source(plans=dict.fromkeys(sorted(steps for served in served_by(predictors) for steps in served)))
+    if grids is not None:
+        found = grids_from_json(grids)
+        if not found or noise is None:
+            lacking = "no noise schedule: give it betas" if found else "no grid: give at least one that was learned"
+            raise TsAdaptError(f"`grids` of the schedule has {lacking}")
+        return Source.of_grids(found, noise)
+    return Source(family=str(fixed_name(DEFAULT_GRID if grid is None else str(grid))))
+
+
+def served_by(predictors: Any) -> list[list[int]]:
+    """The numbers of steps of each predictor that a config names: [5, [10, 20]] are one for 5, and one for 10 and 20.
+
+    Raises TsAdaptError for anything else.
+    """
+    listed = predictors if isinstance(predictors, list | tuple) else []
+    found = [list(served) if isinstance(served, list | tuple) else [served] for served in listed]
+    every = [steps for served in found for steps in served]
+    whole = all(type(steps) is int and 1 <= steps <= MAX_STEPS for steps in every)
+    if not found or not all(found) or not whole or len(set(every)) < len(every):
+        raise TsAdaptError(
+            "`predictors` lists numbers of steps, such as [5, 10], or [[5, 10]] for one that serves both; got "
+            f"{predictors!r}"
+        )
+    return found
+
+
+def grids_to_json(grids: Mapping[int, TimeGrid]) -> dict[str, dict[str, Any]]:
+    """`grids` as a config holds them: lists of numbers by name, by the number of steps."""
+    return {
+        str(steps): {name: value.tolist() for name, value in {"times": grid.times, **grid.corrections}.items()}
+        for steps, grid in sorted(grids.items())
+    }
+
+
+def grids_from_json(data: Any) -> dict[int, TimeGrid]:
+    """The inverse of `grids_to_json`; TsAdaptError for anything else."""
+    grids: dict[int, TimeGrid] = {}
+    try:
+        for steps, entry in data.items():
+            given = {name: torch.tensor(values, dtype=torch.float64) for name, values in entry.items()}
+            foreign = given.keys() - {"times", *CORRECTIONS}
+            if foreign or not 1 <= int(steps) <= MAX_STEPS or int(steps) in grids:
+                raise ValueError(f"{steps!r} with {', '.join(entry)}")
+            grids[int(steps)] = TimeGrid(**given)
+    except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise TsAdaptError(
+            f'`grids` of a schedule are {{"5": {{"times": [...]}}, ...}}, lists of numbers by the number of steps; '
+            f"these are not ({one_line(error)})"
+        ) from error
+    return grids
+
+
 def read_predictors(folder: Path, predictors: Any, noise: NoiseSchedule) -> dict[int, Predictor]:
     """The predictors that a config in `folder` names, by the numbers of steps that they serve.
 
@@ -91,14 +158,14 @@ def read_predictors(folder: Path, predictors: Any, noise: NoiseSchedule) -> dict
     return found
 
 
-def write_predictors(folder: Path, source: Predictors, about: Mapping[str, Any]) -> None:
+def write_predictors(folder: Path, source: Source, about: Mapping[str, Any]) -> None:
     """Write the predictors, each with what is known `about` it."""
-    missing = tuple(steps for steps in source.learned if steps not in source.given)
+    missing = tuple(steps for steps, plan in source.plans.items() if plan is None)
     if missing:
         raise TsAdaptError(
             f"the weights of the predictors for {missing} are not here; load the schedule with from_pretrained"
         )
-    predictors = dict.fromkeys(source.given.values())
+    predictors = dict.fromkeys(source.predictors.values())
     for predictor in predictors:
         path = folder / f"nfe{predictor.learned[0]}" if len(predictors) > 1 else folder
         save_predictor(make_folder(path), predictor, {**about, "nfe": list(predictor.learned)})

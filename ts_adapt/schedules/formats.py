@@ -56,11 +56,13 @@ def program_sigmas(schedule: LearnedGrid, noise: NoiseSchedule | None = None) ->
     `noise` is that of the model, and may be left out where the schedule knows its log-SNR. Raises TsAdaptError if
     neither is known, or if two sigmas are the same number in float32.
     """
-    times = schedule.grid.times
-    log_snr = schedule.log_snr if noise is None else noise.log_snr(times)
-    if log_snr is None:
+    times, log_snr = schedule.grid.times, schedule.log_snr
+    if noise is not None:
+        sigmas = noise.program_sigma(times)
+    elif log_snr is not None:
+        sigmas = times if is_flow(times, log_snr) else torch.exp(-log_snr)
+    else:
         raise TsAdaptError("the schedule does not tell its log-SNR; give the model that it is for")
-    sigmas = times if is_flow(times, log_snr) else torch.exp(-log_snr)
     remarks: list[str] = []
     if math.isinf(float(sigmas[0])):
         sigmas = torch.cat([sigmas.new_tensor([CLIPPED_SIGMA]), sigmas[1:]])

@@ -12,7 +12,7 @@ from torch import nn
 from ts_adapt.cachers import attached, named
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser
-from ts_adapt.denoisers.pipeline import noise_of
+from ts_adapt.denoisers.scheduler_config import noise_of
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable

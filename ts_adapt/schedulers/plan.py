@@ -1,0 +1,210 @@
+"""Where the times of a run come from: `set_timesteps(N)` asks the schedule's source for the plan of N steps.
+
+    Plan     the nominal times, which a pipeline's loop sees, and the step policy that the run follows
+    Source   the plans of a schedule: of a fixed family of grids, for any N, or those that were learned for some
+
+Between two learned numbers of steps n < N < m a grid is interpolated in log-SNR, at equal places i/N of the solve:
+
+    lambda_N(i/N) = (1 - w) lambda_n(i/N) + w lambda_m(i/N),      w = (N - n) / (m - n)
+
+Corrections (model times, output scales, coefficients) belong to the steps they were learned with and are not
+interpolated. A predictor has no such rule, so an N it was not learned for is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ts_adapt.grids.given import from_sigmas, from_timesteps
+from ts_adapt.grids.parametric import interpolate
+from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.numerics import validate_grid
+from ts_adapt.policies import FollowGrid
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.schedules.resolve import build_grid
+
+Predictor = OneShot | Recursive
+SHARED_DIMS = {"times": 1, "model_times": 1, "output_scale": 1, "coefficients": 2}
+"""What a grid holds -> its number of dimensions where all samples share it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The times of a run; values only, so that a schedule can be copied and pickled at any moment.
+
+    times      the nominal times `(N+1,)`, float64: what a pipeline's loop sees. For a grid that the batch shares they
+               are the times; for others, those of the static grid or the mean of the grids
+    policy     the step policy of a run that begins at this place of the nominal times
+    own_times  every sample has times, or corrections, of its own
+    told       the network has to be told other times than the nominal ones: own times, or model times
+    inside     a run may begin at a later place than 0; what sees pure noise, as one-shot predictors do, may not
+    rows       the number of samples that it is for; None: any
+    grid, predictor    what the times are those of; None for any other step policy
+    """
+
+    times: Tensor
+    policy: Callable[[int], StepPolicy]
+    own_times: bool = True
+    told: bool = True
+    inside: bool = False
+    rows: int | None = None
+    grid: TimeGrid | None = None
+    predictor: Predictor | None = None
+
+    @classmethod
+    def of_grid(cls, grid: TimeGrid) -> Plan:
+        """Along `grid`, fixed, static, or one for each sample of a batch; a run that begins inside takes the rest."""
+        held = ((getattr(grid, name), ndim) for name, ndim in SHARED_DIMS.items())
+        own = [value for value, ndim in held if value is not None and value.ndim > ndim]
+        times = (grid.times.mean(0) if grid.per_sample else grid.times).detach().cpu()
+        told, rows = bool(own) or grid.model_times is not None, len(own[0]) if own else None
+        return cls(times, partial(_along, grid), bool(own), told, inside=True, rows=rows, grid=grid)
+
+    @classmethod
+    def of_predictor(cls, predictor: Predictor, steps: int) -> Plan:
+        """As `predictor` says; its static grid of `steps` steps gives the nominal times."""
+        times, inside = predictor.static(steps).detach().cpu(), isinstance(predictor, Recursive)
+        return cls(times, partial(predictor.policy, steps), inside=inside, predictor=predictor)
+
+    @classmethod
+    def of_policy(cls, policy: StepPolicy, times: Tensor) -> Plan:
+        """As `policy` says; `times` stand for it in a pipeline's loop."""
+        return cls(times, partial(_whole, policy))
+
+    @property
+    def steps(self) -> int:
+        return self.times.shape[-1] - 1
+
+
+def _along(grid: TimeGrid, begin: int) -> FollowGrid:
+    return FollowGrid(grid, first=begin)
+
+
+def _whole(policy: StepPolicy, begin: int) -> StepPolicy:
+    return policy
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the times of a schedule come from.
+
+    family   a fixed family of grids, by its name: any number of steps
+    plans    what was learned, by the number of steps; None for a predictor whose weights are not here
+    """
+
+    family: str | None = None
+    plans: Mapping[int, Plan | None] = field(default_factory=dict)
+
+    @classmethod
+    def of_grids(cls, grids: Mapping[int, TimeGrid], noise: NoiseSchedule) -> Source:
+        """Learned grids by their number of steps; `(B, N+1)` times are one grid per sample of a batch of B."""
+        valid = {steps: validate_grid(grid, noise) for steps, grid in sorted(grids.items())}
+        for steps, grid in valid.items():
+            if grid.steps != steps:
+                raise TsAdaptError(f"the grid for {steps} steps has {grid.steps}; give it under its own number")
+        return cls(plans={steps: Plan.of_grid(grid) for steps, grid in valid.items()})
+
+    @classmethod
+    def of_predictors(cls, given: Mapping[int, Predictor]) -> Source:
+        """Predictors of one kind by the numbers of steps that they serve."""
+        if len({predictor.kind for predictor in given.values()}) > 1:
+            raise TsAdaptError("a schedule has predictors of one kind; these are one-shot and recursive, make two")
+        return cls(plans={steps: Plan.of_predictor(given[steps], steps) for steps in sorted(given)})
+
+    @property
+    def learned(self) -> tuple[int, ...] | None:
+        """The numbers of steps it was learned for; None: any."""
+        return tuple(self.plans) if self.family is None else None
+
+    @property
+    def grids(self) -> dict[int, TimeGrid]:
+        return {steps: plan.grid for steps, plan in self.plans.items() if plan and plan.grid is not None}
+
+    @property
+    def predictors(self) -> dict[int, Predictor]:
+        return {steps: plan.predictor for steps, plan in self.plans.items() if plan and plan.predictor is not None}
+
+    @property
+    def own_times(self) -> bool:
+        """As in `Plan`, of any of the plans; `told` likewise."""
+        return any(plan is None or plan.own_times for plan in self.plans.values())
+
+    @property
+    def told(self) -> bool:
+        return any(plan is None or plan.told for plan in self.plans.values())
+
+    @property
+    def inside(self) -> bool:
+        """As in `Plan`, of all of the plans."""
+        return all(plan is None or plan.inside for plan in self.plans.values())
+
+    def plan(self, steps: int, noise: NoiseSchedule) -> Plan:
+        """The plan of `steps` steps; TsAdaptError where there is none."""
+        if self.family is not None:
+            return Plan.of_grid(build_grid(self.family, noise, steps))
+        if steps not in self.plans:
+            return Plan.of_grid(self._between(steps, noise))
+        plan = self.plans[steps]
+        if plan is None:
+            raise TsAdaptError(
+                "this schedule was made from a config, which holds no weights of predictors; load it with "
+                "LearnedScheduler.from_pretrained, or build it with from_predictors"
+            )
+        return plan
+
+    def _between(self, steps: int, noise: NoiseSchedule) -> TimeGrid:
+        grids = self.grids
+        low, high = max((n for n in grids if n < steps), default=0), min((n for n in grids if n > steps), default=0)
+        pair = [grids[low], grids[high]] if low and high else []
+        if not pair or any(grid.per_sample or grid.corrections for grid in pair):
+            rule = "corrections and grids per image are not" if pair else "between them log-SNR is"
+            known = ", ".join(map(str, self.plans)) + (f" ({rule} interpolated)" if grids else "")
+            raise TsAdaptError(
+                f"num_inference_steps is {steps}; this schedule was learned for {known}: give one of them"
+            )
+        first, second = (interpolate(grid.times, noise, steps) for grid in pair)
+        weight = torch.tensor((steps - low) / (high - low)).double()
+        inside = torch.lerp(noise.log_snr(first[1:-1]), noise.log_snr(second[1:-1]), weight)
+        return validate_grid(TimeGrid(torch.cat([first[:1], noise.time(inside), first[-1:]])), noise)
+
+
+def given_plan(timesteps: Any, sigmas: Any, noise: NoiseSchedule) -> Plan:
+    """The plan of times given by hand, as `timesteps` in the network's unit, or as `sigmas`; it ends in t_min.
+
+    The sigmas are those of other programs; a 0 at their end is that end. Raises TsAdaptError for both at once, and for
+    numbers that do not fall, or leave the noise schedule.
+    """
+    if timesteps is not None and sigmas is not None:
+        raise TsAdaptError("timesteps and sigmas were given; give one of them")
+    if timesteps is not None:
+        times, _ = from_timesteps(_listed(timesteps, "timesteps"), noise, "the list of timesteps")
+    else:
+        given = _listed(sigmas, "sigmas")
+        times, _ = from_sigmas(given if given[-1] == 0 else [*given, 0.0], noise, "the list of sigmas")
+    return Plan.of_grid(TimeGrid(times))
+
+
+def _listed(given: Sequence[float] | Tensor, what: str) -> list[float]:
+    try:
+        values = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TsAdaptError(f"{what} is a list of numbers; got {type(given).__name__} ({error})") from error
+    if values.ndim != 1 or not 1 <= len(values) <= MAX_STEPS:
+        raise TsAdaptError(f"{what} is a list of 1 to {MAX_STEPS} numbers; got shape {tuple(values.shape)}")
+    numbers: list[float] = values.tolist()
+    return numbers
+
+
+def stands_for_number(sigmas: Any, noise: NoiseSchedule) -> bool:
+    """Whether `sigmas` are 1, 1 - 1/N, .., 1/N of a flow: what its pipelines give where the user has not."""
+    if sigmas is None or float(noise.program_sigma(torch.tensor(noise.t_max))) != 1:
+        return False
+    given = torch.tensor(_listed(sigmas, "sigmas"), dtype=torch.float64)
+    return torch.allclose(given, torch.linspace(1, 1 / len(given), len(given), dtype=torch.float64), atol=1e-6)
