@@ -74,8 +74,7 @@ def step_ratios(pipe: Any, batch: int, steps: int, rounds: int) -> dict[str, flo
     pairs = {name: (LearnedScheduler.from_grid("uniform", name, config), make(config)) for name, make in PAIRS.items()}
     for _ in range(rounds + 1):
         for name, (ours, theirs) in pairs.items():
-            attach(pipe, ours)
-            for who, scheduler in (("ours", ours), ("diffusers", theirs)):
+            for who, scheduler in (("ours", attach(pipe, ours).scheduler), ("diffusers", theirs)):
                 measured.setdefault(f"{name} {who}", []).append(seconds(loop(pipe, scheduler, x, steps)) / steps)
             ts_adapt.detach(pipe)
     quickest = {name: min(values[1:]) for name, values in measured.items()}

@@ -16,6 +16,7 @@ from ts_adapt.noise import (
     BetaTable,
     ContinuousVP,
     Cosine,
+    OnGrid,
     RectifiedFlow,
     VarianceExploding,
     edm_sigma,
@@ -162,6 +163,58 @@ def test_continuous_families_follow_their_equations() -> None:
 def test_flow_is_pure_noise_at_1_and_data_at_0() -> None:
     ends = torch.tensor([1.0, 0.0])
     assert RectifiedFlow().log_snr(ends).tolist() == [-math.inf, math.inf]
+
+
+@schedules
+def test_what_a_noise_schedule_alone_knows(name: str) -> None:
+    """The sigma of other programs, there and back, the network's timestep, and the scale of pure noise."""
+    noise = NOISES[name]
+    t, flow = inside(noise), name == "flow"
+    sigmas = noise.program_sigma(t)
+    torch.testing.assert_close(sigmas, t if flow else edm_sigma(noise, t))
+    torch.testing.assert_close(noise.time_of_program_sigma(sigmas), t, rtol=1e-9, atol=1e-9)
+    assert noise.time_scale == (1000 if flow else 1)
+    assert noise.noise_scale == pytest.approx(math.hypot(1, 80) if name == "edm" else 1, rel=1e-12)
+    assert RectifiedFlow(time_scale=1.0).time_scale == 1
+
+
+@schedules
+def test_values_looked_up_on_a_grid_are_those_of_the_noise_schedule(name: str) -> None:
+    noise = NOISES[name]
+    times = inside(noise, 5)
+    known = OnGrid(noise, times)
+    assert isinstance(known, NoiseSchedule)
+    off = times[1] + 1e-3 * (times[2] - times[1])
+    for t in (times[0], times[3], off, times, times.flip(0)):
+        for ask in ("alpha", "sigma", "log_snr", "program_sigma"):
+            torch.testing.assert_close(getattr(known, ask)(t), getattr(noise, ask)(t), rtol=1e-12, atol=1e-12)
+    t = times[2].clone().requires_grad_()
+    assert torch.autograd.grad(known.log_snr(t), t)[0] < 0
+    assert (known.t_min, known.t_max, known.time_scale) == (noise.t_min, noise.t_max, noise.time_scale)
+
+
+def test_a_noise_schedule_of_ones_own_has_the_rest_from_the_interface() -> None:
+    class Doubled(NoiseSchedule):
+        """EDM's with twice the noise at every t."""
+
+        t_min, t_max = 0.01, 10.0
+
+        def alpha(self, t: torch.Tensor) -> torch.Tensor:
+            return torch.ones_like(t, dtype=torch.float64)
+
+        def sigma(self, t: torch.Tensor) -> torch.Tensor:
+            return 2 * t.double()
+
+        def log_snr(self, t: torch.Tensor) -> torch.Tensor:
+            return -torch.log(2 * t.double())
+
+        def time(self, log_snr: torch.Tensor) -> torch.Tensor:
+            return torch.exp(-log_snr.double()) / 2
+
+    noise, t = Doubled(), torch.tensor([8.0, 0.5])
+    assert noise.program_sigma(t).tolist() == pytest.approx([16, 1])
+    assert noise.time_of_program_sigma(torch.tensor([16.0, 1.0])).tolist() == pytest.approx([8, 0.5])
+    assert (noise.time_scale, noise.noise_scale) == (1, pytest.approx(math.hypot(1, 20)))
 
 
 @pytest.mark.parametrize(

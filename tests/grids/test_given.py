@@ -23,7 +23,9 @@ def test_sigmas_there_and_back(noise: NoiseSchedule) -> None:
     assert not remarks and (float(found[0]), float(found[-1])) == (noise.t_max, noise.t_min)
 
 
-@pytest.mark.parametrize(("noise", "scale"), [(TABLE, 1.0), (RectifiedFlow(), 1000.0)])
+@pytest.mark.parametrize(
+    ("noise", "scale"), [(TABLE, 1.0), (RectifiedFlow(), 1000.0), (RectifiedFlow(time_scale=1), 1.0)]
+)
 def test_timesteps_there_and_back(noise: NoiseSchedule, scale: float) -> None:
     times = fixed.make("karras", noise, 6)
     for given in (times, times[:-1]):

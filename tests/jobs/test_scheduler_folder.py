@@ -230,7 +230,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(done: Path, tmp_path: 
         (["karras", "--out", "NEW", "--steps", "0"], "at least 1"),
         (["ays-sd15", "--out", "NEW"], "rescale"),
         (["karras", "--out", "NEW", "--model.name", "gaussian-mixture"], "is in no pipeline of diffusers"),
-        (["karras", "--out", "NEW", "--model.prediction", "velocity"], "no scheduler of diffusers has this noise"),
+        (["karras", "--out", "NEW", "--model.prediction", "velocity"], "prediction_type 'flow_prediction' of DDPM"),
     ],
 )
 def test_bad_input_is_one_sentence(done: Path, tmp_path: Path, capsys, arguments, expected) -> None:

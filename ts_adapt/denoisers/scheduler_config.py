@@ -169,12 +169,6 @@ def noise_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return taken
 
 
-def is_known(config: Mapping[str, Any]) -> bool:
-    """Whether the config of a `LearnedScheduler` has a noise schedule."""
-    named = config["beta_schedule"] is not None or config["trained_betas"] is not None
-    return named or config["prediction_type"] == FLOW
-
-
 def differences(ours: Noise, theirs: Noise) -> list[str]:
     """What a schedule was learned for and a pipeline has not, in words; empty where they agree."""
     (noise, prediction), (other, predicted) = ours, theirs

@@ -3,11 +3,11 @@
     rows    of the network's batch: the samples, twice under classifier-free guidance: [x, x]
     tau     (rows,) from the run; divided by 1000 where the pipeline divides its timestep
 
-A call is one of the loop's if its timestep is the loop's next one (before the first step any of it, unless it is known
-where the run begins), as such or divided by 1000, to the precision of the call; any other use of the network is left
-alone. Timesteps that a pipeline has rounded to its own precision are
-replaced by those in float32. Pipelines may share a network, in one thread or in several: a call belongs to the run that
-its thread began last. Cachers and the like on the network are told the run's step before each of its calls.
+A call is one of the loop's if its timestep is the loop's next one, or before the first step any of it, as such or
+divided by 1000, to the precision of the call; any other use of the network is left alone. Timesteps that a pipeline has
+rounded to its own precision are replaced by those in float32. Pipelines may share a network, in one thread or in
+several: a call belongs to the run that its thread began last. Cachers and the like on the network are told the run's
+step before each of its calls.
 """
 
 from __future__ import annotations

@@ -142,15 +142,11 @@ class Run:
             place = int(timestep.storage_offset()) - int(self.timesteps.storage_offset())
             return (place, 1) if place in places else None
         given = torch.as_tensor(timestep).flatten()[0]
-        value, slack = float(given), None
-        if given.is_floating_point():
-            slack = 2 * max(torch.finfo(kind).eps for kind in (given.dtype, x.dtype, torch.float32))
-        found = []
-        for place, divisor in itertools.product(places, divisors):
-            off = abs(value * divisor - self._nominal[place])
-            if off <= (1.0 if slack is None else slack * abs(self._nominal[place])):
-                found.append((off, place, divisor))
-        return min(found)[1:] if found else None
+        value, whole = float(given), not given.is_floating_point()
+        eps = 0.0 if whole else max(torch.finfo(kind).eps for kind in (given.dtype, x.dtype, torch.float32))
+        offs = ((abs(value * d - self._nominal[p]), p, d) for p, d in itertools.product(places, divisors))
+        near = [off for off in offs if off[0] <= (1.0 if whole else 2 * eps * abs(self._nominal[off[1]]))]
+        return min(near)[1:] if near else None
 
     def begin_at(self, place: int) -> None:
         """Let a run of which no step is done begin at `place`."""

@@ -26,7 +26,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ts_adapt.assembly import build_solver, solver_name
-from ts_adapt.denoisers.scheduler_config import UNKNOWN, Noise, differences, is_known, noise_config, noise_of
+from ts_adapt.denoisers.scheduler_config import FLOW, UNKNOWN, Noise, differences, noise_config, noise_of
 from ts_adapt.interfaces import (
     MAX_STEPS,
     Condition,
@@ -63,7 +63,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 as in diffusers; prediction_type "flow_prediction" is a rectified flow, which has no betas.
                 beta_schedule None: those of the pipeline, when attached
     solver      a name that `assembly.build_solver` knows; Heun, with two evaluations a step, is refused
-    grid        a fixed family of grids, by a name that `schedules.resolve.build_grid` knows; "uniform" where nothing is given
+    grid        a fixed family of grids, by a name that `schedules.resolve.build_grid` knows; None: "uniform"
     grids       learned grids by their number of steps: {"5": {"times": [...], "model_times": ..., "output_scale": ...,
                 "coefficients": ...}}, in between interpolated in log-SNR
     predictors  the numbers of steps that predictors were learned for, [5, 10], or [[5, 10]] for one that serves both;
@@ -116,7 +116,6 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _forget_runs(self) -> None:
         self.run: Run | None = None
-        self._kept: dict[int, tuple[Plan, Solver]] = {}
         self.timesteps = torch.empty(0)
         self.num_inference_steps: int | None = None
 
@@ -194,7 +193,6 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if found:
                 raise TsAdaptError(f"the predictor for {steps} steps was learned with another noise: {found[0]}")
         self.source = Source.of_predictors({steps: p.eval() for steps, p in given.items()})
-        self._forget_runs()
 
     def copy_for(self, config: Mapping[str, Any] | None = None) -> Any:
         """A copy of the schedule, with no run begun.
@@ -268,7 +266,9 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     # -- the noise schedule ----------------------------------------------------------------------------------------
 
     def _read_noise(self) -> Noise | None:
-        return noise_of(self.config, type(self).__name__) if is_known(self.config) else None
+        betas = [self.config[key] for key in ("beta_schedule", "trained_betas") if self.config[key] is not None]
+        known = betas or self.config["prediction_type"] == FLOW
+        return noise_of(self.config, type(self).__name__) if known else None
 
     @property
     def known_noise(self) -> Noise | None:
@@ -335,22 +335,19 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Given times end in t_min, where nothing is evaluated. Raises TsAdaptError for a number of steps that was not
         learned, or is not that of the given times, and for times given to a schedule that chooses them by itself.
         """
-        plan, solver = self._settled(num_inference_steps, timesteps, sigmas)
+        plan = self._planned(num_inference_steps, timesteps, sigmas)
         self.num_inference_steps = plan.steps
         self.timesteps = (plan.times[:-1] * self.noise.time_scale).to(device=device, dtype=torch.float32)
-        self._begin(plan, solver)
+        self._begin(plan, build_solver(self.config["solver"], OnGrid(self.noise, plan.times)))
 
-    def _settled(self, steps: Any, timesteps: Any, sigmas: Any) -> tuple[Plan, Solver]:
-        """The plan and a solver that knows its places; those of a number of steps are kept."""
+    def _planned(self, steps: Any, timesteps: Any, sigmas: Any) -> Plan:
         if timesteps is None and stands_for_number(sigmas, self.noise):
             steps, sigmas = len(sigmas), None
         if timesteps is None and sigmas is None:
             count = _whole(steps)
             if count is None or not 1 <= count <= MAX_STEPS:
                 raise TsAdaptError(f"num_inference_steps is {steps!r}; expected a whole number from 1 to {MAX_STEPS}")
-            if count not in self._kept:
-                self._kept[count] = self._with_solver(self.source.plan(count, self.noise))
-            return self._kept[count]
+            return self.source.plan(count, self.noise)
         if self.source.own_times:
             raise TsAdaptError(
                 "this schedule chooses the times of each image by itself; leave timesteps and sigmas out, or attach a "
@@ -362,10 +359,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"num_inference_steps is {steps!r} and the times given are those of {plan.steps} steps; leave "
                 "num_inference_steps out"
             )
-        return self._with_solver(plan)
-
-    def _with_solver(self, plan: Plan) -> tuple[Plan, Solver]:
-        return plan, build_solver(self.config["solver"], OnGrid(self.noise, plan.times))
+        return plan
 
     def _begin(self, plan: Plan, solver: Solver, begin: int | None = None) -> None:
         self.run = Run(plan, self.timesteps, solver, self.prediction, begin, self.config["clip_x0"])
