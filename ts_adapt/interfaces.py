@@ -78,6 +78,10 @@ class NoiseSchedule(Protocol):
         t = torch.tensor(self.t_max, dtype=torch.float64)
         return float((self.alpha(t).square() + self.sigma(t).square()).sqrt())
 
+    def reach(self, t: Tensor, share: float) -> Tensor:
+        """How far two times about t are apart between which lies the `share` of all times as the network knows them."""
+        return torch.full_like(t, share * (self.t_max - self.t_min))
+
     def program_sigma(self, t: Tensor) -> Tensor:
         """What other programs call sigma at t: sigma_t / alpha_t for networks that were not trained as flows."""
         return torch.exp(-self.log_snr(t))

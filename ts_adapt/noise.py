@@ -188,6 +188,10 @@ class VarianceExploding(NoiseSchedule):
     def time(self, log_snr: Tensor) -> Tensor:
         return torch.exp(-_f64(log_snr))
 
+    def reach(self, t: Tensor, share: float) -> Tensor:
+        """EDM's networks are told log t."""
+        return share * math.log(self.t_max / self.t_min) * t
+
 
 @dataclass(frozen=True)
 class RectifiedFlow(NoiseSchedule):
@@ -229,6 +233,7 @@ class OnGrid:
     def __init__(self, noise: NoiseSchedule, times: Tensor) -> None:
         self.noise, self.t_min, self.t_max = noise, noise.t_min, noise.t_max
         self.time_scale, self.noise_scale, self.time = noise.time_scale, noise.noise_scale, noise.time
+        self.reach = noise.reach
         self.program_sigma, self.time_of_program_sigma = noise.program_sigma, noise.time_of_program_sigma
         places = (noise.alpha(times), noise.sigma(times), noise.log_snr(times))
         self._places = dict(zip(times.tolist(), zip(*(values.unbind() for values in places), strict=True), strict=True))

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, TsAdaptError, as_node_times, unknown
-from ts_adapt.noise import VarianceExploding
 
 WAYS = ("exact", "slow", "secant")
 WIDTH = 0.04
@@ -107,7 +106,7 @@ class TimeDerivative:
             raise TsAdaptError(
                 f"{type(self.network).__name__} has no module that embeds the time; take the derivative secant"
             )
-        with _averaged(self._embeddings, told, window(self.noise, told.detach(), self.width)):
+        with _averaged(self._embeddings, told, self.noise.reach(told.detach(), self.width)):
             return denoise(x_t, t, model_time, output_scale)
 
     def _by_secant(
@@ -115,7 +114,7 @@ class TimeDerivative:
     ) -> Tensor:
         at = told.detach()
         place = (torch.arange(len(x_t), dtype=at.dtype, device=at.device) * GOLDEN) % 1
-        reach = window(self.noise, at, self.width) * (0.5 + place)
+        reach = self.noise.reach(at, self.width) * (0.5 + place)
         above = (at + reach).clamp(max=self.noise.t_max)
         below = (at - reach).clamp(min=self.noise.t_min)
         fixed = x_t.detach(), t.detach()
@@ -135,16 +134,6 @@ class TimeDerivative:
             yield
         finally:
             self.evaluations = count
-
-
-def window(noise: NoiseSchedule, t: Tensor, width: float) -> Tensor:
-    """The distance in time, of the shape of `t`, that is the share `width` of all times that the network knows.
-
-    What a network is told grows as t in beta tables and rectified flows, as log t where t is EDM's sigma.
-    """
-    if isinstance(noise, VarianceExploding):
-        return width * torch.log(torch.as_tensor(noise.t_max / noise.t_min)).to(t) * t
-    return torch.full_like(t, width * (noise.t_max - noise.t_min))
 
 
 class _Secant(torch.autograd.Function):
