@@ -27,7 +27,7 @@ from ts_adapt.assembly import build_quantizer
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.time_derivative import WAYS
 from ts_adapt.interfaces import Denoiser
-from ts_adapt.quantizers import quantize
+from ts_adapt.quantizers.quantization import quantize
 from ts_adapt.search.derivative import SAMPLES, compare
 
 PLAIN = "fashion-ddpm-plain"

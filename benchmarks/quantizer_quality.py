@@ -25,8 +25,8 @@ from workload import MODEL, SOLVER, grid_of, last_line, objective_on, timed
 import ts_adapt
 from ts_adapt.assembly import Quantizing, build_quantizer
 from ts_adapt.config import Config
-from ts_adapt.evaluation.metrics import FeatureStatistics, frechet, make_extractor
-from ts_adapt.evaluation.quality import TRAINING_IMAGES
+from ts_adapt.evaluation.features import make_extractor
+from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
 from ts_adapt.jobs.accelerated import calibration_set, quantize_anew
 from ts_adapt.jobs.quantizing import trainer
 from ts_adapt.jobs.session import Session
@@ -34,6 +34,7 @@ from ts_adapt.quantizers.calibration.collect import SELECTIONS, Call
 from ts_adapt.quantizers.quantization import restore, size_of
 from ts_adapt.teacher.store import TEST_START
 from ts_adapt.zoo import reference_statistics
+from ts_adapt.zoo.features import TRAINING_IMAGES
 
 QUANTIZERS = [
     "hqq4", "vqdm4", "minmax-w4",

@@ -16,7 +16,6 @@ from ts_adapt import Batch, Objective, TimeGrid, integrate
 from ts_adapt.cli import parse
 from ts_adapt.config import Config
 from ts_adapt.interfaces import Solver
-from ts_adapt.jobs.named import shared_schedules
 from ts_adapt.jobs.session import Session
 from ts_adapt.teacher.store import TEST_START
 
@@ -80,9 +79,8 @@ def samples_of(objective: Objective, count: int, teacher_nfe: int = 30, batch_si
 
 def grid_of(objective: Objective, nfe: int) -> TimeGrid:
     """The zoo's learned static grid where it has one for `nfe`, else a fixed one."""
-    noise = objective.denoiser.noise
-    learned = {schedule.nfe: schedule.grid for schedule in shared_schedules(f"{MODEL}-{SOLVER}", noise)}
-    return learned[nfe] if nfe in learned else ts_adapt.build_grid("karras", noise, nfe)
+    learned = ts_adapt.LearnedScheduler.from_pretrained(ts_adapt.zoo.schedules()[f"{MODEL}-{SOLVER}"]).source.grids
+    return learned[nfe] if nfe in learned else ts_adapt.build_grid("karras", objective.denoiser.noise, nfe)
 
 
 def timed(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, float]:

@@ -20,7 +20,8 @@ from PIL import Image
 
 from ts_adapt.config import Config
 from ts_adapt.denoisers.analytic import example_mixture
-from ts_adapt.evaluation.benchmark import Difference, Entry, Row, as_records
+from ts_adapt.evaluation.comparison import Results
+from ts_adapt.evaluation.records import Difference, Entry, Row, as_bytes
 from ts_adapt.files import write_tensors
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import CORRECTIONS
@@ -227,12 +228,12 @@ ENTRY = Entry("unipc-2", STEPS, "karras", "fixed", TimeGrid(times_of(VP)), "0123
 def runs() -> dict[str, Files]:
     found = {}
     for name, more in (
-        ("run", {}), ("measured", {"cost": torch.tensor([8.0, 100.0, 1e6, 1e3]).double(), "clip": torch.rand(6)})
+        ("run", {}), ("measured", {"clip": torch.rand(6)})
     ):  # fmt: skip
         tensors = {
             "features": torch.randn(6, 5), "distance": torch.rand(6), "seconds": torch.tensor(0.5).double(),
             "pictures": torch.zeros(6, *SHAPE, dtype=torch.uint8), "times": times_of(VP).expand(6, -1),
-            "fingerprint": torch.frombuffer(bytearray(ENTRY.fingerprint.encode()), dtype=torch.uint8).clone(),
+            "fingerprint": as_bytes(ENTRY.fingerprint), "cost": torch.tensor([8.0, 100.0, 1e6, 1e3]).double(),
         }  # fmt: skip
         with TemporaryDirectory() as folder:
             write_tensors(Path(folder) / ENTRY.file, {**tensors, **more})
@@ -245,10 +246,10 @@ def results() -> dict[str, Files]:
         Row("gaussian-mixture", "unipc-2", STEPS, name, kind, 6, 0.3, 0.2, 0.1, 0.09, 0.11, 0.001, 0, 0.08, 0.4)
         for name, kind in (("karras", "fixed"), ("static", "static"))
     ]
-    apart = [Difference("unipc-2", STEPS, 6, "static", "karras", -0.01, -0.1, -0.2, -0.05)]
+    apart = [Difference("unipc-2", STEPS, 6, "static", "karras", -0.01, -0.1, -0.2, -0.05, -0.1, 0.8)]
     comparison = {"model": "gaussian-mixture", "teacher": "t", "distance": "l2", "features": "zoo"}
     facts = {"comparison": comparison, "teacher": {"6": 0.1}, "floor": {}, "skipped": []}
-    value = {"facts": facts, "rows": as_records(rows), "differences": as_records(apart)}
+    value = Results(rows, apart, facts).as_json()
     return {"results": {"results.json": json.dumps(value, indent=2).encode()}}
 
 

@@ -13,11 +13,11 @@ from fuzzing import corpus
 from fuzzing.checks import finite
 from fuzzing.corpus import Files
 from ts_adapt.cli import parse
-from ts_adapt.evaluation.metrics import read_image
-from ts_adapt.evaluation.page import render
-from ts_adapt.evaluation.report import Results
-from ts_adapt.evaluation.runs import kept_run
-from ts_adapt.evaluation.tables import markdown
+from ts_adapt.evaluation.comparison import Results
+from ts_adapt.evaluation.features import read_image
+from ts_adapt.evaluation.records import kept_run
+from ts_adapt.evaluation.report import page
+from ts_adapt.evaluation.tables import as_text, group_tables
 from ts_adapt.files import sha256_of_json
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.numerics import validate_grid
@@ -100,8 +100,7 @@ def run(folder: Path) -> None:
     assert found.pictures.dtype == torch.uint8 and 0 <= found.seconds_per_image < float("inf")
     for value in found.further.values():
         assert len(value) == 6
-    if found.cost is not None:
-        assert found.cost.flops >= 0 and found.cost.peak_memory >= 0
+    assert found.cost.flops >= 0 and found.cost.peak_memory >= 0
 
 
 def results(folder: Path) -> None:
@@ -109,10 +108,9 @@ def results(folder: Path) -> None:
     if found is None:
         raise TsAdaptError("not joined")
     found.joined(found)
-    conclusions = found.conclusions()
-    markdown(found.rows, found.features)
-    page = render(found.rows, found.differences, conclusions, [], title="t", notes=["n"], distance="l2", features="zoo")
-    assert "<script" not in page
+    for table in group_tables(found.rows, found.features).values():
+        as_text(table)
+    assert "<script" not in page(found, [], "t", ["n"])
 
 
 def config(folder: Path) -> None:

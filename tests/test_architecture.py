@@ -1,10 +1,11 @@
-"""The house: imports point downwards only, diffusers stays behind its doors, modules can be read in one go."""
+"""The house: imports point downwards only and in no circle, diffusers stays behind its doors, modules can be read."""
 
 from __future__ import annotations
 
 import ast
 import sys
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -51,11 +52,20 @@ def room_of(module: Path) -> str:
     return module.parts[0].removesuffix(".py")
 
 
+def nodes(tree: ast.AST, *, running: bool) -> list[ast.AST]:
+    """Everything in `tree`; of what is `running` alone, nothing that is under `if TYPE_CHECKING`."""
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        if not (running and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            found += [node, *nodes(node, running=running)]
+    return found
+
+
 @cache
-def imports(module: Path) -> set[tuple[str, ...]]:
+def imports(module: Path, *, running: bool = False) -> set[tuple[str, ...]]:
     """The dotted names that `module` imports, wherever in it, relative ones resolved."""
     here, found = ("ts_adapt", *module.parts[:-1]), set()
-    for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
+    for node in nodes(ast.parse((PACKAGE / module).read_text()), running=running):
         if isinstance(node, ast.Import):
             found |= {tuple(alias.name.split(".")) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -71,6 +81,36 @@ def rooms_imported(module: Path) -> set[str]:
     exists = {room_of(other) for other in MODULES} | set(LEVEL)
     bare = {"__init__"} if ("ts_adapt",) in imports(module) else set()
     return {name if name in exists else "__init__" for name in ours} | bare
+
+
+def graph(modules: list[Path]) -> dict[str, set[str]]:
+    """The dotted name of each module -> those of the modules that it imports when it runs, in functions too."""
+    named = {".".join(("ts_adapt", *path.with_suffix("").parts)).removesuffix(".__init__"): path for path in modules}
+    found: dict[str, set[str]] = {}
+    for module, path in named.items():
+        prefixes = ([".".join(name[:end]) for end in range(len(name), 0, -1)] for name in imports(path, running=True))
+        nearest = {next((prefix for prefix in dotted if prefix in named), module) for dotted in prefixes}
+        found[module] = nearest - {module}
+    return found
+
+
+def test_imports_run_in_no_circle() -> None:
+    edges = graph(MODULES)
+    assert sum(map(len, edges.values())) > len(MODULES)
+    TopologicalSorter(edges).prepare()
+
+
+def test_a_circle_is_seen_through_functions_but_not_through_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    (tmp_path / "a.py").write_text("def f():\n    from ts_adapt.b import x\n")
+    (tmp_path / "b.py").write_text("if TYPE_CHECKING:\n    from ts_adapt.a import f\n")
+    (tmp_path / "c.py").write_text("from ts_adapt import d\n")
+    (tmp_path / "d.py").write_text("def f():\n    from ts_adapt.c import x\n")
+    TopologicalSorter(graph([Path("a.py"), Path("b.py")])).prepare()
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph([Path("c.py"), Path("d.py")])).prepare()
 
 
 def test_imports_point_downwards_only() -> None:

@@ -21,8 +21,9 @@ from fuzzing.runner import laid_out
 from ts_adapt import files
 from ts_adapt.cli import main
 from ts_adapt.config import Config
-from ts_adapt.evaluation.benchmark import Difference, Row
-from ts_adapt.evaluation.report import Panel, Results, write_report
+from ts_adapt.evaluation.comparison import Results
+from ts_adapt.evaluation.records import Difference, Row
+from ts_adapt.evaluation.report import Panel, write_report
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.scheduler_folder import export_scheduler
 from ts_adapt.predictors.store import load_predictor
@@ -163,7 +164,9 @@ def test_a_link_in_a_schedules_folder_is_not_followed_when_it_is_replaced(tmp_pa
 def page(tmp_path: Path, *, title: str, notes: list[str], **changes: Any) -> str:
     row = replace(Row("m", "unipc-3", 5, "karras", "fixed", 40, 0.3, 0.2, 0.1, 0.09, 0.11, 0.001, 0, 0.08), **changes)
     static = replace(row, schedule=f"static{row.schedule}", kind="static")
-    apart = [Difference(row.solver, 5, 40, static.schedule, row.schedule, -0.01, -0.1, -0.2, -0.05, row.cacher)]
+    apart = [
+        Difference(row.solver, 5, 40, static.schedule, row.schedule, -0.01, -0.1, -0.2, -0.05, -0.1, 0.8, row.cacher)
+    ]
     comparison = {"model": "m", "teacher": "t", "distance": HOSTILE, "features": HOSTILE}
     results = Results([row, static], apart, {"comparison": comparison, "teacher": {"40": 0.1}, "floor": {}})
     times, pictures = torch.tensor([1.0, 0.5, 0.1]), torch.zeros(1, 1, 4, 4)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ts_adapt.assembly import NONE, ModelOptions, build_cachers, build_quantizer, solver_name
 from ts_adapt.denoisers.time_derivative import WAYS, WIDTH
-from ts_adapt.evaluation.benchmark import EvaluateOptions
+from ts_adapt.evaluation.records import COLUMNS, EvaluateOptions
 from ts_adapt.grids.space import CORRECTIONS, corrected
 from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.limits import LIMITS, check_limits
@@ -235,6 +235,9 @@ class Config:
             raise unknown("derivative", str(self.derivative), (AUTO, *WAYS))
         if self.qat.loss not in QAT_LOSSES:
             raise unknown("qat.loss", str(self.qat.loss), QAT_LOSSES)
+        for column in self.evaluate.columns or []:
+            if column not in COLUMNS:
+                raise unknown("column", column, COLUMNS)
         wanted = [*self.static.corrections, *self.per_sample.corrections, *self.train.corrections]
         foreign = [name for name in wanted if name not in CORRECTIONS]
         if foreign:

@@ -105,16 +105,17 @@ def plot_intervals(
     for place, (kind, mean, low, high, median) in enumerate(found.values()):
         color, first = COLORS.get(kind, "C0"), place == 0
         axes.plot([low, high], [place, place], color=color, linewidth=2, solid_capstyle="butt")
-        axes.plot([mean], [place], "o", color=color, markersize=6, label="mean, 95 % interval" if first else None)
+        label = "mean, 95 % interval" if first else None
+        axes.plot([mean], [place], "o", color=color, markersize=6, label=label, clip_on=False)
         if median is not None:
             label = "median" if first else None
-            axes.plot([median], [place], "D", color=color, markersize=5, fillstyle="none", label=label)
+            axes.plot([median], [place], "D", color=color, markersize=5, fillstyle="none", label=label, clip_on=False)
     axes.set_yticks(range(len(found)), list(found))
-    axes.invert_yaxis()
+    axes.set_ylim(len(found) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel(xlabel)
     _finish(axes, title)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return figure
 
 

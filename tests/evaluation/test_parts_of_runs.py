@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ts_adapt.evaluation.benchmark import Entry
-from ts_adapt.evaluation.metrics import make_extractor
-from ts_adapt.evaluation.runs import PARTS, join_parts, kept_run, missing_parts, parts_of, sample_part
+from ts_adapt.evaluation.features import make_extractor
+from ts_adapt.evaluation.records import PARTS, Entry, kept_run, parts_of
+from ts_adapt.evaluation.sample import join_parts, missing_parts, sample_part
 from ts_adapt.files import read_tensors, write_tensors
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.search.objective import Batch, Objective
@@ -40,12 +40,12 @@ def test_only_what_is_missing_is_sampled_and_the_run_is_that_of_one_pass(
     assert missing_parts(entry, tmp_path, SIZE + 1) == parts_of(entry, SIZE + 1), "other batches are another part"
     join_parts(entry, objective, batch, tmp_path, batch_size=SIZE)
     run = kept_run(entry, tmp_path)
-    assert run is not None and run.cost is not None and not list((tmp_path / PARTS).iterdir())
+    assert run is not None and run.cost.peak_memory > 0 and not list((tmp_path / PARTS).iterdir())
     assert missing_parts(entry, tmp_path, SIZE) == []
     expected = objective.measure(entry.policy, batch.rows(slice(0, 20)), SIZE)
     torch.testing.assert_close(run.distance, expected)
     assert run.features.shape[0] == 20 and run.pictures.shape[0] == 16 and run.times.shape == (20, 4)
     kept = read_tensors(tmp_path / entry.file)
-    for changed in ({"features": kept["features"].half()}, {"seconds": -kept["seconds"]}):
+    for changed in ({"features": kept["features"].half()}, {"seconds": -kept["seconds"]}, {"cost": -kept["cost"]}):
         write_tensors(tmp_path / entry.file, kept | changed)
         assert kept_run(entry, tmp_path) is None

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.evaluation.clip import clip_scorer
-from ts_adapt.evaluation.inception import TO_SPATIAL, WEIGHTS, Inception
-from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
-from ts_adapt.evaluation.neighbours import Manifold
-from ts_adapt.evaluation.quality import Reference, inception_score, looks_of
+from ts_adapt.evaluation.features import TO_SPATIAL, WEIGHTS, Inception, looks_of
+from ts_adapt.evaluation.metrics import FeatureStatistics, Manifold, frechet, inception_score
+from ts_adapt.evaluation.quality import Reference
 from ts_adapt.files import read_tensors
 from ts_adapt.interfaces import TsAdaptError
 
@@ -54,7 +53,7 @@ def test_lost_modes_cost_recall_and_noise_costs_precision() -> None:
 def test_two_draws_of_one_law_have_nearly_all_and_the_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     found = precision_and_recall(gaussian(500), gaussian(500, 1))
     assert min(found) > 0.85
-    monkeypatch.setattr("ts_adapt.evaluation.neighbours.CHUNK", 7)
+    monkeypatch.setattr("ts_adapt.evaluation.metrics.CHUNK", 7)
     assert precision_and_recall(gaussian(500), gaussian(500, 1)) == pytest.approx(found)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ts_adapt.config import Config
-from ts_adapt.evaluation import runs
+from ts_adapt.evaluation import records, sample
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.evaluating import evaluate
 from ts_adapt.jobs.generating import _made, generate, runs_of
@@ -34,14 +34,14 @@ def session(tmp_path: Path) -> Session:
 
 def failing(monkeypatch: pytest.MonkeyPatch, bad: Callable[[Any, range], bool]) -> None:
     """Let the parts of a schedule fail as numbers that are not finite do."""
-    former = runs._sampled
+    former = sample._sampled
 
     def sampled(schedule: Any, objective: Any, batch: Any, extractor: Any, rows: range, *rest: Any) -> Any:
         if bad(schedule, rows):
             raise TsAdaptError("the solve gave numbers that are not finite")
         return former(schedule, objective, batch, extractor, rows, *rest)
 
-    monkeypatch.setattr(runs, "_sampled", sampled)
+    monkeypatch.setattr(sample, "_sampled", sampled)
 
 
 def of_linear(session: Session) -> Callable[[Any, range], bool]:
@@ -95,10 +95,10 @@ def test_a_disk_that_is_full_ends_the_job(session: Session, monkeypatch: pytest.
     def full(path: Path, tensors: Any) -> None:
         raise TsAdaptError(f"{path} cannot be written: no space left")
 
-    monkeypatch.setattr(runs, "write_tensors", full)
+    monkeypatch.setattr(records, "write_tensors", full)
     with pytest.raises(TsAdaptError, match="no space left") as raised:
         generate(session)
-    assert not isinstance(raised.value, runs.RunError)
+    assert not isinstance(raised.value, sample.RunError)
 
 
 def test_processes_tell_one_another_which_runs_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_processes_tell_one_another_which_runs_failed(monkeypatch: pytest.Monkey
     def make(place: int, unit: int) -> None:
         tried.append((place, unit))
         if place == 0:
-            raise runs.RunError("mine")
+            raise sample.RunError("mine")
 
     units = [(0, 1), (0, 2), (1, 1)]
     assert _made(units, make) == {0: "mine"} and tried == [(0, 1), (1, 1)], "what has failed is not tried again"

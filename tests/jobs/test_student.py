@@ -14,9 +14,9 @@ from PIL import Image
 from ts_adapt import zoo
 from ts_adapt.cli import main
 from ts_adapt.config import Config, StudentOptions
-from ts_adapt.evaluation.benchmark import Entry, Row, differences
-from ts_adapt.evaluation.conclusions import conclusions
-from ts_adapt.evaluation.runs import Run
+from ts_adapt.evaluation.comparison import Results, differences
+from ts_adapt.evaluation.conclusions import conclusions, verdict_tables
+from ts_adapt.evaluation.records import Entry, Row, Run, RunCost
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.jobs.evaluating import evaluate
 from ts_adapt.jobs.generating import planned
@@ -120,7 +120,7 @@ def test_the_comparison_answers_whether_it_is_better(
     printed, page = capsys.readouterr().out, (session.workspace.logs / "report.html").read_text()
     products = page.split("<h2>Cachers and quantizers</h2>")[1].split("<h2>How to read it</h2>")[0]
     assert products.count('<td class="name">static@minmax-w4a4</td>') == 1
-    assert "static@minmax-w4a4 is " in printed and "ddim, NFE 3, static, 6 samples" in printed
+    assert "static@minmax-w4a4 is " in printed and "ddim, NFE 3, static, 6 test samples" in printed
     entries = [entry for entries in planned(session).values() for entry in entries]
     assert len({entry.fingerprint for entry in entries}) == len({entry.file for entry in entries}) == len(entries) == 5
 
@@ -134,7 +134,7 @@ def test_each_is_set_against_its_like() -> None:
         distance = torch.rand(20, generator=torch.Generator().manual_seed(0)) + 2 - 0.1 * place
         entry = Entry("ddim", 3, name, kind, TimeGrid(torch.zeros(4)), name, 20, quantizer="hqq4")
         nothing = torch.zeros(20, 2)
-        runs.append((entry, Run(nothing, distance, 0.0, nothing, nothing)))
+        runs.append((entry, Run(nothing, distance, 0.0, nothing, nothing, RunCost(None, None, 0.0, 0))))
         mean, wins = float(distance.mean()), None if name == "static" else 0.5 + 0.1 * place
         rows.append(Row("m", "ddim", 3, name, kind, 20, 0, 0, mean, mean, mean, 0, 0, mean, wins, quantizer="hqq4"))
     found = differences(runs, 20)
@@ -143,10 +143,11 @@ def test_each_is_set_against_its_like() -> None:
         ("one-shot@hqq4", "static@hqq4"), ("one-shot@hqq4", "static+shift@hqq4"), ("one-shot@hqq4", "one-shot"),
     }  # fmt: skip
     assert {d.schedule for d in found if d.against == "linear"} == set(kinds) - {"linear"}
-    (conclusion,) = conclusions(rows, found, "zoo")
-    for sentence in ("static@hqq4 is better than static: -", "one-shot@hqq4 is better than one-shot: -"):
+    (conclusion,) = conclusions(Results(rows, found, {"comparison": {"features": "zoo"}}))
+    for sentence in ("static@hqq4 is better than static: mean -", "one-shot@hqq4 is better than one-shot: mean -"):
         assert any(line.startswith(sentence) for line in conclusion.lines), sentence
-    assert "Against static@hqq4, better: static+shift@hqq4" in conclusion.short
+    (verdicts,) = verdict_tables([conclusion])
+    assert {"static@hqq4 – static", "static+shift@hqq4 – static@hqq4"} <= {row[0].text for row in verdicts.rows}
 
 
 def test_images_are_made_by_the_student(root: Path, learned: Session, tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ from ts_adapt.assembly import build_quantizer
 from ts_adapt.cli import main
 from ts_adapt.config import Config
 from ts_adapt.denoisers.network import step_aware_parts
-from ts_adapt.evaluation.benchmark import fingerprint
-from ts_adapt.evaluation.report import COLUMNS
-from ts_adapt.files import read_tensors, write_tensors
+from ts_adapt.evaluation.records import COLUMNS, fingerprint
+from ts_adapt.files import read_tensors
 from ts_adapt.folders import making
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.accelerated import Impossible, accelerated, folder_of
@@ -140,7 +139,7 @@ def test_a_quantizer_that_another_process_is_making_is_made_without_being_kept(r
 
 def test_the_report_puts_them_side_by_side(done: Session) -> None:
     page = (done.workspace.logs / "report.html").read_text()
-    assert "Cachers and quantizers" in page and page.count("ddim, NFE 3, karras, 8 samples") == 1
+    assert "Cachers and quantizers" in page and page.count("ddim, NFE 3, karras, 8 test samples") == 1
     assert "| deepcache-2 | minmax-w8a8 | 8." in (done.workspace.logs / "results.md").read_text()
     assert {path.stem for path in (done.workspace.logs / "plots").iterdir()} == {
         "images-ddim-nfe3", "intervals-ddim-nfe3-8", "schedules-ddim-nfe3"
@@ -169,20 +168,6 @@ def test_nothing_is_computed_twice(done: Session, monkeypatch: pytest.MonkeyPatc
     evaluate(done)
     assert table(done) == former
     assert {path: path.stat().st_mtime_ns for path in runs_of(done).iterdir()} == before
-
-
-def test_a_run_file_of_before_costs_were_measured_is_kept_and_gets_them(
-    done: Session, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = session_in(root, tmp_path)
-    for entry in planned(session)["none", "none"]:
-        tensors = read_tensors(runs_of(done) / entry.file)
-        del tensors["cost"]
-        write_tensors(runs_of(session) / entry.file, tensors)
-    monkeypatch.setattr("ts_adapt.evaluation.runs._sampled", lambda *_: pytest.fail("sampled again"))
-    evaluate(session)
-    of_product = [row for row in table(done) if (row["cacher"], row["quantizer"]) == ("none", "none")]
-    assert table(session) == of_product
 
 
 def test_what_the_network_does_not_take_is_skipped_with_a_reason(

@@ -1,121 +1,72 @@
-"""What a comparison says, in plain sentences computed from its paired differences.
+"""What a comparison says, in plain sentences: verdicts by its paired differences, each with mean, median and wins.
 
-    better         the whole 95 % interval of mean d(schedule) / mean d(other) - 1 lies below zero
-    worse          it lies above zero
-    no different   it holds zero
-
-with d the distance to the teacher from the same noise. Percentages are this share.
+Percentages are shares of the other schedule's distance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ts_adapt.evaluation.benchmark import STATIC, Difference, Row
-from ts_adapt.evaluation.tables import frechet_name
+from ts_adapt.evaluation.comparison import Compared, Results
+from ts_adapt.evaluation.records import ORACLE, STATIC, Row
+from ts_adapt.evaluation.tables import Column, Table, across, frechet_name, percent, written
 from ts_adapt.schedules.name import OF_STUDENT, parse
 
-ORACLE = "oracle"
-"""The kind of grids that were searched for each sample, and the name of those whose times alone were."""
 VERDICTS = {"better": "better than", "no different": "no different from", "worse": "worse than"}
 CLASSES = ("fixed", STATIC, "corrected", "full")
 OTHER_MODE = "Where mean and wins disagree, a few samples that end in another mode of the data decide the mean."
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A paired difference with the rows of the schedule, `row`, and of the one it is compared with, `other`."""
-
-    difference: Difference
-    row: Row
-    other: Row
-
-    @property
-    def verdict(self) -> str:
-        """better, no different or worse."""
-        if self.difference.relative_high < 0:
-            return "better"
-        return "worse" if self.difference.relative_low > 0 else "no different"
-
-    @property
-    def wins(self) -> float | None:
-        """The share of the samples on which the schedule is nearer to the teacher; known where either is static."""
-        if self.other.schedule == STATIC:
-            return self.row.wins
-        return None if self.row.schedule != STATIC or self.other.wins is None else 1 - self.other.wins
-
-    @property
-    def surprising(self) -> bool:
-        """Whether the mean says one thing and most samples another."""
-        return self.wins is not None and {"better": self.wins < 0.5, "worse": self.wins > 0.5}.get(self.verdict, False)
-
-    @property
-    def percent(self) -> str:
-        """The difference as a share of the other's mean distance."""
-        return _percent(self.difference.relative)
-
-    @property
-    def interval(self) -> str:
-        """Its 95 % interval."""
-        return f"{_percent(self.difference.relative_low)} to {_percent(self.difference.relative_high)}"
-
-    def brief(self) -> str:
-        return f"({self.percent})"
-
-    def sentence(self, article: str = "") -> str:
-        """The verdict with its interval and the samples that were won; `article` goes before the other's name."""
-        d, samples = self.difference, f"{self.difference.samples} samples"
-        won = samples if self.wins is None else f"nearer on {100 * self.wins:.0f} % of {samples}"
-        alone = "times alone, " if d.schedule.partition(OF_STUDENT)[0] == ORACLE else ""
-        searched = f"; {alone}searched on these very samples" if self.row.kind == ORACLE else ""
-        return (
-            f"{d.schedule} is {VERDICTS[self.verdict]} {article}{d.against}: {self.percent} "
-            f"(95 % interval {self.interval}), {won}{searched}."
-        )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:+.1f} %"
-
-
-def compare(rows: Sequence[Row], differences: Sequence[Difference]) -> list[Compared]:
-    """The differences with the rows that they are of."""
-    named = {(r.sampler, r.nfe, r.samples, r.schedule): r for r in rows}
-    return [
-        Compared(d, *(named[d.sampler, d.nfe, d.samples, name] for name in (d.schedule, d.against)))
-        for d in differences
-    ]
-
-
-@dataclass(frozen=True)
 class Conclusion:
-    """What is found for one sampler and NFE.
+    """What is found for one sampler and NFE: its verdicts, and a sentence for each with what else is to be said."""
 
-    heading  the sampler and the NFE
-    short    all verdicts in two or three sentences, without intervals
-    lines    a sentence for each verdict
-    """
-
-    heading: str
-    short: str
+    sampler: str
+    nfe: int
+    verdicts: list[Compared]
     lines: list[str]
 
+    @property
+    def heading(self) -> str:
+        return f"{self.sampler}, NFE {self.nfe}"
 
-def conclusions(rows: Sequence[Row], differences: Sequence[Difference], features: str) -> list[Conclusion]:
+
+def conclusions(results: Results) -> list[Conclusion]:
     """For each sampler and NFE: static against the best fixed grid, all else that was learned or optimised against
     static, predictors against the best static grid with corrections too, what was learned for a cheaper network against
     its like of the teacher's own, each on as many samples as both were measured on, and who is nearest to the data."""
-    keys = dict.fromkeys((r.sampler, r.nfe) for r in rows)
-    pairs = compare(rows, differences)
-    return [
-        _conclusion([r for r in rows if (r.sampler, r.nfe) == key], [p for p in pairs if _key(p) == key], features)
-        for key in keys
+    found, pairs = [], results.compared()
+    for sampler, nfe in dict.fromkeys((r.sampler, r.nfe) for r in results.rows):
+        verdicts = _verdicts([p for p in pairs if (p.row.sampler, p.row.nfe) == (sampler, nfe)])
+        lines = [_sentence(pair) for pair in verdicts]
+        if any(pair.surprising for pair in verdicts):
+            lines.append(OTHER_MODE)
+        rows = [r for r in results.rows if (r.sampler, r.nfe) == (sampler, nfe)]
+        lines += _nearest_to_the_data(rows, results.features)
+        found.append(Conclusion(sampler, nfe, verdicts, lines))
+    return [conclusion for conclusion in found if conclusion.lines]
+
+
+def verdict_tables(found: Sequence[Conclusion]) -> Iterator[Table]:
+    """For each sampler all verdicts, NFE across; the mean is in brackets where its interval holds zero."""
+    measures = [
+        Column("mean", _bracketed, tone=lambda p: p.verdict),
+        Column("median", lambda p: percent(p.difference.relative_median)),
+        Column("wins", lambda p: f"{100 * p.difference.wins:.0f} %"),
     ]
+    label = Column("paired difference", lambda p: f"{p.row.schedule} – {_other(p)}", text=True)
+    for sampler in dict.fromkeys(conclusion.sampler for conclusion in found):
+        rows: dict[str, dict[int, Compared]] = {}
+        for conclusion in (one for one in found if one.sampler == sampler):
+            for pair in conclusion.verdicts:
+                rows.setdefault(label.value(pair), {})[conclusion.nfe] = pair
+        yield from across(f"{sampler}, paired distance to the teacher", label, measures, [*rows.values()])
 
 
-def _key(pair: Compared) -> tuple[str, int]:
-    return pair.row.sampler, pair.row.nfe
+def _bracketed(pair: Compared) -> str:
+    share = percent(pair.difference.relative)
+    return f"({share})" if pair.verdict == "no different" else share
 
 
 def _class(pair: Compared) -> str:
@@ -126,35 +77,42 @@ def _class(pair: Compared) -> str:
     return pair.other.kind if pair.other.kind == "fixed" or name == STATIC else "corrected"
 
 
-def _conclusion(rows: Sequence[Row], pairs: Sequence[Compared], features: str) -> Conclusion:
-    ordered = sorted(pairs, key=lambda p: p.row.samples)
-    most = {(p.row.schedule, _class(p)): p for p in ordered}
-    fixed, static, corrected, full = ([p for (_, of), p in most.items() if of == kind] for kind in CLASSES)
-    fixed = [p for p in fixed if p.row.schedule.partition(OF_STUDENT)[0] == STATIC] or fixed
-    lines = [*(p.sentence("the best fixed grid, ") for p in fixed), *(p.sentence() for p in static + corrected + full)]
-    if any(p.surprising for p in fixed + static):
-        lines.append(OTHER_MODE)
-    short = [
-        f"{p.row.schedule} is {VERDICTS[p.verdict]} the best fixed grid, {p.other.schedule} {p.brief()}." for p in fixed
-    ]
-    others = dict.fromkeys(p.other.schedule for p in static + corrected)
-    for part in ([p for p in static + corrected if p.other.schedule == other] for other in others):
-        found = {word: [f"{p.row.schedule} {p.brief()}" for p in part if p.verdict == word] for word in VERDICTS}
-        verdicts = [f"{word}: {', '.join(names)}" for word, names in found.items() if names]
-        short.append(f"Against {part[0].other.schedule}, {'; '.join(verdicts)}.")
-    short += [f"{p.row.schedule} is {VERDICTS[p.verdict]} {p.other.schedule} {p.brief()}." for p in full]
-    heading = f"{rows[0].sampler}, NFE {rows[0].nfe}"
-    return Conclusion(heading, " ".join(short), [*lines, *_nearest_to_the_data(rows, features)])
+def _verdicts(pairs: Sequence[Compared]) -> list[Compared]:
+    """Those that are spoken of, in the order of `CLASSES`: of each the one on the most samples, and against the best
+    fixed grid static alone, where it is."""
+    most = {(p.row.schedule, _class(p)): p for p in sorted(pairs, key=lambda p: p.row.samples)}
+    of_class = {kind: [p for (_, of), p in most.items() if of == kind] for kind in CLASSES}
+    static = [p for p in of_class["fixed"] if p.row.schedule.partition(OF_STUDENT)[0] == STATIC]
+    of_class["fixed"] = static or of_class["fixed"]
+    return [p for found in of_class.values() for p in found]
+
+
+def _other(pair: Compared) -> str:
+    return "best fixed grid" if pair.other.kind == "fixed" else pair.other.schedule
+
+
+def _sentence(pair: Compared) -> str:
+    """The verdict with what it rests on."""
+    d, other = pair.difference, pair.other.schedule
+    other = f"the best fixed grid, {other}" if pair.other.kind == "fixed" else other
+    alone = "times alone, " if d.schedule.partition(OF_STUDENT)[0] == ORACLE else ""
+    searched = f"; {alone}searched on these very samples" if pair.row.kind == ORACLE else ""
+    return (
+        f"{d.schedule} is {VERDICTS[pair.verdict]} {other}: mean {percent(d.relative)} (95 % interval "
+        f"{percent(d.relative_low)} to {percent(d.relative_high)}), median {percent(d.relative_median)}, nearer on "
+        f"{100 * d.wins:.0f} % of {d.samples} samples{searched}."
+    )
 
 
 def _nearest_to_the_data(rows: Sequence[Row], features: str) -> list[str]:
     most = max(r.samples for r in rows)
     fixed = [r for r in rows if r.samples == most and r.kind == "fixed" and not parse(r.schedule).native]
-    other = [r for r in rows if r.samples == most and r.kind not in ("fixed", "oracle")]
+    other = [r for r in rows if r.samples == most and r.kind not in ("fixed", ORACLE)]
     if not fixed or not other:
         return []
     a, b = (min(part, key=lambda r: r.fid_data) for part in (fixed, other))
+    of_fixed, of_other = written([a.fid_data, b.fid_data])
     return [
-        f"{frechet_name(features)} to the data: {a.fid_data:.3f} along the best fixed grid, {a.schedule}; "
-        f"{b.fid_data:.3f} along the best learned or optimised one, {b.schedule}."
+        f"{frechet_name(features)} to the data: {of_fixed} along the best fixed grid, {a.schedule}; "
+        f"{of_other} along the best learned or optimised one, {b.schedule}."
     ]

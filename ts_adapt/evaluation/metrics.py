@@ -1,38 +1,32 @@
-"""Metrics of sets of images: Frechet and kernel distances of features, bootstrap intervals of per-sample values.
+"""Metrics of sets of images, in their features f, and bootstrap intervals of per-sample values.
 
-    Frechet  |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))       means m and covariances C of features
-    kernel   the unbiased MMD^2 with k(f, g) = (f.g / D + 1)^3       averaged over subsets; may come out below zero
-    interval the quantiles, over resamples of the samples with replacement (percentile bootstrap), of the mean, or of
-             the ratio of two means of the same samples
+    Frechet          |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))    means m and covariances C of features
+    kernel           the unbiased MMD^2 with k(f, g) = (f.g / D + 1)^3    averaged over subsets; may be below zero
+    M(F)             the balls around the features f_i of a set, each as wide as the distance to its k-th nearest other
+    precision        the share of the samples' features in M(real): how many of them look real
+    recall           the share of the real features in M(samples): how much of what is real is met
+    Inception score  exp E_x KL(p(y|x) || p(y)), the mean over parts of the samples
+    interval         the quantiles, over resamples of the samples with replacement (percentile bootstrap), of the mean,
+                     or of the ratio of two means of the same samples
 
-Heusel et al. 2017 (FID), Binkowski et al. 2018 (KID), Efron 1979. The distances themselves are clean-fid's. Features
-are those of Inception ("inception"), which makes it FID and KID proper, or those of the zoo's classifier ("zoo"),
-which works offline; numbers of the two have nothing to do with one another, and both depend on how many samples
-there are: compare equal numbers only.
+Heusel et al. 2017 (FID), Binkowski et al. 2018 (KID), Kynkaanniemi et al. 2019 (arXiv:1904.06991; k = 3), Salimans et
+al. 2016, Efron 1979. Frechet and kernel distances are clean-fid's. Numbers of different features have nothing to do
+with one another, and all but the intervals depend on how many samples there are: compare equal numbers only.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Self
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ts_adapt.evaluation.inception import Inception
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.zoo import load_features
-from ts_adapt.zoo.data import to_model_range, to_uint8
-from ts_adapt.zoo.features import IMAGE_SHAPE
 
-Extractor = Callable[[Tensor], Tensor]
-"""Images `(B, C, H, W)` in [-1, 1] -> features `(B, D)`. Images are rounded to 8 bits first, as if saved and read."""
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CHUNK = 1024
+"""Rows of a matrix of distances that are in memory at once."""
 
 
 class FeatureStatistics:
@@ -137,95 +131,47 @@ def kid(
         np.random.set_state(state)
 
 
-def make_extractor(name: str, *, device: torch.device | str = "cpu", inception: str | Path | None = None) -> Extractor:
-    """The feature extractor called `name`: "zoo" (grey 28x28, offline), "inception" (any size, resized by clean-fid),
-    or "pixels" (the samples themselves, unrounded: for small analytic models).
+class Manifold:
+    """M(F) of `features` `(n, D)`; TsAdaptError for k or fewer of them, and for non-finite numbers."""
 
-    inception  the folder of clean-fid's Inception weights (`inception-2015-12-05.pt`); None: clean-fid downloads them
+    def __init__(self, features: Tensor, k: int = 3) -> None:
+        self.features = features.detach().double()
+        if self.features.ndim != 2 or k < 1 or len(features) <= k:
+            raise TsAdaptError(
+                f"features have shape {tuple(features.shape)} and k is {k}; expected (n, D) with n above k, and k from "
+                "1 on"
+            )
+        if not bool(torch.isfinite(self.features).all()):
+            raise TsAdaptError("features hold a NaN or infinite value; look for one in the images")
+        nearest = [torch.cdist(part, self.features).kthvalue(k + 1).values for part in self.features.split(CHUNK)]
+        self.radii = torch.cat(nearest)
 
-    Raises TsAdaptError for an unknown name, and where Inception's weights are not to be had.
+    def share(self, features: Tensor) -> float:
+        """The share of `features` `(m, D)` that lie in at least one ball; TsAdaptError for another width."""
+        others = features.detach().double()
+        if others.ndim != 2 or not len(others) or others.shape[1] != self.features.shape[1]:
+            raise TsAdaptError(
+                f"features have shapes {tuple(self.features.shape)} and {tuple(features.shape)}; expected (n, D) and "
+                "(m, D)"
+            )
+        inside = [(torch.cdist(part, self.features) <= self.radii).any(1) for part in others.split(CHUNK)]
+        return float(torch.cat(inside).double().mean())
+
+
+def inception_score(probabilities: Tensor, parts: int = 10) -> float:
+    """Of the class probabilities `(n, C)` of samples, in `parts` parts, or one where there are fewer samples.
+
+    Raises TsAdaptError for no samples, and for rows that are no probabilities.
     """
-    if name not in EXTRACTORS:
-        near = difflib.get_close_matches(name, EXTRACTORS, 1, 0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise TsAdaptError(f"unknown feature extractor {name!r}; {hint}known: {', '.join(EXTRACTORS)}")
-    return EXTRACTORS[name](None if inception is None else Path(inception), torch.device(device))
-
-
-def _zoo(folder: Path | None, device: torch.device) -> Extractor:
-    network = load_features(device=device)
-
-    @torch.no_grad()
-    def extract(images: Tensor) -> Tensor:
-        pooled: Tensor = network(to_model_range(to_uint8(images)).to(device)).pooled
-        return pooled
-
-    return extract
-
-
-def _pixels(folder: Path | None, device: torch.device) -> Extractor:
-    return lambda images: images.flatten(1).double().cpu()
-
-
-EXTRACTORS: dict[str, Callable[[Path | None, torch.device], Extractor]] = {
-    "zoo": _zoo,
-    "inception": Inception,
-    "pixels": _pixels,
-}
-
-
-def taken_shape(name: str, model: Sequence[int] | None) -> Sequence[int] | None:
-    """Of the images (C, H, W) that the extractor called `name` takes; None: of any size.
-
-    model  the shape of the images of a model, whose `pixels` are compared
-    """
-    return {"zoo": IMAGE_SHAPE, "pixels": model}.get(name)
-
-
-def folder_features(
-    extract: Extractor, folder: str | Path, shape: Sequence[int] | None = None, *, batch_size: int = 64
-) -> Tensor:
-    """The features `(n, D)` of the images in `folder` and the folders inside it, in the order of their names.
-
-    shape  as of `read_image`
-
-    Raises TsAdaptError for a missing folder, one without images, a file that is no image or of another size, and images
-    whose features have several widths.
-    """
-    files, features = image_files(folder), []
-    for start in range(0, len(files), batch_size):
-        images = [read_image(file, shape) for file in files[start : start + batch_size]]
-        one_size = all(image.shape == images[0].shape for image in images)
-        features += [extract(part).cpu() for part in ([torch.cat(images)] if one_size else images)]
-    if len({part.shape[1] for part in features}) > 1:
-        raise TsAdaptError(f"the images in {folder} have several sizes; make them all of one size")
-    return torch.cat(features)
-
-
-def image_files(folder: str | Path) -> list[Path]:
-    """The images in `folder` and the folders inside it, in the order of their names; TsAdaptError if there are none."""
-    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise TsAdaptError(f"{folder} holds no images; expected a folder of {', '.join(IMAGE_SUFFIXES)}")
-    return files
-
-
-def read_image(file: Path, shape: Sequence[int] | None = None) -> Tensor:
-    """`(1, C, H, W)` in [-1, 1]; TsAdaptError for what is no image, or of another size.
-
-    shape  (C, H, W), read as grey for C = 1, else as RGB; None: RGB of any size
-    """
-    mode = "L" if shape is not None and shape[0] == 1 else "RGB"
-    try:
-        with Image.open(file) as image:
-            pixels = torch.from_numpy(np.array(image.convert(mode)))
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
-        raise TsAdaptError(f"{file} is no image that can be read; remove it, or put it right") from error
-    found = to_model_range((pixels.unsqueeze(-1) if mode == "L" else pixels).permute(2, 0, 1).unsqueeze(0))
-    size = tuple(found.shape[1:])
-    if shape is not None and size != tuple(shape):
-        raise TsAdaptError(f"{file} is of {size}, the model's samples are of {tuple(shape)}; resize the images to that")
-    return found
+    p = probabilities.detach().double()
+    if p.ndim != 2 or not len(p) or bool((p < 0).any()) or not torch.allclose(p.sum(1), p.new_ones(len(p)), atol=1e-3):
+        raise TsAdaptError(f"probabilities of shape {tuple(p.shape)} were given; expected rows (n, C) that sum to one")
+    scores = []
+    for part in p.tensor_split(parts if len(p) >= parts else 1):
+        marginal = part.mean(0, keepdim=True)
+        apart = torch.xlogy(part, part) - torch.xlogy(part, marginal)
+        scores.append(apart.sum(1).mean().exp())
+    return float(torch.stack(scores).mean())
 
 
 def bootstrap_interval(

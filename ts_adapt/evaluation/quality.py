@@ -1,8 +1,8 @@
 """What sets of samples are measured by beside the Frechet distance of their features.
 
     kid                the kernel distance to real features (`metrics.kid`); may come out below zero
-    precision, recall  how many samples look real, and how much of what is real is met (`neighbours`)
-    inception_score    exp E_x KL(p(y|x) || p(y)), the mean over ten parts of the samples (Salimans et al. 2016)
+    precision, recall  how many samples look real, and how much of what is real is met (`metrics.Manifold`)
+    inception_score    how sure of its class each is, and how many classes there are (`metrics.inception_score`)
     sfid               the Frechet distance of spatial features to real ones (Nash et al. 2021)
     clip_score         the mean over samples of how well they show their prompts (`clip`)
 
@@ -20,9 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ts_adapt.evaluation.inception import Inception
-from ts_adapt.evaluation.metrics import Extractor, FeatureStatistics, folder_features, frechet, kid, taken_shape
-from ts_adapt.evaluation.neighbours import Manifold
+from ts_adapt.evaluation.features import Extractor, Inception, folder_features, taken_shape
+from ts_adapt.evaluation.metrics import FeatureStatistics, Manifold, frechet, inception_score, kid
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.zoo import reference_statistics, test_images
 from ts_adapt.zoo.data import to_model_range
@@ -30,7 +29,6 @@ from ts_adapt.zoo.features import TRAINING_IMAGES
 
 NEIGHBOURS = 3
 SUBSET, SUBSETS = 1000, 20
-PARTS = 10
 
 
 @dataclass(frozen=True)
@@ -86,27 +84,6 @@ class Reference:
     def _picked(self, count: int) -> Tensor:
         """`count` of the real features, or all of them, evenly picked."""
         return self.features[torch.linspace(0, len(self.features) - 1, min(count, len(self.features))).long()]
-
-
-def looks_of(extract: Extractor, images: Tensor) -> dict[str, Tensor]:
-    """The `features` of `images`, and what else an extractor knows of them."""
-    return extract.looks(images) if isinstance(extract, Inception) else {"features": extract(images)}
-
-
-def inception_score(probabilities: Tensor, parts: int = PARTS) -> float:
-    """Of the class probabilities `(n, C)` of samples, in `parts` parts, or one where there are fewer samples.
-
-    Raises TsAdaptError for no samples, and for rows that are no probabilities.
-    """
-    p = probabilities.detach().double()
-    if p.ndim != 2 or not len(p) or bool((p < 0).any()) or not torch.allclose(p.sum(1), p.new_ones(len(p)), atol=1e-3):
-        raise TsAdaptError(f"probabilities of shape {tuple(p.shape)} were given; expected rows (n, C) that sum to one")
-    scores = []
-    for part in p.tensor_split(parts if len(p) >= parts else 1):
-        marginal = part.mean(0, keepdim=True)
-        apart = torch.xlogy(part, part) - torch.xlogy(part, marginal)
-        scores.append(apart.sum(1).mean().exp())
-    return float(torch.stack(scores).mean())
 
 
 def reference_of(

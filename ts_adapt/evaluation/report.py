@@ -1,29 +1,43 @@
-"""What an evaluation leaves behind: results.csv, .json and .md, plots, and one self-contained HTML page."""
+"""What an evaluation leaves behind: results.csv and .json with every number, and for readers results.md, plots and a
+self-contained HTML page (`page.html.jinja`)."""
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ts_adapt.evaluation.benchmark import Difference, Row, as_records, stem
-from ts_adapt.evaluation.conclusions import Conclusion, compare, conclusions
-from ts_adapt.evaluation.page import Picture, render
-from ts_adapt.evaluation.products import markdown as side_by_side
-from ts_adapt.evaluation.products import plain, products
-from ts_adapt.evaluation.tables import ON_WINS, brief, frechet_name, groups, markdown, rows_of
-from ts_adapt.files import check_schema, read_json, write_bytes, write_json
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.evaluation.comparison import RESULTS, Results
+from ts_adapt.evaluation.conclusions import conclusions, verdict_tables
+from ts_adapt.evaluation.records import COLUMNS, Row, stem
+from ts_adapt.evaluation.tables import (
+    LEGEND,
+    as_markdown,
+    brief,
+    cost_tables,
+    difference_table,
+    frechet_name,
+    group_tables,
+    groups,
+    overviews,
+    plain,
+)
+from ts_adapt.files import write_bytes, write_json
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.plots import plot_images, plot_intervals, plot_quality, plot_schedules
 
-Kept = TypeVar("Kept", Row, Difference)
-COLUMNS = [field.name for field in fields(Row)]
+Key = tuple[str, int]
+"""A sampler and an NFE."""
+Columns = Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -37,133 +51,105 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Results:
-    """Everything that was measured: rows, paired differences, and facts about the comparison as a whole.
+class Picture:
+    """A figure of the page: a PNG's bytes and its caption.
 
-    `facts["comparison"]` says what all of it has in common; groups (sampler, NFE) of equal comparisons add up.
+    name  of its file, without the suffix
+    key   what it is of; None: of several
+    wide  over the page's whole width
     """
 
-    rows: Sequence[Row]
-    differences: Sequence[Difference]
-    facts: Mapping[str, Any]
-
-    @property
-    def features(self) -> str:
-        """The extractor of the Frechet distances."""
-        return str(self.facts["comparison"]["features"])
-
-    def conclusions(self) -> list[Conclusion]:
-        """What the comparison says, for each sampler and NFE of which it says anything."""
-        found = conclusions(self.rows, self.differences, self.features)
-        return [conclusion for conclusion in found if conclusion.lines]
-
-    @classmethod
-    def read(cls, folder: Path) -> Results | None:
-        """What an earlier evaluation left in `folder`; None if there is none that can be read."""
-        try:
-            kept = read_json(folder / "results.json", {"facts": dict, "rows": list, "differences": list})
-            rows, apart = [_read(Row, row) for row in kept["rows"]], [_read(Difference, d) for d in kept["differences"]]
-            compare(rows, apart)
-            _check_facts(kept["facts"], folder / "results.json")
-            return cls(rows, apart, kept["facts"])
-        except (TsAdaptError, KeyError, TypeError):
-            return None
-
-    def joined(self, earlier: Results | None) -> Results:
-        """These results, and of the `earlier` ones of the same comparison those groups that are not among them."""
-        if earlier is None or earlier.facts.get("comparison") != self.facts["comparison"]:
-            return self
-        mine = {(r.sampler, r.nfe) for r in self.rows}
-        rows = [*self.rows, *(r for r in earlier.rows if (r.sampler, r.nfe) not in mine)]
-        apart = [*self.differences, *(d for d in earlier.differences if (d.sampler, d.nfe) not in mine)]
-        counts = {key: {**earlier.facts[key], **self.facts[key]} for key in ("teacher", "floor")}
-        there = {key for r in rows for key in ((r.cacher, r.quantizer, ""), (r.cacher, r.quantizer, r.file))}
-        refused = [*self.facts.get("skipped", []), *earlier.facts.get("skipped", [])]
-        reasons = {(one["cacher"], one["quantizer"], one.get("run", "")): one for one in reversed(refused)}
-        left = [one for key, one in reasons.items() if key not in there]
-        return Results(rows, apart, {**self.facts, **counts, "skipped": left})
-
-
-def _read(kind: type[Kept], record: Any) -> Kept:
-    """The row or difference in `record`; TypeError unless every value has its type."""
-    made = kind(**record)
-    for name, hint in get_type_hints(kind).items():
-        value = getattr(made, name)
-        accepted = hint | int if isinstance(0.0, hint) else hint
-        if isinstance(value, bool) or not isinstance(value, accepted):
-            raise TypeError(f"{name} is a {type(value).__name__}")
-    return made
-
-
-def _check_facts(facts: dict[str, Any], path: Path) -> None:
-    """TsAdaptError or TypeError unless everything that `Results.joined` takes over has its type."""
-    check_schema(facts, {"comparison": dict, "teacher": dict, "floor": dict}, path)
-    check_schema(facts["comparison"], {"features": str, "distance": str}, path)
-    for counts in (facts["teacher"], facts["floor"]):
-        check_schema(counts, dict.fromkeys(counts, (int, float)), path)
-    for one in facts.get("skipped", []):
-        check_schema({"run": "", **one}, dict.fromkeys(("cacher", "quantizer", "run", "reason"), str), path)
+    name: str
+    caption: str
+    png: bytes
+    key: Key | None = None
+    wide: bool = False
 
 
 def write_report(
     folder: Path, results: Results, panels: Sequence[Panel], noise: NoiseSchedule, *, title: str,
-    notes: Sequence[str] = (),
+    notes: Sequence[str] = (), columns: Columns = None,
 ) -> Path:  # fmt: skip
     """Write everything under `folder`; returns the path of the HTML page.
 
+    notes    sentences on the comparison, the first on what is compared
+    columns  that the tables of a sampler and NFE show, by their names in results.csv; None: the usual ones
+
     Groups of `results` without a panel keep the pictures that an earlier report left in `folder`.
     """
-    rows, features = results.rows, results.features
+    rows = results.rows
+    found = results.as_json()
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(as_records(rows))
+    writer.writerows(found["rows"])
     write_bytes(folder / "results.csv", text.getvalue().encode())
-    found = results.conclusions()
-    tables = [markdown(plain(rows), features).rstrip()]
-    tables += [side_by_side(product, features) for product in products(rows)]
-    write_bytes(folder / "results.md", _markdown(title, notes, brief(plain(rows), features), found, tables).encode())
-    apart = as_records(results.differences)
-    write_json(folder / "results.json", {"facts": dict(results.facts), "rows": as_records(rows), "differences": apart})
-    pictures = [*_of_rows(plain(rows), features), *_of_panels(rows, panels, noise)]
+    write_json(folder / RESULTS, found)
+    write_bytes(folder / "results.md", _markdown(results, title, notes, columns).encode())
+    pictures = [*_of_rows(plain(rows), results.features), *_of_panels(rows, panels, noise)]
     for picture in pictures:
         write_bytes(folder / "plots" / f"{picture.name}.png", picture.png)
     pictures += _kept(folder / "plots", rows, {picture.name for picture in pictures})
-    html = render(
-        rows, results.differences, found, pictures, title=title, notes=notes,
-        distance=results.facts["comparison"]["distance"], features=features,
-    )  # fmt: skip
-    write_bytes(folder / "report.html", html.encode())
+    write_bytes(folder / "report.html", page(results, pictures, title, notes, columns).encode())
     return folder / "report.html"
 
 
-def _markdown(title: str, notes: Sequence[str], short: str, found: Sequence[Conclusion], tables: Sequence[str]) -> str:
-    lines = [f"# {title}", "", *notes, "", *(["## In short", "", short, ""] if short else [])]
-    for conclusion in found:
-        lines += [
-            f"## {conclusion.heading}, paired distance to the teacher",
-            "",
-            *(f"- {line}" for line in conclusion.lines),
-            "",
-        ]
-    return "\n".join(
-        [
-            *lines,
-            "## Tables",
-            "",
-            "\n\n".join(tables),
-            "",
-            f"Bold: the best of a column, the oracle left out; {ON_WINS}.",
-            "",
-        ]
-    )
+def _markdown(results: Results, title: str, notes: Sequence[str], columns: Columns) -> str:
+    rows, features = plain(results.rows), results.features
+    parts = [f"# {title}", "\n".join(notes)]
+    short = [as_markdown(table) for table in brief(rows, features)]
+    parts += ["## In short", *short] if short else []
+    for conclusion in conclusions(results):
+        lines = "\n".join(f"- {line}" for line in conclusion.lines)
+        parts += [f"## {conclusion.heading}, paired distance to the teacher", lines]
+    tables = [*overviews(rows, features), *group_tables(rows, features, columns).values()]
+    tables += cost_tables(results.rows, features, columns)
+    parts += ["## Tables", *map(as_markdown, tables), f"Bold: the best of a column, the oracle left out. {LEGEND}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def page(
+    results: Results, pictures: Sequence[Picture], title: str, notes: Sequence[str], columns: Columns = None
+) -> str:
+    """The page as HTML."""
+    rows, features = results.rows, results.features
+    figures = defaultdict[Key | None, list[Picture]](list)
+    for picture in pictures:
+        figures[picture.key].append(picture)
+    place = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=place, autoescape=True, trim_blocks=True, undefined=StrictUndefined)
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    environment.filters["tied"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
+    found = conclusions(results)
+    return environment.get_template("page.html.jinja").render(
+        title=title, notes=notes, conclusions=found, verdicts=list(verdict_tables(found)), figures=figures,
+        overviews=list(overviews(plain(rows), features)), costs=list(cost_tables(rows, features, columns)),
+        sections=_sections(results, columns), distance=results.facts["comparison"]["distance"],
+        frechet=frechet_name(features),
+    )  # fmt: skip
+
+
+def _sections(results: Results, columns: Columns) -> list[dict[str, Any]]:
+    """One for each sampler and NFE, of each number of samples the rows and their differences; with a cacher or
+    quantizer those alone that more is to be said of than what the tables of these say."""
+    rows, pairs = results.rows, results.compared()
+    told = {r.sampler for r in plain(rows)} | {pair.row.sampler for pair in pairs}
+    sections: dict[Key, dict[str, Any]] = {}
+    told_rows = [r for r in rows if r.sampler in told]
+    for (sampler, nfe, samples), table in group_tables(told_rows, results.features, columns).items():
+        new = {"key": (sampler, nfe), "title": f"{sampler}, NFE {nfe}", "tables": []}
+        own = [pair for pair in pairs if (pair.row.sampler, pair.row.nfe, pair.row.samples) == (sampler, nfe, samples)]
+        tables = sections.setdefault((sampler, nfe), new)["tables"]
+        tables += [table, difference_table(own)] if own else [table]
+    return list(sections.values())
 
 
 def _of_rows(rows: Sequence[Row], features: str) -> Iterator[Picture]:
     """What can be drawn of the numbers alone: quality against NFE where there are several, distances with intervals."""
-    several = [key for key in dict.fromkeys((r.sampler, r.samples) for r in rows) if _count_nfe(rows, key) > 1]
-    for sampler, samples in several:
+    for sampler, samples in dict.fromkeys((r.sampler, r.samples) for r in rows):
         part = [r for r in rows if (r.sampler, r.samples) == (sampler, samples)]
+        if len({r.nfe for r in part}) < 2:
+            continue
         to_data = f"{frechet_name(features)} to the data"
         for column, label in (("distance", "paired distance to the teacher"), ("fid_data", to_data)):
             curves = {}
@@ -172,18 +158,11 @@ def _of_rows(rows: Sequence[Row], features: str) -> Iterator[Picture]:
                 curves[name] = (line[0].kind, [r.nfe for r in line], [getattr(r, column) for r in line])
             caption = f"{label[0].upper()}{label[1:]} against NFE, {sampler}, {samples} samples"
             yield Picture(f"{column}-{stem(sampler)}-{samples}", caption, _png(plot_quality(curves, label)))
-    for sampler, nfe, samples in groups(rows):
-        found = {
-            r.schedule: (r.kind, r.distance, r.distance_low, r.distance_high, r.distance_median)
-            for r in rows_of(rows, (sampler, nfe, samples))
-        }
+    for (sampler, nfe, samples), group in groups(rows).items():
+        found = {r.schedule: (r.kind, r.distance, r.distance_low, r.distance_high, r.distance_median) for r in group}
         caption = f"Mean distance to the teacher with 95 % intervals, and median; {samples} samples"
         drawn = _png(plot_intervals(found, "paired distance to the teacher"))
         yield Picture(f"intervals-{stem(sampler)}-nfe{nfe}-{samples}", caption, drawn, (sampler, nfe))
-
-
-def _count_nfe(rows: Sequence[Row], key: tuple[str, int]) -> int:
-    return len({r.nfe for r in rows if (r.sampler, r.samples) == key})
 
 
 def _panel_names(sampler: str, nfe: int) -> list[tuple[str, str]]:

@@ -1,26 +1,94 @@
-"""A comparison as tables: its rows in groups, what is best in a column, text for the terminal, Markdown for a README.
+"""The tables of a comparison: one model for the terminal, Markdown and the page.
 
-A group is one sampler (solver, cacher, quantizer), one NFE and one number of samples: Frechet distances compare within
-it only. The best of a
-column is its least number, of `wins` its greatest, among all but the oracle, which was searched on the test samples
-themselves.
+    Column  what is shown of each row, and how
+    Table   columns filled from rows; a column in which no row has a value is left out
+
+A column has as many decimals as its least number needs for DIGITS significant digits, unless the greatest then had
+more than MOST; a number that these decimals leave fewer than two digits of has DIGITS of its own. Bold is the best of a
+column among all but the oracle, which was searched on the test samples themselves.
+
+A group is one sampler (solver, cacher, quantizer), one NFE and one number of samples: scores compare within it only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
 
-from ts_adapt.evaluation.benchmark import Row
+from ts_adapt.assembly import NONE
+from ts_adapt.evaluation.comparison import Compared
+from ts_adapt.evaluation.records import ORACLE, Row
+from ts_adapt.schedules.name import OF_STUDENT
 
-Group = tuple[str, int, int]
-FORMATS = {
-    "fid_data": "{:.3f}", "fid_teacher": "{:.3f}", "distance": "{:.4f}", "distance_median": "{:.4f}",
-    "wins": "{:.0f} %",
-}  # fmt: skip
-"""How the measures are written; all columns that have a best are here."""
+DIGITS, MOST, FINEST, GREAT = 3, 5, 6, 1e7
 NOTHING = "–"
-ON_WINS = "wins: the share of samples on which a schedule is nearer to the teacher than the static grid (ties by half)"
+USUAL = (
+    "distance", "distance_low", "distance_high", "distance_median", "wins", "fid_data", "fid_teacher",
+    "inception_score", "sfid", "precision", "recall", "clip_score", "seconds_per_image",
+)  # fmt: skip
+"""The columns that are shown unless others are asked for."""
+BRIEF, ACROSS = ("distance", "wins", "fid_data"), 4
+"""Those of each NFE where several are side by side, and how many are at most."""
+COSTS = ("cacher", "quantizer", "schedule", "bits", "weight_bytes", "flops", "peak_memory", "seconds_per_image")
+WORTH = ("distance", "distance_median", "wins", "fid_data", "fid_teacher", "precision", "recall")
+"""Those of cachers and quantizers: what they cost, and, unless others are asked for, what they are worth."""
+LEGEND = (
+    "Distance: of a sample to the teacher's from the same noise, its mean with a 95 % interval, and its median.\n"
+    "Wins: the share of samples on which a schedule is nearer to the teacher than the static grid, ties by half."
+)
+Group = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a table shows of each row.
+
+    head   its name, with a line break where it may be broken
+    value  of a row: a number, a text, or None for what does not apply
+    best   of several numbers; None where none is better than another
+    scale  that numbers are multiplied by
+    form   how they are written; None: with the decimals that they need
+    text   whether it is a column of texts
+    tone   of a row, in which its cell is coloured: better, worse, or any other text for none
+    over   what it has in common with the columns beside it
+    """
+
+    head: str
+    value: Callable[[Any], Any]
+    best: Callable[[list[float]], float] | None = None
+    scale: float = 1.0
+    form: str | None = None
+    text: bool = False
+    tone: Callable[[Any], str] = lambda row: ""
+    over: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is printed, whether it is the best of its column, and its tone."""
+
+    text: str
+    best: bool = False
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """`columns`, and the cells of each row; `kinds` of schedules, by row, where rows are of any."""
+
+    title: str
+    columns: list[Column]
+    rows: list[list[Cell]]
+    kinds: list[str]
+
+    @property
+    def spans(self) -> list[tuple[str, int]]:
+        """What neighbouring columns have in common, and how many they are; none where nothing is."""
+        found = [(over, len(list(part))) for over, part in groupby(column.over for column in self.columns)]
+        return found if any(over for over, _ in found) else []
 
 
 def frechet_name(features: str) -> str:
@@ -28,136 +96,194 @@ def frechet_name(features: str) -> str:
     return "FID" if features == "inception" else f"Frechet distance ({features} features)"
 
 
-def short_name(features: str) -> str:
-    """The same for the head of a column."""
-    return "FID" if features == "inception" else "Frechet"
+def columns_of(features: str) -> dict[str, Column]:
+    """How each column of results.csv is shown."""
+    frechet, kernel = ("FID", "KID") if features == "inception" else ("Frechet", "kernel\ndistance")
+    return {
+        "model": Column("model", lambda r: r.model, text=True),
+        "solver": Column("solver", lambda r: r.solver, text=True),
+        "nfe": Column("NFE", lambda r: r.nfe, form="{:.0f}"),
+        "schedule": Column("schedule", lambda r: r.schedule, text=True),
+        "kind": Column("kind", lambda r: r.kind, text=True),
+        "samples": Column("samples", lambda r: r.samples, form="{:.0f}"),
+        "fid_data": Column(f"{frechet}\nto data", lambda r: r.fid_data, min),
+        "fid_teacher": Column(f"{frechet}\nto teacher", lambda r: r.fid_teacher, min),
+        "distance": Column("distance", lambda r: r.distance, min),
+        "distance_low": Column("95 %\nfrom", lambda r: r.distance_low),
+        "distance_high": Column("95 %\nto", lambda r: r.distance_high),
+        "seconds_per_image": Column("ms /\nimage", lambda r: r.seconds_per_image, scale=1e3),
+        "seed": Column("seed", lambda r: r.seed, form="{:.0f}"),
+        "distance_median": Column("median", lambda r: r.distance_median, min),
+        "wins": Column("wins", lambda r: r.wins, max, 100, "{:.0f} %"),
+        "cacher": Column("cacher", lambda r: r.cacher, text=True),
+        "quantizer": Column("quantizer", lambda r: r.quantizer, text=True),
+        "bits": Column("bits", lambda r: r.bits),
+        "weight_bytes": Column("weights\nMB", lambda r: r.weight_bytes, scale=1e-6),
+        "flops": Column("MFLOP /\nimage", lambda r: r.flops, scale=1e-6),
+        "peak_memory": Column("memory\nMB", lambda r: r.peak_memory, scale=1e-6),
+        "kid": Column(kernel, lambda r: r.kid, min),
+        "inception_score": Column("IS", lambda r: r.inception_score, max),
+        "sfid": Column("sFID", lambda r: r.sfid, min),
+        "precision": Column("precision", lambda r: r.precision, max, form="{:.3f}"),
+        "recall": Column("recall", lambda r: r.recall, max, form="{:.3f}"),
+        "clip_score": Column("CLIP", lambda r: r.clip_score, max),
+    }
 
 
-def groups(rows: Sequence[Row]) -> list[Group]:
-    """(sampler, NFE, samples), the most samples first."""
-    return sorted({(r.sampler, r.nfe, r.samples) for r in rows}, key=lambda g: (g[0], g[1], -g[2]))
+def written(values: Sequence[float]) -> list[str]:
+    """The numbers of a column as texts; see the module's head."""
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    least, greatest = (math.floor(math.log10(size)) for size in (min(sizes, default=1), max(sizes, default=1)))
+    decimals = max(0, min(DIGITS - 1 - least, MOST - 1 - greatest, FINEST))
+    low = 10.0 ** (1 - decimals)
+    return [f"{value:.{decimals}f}" if low <= abs(value) < GREAT else f"{value:.{DIGITS}g}" for value in values]
 
 
-def rows_of(rows: Sequence[Row], group: Group) -> list[Row]:
-    """The rows of one group."""
-    return [r for r in rows if (r.sampler, r.nfe, r.samples) == group]
+def percent(share: float) -> str:
+    """A difference as a share."""
+    return f"{100 * share:+.1f} %"
 
 
-def best(rows: Sequence[Row]) -> dict[str, float]:
-    """The best value of each column of `FORMATS` that has any, over the rows of one group."""
-    found = {}
-    for column in FORMATS:
-        values = [getattr(r, column) for r in rows if r.kind != "oracle" and getattr(r, column) is not None]
-        if values:
-            found[column] = max(values) if column == "wins" else min(values)
+def make_table(title: str, columns: Sequence[Column], rows: Sequence[Any], kinds: Sequence[str] | None = None) -> Table:
+    """`columns` filled from `rows`, which are schedules of these `kinds`; None: they say it themselves, if they are."""
+    kinds = [getattr(row, "kind", "") for row in rows] if kinds is None else list(kinds)
+    filled = [column for column in columns if any(column.value(row) is not None for row in rows)]
+    cells = [_cells(column, rows, kinds) for column in filled]
+    return Table(title, filled, [list(row) for row in zip(*cells, strict=True)], kinds)
+
+
+def _cells(column: Column, rows: Sequence[Any], kinds: Sequence[str]) -> Iterator[Cell]:
+    values = [column.value(row) for row in rows]
+    numbers = [column.scale * value for value in values if isinstance(value, int | float)]
+    texts = iter(written(numbers) if column.form is None else map(column.form.format, numbers))
+    rivals = [value for value, kind in zip(values, kinds, strict=True) if value is not None and kind != ORACLE]
+    best = column.best(rivals) if column.best and rivals else None
+    for value, row, kind in zip(values, rows, kinds, strict=True):
+        text = NOTHING if value is None else value if isinstance(value, str) else next(texts)
+        yield Cell(text, value is not None and value == best and kind != ORACLE, column.tone(row))
+
+
+def across(title: str, first: Column, measures: Sequence[Column], rows: Sequence[Mapping[int, Any]]) -> Iterator[Table]:
+    """Tables with NFE across: `first`, then the `measures` of each; `rows` map an NFE to what is measured there."""
+
+    def at(column: Column, nfe: int) -> Column:
+        def of(use: Callable[[Any], Any], nothing: Any) -> Callable[[Any], Any]:
+            return lambda row: use(row[nfe]) if nfe in row else nothing
+
+        return replace(column, value=of(column.value, None), tone=of(column.tone, ""), over=f"NFE {nfe}")
+
+    examples = [next(iter(row.values())) for row in rows]
+    kinds = [getattr(example, "kind", "") for example in examples]
+    name = replace(first, value=lambda row: first.value(next(iter(row.values()))))
+    nfes = sorted({nfe for row in rows for nfe in row})
+    for start in range(0, len(nfes), ACROSS):
+        shown = [at(column, nfe) for nfe in nfes[start : start + ACROSS] for column in measures]
+        yield make_table(title, [name, *shown], rows, kinds)
+
+
+def as_text(table: Table) -> str:
+    """For the terminal: aligned, heads in as many lines as they need."""
+    heads = [f"{column.over}\n{column.head}".strip().split("\n") for column in table.columns]
+    high = max(map(len, heads))
+    lines = [list(line) for line in zip(*([""] * (high - len(head)) + head for head in heads), strict=True)]
+    lines += [[cell.text for cell in row] for row in table.rows]
+    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        "  ".join(
+            text.ljust(width) if column.text else text.rjust(width)
+            for text, width, column in zip(line, wide, table.columns, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([table.title, *aligned[:high], "-" * (sum(wide) + 2 * len(wide) - 2), *aligned[high:]])
+
+
+def as_markdown(table: Table) -> str:
+    """For a README, the best of each column in bold."""
+    heads = [" ".join(f"{column.over} {column.head}".split()) for column in table.columns]
+    lines = [[f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in table.rows]
+    rule = "".join("|---" if column.text else "|--:" for column in table.columns) + "|"
+    head, *body = (f"| {' | '.join(line)} |" for line in (heads, *lines))
+    return "\n".join([table.title, "", head, rule, *body])
+
+
+def groups(rows: Sequence[Row]) -> dict[Group, list[Row]]:
+    """(sampler, NFE, samples), the most samples first -> the rows of that group."""
+    found: dict[Group, list[Row]] = {}
+    for row in sorted(rows, key=lambda r: (r.sampler, r.nfe, -r.samples)):
+        found.setdefault((row.sampler, row.nfe, row.samples), []).append(row)
     return found
 
 
-def cell(row: Row, column: str) -> str:
-    """A measure as text; a dash where there is none."""
-    value = getattr(row, column)
-    return NOTHING if value is None else FORMATS[column].format(100 * value if column == "wins" else value)
+def plain(rows: Sequence[Row]) -> list[Row]:
+    """The rows without cacher and quantizer; where there are none, those of the first row's."""
+    pairs = [(r.cacher, r.quantizer) for r in rows]
+    pair = (NONE, NONE) if (NONE, NONE) in pairs else next(iter(pairs), None)
+    return [r for r, own in zip(rows, pairs, strict=True) if own == pair]
 
 
-@dataclass(frozen=True)
-class Overview:
-    """All NFEs of one sampler at one number of samples: the rows by schedule and NFE, and the best of each NFE."""
-
-    sampler: str
-    samples: int
-    nfe: list[int]
-    schedules: dict[str, dict[int, Row]]
-    best: dict[int, dict[str, float]]
-
-
-def overviews(rows: Sequence[Row]) -> Iterator[Overview]:
-    """One for each sampler and number of samples, in the order of the rows."""
-    for sampler, samples in dict.fromkeys((r.sampler, r.samples) for r in rows):
-        part = [r for r in rows if (r.sampler, r.samples) == (sampler, samples)]
-        schedules: dict[str, dict[int, Row]] = {}
-        for row in part:
-            schedules.setdefault(row.schedule, {})[row.nfe] = row
-        nfe = sorted({r.nfe for r in part})
-        yield Overview(sampler, samples, nfe, schedules, {n: best(rows_of(part, (sampler, n, samples))) for n in nfe})
-
-
-def table(rows: Sequence[Row], features: str) -> str:
-    """The rows as an aligned text table, group by group, for the terminal."""
-    short = short_name(features)
-    wide = 2 + max((len(r.schedule) for r in rows), default=8)
-    head = (
-        f"{'schedule':<{wide}}{'kind':<11}{f'{short} data':>13}{f'{short} teacher':>17}"
-        f"{'distance':>10}{'median':>9}{'wins':>7}{'ms/image':>10}"
-    )
-    lines = []
-    for sampler, nfe, samples in groups(rows):
-        lines += [f"{sampler}, NFE {nfe}, {samples} samples", head, "-" * len(head)]
-        for r in rows_of(rows, (sampler, nfe, samples)):
-            frechet = f"{cell(r, 'fid_data'):>13}{cell(r, 'fid_teacher'):>17}"
-            paired = f"{cell(r, 'distance'):>10}{cell(r, 'distance_median'):>9}{cell(r, 'wins'):>7}"
-            lines.append(f"{r.schedule:<{wide}}{r.kind:<11}{frechet}{paired}{1000 * r.seconds_per_image:>10.2f}")
-        lines.append("")
-    return "\n".join([*lines, "distance, median: paired distance to the teacher, its mean and median", ON_WINS])
-
-
-def markdown(rows: Sequence[Row], features: str) -> str:
-    """Tables for a README: schedules down, NFE across, the best of each column in bold. One of the Frechet distance to
-    the data and the paired distance to the teacher, one of the latter's median and of the wins against static."""
-    pairs = {
-        f"{frechet_name(features)} to the data / paired distance to the teacher": ("fid_data", "distance"),
-        "median paired distance to the teacher / wins against static": ("distance_median", "wins"),
+def group_tables(rows: Sequence[Row], features: str, chosen: Sequence[str] | None = None) -> dict[Group, Table]:
+    """The rows of each group, with the `chosen` columns."""
+    columns = columns_of(features)
+    shown = [columns[name] for name in dict.fromkeys(("schedule", "kind", *(USUAL if chosen is None else chosen)))]
+    return {
+        (sampler, nfe, samples): make_table(f"{sampler}, NFE {nfe}, {samples} test samples", shown, part)
+        for (sampler, nfe, samples), part in groups(rows).items()
     }
-    parts = []
-    for overview in overviews(rows):
-        for title, columns in pairs.items():
-            lines = [f"{overview.sampler}, {overview.samples} test samples: {title}", ""]
-            lines.append("| schedule | " + " | ".join(f"NFE {n}" for n in overview.nfe) + " |")
-            lines.append("|---" * (len(overview.nfe) + 1) + "|")
-            for name, of_nfe in overview.schedules.items():
-                texts = []
-                for n in overview.nfe:
-                    values = [_marked(of_nfe[n], column, overview.best[n]) for column in columns if n in of_nfe]
-                    texts.append(" / ".join(values))
-                lines.append(f"| {name} | " + " | ".join(texts) + " |")
-            parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
 
 
-def brief(rows: Sequence[Row], features: str) -> str:
-    """The comparison in short, for each sampler: the best fixed grid by paired distance, the best optimised one, and
-    every other schedule that is no bound, over the most samples. Empty where no two fixed grids or nothing else is."""
-    parts = []
-    for overview in overviews(rows):
-        every = [row for of_nfe in overview.schedules.values() for row in of_nfe.values()]
-        most = max(r.samples for r in rows if r.sampler == overview.sampler)
-        fixed = len({r.schedule for r in every if r.kind == "fixed"})
-        if overview.samples < most or fixed < 2 or all(r.kind == "fixed" for r in every):
+def overviews(rows: Sequence[Row], features: str) -> Iterator[Table]:
+    """For each sampler and number of samples: schedules down, NFE across."""
+    columns = columns_of(features)
+    for sampler, samples in dict.fromkeys((r.sampler, r.samples) for r in rows):
+        schedules: dict[str, dict[int, Row]] = {}
+        for row in rows:
+            if (row.sampler, row.samples) == (sampler, samples):
+                schedules.setdefault(row.schedule, {})[row.nfe] = row
+        measures = [columns[name] for name in BRIEF]
+        yield from across(f"{sampler}, {samples} test samples", columns["schedule"], measures, [*schedules.values()])
+
+
+def brief(rows: Sequence[Row], features: str) -> Iterator[Table]:
+    """The comparison in short, for each sampler: the best fixed grid by mean distance, the best optimised one, and
+    every other schedule that is no bound, over the most samples. None where no two fixed grids or nothing else is."""
+    for sampler in dict.fromkeys(r.sampler for r in rows):
+        of_sampler = [r for r in rows if r.sampler == sampler]
+        most = [r for r in of_sampler if r.samples == max(r.samples for r in of_sampler)]
+        fixed = {r.schedule for r in most if r.kind == "fixed"}
+        if len(fixed) < 2 or all(r.kind == "fixed" for r in most):
             continue
-        lines = [
-            f"{overview.sampler}, {overview.samples} test samples: paired distance to the teacher / "
-            f"{frechet_name(features)} to the data",
-            "",
-            "| schedule | " + " | ".join(f"NFE {n}" for n in overview.nfe) + " |",
-            "|---" * (len(overview.nfe) + 1) + "|",
-        ]
-        for title, kind in ((f"best of {fixed} fixed grids", "fixed"), ("best optimised grid", "optimized")):
-            of_kind = [[r for r in every if r.kind == kind and r.nfe == n] for n in overview.nfe]
-            best_of = [min(there, key=lambda r: r.distance) if there else None for there in of_kind]
-            if any(best_of):
-                lines.append(f"| {title} | " + " | ".join(_both(r, named=True) for r in best_of) + " |")
-        for name, of_nfe in overview.schedules.items():
-            if next(iter(of_nfe.values())).kind not in ("fixed", "optimized", "oracle"):
-                lines.append(f"| {name} | " + " | ".join(_both(of_nfe.get(n)) for n in overview.nfe) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+        shown = []
+        for kind, title in (("fixed", f"best of {len(fixed)} fixed grids"), ("optimized", "best optimised grid")):
+            nfes = sorted({r.nfe for r in most if r.kind == kind})
+            best = [min((r for r in most if (r.kind, r.nfe) == (kind, n)), key=lambda r: r.distance) for n in nfes]
+            names = ", ".join(dict.fromkeys(r.schedule for r in best))
+            shown += [replace(r, schedule=f"{title} ({names})") for r in best]
+        yield from overviews([*shown, *(r for r in most if r.kind not in ("fixed", "optimized", ORACLE))], features)
 
 
-def _both(row: Row | None, *, named: bool = False) -> str:
-    if row is None:
-        return NOTHING
-    return f"{cell(row, 'distance')} / {cell(row, 'fid_data')}" + (f" ({row.schedule})" if named else "")
+def cost_tables(rows: Sequence[Row], features: str, chosen: Sequence[str] | None = None) -> Iterator[Table]:
+    """For each solver, NFE, schedule and number of samples with several cachers or quantizers a table of them all, with
+    the schedules that were learned for one of them (`static@hqq4`) beside what the full network's gives."""
+    columns, found = columns_of(features), dict[tuple[str, int, str, int], list[Row]]()
+    for row in rows:
+        found.setdefault((row.solver, row.nfe, row.schedule.partition(OF_STUDENT)[0], row.samples), []).append(row)
+    for (solver, nfe, schedule, samples), part in found.items():
+        if len({(row.cacher, row.quantizer) for row in part}) > 1:
+            names = dict.fromkeys((*COSTS, *(WORTH if chosen is None else chosen)))
+            shown = [columns[name] for name in names if name != "schedule" or len({row.schedule for row in part}) > 1]
+            yield make_table(f"{solver}, NFE {nfe}, {schedule}, {samples} test samples", shown, part)
 
 
-def _marked(row: Row, column: str, least: dict[str, float]) -> str:
-    text, value = cell(row, column), getattr(row, column)
-    return f"**{text}**" if value is not None and value == least.get(column) else text
+def difference_table(pairs: Sequence[Compared]) -> Table:
+    """Paired differences of distances as shares, with their verdicts."""
+    columns = [
+        Column("paired difference", lambda p: f"{p.difference.schedule} – {p.difference.against}", text=True),
+        Column("mean", lambda p: percent(p.difference.relative)),
+        Column("95 %\nfrom", lambda p: percent(p.difference.relative_low)),
+        Column("95 %\nto", lambda p: percent(p.difference.relative_high)),
+        Column("median", lambda p: percent(p.difference.relative_median)),
+        Column("wins", lambda p: f"{100 * p.difference.wins:.0f} %"),
+        Column("verdict", lambda p: p.verdict, text=True, tone=lambda p: p.verdict),
+    ]
+    return make_table("", columns, pairs)

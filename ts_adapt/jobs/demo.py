@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from ts_adapt.config import Config
-from ts_adapt.evaluation.benchmark import STATIC
+from ts_adapt.evaluation.records import STATIC
 from ts_adapt.files import write_bytes
 from ts_adapt.jobs.evaluating import evaluate
 from ts_adapt.jobs.learning import search, teach, train

@@ -12,20 +12,14 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ts_adapt import distributed
-from ts_adapt.evaluation.benchmark import STATIC, Entry, Row, differences, score, stem
-from ts_adapt.evaluation.metrics import (
-    Extractor,
-    FeatureStatistics,
-    folder_features,
-    frechet,
-    make_extractor,
-    taken_shape,
-)
-from ts_adapt.evaluation.products import plain, products, text
+from ts_adapt.evaluation.comparison import Results, differences, score
+from ts_adapt.evaluation.conclusions import conclusions
+from ts_adapt.evaluation.features import Extractor, folder_features, make_extractor, taken_shape
+from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
 from ts_adapt.evaluation.quality import Reference, reference_of
-from ts_adapt.evaluation.report import Panel, Results, write_report
-from ts_adapt.evaluation.runs import Run, kept_run
-from ts_adapt.evaluation.tables import frechet_name, table
+from ts_adapt.evaluation.records import ORACLE, STATIC, Entry, Row, Run, kept_run, stem
+from ts_adapt.evaluation.report import Panel, write_report
+from ts_adapt.evaluation.tables import LEGEND, as_text, cost_tables, frechet_name, group_tables, plain, written
 from ts_adapt.files import make_folder
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.generating import comparing, generate, planned, runs_of, skipped, teacher_features
@@ -63,7 +57,7 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     runs, left = _runs(session)
     reference = _reference(session, extractor)
     of_teacher = teacher_features(session, extractor)
-    subset = min((e.samples for e, _ in runs if e.kind == "oracle"), default=options.samples)
+    subset = min((e.samples for e, _ in runs if e.kind == ORACLE), default=options.samples)
     counts = sorted({options.samples, subset}, reverse=True)
     static = {(e.sampler, e.nfe): run for e, run in runs if e.schedule == STATIC}
     rows = [
@@ -88,16 +82,16 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     results = fresh.joined(Results.read(folder))
     path = write_report(
         folder, results, _panels(session, rows, runs, batch.target), session.noise,
-        title=f"{config.name}: schedules compared", notes=_notes(session, results.facts),
+        title=f"{config.name}: schedules compared", notes=_notes(session, results.facts), columns=options.columns,
     )  # fmt: skip
     _to_tensorboard(session, rows)
-    print(table(plain(rows), options.features))
-    for product in products(rows):
-        print(f"\n{text(product, options.features)}")
+    shown = options.features, options.columns
+    tables = [*group_tables(plain(rows), *shown).values(), *cost_tables(rows, *shown)]
+    print("\n\n".join([*map(as_text, tables), LEGEND]))
     for one in facts["skipped"]:
         print(f"\nskipped: cacher {one['cacher']}, quantizer {one['quantizer']}: {one['reason']}")
     print(_notes(session, facts)[1])
-    for conclusion in fresh.conclusions():
+    for conclusion in conclusions(fresh):
         print("\n  - ".join([f"\n{conclusion.heading}, paired distance to the teacher:", *conclusion.lines]))
     print(f"report: {path}")
     return rows, path
@@ -149,10 +143,10 @@ def _runs(session: Session) -> tuple[list[tuple[Entry, Run]], list[dict[str, str
 def _notes(session: Session, facts: Mapping[str, Any]) -> tuple[str, str]:
     """What is compared, then what the teacher's own images and real ones score."""
     config = session.config
-    counts, teacher, floor = facts["teacher"], facts["teacher"].values(), facts["floor"].values()
-    scores = f"the teacher's own images {' / '.join(f'{value:.3f}' for value in teacher)}"
+    counts, floor = facts["teacher"], facts["floor"]
+    scores = f"the teacher's own images {' / '.join(written([*counts.values()]))}"
     if floor:
-        scores += f", real test images {' / '.join(f'{value:.3f}' for value in floor)}"
+        scores += f", real test images {' / '.join(written([*floor.values()]))}"
     return (
         f"Fixed, optimised and learned schedules from the same unseen noises. Model {config.model.name}; teacher "
         f"{config.teacher.solver} with {config.teacher.nfe} evaluations; distance to it: {config.distance}.",
@@ -196,7 +190,7 @@ def _panels(session: Session, rows: list[Row], runs: list[tuple[Entry, Run]], ta
     for sampler, nfe in dict.fromkeys((e.sampler, e.nfe) for e, _ in runs if e.sampler in drawn):
         here = {e.schedule: (e, run) for e, run in runs if (e.sampler, e.nfe) == (sampler, nfe)}
         times = {
-            name: run.times if e.kind in (*PREDICTORS, "oracle") else run.times[0] for name, (e, run) in here.items()
+            name: run.times if e.kind in (*PREDICTORS, ORACLE) else run.times[0] for name, (e, run) in here.items()
         }
         pictures = {name: run.pictures for name, (_, run) in here.items()} | {"teacher": teacher}
         panels.append(Panel(sampler, nfe, times, pictures))

@@ -13,7 +13,7 @@ import torch
 
 from ts_adapt.assembly import NONE
 from ts_adapt.config import Config, Workspace
-from ts_adapt.evaluation.benchmark import sampler_name, stem
+from ts_adapt.evaluation.records import sampler_name, stem
 from ts_adapt.files import Schema, check_schema, read_bytes, read_json, read_tensors, write_bytes
 from ts_adapt.interfaces import TimeGrid, TsAdaptError, unknown
 from ts_adapt.jobs.session import Session

@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt import distributed
-from ts_adapt.evaluation.benchmark import Entry, fingerprint
-from ts_adapt.evaluation.metrics import Extractor, make_extractor
-from ts_adapt.evaluation.runs import PARTS, Clip, RunError, join_parts, kept_run, missing_parts, sample_part
+from ts_adapt.evaluation.features import Extractor, make_extractor
+from ts_adapt.evaluation.records import ORACLE, PARTS, Entry, as_bytes, fingerprint, kept_run
+from ts_adapt.evaluation.sample import Clip, RunError, join_parts, missing_parts, sample_part
 from ts_adapt.files import read_json, read_tensors, write_json, write_tensors
 from ts_adapt.folders import hold, remove_leftovers
 from ts_adapt.grids.space import corrected
@@ -212,9 +212,8 @@ def planned(session: Session) -> dict[Pair, list[Entry]]:
 
 
 def _unfinished(entries: list[Entry], folder: Path) -> list[int]:
-    """The places of the entries whose run is missing, or without its cost."""
-    runs = (kept_run(entry, folder) for entry in entries)
-    return [place for place, run in enumerate(runs) if run is None or run.cost is None]
+    """The places of the entries whose run is missing."""
+    return [place for place, entry in enumerate(entries) if kept_run(entry, folder) is None]
 
 
 def _keep_teacher_features(session: Session, extractor: Extractor) -> None:
@@ -225,9 +224,7 @@ def teacher_features(session: Session, extractor: Extractor) -> Tensor:
     """The features `(n, D)` of the teacher's images for all test samples, kept beside the run files."""
     options, path = session.config.evaluate, runs_of(session) / TEACHER
     store, batch = session.teacher("test", options.samples)
-    key = torch.frombuffer(
-        bytearray(fingerprint(store.hash, options.features, options.samples).encode()), dtype=torch.uint8
-    ).clone()
+    key = as_bytes(fingerprint(store.hash, options.features, options.samples))
     try:
         kept = read_tensors(path, {"features": (options.samples, None), "fingerprint": (len(key),)})
         if torch.equal(kept["fingerprint"], key):
@@ -296,7 +293,7 @@ def _entries(session: Session, solver: str, nfe: int, further: dict[str, TimeGri
                 "run `ts-adapt search --method per-sample --split test` again"
             )
         grid = labels.grid.rows(slice(0, count))
-        entries.append(entry(corrected("oracle", corrections), "oracle", grid, grid, count))
+        entries.append(entry(corrected(ORACLE, corrections), ORACLE, grid, grid, count))
     return entries
 
 

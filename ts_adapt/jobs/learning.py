@@ -21,7 +21,7 @@ import torch
 
 from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
-from ts_adapt.evaluation.benchmark import fingerprint
+from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.files import make_folder, read_json, sha256_of_json
 from ts_adapt.folders import beside, making, replace_folder
 from ts_adapt.interfaces import Solver, TsAdaptError, unknown

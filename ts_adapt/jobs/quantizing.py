@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ts_adapt import distributed
 from ts_adapt.assembly import NONE, Quantizing, build_quantizer
 from ts_adapt.denoisers.guidance import Guided
-from ts_adapt.evaluation.metrics import image_files, read_image
+from ts_adapt.evaluation.features import image_files, read_image
 from ts_adapt.files import make_folder
 from ts_adapt.folders import making
 from ts_adapt.interfaces import TsAdaptError

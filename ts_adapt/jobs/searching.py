@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
 from ts_adapt.config import Config
-from ts_adapt.evaluation.benchmark import fingerprint
+from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.files import make_folder
 from ts_adapt.grids.optimized import dmn
 from ts_adapt.interfaces import Solver, TimeGrid

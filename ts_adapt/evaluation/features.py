@@ -1,0 +1,190 @@
+"""Features of images: those of Inception, those of the zoo's classifier, which works offline, or the pixels themselves.
+
+Inception (Szegedy et al. 2015; the weights of 2015-12-05, read by clean-fid), which makes Frechet and kernel distances
+FID and KID proper, says more than its features:
+
+    features       `(n, 2048)` the pooled last layer: FID, KID, precision and recall
+    probabilities  `(n, 1008)` softmax of W features, without the bias, as Salimans et al. 2016 have it: Inception score
+    spatial        `(n, 2023)` the first 7 channels of the 17x17 map of `mixed_6/conv`: sFID (Nash et al. 2021)
+
+Images are rounded to 8 bits first, as if saved and read; for Inception clean-fid resizes them to 299x299.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ts_adapt.interfaces import TsAdaptError, one_line, unknown
+from ts_adapt.zoo import load_features
+from ts_adapt.zoo.data import to_model_range, to_uint8
+from ts_adapt.zoo.features import IMAGE_SHAPE
+
+Extractor = Callable[[Tensor], Tensor]
+"""Images `(B, C, H, W)` in [-1, 1] -> features `(B, D)`."""
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+WEIGHTS = "inception-2015-12-05.pt"
+TO_SPATIAL = (
+    "conv", "conv_1", "conv_2", "pool0", "conv_3", "conv_4", "pool1",
+    "mixed", "mixed_1", "mixed_2", "mixed_3", "mixed_4", "mixed_5", "mixed_6.conv",
+)  # fmt: skip
+"""The layers that lead to the spatial features."""
+SPATIAL_CHANNELS = 7
+
+
+class Inception:
+    """The extractor `inception`: images `(n, C, H, W)` in [-1, 1], C 1 or 3, -> features.
+
+    folder  with the weights; None: clean-fid downloads them into the folder of temporary files
+
+    Raises TsAdaptError where the weights are not to be had.
+    """
+
+    def __init__(self, folder: Path | None, device: torch.device) -> None:
+        from cleanfid.resize import build_resizer
+
+        self.device = device
+        self._network, self._resize = _network(folder, device), build_resizer("clean")
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        features: Tensor = self._network(self._resized(images))
+        return features
+
+    @torch.no_grad()
+    def looks(self, images: Tensor) -> dict[str, Tensor]:
+        """All three kinds of features, by name."""
+        x = self._resized(images)
+        features = self._network(x)
+        weight = self._network.base.output.weight.to(features)
+        spatial = (x - 128) / 128
+        for name in TO_SPATIAL:
+            spatial = attrgetter(name)(self._network.layers)(spatial)
+        return {
+            "features": features,
+            "probabilities": (features @ weight.T).softmax(1),
+            "spatial": spatial[:, :SPATIAL_CHANNELS].flatten(1),
+        }
+
+    def _resized(self, images: Tensor) -> Tensor:
+        """`(n, 3, 299, 299)` in [0, 255]."""
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise TsAdaptError(f"Inception takes images (B, 1, H, W) or (B, 3, H, W); got {tuple(images.shape)}")
+        pixels = to_uint8(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+        resized = torch.from_numpy(np.stack([self._resize(image) for image in pixels])).permute(0, 3, 1, 2)
+        return resized.float().to(self.device)
+
+
+def _network(folder: Path | None, device: torch.device) -> Any:
+    offline = f"put {WEIGHTS} into a folder and name it, or use the zoo's features, which need no network"
+    if folder is not None and not (folder / WEIGHTS).is_file():
+        raise TsAdaptError(f"{folder} has no {WEIGHTS}; {offline}")
+    try:
+        from cleanfid.inception_torchscript import InceptionV3W
+
+        where = tempfile.gettempdir() if folder is None else str(folder)
+        return InceptionV3W(where, download=folder is None).to(device).eval()
+    except (OSError, RuntimeError) as error:
+        raise TsAdaptError(f"Inception's weights cannot be had ({one_line(error)}); {offline}") from error
+
+
+def make_extractor(name: str, *, device: torch.device | str = "cpu", inception: str | Path | None = None) -> Extractor:
+    """The feature extractor called `name`: "zoo" (grey 28x28, offline), "inception" (any size, resized by clean-fid),
+    or "pixels" (the samples themselves, unrounded: for small analytic models).
+
+    inception  the folder of clean-fid's Inception weights (`inception-2015-12-05.pt`); None: clean-fid downloads them
+
+    Raises TsAdaptError for an unknown name, and where Inception's weights are not to be had.
+    """
+    if name not in EXTRACTORS:
+        raise unknown("feature extractor", name, EXTRACTORS)
+    return EXTRACTORS[name](None if inception is None else Path(inception), torch.device(device))
+
+
+def _zoo(folder: Path | None, device: torch.device) -> Extractor:
+    network = load_features(device=device)
+
+    @torch.no_grad()
+    def extract(images: Tensor) -> Tensor:
+        pooled: Tensor = network(to_model_range(to_uint8(images)).to(device)).pooled
+        return pooled
+
+    return extract
+
+
+def _pixels(folder: Path | None, device: torch.device) -> Extractor:
+    return lambda images: images.flatten(1).double().cpu()
+
+
+EXTRACTORS: dict[str, Callable[[Path | None, torch.device], Extractor]] = {
+    "zoo": _zoo,
+    "inception": Inception,
+    "pixels": _pixels,
+}
+
+
+def taken_shape(name: str, model: Sequence[int] | None) -> Sequence[int] | None:
+    """Of the images (C, H, W) that the extractor called `name` takes; None: of any size.
+
+    model  the shape of the images of a model, whose `pixels` are compared
+    """
+    return {"zoo": IMAGE_SHAPE, "pixels": model}.get(name)
+
+
+def folder_features(
+    extract: Extractor, folder: str | Path, shape: Sequence[int] | None = None, *, batch_size: int = 64
+) -> Tensor:
+    """The features `(n, D)` of the images in `folder` and the folders inside it, in the order of their names.
+
+    shape  as of `read_image`
+
+    Raises TsAdaptError for a missing folder, one without images, a file that is no image or of another size, and images
+    whose features have several widths.
+    """
+    files, features = image_files(folder), []
+    for start in range(0, len(files), batch_size):
+        images = [read_image(file, shape) for file in files[start : start + batch_size]]
+        one_size = all(image.shape == images[0].shape for image in images)
+        features += [extract(part).cpu() for part in ([torch.cat(images)] if one_size else images)]
+    if len({part.shape[1] for part in features}) > 1:
+        raise TsAdaptError(f"the images in {folder} have several sizes; make them all of one size")
+    return torch.cat(features)
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """The images in `folder` and the folders inside it, in the order of their names; TsAdaptError if there are none."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise TsAdaptError(f"{folder} holds no images; expected a folder of {', '.join(IMAGE_SUFFIXES)}")
+    return files
+
+
+def read_image(file: Path, shape: Sequence[int] | None = None) -> Tensor:
+    """`(1, C, H, W)` in [-1, 1]; TsAdaptError for what is no image, or of another size.
+
+    shape  (C, H, W), read as grey for C = 1, else as RGB; None: RGB of any size
+    """
+    mode = "L" if shape is not None and shape[0] == 1 else "RGB"
+    try:
+        with Image.open(file) as image:
+            pixels = torch.from_numpy(np.array(image.convert(mode)))
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        raise TsAdaptError(f"{file} is no image that can be read; remove it, or put it right") from error
+    found = to_model_range((pixels.unsqueeze(-1) if mode == "L" else pixels).permute(2, 0, 1).unsqueeze(0))
+    size = tuple(found.shape[1:])
+    if shape is not None and size != tuple(shape):
+        raise TsAdaptError(f"{file} is of {size}, the model's samples are of {tuple(shape)}; resize the images to that")
+    return found
+
+
+def looks_of(extract: Extractor, images: Tensor) -> dict[str, Tensor]:
+    """The `features` of `images`, and what else an extractor knows of them."""
+    return extract.looks(images) if isinstance(extract, Inception) else {"features": extract(images)}
