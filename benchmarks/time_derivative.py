@@ -87,7 +87,8 @@ def main() -> None:
     parser.add_argument("--solver", default="dpmpp-2m")
     parser.add_argument("--nfe", type=int, default=5)
     parser.add_argument("--distance", default="features")
-    parser.add_argument("--samples", type=int, default=128, help="training noises of static grids; as many test noises")
+    parser.add_argument("--samples", type=int, default=128, help="training noises of static grids; as many validate")
+    parser.add_argument("--test", type=int, default=512, help="test noises")
     parser.add_argument("--oracles", type=int, default=32, help="test noises with grids of their own; 0: none")
     parser.add_argument("--noises", type=int, default=768, help="training noises of predictors; 0: no predictors")
     parser.add_argument("--epochs", type=int, default=6)
@@ -98,7 +99,7 @@ def main() -> None:
     objective = Objective(denoiser, solver, ts_adapt.build_distance(options.distance))
     train = teacher(objective, TRAIN_START, max(2 * options.samples, options.noises))
     few, validation = train.rows(slice(0, options.samples)), train.rows(slice(options.samples, 2 * options.samples))
-    test = teacher(objective, TEST_START, options.samples)
+    test = teacher(objective, TEST_START, options.test)
     starts = {name: ts_adapt.build_grid(name, denoiser.noise, options.nfe, rescale=True) for name in GRIDS}
     name, means = best_start(objective, starts, validation)
     fixed = objective.measure(starts[name], test)
