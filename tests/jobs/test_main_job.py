@@ -199,13 +199,6 @@ def test_pictures_are_written(done):
         assert shown.tobytes() == image.convert("RGB").resize(shown.size, Image.Resampling.NEAREST).tobytes()
 
 
-def test_a_schedule_file_samples_by_itself(done):
-    path = done / "train_data/small/static/unipc-2-nfe3.json"
-    out = done / "from-file"
-    assert run(done, "sample", "--schedule", str(path), "--count", "2", "--out", str(out)) == 0
-    assert (out / "grid.png").exists()
-
-
 def test_blackbox_finds_a_schedule_and_resumes(done):
     flags = ["--name", "box", "--blackbox.trials", "6", "--blackbox.sampler", "random"]
     assert run(done, "teach", *flags[:2]) == 0
