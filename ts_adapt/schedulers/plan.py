@@ -175,6 +175,17 @@ class Source:
         return validate_grid(TimeGrid(torch.cat([first[:1], noise.time(inside), first[-1:]])), noise)
 
 
+def as_grid(given: Any, noise: NoiseSchedule | None = None) -> TimeGrid:
+    """What a user gives for a grid, with valid times; TsAdaptError where it is none."""
+    try:
+        grid = given if isinstance(given, TimeGrid) else torch.as_tensor(given, dtype=torch.float64)
+        return validate_grid(grid, noise)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise TsAdaptError(
+            f"a grid is a family's name, a TimeGrid or a tensor of times; got {type(given).__name__} ({error})"
+        ) from error
+
+
 def given_plan(timesteps: Any, sigmas: Any, noise: NoiseSchedule) -> Plan:
     """The plan of times given by hand, as `timesteps` in the network's unit, or as `sigmas`; it ends in t_min.
 

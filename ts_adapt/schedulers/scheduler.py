@@ -27,20 +27,11 @@ from torch import Tensor
 
 from ts_adapt.assembly import build_solver, solver_name
 from ts_adapt.denoisers.scheduler_config import FLOW, UNKNOWN, Noise, differences, noise_config, noise_of
-from ts_adapt.interfaces import (
-    MAX_STEPS,
-    Condition,
-    NoiseSchedule,
-    Solver,
-    StepPolicy,
-    TimeGrid,
-    TsAdaptError,
-    as_node_times,
-)
+from ts_adapt.interfaces import MAX_STEPS, Condition, NoiseSchedule, Solver, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.noise import OnGrid, RectifiedFlow
-from ts_adapt.numerics import combine, validate_grid
+from ts_adapt.numerics import combine
 from ts_adapt.schedulers import storage
-from ts_adapt.schedulers.plan import Plan, Predictor, Source, given_plan, stands_for_number
+from ts_adapt.schedulers.plan import Plan, Predictor, Source, as_grid, given_plan, stands_for_number
 from ts_adapt.schedulers.run import Run, Shown, cannot_begin_inside
 from ts_adapt.schedules.file import LearnedGrid
 
@@ -71,9 +62,9 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     learned_for what is known of where it was learned: model, teacher, distance, ...; carried along
     clip_x0     clamp x0 to [-1, 1]
 
-    Most schedules are made by `from_grid`, `from_schedules`, `from_predictors`, `from_policy` or `from_pretrained`.
-    There `config` is that of the pipeline's scheduler, the noise schedule and what the network predicts, and further
-    options are those above. `from_config(pipe.scheduler.config, grid=..., solver=...)` takes the config over likewise.
+    Most schedules are made by `from_grid`, `from_schedules`, `from_predictors`, `from_policy` or `from_pretrained`,
+    where `config` is that of the pipeline's scheduler and further options are those above, or by
+    `from_config(pipe.scheduler.config, grid=..., solver=...)`.
     """
 
     _compatibles = [*(kind.name for kind in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler"]  # noqa: RUF012
@@ -136,7 +127,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if isinstance(grid, str):
             noise = UNKNOWN if config is None else _required(config, "a family of grids")
             return cls(**noise, solver=solver, grid=grid, **options)
-        found = _as_grid(grid)
+        found = as_grid(grid)
         grids = storage.grids_to_json({found.steps: found})
         return cls(**_required(config, "a grid of times"), solver=solver, grids=grids, **options)
 
@@ -180,9 +171,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """From any step policy; `times` `(N+1,)` are the nominal ones of the loop. It cannot be saved."""
         if not isinstance(policy, StepPolicy):
             raise TsAdaptError(f"a step policy has init and next; got {type(policy).__name__}, which has not")
-        nominal = _as_grid(times).times
         schedule = cls(**_required(config, "a step policy"), solver=solver, **options)
-        plan = Plan.of_policy(policy, validate_grid(nominal, schedule.noise).times)
+        plan = Plan.of_policy(policy, as_grid(times, schedule.noise).times)
         schedule.source = Source(plans={plan.steps: plan})
         return schedule
 
@@ -245,8 +235,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         those of the config. Raises TsAdaptError for files that are missing, damaged or of another kind.
         """
         folder, kwargs = storage.find(pretrained_model_name_or_path, subfolder, kwargs)
-        config = storage.read_config(folder, cls.__name__)
-        schedule = cls.from_config(config, return_unused_kwargs=True, **kwargs)[0]
+        schedule, _ = cls.from_config(storage.read_config(folder, cls.__name__), return_unused_kwargs=True, **kwargs)
         if schedule.config["predictors"] is not None:
             schedule.use_predictors(storage.read_predictors(folder, schedule.config["predictors"], schedule.noise))
         unused = {key: value for key, value in kwargs.items() if key not in schedule.config}
@@ -266,9 +255,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     # -- the noise schedule ----------------------------------------------------------------------------------------
 
     def _read_noise(self) -> Noise | None:
-        betas = [self.config[key] for key in ("beta_schedule", "trained_betas") if self.config[key] is not None]
-        known = betas or self.config["prediction_type"] == FLOW
-        return noise_of(self.config, type(self).__name__) if known else None
+        kind, betas = self.config["prediction_type"], [self.config[key] for key in ("beta_schedule", "trained_betas")]
+        return None if kind != FLOW and betas == [None, None] else noise_of(self.config, type(self).__name__)
 
     @property
     def known_noise(self) -> Noise | None:
@@ -298,7 +286,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma noise at `timesteps` `()` or `(B,)`, in the network's unit, real or whole."""
-        t = as_node_times(timesteps) / self.noise.time_scale
+        t = torch.as_tensor(timesteps, dtype=torch.float64) / self.noise.time_scale
         t = t.clamp(self.noise.t_min, self.noise.t_max)
         x, eps = original_samples.float(), noise.to(original_samples.device).float()
         return combine((self.noise.alpha(t), x), (self.noise.sigma(t), eps)).to(original_samples.dtype)
@@ -434,20 +422,9 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         noise = None
         if run.solver.needs_noise:
-            shape = sample.shape
-            noise = randn_tensor(shape, generator=generator, device=sample.device, dtype=model_output.dtype)
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=model_output.dtype)
         x_s, x0 = run.step(model_output, timestep, sample, noise)
         return LearnedSchedulerOutput(x_s, x0) if return_dict else (x_s, x0)
-
-
-def _as_grid(grid: Any) -> TimeGrid:
-    """`grid` with valid times; TsAdaptError where it is none."""
-    try:
-        return validate_grid(grid if isinstance(grid, TimeGrid) else torch.as_tensor(grid, dtype=torch.float64))
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise TsAdaptError(
-            f"a grid is a family's name, a TimeGrid or a tensor of times; got {type(grid).__name__} ({error})"
-        ) from error
 
 
 def _all_of(given: Any, kind: Any, method: str, what: str) -> list[Any]:
