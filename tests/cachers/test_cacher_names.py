@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ts_adapt.cachers import DeepCache, TGate, build, named
+from ts_adapt.cachers import DeepCache, TGate, named
 from ts_adapt.interfaces import TsAdaptError
 
 
@@ -49,10 +49,3 @@ def test_a_name_sets_what_it_says(name: str, kinds: list[type], options: list[di
 def test_other_names_are_refused(name: str, expected: str) -> None:
     with pytest.raises(TsAdaptError, match=expected):
         named(name)
-
-
-def test_options_by_word_are_checked_as_well() -> None:
-    with pytest.raises(TsAdaptError, match="did you mean 'interval'"):
-        build("deepcache", intervall=2)
-    with pytest.raises(TsAdaptError, match="unknown cacher 'teacache'"):
-        build("teacache")

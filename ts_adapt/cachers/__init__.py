@@ -1,6 +1,6 @@
 """Cachers: parts of the network's work are done at some steps only, and used again at the others.
 
-with attached(denoiser.network, build("deepcache", interval=3)):      or *named("deepcache-3+tgate-5")
+with attached(denoiser.network, DeepCache(interval=3)):      or *named("deepcache-3+tgate-5")
     integrate(denoiser, ...)
 """
 
@@ -13,10 +13,10 @@ from torch import nn
 
 from ts_adapt.cachers.cacher import Cacher
 from ts_adapt.cachers.deepcache import DeepCache
-from ts_adapt.cachers.registry import CACHERS, build, named
+from ts_adapt.cachers.registry import CACHERS, named
 from ts_adapt.cachers.tgate import TGate
 
-__all__ = ["CACHERS", "Cacher", "DeepCache", "TGate", "attached", "build", "named"]
+__all__ = ["CACHERS", "Cacher", "DeepCache", "TGate", "attached", "named"]
 
 
 @contextmanager

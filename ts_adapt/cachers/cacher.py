@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ts_adapt.denoisers.execution import execution_of
 from ts_adapt.denoisers.network import add_step_aware, remove_step_aware, step_aware_parts
@@ -117,6 +117,18 @@ class Cacher(ABC):
     def end(self) -> None:
         self.index = None
         self.forget()
+
+    def for_rows(self, kept: Tensor, rows: int, *, mean: bool = False) -> Tensor:
+        """`kept` for `rows` rows: as it is, or of a guided batch the conditional half, which comes second, or the mean
+        of both halves; TsAdaptError for any other number."""
+        if kept.shape[0] == rows:
+            return kept
+        if kept.shape[0] != 2 * rows:
+            raise TsAdaptError(
+                f"{self.kind} has kept {kept.shape[0]} rows and the network is called with {rows} in the same run; "
+                "tell it of a new batch with begin(steps, batch)"
+            )
+        return (kept[:rows] + kept[rows:]) / 2 if mean else kept[rows:]
 
     def _refuse_checkpointing(self, network: nn.Module) -> None:
         if network.is_gradient_checkpointing:

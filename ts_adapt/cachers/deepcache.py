@@ -183,13 +183,7 @@ class DeepCache(Cacher):
     def _kept(self, hidden: Tensor) -> Tensor:
         """F_b for the rows of `hidden`: all of them, or their conditional half, which comes second."""
         assert self._feature is not None
-        rows, known = hidden.shape[0], self._feature.shape[0]
-        if known not in (rows, 2 * rows):
-            raise TsAdaptError(
-                f"deepcache has kept {known} rows and the network is called with {rows} in the same run; tell it of a "
-                "new batch with begin(steps, batch)"
-            )
-        return self._feature[known - rows :].clone()
+        return self.for_rows(self._feature, hidden.shape[0]).clone()
 
 
 def quadratic_steps(steps: int, count: int, center: float, power: float) -> tuple[int, ...]:

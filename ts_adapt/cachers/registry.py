@@ -10,7 +10,6 @@ What a name does not say has its default; so `tgate` gates each number of steps 
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import Any
 
@@ -35,17 +34,6 @@ WORDS: dict[str, dict[str, dict[str, Any]]] = {
 NONE = "none"
 
 
-def build(name: str, **options: Any) -> Cacher:
-    """The cacher called `name`; TsAdaptError for an unknown name or option, and for options out of range."""
-    if name not in CACHERS:
-        raise unknown("cacher", name, CACHERS)
-    known = inspect.signature(CACHERS[name]).parameters
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of {name}", option, known)
-    return CACHERS[name](**options)
-
-
 def named(name: str) -> list[Cacher]:
     """The cachers that `name` stands for; see the module's head. None at all for `none`.
 
@@ -61,7 +49,7 @@ def named(name: str) -> list[Cacher]:
     twice = next((kind for kind in CACHERS if kinds.count(kind) > 1), None)
     if twice is not None:
         raise TsAdaptError(f"the cacher {name!r} has two of the kind {twice}; a network takes one, leave the other out")
-    return [build(kind, **_options(name, kind, words)) for kind, *words in parts]
+    return [CACHERS[kind](**_options(name, kind, words)) for kind, *words in parts]
 
 
 def _options(name: str, kind: str, words: list[str]) -> dict[str, Any]:

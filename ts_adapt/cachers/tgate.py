@@ -96,7 +96,7 @@ class TGate(Cacher):
             kept = self._own if text is None else self._cross
             hidden = args[0] if args else kwargs["hidden_states"]
             if reuse and attention in kept:
-                kept[attention] = _fitted(kept[attention], hidden.shape[0], mean=text is not None)
+                kept[attention] = self.for_rows(kept[attention], hidden.shape[0], mean=text is not None)
             else:
                 with _without_residual(attention):
                     kept[attention] = forward(*args, **kwargs)
@@ -131,18 +131,6 @@ def _with_residual(attention: Any, output: Tensor, hidden: Tensor) -> Tensor:
     total = output + hidden if attention.residual_connection else output
     scaled: Tensor = total / attention.rescale_output_factor
     return scaled
-
-
-def _fitted(kept: Tensor, rows: int, mean: bool) -> Tensor:
-    """`kept` for `rows` rows: as it is, or of a guided batch the mean of its two halves, else the conditional one."""
-    if kept.shape[0] == rows:
-        return kept
-    if kept.shape[0] != 2 * rows:
-        raise TsAdaptError(
-            f"tgate has kept {kept.shape[0]} rows and the network is called with {rows} in the same run; tell it of a "
-            "new batch with begin(steps, batch)"
-        )
-    return (kept[:rows] + kept[rows:]) / 2 if mean else kept[rows:]
 
 
 def _second_half(value: Any, rows: int) -> Any:

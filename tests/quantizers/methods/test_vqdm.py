@@ -26,7 +26,7 @@ from ts_adapt.quantizers.methods.vqdm import (
 from ts_adapt.quantizers.quantization import quantization_of, quantize, quantized_layers, restore, size_of
 from ts_adapt.quantizers.storage import load, save
 
-QUICK = {"rounds": 2, "steps": 10, "beam": 4, "lr": 1e-3, "seed": 0}
+QUICK = VQDMOptions(rounds=2, steps=10, beam=4, lr=1e-3)
 
 
 def problem(outputs: int = 32, inputs: int = 64) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ def test_codes_are_chosen_for_the_output() -> None:
     """Against rounding to the nearest at as many bits, and against codebooks that do not look at the inputs."""
     weight, gram = problem()
     rows, normal = weight, gram.float()
-    found = find_codes(weight, gram, Format(1, 8, 2), **QUICK)  # type: ignore[arg-type]
+    found = find_codes(weight, gram, Format(1, 8, 2), QUICK)
     blind = residual_kmeans(rows, Format(1, 8, 2), 0)
     scale = weight.abs().amax(1, keepdim=True) / 7
     nearest = Codes(torch.zeros(32, 64, 1, dtype=torch.long), torch.zeros(1, 1, 1), scale)

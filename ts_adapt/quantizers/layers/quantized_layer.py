@@ -115,6 +115,10 @@ class QuantizedLayer(nn.Module):
         weight = self.stored()
         return self.operation(x, weight if weight.dtype == x.dtype else weight.to(x.dtype), self.bias)
 
+    def extra_repr(self) -> str:
+        activation = "full" if self.activation is None else self.activation.bits
+        return f"weight bits={self.stored.bits}, activation bits={activation}"
+
 
 class SplitLayer(nn.Module):
     """Stands for `layer`: its first `at` input channels and the others go through a layer of their own, added up.

@@ -83,10 +83,7 @@ class VQDM(Quantizer):
             moments = second_moments(to.network, block, calls)
             for name, layer in block.items():
                 layout = choose_format(layer.weight.shape, o.bits, o.overhead)
-                found = find_codes(
-                    layer.weight, moments[name][0], layout,
-                    rounds=o.rounds, steps=o.steps, lr=o.lr, beam=o.beam, seed=o.seed,
-                )  # fmt: skip
+                found = find_codes(layer.weight, moments[name][0], layout, o)
                 to.replace(name, QuantizedLayer(layer, CodebookWeight.of(found, layer.weight.shape, layout, o.bits)))
         if batches is not None:
             self._fine_tune(to.network, batches)
@@ -123,12 +120,10 @@ def choose_format(shape: torch.Size, bits: int, overhead: float) -> Format:
     return next((f for f in FORMATS[bits] if f.overhead(shape) <= overhead), FORMATS[bits][-1])
 
 
-def find_codes(
-    weight: Tensor, moment: Tensor, layout: Format, *, rounds: int, steps: int, lr: float, beam: int, seed: int
-) -> Codes:
+def find_codes(weight: Tensor, moment: Tensor, layout: Format, options: VQDMOptions) -> Codes:
     """Codes, codebooks and scales for `weight` `(O, ...)`, whose inputs have the second `moment` `(K, K)`.
 
-    At most `rounds` rounds of `steps` steps of Adam and a beam search; they end when one gains less than 1 %.
+    The rounds of Adam and beam search end when one gains less than 1 %.
     """
     rows = weight.detach().float().flatten(1)
     missing = -rows.shape[1] % layout.group
@@ -136,11 +131,11 @@ def find_codes(
     mean = moment.diagonal().mean().clamp(min=1e-30)
     scaled = (moment / mean).float() + DAMPING * torch.eye(len(moment), device=rows.device)
     moment = nn.functional.pad(scaled, (0, missing, 0, missing))
-    found = residual_kmeans(rows, layout, seed)
+    found = residual_kmeans(rows, layout, options.seed)
     error = output_share(rows, found, moment)
-    for _ in range(rounds):
-        _polish(rows, found, moment, steps, lr)
-        beam_search(rows, found, moment, beam)
+    for _ in range(options.rounds):
+        _polish(rows, found, moment, options.steps, options.lr)
+        beam_search(rows, found, moment, options.beam)
         former, error = error, output_share(rows, found, moment)
         if float(error) > (1 - LEAST_GAIN) * float(former):
             break
