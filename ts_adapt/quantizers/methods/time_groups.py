@@ -65,12 +65,13 @@ def assign(record: InputRecord, bits: int, groups: int) -> Assignment:
 
     with torch.enable_grad():
         for step in range(FIT_STEPS):
+            shares = logits.softmax(1)
             low, high = (mean * stretch.exp()).unbind(1)
             scale, zero = scale_and_zero(low, high, bits, False, exact_zero=True)
             each = fake_quantize(x, scale[:, None, None], zero[:, None, None], bits, False)
-            p = logits.softmax(1)
-            mixed, entropy = (p.T[:, :, None] * each).sum(0), -(p * logits.log_softmax(1)).sum(1).mean()
+            mixed = (shares.T[:, :, None] * each).sum(0)
             error = ((share * ((mixed - x).abs() / largest).pow(power)).sum(1) / whole).mean()
+            entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
             loss = error + ENTROPY_WEIGHT * step / FIT_STEPS * entropy
             optimizer.zero_grad()
             loss.backward()
