@@ -98,14 +98,14 @@ def test_adaround_keeps_the_output_better_than_rounding_to_the_nearest(kind: str
     else:
         x = F.interpolate(torch.randn(8, 8, 3, 3), size=(12, 12), mode="bicubic")
     rows = input_rows(layer, x).double()  # type: ignore[arg-type]
-    gram = rows.transpose(1, 2) @ rows / rows.shape[1]
+    moment = rows.transpose(1, 2) @ rows / rows.shape[1]
     part = MinMax(MinMaxOptions(bits=4, group=group)).weight(layer)  # type: ignore[arg-type]
-    nearest = output_error((layer.weight - part()).detach(), gram)  # type: ignore[operator]
+    nearest = output_error((layer.weight - part()).detach(), moment)  # type: ignore[operator]
     codes = part.read().clone()  # type: ignore[operator]
-    learned = learned_codes(layer.weight, part, gram, 400)  # type: ignore[arg-type]
+    learned = learned_codes(layer.weight, part, moment, 400)  # type: ignore[arg-type]
     assert (learned - codes).abs().max() <= 1, "each weight goes to one of its two neighbours"
     part.write(learned)  # type: ignore[operator]
-    ratio = (output_error((layer.weight - part()).detach(), gram) / nearest).sqrt()  # type: ignore[operator]
+    ratio = (output_error((layer.weight - part()).detach(), moment) / nearest).sqrt()  # type: ignore[operator]
     assert float(ratio) < 0.6
 
 
@@ -113,12 +113,12 @@ def test_adaround_brings_the_error_of_the_output_to_a_third() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(48, 16)
     x = torch.randn(400, 6) @ torch.randn(6, 48) + 0.05 * torch.randn(400, 48)
-    gram = input_rows(layer, x).double()
-    gram = gram.transpose(1, 2) @ gram / gram.shape[1]
+    moment = input_rows(layer, x).double()
+    moment = moment.transpose(1, 2) @ moment / moment.shape[1]
     errors = []
-    for learned in (None, gram):
+    for learned in (None, moment):
         part = MinMax(MinMaxOptions(bits=3, adaround=400)).weight(layer, learned)
-        ratio = output_error((layer.weight - part()).detach(), gram) / output_error(layer.weight.detach(), gram)
+        ratio = output_error((layer.weight - part()).detach(), moment) / output_error(layer.weight.detach(), moment)
         errors.append(float(ratio.sqrt()))
     assert errors[0] > 0.15 and errors[1] < 0.05
 

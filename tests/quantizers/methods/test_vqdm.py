@@ -30,7 +30,7 @@ QUICK = VQDMOptions(rounds=2, steps=10, beam=4, lr=1e-3)
 
 
 def problem(outputs: int = 32, inputs: int = 64) -> tuple[Tensor, Tensor]:
-    """A weight, and the gram of inputs whose channels go together and differ in size."""
+    """A weight, and the second moment of inputs whose channels go together and differ in size."""
     torch.manual_seed(0)
     x = torch.randn(512, inputs) @ torch.randn(inputs, inputs) * torch.logspace(-1, 0.5, inputs)
     return torch.randn(outputs, inputs), (x.T @ x).double() / len(x)
@@ -64,36 +64,36 @@ def test_packed_codes_come_back(layout: Format) -> None:
 
 def test_the_search_finds_the_best_choice_of_a_group() -> None:
     """Two codebooks of four: with a beam of all, as good as trying all sixteen sums."""
-    rows, gram = problem(8, 4)
-    gram = gram.float()
+    rows, moment = problem(8, 4)
+    moment = moment.float()
     found = residual_kmeans(rows, Format(2, 2, 4), 0)
-    beam_search(rows, found, gram, 16)
+    beam_search(rows, found, moment, 16)
     for row in range(8):
         errors = []
         for a in range(4):
             for b in range(4):
                 d = rows[row] - found.scale[row] * (found.books[0, a] + found.books[1, b])
-                errors.append(float(d @ gram @ d))
+                errors.append(float(d @ moment @ d))
         d = rows[row] - found.rows()[row]
-        assert float(d @ gram @ d) == pytest.approx(min(errors), rel=1e-4)
+        assert float(d @ moment @ d) == pytest.approx(min(errors), rel=1e-4)
 
 
 def test_search_and_training_never_raise_the_error() -> None:
-    rows, gram = problem()
-    gram = gram.float() / gram.diagonal().mean().float()
+    rows, moment = problem()
+    moment = moment.float() / moment.diagonal().mean().float()
     found = residual_kmeans(rows, Format(2, 4, 4), 0)
-    errors = [float(output_share(rows, found, gram))]
+    errors = [float(output_share(rows, found, moment))]
     for _ in range(3):
-        beam_search(rows, found, gram, 4)
-        errors.append(float(output_share(rows, found, gram)))
+        beam_search(rows, found, moment, 4)
+        errors.append(float(output_share(rows, found, moment)))
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.6 * errors[0]
 
 
 def test_codes_are_chosen_for_the_output() -> None:
     """Against rounding to the nearest at as many bits, and against codebooks that do not look at the inputs."""
-    weight, gram = problem()
-    rows, normal = weight, gram.float()
-    found = find_codes(weight, gram, Format(1, 8, 2), QUICK)
+    weight, moment = problem()
+    rows, normal = weight, moment.float()
+    found = find_codes(weight, moment, Format(1, 8, 2), QUICK)
     blind = residual_kmeans(rows, Format(1, 8, 2), 0)
     scale = weight.abs().amax(1, keepdim=True) / 7
     nearest = Codes(torch.zeros(32, 64, 1, dtype=torch.long), torch.zeros(1, 1, 1), scale)

@@ -28,20 +28,18 @@ LARGEST_ZERO = 2.0**14
 SMALLEST_SCALE = 1e-30
 
 
-def check_bits(bits: int, what: str = "bits") -> int:
-    """`bits`; TsAdaptError, naming `what`, unless it is one of BITS."""
+def check_bits(bits: int, what: str = "bits") -> None:
+    """TsAdaptError, naming `what`, unless `bits` is one of BITS."""
     if isinstance(bits, bool) or bits not in BITS:
         raise TsAdaptError(f"{what} is {bits!r}; expected one of {', '.join(map(str, BITS))}")
-    return bits
 
 
-def check_group(group: int | str) -> int | str:
-    """`group`; TsAdaptError unless it is "channel", "tensor" or a positive number."""
+def check_group(group: int | str) -> None:
+    """TsAdaptError unless `group` is "channel", "tensor" or a positive number."""
     if group not in ("channel", "tensor") and (isinstance(group, bool) or not isinstance(group, int) or group < 1):
         raise TsAdaptError(
             f"group is {group!r}; expected 'channel', 'tensor' or a number of weights that share a scale"
         )
-    return group
 
 
 def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
