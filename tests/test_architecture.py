@@ -42,6 +42,7 @@ ORDER = [
     {"interfaces"},
     {"_compat", "_version"},
 ]
+IN_QUANTIZERS = [{"methods", "storage", "report"}, {"training"}, {"quantization"}, {"calibration"}, {"layers"}]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 MAY_IMPORT_DIFFUSERS = {"denoisers", "schedulers", "cachers", "quantizers"}
 LONGEST = 450
@@ -98,6 +99,15 @@ def test_imports_run_in_no_circle() -> None:
     edges = graph(MODULES)
     assert sum(map(len, edges.values())) > len(MODULES)
     TopologicalSorter(edges).prepare()
+
+
+def test_within_quantizers_imports_point_downwards_too() -> None:
+    level = {name: place for place, names in enumerate(IN_QUANTIZERS) for name in names}
+    for module in MODULES:
+        own = module.parts[1].removesuffix(".py") if room_of(module) == "quantizers" else "__init__"
+        if own != "__init__":
+            used = {name[2] for name in imports(module) if name[:2] == ("ts_adapt", "quantizers")} - {own}
+            assert all(level[name] > level[own] for name in used), f"{module} imports {sorted(used)}"
 
 
 def test_a_circle_is_seen_through_functions_but_not_through_types(
