@@ -14,18 +14,16 @@ the network is called as if nothing were attached.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ts_adapt.cachers.hooks import Action, install, uninstall
 from ts_adapt.denoisers.execution import execution_of
 from ts_adapt.denoisers.network import add_step_aware, remove_step_aware, step_aware_parts
 from ts_adapt.interfaces import TsAdaptError
 
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
-Action = Callable[..., Any]
-"""What a module does instead of its forward: (forward, *args, **kwargs) -> what the module returns."""
 
 
 class Cacher(ABC):
@@ -58,8 +56,6 @@ class Cacher(ABC):
         for a network that is compiled or has not the blocks it needs. Whatever is raised, an interrupt too, leaves the
         network as it was.
         """
-        from ts_adapt.cachers.hooks import install
-
         if self.network is not None:
             raise TsAdaptError(f"this {self.kind} is attached to a network already; remove it there, or build another")
         if not any(ancestor.__name__ in NETWORKS for ancestor in type(network).__mro__):
@@ -96,8 +92,6 @@ class Cacher(ABC):
 
     def _take_off(self, network: nn.Module) -> None:
         """Undo as much as has been done of `attach`."""
-        from ts_adapt.cachers.hooks import uninstall
-
         for module in self._hooked:
             uninstall(module, self.kind)
         if self in step_aware_parts(network):

@@ -18,8 +18,10 @@ from typing import Any
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import nn
 
-from ts_adapt.cachers.cacher import Action
 from ts_adapt.interfaces import TsAdaptError
+
+Action = Callable[..., Any]
+"""What a module does instead of its forward: (forward, *args, **kwargs) -> what the module returns."""
 
 NESTING = ("tgate", "deepcache")
 _REGISTRY = "_diffusers_hook"
