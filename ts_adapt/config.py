@@ -24,11 +24,11 @@ from ts_adapt.search.blackbox import BlackboxOptions
 from ts_adapt.search.objective import AUTO
 from ts_adapt.search.optimized import OptimizedOptions
 from ts_adapt.search.per_sample import PerSampleOptions
-from ts_adapt.search.static import StaticOptions
+from ts_adapt.search.static import BY_GRADIENT, StaticOptions
 
 TRACKERS = ("tensorboard", "wandb")
 QAT_LOSSES = ("diffusion", "teacher")
-DERIVATIVE = ("derivative", "derivative_width")
+DERIVATIVE = ["derivative", "derivative_width"]
 
 
 @dataclass
@@ -169,13 +169,16 @@ class Config:
         result  static (with corrections or without), per-sample, blackbox, dmn, gits, oss, klub, one-shot or recursive
         """
         if result.startswith("static"):
-            options = ["static_samples", "rescale_published", "static", *DERIVATIVE]
+            options = ["static_samples", "rescale_published", "static"]
+            options += DERIVATIVE if self.static.method in BY_GRADIENT else []
         elif result == "blackbox":
             options = ["static_samples", "rescale_published", "blackbox"]
         elif result == "per-sample":
             options = ["label_batch", "per_sample", *DERIVATIVE]
         elif result in PREDICTOR_NAMES:
-            options = ["train", *DERIVATIVE, *([] if self.train.loss == "end_to_end" else ["label_samples"])]
+            options = ["train"]
+            options += DERIVATIVE if self.train.loss != "labels" else []
+            options += ["label_samples"] if self.train.loss != "end_to_end" else []
         else:
             options = [] if result == "dmn" else ["optimized"]
         if self.student.name:

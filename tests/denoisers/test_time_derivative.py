@@ -93,7 +93,8 @@ def test_secant_stays_between_the_ends(waves):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_forward_pass_and_all_other_derivatives_are_the_denoiser_s(waves, way):
+def test_the_forward_pass_and_all_other_derivatives_are_the_denoiser_s(way):
+    waves = NetworkDenoiser(Waves().requires_grad_(False), LINEAR, "epsilon", shape=SHAPE)
     taken = TimeDerivative(waves, way)
     x = initial_noise(0, range(3), SHAPE).requires_grad_()
     t = torch.tensor([900.0, 500.0, 10.0], dtype=torch.float64, requires_grad=True)
@@ -102,8 +103,8 @@ def test_the_forward_pass_and_all_other_derivatives_are_the_denoiser_s(waves, wa
     found, wanted = (each(x, t, model_time=told, output_scale=scale) for each in (taken, waves))
     assert torch.equal(found, wanted)
     for theirs, ours in zip(
-        torch.autograd.grad(wanted.square().sum(), (x, scale)),
-        torch.autograd.grad(found.square().sum(), (x, scale)),
+        torch.autograd.grad(wanted.square().sum(), (x, t, scale)),
+        torch.autograd.grad(found.square().sum(), (x, t, scale)),
         strict=True,
     ):
         assert torch.equal(theirs, ours)
@@ -132,13 +133,18 @@ class SmoothlyTold(nn.Module):
 
 
 @pytest.mark.parametrize("way", ["slow", "secant"])
-def test_checkpointing_gives_the_same_gradient_and_counts_no_more(waves, way):
+@pytest.mark.parametrize("kind", ["waves", "edm"])
+def test_checkpointing_gives_the_same_gradient_and_counts_no_more(waves, way, kind):
+    if kind == "edm":
+        torch.manual_seed(0)
+        waves = from_edm(Fourier().requires_grad_(False), SHAPE, sigma_min=0.01, sigma_max=9.0)
     x, solver = initial_noise(0, range(2), SHAPE), DDIM(waves.noise)
     gradients, counts = [], []
     for checkpoint in (False, True):
         taken = TimeDerivative(waves, way)
         taken.evaluations = 0
-        times = torch.tensor([999.0, 600.0, 200.0, 0.0], dtype=torch.float64, requires_grad=True)
+        shares = torch.tensor([1.0, 0.6, 0.2, 0.0], dtype=torch.float64)
+        times = (waves.noise.t_min + shares * (waves.noise.t_max - waves.noise.t_min)).requires_grad_()
         end = integrate(taken, solver, TimeGrid(times), x, checkpoint=checkpoint).x
         gradients.append(torch.autograd.grad(end.sum(), times)[0])
         counts.append(waves.evaluations)
@@ -206,11 +212,68 @@ def families() -> dict[str, tuple[NetworkDenoiser, dict[str, Tensor]]]:
 def test_embeddings_are_found_in_every_family_of_networks(family):
     torch.manual_seed(0)
     denoiser, condition = families()[family]
+    denoiser.network.requires_grad_(False)
     x = initial_noise(0, range(2), denoiser.shape)
-    t = torch.tensor(0.37 * denoiser.noise.t_max, dtype=torch.float64)
-    found = slope(TimeDerivative(denoiser, "slow"), t, x, **condition)
-    assert bool(torch.isfinite(found))
-    assert not torch.allclose(found, slope(denoiser, t, x, **condition), rtol=1e-3)
+    t_max = denoiser.noise.t_max
+    found, wanted, xi = [], [], torch.linspace(-3, 3, 31, dtype=torch.float64)
+    weight = torch.exp(-xi.square() / 2)
+    for place in torch.linspace(0.2, 0.8, 9, dtype=torch.float64) * t_max:
+        told = place.clone().requires_grad_()
+        x0 = TimeDerivative(denoiser, "slow", 0.05)(x, place, model_time=told, **condition)
+        found.append(torch.autograd.grad(x0.double().sum(), told)[0])
+        with torch.no_grad():
+            around = [denoiser(x, place, model_time=place + 0.05 * t_max * each, **condition) for each in xi]
+        values = torch.stack([each.double().sum() for each in around])
+        wanted.append((weight * xi * values).sum() / (weight * xi.square()).sum() / (0.05 * t_max))
+    assert torch.cosine_similarity(torch.stack(found), torch.stack(wanted), dim=0) > 0.8
+
+
+def test_two_experts_have_an_embedding_each():
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.early, self.late = Waves(), Waves()
+
+        def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+            expert = self.early if float(timestep[0]) > 500 else self.late
+            out: Tensor = expert(x, timestep)
+            return out
+
+    both = NetworkDenoiser(Experts().requires_grad_(False), LINEAR, "sample", shape=SHAPE)
+    one = NetworkDenoiser(Waves().requires_grad_(False), LINEAR, "sample", shape=SHAPE)
+    x, taken = initial_noise(0, range(2), SHAPE), TimeDerivative(both, "slow", WIDTH)
+    for t in torch.tensor([700.3, 300.3], dtype=torch.float64):
+        assert torch.allclose(slope(taken, t, x), slope(TimeDerivative(one, "slow", WIDTH), t, x))
+
+
+def test_the_embedding_is_looked_at_within_the_range_of_times_alone():
+    class Logarithmic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = GaussianFourierProjection(8, scale=0.1, log=True)
+
+        def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+            return x + self.embed(timestep).sum(1).reshape(-1, 1, 1, 1)
+
+    torch.manual_seed(0)
+    denoiser = NetworkDenoiser(Logarithmic().requires_grad_(False), LINEAR, "sample", shape=SHAPE)
+    x = initial_noise(0, range(2), SHAPE)
+    for place in (5.0, 100.0, 990.0):
+        t = torch.tensor(place, dtype=torch.float64)
+        found, exact = slope(TimeDerivative(denoiser, "slow", 0.001), t, x), slope(denoiser, t, x)
+        assert torch.allclose(found, exact, rtol=0.1), place
+
+
+def test_an_interrupted_call_leaves_no_hooks(waves):
+    network, taken = waves.network, TimeDerivative(waves, "slow")
+    slope(taken, torch.tensor(500.0).double(), initial_noise(0, range(2), SHAPE))
+    broken = network.register_forward_hook(lambda *call: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        slope(taken, torch.tensor(500.0).double(), initial_noise(0, range(2), SHAPE))
+    broken.remove()
+    for module in network.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
 
 
 def test_edm_s_smooth_embedding_is_left_as_it_is():

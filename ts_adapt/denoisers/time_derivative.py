@@ -3,25 +3,30 @@
 A network is told the time by sinusoids e_k(t) = (cos f_k t, sin f_k t), the fastest with a period of some six
 timesteps, and most were trained at integer timesteps: what they do in between no loss has seen. There the fast
 components change the output little and its derivative much, de/dt = f. A schedule moves a time by tens of timesteps;
-what it has to know is the derivative averaged over such a distance, w, a share of all the times that the network knows:
+what it has to know is the derivative averaged over such a distance, w, a share of all times as the network knows them:
 
-    exact     dF/dt                                          what autograd gives
-    slow      dF/de E[de/dt(t + w xi)],  xi ~ N(0, 1)        each component of e damped by exp(-(f_k w)^2 / 2)
-    secant    (F(t + r_b) - F(t - r_b)) / 2 r_b              sample b of the batch; r_b spread over w / 2 .. 3 w / 2
+    exact     dF/dt                                 what autograd gives
+    slow      dF/de s(t)                            s  the slope of the line that fits e best around t, places weighted
+                                                       by exp(-(t' - t)^2 / 2 w^2): each component of e damped by
+                                                       exp(-(f_k w)^2 / 2); of t' within the range of times alone
+    secant    (F(t + r_b) - F(t - r_b)) / 2 r_b     sample b of the batch; r_b spread over w / 2 .. 3 w / 2
 
 The forward pass is the denoiser's own, and so are the derivatives in everything else (the state, alpha and sigma of t,
-the output scale); only the derivative in the time told differs. `slow` costs nothing and needs a network
-whose embedding of the time is a module: one that is given times `(B,)` and nothing else, and returns `(B, C)`, as
-diffusers' `Timesteps`, the Fourier features of EDM and the embedders of DiT are; it is found by that behaviour.
-`secant` takes any denoiser and costs two evaluations without gradient in each backward pass. Its distances differ from
-sample to sample, so that a period of the network that happens to divide one does not stay in the mean.
+the output scale); only the derivative in the time told differs. `slow` needs a network whose embedding of the time is a
+module: one that is given times `(n,)` and nothing else, and returns `(n, C)`, as diffusers' `Timesteps`, the Fourier
+features of EDM and the embedders of DiT are. It is found by that behaviour, in two passes at the ends of the times when
+it is first needed; afterwards it costs a few rows of the embedding. Where the time enters by another road as well, that
+road keeps its exact derivative. `secant` takes any denoiser and costs two evaluations without gradient in each backward
+pass. Its distances differ from sample to sample, so that a period of the network that divides one does not stay in the
+mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +37,16 @@ WAYS = ("exact", "slow", "secant")
 WIDTH = 0.04
 """w: 40 of 1000 timesteps."""
 POINTS, REACH = 128, 4.0
-"""The Gaussian mean is a sum over so many points within so many standard deviations, 2.5 timesteps apart."""
+"""The line is fitted to so many places within so many w, 2.5 timesteps apart."""
 GOLDEN = 0.6180339887498949
+Range = tuple[float, float]
+"""The lowest and the highest time that an embedding is given, in its own unit."""
 
 
 class TimeDerivative:
     """`denoiser`, with its derivative in the time told to the network taken in one of `WAYS`.
 
-    width  w, the share of the noise schedule's range over which the derivative is a mean
+    width  w, the share of all times over which the derivative is a mean
 
     Everything else is the denoiser's own. The evaluations of `secant` in the backward pass are not counted, as those
     of gradient checkpointing are not. Raises TsAdaptError for another way, a width that is not positive, `slow` for a
@@ -57,7 +64,7 @@ class TimeDerivative:
         if way == "secant" and getattr(denoiser, "step_aware", None):
             raise TsAdaptError("a secant would run the network at times of its own, which a cache must not see")
         self.denoiser, self.way, self.width = denoiser, way, width
-        self._embeddings: list[nn.Module] | None = None
+        self._embeddings: dict[nn.Module, Range] | None = None
 
     def __getattr__(self, name: str) -> Any:
         """`shape`, `network` and the like are the denoiser's."""
@@ -80,6 +87,11 @@ class TimeDerivative:
     def decode(self, x: Tensor) -> Tensor:
         return self.denoiser.decode(x)
 
+    def to(self, *where: Any, **given: Any) -> Self:
+        """Move the denoiser; see `NetworkDenoiser.to`."""
+        self.denoiser.to(*where, **given)  # type: ignore[attr-defined]
+        return self
+
     def __call__(
         self,
         x_t: Tensor,
@@ -90,7 +102,8 @@ class TimeDerivative:
         **condition: Any,
     ) -> Tensor:
         """x0 `(B, ...)`, the denoiser's; see `interfaces.Denoiser`."""
-        told = as_node_times(t if model_time is None else model_time)
+        t = as_node_times(t)
+        told = t if model_time is None else as_node_times(model_time)
 
         def denoise(x_t: Tensor, t: Tensor, told: Tensor | None, output_scale: Tensor | None) -> Tensor:
             return self.denoiser(x_t, t, model_time=told, output_scale=output_scale, **condition)
@@ -98,16 +111,35 @@ class TimeDerivative:
         if self.way == "exact" or not (torch.is_grad_enabled() and told.requires_grad):
             return denoise(x_t, t, model_time, output_scale)
         if self.way == "secant":
-            return self._by_secant(denoise, x_t, as_node_times(t), told, output_scale)
+            return self._by_secant(denoise, x_t, t, told, output_scale)
         if self._embeddings is None:
-            with self._uncounted(), torch.no_grad(), _found(self.network) as self._embeddings:
-                denoise(x_t, t, model_time, output_scale)
-        if not self._embeddings:
+            self._embeddings = self._found(lambda told: denoise(x_t, t, told, output_scale), told)
+        with _smoothed(self._embeddings, self.width):
+            return denoise(x_t, t, None if model_time is None else told, output_scale)
+
+    def _found(self, denoise: Callable[[Tensor], Tensor], told: Tensor) -> dict[nn.Module, Range]:
+        """The modules that embed the time, and the range of what each is given between the ends of the times.
+
+        One that is met at one end alone, as an expert for some of the times is, has the range of all.
+        """
+        met: list[dict[nn.Module, float]] = []
+        for end in (self.noise.t_min, self.noise.t_max):
+            with self._uncounted(), torch.no_grad(), _given(self.network) as given:
+                denoise(torch.full_like(told, end))
+            met.append(given)
+        first, last = met
+        changing = [module for module in {**first, **last} if first.get(module) != last.get(module)]
+        ends = [given[module] for given in met for module in changing if module in given]
+        if not changing:
             raise TsAdaptError(
                 f"{type(self.network).__name__} has no module that embeds the time; take the derivative secant"
             )
-        with _averaged(self._embeddings, told, self.noise.reach(told.detach(), self.width)):
-            return denoise(x_t, t, model_time, output_scale)
+        whole = min(ends), max(ends)
+        return {
+            module: (min(pair), max(pair)) if len(pair) == 2 else whole
+            for module in changing
+            for pair in [[given[module] for given in met if module in given]]
+        }
 
     def _by_secant(
         self, denoise: Callable[..., Tensor], x_t: Tensor, t: Tensor, told: Tensor, output_scale: Tensor | None
@@ -150,42 +182,53 @@ class _Secant(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         above, below = ctx.saved_tensors
-        rise = (ctx.evaluate(above) - ctx.evaluate(below)).to(above) * gradient
-        slope = rise.flatten(1).sum(1) / (above - below)
+        rise = (ctx.evaluate(above) - ctx.evaluate(below)) * gradient
+        slope = rise.flatten(1).sum(1, dtype=above.dtype).to(above.device) / (above - below)
         return gradient, slope.sum() if ctx.shared else slope, None, None, None
 
 
-class _Averaged(torch.autograd.Function):
-    """An embedding `(n, C)` of times `(n,)` as it is; in the backward pass its derivative is the Gaussian mean."""
+class _Smoothed(torch.autograd.Function):
+    """An embedding `(n, C)` of times `(n,)` as it is; in the backward pass its derivative is that of the line around.
+
+    width  the standard deviation of the places, in the unit of the times, which stay within `ends`
+    """
 
     @staticmethod
-    def forward(ctx: Any, embedding: Tensor, times: Tensor, embed: Callable[[Tensor], Tensor], width: Tensor) -> Tensor:
-        ctx.embed = embed
-        ctx.save_for_backward(times, width)
+    def forward(
+        ctx: Any, embedding: Tensor, times: Tensor, embed: Callable[[Tensor], Tensor], width: float, ends: Range
+    ) -> Tensor:
+        ctx.embed, ctx.width, ctx.ends = embed, width, ends
+        ctx.save_for_backward(times)
         return embedding.view_as(embedding)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        times, width = ctx.saved_tensors
-        xi = torch.linspace(-REACH, REACH, POINTS, dtype=times.dtype, device=times.device)
-        density = torch.exp(-xi.square() / 2)
-        weight = density * xi / (density * xi.square()).sum()
-        moved = times[:, None] + width[:, None] * xi
+        (times,) = ctx.saved_tensors
+        xi = torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64, device=times.device)
+        places = times.double()[:, None] + ctx.width * xi
         with torch.no_grad():
-            around = ctx.embed(moved.flatten()).unflatten(0, moved.shape).to(weight)
-        slope = torch.einsum("q,nqc->nc", weight, around) / width[:, None]
-        return gradient, (gradient.to(slope) * slope).sum(1), None, None
+            around = ctx.embed(places.flatten().to(times.dtype)).unflatten(0, places.shape).double()
+        lowest, highest = ctx.ends
+        usable = (places >= lowest) & (places <= highest) & torch.isfinite(around).all(-1)
+        weight = torch.exp(-xi.square() / 2) * usable
+        total = weight.sum(1, keepdim=True).clamp_min(1e-30)
+        offset = places - (weight * places).sum(1, keepdim=True) / total
+        weight = weight * offset
+        spread = (weight * offset).sum(1, keepdim=True).clamp_min(1e-30)
+        slope = torch.einsum("nq,nqc->nc", weight, around.masked_fill(~usable[..., None], 0.0)) / spread
+        return gradient, (gradient.double() * slope).sum(1).to(times.dtype), None, None, None
 
 
 @contextmanager
-def _found(network: nn.Module) -> Iterator[list[nn.Module]]:
-    """The modules that embed times in the calls of `network` within the block; of nested ones the outermost."""
-    found: list[nn.Module] = []
+def _given(network: nn.Module) -> Iterator[dict[nn.Module, float]]:
+    """What the modules that embed times are given first in calls of `network` within the block; the outermost ones."""
+    found: dict[nn.Module, float] = {}
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if _times_alone(args, kwargs) and isinstance(out, Tensor) and out.ndim == 2 and len(out) == len(args[0]):
-            inside = set(module.modules())  # of which those that were called were found before
-            found[:] = [other for other in found if other not in inside] + [module]
+            for inside in module.modules():  # of which those that were called were found before
+                found.pop(inside, None)
+            found[module] = float(args[0].flatten()[0])
 
     handles = [
         module.register_forward_hook(after, with_kwargs=True) for module in network.modules() if module is not network
@@ -202,19 +245,21 @@ def _times_alone(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     first, *others = [*args, *kwargs.values()] or [None]
     if not args or not isinstance(first, Tensor) or any(isinstance(other, Tensor | dict) for other in others):
         return False
-    return first.ndim == 1 and first.is_floating_point()
+    return first.ndim == 1 and len(first) > 0 and first.is_floating_point()
 
 
 @contextmanager
-def _averaged(embeddings: Sequence[nn.Module], told: Tensor, reach: Tensor) -> Iterator[None]:
-    """Within the block the derivative of `embeddings` in the time `told` is the mean over a Gaussian.
+def _smoothed(embeddings: Mapping[nn.Module, Range], width: float) -> Iterator[None]:
+    """Within the block the derivative of `embeddings` in what they are given is that of `_Smoothed`.
 
-    reach  its standard deviation, in the unit and shape of `told`, `()` or `(B,)`
+    Raises TsAdaptError at its end if none of them was called: the network is another than the one they are of.
     """
     waiting: dict[nn.Module, Tensor] = {}
+    met: set[nn.Module] = set()
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not args[0].requires_grad:  # another number than the time: a guidance scale, a size
+        met.add(module)
+        if not args[0].requires_grad:
             return None
         waiting[module] = args[0]
         return args[0].detach(), *args[1:]
@@ -223,10 +268,9 @@ def _averaged(embeddings: Sequence[nn.Module], told: Tensor, reach: Tensor) -> I
         times = waiting.pop(module, None)
         if times is None:
             return None
-        (unit,) = torch.autograd.grad(times.sum(), told, retain_graph=True)
-        copies = len(times) // told.numel()  # guided, the batch is there twice
-        width = (reach * unit.abs() / copies).to(times).reshape(-1).repeat(copies)
-        embedding: Tensor = _Averaged.apply(out, times, lambda t: module.forward(t, *args[1:], **kwargs), width)
+        ends = embeddings[module]
+        embed = partial(_embedded, module, args[1:], kwargs)
+        embedding: Tensor = _Smoothed.apply(out, times, embed, width * (ends[1] - ends[0]), ends)
         return embedding
 
     handles = [module.register_forward_pre_hook(before) for module in embeddings]
@@ -236,3 +280,10 @@ def _averaged(embeddings: Sequence[nn.Module], told: Tensor, reach: Tensor) -> I
     finally:
         for handle in handles:
             handle.remove()
+    if not met:
+        raise TsAdaptError("the modules that embed the time are no longer those of the network; search again")
+
+
+def _embedded(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], times: Tensor) -> Tensor:
+    embedding: Tensor = module.forward(times, *args, **kwargs)
+    return embedding

@@ -43,7 +43,8 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
     start = session.shared(static, name, nfe).grid
     spec = {
         "teacher": teacher.hash, "solver": name, "nfe": nfe, "distance": config.distance, "batch": config.label_batch,
-        "options": config.made_with("per-sample")["per_sample"], **start_entries(static, start),
+        "options": config.made_with("per-sample")["per_sample"],
+        "derivative": [config.derivative, config.derivative_width], **start_entries(static, start),
     }  # fmt: skip
     spec |= {"student": student_options(config)} if config.student.name else {}
     folder = session.workspace.labels(split, name, nfe, corrections)

@@ -74,7 +74,7 @@ def search(session: Session, method: str, split: str = "train", *, redo: bool = 
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     with accelerated(session, config.student.cacher, config.student.quantizer):
-        if method == "per-sample" or (method == "static" and config.static.method != "smoothed"):
+        if method == "per-sample" or (method == "static" and config.static.method in ("lbfgs", "adam")):
             check_gradients(session)
         cells = [(name, session.solver(name), nfe) for name in config.solvers for nfe in config.nfe]
         for _, solver, nfe in cells:
@@ -139,7 +139,8 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     static = [session.static(name, nfe).grid.times for nfe in served]
     classes = int((store.config["condition"] or {}).get("classes", 0))
     text = batch.condition.get("encoder_hidden_states")
-    key = fingerprint(store.hash, config.distance, static, asdict(config.train), len(batch), *student_options(config))
+    learned = asdict(config.train), config.derivative, config.derivative_width
+    key = fingerprint(store.hash, config.distance, static, *learned, len(batch), *student_options(config))
     checkpoint = folder.with_name(f"{folder.name}.{key}.training")
     torch.manual_seed(config.train.seed)
     predictor = PREDICTORS[kind.removesuffix(ALL)](

@@ -89,7 +89,9 @@ def train_predictor(
     if any(space.size == 1 for space in predictor.spaces.values()):
         raise TsAdaptError("a grid of one step has no free time to predict; use nfe 2 or more, or learn corrections")
     steps = sorted(predictor.learned)[len(predictor.learned) // 2]
-    objective, agreement = trusted(objective, steps, train, options.batch_size, together=True)
+    agreement = None
+    if options.loss != "labels":
+        objective, agreement = trusted(objective, steps, train, options.batch_size, together=True)
     phases = phases_of(options, predictor, objective, train, labels)
     about = {"predictor": predictor.kind, "network": predictor.options, "options": asdict(options)}
     kept = Checkpoint(checkpoint, {**about, "static": predictor.static_times.tolist()})

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt import distributed
-from ts_adapt.denoisers.time_derivative import WAYS
+from ts_adapt.denoisers.time_derivative import WAYS, TimeDerivative
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
@@ -33,8 +33,10 @@ SAMPLES = 32
 """How many of the samples are looked at."""
 AGREES = 0.5
 """The least cosine with the differences at which a derivative still leads down."""
+ALIKE = 0.05
+"""Derivatives whose cosines differ by less point the same way; of them that of the least error is taken."""
 NEAR = 0.1
-"""Of derivatives whose errors differ by less the first of `WAYS` is taken."""
+"""Of errors that differ by less the first of `WAYS` is taken."""
 SMALLEST = 1e-30
 Recall = Callable[[Sequence[float], Callable[[], Sequence[float]]], list[float]]
 """(question, compute) -> the answer, computed or kept from before: `Journal.recall`."""
@@ -42,23 +44,29 @@ Recall = Callable[[Sequence[float], Callable[[], Sequence[float]]], list[float]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the derivatives agree with differences of the objective, by their way: means of cosine and error."""
+    """How the derivatives agree with differences of the objective, by their way: means of cosine and error.
+
+    Both are empty where the denoiser has no derivative at all.
+    """
 
     cosine: dict[str, float]
     error: dict[str, float]
 
     @property
     def best(self) -> str:
-        least = min(self.error.values())
-        return next(way for way, error in self.error.items() if error <= least + NEAR)
+        """The way to take; exact where there is none."""
+        alike = [way for way, cosine in self.cosine.items() if cosine >= max(self.cosine.values()) - ALIKE]
+        least = min((self.error[way] for way in alike), default=0.0)
+        return next((way for way in alike if self.error[way] <= least + NEAR), "exact")
 
     @property
     def leads_down(self) -> bool:
-        return self.cosine[self.best] >= AGREES
+        """Whether the best of them does, surely."""
+        return self.cosine.get(self.best, -1.0) >= AGREES
 
     def __str__(self) -> str:
-        found = ", ".join(f"{way} {cosine:.2f}" for way, cosine in self.cosine.items())
-        verdict = f"{self.best} is taken" if self.leads_down else "none can be trusted"
+        found = ", ".join(f"{way} {cosine:.2f}" for way, cosine in self.cosine.items()) or "there is none"
+        verdict = f"{self.best} is taken" if self.leads_down else "none leads down surely"
         return f"derivatives in time against differences of the distance (cosine): {found}; {verdict}"
 
 
@@ -82,20 +90,22 @@ def compare(
     def along(z: Tensor) -> list[float]:
         return [difference(z, j) for j in range(steps)]
 
-    differences = [torch.tensor(recall(z.tolist(), partial(along, z))) for z in places]
-    cosine, error, refused = {}, {}, []
-    for way in WAYS:
+    def asked(what: int, z: Tensor, compute: Callable[[], list[float]]) -> Tensor:
+        return torch.tensor(recall([float(what), STEP, *z.tolist()], compute), dtype=torch.float64)
+
+    differences = [asked(-1, z, partial(along, z)) for z in places]
+    cosine, error = {}, {}
+    for number, way in enumerate(WAYS):
         try:
             taken = objective.differentiated(way)
-            slopes = [torch.tensor(recall(z.tolist(), partial(_gradient, taken, space, z, few, part))) for z in places]
-        except TsAdaptError as reason:  # this denoiser has no such derivative
-            refused.append(reason)
+            slopes = [asked(number, z, partial(_gradient, taken, space, z, few, part)) for z in places]
+        except torch.OutOfMemoryError:
+            raise
+        except (TsAdaptError, RuntimeError):  # this denoiser has no such derivative
             continue
         pairs = list(zip(slopes, differences, strict=True))
         cosine[way] = sum(float(torch.cosine_similarity(g, d, dim=0)) for g, d in pairs) / len(pairs)
         error[way] = sum(float((g - d).norm() / d.norm().clamp_min(SMALLEST)) for g, d in pairs) / len(pairs)
-    if not cosine:
-        raise refused[0]
     return Agreement(cosine, error)
 
 
@@ -119,9 +129,11 @@ def trusted(
 ) -> tuple[Objective, Agreement | None]:
     """`objective` with the derivative in time that is asked for; where that is left open, with the best of all.
 
-    The agreement is None where nothing was compared: a derivative was asked for, or there is one step. `together`: all
-    processes ask, and take what the first one finds; the rest as in `compare`.
+    The agreement is None where nothing was compared: a derivative was asked for, the denoiser is a `TimeDerivative`, or
+    there is one step. `together`: all processes ask, and take what the first one finds; the rest as in `compare`.
     """
+    if isinstance(objective.denoiser, TimeDerivative) and objective.derivative in (AUTO, objective.denoiser.way):
+        return objective, None
     if objective.derivative != AUTO:
         return objective.differentiated(objective.derivative), None
     if steps == 1:

@@ -55,8 +55,9 @@ class Objective:
     """The student's distance to the teacher; differentiable in the grid where denoiser and distance are.
 
     `checkpoint` trades time for memory (see `sampling.integrate`). Stochastic solvers draw noise from `seed`, the
-    sample's index and the step. `derivative` is how the derivative in time is taken, one of
-    `denoisers.time_derivative.WAYS` over the share `width` of all times; auto: as `search.derivative` finds.
+    sample's index and the step. `derivative` is how searches and trainings take the derivative in time, one of
+    `denoisers.time_derivative.WAYS` over the share `width` of all times; auto: as `search.derivative` finds. A call of
+    the objective itself has that of `differentiated`.
     """
 
     denoiser: Denoiser
