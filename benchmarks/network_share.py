@@ -74,7 +74,7 @@ def works(batch: Batch, grid: TimeGrid, iterations: int) -> dict[str, Callable[[
 
     return {
         "sampling": sampling,
-        "search": lambda objective: search_per_sample(objective, batch, grid, options),
+        "search": lambda objective: search_per_sample(objective.differentiated("exact"), batch, grid, options),
     }
 
 

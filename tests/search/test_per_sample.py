@@ -83,10 +83,10 @@ def test_the_targets_are_decoded_once_for_all_iterations(problem, monkeypatch):
     objective, batch = problem
     decoded = []
     monkeypatch.setattr(objective.denoiser, "decode", lambda x: decoded.append(x) or x)
-    search(problem, slice(0, 4), iterations=5, random_starts=0)
+    search((objective.differentiated("exact"), batch), slice(0, 4), iterations=5, random_starts=0)
     target = batch.target[:4]
-    assert len(decoded) == 2 + 1 + 6  # static grid and target measured, target of the descent, six solves
-    assert sum(x.equal(target) for x in decoded) == 2
+    assert len(decoded) == 2 * 2 + 1 + 6  # static grid, result and targets measured, target of the descent, six solves
+    assert sum(x.equal(target) for x in decoded) == 3
 
 
 def test_checkpointing_changes_nothing_but_memory(problem):

@@ -49,11 +49,13 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
     spec |= {"student": student_options(config)} if config.student.name else {}
     folder = session.workspace.labels(split, name, nfe, corrections)
     store = distributed.first(partial(_label_store, folder, spec, redo))
-    objective, agreement = trusted(session.objective(solver), start.steps, session.teacher("train")[1], together=True)
-    if agreement is not None and distributed.rank() == 0:
-        print(f"{name}, NFE {nfe}: {agreement}")
     parts = batch.split(config.label_batch)
-    own = distributed.mine(distributed.first(partial(_missing, store, parts)))
+    missing = distributed.first(partial(_missing, store, parts))
+    own, objective = distributed.mine(missing), session.objective(solver)
+    if missing:
+        objective, agreement = trusted(objective, start.steps, session.teacher("train")[1], together=True)
+        if agreement is not None and distributed.rank() == 0:
+            print(f"{name}, NFE {nfe}: {agreement}")
     done = len(batch) - sum(len(parts[part]) for part in own) if distributed.world() == 1 else 0
     bar = tqdm(
         total=done + sum(len(parts[part]) for part in own), initial=done, unit="sample", leave=False,

@@ -88,18 +88,15 @@ def train_predictor(
     """
     if any(space.size == 1 for space in predictor.spaces.values()):
         raise TsAdaptError("a grid of one step has no free time to predict; use nfe 2 or more, or learn corrections")
-    steps = sorted(predictor.learned)[len(predictor.learned) // 2]
-    agreement = None
-    if options.loss != "labels":
-        objective, agreement = trusted(objective, steps, train, options.batch_size, together=True)
-    phases = phases_of(options, predictor, objective, train, labels)
+    phases_of(options, predictor, objective, train, labels)
     about = {"predictor": predictor.kind, "network": predictor.options, "options": asdict(options)}
     kept = Checkpoint(checkpoint, {**about, "static": predictor.static_times.tolist()})
     training = _Training(predictor, objective, train, validation, options, folder, kept)
+    phases = phases_of(options, predictor, training.objective, train, labels)
     for phase in phases[training.phase :]:
         training.run(phase, progress)
     training.end()
-    return replace(training.result, agreement=agreement)
+    return replace(training.result, agreement=training.agreement)
 
 
 class _Training:
@@ -114,10 +111,15 @@ class _Training:
         from ts_adapt.predictors.processes import Processes
 
         self.predictor, self.objective, self.validation, self.options = predictor, objective, validation, options
+        self.agreement: Agreement | None = None
         cpu = train.x_T.device.type == "cpu"
         self.accelerator = Accelerator(cpu=cpu, log_with="tensorboard", project_dir=str(folder))
         self.accelerator.init_trackers("tensorboard")
         self.processes, self.kept = Processes(self.accelerator), kept
+        if options.loss != "labels":
+            steps = sorted(predictor.learned)[len(predictor.learned) // 2]
+            objective, self.agreement = trusted(objective, steps, train, options.batch_size, together=True)
+            self.objective = objective
         self.static = {steps: self.measure(TimeGrid(predictor.static(steps))) for steps in predictor.learned}
         means = {steps: float(values.mean()) for steps, values in self.static.items()}
         self.result = TrainResult(means, dict(means))
