@@ -21,7 +21,7 @@ from typing import Any
 
 from workload import Experiment, last_line  # isort: skip  (first: it loads ts_adapt)
 import ts_adapt
-from ts_adapt.grids.space import CORRECTIONS
+from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.training import train_predictor
@@ -32,7 +32,7 @@ class Variant:
     """`shared`: the network is frozen at zero, only what all samples share is learned; `share` of the samples."""
 
     kind: type[OneShot | Recursive] = Recursive
-    corrections: tuple[str, ...] = CORRECTIONS
+    corrections: tuple[str, ...] = tuple(CORRECTIONS)
     shared: bool = False
     share: float = 1.0
 

@@ -14,7 +14,7 @@ from typing import Any
 from ts_adapt.assembly import NONE, ModelOptions, build_cachers, build_quantizer, solver_name
 from ts_adapt.denoisers.time_derivative import WAYS, WIDTH
 from ts_adapt.evaluation.records import COLUMNS, EvaluateOptions
-from ts_adapt.grids.space import CORRECTIONS, corrected
+from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.limits import LIMITS, check_limits
 from ts_adapt.predictors.phases import TrainOptions

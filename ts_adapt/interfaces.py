@@ -9,8 +9,8 @@ differentiable in the times. Imports torch only.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -122,6 +122,27 @@ class Denoiser(Protocol):
 
 
 @dataclass(frozen=True)
+class Field:
+    """Where a correction is kept: something that travels with a grid, one value a step.
+
+    name  what it is called in a TimeGrid, in files and in messages
+    at    what one step's value is called in a Node
+    dims  of one step's value for one sample: 0, a number; 1, several
+    ends  whether a node has the value of the step that ends there; else that of its own evaluation
+    """
+
+    name: str
+    at: str
+    dims: int = 0
+    ends: bool = False
+
+
+MODEL_TIMES = Field("model_times", "model_time")
+OUTPUT_SCALE = Field("output_scale", "output_scale")
+COEFFICIENTS = Field("coefficients", "coefficients", dims=1, ends=True)
+
+
+@dataclass(frozen=True)
 class TimeGrid:
     """Where the evaluations of a few-step solve are placed, with the corrections that travel along.
 
@@ -130,12 +151,19 @@ class TimeGrid:
     output_scale  `(N,)` or `(B, N)`: factors on the network's predictions; None: ones
     coefficients  `(N, K)` or `(B, N, K)`: additive corrections to the solver's coefficients in the step from t_i to
                   t_{i+1}; None: zeros
+    others        corrections besides these, each by its field: `(N, ...)` or `(B, N, ...)`
     """
 
     times: Tensor
     model_times: Tensor | None = None
     output_scale: Tensor | None = None
     coefficients: Tensor | None = None
+    others: Mapping[Field, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, times: Tensor, held: Mapping[Field, Tensor]) -> TimeGrid:
+        """The grid of `times` with the corrections `held`; see `held`."""
+        return cls(times, *_own_and_others(held))
 
     @property
     def steps(self) -> int:
@@ -146,35 +174,39 @@ class TimeGrid:
         return self.times.ndim == 2
 
     @property
+    def own_rows(self) -> int | None:
+        """How many samples have times, or corrections, of their own; None: all of it is shared."""
+        own = [self.times] if self.per_sample else []
+        own += [value for field, value in self.held.items() if value.ndim > 1 + field.dims]
+        return len(own[0]) if own else None
+
+    @property
+    def held(self) -> dict[Field, Tensor]:
+        """The corrections that the grid has, by field."""
+        return _held(self.model_times, self.output_scale, self.coefficients, self.others)
+
+    @property
     def corrections(self) -> dict[str, Tensor]:
-        """What the grid has of model_times, output_scale and coefficients, by name."""
-        return {name: value for name, value in vars(self).items() if name != "times" and value is not None}
+        """The corrections that the grid has, by name."""
+        return {field.name: value for field, value in self.held.items()}
+
+    def mapped(self, change: Callable[[Tensor, int], Tensor]) -> TimeGrid:
+        """The grid of `change(value, dims)` of its times and of each correction.
+
+        `dims` is the value's number of dimensions where all samples share it.
+        """
+        held = {field: change(value, 1 + field.dims) for field, value in self.held.items()}
+        return TimeGrid.of(change(self.times, 1), held)
 
     def rows(self, index: slice | Tensor | Sequence[int]) -> TimeGrid:
         """The grids of some samples; what is shared by the batch stays as it is."""
-
-        def pick(value: Tensor | None, ndim: int) -> Tensor | None:
-            return value if value is None or value.ndim < ndim else value[index]
-
-        times = self.times[index] if self.per_sample else self.times
-        return TimeGrid(times, pick(self.model_times, 2), pick(self.output_scale, 2), pick(self.coefficients, 3))
+        return self.mapped(lambda value, dims: value[index] if value.ndim > dims else value)
 
     def node(self, index: int) -> Node:
         """The place of the `index`-th evaluation; index N is the end, where nothing is evaluated."""
-
-        def at(value: Tensor | None, place: int, *, per_step_dims: int = 0) -> Tensor | None:
-            if value is None or not 0 <= place < self.steps:
-                return None
-            return value.select(-1 - per_step_dims, place)
-
-        return Node(
-            index=index,
-            steps=self.steps,
-            t=self.times[..., index],
-            model_time=at(self.model_times, index),
-            output_scale=at(self.output_scale, index),
-            coefficients=at(self.coefficients, index - 1, per_step_dims=1),
-        )
+        places = ((kept, value, index - kept.ends) for kept, value in self.held.items())
+        held = {kept: value.select(-1 - kept.dims, place) for kept, value, place in places if 0 <= place < self.steps}
+        return Node.of(index, self.steps, self.times[..., index], held)
 
 
 @dataclass(frozen=True)
@@ -186,6 +218,7 @@ class Node:
     output_scale  as in TimeGrid, at this place; None: one
     coefficients  `(K,)` or `(B, K)`: as in TimeGrid, of the step that ends here, so that whoever chooses where to go
                   chooses them too, with the x0 just computed at hand; None: zeros
+    others        as in TimeGrid: `(...)` or `(B, ...)`
     """
 
     index: int
@@ -194,6 +227,32 @@ class Node:
     model_time: Tensor | None = None
     output_scale: Tensor | None = None
     coefficients: Tensor | None = None
+    others: Mapping[Field, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, index: int, steps: int, t: Tensor, held: Mapping[Field, Tensor]) -> Node:
+        """The node at `t` with the corrections `held`; see `held`."""
+        return cls(index, steps, t, *_own_and_others(held))
+
+    @property
+    def held(self) -> dict[Field, Tensor]:
+        """The corrections that the node has, by field."""
+        return _held(self.model_time, self.output_scale, self.coefficients, self.others)
+
+
+def _held(
+    model: Tensor | None, output: Tensor | None, coefficients: Tensor | None, others: Mapping[Field, Tensor]
+) -> dict[Field, Tensor]:
+    own = {MODEL_TIMES: model, OUTPUT_SCALE: output, COEFFICIENTS: coefficients}
+    return {**{field: value for field, value in own.items() if value is not None}, **others}
+
+
+def _own_and_others(
+    held: Mapping[Field, Tensor],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, dict[Field, Tensor]]:
+    own = (MODEL_TIMES, OUTPUT_SCALE, COEFFICIENTS)
+    others = {field: value for field, value in held.items() if field not in own}
+    return held.get(MODEL_TIMES), held.get(OUTPUT_SCALE), held.get(COEFFICIENTS), others
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -112,8 +113,9 @@ def validate_grid(grid: TimeGrid | Tensor, noise: NoiseSchedule | None = None, b
     """A grid whose times are valid and whose corrections fit; a plain tensor of times is wrapped."""
     if not isinstance(grid, TimeGrid):
         grid = TimeGrid(torch.as_tensor(grid))
-    grid = TimeGrid(validate_times(grid.times, noise), grid.model_times, grid.output_scale, grid.coefficients)
-    for name, value, ndim in _corrections(grid):
+    grid = replace(grid, times=validate_times(grid.times, noise))
+    for field, value in grid.held.items():
+        name, ndim = field.name, 1 + field.dims
         if not bool(torch.isfinite(value.detach().float()).all()):  # networks take single precision
             raise TsAdaptError(f"{name} of the grid hold a NaN or infinite value")
         if value.ndim not in (ndim, ndim + 1) or value.shape[-ndim] != grid.steps:
@@ -130,19 +132,9 @@ def check_rows(grid: TimeGrid, batch: int) -> None:
     """TsAdaptError unless what `grid` holds for every sample is for `batch` samples."""
     if grid.per_sample and grid.times.shape[0] != batch:
         raise TsAdaptError(f"there are {grid.times.shape[0]} grids for a batch of {batch}; give one, or one per sample")
-    for name, value, ndim in _corrections(grid):
-        if value.ndim > ndim and value.shape[0] != batch:
-            raise TsAdaptError(f"{name} of the grid are for {value.shape[0]} samples; the grid is for {batch}")
-
-
-def _corrections(grid: TimeGrid) -> list[tuple[str, Tensor, int]]:
-    """The corrections that `grid` has: name, value, and the number of dimensions when all samples share it."""
-    every = (
-        ("model_times", grid.model_times, 1),
-        ("output_scale", grid.output_scale, 1),
-        ("coefficients", grid.coefficients, 2),
-    )
-    return [(name, value, ndim) for name, value, ndim in every if value is not None]
+    for field, value in grid.held.items():
+        if value.ndim > 1 + field.dims and value.shape[0] != batch:
+            raise TsAdaptError(f"{field.name} of the grid are for {value.shape[0]} samples; the grid is for {batch}")
 
 
 def check_finite(x: Tensor, step: int, what: str) -> None:

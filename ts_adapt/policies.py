@@ -70,9 +70,8 @@ class StepByStep:
 
 def check_next(node: Node, after: Node) -> None:
     """TsAdaptError unless time falls in every sample from `node` to the one `after` it, and corrections are finite."""
-    corrections = {name: getattr(after, name) for name in ("model_time", "output_scale", "coefficients")}
     falls = (after.t < node.t).all()
-    finite = {name: torch.isfinite(value.float()).all() for name, value in corrections.items() if value is not None}
+    finite = {field.at: torch.isfinite(value.float()).all() for field, value in after.held.items()}
     if bool(torch.stack([falls, *finite.values()]).all()):  # one look at the device for all of it
         return
     if not bool(falls):

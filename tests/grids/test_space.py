@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ts_adapt.grids.corrections import CORRECTIONS, SCALE_BOUND
 from ts_adapt.grids.fixed import make
-from ts_adapt.grids.space import CORRECTIONS, SCALE_BOUND, GridSpace
+from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.numerics import validate_grid
@@ -27,7 +28,7 @@ def noise(request):
 
 
 def space(noise, corrections=CORRECTIONS):
-    return GridSpace.learning(corrections, noise, STEPS, 3)
+    return GridSpace(noise, STEPS, corrections, 3)
 
 
 @pytest.mark.parametrize("corrections", WITH, ids="+".join)

@@ -12,7 +12,7 @@ from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
 from ts_adapt.distances import l2
 from ts_adapt.files import write_tensors
 from ts_adapt.grids import fixed
-from ts_adapt.grids.space import CORRECTIONS
+from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import RectifiedFlow
 from ts_adapt.predictors.diagnosis import predicted

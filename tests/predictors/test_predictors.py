@@ -10,12 +10,13 @@ from small_predictors import KINDS, STEPS, build
 
 from ts_adapt.files import write_tensors
 from ts_adapt.grids import fixed
-from ts_adapt.grids.space import CORRECTIONS
+from ts_adapt.grids.corrections import CORRECTIONS
+from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.interfaces import Node, TsAdaptError
 from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.predictors.encoder import Encoder, shorten_gradient
 from ts_adapt.predictors.one_shot import OneShot
-from ts_adapt.predictors.recursive import Recursive, positions, shares, times_at
+from ts_adapt.predictors.recursive import Recursive, shares
 from ts_adapt.predictors.store import load_predictor, save_predictor
 
 

@@ -10,7 +10,7 @@ import torch
 from small_predictors import KINDS, build
 
 from ts_adapt.grids import fixed
-from ts_adapt.grids.space import CORRECTIONS
+from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.predictors.diagnosis import predicted, spread
 from ts_adapt.predictors.losses import Labelled

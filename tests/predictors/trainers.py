@@ -25,7 +25,7 @@ from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.distances import make
 from ts_adapt.files import write_json, write_tensors
 from ts_adapt.grids import fixed
-from ts_adapt.grids.space import CORRECTIONS
+from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.phases import TrainOptions

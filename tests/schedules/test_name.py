@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ts_adapt.grids.space import CORRECTIONS
+from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.schedules.name import (
     FIXED,
@@ -23,7 +23,9 @@ from ts_adapt.schedules.name import (
 
 FLAG = st.booleans()
 STUDENT = st.sampled_from(["", "hqq4", "deepcache-2+hqq4"])
-CORRECTED = st.sets(st.sampled_from(CORRECTIONS)).map(lambda some: tuple(each for each in CORRECTIONS if each in some))
+CORRECTED = st.sets(st.sampled_from([*CORRECTIONS])).map(
+    lambda some: tuple(each for each in CORRECTIONS if each in some)
+)
 NAMES = st.one_of(
     st.builds(Name, st.just(FIXED), st.sampled_from(grid_names()), native=FLAG, rounded=FLAG),
     st.builds(Name, st.just(SHARED), st.just("static"), corrections=CORRECTED, student=STUDENT),

@@ -11,7 +11,8 @@ from torch import Tensor
 from ts_adapt.denoisers.analytic import GaussianDenoiser
 from ts_adapt.distances import make
 from ts_adapt.grids import fixed
-from ts_adapt.grids.space import CORRECTIONS, GridSpace
+from ts_adapt.grids.corrections import CORRECTIONS
+from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.sampling import initial_noise
@@ -42,10 +43,13 @@ def test_stored_distance_is_that_of_the_stored_grid(problem):
 def same(one: LabelBatch, others: Sequence[LabelBatch]) -> bool:
     """Whether the grids of `one` are those of the `others`, one after the other."""
     return all(
-        torch.allclose(value, torch.cat([vars(other.grid)[name] for other in others]), rtol=1e-4, atol=1e-6)
-        for name, value in vars(one.grid).items()
-        if value is not None
+        torch.allclose(value, torch.cat([parts(other.grid)[name] for other in others]), rtol=1e-4, atol=1e-6)
+        for name, value in parts(one.grid).items()
     )
+
+
+def parts(grid):
+    return {"times": grid.times, **grid.corrections}
 
 
 @pytest.mark.parametrize("corrections", [[], list(CORRECTIONS)], ids=["times", "all"])
@@ -123,13 +127,13 @@ def test_with_corrections_no_sample_is_worse_than_its_start_and_the_stored_dista
 def test_a_static_grid_with_corrections_is_a_start_too(problem):
     objective, batch = problem
     noise, rows = objective.denoiser.noise, batch.rows(slice(0, 4))
-    space = GridSpace.learning(["scale", "coefficients"], noise, 4, objective.solver.order)
+    space = GridSpace(noise, 4, ["scale", "coefficients"], objective.solver.order)
     z = space.numbers(TimeGrid(fixed.make("log_snr", noise, 4)))
     static = space.grid(z + 0.01 * torch.linspace(-1, 1, space.size, dtype=torch.float64))
     none = PerSampleOptions(iterations=0, random_starts=0, corrections=["scale", "coefficients"])
     labels = search_per_sample(objective, rows, static, none)
-    for name, value in vars(static).items():
-        assert value is None or torch.equal(vars(labels.grid)[name], value.expand(4, *value.shape))
+    for name, value in parts(static).items():
+        assert torch.equal(parts(labels.grid)[name], value.expand(4, *value.shape))
     assert torch.equal(labels.distance, objective.measure(static, rows))
     with pytest.raises(TsAdaptError, match="output_scale, which are not learned here"):
         search_per_sample(objective, rows, static, PerSampleOptions())
@@ -180,7 +184,7 @@ def test_corrections_undo_what_times_alone_cannot():
 
 def test_the_distance_s_gradient_in_all_corrections_is_exact():
     objective, batch, grid = exaggerated(3)
-    space = GridSpace.learning(CORRECTIONS, objective.denoiser.noise, 3, objective.solver.order)
+    space = GridSpace(objective.denoiser.noise, 3, CORRECTIONS, objective.solver.order)
     away = 0.1 * space.unit * torch.linspace(-1, 1, space.size, dtype=torch.float64)
     z = (space.numbers(grid) + away).repeat(5, 1).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: objective(space.grid(z), batch), z)

@@ -227,7 +227,8 @@ def fingerprint(*parts: object) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, TimeGrid):
-            part = [part.times, part.model_times, part.output_scale, part.coefficients]
+            others = [(field.name, value) for field, value in part.others.items()]
+            part = [part.times, part.model_times, part.output_scale, part.coefficients, *others]
         if isinstance(part, dict):
             part = [x for key in sorted(part) for x in (key, part[key])]
         if isinstance(part, list | tuple):

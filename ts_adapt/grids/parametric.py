@@ -1,4 +1,4 @@
-"""Time grids from unconstrained logits, the inverse, and the same grid over another number of steps.
+"""Time grids from unconstrained logits, the inverse, the same grid over other numbers of steps, positions in log-SNR.
 
     w     = (1 - eps) softmax(logits) + eps / N          N weights, positive, of sum 1
     u_i   = w_1 + .. + w_i,  u_0 = 0,  u_N = 1
@@ -93,6 +93,18 @@ def interpolate(times: Tensor, noise: NoiseSchedule, steps: int) -> Tensor:
     low = place.floor().long()
     inside = torch.lerp(log_snr[..., low], log_snr[..., low + 1], place - low)
     return torch.cat([times[..., :1], noise.time(inside), times[..., -1:]], -1)
+
+
+def positions(times: Tensor, noise: NoiseSchedule) -> Tensor:
+    """u in [0, 1] of `times` (any shape): 0 at t_max, 1 at t_min, linear in log-SNR between."""
+    low, high = finite_log_snr_range(noise)
+    return ((noise.log_snr(times).clamp(low, high) - low) / (high - low)).clamp(0, 1)
+
+
+def times_at(u: Tensor, noise: NoiseSchedule) -> Tensor:
+    """The inverse of `positions`, strictly inside the ends."""
+    low, high = finite_log_snr_range(noise)
+    return noise.time(low + u * (high - low))
 
 
 def _finite_log_snr(times: Tensor, noise: NoiseSchedule) -> Tensor:

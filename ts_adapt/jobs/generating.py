@@ -25,7 +25,7 @@ from ts_adapt.evaluation.records import ORACLE, PARTS, Entry, as_bytes, fingerpr
 from ts_adapt.evaluation.sample import Clip, RunError, join_parts, missing_parts, sample_part
 from ts_adapt.files import read_json, read_tensors, write_json, write_tensors
 from ts_adapt.folders import hold, remove_leftovers
-from ts_adapt.grids.space import corrected
+from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.accelerated import FULL, Impossible, accelerated, key_of
 from ts_adapt.jobs.learning import teach

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ts_adapt import distributed
 from ts_adapt.config import Config
 from ts_adapt.folders import beside, replace_folder
-from ts_adapt.grids.space import corrected
+from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import Solver, TsAdaptError
 from ts_adapt.jobs.keeping import compared
 from ts_adapt.jobs.session import Session

@@ -12,7 +12,7 @@ import torch
 
 from ts_adapt.config import Config
 from ts_adapt.files import differing, read_json
-from ts_adapt.grids.space import CORRECTIONS, corrected
+from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.jobs.named import find_scheduler
@@ -160,9 +160,7 @@ class Session(Experiment):
             )
         rows = torch.tensor([place[int(i)] for i in labels.index])
         device = self.config.model.device
-        grid = TimeGrid(
-            labels.grid.times.to(device), **{name: value.to(device) for name, value in labels.grid.corrections.items()}
-        )
+        grid = labels.grid.mapped(lambda value, dims: value.to(device))
         return Labelled(batch.rows(rows), grid, labels.distance.to(device))
 
     def policy(self, found: Found, solver: str, nfe: int) -> TimeGrid | StepPolicy:

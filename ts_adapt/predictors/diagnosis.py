@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import Condition, Node, StepPolicy, TimeGrid
+from ts_adapt.grids.corrections import CORRECTIONS
+from ts_adapt.grids.parametric import positions
+from ts_adapt.interfaces import Condition, Field, Node, StepPolicy, TimeGrid
 from ts_adapt.numerics import finite_log_snr_range
 from ts_adapt.predictors.one_shot import OneShot
-from ts_adapt.predictors.recursive import Recursive, positions
+from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.search.objective import Batch, Objective
 
 
@@ -49,26 +51,25 @@ def predicted(
         heard = Overheard(predictor.policy(steps))
         objective.student(heard, part)
         parts.append(_grid_of(heard.nodes, len(part)))
-    names = ("times", *parts[0].corrections)
-    return TimeGrid(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+    held = {field: torch.cat([part.held[field] for part in parts]) for field in parts[0].held}
+    return TimeGrid.of(torch.cat([part.times for part in parts]), held)
 
 
 def _grid_of(nodes: list[Node], batch: int) -> TimeGrid:
     """The grids `(B, N+1)` that a solve of `batch` samples went along."""
 
-    def stacked(values: list[Tensor], width: int = 0) -> Tensor:
-        return torch.stack([value.expand(batch, width) if width else value.expand(batch) for value in values], 1)
+    def stacked(values: list[Tensor], dims: int = 0) -> Tensor:
+        return torch.stack([value.expand(batch, *value.shape[value.ndim - dims :]) for value in values], 1)
 
-    inner, steps = nodes[:-1], nodes[1:]
-    shift = [node.t if node.model_time is None else node.model_time for node in inner]
-    factor = [torch.ones_like(node.t) if node.output_scale is None else node.output_scale for node in inner]
-    added = [node.coefficients for node in steps if node.coefficients is not None]
-    return TimeGrid(
-        stacked([node.t for node in nodes]),
-        model_times=stacked(shift) if any(node.model_time is not None for node in inner) else None,
-        output_scale=stacked(factor) if any(node.output_scale is not None for node in inner) else None,
-        coefficients=stacked(added, added[0].shape[-1]) if added else None,
-    )
+    held: dict[Field, Tensor] = {}
+    for correction in CORRECTIONS.values():
+        field = correction.field
+        steps = nodes[1:] if field.ends else nodes[:-1]
+        order = next((node.held[field].shape[-1] if field.dims else 1 for node in steps if field in node.held), None)
+        if order is not None:
+            values = [node.held.get(field, correction.neutral(node.t, order)) for node in steps]
+            held[field] = stacked(values, field.dims)
+    return TimeGrid.of(stacked([node.t for node in nodes]), held)
 
 
 def spread(grid: TimeGrid, objective: Objective) -> dict[str, float]:
@@ -78,12 +79,9 @@ def spread(grid: TimeGrid, objective: Objective) -> dict[str, float]:
     u, found = positions(grid.times, noise), {}
     if grid.steps > 1:
         found["times"] = (high - low) * u[:, 1:-1]
-    if grid.model_times is not None:
-        found["shift"] = (high - low) * (positions(grid.model_times, noise) - u[:, :-1])
-    if grid.output_scale is not None:
-        found["scale"] = grid.output_scale
-    if grid.coefficients is not None:
-        found["coefficients"] = grid.coefficients
+    for name, correction in CORRECTIONS.items():
+        if correction.field in grid.held:
+            found[name] = correction.departure(grid.held[correction.field], grid.times, noise)
     return {name: float(value.std(0, correction=0).mean()) for name, value in found.items()}
 
 

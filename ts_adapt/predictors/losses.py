@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ts_adapt.grids.parametric import positions
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.predictors.one_shot import OneShot
-from ts_adapt.predictors.recursive import Recursive, positions
+from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.search.objective import Batch, Objective
 
 Loss = Callable[[int, Tensor], Tensor]

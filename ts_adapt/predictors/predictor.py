@@ -54,7 +54,7 @@ class Predictor(nn.Module):
         )  # fmt: skip
         self.register_buffer("static_times", torch.cat(grids))
         self.static_times: Tensor
-        self.spaces = {steps: GridSpace.learning(corrections, noise, steps, order) for steps in self.learned}
+        self.spaces = {steps: GridSpace(noise, steps, corrections, order) for steps in self.learned}
         largest = self.spaces[self.learned[-1]]
         self.encoder = Encoder(
             self.pictures * shape[0], largest.size // (largest.steps if self.every_step else 1),

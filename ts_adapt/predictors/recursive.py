@@ -20,26 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.grids.space import SCALE_BOUND, SMALL_UNIT
+from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.interfaces import Condition, Node, NoiseSchedule
-from ts_adapt.numerics import finite_log_snr_range, scale
+from ts_adapt.numerics import scale
 from ts_adapt.policies import check_next
 from ts_adapt.predictors.encoder import shorten_gradient
 from ts_adapt.predictors.predictor import Predictor
 
 MIN_SHARE = 1e-4
-
-
-def positions(times: Tensor, noise: NoiseSchedule) -> Tensor:
-    """u in [0, 1] of `times` (any shape): 0 at t_max, 1 at t_min, linear in log-SNR between."""
-    low, high = finite_log_snr_range(noise)
-    return ((noise.log_snr(times).clamp(low, high) - low) / (high - low)).clamp(0, 1)
-
-
-def times_at(u: Tensor, noise: NoiseSchedule) -> Tensor:
-    """The inverse of `positions`, strictly inside the ends."""
-    low, high = finite_log_snr_range(noise)
-    return noise.time(low + u * (high - low))
 
 
 def shares(times: Tensor, noise: NoiseSchedule) -> Tensor:
@@ -79,19 +67,19 @@ class Recursive(Predictor):
         seen = self.picture(x_t, x0, before, node.t.to(x_t.device).expand(batch))
         place = self.places(steps).start + node.index
         numbers = shorten_gradient(self.encoder(seen, place, condition).double())
-        _, d, o, c = numbers.split([1, int(space.shift), int(space.scale), space.order], 1)
-        coefficients = SMALL_UNIT * c if space.order else None
         if after == steps:
-            return Node(after, steps, self.static(steps)[-1].expand(batch), coefficients=coefficients)
-        u = positions(node.t, self.noise).to(numbers.device)
-        u = u + self.share(numbers, steps, node.index) * (1 - u)
-        t, model_time, output_scale = times_at(u, self.noise), None, None
-        if space.shift:
-            low, high = finite_log_snr_range(self.noise)
-            model_time = times_at((u + d.squeeze(1) / (high - low)).clamp(0, 1), self.noise)
-        if space.scale:
-            output_scale = 1 + SCALE_BOUND * torch.tanh(SMALL_UNIT * o.squeeze(1) / SCALE_BOUND)
-        return Node(after, steps, t, model_time, output_scale, coefficients)
+            u, t = numbers.new_ones(batch), self.static(steps)[-1].expand(batch)
+        else:
+            u = positions(node.t, self.noise).to(numbers.device)
+            u = u + self.share(numbers, steps, node.index) * (1 - u)
+            t = times_at(u, self.noise)
+        _, *parts = numbers.split(space.widths, 1)
+        held = {
+            each.field: each.at(each.unit * part, u, self.noise)
+            for each, part in zip(space.learned, parts, strict=True)
+            if each.field.ends or after < steps
+        }
+        return Node.of(after, steps, t, held)
 
     def policy(self, steps: int | None = None, first: int = 0) -> AtEveryStep:
         """The step policy that asks this network at every step."""

@@ -31,8 +31,6 @@ from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.schedules.resolve import build_grid
 
 Predictor = OneShot | Recursive
-SHARED_DIMS = {"times": 1, "model_times": 1, "output_scale": 1, "coefficients": 2}
-"""What a grid holds -> its number of dimensions where all samples share it."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,10 @@ class Plan:
     @classmethod
     def of_grid(cls, grid: TimeGrid) -> Plan:
         """Along `grid`, fixed, static, or one for each sample of a batch; a run that begins inside takes the rest."""
-        held = ((getattr(grid, name), ndim) for name, ndim in SHARED_DIMS.items())
-        own = [value for value, ndim in held if value is not None and value.ndim > ndim]
+        rows = grid.own_rows
         times = (grid.times.mean(0) if grid.per_sample else grid.times).detach().cpu()
-        told, rows = bool(own) or grid.model_times is not None, len(own[0]) if own else None
-        return cls(times, partial(_along, grid), bool(own), told, inside=True, rows=rows, grid=grid)
+        own, told = rows is not None, rows is not None or grid.model_times is not None
+        return cls(times, partial(_along, grid), own, told, inside=True, rows=rows, grid=grid)
 
     @classmethod
     def of_predictor(cls, predictor: Predictor, steps: int) -> Plan:

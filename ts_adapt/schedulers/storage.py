@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from ts_adapt.files import make_folder, parse_json, read_bytes
+from ts_adapt.grids.corrections import field_names, grid_of
 from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, TimeGrid, TsAdaptError, one_line
 from ts_adapt.predictors.store import load_predictor, save_predictor
 from ts_adapt.schedulers.plan import Predictor, Source
-from ts_adapt.schedules.file import CORRECTIONS, MAX_BYTES
+from ts_adapt.schedules.file import MAX_BYTES
 from ts_adapt.schedules.name import fixed_name
 from ts_adapt.schedules.resolve import SCHEDULER_CONFIG as CONFIG
 
@@ -128,11 +129,11 @@ def grids_from_json(data: Any) -> dict[int, TimeGrid]:
     try:
         for steps, entry in data.items():
             given = {name: torch.tensor(values, dtype=torch.float64) for name, values in entry.items()}
-            foreign = given.keys() - {"times", *CORRECTIONS}
+            foreign = given.keys() - {"times", *field_names()}
             if foreign or not 1 <= int(steps) <= MAX_STEPS or int(steps) in grids:
                 raise ValueError(f"{steps!r} with {', '.join(entry)}")
-            grids[int(steps)] = TimeGrid(**given)
-    except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            grids[int(steps)] = grid_of(given)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise TsAdaptError(
             f'`grids` of a schedule are {{"5": {{"times": [...]}}, ...}}, lists of numbers by the number of steps; '
             f"these are not ({one_line(error)})"

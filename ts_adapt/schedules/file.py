@@ -7,6 +7,7 @@
     model_times       N times told to the network in place of the times themselves, or null
     output_scale      N factors on the network's predictions, or null
     coefficients      N rows of corrections to the solver's coefficients, or null
+    ...               and any other correction of `grids.corrections`
 
 and in `about`, each where it is known (null or left out where not):
 
@@ -38,6 +39,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.files import Schema, check_schema, null_for_infinite, parse_json, read_bytes, shortened, write_bytes
+from ts_adapt.grids.corrections import field_names, grid_of
 from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, TimeGrid, TsAdaptError, one_line, unknown
 from ts_adapt.numerics import validate_grid
 from ts_adapt.parameterization import PARAMETERIZATIONS
@@ -46,7 +48,7 @@ FORMAT, VERSION = "ts_adapt-schedule", 1
 MAX_BYTES = 16 * 2**20
 """A longer file is refused before it is read whole; MAX_STEPS steps with all corrections take less."""
 
-CORRECTIONS = ("model_times", "output_scale", "coefficients")
+CARRIED = ("format", "version", "solver", "nfe", "times", "edm_sigmas", "log_snr")
 REQUIRED: Schema = {"solver": str, "nfe": int, "times": list}
 ABOUT: Schema = {
     "order": int, "model": str, "prediction": str, "method": str, "source": str, "seed": int, "distance": str,
@@ -87,7 +89,8 @@ class LearnedGrid:
             "times": self.grid.times.tolist(),
             "edm_sigmas": None if lam is None else torch.exp(-lam).tolist(),
             "log_snr": None if lam is None else lam.tolist(),
-            **{name: _optional_list(getattr(self.grid, name)) for name in CORRECTIONS},
+            **dict.fromkeys(field_names()),
+            **{name: value.tolist() for name, value in self.grid.corrections.items()},
             **self.about,
         }
         return json.dumps(null_for_infinite(content), indent=2, ensure_ascii=False) + "\n"
@@ -111,11 +114,12 @@ class LearnedGrid:
             found = shortened(repr(content.get("version")))
             raise TsAdaptError(f"{what} has version {found}; this program reads version {VERSION}")
         check_schema(content, REQUIRED, what)
-        about = {k: v for k, v in content.items() if k not in _CARRIED}
+        about = {k: v for k, v in content.items() if k not in (*CARRIED, *field_names())}
         check_about(about, what)
         try:
-            grid = TimeGrid(*(_tensor(content.get(name)) for name in ("times", *CORRECTIONS)))  # type: ignore[arg-type]
-            grid = validate_grid(grid, noise)
+            given = {name: content.get(name) for name in ("times", *field_names())}
+            parts = {name: torch.tensor(v, dtype=torch.float64) for name, v in given.items() if v is not None}
+            grid = validate_grid(grid_of(parts), noise)
             log_snr = _log_snr_of(content.get("log_snr"), grid) if not grid.per_sample else None
         except TsAdaptError as error:
             raise TsAdaptError(f"{what}: {error}") from error
@@ -147,9 +151,6 @@ class LearnedGrid:
             )
 
 
-_CARRIED = {"format", "version", "solver", "nfe", "times", "edm_sigmas", "log_snr", *CORRECTIONS}
-
-
 def check_about(about: Mapping[str, Any], what: Path | str) -> None:
     """TsAdaptError, naming `what`, if one of the named places of `about` holds something else than it is for."""
     check_schema(about, {key: kind for key, kind in ABOUT.items() if about.get(key) is not None}, what)
@@ -177,11 +178,3 @@ def _log_snr_of(values: Any, grid: TimeGrid) -> Tensor | None:
     if log_snr.ndim != 1 or not bool((log_snr.diff() > 0).all()):
         raise TsAdaptError("log_snr does not rise strictly; it is the log-SNR of falling times")
     return log_snr
-
-
-def _tensor(values: Any) -> Tensor | None:
-    return None if values is None else torch.tensor(values, dtype=torch.float64)
-
-
-def _optional_list(value: Tensor | None) -> list[Any] | None:
-    return None if value is None else value.tolist()

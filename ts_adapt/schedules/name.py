@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.grids.fixed import FIXED as FAMILIES
 from ts_adapt.grids.published import PUBLISHED
-from ts_adapt.grids.space import CORRECTIONS, corrected
 from ts_adapt.interfaces import unknown
 from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES
 from ts_adapt.search.optimized import METHODS as OPTIMIZED

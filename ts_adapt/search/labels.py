@@ -2,7 +2,7 @@
 
 A folder with `labels.json` (what was searched: teacher hash, solver, nfe, distance, options, the grid at the start) and
 one `part-XXXXX.safetensors` for each batch: index, times, distance, static_distance, start, and of the corrections
-model_times, output_scale, coefficients those that were searched. A part is the unit of work: a search that was killed
+(model_times, ...) those that were searched. A part is the unit of work: a search that was killed
 goes on with the first part that is missing, and labels of another teacher are refused.
 """
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.files import differing, read_json, read_tensors, shortened, write_json, write_tensors
+from ts_adapt.grids.corrections import field_names, grid_of
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.numerics import validate_grid
 from ts_adapt.search.per_sample import LabelBatch
@@ -23,8 +24,6 @@ FORMAT, VERSION = "ts_adapt-labels", 1
 NAMES = {"batch": "label_batch", "options": "per_sample", "static": "static grid"}
 """What the entries of a spec are called among the options of an experiment, where by another name."""
 _KEYS = ("index", "distance", "static_distance", "start")
-_GRID = ("times", "model_times", "output_scale", "coefficients")
-"""The parts of a grid; all but its times may be missing."""
 
 
 class LabelStore:
@@ -108,19 +107,19 @@ class LabelStore:
             seen |= set(index)
 
         joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        return LabelBatch(grid=_grid(joined), **{key: joined[key] for key in _KEYS})
+        return LabelBatch(grid=grid_of(joined), **{key: joined[key] for key in _KEYS})
 
     @staticmethod
     def _read(path: Path) -> dict[str, Tensor]:
         part = read_tensors(path, {"times": (None, None), **{key: (None,) for key in _KEYS}})
-        part = {key: value for key, value in part.items() if key in (*_KEYS, *_GRID)}
+        part = {key: value for key, value in part.items() if key in (*_KEYS, "times", *field_names())}
         lengths = {len(value) for value in part.values()}
         if len(lengths) > 1 or not lengths - {0} or part["index"].is_floating_point():
             raise TsAdaptError(f"{path} is no valid part of labels (its lengths differ); remove it and search again")
         if not bool(torch.isfinite(part["distance"]).all()):
             raise TsAdaptError(f"{path} holds distances that are not finite; remove it and search again")
         try:
-            validate_grid(_grid(part))
+            validate_grid(grid_of(part))
         except TsAdaptError as error:
             raise TsAdaptError(f"{path}: {error}; remove it and search again") from error
         return part
@@ -132,13 +131,9 @@ def start_entries(name: str, grid: TimeGrid) -> dict[str, Any]:
     return {"static": grid.times.tolist(), **({"start": {"name": name, **numbers}} if name != "static" else {})}
 
 
-def _grid(part: dict[str, Tensor]) -> TimeGrid:
-    return TimeGrid(**{key: part[key] for key in _GRID if key in part})
-
-
 def _kind(part: dict[str, Tensor]) -> str:
     """What grids a part has, in words."""
-    return ", ".join([f"{part['times'].shape[1]} times", *_grid(part).corrections])
+    return ", ".join([f"{part['times'].shape[1]} times", *grid_of(part).corrections])
 
 
 def _named(spec: dict[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def search_per_sample(
     this batch. Raises TsAdaptError for an unknown correction, and for a start with one that is not searched.
     """
     objective, _ = trusted(objective, static.steps, batch)
-    space = GridSpace.learning(options.corrections, objective.denoiser.noise, static.steps, objective.solver.order)
+    space = GridSpace(objective.denoiser.noise, static.steps, options.corrections, objective.solver.order)
     given = [_for_each(space.completed(grid), batch) for grid in (static, *starts)]
     origins = [space.numbers(grid) for grid in given]
     static_distance = objective.measure(static, batch, len(batch))
@@ -108,12 +108,7 @@ def search_per_sample(
 def _for_each(grid: TimeGrid, batch: Batch) -> TimeGrid:
     """The grid with rows for every sample, beside the samples."""
 
-    def rows(value: Tensor, ndim: int = 1) -> Tensor:
-        return value.to(batch.x_T.device).expand(len(batch), *value.shape[-ndim:])
-
-    return TimeGrid(
-        rows(grid.times), **{key: rows(value, 1 + (key == "coefficients")) for key, value in grid.corrections.items()}
-    )
+    return grid.mapped(lambda value, dims: value.to(batch.x_T.device).expand(len(batch), *value.shape[-dims:]))
 
 
 def _chosen(rows: Tensor, one: TimeGrid, other: TimeGrid) -> TimeGrid:
@@ -122,8 +117,8 @@ def _chosen(rows: Tensor, one: TimeGrid, other: TimeGrid) -> TimeGrid:
     def pick(mine: Tensor, theirs: Tensor) -> Tensor:
         return torch.where(rows.reshape(-1, *[1] * (mine.ndim - 1)), mine, theirs)
 
-    corrections = {key: pick(value, other.corrections[key]) for key, value in one.corrections.items()}
-    return TimeGrid(pick(one.times, other.times), **corrections)
+    held = {field: pick(value, other.held[field]) for field, value in one.held.items()}
+    return TimeGrid.of(pick(one.times, other.times), held)
 
 
 def _random_start(

@@ -178,7 +178,7 @@ def search_static(
     if not math.isfinite(means[start]):
         raise TsAdaptError("no grid to start from gives a finite distance; try a higher precision, or more steps")
     noise, steps = objective.denoiser.noise, starts[start].steps
-    space = GridSpace.learning(options.corrections, noise, steps, objective.solver.order)
+    space = GridSpace(noise, steps, options.corrections, objective.solver.order)
     journal = Journal() if journal is None or options.soft_teacher else journal
     agreement = None
     if options.method in BY_GRADIENT:

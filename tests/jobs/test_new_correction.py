@@ -1,0 +1,133 @@
+"""A correction that the package does not know needs its row in the table and whoever uses it, and nothing else."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from small_job import LABEL, SMALL, Job
+
+from ts_adapt import LearnedGrid, LearnedScheduler, integrate
+from ts_adapt.assembly import SOLVERS, build_solver
+from ts_adapt.denoisers.network import NetworkDenoiser
+from ts_adapt.grids.corrections import CORRECTIONS, Correction
+from ts_adapt.grids.fixed import make
+from ts_adapt.grids.space import GridSpace
+from ts_adapt.interfaces import Field, TimeGrid, TsAdaptError
+from ts_adapt.noise import BetaTable
+from ts_adapt.numerics import validate_grid
+from ts_adapt.search.labels import LabelStore
+from ts_adapt.solvers import UniPC
+
+TOY = (
+    SMALL.replace("unipc-2", "moved")
+    .replace("static_samples: 8", "static_samples: 32")
+    .replace("train_samples: 40", "train_samples: 80")
+)
+CONFIG = DDIMScheduler().config
+NOISE = BetaTable.from_config(CONFIG)
+
+
+class Offset(Correction):
+    """Added to every value of x0."""
+
+    field = Field("offsets", "offset")
+    unit = 0.1
+
+    def neutral(self, times, order):
+        return torch.zeros_like(times)
+
+
+class Moved(UniPC):
+    def update(self, x_t, x0, node, next_node, memory, noise=None):
+        offset = node.held.get(Offset.field)
+        if offset is not None:
+            x0 = x0 + offset.to(x0).reshape(-1, *[1] * (x0.ndim - 1))
+        return super().update(x_t, x0, node, next_node, memory, noise)
+
+
+class Half(torch.nn.Module):
+    def forward(self, x, t):
+        return 0.5 * x
+
+
+@pytest.fixture(autouse=True)
+def offset(monkeypatch):
+    monkeypatch.setitem(CORRECTIONS, "offset", Offset())
+    monkeypatch.setitem(SOLVERS, "moved", lambda noise: Moved(noise, order=2))
+
+
+@pytest.fixture
+def grid() -> TimeGrid:
+    space = GridSpace(NOISE, 3, ["shift", "offset"])
+    z = space.numbers(TimeGrid(make("log_snr", NOISE, 3)))
+    return space.grid(z + 0.3 * torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).double())
+
+
+def same(one: TimeGrid, other: TimeGrid) -> bool:
+    return (
+        torch.equal(one.times, other.times)
+        and one.held.keys() == other.held.keys()
+        and all(torch.equal(value, other.held[field]) for field, value in one.held.items())
+    )
+
+
+def rows(job: Job) -> dict[str, float]:
+    """The distance of each schedule to the teacher, on the oracle's samples."""
+    with open(job.folder / "logs/small/results.csv", newline="") as file:
+        return {row["schedule"]: float(row["distance"]) for row in csv.DictReader(file) if row["samples"] == "10"}
+
+
+def test_it_is_searched_kept_predicted_and_evaluated(tmp_path: Path) -> None:
+    job = Job.begun(tmp_path, TOY)
+    for step in (
+        ("teach",), ("search",),
+        ("search", "--static.corrections", "offset", "--static.method", "forward", "--static.evaluations", "200"),
+        (*LABEL, "--split", "test"), (*LABEL, "--split", "test", "--per_sample.corrections", "offset"),
+        ("train", "--train.corrections", "offset,shift", "--train.loss", "end_to_end"),
+        ("train", "--predictor", "recursive", "--train.corrections", "offset", "--train.loss", "end_to_end"),
+        ("evaluate",),
+    ):  # fmt: skip
+        assert job.run(*step) == 0, step
+    kept = LearnedGrid.load(job.data / "static+offset/moved-nfe3.json").grid
+    assert kept.corrections.keys() == {"offsets"} and bool(kept.corrections["offsets"].any())
+    labels = LabelStore.open(job.data / "labels/test+offset/moved-nfe3").load().grid
+    assert labels.corrections["offsets"].shape == (10, 3) and bool(labels.corrections["offsets"].std(0).all())
+    distances = rows(job)
+    assert {"static+offset", "oracle+offset", "one-shot", "recursive"} <= distances.keys()
+    assert distances["static+offset"] != distances["static"]
+    assert distances["oracle+offset"] < distances["oracle"]
+    assert job.run("sample", "--schedule", "static+offset", "--solver", "moved", "--nfe", "3", "--count", "2") == 0
+
+
+def test_it_travels_through_files_and_the_scheduler(tmp_path: Path, grid: TimeGrid) -> None:
+    learned = LearnedGrid(grid, "moved", 3)
+    learned.save(tmp_path / "grid.json", NOISE)
+    assert same(LearnedGrid.load(tmp_path / "grid.json", NOISE).grid, grid)
+    LearnedScheduler.from_schedules([learned], CONFIG).save_pretrained(tmp_path / "scheduler")
+    scheduler = LearnedScheduler.from_pretrained(tmp_path / "scheduler")
+    assert same(scheduler.source.grids[3], grid)
+
+    x_T = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    scheduler.set_timesteps(3)
+    x = x_T
+    for t in scheduler.timesteps:
+        scheduler.network_timesteps(x, timestep=t)
+        x = scheduler.step(0.5 * x, t, x).prev_sample
+    denoiser = NetworkDenoiser(Half(), NOISE, "epsilon", shape=(1, 4, 4))
+    assert torch.allclose(x, integrate(denoiser, build_solver("moved", NOISE), grid, x_T).x, atol=1e-5)
+    plain = TimeGrid(grid.times, grid.model_times)
+    assert not torch.allclose(x, integrate(denoiser, build_solver("moved", NOISE), plain, x_T).x, atol=1e-2)
+
+
+def test_it_is_validated_as_the_others_are(grid: TimeGrid) -> None:
+    for wrong, message in (
+        (torch.zeros(2), "offsets of the grid have shape"),
+        (torch.full((3,), torch.nan), "offsets of the grid hold a NaN"),
+        (torch.zeros(4, 3), "offsets of the grid are for 4 samples"),
+    ):
+        with pytest.raises(TsAdaptError, match=message):
+            validate_grid(TimeGrid.of(grid.times, {Offset.field: wrong}), NOISE, 2)
