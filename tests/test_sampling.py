@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import Node, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import Denoiser, Node, TimeGrid, TsAdaptError
 from ts_adapt.noise import Cosine
 from ts_adapt.numerics import expand
 from ts_adapt.sampling import Solution, initial_noise, integrate, noise_for
@@ -22,7 +22,7 @@ TIMES = torch.tensor([0.95, 0.6, 0.3, 0.05], dtype=torch.float64)
 DEPTH = 3
 
 
-class Tiny:
+class Tiny(Denoiser):
     """A time-dependent x0 prediction of a few layers; counts its calls and, apart from that, all forward passes."""
 
     def __init__(self) -> None:
@@ -47,9 +47,6 @@ class Tiny:
         for weight in self.weights:
             hidden = torch.tanh(hidden @ weight)
         return hidden
-
-    def decode(self, x: Tensor) -> Tensor:
-        return x
 
 
 class BreaksAt(Tiny):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Condition = Mapping[str, Any]
 """Keyword arguments of a denoiser beside the state and the time: class labels, prompt embeddings, ..."""
@@ -93,12 +93,30 @@ class NoiseSchedule(Protocol):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """x0 = E[x_0 | x_t]. Counts its own evaluations: each call is one evaluation of every sample of the batch."""
+    """x0 = E[x_0 | x_t]. A class derived from this one has what follows `shape` already.
+
+    evaluations     each call is one evaluation of every sample of the batch
+    noise           the noise schedule
+    shape           of a sample, without the batch
+    network         the module inside: what is cached, quantized and pruned; None: there is none
+    prediction      what the network predicts: epsilon, sample, v or velocity; None: it is not known
+    clip_x0         whether x0 is clamped to [-1, 1]
+    null_condition  the condition that stands for "none", which guidance needs; None: there is none
+    encode          prompts -> their condition, tensors `(B, ...)` by name; None: it takes no prompts
+    decoder         from the space of the diffusion to images in [-1, 1]; None: the identity
+    scheduler_config  of the pipeline's scheduler in diffusers; None: it is in no pipeline
+    """
 
     evaluations: int
-
-    @property
-    def noise(self) -> NoiseSchedule: ...
+    noise: NoiseSchedule
+    shape: tuple[int, ...]
+    network: nn.Module | None = None
+    prediction: str | None = None
+    clip_x0: bool = False
+    null_condition: Condition | None = None
+    encode: Callable[[Sequence[str]], Condition] | None = None
+    decoder: Callable[[Tensor], Tensor] | None = None
+    scheduler_config: Mapping[str, Any] | None = None
 
     def __call__(
         self,
@@ -116,9 +134,18 @@ class Denoiser(Protocol):
         """
         ...
 
+    @property
+    def step_aware(self) -> tuple[StepAware, ...]:
+        """What is attached to the network and has to know the step; `sampling.integrate` tells it."""
+        return ()
+
     def decode(self, x: Tensor) -> Tensor:
-        """From the space of the diffusion to images in [-1, 1]: the VAE of a latent model, else the identity."""
-        ...
+        """Images in [-1, 1] from states `x` `(B, ...)` at the end of a solve."""
+        return x if self.decoder is None else self.decoder(x)
+
+    def draw(self, count: int, seed: int) -> Tensor | None:
+        """`count` exact samples of the data, `(count, *shape)`, a function of `seed`; None: its law is not known."""
+        return None
 
 
 @dataclass(frozen=True)

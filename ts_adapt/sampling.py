@@ -80,7 +80,7 @@ def integrate(
     condition = dict(condition or {})
     if solver.needs_noise and step_noise is None:
         raise TsAdaptError(f"{type(solver).__name__} is stochastic: pass step_noise=noise_for(seed, index, x_T)")
-    parts = (*getattr(denoiser, "step_aware", ()), *step_aware)
+    parts = (*denoiser.step_aware, *step_aware)
     if checkpoint and parts:
         raise TsAdaptError("a stateful cache cannot be used under gradient checkpointing; switch one of them off")
 

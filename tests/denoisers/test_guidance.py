@@ -102,14 +102,11 @@ def test_shared_times_model_times_and_the_denoisers_own_null_condition(denoiser:
 def test_nested_conditions_are_doubled_part_by_part() -> None:
     seen: dict[str, Any] = {}
 
-    class Stub:
+    class Stub(Denoiser):
         noise, evaluations = VP, 0
 
         def __call__(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
             seen.update(condition)
-            return x
-
-        def decode(self, x: Tensor) -> Tensor:
             return x
 
     empty = {"encoder_hidden_states": torch.zeros(1, 2, 4), "added": {"text": torch.zeros(1, 5)}}

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import Denoiser, NoiseSchedule, TsAdaptError
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.numerics import expand, scale
 from ts_adapt.parameterization import PARAMETERIZATIONS, from_x0, to_x0
 
 
-class AnalyticDenoiser:
+class AnalyticDenoiser(Denoiser):
     """A denoiser from `posterior_mean(x_t, t)`, which subclasses give.
 
     noise       the noise schedule
@@ -35,6 +35,8 @@ class AnalyticDenoiser:
     prediction  the kind of raw prediction that `output_scale` multiplies: epsilon, sample, v or velocity
     evaluations counts the calls
     """
+
+    prediction: str
 
     def __init__(self, noise: NoiseSchedule, shape: tuple[int, ...], prediction: str) -> None:
         if prediction not in PARAMETERIZATIONS:
@@ -71,10 +73,6 @@ class AnalyticDenoiser:
         if output_scale is not None:
             raw = scale(output_scale, raw)
         return to_x0(raw, x_t, self.noise.alpha(t), self.noise.sigma(t), self.prediction)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """The identity."""
-        return x
 
 
 class GaussianDenoiser(AnalyticDenoiser):

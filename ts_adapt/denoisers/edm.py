@@ -21,18 +21,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, as_node_times
+from ts_adapt.interfaces import Denoiser, NoiseSchedule, TsAdaptError, as_node_times
 from ts_adapt.noise import VarianceExploding
 from ts_adapt.numerics import combine, scale
 
 
-class EDMDenoiser:
+class EDMDenoiser(Denoiser):
     """x0 = D(x; sigma) in the variables of EDM; see `from_edm`."""
 
-    def __init__(
-        self, network: Callable[..., Tensor], shape: Sequence[int], noise: NoiseSchedule, sigma_data: float
-    ) -> None:
-        self.network = network
+    def __init__(self, D: Callable[..., Tensor], shape: Sequence[int], noise: NoiseSchedule, sigma_data: float) -> None:
+        self.D = D
+        self.network = D if isinstance(D, nn.Module) else None
         self.shape = tuple(shape)
         self.noise = noise
         self.sigma_data = sigma_data
@@ -70,7 +69,7 @@ class EDMDenoiser:
                 f"there are {sigma.shape[0]} times for a batch of {x.shape[0]}; give one, or one a sample"
             )
         self.evaluations += 1
-        out = self.network(x, sigma.to(device=x.device, dtype=torch.float32).expand(x.shape[0]), **condition)
+        out = self.D(x, sigma.to(device=x.device, dtype=torch.float32).expand(x.shape[0]), **condition)
         return out.to(x.dtype)
 
     def _preconditioning(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,13 +77,9 @@ class EDMDenoiser:
         total = sigma.square() + self.sigma_data**2
         return self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(), 1 / total.sqrt()
 
-    def decode(self, x: Tensor) -> Tensor:
-        """EDM's pixel models: the identity."""
-        return x
-
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the network, if it is a module; returns the denoiser itself."""
-        if isinstance(self.network, nn.Module):
+        if self.network is not None:
             self.network.to(device=device, dtype=dtype)
         return self
 

@@ -10,16 +10,17 @@ the network as one batch of 2B, none first, and count as one evaluation; w = 1 n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import Condition, Denoiser, NoiseSchedule, TsAdaptError
+from ts_adapt.denoisers.wrapped import Wrapped
+from ts_adapt.interfaces import Condition, Denoiser, TsAdaptError
 from ts_adapt.numerics import combine
 
 
-class Guided:
+class Guided(Wrapped):
     """A denoiser guided towards its condition.
 
     denoiser       the denoiser; it must not clip x0 itself, which would not commute with guidance
@@ -32,6 +33,8 @@ class Guided:
     Raises TsAdaptError if no unconditional condition is to be had, or if the denoiser clips.
     """
 
+    clip_x0: bool = False
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -41,37 +44,18 @@ class Guided:
         clip_x0: bool = False,
     ) -> None:
         if unconditional is None:
-            unconditional = getattr(denoiser, "null_condition", None)
+            unconditional = denoiser.null_condition
         if not unconditional:
             raise TsAdaptError(
                 "guidance needs the condition that stands for none; pass unconditional={'class_labels': <null class>} "
                 "or unconditional={'encoder_hidden_states': <embedding of the empty prompt>}"
             )
-        if getattr(denoiser, "clip_x0", False):
+        if denoiser.clip_x0:
             raise TsAdaptError("the denoiser clips x0 before guidance; switch its clip_x0 off and Guided's on")
-        self.denoiser = denoiser
+        super().__init__(denoiser)
         self.scale = scale
         self.unconditional = dict(unconditional)
         self.clip_x0 = clip_x0
-
-    @property
-    def noise(self) -> NoiseSchedule:
-        return self.denoiser.noise
-
-    @property
-    def evaluations(self) -> int:
-        """The denoiser's: a guided call is one evaluation, though its batch is doubled."""
-        return self.denoiser.evaluations
-
-    @evaluations.setter
-    def evaluations(self, count: int) -> None:
-        self.denoiser.evaluations = count
-
-    def __getattr__(self, name: str) -> Any:
-        """`shape`, `network` and the like are the denoiser's."""
-        if name == "denoiser":
-            raise AttributeError(name)
-        return getattr(self.denoiser, name)
 
     def __call__(
         self,
@@ -103,14 +87,6 @@ class Guided:
             w = torch.as_tensor(weight, dtype=torch.float64)
             x0 = combine((1 - w, none), (w, conditional))
         return x0.clamp(-1, 1) if self.clip_x0 else x0
-
-    def decode(self, x: Tensor) -> Tensor:
-        return self.denoiser.decode(x)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the denoiser; see `NetworkDenoiser.to`."""
-        self.denoiser.to(device, dtype)  # type: ignore[attr-defined]
-        return self
 
 
 def _twice(value: Any) -> Any:

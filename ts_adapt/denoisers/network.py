@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ts_adapt.interfaces import Condition, NoiseSchedule, StepAware, TsAdaptError, as_node_times
+from ts_adapt.interfaces import Condition, Denoiser, NoiseSchedule, StepAware, TsAdaptError, as_node_times
 from ts_adapt.numerics import each_tensor, scale
 from ts_adapt.parameterization import PARAMETERIZATIONS, to_x0
 
@@ -38,7 +38,7 @@ QUANTIZATION = "ts_adapt_quantization"
 """The attribute of a network that is quantized at present."""
 
 
-class NetworkDenoiser:
+class NetworkDenoiser(Denoiser):
     """x0 from a network that predicts epsilon, sample, v or velocity.
 
     network     the module; anything of diffusers' making that takes a state and a timestep, or a wrapper of one
@@ -58,6 +58,9 @@ class NetworkDenoiser:
     A network with twice as many output channels has learned a variance as well; only the first half is used.
     `evaluations` counts calls. Raises TsAdaptError for an unknown prediction, or a shape that cannot be inferred.
     """
+
+    network: nn.Module
+    prediction: str
 
     def __init__(
         self,
@@ -93,7 +96,6 @@ class NetworkDenoiser:
 
     @property
     def step_aware(self) -> tuple[StepAware, ...]:
-        """What is attached to the network and has to know the step; `sampling.integrate` tells it."""
         return step_aware_parts(self.network)
 
     def __call__(
@@ -126,10 +128,6 @@ class NetworkDenoiser:
                 f"times have shape {tuple(time.shape)} for a batch of {batch}; expected () or ({batch},)"
             )
         return (time * self.time_scale).to(device=x.device, dtype=torch.float32).expand(batch)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Images in [-1, 1] from states `x` `(B, ...)` at the end of a solve."""
-        return x if self.decoder is None else self.decoder(x)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the network (and the decoder's) to a device, a precision, or both; returns the denoiser itself."""

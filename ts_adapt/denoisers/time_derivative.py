@@ -26,12 +26,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import Denoiser, NoiseSchedule, TsAdaptError, as_node_times, unknown
+from ts_adapt.denoisers.wrapped import Wrapped
+from ts_adapt.interfaces import Denoiser, TsAdaptError, as_node_times, unknown
 
 WAYS = ("exact", "slow", "secant")
 WIDTH = 0.04
@@ -43,7 +44,7 @@ Range = tuple[float, float]
 """The lowest and the highest time that an embedding is given, in its own unit."""
 
 
-class TimeDerivative:
+class TimeDerivative(Wrapped):
     """`denoiser`, with its derivative in the time told to the network taken in one of `WAYS`.
 
     width  w, the share of all times over which the derivative is a mean
@@ -59,38 +60,13 @@ class TimeDerivative:
             raise unknown("time derivative", way, WAYS)
         if not 0 < width <= 1:
             raise TsAdaptError(f"the width of the time derivative is {width}; expected a share of the times, in (0, 1]")
-        if way == "slow" and not isinstance(getattr(denoiser, "network", None), nn.Module):
+        if way == "slow" and denoiser.network is None:
             raise TsAdaptError("the slow derivative needs a network that is a torch module; take secant")
-        if way == "secant" and getattr(denoiser, "step_aware", None):
+        if way == "secant" and denoiser.step_aware:
             raise TsAdaptError("a secant would run the network at times of its own, which a cache must not see")
-        self.denoiser, self.way, self.width = denoiser, way, width
+        super().__init__(denoiser)
+        self.way, self.width = way, width
         self._embeddings: dict[nn.Module, Range] | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        """`shape`, `network` and the like are the denoiser's."""
-        if name == "denoiser":
-            raise AttributeError(name)
-        return getattr(self.denoiser, name)
-
-    @property
-    def noise(self) -> NoiseSchedule:
-        return self.denoiser.noise
-
-    @property
-    def evaluations(self) -> int:
-        return self.denoiser.evaluations
-
-    @evaluations.setter
-    def evaluations(self, count: int) -> None:
-        self.denoiser.evaluations = count
-
-    def decode(self, x: Tensor) -> Tensor:
-        return self.denoiser.decode(x)
-
-    def to(self, *where: Any, **given: Any) -> Self:
-        """Move the denoiser; see `NetworkDenoiser.to`."""
-        self.denoiser.to(*where, **given)  # type: ignore[attr-defined]
-        return self
 
     def __call__(
         self,
@@ -122,6 +98,7 @@ class TimeDerivative:
 
         One that is met at one end alone, as an expert for some of the times is, has the range of all.
         """
+        assert self.network is not None
         met: list[dict[nn.Module, float]] = []
         for end in (self.noise.t_min, self.noise.t_max):
             with self._uncounted(), torch.no_grad(), _given(self.network) as given:

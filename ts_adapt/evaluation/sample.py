@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ts_adapt import distributed
 from ts_adapt.evaluation.cost import count_flops, peak_memory
@@ -145,8 +145,8 @@ def _cost(schedule: StepPolicy | TimeGrid, objective: Objective, batch: Batch) -
         return objective.denoiser.decode(objective.student(policy, part))
 
     flops, memory = count_flops(solve) / len(part), peak_memory(solve, part.x_T.device)
-    network = getattr(objective.denoiser, "network", None)
-    if not isinstance(network, nn.Module):
+    network = objective.denoiser.network
+    if network is None:
         return RunCost(None, None, flops, memory)
     size = size_of(network)
     return RunCost(size.bits or 8 * size.weight_bytes / size.all_weights, size.weight_bytes, flops, memory)

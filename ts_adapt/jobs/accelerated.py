@@ -52,8 +52,8 @@ def accelerated(session: Session, cacher: str, quantizer: str) -> Iterator[None]
     unknown names; the network is then as it was.
     """
     quantizing, cachers = build_quantizer(quantizer), build_cachers(cacher)
-    network = getattr(session.denoiser, "network", None)
-    if not isinstance(network, nn.Module):
+    network = session.denoiser.network
+    if network is None:
         if quantizing is not None or cachers:
             raise Impossible(f"the model {session.config.model.name!r} has no network to cache or to quantize")
         yield
@@ -75,8 +75,8 @@ def check_gradients(session: Session) -> None:
 
     Through a quantizer they pass straight (as if it did not round), where it has been given such a gradient.
     """
-    name, network = session.config.student.name, getattr(session.denoiser, "network", None)
-    if not name or not isinstance(network, nn.Module):
+    name, network = session.config.student.name, session.denoiser.network
+    if not name or network is None:
         return
     from ts_adapt.denoisers.network import prediction_of
     from ts_adapt.quantizers.calibration.collect import Call

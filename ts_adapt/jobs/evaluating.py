@@ -156,12 +156,14 @@ def _notes(session: Session, facts: Mapping[str, Any]) -> tuple[str, str]:
 
 def _reference(session: Session, extractor: Extractor) -> Reference:
     """The data, and other real samples: drawn, where the data's law is known."""
-    options, draw = session.config.evaluate, getattr(session.denoiser, "draw", None)
-    if draw is None or options.reference is not None:
+    options, draw = session.config.evaluate, session.denoiser.draw
+    drawn = draw(20_000, seed=1) if options.reference is None else None
+    others = None if drawn is None else draw(10_000, seed=2)
+    if drawn is None or others is None:
         return reference_of(
             extractor, options.features, options.reference, shape=session.image_shape, batch_size=options.batch_size
         )
-    return Reference(FeatureStatistics.of(extractor(draw(20_000, seed=1))), extractor(draw(10_000, seed=2)), True)
+    return Reference(FeatureStatistics.of(extractor(drawn)), extractor(others), True)
 
 
 def _facts(session: Session, teacher: str, counts: list[int], reference: Reference, features: Tensor) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Experiment:
         config, denoiser = self.config, build_denoiser(self.config.model)
         if config.guidance == 1.0:
             return denoiser
-        if not getattr(denoiser, "null_condition", None):
+        if not denoiser.null_condition:
             raise TsAdaptError(
                 f"option guidance is {config.guidance:g}, but the model {config.model.name!r} has no unconditional "
                 "part to guide by; leave guidance at 1, or choose a conditional model"
@@ -61,7 +61,7 @@ class Experiment:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of a sample, without the batch."""
-        return tuple(self.denoiser.shape)  # type: ignore[attr-defined]
+        return self.denoiser.shape
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ class Experiment:
         options = self.config.teacher
         if options.prompts is None:
             return class_labels_for(self.denoiser, options.label)
-        encode = getattr(self.denoiser, "encode", None)
+        encode = self.denoiser.encode
         if encode is None:
             raise TsAdaptError(f"the model {self.config.model.name!r} takes no prompts; leave teacher.prompts out")
         return Prompts.read(options.prompts, encode)
@@ -111,8 +111,8 @@ class Experiment:
 
     def about(self, solver: str) -> dict[str, Any]:
         """What a schedule file says of the model and of the solver."""
-        prediction = getattr(self.denoiser, "prediction", None)
-        return {"order": self.solver(solver).order, "model": self.config.model.name, "prediction": prediction}
+        model, prediction = self.config.model.name, self.denoiser.prediction
+        return {"order": self.solver(solver).order, "model": model, "prediction": prediction}
 
     def fixed_grids(self, steps: int) -> dict[str, TimeGrid]:
         """The fixed grids that the config compares; else every one that fits the model, equal ones under one name."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -36,8 +36,8 @@ def prune(
     config, options = session.config, session.config.prune
     if options.measure not in MEASURES:
         raise unknown("measure of prune", options.measure, MEASURES)
-    network = getattr(session.denoiser, "network", None)
-    if not isinstance(network, nn.Module):
+    network = session.denoiser.network
+    if network is None:
         raise TsAdaptError(f"the model {config.model.name!r} has no network to prune; choose another model.name")
     found = resolve(schedule, session)
     solver, nfe, _ = found.choose(solver, nfe, config)

@@ -51,8 +51,8 @@ def quantize_all(session: Session, name: str | None = None, *, redo: bool = Fals
     names = [one for one in dict.fromkeys(asked) if one != NONE]
     if not names:
         raise TsAdaptError("no quantizer is asked for; name one with --quantizer, such as hqq4 or tdq-w4a8+qat")
-    network = getattr(session.denoiser, "network", None)
-    if not isinstance(network, nn.Module):
+    network = session.denoiser.network
+    if network is None:
         raise TsAdaptError(f"the model {config.model.name!r} has no network to quantize")
     for one in names:
         quantizing = build_quantizer(one)
@@ -67,7 +67,7 @@ def training_images(session: Session) -> tuple[Tensor, dict[str, Tensor]]:
     model's samples, and classes that are not known.
     """
     options, denoiser, shape = session.config.qat, session.denoiser, session.shape
-    if getattr(denoiser, "decoder", None) is not None:
+    if denoiser.decoder is not None:
         raise TsAdaptError(
             f"the model {session.config.model.name!r} works on latents, and training is on images; take a quantizer "
             "without +qat"
@@ -91,7 +91,7 @@ def training_images(session: Session) -> tuple[Tensor, dict[str, Tensor]]:
 
 def _classes(session: Session, labels: Tensor | None, count: int) -> dict[str, Tensor]:
     """The condition of `count` images of these `labels`; without labels all are shown as images of no class."""
-    source, null = session.condition_source(), getattr(session.denoiser, "null_condition", None) or {}
+    source, null = session.condition_source(), session.denoiser.null_condition or {}
     if source is None:
         return {}
     kind, nothing = source.describe()["kind"], null.get("class_labels")

@@ -60,13 +60,14 @@ def export_scheduler(
 
 def _scheduler_config(session: Session) -> Mapping[str, Any]:
     """The config of the scheduler in the model's pipeline, which has to mean what the session's denoiser does."""
-    name, config = session.config.model.name, getattr(session.denoiser, "scheduler_config", None)
-    if config is None:
+    name, denoiser = session.config.model.name, session.denoiser
+    config, prediction = denoiser.scheduler_config, denoiser.prediction
+    if config is None or prediction is None:
         raise TsAdaptError(
             f"the model {name!r} is in no pipeline of diffusers, and a schedule for diffusers takes the betas and the "
             "prediction type of one; choose another model, or another --format"
         )
-    found = differences((session.noise, session.denoiser.prediction), noise_of(config))  # type: ignore[attr-defined]
+    found = differences((session.noise, prediction), noise_of(config))
     if found:
         raise TsAdaptError(f"no scheduler of diffusers has this noise and prediction; {name!r} differs in {found[0]}")
     return dict(config)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt import distributed, files
@@ -89,8 +89,8 @@ def class_labels_for(denoiser: Denoiser, label: int | None = None) -> ClassLabel
 
     Raises TsAdaptError if the model has no classes though a `label` is given, or no such class.
     """
-    null = (getattr(denoiser, "null_condition", None) or {}).get("class_labels")
-    config = getattr(getattr(denoiser, "network", None), "config", None)
+    null = (denoiser.null_condition or {}).get("class_labels")
+    config = getattr(denoiser.network, "config", None)
     classes = null if isinstance(null, int) else getattr(config, "num_class_embeds", None)
     if classes is None:
         if label is not None:
@@ -101,8 +101,8 @@ def class_labels_for(denoiser: Denoiser, label: int | None = None) -> ClassLabel
 
 def weights_hash(denoiser: Denoiser) -> str:
     """sha256 of the parameters and buffers of the denoiser's network; of its tensors, for an analytic one."""
-    network = getattr(denoiser, "network", None)
-    if isinstance(network, nn.Module):
+    network = denoiser.network
+    if network is not None:
         return files.sha256_of_tensors(network.state_dict())
     return files.sha256_of_tensors({k: v for k, v in vars(denoiser).items() if isinstance(v, Tensor)})
 
@@ -149,7 +149,7 @@ def teacher_config(
         "weights": weights_hash(denoiser),
         "noise": _noise_hash(denoiser.noise, times),
         "noise_scale": noise_scale(denoiser.noise),
-        "prediction": getattr(denoiser, "prediction", None),
+        "prediction": denoiser.prediction,
     }
 
 
@@ -304,6 +304,6 @@ def _noise_hash(noise: NoiseSchedule, times: Tensor) -> str:
 
 
 def _device_of(denoiser: Denoiser) -> torch.device:
-    network = getattr(denoiser, "network", None)
-    tensor = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    network = denoiser.network
+    tensor = next(network.parameters(), None) if network is not None else None
     return tensor.device if tensor is not None else torch.device("cpu")

@@ -161,8 +161,8 @@ def collect(
     count   None: every sample at every step; else at most B of any step, different samples at different steps
     Raises TsAdaptError for a denoiser without a network, an unknown selection, no noise, or too large a count.
     """
-    network = getattr(denoiser, "network", None)
-    if not isinstance(network, nn.Module):
+    network = denoiser.network
+    if network is None:
         raise TsAdaptError(f"{type(denoiser).__name__} has no network to quantize; give the denoiser of a network")
     if select not in SELECTIONS:
         raise unknown("selection", select, SELECTIONS)

@@ -1,0 +1,54 @@
+"""A denoiser around another one: whatever it does not change is the other's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from ts_adapt.interfaces import Condition, Denoiser, NoiseSchedule, StepAware
+
+
+def _inner(name: str) -> Any:
+    """The attribute `name` of the denoiser inside, read and written there."""
+    return property(lambda self: getattr(self.denoiser, name), lambda self, value: setattr(self.denoiser, name, value))
+
+
+class Wrapped(Denoiser):
+    """Around `denoiser`; a subclass gives the call."""
+
+    evaluations: int = _inner("evaluations")
+    noise: NoiseSchedule = _inner("noise")
+    shape: tuple[int, ...] = _inner("shape")
+    network: nn.Module | None = _inner("network")
+    prediction: str | None = _inner("prediction")
+    clip_x0: bool = _inner("clip_x0")
+    null_condition: Condition | None = _inner("null_condition")
+    encode: Callable[[Sequence[str]], Condition] | None = _inner("encode")
+    decoder: Callable[[Tensor], Tensor] | None = _inner("decoder")
+    scheduler_config: Mapping[str, Any] | None = _inner("scheduler_config")
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    def __getattr__(self, name: str) -> Any:
+        """What only some denoisers have is the denoiser's too."""
+        if name == "denoiser":
+            raise AttributeError(name)
+        return getattr(self.denoiser, name)
+
+    @property
+    def step_aware(self) -> tuple[StepAware, ...]:
+        return self.denoiser.step_aware
+
+    def decode(self, x: Tensor) -> Tensor:
+        return self.denoiser.decode(x)
+
+    def to(self, *where: Any, **given: Any) -> Self:
+        """Move the denoiser inside; returns the one around it."""
+        self.denoiser.to(*where, **given)  # type: ignore[attr-defined]
+        return self
+
+    def draw(self, count: int, seed: int) -> Tensor | None:
+        return self.denoiser.draw(count, seed)
