@@ -51,11 +51,9 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
     store = distributed.first(partial(_label_store, folder, spec, redo))
     parts = batch.split(config.label_batch)
     missing = distributed.first(partial(_missing, store, parts))
-    own, objective = distributed.mine(missing), session.objective(solver)
+    own, objective, agreement = distributed.mine(missing), session.objective(solver), None
     if missing:
         objective, agreement = trusted(objective, start.steps, session.teacher("train")[1], together=True)
-        if agreement is not None and distributed.rank() == 0:
-            print(f"{name}, NFE {nfe}: {agreement}")
     done = len(batch) - sum(len(parts[part]) for part in own) if distributed.world() == 1 else 0
     bar = tqdm(
         total=done + sum(len(parts[part]) for part in own), initial=done, unit="sample", leave=False,
@@ -66,6 +64,8 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
             store.write(part, search_per_sample(objective, parts[part], start, config.per_sample))
             bar.update(len(parts[part]))
     labels = distributed.first(partial(_finished, store, folder, len(parts)))
+    if agreement is not None:
+        print(f"{name}, NFE {nfe}: {agreement}")
     oracle, shared = float(labels.distance[:count].mean()), float(labels.static_distance[:count].mean())
     print(
         f"{name}, NFE {nfe}, {split}: {corrected('oracle', corrections)} distance {oracle:.5f} over {count} samples, "
