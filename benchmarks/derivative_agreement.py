@@ -25,8 +25,7 @@ import ts_adapt
 from ts_adapt import Batch, Objective, TimeGrid, integrate
 from ts_adapt.assembly import build_quantizer
 from ts_adapt.denoisers.guidance import Guided
-from ts_adapt.denoisers.time_derivative import WAYS
-from ts_adapt.interfaces import Denoiser
+from ts_adapt.interfaces import DERIVATIVES, Denoiser
 from ts_adapt.quantizers.quantization import quantize
 from ts_adapt.search.derivative import SAMPLES, compare
 
@@ -98,10 +97,10 @@ def costs(options: argparse.Namespace) -> dict[str, float]:
     def gradient(taken: Objective) -> None:
         torch.autograd.grad(taken(TimeGrid(times), batch).sum(), times)
 
-    taken = in_turns({way: partial(gradient, objective.differentiated(way)) for way in WAYS}, options.rounds)
+    taken = in_turns({way: partial(gradient, objective.differentiated(way)) for way in DERIVATIVES}, options.rounds)
     cost = {
         way: statistics.median(ours / exact for ours, exact in zip(taken[way], taken["exact"], strict=True))
-        for way in WAYS
+        for way in DERIVATIVES
     }
     for way, share in cost.items():
         print(f"seconds of a gradient by {way:7} {share:.3f} of exact")

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ts_adapt.assembly import NONE, ModelOptions, build_cachers, build_quantizer, solver_name
-from ts_adapt.denoisers.time_derivative import WAYS, WIDTH
 from ts_adapt.evaluation.records import COLUMNS, EvaluateOptions
 from ts_adapt.grids.corrections import CORRECTIONS, corrected
-from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES, TsAdaptError, unknown
 from ts_adapt.limits import LIMITS, check_limits
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES
@@ -127,7 +126,7 @@ class Config:
     derivative: str = AUTO
     """How searches and trainings take the derivative in time: exact, slow (without the fast components of the network's
     time embedding), secant; auto: the one that agrees best with differences of the distance."""
-    derivative_width: float = WIDTH
+    derivative_width: float = DERIVATIVE_WIDTH
     """Of slow and secant: the share of all times over which the derivative is a mean; .04 are 40 of 1000 timesteps."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
@@ -234,8 +233,8 @@ class Config:
                 value = getattr(value, part)
             for number in value if isinstance(value, list) else [value]:
                 check_limits(option, number, low, high)
-        if self.derivative not in (AUTO, *WAYS):
-            raise unknown("derivative", str(self.derivative), (AUTO, *WAYS))
+        if self.derivative not in (AUTO, *DERIVATIVES):
+            raise unknown("derivative", str(self.derivative), (AUTO, *DERIVATIVES))
         if self.qat.loss not in QAT_LOSSES:
             raise unknown("qat.loss", str(self.qat.loss), QAT_LOSSES)
         for column in self.evaluate.columns or []:

@@ -16,6 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+DERIVATIVES = ("exact", "slow", "secant")
+"""How the derivative in the time told to a network is taken: `denoisers.time_derivative`."""
+DERIVATIVE_WIDTH = 0.04
+"""The share of all times over which it is a mean: 40 of 1000 timesteps."""
 Condition = Mapping[str, Any]
 """Keyword arguments of a denoiser beside the state and the time: class labels, prompt embeddings, ..."""
 MAX_STEPS = 10_000

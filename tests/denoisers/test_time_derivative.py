@@ -15,8 +15,8 @@ from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.denoisers.edm import from_edm
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser
-from ts_adapt.denoisers.time_derivative import GOLDEN, WAYS, TimeDerivative
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.denoisers.time_derivative import GOLDEN, TimeDerivative
+from ts_adapt.interfaces import DERIVATIVES, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, RectifiedFlow
 from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.solvers import DDIM
@@ -92,7 +92,7 @@ def test_secant_stays_between_the_ends(waves):
     assert torch.allclose(slope(TimeDerivative(waves, "secant", WIDTH), end, x), sum(rise), rtol=1e-5)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", DERIVATIVES)
 def test_the_forward_pass_and_all_other_derivatives_are_the_denoiser_s(way):
     waves = NetworkDenoiser(Waves().requires_grad_(False), LINEAR, "epsilon", shape=SHAPE)
     taken = TimeDerivative(waves, way)
@@ -152,7 +152,7 @@ def test_checkpointing_gives_the_same_gradient_and_counts_no_more(waves, way, ki
     assert counts == [3, 3]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", DERIVATIVES)
 def test_guidance_is_followed_through_both_halves(waves, way):
     x, t = initial_noise(0, range(3), SHAPE), torch.tensor([900.0, 500.0, 40.0], dtype=torch.float64)
     label = torch.tensor([1.0, 2.0, 0.5])

@@ -173,13 +173,14 @@ def test_a_cached_student_is_searched_by_gradient_but_not_under_checkpointing(ro
 def test_without_a_gradient_the_search_names_those_that_need_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ts_adapt.quantizers.layers.affine.round_through", torch.round)
     session = session_in(root, quantizer="minmax-w8a8")
-    refusal = r"minmax-w8a8 has none \(passes none\); take --method blackbox, or .* --static\.method smoothed"
+    refusal = r"minmax-w8a8 has none \(passes none\); take --method blackbox, or .* --static\.method forward"
+    session.config.static.method = "lbfgs"
     for learn in (search_static, search_labels, train_one_shot):
         with pytest.raises(TsAdaptError, match=refusal):
             learn(session)
     search(session, "blackbox")
     assert session.shared("blackbox", "ddim", 3).about["made_with"]["student"]["quantizer"] == "minmax-w8a8"
-    session.config.static.method, session.config.static.iterations = "smoothed", 1
+    session.config.static.method, session.config.static.evaluations = "forward", 1
     search_static(session)
     assert session.shared_names("ddim", 3) == ["static", "blackbox"]
 

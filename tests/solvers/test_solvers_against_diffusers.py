@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import torch
 
+from ts_adapt.interfaces import Denoiser
 from ts_adapt.noise import BetaTable
 from ts_adapt.sampling import integrate
 from ts_adapt.solvers import DDIM, DEIS, DPMSolverPP, Euler, UniPC
@@ -17,7 +18,7 @@ from ts_adapt.solvers import DDIM, DEIS, DPMSolverPP, Euler, UniPC
 CONFIG = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
-class Toy:
+class Toy(Denoiser):
     """A nonlinear x0 of x_t and the timestep."""
 
     def __init__(self, noise):

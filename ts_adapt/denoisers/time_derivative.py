@@ -32,11 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.wrapped import Wrapped
-from ts_adapt.interfaces import Denoiser, TsAdaptError, as_node_times, unknown
+from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES, Denoiser, TsAdaptError, as_node_times, unknown
 
-WAYS = ("exact", "slow", "secant")
-WIDTH = 0.04
-"""w: 40 of 1000 timesteps."""
 POINTS, REACH = 128, 4.0
 """The line is fitted to so many places within so many w, 2.5 timesteps apart."""
 GOLDEN = 0.6180339887498949
@@ -45,7 +42,7 @@ Range = tuple[float, float]
 
 
 class TimeDerivative(Wrapped):
-    """`denoiser`, with its derivative in the time told to the network taken in one of `WAYS`.
+    """`denoiser`, with its derivative in the time told to the network taken in one of `DERIVATIVES`.
 
     width  w, the share of all times over which the derivative is a mean
 
@@ -55,9 +52,9 @@ class TimeDerivative(Wrapped):
     for a network that caches from step to step.
     """
 
-    def __init__(self, denoiser: Denoiser, way: str, width: float = WIDTH) -> None:
-        if way not in WAYS:
-            raise unknown("time derivative", way, WAYS)
+    def __init__(self, denoiser: Denoiser, way: str, width: float = DERIVATIVE_WIDTH) -> None:
+        if way not in DERIVATIVES:
+            raise unknown("time derivative", way, DERIVATIVES)
         if not 0 < width <= 1:
             raise TsAdaptError(f"the width of the time derivative is {width}; expected a share of the times, in (0, 1]")
         if way == "slow" and denoiser.network is None:

@@ -101,7 +101,7 @@ def check_gradients(session: Session) -> None:
     if not usable:
         raise TsAdaptError(
             f"the search needs the gradient of the network's output in its input, and {name} has none ({reason}); "
-            "take --method blackbox, or --method static with --static.method smoothed"
+            "take --method blackbox, or --method static with --static.method forward"
         )
 
 

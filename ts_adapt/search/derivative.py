@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from ts_adapt import distributed
-from ts_adapt.denoisers.time_derivative import WAYS, TimeDerivative
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import DERIVATIVES, TimeGrid, TsAdaptError
 from ts_adapt.search.objective import AUTO, Batch, Objective
 
 PLACES = ("log_snr", "linear")
@@ -36,7 +35,7 @@ AGREES = 0.5
 ALIKE = 0.05
 """Derivatives whose cosines differ by less point the same way; of them that of the least error is taken."""
 NEAR = 0.1
-"""Of errors that differ by less the first of `WAYS` is taken."""
+"""Of errors that differ by less the first of `DERIVATIVES` is taken."""
 SMALLEST = 1e-30
 Recall = Callable[[Sequence[float], Callable[[], Sequence[float]]], list[float]]
 """(question, compute) -> the answer, computed or kept from before: `Journal.recall`."""
@@ -95,7 +94,7 @@ def compare(
 
     differences = [asked(-1, z, partial(along, z)) for z in places]
     cosine, error = {}, {}
-    for number, way in enumerate(WAYS):
+    for number, way in enumerate(DERIVATIVES):
         try:
             taken = objective.differentiated(way)
             slopes = [asked(number, z, partial(_gradient, taken, space, z, few, part)) for z in places]
@@ -132,7 +131,7 @@ def trusted(
     The agreement is None where nothing was compared: a derivative was asked for, the denoiser is a `TimeDerivative`, or
     there is one step. `together`: all processes ask, and take what the first one finds; the rest as in `compare`.
     """
-    if isinstance(objective.denoiser, TimeDerivative) and objective.derivative in (AUTO, objective.denoiser.way):
+    if objective.is_differentiated:
         return objective, None
     if objective.derivative != AUTO:
         return objective.differentiated(objective.derivative), None

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.denoisers.time_derivative import WIDTH, TimeDerivative
 from ts_adapt.distances import towards
-from ts_adapt.interfaces import Denoiser, Distance, Solver, StepPolicy, TimeGrid
+from ts_adapt.interfaces import DERIVATIVE_WIDTH, Denoiser, Distance, Solver, StepPolicy, TimeGrid
 from ts_adapt.sampling import Solution, integrate, noise_for
 
 AUTO = "auto"
@@ -56,7 +55,7 @@ class Objective:
 
     `checkpoint` trades time for memory (see `sampling.integrate`). Stochastic solvers draw noise from `seed`, the
     sample's index and the step. `derivative` is how searches and trainings take the derivative in time, one of
-    `denoisers.time_derivative.WAYS` over the share `width` of all times; auto: as `search.derivative` finds. A call of
+    `interfaces.DERIVATIVES` over the share `width` of all times; auto: as `search.derivative` finds. A call of
     the objective itself has that of `differentiated`.
     """
 
@@ -66,15 +65,25 @@ class Objective:
     checkpoint: bool = False
     seed: int = 0
     derivative: str = AUTO
-    width: float = WIDTH
+    width: float = DERIVATIVE_WIDTH
 
     def differentiated(self, way: str) -> Objective:
         """The same objective, with the derivative in time taken in `way`; errors as those of `TimeDerivative`."""
+        from ts_adapt.denoisers.time_derivative import TimeDerivative
+
         if isinstance(self.denoiser, TimeDerivative):
             if (self.denoiser.way, self.denoiser.width) == (way, self.width):
                 return self
             return replace(self, denoiser=self.denoiser.denoiser).differentiated(way)
         return replace(self, denoiser=TimeDerivative(self.denoiser, way, self.width), derivative=way)
+
+    @property
+    def is_differentiated(self) -> bool:
+        """Whether the derivative in time has been chosen, here or by whoever made the denoiser."""
+        from ts_adapt.denoisers.time_derivative import TimeDerivative
+
+        taken = self.denoiser.way if isinstance(self.denoiser, TimeDerivative) else None
+        return taken is not None and self.derivative in (AUTO, taken)
 
     def __call__(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None) -> Tensor:
         """Distances `(B,)`; `x_T` replaces the batch's noise where the start itself is searched."""
