@@ -14,16 +14,20 @@ the network is called as if nothing were attached.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ts_adapt.cachers.hooks import Action, install, uninstall
 from ts_adapt.denoisers.execution import execution_of
 from ts_adapt.denoisers.network import add_step_aware, remove_step_aware, step_aware_parts
 from ts_adapt.interfaces import TsAdaptError
 
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
+
+
+Action = Callable[..., Any]
+"""What a module does instead of its forward: (forward, *args, **kwargs) -> what the module returns."""
 
 
 class Cacher(ABC):
@@ -71,6 +75,8 @@ class Cacher(ABC):
         if any(isinstance(part, type(self)) for part in step_aware_parts(network)):
             raise TsAdaptError(f"a {self.kind} is attached to this network already; remove that one first")
         self._refuse_checkpointing(network)
+        from ts_adapt.cachers.hooks import install
+
         try:
             for module, action in self.actions(network):
                 self._hooked.append(module)
@@ -92,6 +98,8 @@ class Cacher(ABC):
 
     def _take_off(self, network: nn.Module) -> None:
         """Undo as much as has been done of `attach`."""
+        from ts_adapt.cachers.hooks import uninstall
+
         for module in self._hooked:
             uninstall(module, self.kind)
         if self in step_aware_parts(network):

@@ -24,8 +24,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ts_adapt.cachers.cacher import Cacher, whole
-from ts_adapt.cachers.hooks import Action
+from ts_adapt.cachers.cacher import Action, Cacher, whole
 from ts_adapt.interfaces import TsAdaptError, unknown
 
 REFRESH = ("uniform", "quadratic")

@@ -20,9 +20,6 @@ from torch import nn
 
 from ts_adapt.interfaces import TsAdaptError
 
-Action = Callable[..., Any]
-"""What a module does instead of its forward: (forward, *args, **kwargs) -> what the module returns."""
-
 NESTING = ("tgate", "deepcache")
 _REGISTRY = "_diffusers_hook"
 
@@ -30,7 +27,7 @@ _REGISTRY = "_diffusers_hook"
 class Interception(ModelHook):
     """`action` in place of the forward of `module`."""
 
-    def __init__(self, module: nn.Module, action: Action) -> None:
+    def __init__(self, module: nn.Module, action: Callable[..., Any]) -> None:
         super().__init__()
         self.module, self.action = module, action
 
@@ -46,7 +43,7 @@ class Interception(ModelHook):
         return self.action(self.fn_ref.original_forward, *args, **kwargs)
 
 
-def install(module: nn.Module, name: str, action: Action) -> None:
+def install(module: nn.Module, name: str, action: Callable[..., Any]) -> None:
     """Let `module` do `action`, under the `name` of one of `NESTING`."""
     registry = HookRegistry.check_if_exists_or_initialize(module)
     outer = NESTING[NESTING.index(name) + 1 :]

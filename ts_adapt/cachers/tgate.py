@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.cachers.cacher import Cacher, whole
-from ts_adapt.cachers.hooks import Action
+from ts_adapt.cachers.cacher import Action, Cacher, whole
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.numerics import each_tensor
 
