@@ -49,7 +49,7 @@ test-slow: $(STAMP)
 test-packages: $(STAMP)
 	$(PIP) install --quiet torchao atheris
 	$(PIP) install --quiet --no-deps hqq einops termcolor
-	$(BIN)/python -m pytest -m packages tests fuzzing
+	$(BIN)/python -m pytest -m packages tests scripts/fuzzing
 
 # The server is Debian's package postgresql (apt-get install postgresql); the test runs one of its own.
 test-postgres: $(STAMP)
@@ -68,14 +68,14 @@ soak: $(STAMP)
 # What the loop and its mutations promise, then mutated files for every reader of the package; the last line is
 # {"files": n, "failures": n}.
 fuzz: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q fuzzing
-	OMP_NUM_THREADS=1 $(BIN)/python -m fuzzing --files $(FILES) --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q scripts/fuzzing
+	PYTHONPATH=scripts OMP_NUM_THREADS=1 $(BIN)/python -m fuzzing --files $(FILES) --seed $(SEED)
 
 # The same readers under atheris, which looks for inputs that reach other lines of the package.
 fuzz-guided: $(STAMP)
 	$(PIP) install --quiet atheris
-	for reader in $$($(BIN)/python -m fuzzing --list); do \
-		OMP_NUM_THREADS=1 $(BIN)/python -m fuzzing.guided $$reader --runs $(RUNS) --seed $(SEED) || exit; \
+	for reader in $$(PYTHONPATH=scripts $(BIN)/python -m fuzzing --list); do \
+		PYTHONPATH=scripts OMP_NUM_THREADS=1 $(BIN)/python -m fuzzing.guided $$reader --runs $(RUNS) --seed $(SEED) || exit; \
 	done
 
 lint: $(STAMP)
