@@ -30,6 +30,12 @@ def test_every_number_is_bounded(option: str) -> None:
             with_option(option, value).validate()
 
 
+@pytest.mark.parametrize("option", ["static.method", "derivative", "qat.loss"])
+def test_a_choice_is_one_of_those_known(option: str) -> None:
+    with pytest.raises(TsAdaptError, match=f"unknown {option} 'foo'"):
+        with_option(option, "foo").validate()
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [

@@ -23,7 +23,7 @@ from ts_adapt.search.blackbox import BlackboxOptions
 from ts_adapt.search.objective import AUTO
 from ts_adapt.search.optimized import OptimizedOptions
 from ts_adapt.search.per_sample import PerSampleOptions
-from ts_adapt.search.static import BY_GRADIENT, StaticOptions
+from ts_adapt.search.static import BY_GRADIENT, METHODS, StaticOptions
 
 TRACKERS = ("tensorboard", "wandb")
 QAT_LOSSES = ("diffusion", "teacher")
@@ -235,6 +235,8 @@ class Config:
                 check_limits(option, number, low, high)
         if self.derivative not in (AUTO, *DERIVATIVES):
             raise unknown("derivative", str(self.derivative), (AUTO, *DERIVATIVES))
+        if self.static.method not in METHODS:
+            raise unknown("static.method", str(self.static.method), METHODS)
         if self.qat.loss not in QAT_LOSSES:
             raise unknown("qat.loss", str(self.qat.loss), QAT_LOSSES)
         for column in self.evaluate.columns or []:

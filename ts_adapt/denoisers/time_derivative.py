@@ -102,17 +102,19 @@ class TimeDerivative(Wrapped):
                 denoise(torch.full_like(told, end))
             met.append(given)
         first, last = met
-        changing = [module for module in {**first, **last} if first.get(module) != last.get(module)]
-        ends = [given[module] for given in met for module in changing if module in given]
-        if not changing:
+        found = {
+            module: [given[module] for given in met if module in given]
+            for module in {**first, **last}
+            if first.get(module) != last.get(module)
+        }
+        if not found:
             raise TsAdaptError(
                 f"{type(self.network).__name__} has no module that embeds the time; take the derivative secant"
             )
-        whole = min(ends), max(ends)
+        every = [time for times in found.values() for time in times]
         return {
-            module: (min(pair), max(pair)) if len(pair) == 2 else whole
-            for module in changing
-            for pair in [[given[module] for given in met if module in given]]
+            module: (min(times), max(times)) if len(times) == 2 else (min(every), max(every))
+            for module, times in found.items()
         }
 
     def _by_secant(

@@ -88,7 +88,7 @@ def train_predictor(
     """
     if any(space.size == 1 for space in predictor.spaces.values()):
         raise TsAdaptError("a grid of one step has no free time to predict; use nfe 2 or more, or learn corrections")
-    phases_of(options, predictor, objective, train, labels)
+    phases_of(options, predictor, objective, train, labels)  # what it refuses is refused before anything is begun
     about = {"predictor": predictor.kind, "network": predictor.options, "options": asdict(options)}
     kept = Checkpoint(checkpoint, {**about, "static": predictor.static_times.tolist()})
     training = _Training(predictor, objective, train, validation, options, folder, kept)

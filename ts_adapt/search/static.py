@@ -49,7 +49,6 @@ from ts_adapt.search.objective import Batch, Objective
 METHODS = ("auto", "lbfgs", "adam", "smoothed", "forward")
 BY_GRADIENT = ("auto", "lbfgs", "adam")
 Bar: TypeAlias = "tqdm[Any]"
-FOUND = "the best so far"
 FIRST_STEP = 0.1
 """The length of L-BFGS's first trial step in the logits, before it knows any curvature."""
 
@@ -64,8 +63,8 @@ class StaticOptions:
     iterations: int = 20
     """lbfgs, adam, smoothed."""
     evaluations: int = 160
-    """forward: how many grids are measured on all samples, about what lbfgs costs from two starts; auto ends with half
-    as many."""
+    """forward: how many grids are measured on all samples, about as many evaluations of the network as lbfgs takes from
+    four starts; auto ends with half as many."""
     spread: float = 0.3
     """forward: standard deviation of the first draws, in the logits; auto ends with half of it."""
     starts: int = 2
@@ -186,8 +185,8 @@ def search_static(
     track = _Track(objective, validation, space, starts[start], means[start], journal, on_step)
     result = StaticResult(starts[start], means[start], start, means[start], agreement=agreement)
 
-    def descend(method: str, name: str, options: StaticOptions = options) -> None:
-        z = space.numbers(track.grid if name == FOUND else starts[name]).detach().to(train.x_T.device)
+    def descend(method: str, name: str, grid: TimeGrid, options: StaticOptions = options) -> None:
+        z = space.numbers(grid).detach().to(train.x_T.device)
         total = options.evaluations if method == "forward" else options.iterations
         result.tried.append((method, name))
         with tqdm(total=total, desc=f"static from {name}", disable=not progress, leave=False) as bar:
@@ -197,14 +196,14 @@ def search_static(
     if options.method == "auto":
         if agreement is None or agreement.leads_down:
             for name in finite[: options.starts]:
-                descend("lbfgs", name)
+                descend("lbfgs", name, starts[name])
         if track.distance < means[start]:
-            descend("forward", FOUND, _briefly(options))
+            descend("forward", "the best so far", track.grid, _briefly(options))
         else:
-            descend("forward", start)
+            descend("forward", start, starts[start])
     else:
         for name in finite[: options.starts if options.method == "lbfgs" else 1]:
-            descend(options.method, name)
+            descend(options.method, name, starts[name])
     return replace(result, grid=track.grid, distance=track.distance, curve=track.curve)
 
 
