@@ -106,7 +106,7 @@ def test_scipy_stays_below_the_version_that_clean_fid_does_not_work_with() -> No
 def test_what_the_package_imports_is_declared() -> None:
     known = {"PIL": "pillow", "cleanfid": "clean-fid", "open_clip": "open-clip-torch", "yaml": "pyyaml"}
     declared = DEPENDENCIES.keys() | EXTRAS["text"].keys() | EXTRAS["quant"].keys()
-    for path in [*(ROOT / "ts_adapt").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
+    for path in [*(ROOT / "ts_adapt").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         local = {module.stem for module in path.parent.glob("*.py")} | {"ts_adapt"}
         for name in re.findall(r"^\s*(?:import|from) ([A-Za-z]\w*)[\w.]*(?: import | as |$)", path.read_text(), re.M):
             if name not in sys.stdlib_module_names and name not in local:
