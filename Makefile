@@ -79,7 +79,7 @@ fuzz-guided: $(STAMP)
 	done
 
 lint: $(STAMP)
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 

@@ -36,8 +36,8 @@ import torch.distributed as dist
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_classifier import train_classifier
 
+from train_classifier import train_classifier
 from ts_adapt.noise import BetaTable
 from ts_adapt.numerics import combine
 from ts_adapt.zoo.data import load_fashion_mnist, to_model_range

@@ -14,11 +14,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import guard
 import pytest
 import torch
 from torch import Tensor
 
+import guard
 from ts_adapt import zoo
 from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser, example_mixture
 from ts_adapt.distances import make

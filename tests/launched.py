@@ -19,9 +19,9 @@ from typing import Any
 
 import accelerate  # noqa: F401  (before the fork)
 import torch
+
 from forked import codes, fork
 from small_job import LABEL, SMALL, Job
-
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import evaluating, generating, labelling, learning  # noqa: F401  (before the fork)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_job import SMALL, Job
 
+from small_job import SMALL, Job
 from ts_adapt import distributed
 from ts_adapt.files import read_tensors
 from ts_adapt.interfaces import TsAdaptError

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import guard
 import pytest
+
+import guard
 
 PUBLIC = ("192.0.2.1", "2001:db8::1", "www.example.org")
 """Addresses and a name that belong to nobody (RFC 5737, 3849 and 2606)."""

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from small_job import WHOLE_JOB, Job
 
 

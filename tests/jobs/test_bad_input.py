@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_job import LABEL, Job, sentence
 
+from small_job import LABEL, Job, sentence
 from ts_adapt.cli import main
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 
 from PIL import Image
+
 from small_job import Job, edit
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_job import Job
 
+from small_job import Job
 from ts_adapt.assembly import ModelOptions, build_denoiser
 from ts_adapt.cli import main
 from ts_adapt.grids import fixed

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from small_job import LABEL, Job
 
+from small_job import LABEL, Job
 from ts_adapt import files
 from ts_adapt.folders import hold, making
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from small_job import LABEL, SMALL, Job
 
+from small_job import LABEL, SMALL, Job
 from ts_adapt import LearnedGrid, LearnedScheduler, integrate
 from ts_adapt.assembly import SOLVERS, build_solver
 from ts_adapt.denoisers.network import NetworkDenoiser

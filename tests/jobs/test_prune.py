@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_job import sentence
 
+from small_job import sentence
 from ts_adapt.assembly import ModelOptions, build_denoiser
 from ts_adapt.cli import main
 from ts_adapt.evaluation.cost import count_flops

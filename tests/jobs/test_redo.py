@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_job import LABEL, Job
 
+from small_job import LABEL, Job
 from ts_adapt.schedules.file import LearnedGrid
 
 

@@ -8,8 +8,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from small_job import SMALL, Job, sentence
 
+from small_job import SMALL, Job, sentence
 from ts_adapt.cli import main
 from ts_adapt.flags import COMMANDS
 

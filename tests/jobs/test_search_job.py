@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from small_job import LABEL, Job
 
+from small_job import LABEL, Job
 from ts_adapt.files import read_tensors
 from ts_adapt.schedules.file import LearnedGrid
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_job import SMALL, Job, edit
 
+from small_job import SMALL, Job, edit
 from ts_adapt.files import read_json, read_tensors
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.schedules.file import LearnedGrid

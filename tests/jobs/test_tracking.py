@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import accelerate.tracking
 import pytest
-from small_job import Job
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from small_job import Job
 from ts_adapt.flags import command_parser
 from ts_adapt.jobs import tracking
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_predictors import KINDS, STEPS, build
 
+from small_predictors import KINDS, STEPS, build
 from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
 from ts_adapt.distances import l2
 from ts_adapt.files import write_tensors

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from small_predictors import KINDS, STEPS, build
 
+from small_predictors import KINDS, STEPS, build
 from ts_adapt.files import write_tensors
 from ts_adapt.grids import fixed
 from ts_adapt.grids.corrections import CORRECTIONS

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 import torch
-from small_predictors import KINDS, build
 
+from small_predictors import KINDS, build
 from ts_adapt.grids import fixed
 from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.interfaces import TimeGrid, TsAdaptError

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import accelerate  # noqa: F401  (before the fork)
 import torch
-from forked import codes, fork
-from small_predictors import build
 from torch import Tensor
 from torch.utils import tensorboard  # noqa: F401  (before the fork)
 
+from forked import codes, fork
+from small_predictors import build
 from ts_adapt import plots  # noqa: F401  (before the fork)
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.distances import make

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from own_loops import CONFIG, FLOW, NOISE, V_CONFIG, X_T, Smooth, by_hand, grid, our_own
 from torch import Tensor
 
+from own_loops import CONFIG, FLOW, NOISE, V_CONFIG, X_T, Smooth, by_hand, grid, our_own
 from ts_adapt.assembly import FAMILIES, SOLVERS, build_solver
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid, TsAdaptError

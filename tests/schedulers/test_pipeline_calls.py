@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers.schedulers import AysSchedules
+from torch import Tensor
+
 from pipeline_cases import (
     CASES,
     ROWS,
@@ -21,8 +23,6 @@ from pipeline_cases import (
     sd3_condition,
     tokens,
 )  # fmt: skip
-from torch import Tensor
-
 from ts_adapt.assembly import build_solver
 from ts_adapt.grids.given import from_sigmas
 from ts_adapt.interfaces import TimeGrid, TsAdaptError

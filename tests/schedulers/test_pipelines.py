@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from pipeline_cases import (
     CASES,
     ROWS,
@@ -25,8 +27,6 @@ from pipeline_cases import (
     sd3_condition,
     tokens,
 )  # fmt: skip
-from torch import Tensor
-
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.scheduler_config import noise_of
 from ts_adapt.interfaces import TimeGrid, TsAdaptError

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from own_loops import CONFIG, NOISE, V_CONFIG, X_T, grid, learned
 
+from own_loops import CONFIG, NOISE, V_CONFIG, X_T, grid, learned
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive

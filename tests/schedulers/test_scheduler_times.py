@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from own_loops import CONFIG, FLOW, NOISE, by_hand, grid, learned, our_own
 
+from own_loops import CONFIG, FLOW, NOISE, by_hand, grid, learned, our_own
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import interpolate
 from ts_adapt.interfaces import TimeGrid, TsAdaptError

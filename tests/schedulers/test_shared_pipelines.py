@@ -18,8 +18,8 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
-from pipeline_cases import ROWS, WIDTH, call_sd, generators, noise
 
+from pipeline_cases import ROWS, WIDTH, call_sd, generators, noise
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler

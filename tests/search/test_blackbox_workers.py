@@ -11,9 +11,9 @@ from threading import Thread
 import optuna
 import pytest
 from optuna.trial import TrialState
+
 from postgres_server import server
 from small_job import Job
-
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search import workers
 from ts_adapt.search.workers import AGAIN, Worker, complete, open_study

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from rough import Rough, embedded
 
+from rough import Rough, embedded
 from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
 from ts_adapt.distances import make
 from ts_adapt.grids import fixed

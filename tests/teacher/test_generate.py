@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_teacher import NOISE, SHAPE, TIMES, gaussian, make
 from torch import Tensor
 
+from small_teacher import NOISE, SHAPE, TIMES, gaussian, make
 from ts_adapt.denoisers.analytic import GaussianDenoiser
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import RectifiedFlow, VarianceExploding

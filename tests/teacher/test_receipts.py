@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_teacher import make
 
+from small_teacher import make
 from ts_adapt import distributed
 from ts_adapt.teacher.store import TeacherStore
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_teacher import TIMES, gaussian, make
 
+from small_teacher import TIMES, gaussian, make
 from ts_adapt import files
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import ContinuousVP
