@@ -23,7 +23,7 @@ from ts_adapt.search.derivative import compare, trusted
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
-from ts_adapt.search.static import StaticOptions, search_static
+from ts_adapt.search.static import METHODS, StaticOptions, search_static
 from ts_adapt.solvers import DPMSolverPP, UniPC
 
 STEPS = 4
@@ -95,6 +95,18 @@ def test_static_search_finds_the_smooth_problem_s_optimum_through_the_wiggle(smo
     reached = float(objective.measure(result.grid, validation).mean())
     best = min(float(objective.measure(grid, validation).mean()) for grid in starts(objective).values())
     assert reached < 1.12 * optimum < 0.5 * best
+
+
+@pytest.mark.parametrize("how", [*ROUGH, "embedded 0.05"])
+def test_the_default_search_is_as_good_as_the_best_method_without_being_told_which(smooth, how):
+    objective, batch = smooth
+    train, validation = split(batch)
+    rough = roughened(objective, how)
+    reached = {}
+    for method in METHODS:
+        found = search_static(rough, train, validation, starts(rough), StaticOptions(method=method), progress=False)
+        reached[method] = float(objective.measure(found.grid, validation).mean())
+    assert reached["auto"] < 1.03 * min(reached.values())
 
 
 def test_every_sample_s_search_goes_down_where_the_exact_derivative_hardly_does(smooth):
