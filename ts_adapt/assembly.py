@@ -66,7 +66,8 @@ class ModelOptions:
     """Which model samples, and how it is called."""
 
     name: str = "fashion-ddpm"
-    """A zoo name, a pipeline folder, a hub id, or gaussian-mixture (analytic)."""
+    """A zoo name, a pipeline folder, a hub id, a function that makes a denoiser (package.module:function or
+    path/file.py:function), or gaussian-mixture (analytic)."""
     prediction: str | None = None
     """epsilon, sample, v or velocity; None: what the model's scheduler config says."""
     device: str = "cpu"
@@ -115,10 +116,12 @@ def build_denoiser(options: ModelOptions) -> Denoiser:
                 f"model.prediction is {options.prediction!r}, but {options.name!r} is no network; leave it out"
             )
         return ANALYTIC[options.name]()
-    denoiser = load(options.name, prediction=options.prediction, device=device, dtype=dtype)
-    prepare(denoiser.network, options)
-    found: Denoiser = denoiser
-    return found
+    denoiser: Denoiser = load(options.name, prediction=options.prediction, device=device, dtype=dtype)
+    if denoiser.network is not None:
+        prepare(denoiser.network, options)
+    elif options.execution or options.pruned:
+        raise TsAdaptError(f"{options.name!r} has no network that is a torch module; leave options of the network out")
+    return denoiser
 
 
 def prepare(network: nn.Module, options: ModelOptions) -> nn.Module:

@@ -126,11 +126,12 @@ def _finish(axes: Axes, title: str) -> None:
 
 
 def plot_images(rows: Mapping[str, Tensor], title: str = "", columns: int = 8) -> Figure:
-    """One labelled row of images in [-1, 1] `(n, C, H, W)` for each name: the same noises, so columns compare."""
+    """One labelled row of images in [-1, 1] for each name: the same noises, so columns compare."""
     figure = Figure(figsize=(1.6 + 0.85 * columns, 0.3 + 0.87 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axis, (name, images) in zip(axes, rows.items(), strict=True):
-        picture = make_grid((images[:columns].detach().cpu().float().clamp(-1, 1) + 1) / 2, nrow=columns, padding=1)
+        shown = pictures(images[:columns].detach().cpu().float())
+        picture = make_grid((shown.clamp(-1, 1) + 1) / 2, nrow=columns, padding=1)
         axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
         axis.set_yticks([])
         axis.set_xticks([])
@@ -140,3 +141,14 @@ def plot_images(rows: Mapping[str, Tensor], title: str = "", columns: int = 8) -
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
+
+
+def pictures(x: Tensor) -> Tensor:
+    """What can be seen of samples `(n, ...)`, `(n, 1 or 3, H, W)`.
+
+    Of videos `(n, C, F, H, W)` the first frame; of other numbers of channels the first three, or the first; tokens and
+    the like `(n, L, D)` as grey pictures.
+    """
+    x = x[:, :, 0] if x.ndim == 5 else x
+    x = x.reshape(x.shape[0], 1, -1, x.shape[-1]) if x.ndim != 4 else x
+    return x[:, : 3 if x.shape[1] >= 3 else 1]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ts_adapt.evaluation.clip import clip_scorer
 from ts_adapt.evaluation.features import TO_SPATIAL, WEIGHTS, Inception, looks_of
 from ts_adapt.evaluation.metrics import FeatureStatistics, Manifold, frechet, inception_score
-from ts_adapt.evaluation.quality import Reference
+from ts_adapt.evaluation.quality import Quality, Reference, quality_of
 from ts_adapt.files import read_tensors
 from ts_adapt.interfaces import TsAdaptError
 
@@ -30,7 +30,7 @@ def test_on_a_line_the_balls_are_known_by_hand() -> None:
 
 
 def precision_and_recall(real: Tensor, samples: Tensor) -> tuple[float, float]:
-    quality = Reference(FeatureStatistics.of(real), real, True).quality({"features": samples}, len(samples))
+    quality = quality_of({"features": samples}, len(samples), Reference(FeatureStatistics.of(real), real, True))
     assert quality.precision is not None and quality.recall is not None
     return quality.precision, quality.recall
 
@@ -59,7 +59,7 @@ def test_two_draws_of_one_law_have_nearly_all_and_the_chunks_do_not_matter(monke
 
 def test_what_does_not_apply_is_none() -> None:
     real = gaussian(50)
-    quality = Reference(FeatureStatistics.of(real), real, True).quality({"features": gaussian(3, 1)}, 3)
+    quality = quality_of({"features": gaussian(3, 1)}, 3, Reference(FeatureStatistics.of(real), real, True))
     assert quality.kid is not None
     others = (quality.precision, quality.recall, quality.inception_score, quality.sfid, quality.clip_score)
     assert others == (None,) * 5
@@ -68,8 +68,13 @@ def test_what_does_not_apply_is_none() -> None:
 def test_only_the_first_samples_are_looked_at() -> None:
     real, run = gaussian(60), {"features": gaussian(40, 1), "clip": torch.arange(40.0)}
     reference = Reference(FeatureStatistics.of(real), real, True)
-    assert reference.quality(run, 20) == reference.quality({name: x[:20] for name, x in run.items()}, 40)
-    assert reference.quality(run, 20).clip_score == 9.5
+    assert quality_of(run, 20, reference) == quality_of({name: x[:20] for name, x in run.items()}, 40, reference)
+    assert quality_of(run, 20, reference).clip_score == 9.5
+
+
+def test_without_real_images_there_is_what_needs_none() -> None:
+    run = {"features": gaussian(40), "clip": torch.arange(40.0)}
+    assert quality_of(run, 20, None) == Quality(clip_score=9.5)
 
 
 def test_the_inception_score_is_the_number_of_classes_that_are_told_apart() -> None:
@@ -143,7 +148,7 @@ def test_inceptions_probabilities_and_spatial_features_are_of_the_layers_that_ar
 def test_sfid_is_the_frechet_distance_of_the_spatial_features() -> None:
     real, samples = gaussian(80), gaussian(80, 1, 0.5)
     reference = Reference(FeatureStatistics.of(real), real, True, FeatureStatistics.of(real))
-    quality = reference.quality({"features": real, "spatial": samples}, 80)
+    quality = quality_of({"features": real, "spatial": samples}, 80, reference)
     assert quality.sfid == pytest.approx(frechet(FeatureStatistics.of(samples), FeatureStatistics.of(real)))
 
 

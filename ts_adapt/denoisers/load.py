@@ -3,6 +3,7 @@
     fashion-ddpm            a model that travels with the package
     ./folder, /abs/folder   a folder that diffusers' `save_pretrained` has written
     owner/name              a folder if there is one, else a pipeline on the Hugging Face hub
+    module:function, file.py:function    what a function of the user's own makes (`from_code`)
 
 Weights are read as safetensors only: the other formats are pickles, which run code when opened.
 """
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from ts_adapt import zoo
-from ts_adapt.denoisers.network import NetworkDenoiser
+from ts_adapt.denoisers.from_code import from_code, is_place
 from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.interfaces import TsAdaptError, one_line
 
@@ -32,15 +33,19 @@ def load(
     prediction: str | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-) -> NetworkDenoiser:
+) -> Any:
     """The denoiser called `name`; see the module's head.
 
-    prediction  epsilon, sample, v or velocity; None: what the pipeline's scheduler says
+    prediction  epsilon, sample, v or velocity; None: what the pipeline's scheduler says, or the function
     device, dtype  of the network; None: the CPU, and float32
 
     Raises TsAdaptError for an unknown name, a missing or foreign folder, and a hub that cannot be reached.
     """
     name = str(name)
+    if is_place(name):
+        if prediction is not None:
+            raise TsAdaptError(f"model.prediction is {prediction!r}, but {name!r} says it by itself; leave it out")
+        return from_code(name, device, dtype)
     denoiser = from_pipeline(load_pipeline(name, device, dtype), prediction)
     null_class = zoo.MODELS.get(name)
     if null_class is not None:
@@ -79,6 +84,8 @@ def starts_from_image(pipe: Any) -> bool:
 
 
 def _found(name: str, dtype: torch.dtype | None) -> Any:
+    if is_place(name):
+        raise TsAdaptError(f"{name!r} makes a denoiser, and a pipeline is wanted; give a folder or a hub id")
     if name in zoo.MODELS:
         folder = zoo.paths()[name]
         if not folder.is_dir():
@@ -96,7 +103,7 @@ def _found(name: str, dtype: torch.dtype | None) -> Any:
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise TsAdaptError(
         f"no model is called {name!r}; {hint}the zoo has {', '.join(zoo.MODELS)}; "
-        "for any other give a pipeline folder or a hub id owner/name"
+        "for any other give a pipeline folder, a hub id owner/name, or module:function"
     )
 
 

@@ -31,14 +31,18 @@ def score(
     entry: Entry,
     run: Run,
     samples: int,
-    data: FeatureStatistics,
+    data: FeatureStatistics | None,
     teacher_features: Tensor,
     model: str,
     seed: int,
     static: Run | None = None,
     quality: Quality | None = None,
 ) -> Row:
-    """The table's row of `entry` on its first `samples` test samples; `static` is what the static grid gave on them."""
+    """The table's row of `entry` on its first `samples` test samples.
+
+    data    of real images; None: there are none
+    static  what the static grid gave on the same samples
+    """
     features, distance = run.features[:samples], run.distance[:samples]
     low, high = bootstrap_interval(distance)
     student = FeatureStatistics.of(features)
@@ -49,7 +53,7 @@ def score(
         schedule=entry.schedule,
         kind=entry.kind,
         samples=len(distance),
-        fid_data=frechet(student, data),
+        fid_data=None if data is None else frechet(student, data),
         fid_teacher=frechet(student, FeatureStatistics.of(teacher_features[:samples])),
         distance=float(distance.double().mean()),
         distance_low=low,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from ts_adapt.evaluation.comparison import Compared, Results
 from ts_adapt.evaluation.records import ORACLE, STATIC, Row
@@ -106,12 +107,13 @@ def _sentence(pair: Compared) -> str:
 
 def _nearest_to_the_data(rows: Sequence[Row], features: str) -> list[str]:
     most = max(r.samples for r in rows)
-    fixed = [r for r in rows if r.samples == most and r.kind == "fixed" and not parse(r.schedule).native]
-    other = [r for r in rows if r.samples == most and r.kind not in ("fixed", ORACLE)]
+    scored = [(r.fid_data, r) for r in rows if r.samples == most and r.fid_data is not None]
+    fixed = [(value, r) for value, r in scored if r.kind == "fixed" and not parse(r.schedule).native]
+    other = [(value, r) for value, r in scored if r.kind not in ("fixed", ORACLE)]
     if not fixed or not other:
         return []
-    a, b = (min(part, key=lambda r: r.fid_data) for part in (fixed, other))
-    of_fixed, of_other = written([a.fid_data, b.fid_data])
+    (first, a), (second, b) = (min(part, key=itemgetter(0)) for part in (fixed, other))
+    of_fixed, of_other = written([first, second])
     return [
         f"{frechet_name(features)} to the data: {of_fixed} along the best fixed grid, {a.schedule}; "
         f"{of_other} along the best learned or optimised one, {b.schedule}."

@@ -7,13 +7,13 @@
     clip_score         the mean over samples of how well they show their prompts (`clip`)
 
 The first three are of whichever features the comparison is made in; Inception score and sFID need Inception's, CLIP
-score needs prompts and CLIP's weights. Where one does not apply it is None. All of them depend on how many samples
-there are; as many real features are taken as there are samples, evenly picked.
+score needs prompts and CLIP's weights, the others real images. Where one does not apply it is None. All of them depend
+on how many samples there are; as many real features are taken as there are samples, evenly picked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ts_adapt.evaluation.features import Extractor, Inception, folder_features, taken_shape
 from ts_adapt.evaluation.metrics import FeatureStatistics, Manifold, frechet, inception_score, kid
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.zoo import reference_statistics, test_images
 from ts_adapt.zoo.data import to_model_range
 from ts_adapt.zoo.features import TRAINING_IMAGES
@@ -60,10 +59,8 @@ class Reference:
     spatial: FeatureStatistics | None = None
     _manifolds: dict[int, Manifold] = field(default_factory=dict, repr=False)
 
-    def quality(self, run: dict[str, Tensor], samples: int) -> Quality:
-        """Of the first `samples` samples of `run`: `features` `(n, D)`, and `probabilities`, `spatial`, `clip` if there
-        are any."""
-        own = {name: tensor[:samples].float() for name, tensor in run.items()}
+    def measures(self, own: Mapping[str, Tensor]) -> dict[str, float | None]:
+        """Those of `Quality` that need real images."""
         features, real = own["features"], self._picked(len(own["features"]))
         precision = recall = sfid = None
         if min(len(features), len(real)) > NEIGHBOURS:
@@ -72,18 +69,23 @@ class Reference:
             precision, recall = self._manifolds[len(real)].share(features), Manifold(features, NEIGHBOURS).share(real)
         if self.spatial is not None and "spatial" in own:
             sfid = frechet(FeatureStatistics.of(own["spatial"]), self.spatial)
-        return Quality(
-            kid=kid(features, real, subsets=SUBSETS if len(features) > SUBSET else 1, size=SUBSET),
-            inception_score=inception_score(own["probabilities"]) if "probabilities" in own else None,
-            sfid=sfid,
-            precision=precision,
-            recall=recall,
-            clip_score=float(own["clip"].double().mean()) if "clip" in own else None,
-        )
+        distance = kid(features, real, subsets=SUBSETS if len(features) > SUBSET else 1, size=SUBSET)
+        return {"kid": distance, "sfid": sfid, "precision": precision, "recall": recall}
 
     def _picked(self, count: int) -> Tensor:
         """`count` of the real features, or all of them, evenly picked."""
         return self.features[torch.linspace(0, len(self.features) - 1, min(count, len(self.features))).long()]
+
+
+def quality_of(run: Mapping[str, Tensor], samples: int, reference: Reference | None) -> Quality:
+    """Of the first `samples` samples of `run`: `features` `(n, D)`, and `probabilities`, `spatial`, `clip` if there are
+    any. Without a reference, what needs none."""
+    own = {name: tensor[:samples].float() for name, tensor in run.items()}
+    return Quality(
+        inception_score=inception_score(own["probabilities"]) if "probabilities" in own else None,
+        clip_score=float(own["clip"].double().mean()) if "clip" in own else None,
+        **({} if reference is None else reference.measures(own)),
+    )
 
 
 def reference_of(
@@ -93,15 +95,14 @@ def reference_of(
     *,
     shape: Sequence[int] | None = None,
     batch_size: int = 64,
-) -> Reference:
-    """Real images under the extractor called `name`.
+) -> Reference | None:
+    """Real images under the extractor called `name`; None where there are none.
 
     folder  of real images; None: the embedded statistics of the zoo's 60,000 training images, and the features of its
-            10,000 test images
+            10,000 test images, which are there for the zoo's features alone
     shape   (C, H, W) of the model's images, as which those in the folder are read where their pixels are compared
 
-    Raises TsAdaptError without a folder for all but the zoo's features, of which alone there are statistics, and as
-    `folder_features` does.
+    Raises TsAdaptError as `folder_features` does.
     """
     if folder is not None:
         shape = taken_shape(name, shape)
@@ -113,8 +114,6 @@ def reference_of(
             spatial = FeatureStatistics.of(found)
         return Reference(FeatureStatistics.of(features), features, False, spatial)
     if name != "zoo":
-        raise TsAdaptError(
-            f"there are no embedded statistics of {name} features; name a folder of real images (reference)"
-        )
+        return None
     test = torch.cat([extract(to_model_range(part)).cpu() for part in torch.split(test_images()[0], 500)])
     return Reference(FeatureStatistics.from_moments(*reference_statistics(), TRAINING_IMAGES), test, True)

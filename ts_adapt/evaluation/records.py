@@ -161,7 +161,8 @@ class Row(Sampled):
     peak_memory      bytes that sampling COST_IMAGES (`sample`) images at once needs beyond the weights
     kid ...          see `quality`
 
-    None is what does not apply: wins without a static grid beside it, weights of a model without a network, ...
+    None is what does not apply: wins without a static grid beside it, distances to the data where there are no real
+    images, weights of a model without a network, ...
     """
 
     model: str
@@ -170,7 +171,7 @@ class Row(Sampled):
     schedule: str
     kind: str
     samples: int
-    fid_data: float
+    fid_data: float | None
     fid_teacher: float
     distance: float
     distance_low: float

@@ -151,7 +151,9 @@ def _of_rows(rows: Sequence[Row], features: str) -> Iterator[Picture]:
         if len({r.nfe for r in part}) < 2:
             continue
         to_data = f"{frechet_name(features)} to the data"
-        for column, label in (("distance", "paired distance to the teacher"), ("fid_data", to_data)):
+        measures = [("distance", "paired distance to the teacher")]
+        measures += [("fid_data", to_data)] if all(r.fid_data is not None for r in part) else []
+        for column, label in measures:
             curves = {}
             for name in dict.fromkeys(r.schedule for r in part):
                 line = sorted((r for r in part if r.schedule == name), key=lambda r: r.nfe)

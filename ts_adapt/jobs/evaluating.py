@@ -16,7 +16,7 @@ from ts_adapt.evaluation.comparison import Results, differences, score
 from ts_adapt.evaluation.conclusions import conclusions
 from ts_adapt.evaluation.features import Extractor, folder_features, make_extractor, taken_shape
 from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
-from ts_adapt.evaluation.quality import Reference, reference_of
+from ts_adapt.evaluation.quality import Reference, quality_of, reference_of
 from ts_adapt.evaluation.records import ORACLE, STATIC, Entry, Row, Run, kept_run, stem
 from ts_adapt.evaluation.report import Panel, write_report
 from ts_adapt.evaluation.tables import LEGEND, as_text, cost_tables, frechet_name, group_tables, plain, written
@@ -60,11 +60,12 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     subset = min((e.samples for e, _ in runs if e.kind == ORACLE), default=options.samples)
     counts = sorted({options.samples, subset}, reverse=True)
     static = {(e.sampler, e.nfe): run for e, run in runs if e.schedule == STATIC}
+    data = None if reference is None else reference.statistics
     rows = [
         score(
-            entry, run, count, reference.statistics, of_teacher, config.model.name, config.teacher.seed,
+            entry, run, count, data, of_teacher, config.model.name, config.teacher.seed,
             None if entry.schedule == STATIC else static.get((entry.sampler, entry.nfe)),
-            reference.quality({"features": run.features, **run.further}, count),
+            quality_of({"features": run.features, **run.further}, count, reference),
         )
         for count in counts
         for entry, run in runs
@@ -144,18 +145,23 @@ def _notes(session: Session, facts: Mapping[str, Any]) -> tuple[str, str]:
     """What is compared, then what the teacher's own images and real ones score."""
     config = session.config
     counts, floor = facts["teacher"], facts["floor"]
+    compared = (
+        f"Fixed, optimised and learned schedules from the same unseen noises. Model {config.model.name}; teacher "
+        f"{config.teacher.solver} with {config.teacher.nfe} evaluations; distance to it: {config.distance}."
+    )
+    if not counts:
+        return compared, "No real images to compare with; evaluate.reference names a folder of them."
     scores = f"the teacher's own images {' / '.join(written([*counts.values()]))}"
     if floor:
         scores += f", real test images {' / '.join(written([*floor.values()]))}"
     return (
-        f"Fixed, optimised and learned schedules from the same unseen noises. Model {config.model.name}; teacher "
-        f"{config.teacher.solver} with {config.teacher.nfe} evaluations; distance to it: {config.distance}.",
+        compared,
         f"{frechet_name(config.evaluate.features)} to the data at {' / '.join(counts)} samples: {scores}.",
     )
 
 
-def _reference(session: Session, extractor: Extractor) -> Reference:
-    """The data, and other real samples: drawn, where the data's law is known."""
+def _reference(session: Session, extractor: Extractor) -> Reference | None:
+    """The data, and other real samples: drawn, where the data's law is known; None where there are none."""
     options, draw = session.config.evaluate, session.denoiser.draw
     drawn = draw(20_000, seed=1) if options.reference is None else None
     others = None if drawn is None else draw(10_000, seed=2)
@@ -166,18 +172,26 @@ def _reference(session: Session, extractor: Extractor) -> Reference:
     return Reference(FeatureStatistics.of(extractor(drawn)), extractor(others), True)
 
 
-def _facts(session: Session, teacher: str, counts: list[int], reference: Reference, features: Tensor) -> dict[str, Any]:
+def _facts(
+    session: Session, teacher: str, counts: list[int], reference: Reference | None, features: Tensor
+) -> dict[str, Any]:
     """What the comparison is, and the Frechet distance to the data of the teacher's images and of real ones."""
-    config, options, data = session.config, session.config.evaluate, reference.statistics
-    real = reference.features if reference.apart else reference.features[:0]
-    floor = {n: frechet(FeatureStatistics.of(real[:n]), data) for n in counts if n <= len(real)}
+    config, options = session.config, session.config.evaluate
+    real = reference.features if reference is not None and reference.apart else features[:0]
+
+    def to_data(features: Tensor) -> dict[str, float]:
+        """The distance of the first n, for each n that there are."""
+        data = None if reference is None else reference.statistics
+        found = {n: FeatureStatistics.of(features[:n]) for n in counts if n <= len(features)}
+        return {} if data is None else {str(n): frechet(own, data) for n, own in found.items()}
+
     return {
         "comparison": {
             "model": config.model.name, "teacher": teacher, "distance": config.distance, "samples": options.samples,
             "features": options.features, "reference": options.reference,
         },
-        "teacher": {str(n): frechet(FeatureStatistics.of(features[:n]), data) for n in counts},
-        "floor": {str(n): value for n, value in floor.items()},
+        "teacher": to_data(features),
+        "floor": to_data(real),
         "device": config.model.device,
         "torch": torch.__version__,
     }  # fmt: skip
@@ -203,9 +217,14 @@ def evaluate_images(session: Session, folder: Path) -> float:
     """The Frechet distance of a folder of images to the data."""
     options = session.config.evaluate
     extractor = make_extractor(options.features, device=session.config.model.device, inception=options.inception)
-    data = _reference(session, extractor).statistics
+    reference = _reference(session, extractor)
+    if reference is None:
+        raise TsAdaptError(
+            f"there are no embedded statistics of {options.features} features; name a folder of real images in "
+            "evaluate.reference"
+        )
     shape = taken_shape(options.features, session.image_shape)
     features = folder_features(extractor, folder, shape, batch_size=options.batch_size)
-    value = frechet(FeatureStatistics.of(features), data)
+    value = frechet(FeatureStatistics.of(features), reference.statistics)
     print(f"{folder}: {len(features)} images, Frechet distance to the data {value:.3f} ({options.features} features)")
     return value

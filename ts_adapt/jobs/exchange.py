@@ -25,7 +25,7 @@ from ts_adapt.schedules.resolve import check_steps, resolve
 STDIN = "-"
 ROW: Schema = {
     "solver": str, "nfe": int, "schedule": str, "model": str, "samples": int,
-    "fid_data": (int, float), "fid_teacher": (int, float), "distance": (int, float),
+    "fid_data": (int, float, type(None)), "fid_teacher": (int, float), "distance": (int, float),
 }  # fmt: skip
 """What is read of a row of results.json."""
 
@@ -129,16 +129,17 @@ def _with_measurements(config: Config, schedule: LearnedGrid) -> LearnedGrid:
         if not same or not run.exists() or (corrected and row["schedule"] != f"{about.get('method')}{behind}"):
             continue
         times = read_tensors(run, {"times": (None, grid.steps + 1)})["times"]
-        known = (about.get("measured") or {}).get("fid")
+        known = (about.get("measured") or {}).get("fid_teacher")
         fewer = isinstance(known, dict) and known.get("samples", 0) > row["samples"]
         if torch.equal(times, grid.times.expand_as(times)) and not fewer:
             common = {"samples": row["samples"], "split": "test"}
             evaluator = f"{facts['features']} features"
             measured = {
-                "fid": {"value": row["fid_data"], "evaluator": evaluator, "reference": "data", **common},
                 "fid_teacher": {"value": row["fid_teacher"], "evaluator": evaluator, "reference": "teacher", **common},
                 "test_distance": {"value": row["distance"], "evaluator": facts["distance"], **common},
             }
+            if row["fid_data"] is not None:
+                measured["fid"] = {"value": row["fid_data"], "evaluator": evaluator, "reference": "data", **common}
             about = {**about, "measured": {**(about.get("measured") or {}), **measured}}
     return replace(schedule, about=about)
 

@@ -1,0 +1,122 @@
+"""A model that a function of the user's own makes goes through the whole job, as those of the zoo do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import ts_adapt
+from small_job import Job
+
+MODELS = '''
+import torch
+from torch import nn
+
+import ts_adapt
+from sizes import CHANNELS  # beside this file
+from ts_adapt.noise import RectifiedFlow
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(CHANNELS, 8, 3, padding=1), nn.Conv2d(8, CHANNELS, 3, padding=1)
+
+    def forward(self, x, time):
+        wave = torch.sin(time.float() * torch.arange(1, 9)[:, None]).T[..., None, None]
+        return self.last(torch.tanh(self.first(x) + wave))
+
+
+def small():
+    torch.manual_seed(0)
+    return Small()
+
+
+class Preconditioned(nn.Module):
+    """EDM's D around F, data of standard deviation 1/2."""
+
+    def __init__(self, F):
+        super().__init__()
+        self.F = F
+
+    def forward(self, x, sigma):
+        s = sigma.to(x).reshape(-1, 1, 1, 1)
+        total = s**2 + 0.25
+        return 0.25 / total * x + 0.5 * s / total.sqrt() * self.F(x / total.sqrt(), sigma.log() / 4)
+
+
+def edm():
+    return ts_adapt.from_edm(Preconditioned(small()), shape=(CHANNELS, 6, 6))
+
+
+def flow():
+    return ts_adapt.NetworkDenoiser(small(), RectifiedFlow(), "velocity", shape=(CHANNELS, 6, 6))
+
+
+def number():
+    return 3
+
+
+def broken():
+    raise ValueError("no weights here")
+'''
+CONFIG = """
+name: small
+model: {{name: "{model}"}}
+solvers: [dpmpp-2m]
+nfe: [3]
+distance: l2
+static_samples: 8
+label_samples: 8
+oracle_samples: 8
+teacher: {{nfe: 12, train_samples: 16, test_samples: 16, shard_size: 16, batch_size: 16}}
+static: {{iterations: 2, evaluations: 16, starts: 1}}
+per_sample: {{iterations: 2, random_starts: 0}}
+train: {{samples: 16, epochs: 1, width: 4, hidden: 16}}
+evaluate: {{samples: 16, features: pixels, batch_size: 16, grids: [karras, linear]}}
+"""
+
+
+@pytest.fixture
+def models(tmp_path):
+    (tmp_path / "models.py").write_text(MODELS)
+    (tmp_path / "sizes.py").write_text("CHANNELS = 2\n")
+    return tmp_path / "models.py"
+
+
+@pytest.mark.parametrize("function", ["edm", "flow"])
+def test_the_whole_job_on_a_model_from_a_file(models, function, capsys):
+    job = Job.begun(models.parent, CONFIG.format(model=f"{models}:{function}"))
+    oracle = ("search", "--method", "per-sample", "--split", "test")
+    for step in (("teach",), ("search",), ("train", "--predictor", "recursive"), oracle, ("evaluate",)):
+        assert job.run(*step) == 0, step
+    shown = capsys.readouterr().out
+    assert all(row in shown for row in ("static", "recursive", "oracle"))
+    (row, *_) = json.loads((job.folder / "logs/small/results.json").read_text())["rows"]
+    assert row["fid_data"] is None  # there are no real images of a model of one's own
+    assert row["fid_teacher"] >= 0
+    made = job.folder / "grid.json"
+    assert job.run("export", "static", "--format", "json", "--out", str(made)) == 0
+    noise = ts_adapt.load(f"{models}:{function}").noise
+    assert "fid" not in ts_adapt.LearnedGrid.load(made, noise).about["measured"]
+
+
+def test_a_model_from_a_module_in_the_current_folder(models, monkeypatch):
+    monkeypatch.chdir(models.parent)
+    denoiser = ts_adapt.load("models:edm", dtype=torch.float64)
+    assert denoiser.shape == (2, 6, 6)
+    weight = next(denoiser.network.parameters())
+    assert (weight.dtype, weight.requires_grad, denoiser.network.training) == (torch.float64, False, False)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("models.py:nothing", "edm, flow"), ("none.py:edm", "none.py"), ("models.py:number", "int"),
+     ("models.py:broken", "no weights here"), ("not_a_module:edm", "not_a_module")],
+)  # fmt: skip
+def test_what_is_no_model_is_refused_with_what_was_found(models, capsys, monkeypatch, place, said):
+    monkeypatch.chdir(models.parent)
+    job = Job.begun(models.parent, CONFIG.format(model=place))
+    assert said in job.refused(capsys, "teach")
