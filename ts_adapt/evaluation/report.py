@@ -31,6 +31,7 @@ from ts_adapt.evaluation.tables import (
     overviews,
     plain,
 )
+from ts_adapt.evaluation.worth import worth_tables
 from ts_adapt.files import write_bytes, write_json
 from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.plots import plot_images, plot_intervals, plot_quality, plot_schedules
@@ -98,7 +99,8 @@ def _markdown(results: Results, title: str, notes: Sequence[str], columns: Colum
     rows, features = plain(results.rows), results.features
     parts = [f"# {title}", "\n".join(notes)]
     short = [as_markdown(table) for table in brief(rows, features)]
-    parts += ["## In short", *short] if short else []
+    worth = [as_markdown(table) for table in worth_tables(rows, features)]
+    parts += ["## In short", *short, *worth] if short or worth else []
     for conclusion in conclusions(results):
         lines = "\n".join(f"- {line}" for line in conclusion.lines)
         parts += [f"## {conclusion.heading}, paired distance to the teacher", lines]
@@ -123,6 +125,7 @@ def page(
     found = conclusions(results)
     return environment.get_template("page.html.jinja").render(
         title=title, notes=notes, conclusions=found, verdicts=list(verdict_tables(found)), figures=figures,
+        worth=list(worth_tables(plain(rows), features)),
         overviews=list(overviews(plain(rows), features)), costs=list(cost_tables(rows, features, columns)),
         sections=_sections(results, columns), distance=results.facts["comparison"]["distance"],
         frechet=frechet_name(features),

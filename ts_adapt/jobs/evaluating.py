@@ -20,6 +20,7 @@ from ts_adapt.evaluation.quality import Reference, quality_of, reference_of
 from ts_adapt.evaluation.records import ORACLE, STATIC, Entry, Row, Run, kept_run, stem
 from ts_adapt.evaluation.report import Panel, write_report
 from ts_adapt.evaluation.tables import LEGEND, as_text, cost_tables, frechet_name, group_tables, plain, written
+from ts_adapt.evaluation.worth import worth_tables
 from ts_adapt.files import make_folder
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.generating import comparing, generate, planned, runs_of, skipped, teacher_features
@@ -92,6 +93,8 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     for one in facts["skipped"]:
         print(f"\nskipped: cacher {one['cacher']}, quantizer {one['quantizer']}: {one['reason']}")
     print(_notes(session, facts)[1])
+    for table in worth_tables(plain(results.rows), options.features):
+        print(f"\n{as_text(table)}")
     for conclusion in conclusions(fresh):
         print("\n  - ".join([f"\n{conclusion.heading}, paired distance to the teacher:", *conclusion.lines]))
     print(f"report: {path}")
