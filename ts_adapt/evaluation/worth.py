@@ -67,7 +67,7 @@ def worth_tables(rows: Sequence[Row], features: str) -> Iterator[Table]:
                 kept = {measure: _written(row, fixed, measure) for measure in MEASURES}
                 found.setdefault(row.schedule, {})[row.nfe] = Worth(row.schedule, row.kind, row.nfe, kept)
         measures = [Column(heads[name], partial(_by, name)) for name in MEASURES]
-        title = f"{sampler}, as good as the best fixed grid with so many evaluations, by"
+        title = f"{sampler}, worth in evaluations along the best fixed grid"
         if found:
             yield from across(title, Column("schedule", lambda w: w.schedule, text=True), measures, [*found.values()])
 
