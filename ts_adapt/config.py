@@ -23,7 +23,7 @@ from ts_adapt.search.blackbox import BlackboxOptions
 from ts_adapt.search.objective import AUTO
 from ts_adapt.search.optimized import OptimizedOptions
 from ts_adapt.search.per_sample import PerSampleOptions
-from ts_adapt.search.static import BY_GRADIENT, METHODS, StaticOptions
+from ts_adapt.search.static import BY_GRADIENT, METHODS, TARGETS, StaticOptions
 
 TRACKERS = ("tensorboard", "wandb")
 QAT_LOSSES = ("diffusion", "teacher")
@@ -237,6 +237,8 @@ class Config:
             raise unknown("derivative", str(self.derivative), (AUTO, *DERIVATIVES))
         if self.static.method not in METHODS:
             raise unknown("static.method", str(self.static.method), METHODS)
+        if self.static.target not in TARGETS:
+            raise unknown("static.target", str(self.static.target), TARGETS)
         if self.qat.loss not in QAT_LOSSES:
             raise unknown("qat.loss", str(self.qat.loss), QAT_LOSSES)
         for column in self.evaluate.columns or []:

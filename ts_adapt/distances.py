@@ -82,6 +82,24 @@ class LPIPSDistance:
         return distance.flatten(1).mean(1).to(x.dtype)
 
 
+class Logarithm:
+    """The logarithm of `distance`, whose mean over samples is that of the geometric mean."""
+
+    def __init__(self, distance: Distance) -> None:
+        self.distance = distance
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return _log(self.distance(x, y))
+
+    def towards(self, y: Tensor) -> Callable[[Tensor], Tensor]:
+        to_y = towards(self.distance, y)
+        return lambda x: _log(to_y(x))
+
+
+def _log(distance: Tensor) -> Tensor:
+    return distance.clamp_min(torch.finfo(distance.dtype).tiny).log()
+
+
 def towards(distance: Distance, y: Tensor) -> Callable[[Tensor], Tensor]:
     """x -> `distance(x, y)`, for many x: what it makes of y alone is made once, where it has a method `towards`."""
     once: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = getattr(distance, "towards", None)

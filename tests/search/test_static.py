@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.search.journal import Journal
-from ts_adapt.search.static import StaticOptions, _smoothed_gradient, best_start, search_static
+from ts_adapt.search.static import TARGETS, StaticOptions, _smoothed_gradient, best_start, search_static
 
 STEPS = 4
 
@@ -33,6 +35,23 @@ def test_learned_grid_beats_the_best_fixed_one_on_validation(problem, method):
     assert result.start_distance == pytest.approx(min(means.values()))
     assert result.distance < 0.9 * result.start_distance
     assert float(objective.measure(result.grid, validation).mean()) == pytest.approx(result.distance, rel=1e-6)
+
+
+def test_the_geometric_mean_goes_by_most_samples_where_a_few_are_far_off(problem):
+    objective, batch = problem
+    far = batch.target.clone()
+    far[::8] += 5 * torch.randn(batch.target[0].shape, generator=torch.Generator().manual_seed(0))
+    train, validation = split(replace(batch, target=far))
+    left = {}
+    for target in TARGETS:
+        options = StaticOptions(method="lbfgs", iterations=40, target=target)
+        result = search_static(objective, train, validation, starts(objective.denoiser.noise), options, progress=False)
+        distance = objective.measure(result.grid, validation).double()
+        left[target] = distance.log().mean().exp().item(), distance.median().item()
+        kept = left[target][0] if target == "geometric" else distance.mean().item()
+        assert result.distance == pytest.approx(kept, rel=1e-5)
+    assert left["geometric"][0] < 0.9 * left["mean"][0]
+    assert left["geometric"][1] < left["mean"][1]
 
 
 def test_result_is_never_worse_than_the_start(problem):

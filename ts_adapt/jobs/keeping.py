@@ -71,14 +71,15 @@ def keep_shared(
     drawn, said = {called: grid.times}, f"{name}, NFE {nfe}: "
     about = {**session.about(name), "method": called, "seed": seed}
     if batch is not None:
-        distance = float(session.objective(solver).measure(grid, batch).mean())
+        distances = session.objective(solver).measure(grid, batch)
+        distance, median = float(distances.mean()), float(distances.median())
         measured["distance"] = {"value": distance, **paired}
         about |= {
             "distance": config.distance, "teacher": session.teacher("train")[0].hash,
             "teacher_solver": config.teacher.solver, "teacher_nfe": config.teacher.nfe,
             "teacher_grid": config.teacher.grid, "teacher_seed": config.teacher.seed,
         }  # fmt: skip
-        said += f"distance {distance:.5f}"
+        said += f"distance {distance:.5f} (median {median:.5f})"
         if best_fixed is not None:
             best, reference = best_fixed
             measured["best_fixed_distance"] = {"value": reference, **paired, "grid": best}

@@ -15,6 +15,9 @@ may end in another mode of the data), and two halves of the samples agree on its
     auto      lbfgs, then a few generations of forward from where it ended; forward alone where no derivative in time
               agrees with differences of the objective (`search.derivative`), or where lbfgs has not moved (the default)
 
+What is minimised is a mean over samples, by `target`: of L_b, or of log L_b, which is the geometric mean. A few samples
+that end in another mode of the data decide the former; the latter goes by what happens to most.
+
 The search begins at the best of the given grids, L-BFGS at several of them. Under Adam the moving average of the
 parameters is validated, in which the noise of the minibatches cancels, and under CMA-ES the mean of what it draws from.
 The grid of the lowest distance on the validation samples is kept, so that the result is never worse there than the
@@ -40,6 +43,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ts_adapt.distances import Logarithm
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError, unknown
 from ts_adapt.search.derivative import Agreement, trusted
@@ -48,6 +52,7 @@ from ts_adapt.search.objective import Batch, Objective
 
 METHODS = ("auto", "lbfgs", "adam", "smoothed", "forward")
 BY_GRADIENT = ("auto", "lbfgs", "adam")
+TARGETS = ("mean", "geometric")
 Bar: TypeAlias = "tqdm[Any]"
 FIRST_STEP = 0.1
 """The length of L-BFGS's first trial step in the logits, before it knows any curvature."""
@@ -60,6 +65,9 @@ class StaticOptions:
     method: str = "auto"
     """lbfgs: gradient of all samples; adam: of minibatches; smoothed: from perturbed grids; forward: CMA-ES, without
     gradient; auto: lbfgs and a little of forward, or forward alone where no derivative can be trusted."""
+    target: str = "mean"
+    """Of the distances: their mean, or their geometric mean, in which a few samples that are far off count no more than
+    others."""
     iterations: int = 20
     """lbfgs, adam, smoothed."""
     evaluations: int = 160
@@ -90,7 +98,7 @@ class StaticOptions:
 
 @dataclass
 class StaticResult:
-    """grid; its mean distance on the validation samples; the start's; (iteration, validation distance) on the way.
+    """grid; its mean distance on the validation samples, by `target`; the start's; (iteration, that) on the way.
 
     agreement  of the derivatives in time with the objective, where they were compared
     tried      what was done, in order: (method, name of the grid that it began at)
@@ -108,6 +116,12 @@ class StaticResult:
     def moved(self) -> bool:
         """Whether anything better than the start was found."""
         return self.distance < self.start_distance
+
+    def exponential(self) -> StaticResult:
+        """The distances of one whose distances are logarithms."""
+        curve = [(step, math.exp(value)) for step, value in self.curve]
+        distance, start_distance = math.exp(self.distance), math.exp(self.start_distance)
+        return replace(self, distance=distance, start_distance=start_distance, curve=curve)
 
     def remarks(self) -> list[str]:
         """What there is to say of how it went, a line each."""
@@ -161,16 +175,21 @@ def search_static(
     """Search the grid that minimises the mean distance over `train`; the best one on `validation` is returned.
 
     starts   grids of N steps by name; the best on `validation` is the one that the result is measured against
-    means    their mean distances on `validation`, where `best_start` has measured them before
+    means    their mean distances on `validation`, where `best_start` has measured them before; of no use for another
+             target
     journal  of the same search, with what it computed before it was killed; soft starts are no part of it
 
-    Raises TsAdaptError for an unknown method, for soft teaching without minibatches of exact gradients, and if no
-    start has a finite distance.
+    Raises TsAdaptError for an unknown method or target, for soft teaching without minibatches of exact gradients, and
+    if no start has a finite distance.
     """
     if options.method not in METHODS:
         raise unknown("static.method", options.method, METHODS)
+    if options.target not in TARGETS:
+        raise unknown("static.target", options.target, TARGETS)
     if options.soft_teacher and options.method != "adam":
         raise TsAdaptError("soft_teacher moves the starts by their gradient at each visit; set static.method to adam")
+    if options.target == "geometric":
+        objective, means = replace(objective, distance=Logarithm(objective.distance)), None
     if means is None:
         _, means = best_start(objective, starts, validation)
     start = min(starts, key=means.__getitem__)
@@ -204,7 +223,8 @@ def search_static(
     else:
         for name in finite[: options.starts if options.method == "lbfgs" else 1]:
             descend(options.method, name, starts[name])
-    return replace(result, grid=track.grid, distance=track.distance, curve=track.curve)
+    found = replace(result, grid=track.grid, distance=track.distance, curve=track.curve)
+    return found if options.target == "mean" else found.exponential()
 
 
 def _briefly(options: StaticOptions) -> StaticOptions:
