@@ -36,7 +36,7 @@ ORDER = [
     {"denoisers"},
     {"zoo"},
     {"noise"},
-    {"parameterization", "prompts"},
+    {"parameterization", "pictures", "prompts"},
     {"folders", "storage"},
     {"numerics", "files", "distributed"},
     {"interfaces"},

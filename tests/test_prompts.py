@@ -119,3 +119,9 @@ def test_a_pipeline_is_given_what_its_text_encoder_takes(tiny: Any) -> None:
     assert token_count(pipe.tokenizer)("ab cd") == 6
     long, short = (encode_prompts(pipe, [text])[0]["encoder_hidden_states"] for text in ("ab cd efg", "ab cd"))
     assert torch.equal(long, short)
+
+
+def test_a_prompt_may_hold_what_unicode_calls_a_line_break(tmp_path):
+    lines = ["a cat\u2028on a mat", "a dog\x0cin fog\x85", "a hen"]
+    (tmp_path / "p.txt").write_bytes("\r\n".join(lines).encode())
+    assert read_prompts(tmp_path / "p.txt") == [line.strip() for line in lines]

@@ -12,6 +12,7 @@ a word.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from ts_adapt.interfaces import TsAdaptError
 
 PARTI = ["Prompt", "Category", "Challenge", "Note"]
 CAPTION: files.Schema = {"id": int, "image_id": int, "caption": str}
+LINE_END = re.compile(r"\r\n|\n|\r")
+"""Of a line of text; a prompt may hold what else Unicode calls a break."""
 Tokens = Callable[[str], int]
 """prompt -> its number of tokens, those of beginning and end included."""
 
@@ -37,7 +40,7 @@ def read_prompts(path: str | Path) -> list[str]:
         raise TsAdaptError(
             f"{path} is not UTF-8 text ({error}); give one prompt a line, PartiPrompts' TSV or COCO's captions in JSON"
         ) from error
-    head, *_ = lines = text.splitlines() or [""]
+    head, *_ = lines = LINE_END.split(text)
     suffix = Path(path).suffix.lower()
     if suffix == ".json" or (text.lstrip().startswith("{") and '"annotations"' in text):
         prompts = _coco(path, text)

@@ -127,9 +127,6 @@ def prompts(folder: Path) -> None:
 
 
 def image(folder: Path) -> None:
-    from ts_adapt.jobs.pipelines import _read_image as read_start
-
-    read_start(str(folder / "a.png"))
     pixels = read_image(folder / "a.png")
     assert pixels.ndim == 4 and pixels.shape[1] == 3
     finite(pixels)

@@ -253,5 +253,5 @@ def test_an_image_that_claims_more_than_the_memory_is_none(tmp_path: Path, monke
         raise MemoryError
 
     monkeypatch.setattr(Image, "open", full)
-    with pytest.raises(TsAdaptError, match=r"a\.png is no image"):
+    with pytest.raises(TsAdaptError, match=r"a\.png cannot be read"):
         read_image(tmp_path / "a.png")

@@ -20,17 +20,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ts_adapt.interfaces import TsAdaptError, one_line, unknown
+from ts_adapt.pictures import picture_files, read_picture
 from ts_adapt.zoo import load_features
 from ts_adapt.zoo.data import to_model_range, to_uint8
 from ts_adapt.zoo.features import IMAGE_SHAPE
 
 Extractor = Callable[[Tensor], Tensor]
 """Images `(B, C, H, W)` in [-1, 1] -> features `(B, D)`."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 WEIGHTS = "inception-2015-12-05.pt"
 TO_SPATIAL = (
     "conv", "conv_1", "conv_2", "pool0", "conv_3", "conv_4", "pool1",
@@ -149,7 +148,7 @@ def folder_features(
     Raises TsAdaptError for a missing folder, one without images, a file that is no image or of another size, and images
     whose features have several widths.
     """
-    files, features = image_files(folder), []
+    files, features = picture_files(folder), []
     for start in range(0, len(files), batch_size):
         images = [read_image(file, shape) for file in files[start : start + batch_size]]
         one_size = all(image.shape == images[0].shape for image in images)
@@ -159,25 +158,13 @@ def folder_features(
     return torch.cat(features)
 
 
-def image_files(folder: str | Path) -> list[Path]:
-    """The images in `folder` and the folders inside it, in the order of their names; TsAdaptError if there are none."""
-    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise TsAdaptError(f"{folder} holds no images; expected a folder of {', '.join(IMAGE_SUFFIXES)}")
-    return files
-
-
 def read_image(file: Path, shape: Sequence[int] | None = None) -> Tensor:
     """`(1, C, H, W)` in [-1, 1]; TsAdaptError for what is no image, or of another size.
 
     shape  (C, H, W), read as grey for C = 1, else as RGB; None: RGB of any size
     """
     mode = "L" if shape is not None and shape[0] == 1 else "RGB"
-    try:
-        with Image.open(file) as image:
-            pixels = torch.from_numpy(np.array(image.convert(mode)))
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
-        raise TsAdaptError(f"{file} is no image that can be read; remove it, or put it right") from error
+    pixels = torch.from_numpy(np.array(read_picture(file, mode)))
     found = to_model_range((pixels.unsqueeze(-1) if mode == "L" else pixels).permute(2, 0, 1).unsqueeze(0))
     size = tuple(found.shape[1:])
     if shape is not None and size != tuple(shape):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ts_adapt.assembly import device_and_dtype, prepare
@@ -26,6 +26,7 @@ from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
 from ts_adapt.jobs.images import check_request, write_images
 from ts_adapt.jobs.named import find_scheduler, make_scheduler
+from ts_adapt.pictures import read_picture
 from ts_adapt.prompts import prompts_of, read_prompts
 from ts_adapt.sampling import generator_for
 from ts_adapt.schedulers.attach import attach, network_of
@@ -76,7 +77,7 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
     request that the pipeline or the schedule cannot meet.
     """
     check_request(request.count, request.seed, request.batch)
-    image = None if request.init_image is None else _read_image(request.init_image)
+    image = None if request.init_image is None else read_picture(request.init_image)
     device, dtype = device_and_dtype(config.model)
     if config.model.prediction is not None:
         raise TsAdaptError(
@@ -200,14 +201,3 @@ def _refuse_noise_without_generators(pipe: Any, schedule: LearnedScheduler) -> N
             f"{schedule.config['solver']} draws noise at every step, and {name} gives schedulers no generator for it; "
             "choose another solver"
         )
-
-
-def _read_image(path: str) -> Image.Image:
-    """The picture in the file, upright, in RGB; TsAdaptError if there is none."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as error:
-        raise TsAdaptError(f"there is no file {path}; check the path of the image to start from") from error
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
-        raise TsAdaptError(f"{path} cannot be read as an image ({one_line(error)}); give a PNG or JPEG file") from error

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from ts_adapt import distributed
 from ts_adapt.assembly import NONE, Quantizing, build_quantizer
 from ts_adapt.denoisers.guidance import Guided
-from ts_adapt.evaluation.features import image_files, read_image
+from ts_adapt.evaluation.features import read_image
 from ts_adapt.files import make_folder
 from ts_adapt.folders import making
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.accelerated import calibration_set, folder_of, load_or_make, quantize_anew
 from ts_adapt.jobs.session import Session
+from ts_adapt.pictures import picture_files
 from ts_adapt.quantizers.quantization import restore, size_of
 from ts_adapt.quantizers.report import LayerReport, plot, report, save_report, write_table
 from ts_adapt.quantizers.training import FineTuneOptions, diffusion_loss, fine_tune, image_batches, teacher_loss
@@ -85,7 +86,7 @@ def training_images(session: Session) -> tuple[Tensor, dict[str, Tensor]]:
                 "a folder of images as --qat.data"
             )
     else:
-        images = torch.cat([read_image(file, shape) for file in image_files(options.data)[: options.images]])
+        images = torch.cat([read_image(file, shape) for file in picture_files(options.data)[: options.images]])
     return images, _classes(session, None if labels is None else labels[: options.images], len(images))
 
 

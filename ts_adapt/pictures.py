@@ -1,0 +1,70 @@
+"""Pictures in files, read alike wherever they come from: upright, 8 bits a channel, on white where transparent.
+
+    16 bits     round(v / 257), so that 65535 is 255
+    alpha a     a v + (1 - a) 255
+    turned      as the file's EXIF orientation says
+
+Palettes, one bit, CMYK and grey become what they look like.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ts_adapt.interfaces import TsAdaptError, one_line
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+OTHERS = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".ico", ".svg", ".exr")
+"""Suffixes of pictures that are not read."""
+SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L")
+
+
+def read_picture(path: str | Path, mode: str = "RGB") -> Image.Image:
+    """The picture in the file, in RGB, or in grey (`mode` L).
+
+    Raises TsAdaptError where there is none, and for numbers that are no 8 or 16 bits.
+    """
+    try:
+        with Image.open(path) as found:
+            image: Image.Image = ImageOps.exif_transpose(found)
+            if image.mode in SIXTEEN_BITS:
+                image = _eight_bits(image, path)
+            elif image.mode == "F":
+                raise TsAdaptError(f"{path} holds real numbers, whose white is not known; save it with 8 or 16 bits")
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+            return image.convert(mode)
+    except FileNotFoundError as error:
+        raise TsAdaptError(f"there is no file {path}; check the path of the picture") from error
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        raise TsAdaptError(f"{path} cannot be read as an image ({one_line(error)}); give a PNG or JPEG file") from error
+
+
+def picture_files(folder: str | Path) -> list[Path]:
+    """The pictures in `folder` and the folders inside it, in the order of their names; those of formats that are not
+    read are counted on stderr. TsAdaptError if there are none."""
+    kinds: dict[Path, str] = {path: path.suffix.lower() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    found = [path for path, kind in kinds.items() if kind in SUFFIXES]
+    left = Counter(kind for kind in kinds.values() if kind in OTHERS)
+    named = ", ".join(f"{count} {kind}" for kind, count in sorted(left.items()))
+    if not found:
+        beside = f", but {named}, which are not read" if left else ""
+        raise TsAdaptError(f"{folder} holds no images{beside}; expected a folder of {', '.join(SUFFIXES)}")
+    if left:
+        print(
+            f"ts-adapt: of {folder} {named} are left out; of pictures {', '.join(SUFFIXES)} are read", file=sys.stderr
+        )
+    return found
+
+
+def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise TsAdaptError(f"{path} holds numbers from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))
