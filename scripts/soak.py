@@ -35,10 +35,9 @@ import matplotlib.pyplot
 import torch
 from accelerate import Accelerator
 
-import ts_adapt.jobs.demo
-import ts_adapt.predictors.processes  # noqa: F401  (what the jobs import when they need it)
+import ts_adapt.jobs.demo  # noqa: F401  (what the jobs import when they need it)
 from ts_adapt.cli import main as ts_adapt_main
-from ts_adapt.files import read_tensors, sha256_of_tensors
+from ts_adapt.storage.files import read_tensors, sha256_of_tensors
 
 CONFIG = Path(__file__).parents[1] / "configs/gaussian.yml"
 SMALLER = {

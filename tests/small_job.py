@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_adapt.cli import main
-from ts_adapt.files import read_tensors, sha256_of_tensors
+from ts_adapt.storage.files import read_tensors, sha256_of_tensors
 
 SMALL = """
 name: small

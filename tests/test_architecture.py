@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -37,8 +38,8 @@ ORDER = [
     {"zoo"},
     {"noise"},
     {"parameterization", "pictures", "prompts"},
-    {"folders", "storage"},
-    {"numerics", "files", "distributed"},
+    {"storage"},
+    {"numerics", "distributed"},
     {"interfaces"},
     {"_compat", "_version"},
 ]
@@ -46,6 +47,7 @@ IN_QUANTIZERS = [{"methods", "storage", "report"}, {"training"}, {"quantization"
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 MAY_IMPORT_DIFFUSERS = {"denoisers", "schedulers", "cachers", "quantizers"}
 LONGEST = 450
+NAMES_FILES = {"storage", "zoo", "denoisers", "cli"}
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
@@ -142,6 +144,14 @@ def test_only_the_rooms_that_may_import_diffusers() -> None:
 
 def test_modules_can_be_read_in_one_go() -> None:
     assert not [str(module) for module in MODULES if len((PACKAGE / module).read_text().splitlines()) > LONGEST]
+
+
+def test_files_of_experiments_are_named_in_the_layout_alone() -> None:
+    named = re.compile(r"[\w.*{}-]*\.(json|safetensors|journal|lock|db|yml|csv|html)")
+    lines = (ast.parse((PACKAGE / module).read_text()) for module in MODULES if room_of(module) not in NAMES_FILES)
+    texts = [node.value for tree in lines for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    found = [text for text in texts if isinstance(text, str) and named.fullmatch(text)]
+    assert len(texts) > 1000 and set(found) <= {".json"}  # the ending of a schedule file, that users name
 
 
 def test_interfaces_import_torch_only() -> None:

@@ -14,8 +14,8 @@ import torch
 
 from small_job import SMALL, Job
 from ts_adapt import distributed
-from ts_adapt.files import read_tensors
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.storage.files import read_tensors
 
 TESTS = Path(__file__).parent
 MEASURED = {"seconds", "cost"}

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ts_adapt import files
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.prompts import read_prompts, token_count, trimmed
+from ts_adapt.storage import files
 
 HEAD = "Prompt\tCategory\tChallenge\tNote\n"
 COCO: dict[str, Any] = {

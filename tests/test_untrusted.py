@@ -18,7 +18,6 @@ import torch
 import ts_adapt
 from fuzzing import corpus
 from fuzzing.runner import laid_out
-from ts_adapt import files
 from ts_adapt.cli import main
 from ts_adapt.config import Config
 from ts_adapt.evaluation.comparison import Results
@@ -29,6 +28,7 @@ from ts_adapt.jobs.scheduler_folder import export_scheduler
 from ts_adapt.predictors.store import load_predictor
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.search.labels import LabelStore
+from ts_adapt.storage import files
 from ts_adapt.teacher.store import TeacherStore
 from ts_adapt.zoo.features import load_features
 

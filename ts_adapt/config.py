@@ -1,4 +1,4 @@
-"""One experiment as a dataclass: the options of every room, checked (`limits`), and where its things are kept.
+"""One experiment as a dataclass: the options of every room, checked (`limits`).
 
 Every option has a default, so a config names what differs.
 """
@@ -6,7 +6,6 @@ Every option has a default, so a config names what differs.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES, TsAdaptError, unknown
 from ts_adapt.limits import LIMITS, check_limits
 from ts_adapt.predictors.phases import TrainOptions
-from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES
+from ts_adapt.predictors.store import PREDICTOR_NAMES
 from ts_adapt.pruning import PruneOptions
 from ts_adapt.search.blackbox import BlackboxOptions
 from ts_adapt.search.objective import AUTO
 from ts_adapt.search.optimized import OptimizedOptions
 from ts_adapt.search.per_sample import PerSampleOptions
 from ts_adapt.search.static import BY_GRADIENT, METHODS, TARGETS, StaticOptions
+from ts_adapt.storage.layout import Workspace
 
 TRACKERS = ("tensorboard", "wandb")
 QAT_LOSSES = ("diffusion", "teacher")
@@ -193,6 +193,11 @@ class Config:
         return found
 
     @property
+    def workspace(self) -> Workspace:
+        """Where the experiment keeps its things."""
+        return Workspace(Path(self.data_root) / self.name, Path(self.log_root) / self.name, self.student.name)
+
+    @property
     def static_name(self) -> str:
         """What the shared grid is called that the options of `static` lead to: static, with +CORRECTION behind it."""
         return corrected("static", self.static.corrections)
@@ -248,54 +253,6 @@ class Config:
         foreign = [name for name in wanted if name not in CORRECTIONS]
         if foreign:
             raise unknown("correction", str(foreign[0]), CORRECTIONS)
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """Where an experiment keeps its things.
-
-    student  the name of the network that schedules are learned for; empty for the teacher's own
-    """
-
-    data: Path
-    logs: Path
-    student: str = ""
-
-    @classmethod
-    def of(cls, config: Config) -> Workspace:
-        return cls(Path(config.data_root) / config.name, Path(config.log_root) / config.name, config.student.name)
-
-    @property
-    def learned(self) -> Path:
-        """The schedules that are learned for one network."""
-        return self.data / "students" / self.student if self.student else self.data
-
-    def teacher(self, split: str) -> Path:
-        return self.data / "teacher" / split
-
-    def shared(self, method: str, solver: str, nfe: int) -> Path:
-        return self.learned / method / f"{solver}-nfe{nfe}.json"
-
-    def labels(self, split: str, solver: str, nfe: int, corrections: Collection[str] = ()) -> Path:
-        return self.learned / "labels" / corrected(split, corrections) / f"{solver}-nfe{nfe}"
-
-    def predictor(self, name: str, solver: str, nfe: int) -> Path:
-        return self.learned / "predictors" / name.removesuffix(ALL) / _served(name, solver, nfe)
-
-    def quantizer(self, name: str, digest: str) -> Path:
-        return self.data / "quantizers" / f"{name}-{digest}"
-
-    def tensorboard(self, job: str, solver: str, nfe: int) -> Path:
-        return self.logs / "tensorboard" / self.student / job / _served(job, solver, nfe)
-
-    @property
-    def evaluation(self) -> Path:
-        return self.logs
-
-
-def _served(result: str, solver: str, nfe: int) -> str:
-    """What a file of `result` is called: it is for one NFE, or, with `ALL` behind the name, for several."""
-    return f"{solver}{ALL}" if result.endswith(ALL) else f"{solver}-nfe{nfe}"
 
 
 def types_of(kind: type, prefix: str = "") -> dict[str, str]:

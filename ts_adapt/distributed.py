@@ -8,6 +8,9 @@ that of the config (`join`). So results do not depend on P, and a job that was k
 process writes the files of its units; the first one (rank 0) makes folders, holds locks, prints, and writes what is
 there once. Processes meet where all have to be through, with small values in hand.
 
+A training is one unit that all work at (data-parallel): they hold the same weights, each computes the gradient of its
+share of a batch, and takes the step along the sum of all gradients.
+
 Without a launcher there is one process, and all that is done here is to set the threads that were asked for.
 """
 
@@ -17,14 +20,14 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed, nn
 
 from ts_adapt.interfaces import TsAdaptError, one_line
 
@@ -181,6 +184,47 @@ def await_files(paths: Sequence[Path]) -> None:
     end = time.monotonic() + (VISIBLE if world() > 1 else 0.0)
     while not all(path.exists() for path in paths) and time.monotonic() < end:
         time.sleep(0.2)
+
+
+def share(rows: Tensor) -> Tensor:
+    """The part of `rows` that is this process's; it may be empty."""
+    return rows.tensor_split(world())[rank()]
+
+
+def total_of(tensor: Tensor) -> Tensor:
+    """The sum of the tensors of all processes, which are of one shape."""
+    if world() == 1:
+        return tensor
+    total = tensor.clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by the sum of all processes' gradients; one that is missing is zero."""
+    learned = [p for p in parameters if p.requires_grad]
+    for p in learned:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    if world() > 1:
+        own = torch.cat([p.grad.flatten() for p in learned if p.grad is not None])
+        for p, total in zip(learned, total_of(own).split([p.numel() for p in learned]), strict=True):
+            p.grad = total.view_as(p)
+
+
+def by_rows(compute: Callable[[Tensor], Tensor], rows: int, device: torch.device) -> Tensor:
+    """`compute` of the indices 0 .. rows - 1, `(rows,)`, each process computing its share of them."""
+    whole = torch.zeros(rows, device=device)
+    own = share(torch.arange(rows))
+    if len(own):
+        whole[own] = compute(own).to(whole)
+    return total_of(whole)
+
+
+def agree(tensors: Iterable[Tensor]) -> None:
+    """Give `tensors` the values that they have in the first process."""
+    if world() > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor.detach(), 0)
 
 
 def _said(error: Exception | None) -> str | None:

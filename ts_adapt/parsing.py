@@ -103,7 +103,7 @@ def _config_text(path: Path) -> str:
     """The YAML of a config file, every list in it a list; TsAdaptError unless it is a file of options."""
     import yaml
 
-    from ts_adapt.files import check_plain, read_bytes
+    from ts_adapt.storage.files import check_plain, read_bytes
 
     try:
         content = yaml.safe_load(read_bytes(path, limit=MAX_BYTES).decode())

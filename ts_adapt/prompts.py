@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ts_adapt import files
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.storage import files
 
 PARTI = ["Prompt", "Category", "Challenge", "Note"]
 CAPTION: files.Schema = {"id": int, "image_id": int, "caption": str}

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ts_adapt.files import is_finite
 from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, TimeGrid
 from ts_adapt.numerics import validate_grid
+from ts_adapt.storage.files import is_finite
 
 
 def finite(*values: torch.Tensor | None) -> None:

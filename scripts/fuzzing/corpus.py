@@ -22,7 +22,6 @@ from ts_adapt.config import Config
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.evaluation.comparison import Results
 from ts_adapt.evaluation.records import Difference, Entry, Row, as_bytes
-from ts_adapt.files import write_tensors
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import CORRECTIONS
 from ts_adapt.interfaces import TimeGrid
@@ -42,6 +41,7 @@ from ts_adapt.search.journal import Journal
 from ts_adapt.search.labels import LabelStore
 from ts_adapt.search.per_sample import LabelBatch
 from ts_adapt.storage.checkpoint import Checkpoint
+from ts_adapt.storage.files import write_tensors
 from ts_adapt.teacher.manifest import CONFIG as TEACHER_CONFIG
 from ts_adapt.teacher.store import TeacherStore
 
@@ -79,7 +79,7 @@ def schedules() -> dict[str, Files]:
         "order": 2, "model": "gaussian-mixture", "prediction": "epsilon", "method": "static", "source": "a", "seed": 0,
         "distance": "l2", "teacher": TEACHER_HASH, "teacher_solver": "unipc-3", "teacher_nfe": 40,
         "made_with": {"static": {"lr": 0.1, "starts": 2}},
-        "measured": {"fid": {"value": 1.5, "evaluator": "zoo features", "samples": 10}, "old": 0.5},
+        "measured": {"fid": {"value": 1.5, "evaluator": "zoo features", "samples": 10}},
     }  # fmt: skip
     of_flow = LearnedGrid(TimeGrid(times_of(FLOW)), "ddim", STEPS, {"model": "flow"})
     return {

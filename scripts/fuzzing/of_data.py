@@ -18,12 +18,12 @@ from ts_adapt.evaluation.features import read_image
 from ts_adapt.evaluation.records import kept_run
 from ts_adapt.evaluation.report import page
 from ts_adapt.evaluation.tables import as_text, group_tables
-from ts_adapt.files import sha256_of_json
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.numerics import validate_grid
 from ts_adapt.prompts import read_prompts
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.labels import LabelStore
+from ts_adapt.storage.files import sha256_of_json
 from ts_adapt.teacher.store import TeacherStore, condition_of
 
 

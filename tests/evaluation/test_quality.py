@@ -14,8 +14,8 @@ from ts_adapt.evaluation.clip import clip_scorer
 from ts_adapt.evaluation.features import TO_SPATIAL, WEIGHTS, Inception, looks_of
 from ts_adapt.evaluation.metrics import FeatureStatistics, Manifold, frechet, inception_score
 from ts_adapt.evaluation.quality import Quality, Reference, quality_of
-from ts_adapt.files import read_tensors
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.storage.files import read_tensors
 
 
 def gaussian(n: int, seed: int = 0, shift: float = 0.0, width: int = 4) -> Tensor:

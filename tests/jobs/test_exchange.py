@@ -177,7 +177,7 @@ def test_a_damaged_predictor_is_named(finished: Job, tmp_path: Path, capsys) -> 
     for file in finished.predictor.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     whole = json.loads((folder / "config.json").read_text())
-    for change, expected in (({"nfe": None}, "'nfe' of"), ({"solver": 3}, "'solver' of"), ({"nfe": 4}, "takes 4")):
+    for change, expected in (({"nfe": None}, "'nfe' of"), ({"solver": 3}, "'solver' of"), ({"nfe": [4]}, "takes 4")):
         (folder / "config.json").write_text(json.dumps({**whole, **change}))
         message = finished.refused(capsys, "export", str(folder))
         assert expected in message and str(folder) in message

@@ -15,7 +15,7 @@ from ts_adapt.config import Config
 from ts_adapt.evaluation import records, sample
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.evaluating import evaluate
-from ts_adapt.jobs.generating import _made, generate, runs_of
+from ts_adapt.jobs.generating import _made, generate
 from ts_adapt.jobs.session import Session
 
 FAILED = "ddim-nfe4-linear.safetensors"
@@ -90,7 +90,7 @@ def test_a_reason_stays_while_other_nfes_are_measured(session: Session, monkeypa
 
 def test_a_disk_that_is_full_ends_the_job(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     generate(session)
-    (runs_of(session) / FAILED).unlink()
+    (session.workspace.runs / FAILED).unlink()
 
     def full(path: Path, tensors: Any) -> None:
         raise TsAdaptError(f"{path} cannot be written: no space left")

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from small_job import LABEL, Job
-from ts_adapt import files
-from ts_adapt.folders import hold, making
+from ts_adapt.storage import files
+from ts_adapt.storage.folders import hold, making
 
 BLACKBOX = ("search", "--method", "blackbox")
 COMMANDS = {

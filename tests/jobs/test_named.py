@@ -16,11 +16,11 @@ from ts_adapt import zoo
 from ts_adapt.assembly import ModelOptions, build_denoiser
 from ts_adapt.cli import main
 from ts_adapt.config import Config
-from ts_adapt.files import read_tensors
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.resolve import SCHEDULER, Found, build_grid
+from ts_adapt.storage.files import read_tensors
 
 ZOO = "fashion-ddpm-unipc-3"
 SCHEDULE = LearnedScheduler.from_pretrained(zoo.schedules()[ZOO])

@@ -13,7 +13,6 @@ from PIL import Image
 from ts_adapt import distributed, zoo
 from ts_adapt.cli import main
 from ts_adapt.config import Config
-from ts_adapt.files import read_json, read_tensors, write_tensors
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import quantizing
 from ts_adapt.jobs.accelerated import Impossible, accelerated, key_of
@@ -24,6 +23,7 @@ from ts_adapt.quantizers.layers.activations import TableActivation
 from ts_adapt.quantizers.layers.weights import AffineWeight
 from ts_adapt.quantizers.methods import tdq
 from ts_adapt.quantizers.quantization import is_quantized, quantized_layers, size_of
+from ts_adapt.storage.files import read_json, read_tensors, write_tensors
 
 QAT = "tdq-w4a8+qat"
 

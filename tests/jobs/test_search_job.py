@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from small_job import LABEL, Job
-from ts_adapt.files import read_tensors
 from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.storage.files import read_tensors
 
 CORRECTED = (*LABEL, "--per_sample.corrections", "shift,scale")
 

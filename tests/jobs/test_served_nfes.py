@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from small_job import SMALL, Job, edit
-from ts_adapt.files import read_json, read_tensors
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.storage.files import read_json, read_tensors
 
 CONFIG = SMALL.replace("nfe: [3]", "nfe: [3, 2]").replace("loss: both", "loss: end_to_end")
 

@@ -19,15 +19,15 @@ from ts_adapt.cli import main
 from ts_adapt.config import Config
 from ts_adapt.denoisers.network import step_aware_parts
 from ts_adapt.evaluation.records import COLUMNS, fingerprint
-from ts_adapt.files import read_tensors
-from ts_adapt.folders import making
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.accelerated import Impossible, accelerated, folder_of
 from ts_adapt.jobs.evaluating import evaluate, score_runs
-from ts_adapt.jobs.generating import generate, planned, runs_of
+from ts_adapt.jobs.generating import generate, planned
 from ts_adapt.jobs.learning import teach
 from ts_adapt.jobs.session import Session
 from ts_adapt.quantizers.quantization import is_quantized, size_of
+from ts_adapt.storage.files import read_tensors
+from ts_adapt.storage.folders import making
 
 CACHERS, QUANTIZERS = ["none", "deepcache-2"], ["none", "hqq4", "minmax-w8a8"]
 CONFIG = """
@@ -134,7 +134,7 @@ def test_a_quantizer_that_another_process_is_making_is_made_without_being_kept(r
     folder = folder_of(session, "hqq3", quantizing)
     with making(folder):
         generate(session)
-    assert len(list(runs_of(session).glob("ddim-*.safetensors"))) == 4 and not folder.exists()
+    assert len(list(session.workspace.runs.glob("ddim-*.safetensors"))) == 4 and not folder.exists()
 
 
 def test_the_report_puts_them_side_by_side(done: Session) -> None:
@@ -162,12 +162,12 @@ def test_without_either_everything_is_as_it_was(done: Session, root: Path, tmp_p
 
 
 def test_nothing_is_computed_twice(done: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {path: path.stat().st_mtime_ns for path in runs_of(done).iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in done.workspace.runs.iterdir()}
     monkeypatch.setattr("ts_adapt.sampling._evaluate", lambda *_: pytest.fail("the network was evaluated again"))
     former = table(done)
     evaluate(done)
     assert table(done) == former
-    assert {path: path.stat().st_mtime_ns for path in runs_of(done).iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in done.workspace.runs.iterdir()} == before
 
 
 def test_what_the_network_does_not_take_is_skipped_with_a_reason(
@@ -293,7 +293,7 @@ def test_the_network_is_itself_again_whatever_happens(root: Path, tmp_path: Path
 def test_generating_leaves_the_teacher_in_full_precision(done: Session, root: Path, tmp_path: Path) -> None:
     quantized = session_in(root, tmp_path, quantizers=["minmax-w4"])
     generate(quantized)
-    kept = [read_tensors(runs_of(session) / "teacher.safetensors") for session in (done, quantized)]
+    kept = [read_tensors(session.workspace.runs / "teacher.safetensors") for session in (done, quantized)]
     assert torch.equal(kept[0]["features"], kept[1]["features"])
 
 

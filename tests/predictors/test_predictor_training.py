@@ -10,7 +10,6 @@ import torch
 from small_predictors import KINDS, STEPS, build
 from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
 from ts_adapt.distances import l2
-from ts_adapt.files import write_tensors
 from ts_adapt.grids import fixed
 from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
@@ -25,6 +24,7 @@ from ts_adapt.sampling import initial_noise
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
 from ts_adapt.solvers import DDIM
+from ts_adapt.storage.files import write_tensors
 
 
 @pytest.fixture(scope="module")

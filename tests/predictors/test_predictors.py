@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from small_predictors import KINDS, STEPS, build
-from ts_adapt.files import write_tensors
 from ts_adapt.grids import fixed
 from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.grids.parametric import positions, times_at
@@ -18,6 +17,7 @@ from ts_adapt.predictors.encoder import Encoder, shorten_gradient
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive, shares
 from ts_adapt.predictors.store import load_predictor, save_predictor
+from ts_adapt.storage.files import write_tensors
 
 
 @pytest.mark.parametrize("corrections", [(), CORRECTIONS], ids=["times", "all"])

@@ -23,7 +23,6 @@ from small_predictors import build
 from ts_adapt import plots  # noqa: F401  (before the fork)
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.distances import make
-from ts_adapt.files import write_json, write_tensors
 from ts_adapt.grids import fixed
 from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.interfaces import TimeGrid
@@ -34,6 +33,7 @@ from ts_adapt.predictors.training import train_predictor
 from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.solvers import UniPC
+from ts_adapt.storage.files import write_json, write_tensors
 
 SERVED, OPTIONS = (2, 4), TrainOptions(loss="both", label_epochs=2, epochs=2, validate_every=1, batch_size=15)
 CASES = {

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from ts_adapt.files import read_json, write_json
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.layers.plan import LayerOptions
 from ts_adapt.quantizers.methods.registry import build
 from ts_adapt.quantizers.quantization import is_quantized, quantization_of, quantize, quantized_layers, restore, size_of
 from ts_adapt.quantizers.storage import load, save
+from ts_adapt.storage.files import read_json, write_json
 
 METHODS = ["minmax-w8", "minmax-w3a8", "minmax-w4a8+dynamic+split", "hqq4", "hqq3+split"]
 

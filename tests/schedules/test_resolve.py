@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, TsAdaptError, build_grid, initial_noise, integrate, zoo
 from ts_adapt.assembly import ModelOptions
-from ts_adapt.config import Config, Workspace
+from ts_adapt.config import Config
 from ts_adapt.interfaces import StepPolicy
 from ts_adapt.jobs import generating, images
 from ts_adapt.jobs.exchange import export_schedule, import_schedule
@@ -70,7 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Iterator[World
     config.prune = replace(config.prune, samples=2)
     session = Session(config, progress=False)
     teach(session)
-    noise, workspace = session.noise, Workspace.of(config)
+    noise, workspace = session.noise, config.workspace
     origin = {"model": config.model.name, "teacher": session.teacher("train")[0].hash, "distance": "l2"}
     static = TimeGrid(tiny.static_times(noise, NFE))
     corrected = replace(static, model_times=static.times[:-1] * 0.97, output_scale=torch.full((NFE,), 1.1).double())
@@ -80,7 +80,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Iterator[World
         "dmn": TimeGrid(static.times.sqrt() * noise.t_max**0.5),
     }
     for name, grid in learned.items():
-        LearnedGrid(grid, SOLVER, NFE, origin).save(workspace.shared(name, SOLVER, NFE), noise)
+        LearnedGrid(grid, SOLVER, NFE, {**origin, "made_with": config.made_with(name)}).save(
+            workspace.shared(name, SOLVER, NFE), noise
+        )
     file = LearnedGrid(corrected, SOLVER, NFE)
     for path in (folder / "mine.json", folder / "mine"):
         file.save(path, noise)
@@ -88,7 +90,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Iterator[World
     recursive = tiny.predictor(Recursive, noise, SHAPE, NFE, NFE + 1)
     for predictor in (one_shot, recursive):
         predictor.static_times[: NFE + 1] = static.times
-    about = {**origin, "solver": SOLVER, "nfe": [NFE]}
+    about = {**origin, "solver": SOLVER, "nfe": [NFE], "made_with": config.made_with("one-shot")}
     save_predictor(workspace.predictor("one-shot", SOLVER, NFE), one_shot, about)
     save_predictor(workspace.predictor("recursive-all", SOLVER, NFE), recursive, {**about, "nfe": [NFE, NFE + 1]})
     given = session.denoiser.scheduler_config  # type: ignore[attr-defined]

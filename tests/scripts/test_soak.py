@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from ts_adapt.files import write_tensors
+from ts_adapt.storage.files import write_tensors
 
 SCRIPT = Path(__file__).parents[2] / "scripts/soak.py"
 

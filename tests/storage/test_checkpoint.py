@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ts_adapt.files import read_tensors, write_tensors
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.storage.checkpoint import Checkpoint
+from ts_adapt.storage.files import read_tensors, write_tensors
 
 ABOUT = {"options": {"lr": 1e-2, "schedule": "cosine"}, "network": (4, 3)}
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from small_teacher import TIMES, gaussian, make
-from ts_adapt import files
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import ContinuousVP
+from ts_adapt.storage import files
 from ts_adapt.teacher.generate import ClassLabels
 from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from ts_adapt.files import shortened
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
 from ts_adapt.noise import BetaTable, RectifiedFlow
 from ts_adapt.parameterization import PARAMETERIZATIONS, PREDICTION_TYPES
+from ts_adapt.storage.files import shortened
 
 NOISE_DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 1000,

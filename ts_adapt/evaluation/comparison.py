@@ -13,13 +13,13 @@ from torch import Tensor
 from ts_adapt.evaluation.metrics import FeatureStatistics, bootstrap_interval, frechet, ratio, ratio_interval
 from ts_adapt.evaluation.quality import Quality
 from ts_adapt.evaluation.records import STATIC, Difference, Entry, Row, Run
-from ts_adapt.files import check_schema, read_json
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.schedules.name import OF_STUDENT, parse
+from ts_adapt.storage.files import check_schema, read_json
+from ts_adapt.storage.layout import RESULTS
 
 Kept = TypeVar("Kept", Row, Difference)
-RESULTS = "results.json"
 
 
 def share_of_wins(distance: Tensor, other: Tensor) -> float:
@@ -187,7 +187,7 @@ class Results:
         counts = {key: {**earlier.facts[key], **self.facts[key]} for key in ("teacher", "floor")}
         there = {key for r in rows for key in ((r.cacher, r.quantizer, ""), (r.cacher, r.quantizer, r.file))}
         refused = [*self.facts.get("skipped", []), *earlier.facts.get("skipped", [])]
-        reasons = {(one["cacher"], one["quantizer"], one.get("run", "")): one for one in reversed(refused)}
+        reasons = {(one["cacher"], one["quantizer"], one["run"]): one for one in reversed(refused)}
         left = [one for key, one in reasons.items() if key not in there]
         return Results(rows, apart, {**self.facts, **counts, "skipped": left})
 
@@ -215,4 +215,4 @@ def _check_facts(facts: dict[str, Any], path: Path) -> None:
     for counts in (facts["teacher"], facts["floor"]):
         check_schema(counts, dict.fromkeys(counts, (int, float)), path)
     for one in facts.get("skipped", []):
-        check_schema({"run": "", **one}, dict.fromkeys(("cacher", "quantizer", "run", "reason"), str), path)
+        check_schema(one, dict.fromkeys(("cacher", "quantizer", "run", "reason"), str), path)

@@ -29,16 +29,17 @@ import torch
 from torch import Tensor
 
 from ts_adapt.assembly import NONE
-from ts_adapt.files import check_shapes, read_tensors, write_tensors
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.storage.files import check_shapes, read_tensors, write_tensors
+from ts_adapt.storage.layout import run_file, run_part
 
 STATIC = "static"
 """The schedule that all others are set against: one learned grid for all samples, nothing but its times learned."""
 ORACLE = "oracle"
 """The kind of grids that were searched for each sample, and the name of those whose times alone were."""
 
-PART, PARTS = 4, "parts"
-"""Batches of a part, and where parts are kept."""
+PART = 4
+"""Batches of a part."""
 PICTURES = 16
 FURTHER = ("probabilities", "spatial", "clip")
 NOT_KNOWN = -1.0
@@ -81,11 +82,6 @@ def sampler_name(solver: str, cacher: str, quantizer: str) -> str:
     return ", ".join([solver, *(name for name in (cacher, quantizer) if name != NONE)])
 
 
-def stem(sampler: str) -> str:
-    """A sampler in the name of a file."""
-    return sampler.replace(", ", "-")
-
-
 class Sampled:
     """What a thing of the comparison is sampled with."""
 
@@ -103,7 +99,7 @@ class Sampled:
     @property
     def file(self) -> str:
         """The name of its run file."""
-        return f"{stem(self.sampler)}-nfe{self.nfe}-{self.schedule}.safetensors"
+        return run_file(self.sampler, self.nfe, self.schedule)
 
 
 @dataclass(frozen=True)
@@ -255,7 +251,7 @@ def parts_of(entry: Entry, batch_size: int) -> list[range]:
 
 def part_file(entry: Entry, folder: Path, rows: range) -> Path:
     """Where the part of these rows is kept."""
-    return folder / PARTS / f"{Path(entry.file).stem}-{rows.start:06d}.safetensors"
+    return folder / run_part(entry.file, rows.start)
 
 
 def keep_part(part: dict[str, Tensor], entry: Entry, folder: Path, rows: range, batch_size: int) -> None:

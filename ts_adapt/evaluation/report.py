@@ -16,9 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ts_adapt.evaluation.comparison import RESULTS, Results
+from ts_adapt.evaluation.comparison import Results
 from ts_adapt.evaluation.conclusions import conclusions, verdict_tables
-from ts_adapt.evaluation.records import COLUMNS, Row, stem
+from ts_adapt.evaluation.records import COLUMNS, Row
 from ts_adapt.evaluation.tables import (
     LEGEND,
     as_markdown,
@@ -32,9 +32,10 @@ from ts_adapt.evaluation.tables import (
     plain,
 )
 from ts_adapt.evaluation.worth import worth_tables
-from ts_adapt.files import write_bytes, write_json
 from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.plots import plot_images, plot_intervals, plot_quality, plot_schedules
+from ts_adapt.storage.files import write_bytes, write_json
+from ts_adapt.storage.layout import PLOTS, REPORT, RESULTS, RESULTS_TABLE, RESULTS_TEXT, stem
 
 Key = tuple[str, int]
 """A sampler and an NFE."""
@@ -84,15 +85,15 @@ def write_report(
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(found["rows"])
-    write_bytes(folder / "results.csv", text.getvalue().encode())
+    write_bytes(folder / RESULTS_TABLE, text.getvalue().encode())
     write_json(folder / RESULTS, found)
-    write_bytes(folder / "results.md", _markdown(results, title, notes, columns).encode())
+    write_bytes(folder / RESULTS_TEXT, _markdown(results, title, notes, columns).encode())
     pictures = [*_of_rows(plain(rows), results.features), *_of_panels(rows, panels, noise)]
     for picture in pictures:
-        write_bytes(folder / "plots" / f"{picture.name}.png", picture.png)
-    pictures += _kept(folder / "plots", rows, {picture.name for picture in pictures})
-    write_bytes(folder / "report.html", page(results, pictures, title, notes, columns).encode())
-    return folder / "report.html"
+        write_bytes(folder / PLOTS / f"{picture.name}.png", picture.png)
+    pictures += _kept(folder / PLOTS, rows, {picture.name for picture in pictures})
+    write_bytes(folder / REPORT, page(results, pictures, title, notes, columns).encode())
+    return folder / REPORT
 
 
 def _markdown(results: Results, title: str, notes: Sequence[str], columns: Columns) -> str:

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from ts_adapt import distributed
 from ts_adapt.assembly import NONE, Quantizing, build_cachers, build_quantizer
 from ts_adapt.cachers import attached
-from ts_adapt.files import read_json, sha256_of_file, sha256_of_json, write_json
-from ts_adapt.folders import beside, if_free, making, replace_folder
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.experiment import SPLITS
 from ts_adapt.jobs.session import Session
 from ts_adapt.sampling import noise_for
+from ts_adapt.storage.files import read_json, sha256_of_file, sha256_of_json, write_json
+from ts_adapt.storage.folders import beside, if_free, making, replace_folder
+from ts_adapt.storage.layout import CONFIG, REDONE, TENSORS
 
 if TYPE_CHECKING:
     from ts_adapt.quantizers.calibration.collect import Call
@@ -36,8 +37,6 @@ FULL = (NONE, NONE)
 """Neither cacher nor quantizer."""
 TABLE_TIMES = 250
 """Places over the whole range of times, of the tables that scales become; they are interpolated in between."""
-REDONE = "redone.json"
-"""In the folder of a quantization: the sha256 of its tensors, where these took the place of others."""
 
 
 class Impossible(TsAdaptError):
@@ -199,8 +198,6 @@ def load_or_make(
 
 def _mark(folder: Path) -> None:
     """Note beside `folder` that its tensors give way to others there; of the same ones as it was noted before."""
-    from ts_adapt.quantizers.storage import TENSORS
-
     former, made = folder / TENSORS, sha256_of_file(beside(folder) / TENSORS)
     if former.exists() and (sha256_of_file(former) != made or (folder / REDONE).exists()):
         write_json(beside(folder) / REDONE, {"tensors": made})
@@ -227,7 +224,7 @@ def _loaded(network: nn.Module, folder: Path) -> bool:
     """Whether `folder` holds a quantization of this very network, which it then has, in all processes; any other is as
     none."""
     from ts_adapt.quantizers.quantization import is_quantized, restore
-    from ts_adapt.quantizers.storage import CONFIG, load
+    from ts_adapt.quantizers.storage import load
 
     if (folder / CONFIG).exists():
         with suppress(TsAdaptError):

@@ -16,11 +16,11 @@ import yaml
 
 from ts_adapt.config import Config
 from ts_adapt.evaluation.records import STATIC
-from ts_adapt.files import write_bytes
 from ts_adapt.jobs.evaluating import evaluate
 from ts_adapt.jobs.learning import search, teach, train
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.store import PREDICTORS
+from ts_adapt.storage.files import write_bytes
 
 GRIDS = ("linear", "quadratic", "karras", "log_snr", "beta", "ays-sd15", "ays-svd")
 CORRECTION = "shift"
@@ -71,7 +71,7 @@ def demo(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
         train(session, kind, redo=redo)
     say("evaluate: every schedule on the same 512 test noises")
     _, report = evaluate(session)
-    kept = write_config(config, session.workspace.logs / "config.yml")
+    kept = write_config(config, session.workspace.config)
     say("done")
     print("\n".join(["", f"The report is {report}. To go on with what was learned here:", *next_commands(kept)]))
     return report

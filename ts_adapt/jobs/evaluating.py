@@ -17,15 +17,16 @@ from ts_adapt.evaluation.conclusions import conclusions
 from ts_adapt.evaluation.features import Extractor, folder_features, make_extractor, taken_shape
 from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
 from ts_adapt.evaluation.quality import Reference, quality_of, reference_of
-from ts_adapt.evaluation.records import ORACLE, STATIC, Entry, Row, Run, kept_run, stem
+from ts_adapt.evaluation.records import ORACLE, STATIC, Entry, Row, Run, kept_run
 from ts_adapt.evaluation.report import Panel, write_report
 from ts_adapt.evaluation.tables import LEGEND, as_text, cost_tables, frechet_name, group_tables, plain, written
 from ts_adapt.evaluation.worth import worth_tables
-from ts_adapt.files import make_folder
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.generating import comparing, generate, planned, runs_of, skipped, teacher_features
+from ts_adapt.jobs.generating import comparing, generate, planned, skipped, teacher_features
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.store import PREDICTORS
+from ts_adapt.storage.files import make_folder
+from ts_adapt.storage.layout import stem
 
 MANY = 5
 """Missing runs that are named."""
@@ -103,7 +104,7 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
 
 def _to_tensorboard(session: Session, rows: list[Row]) -> None:
     """The measures over the NFE, of all test samples."""
-    with SummaryWriter(str(make_folder(session.workspace.logs / "tensorboard" / "evaluate"))) as writer:
+    with SummaryWriter(str(make_folder(session.workspace.tensorboard("evaluate")))) as writer:
         for row in rows:
             for measure in MEASURES:
                 value = getattr(row, measure)
@@ -113,7 +114,7 @@ def _to_tensorboard(session: Session, rows: list[Row]) -> None:
 
 def _runs(session: Session) -> tuple[list[tuple[Entry, Run]], list[dict[str, str]]]:
     """What there is of everything planned, and what of it was skipped; the rest is named on stderr."""
-    folder, refused, plan = runs_of(session), skipped(session), planned(session)
+    folder, refused, plan = session.workspace.runs, skipped(session), planned(session)
     found, missing = [], []
     wanted = {(*pair, "") for pair in plan}
     for pair, entries in plan.items():

@@ -11,21 +11,22 @@ from pathlib import Path
 
 import torch
 
-from ts_adapt.assembly import NONE
-from ts_adapt.config import Config, Workspace
-from ts_adapt.evaluation.records import sampler_name, stem
-from ts_adapt.files import Schema, check_schema, read_bytes, read_json, read_tensors, write_bytes
+from ts_adapt.config import Config
+from ts_adapt.evaluation.records import sampler_name
 from ts_adapt.interfaces import TimeGrid, TsAdaptError, unknown
 from ts_adapt.jobs.session import Session
 from ts_adapt.schedules.file import MAX_BYTES, LearnedGrid
 from ts_adapt.schedules.formats import READERS, WRITERS
 from ts_adapt.schedules.name import OF_STUDENT
 from ts_adapt.schedules.resolve import check_steps, resolve
+from ts_adapt.storage.files import Schema, check_schema, read_bytes, read_json, read_tensors, write_bytes
+from ts_adapt.storage.layout import RESULTS, run_file
 
 STDIN = "-"
 ROW: Schema = {
     "solver": str, "nfe": int, "schedule": str, "model": str, "samples": int,
-    "fid_data": (int, float, type(None)), "fid_teacher": (int, float), "distance": (int, float),
+    "cacher": str, "quantizer": str, "fid_data": (int, float, type(None)), "fid_teacher": (int, float),
+    "distance": (int, float),
 }  # fmt: skip
 """What is read of a row of results.json."""
 
@@ -107,11 +108,12 @@ def import_schedule(
 
 def _with_measurements(config: Config, schedule: LearnedGrid) -> LearnedGrid:
     """`schedule` with what the experiment's evaluation has measured of this very grid, if it has."""
-    folder, student = Workspace.of(config).evaluation, config.student
+    workspace, student = config.workspace, config.student
     behind = OF_STUDENT + student.name if student.name else ""
-    if not (folder / "results.json").exists():
+    path = workspace.evaluation / RESULTS
+    if not path.exists():
         return schedule
-    results = read_json(folder / "results.json", {"rows": list, "facts": dict})
+    results = read_json(path, {"rows": list, "facts": dict})
     about, grid = schedule.about, schedule.grid
     corrected = bool(grid.corrections)
     facts = {
@@ -120,10 +122,9 @@ def _with_measurements(config: Config, schedule: LearnedGrid) -> LearnedGrid:
         **results["facts"].get("comparison", {}),
     }
     for row in results["rows"]:
-        check_schema(row, ROW, f"a row of {folder / 'results.json'}")
-        pair = row.get("cacher", NONE), row.get("quantizer", NONE)
-        sampler = sampler_name(row["solver"], *pair)
-        run = folder / "runs" / f"{stem(sampler)}-nfe{row['nfe']}-{row['schedule']}.safetensors"
+        check_schema(row, ROW, f"a row of {path}")
+        pair = row["cacher"], row["quantizer"]
+        run = workspace.runs / run_file(sampler_name(row["solver"], *pair), row["nfe"], row["schedule"])
         same = [row["solver"], row["nfe"], row["model"]] == [schedule.solver, schedule.nfe, about.get("model")]
         same &= pair == (student.cacher, student.quantizer)
         if not same or not run.exists() or (corrected and row["schedule"] != f"{about.get('method')}{behind}"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.assembly import build_denoiser, build_distance, build_solver, steps_of
-from ts_adapt.config import Config, StudentOptions, Workspace
+from ts_adapt.config import Config, StudentOptions
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid, TsAdaptError
@@ -30,7 +30,7 @@ class Experiment:
 
     def __init__(self, config: Config, *, progress: bool = True) -> None:
         self.config, self.progress = config, progress
-        self.workspace = Workspace.of(config)
+        self.workspace = config.workspace
         self._batches: dict[str, tuple[TeacherStore, Batch]] = {}
 
     @cached_property
@@ -55,7 +55,7 @@ class Experiment:
         _ = self.denoiser  # which both have
         other = copy.copy(self)
         other.config = replace(self.config, student=StudentOptions(cacher, quantizer))
-        other.workspace = Workspace.of(other.config)
+        other.workspace = other.config.workspace
         return other
 
     @property

@@ -21,10 +21,8 @@ from tqdm import tqdm
 
 from ts_adapt import distributed
 from ts_adapt.evaluation.features import Extractor, make_extractor
-from ts_adapt.evaluation.records import ORACLE, PARTS, Entry, as_bytes, fingerprint, kept_run
+from ts_adapt.evaluation.records import ORACLE, Entry, as_bytes, fingerprint, kept_run
 from ts_adapt.evaluation.sample import Clip, RunError, join_parts, missing_parts, sample_part
-from ts_adapt.files import read_json, read_tensors, write_json, write_tensors
-from ts_adapt.folders import hold, remove_leftovers
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.accelerated import FULL, Impossible, accelerated, key_of
@@ -34,9 +32,11 @@ from ts_adapt.prompts import prompts_of, read_prompts
 from ts_adapt.schedules.name import OF_STUDENT, PLACE, parse
 from ts_adapt.schedules.resolve import resolve
 from ts_adapt.search.objective import Batch
+from ts_adapt.storage.files import read_json, read_tensors, write_json, write_tensors
+from ts_adapt.storage.folders import hold, remove_leftovers
+from ts_adapt.storage.layout import LOCK, MANIFEST, PARTS, PLOTS, SKIPPED, TEACHER_FEATURES
 from ts_adapt.teacher.store import TeacherStore
 
-SKIPPED, TEACHER = "skipped.json", "teacher.safetensors"
 Bar: TypeAlias = "tqdm[Any]"
 Pair = tuple[str, str]
 """The names of a cacher and of a quantizer."""
@@ -59,15 +59,15 @@ def generate(session: Session) -> None:
 @contextmanager
 def comparing(session: Session) -> Iterator[None]:
     """Hold the comparison against other commands; the temporary files of those that were killed are swept away."""
-    folder = session.workspace.evaluation
-    with hold(folder / ".lock", f"the comparison in {folder}"):
-        for place in (folder, folder / "plots", runs_of(session), runs_of(session) / PARTS):
+    folder, runs = session.workspace.evaluation, session.workspace.runs
+    with hold(folder / LOCK, f"the comparison in {folder}"):
+        for place in (folder, folder / PLOTS, runs, runs / PARTS):
             remove_leftovers(place)
         yield
 
 
 def _generate(session: Session) -> None:
-    config, options, folder = session.config, session.config.evaluate, runs_of(session)
+    config, options, folder = session.config, session.config.evaluate, session.workspace.runs
     _listed(session)
     if distributed.first(lambda: _lacking(session)):
         if config.teacher.test_samples < options.samples:
@@ -110,7 +110,7 @@ def _generate(session: Session) -> None:
 def _lacking(session: Session) -> bool:
     """Whether test samples of the teacher are missing."""
     folder = session.workspace.teacher("test")
-    kept = len(TeacherStore.open(folder).indices) if (folder / "manifest.json").exists() else 0
+    kept = len(TeacherStore.open(folder).indices) if (folder / MANIFEST).exists() else 0
     return kept < session.config.evaluate.samples
 
 
@@ -121,7 +121,7 @@ def _sample(
 
     Returns why runs failed, by their files.
     """
-    folder, size = runs_of(session), session.config.evaluate.batch_size
+    folder, size = session.workspace.runs, session.config.evaluate.batch_size
     shared = replace(session.objective(session.solver(entries[0].solver)), checkpoint=False)
     objectives = [replace(shared, solver=session.solver(entry.solver)) for entry in entries]
 
@@ -163,17 +163,12 @@ def _missing(entries: list[Entry], places: range, folder: Path, batch_size: int)
     return [(place, rows) for place in places for rows in missing_parts(entries[place], folder, batch_size)]
 
 
-def runs_of(session: Session) -> Path:
-    """The folder of the run files."""
-    return session.workspace.evaluation / "runs"
-
-
 def skipped(session: Session) -> Skipped:
     """Why what was skipped so far was; what cannot be read is as none."""
     try:
         return {
-            (kept["cacher"], kept["quantizer"], kept.get("run", "")): kept["reason"]
-            for kept in read_json(runs_of(session) / SKIPPED)
+            (kept["cacher"], kept["quantizer"], kept["run"]): kept["reason"]
+            for kept in read_json(session.workspace.runs / SKIPPED)
         }
     except (TsAdaptError, KeyError, TypeError):
         return {}
@@ -222,7 +217,7 @@ def _keep_teacher_features(session: Session, extractor: Extractor) -> None:
 
 def teacher_features(session: Session, extractor: Extractor) -> Tensor:
     """The features `(n, D)` of the teacher's images for all test samples, kept beside the run files."""
-    options, path = session.config.evaluate, runs_of(session) / TEACHER
+    options, path = session.config.evaluate, session.workspace.runs / TEACHER_FEATURES
     store, batch = session.teacher("test", options.samples)
     key = as_bytes(fingerprint(store.hash, options.features, options.samples))
     try:

@@ -11,12 +11,13 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from ts_adapt.files import make_folder, write_bytes
 from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.accelerated import accelerated
 from ts_adapt.jobs.session import Session
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.schedules.resolve import resolve
+from ts_adapt.storage.files import make_folder, write_bytes
+from ts_adapt.storage.layout import CONTACT_SHEET, IMAGES, image_file
 from ts_adapt.teacher.generate import class_labels_for
 
 MAX_COUNT = 1_000_000
@@ -71,8 +72,7 @@ def sample_to_folder(
     found, config, student = resolve(schedule, session), session.config, session.config.student
     name, taken, others = found.choose(solver, nfe, config)
     policy, method = session.policy(found, name, taken), session.solver(name)
-    called = f"{found.called}-{name}-nfe{taken}"
-    folder = Path(out) if out else session.workspace.logs / "samples" / student.name / called
+    folder = Path(out) if out else session.workspace.samples(found.called, name, taken)
 
     def make(index: range) -> Tensor:
         return (sample(session, policy, method, index, seed, label).float().clamp(-1, 1) + 1) / 2
@@ -90,7 +90,7 @@ def write_images(
 
     make  the numbers of a batch -> its images `(n, C, H, W)` in [0, 1]
     """
-    make_folder(folder / "images")
+    make_folder(folder / IMAGES)
     bar = tqdm(total=count, desc="sample", unit="image", disable=not progress, leave=False)
     shown = []
     with bar:
@@ -98,14 +98,14 @@ def write_images(
             index = range(start, min(start + batch, count))
             pictures = make(index)
             for number, picture in zip(index, pictures, strict=True):
-                _save_png(picture, folder / "images" / f"{number:05d}.png")
+                _save_png(picture, folder / image_file(number))
             shown.append(pictures[: max(0, MAX_SHOWN - start)].cpu())
             bar.update(len(index))
     pictures = torch.cat(shown)
     factor = max(1, SHOWN_SIDE // max(pictures.shape[-2:]))
     pictures = pictures.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     columns = max(1, round(len(pictures) ** 0.5))
-    _save_png(make_grid(pictures, nrow=columns, padding=2, pad_value=1.0), folder / "grid.png")
+    _save_png(make_grid(pictures, nrow=columns, padding=2, pad_value=1.0), folder / CONTACT_SHEET)
 
 
 def _save_png(picture: Tensor, path: Path) -> None:

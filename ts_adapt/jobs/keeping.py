@@ -9,12 +9,13 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from ts_adapt.assembly import steps_of
-from ts_adapt.files import make_folder
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.jobs.session import Session
 from ts_adapt.plots import plot_schedules
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search.objective import Batch
+from ts_adapt.storage.files import make_folder
+from ts_adapt.storage.layout import MANIFEST
 
 
 def stays(path: Path, check: Callable[[], object], redo: bool) -> bool:
@@ -39,7 +40,7 @@ def compared(value: float, reference: float) -> str:
 def validation_samples(session: Session) -> Batch | None:
     """The training samples that shared grids are validated on; None before the teacher has made that many."""
     count = session.config.static_samples
-    begun = (session.workspace.teacher("train") / "manifest.json").exists()
+    begun = (session.workspace.teacher("train") / MANIFEST).exists()
     if not begun or len(session.teacher("train")[1]) < 2 * count:
         return None
     return session.teacher("train", 2 * count)[1].rows(slice(count, None))
@@ -86,7 +87,7 @@ def keep_shared(
             drawn[best] = session.starts(steps_of(solver, nfe))[best].times
             said += f", {compared(distance, reference)} the best fixed grid ({best})"
         said += "; "
-    with SummaryWriter(str(make_folder(session.workspace.tensorboard(called, name, nfe)))) as writer:
+    with SummaryWriter(str(make_folder(session.workspace.curves(called, name, nfe)))) as writer:
         writer.add_figure("schedule", plot_schedules(drawn, session.noise, f"{name}, NFE {nfe}"))
     LearnedGrid(grid, name, nfe, {**about, "made_with": config.made_with(called), "measured": measured}).save(
         path, session.noise

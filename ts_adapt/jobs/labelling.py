@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from ts_adapt import distributed
 from ts_adapt.config import Config
-from ts_adapt.folders import beside, replace_folder
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import Solver, TsAdaptError
 from ts_adapt.jobs.keeping import compared
@@ -24,6 +23,7 @@ from ts_adapt.search.derivative import trusted
 from ts_adapt.search.labels import LabelStore, start_entries
 from ts_adapt.search.objective import Batch
 from ts_adapt.search.per_sample import LabelBatch, search_per_sample
+from ts_adapt.storage.folders import beside, replace_folder
 
 
 def student_options(config: Config) -> list[Any]:
@@ -47,7 +47,7 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
         "derivative": [config.derivative, config.derivative_width], **start_entries(static, start),
     }  # fmt: skip
     spec |= {"student": student_options(config)} if config.student.name else {}
-    folder = session.workspace.labels(split, name, nfe, corrections)
+    folder = session.workspace.labels(corrected(split, corrections), name, nfe)
     store = distributed.first(partial(_label_store, folder, spec, redo))
     parts = batch.split(config.label_batch)
     missing = distributed.first(partial(_missing, store, parts))

@@ -22,8 +22,7 @@ import torch
 from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
 from ts_adapt.evaluation.records import fingerprint
-from ts_adapt.files import make_folder, read_json, sha256_of_json
-from ts_adapt.folders import beside, making, replace_folder
+from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import Solver, TsAdaptError, unknown
 from ts_adapt.jobs.accelerated import accelerated, check_gradients
 from ts_adapt.jobs.experiment import SPLITS
@@ -32,9 +31,12 @@ from ts_adapt.jobs.labelling import search_labels, student_options
 from ts_adapt.jobs.searching import search_optimized_grid, search_shared
 from ts_adapt.jobs.session import Session, command_for
 from ts_adapt.predictors.losses import Labelled
-from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES, PREDICTORS, save_predictor
+from ts_adapt.predictors.store import PREDICTOR_NAMES, PREDICTORS, save_predictor
 from ts_adapt.predictors.training import train_predictor
 from ts_adapt.search.optimized import METHODS as OPTIMIZED
+from ts_adapt.storage.files import make_folder, read_json, sha256_of_json
+from ts_adapt.storage.folders import beside, making, replace_folder
+from ts_adapt.storage.layout import ALL, CONFIG, LABELS, checkpoint_file
 from ts_adapt.teacher.generate import generate
 from ts_adapt.teacher.store import TeacherStore
 
@@ -102,7 +104,7 @@ def _lock(session: Session, method: str, split: str, name: str, nfe: int) -> Abs
     if method == "blackbox" and config.blackbox.storage is not None:
         return nullcontext()
     if method == "per-sample":
-        return making(workspace.labels(split, name, nfe, config.per_sample.corrections))
+        return making(workspace.labels(corrected(split, config.per_sample.corrections), name, nfe))
     return making(workspace.shared(config.static_name if method == "static" else method, name, nfe))
 
 
@@ -126,8 +128,8 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
 
 def _train_one(session: Session, kind: str, name: str, solver: Solver, served: list[int], redo: bool) -> None:
     config, steps = session.config, {nfe: steps_of(solver, nfe) for nfe in served}
-    folder, logs = (at(kind, name, served[0]) for at in (session.workspace.predictor, session.workspace.tensorboard))
-    if stays(folder / "config.json", lambda: _check_predictor(session, kind, name, served), redo):
+    folder, logs = (at(kind, name, served[0]) for at in (session.workspace.predictor, session.workspace.curves))
+    if stays(folder / CONFIG, lambda: _check_predictor(session, kind, name, served), redo):
         nfes = ", ".join(map(str, served))
         print(f"{kind}, {name}, NFE {nfes}: {folder} is there already, made with these options")
         return
@@ -141,7 +143,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     text = batch.condition.get("encoder_hidden_states")
     learned = asdict(config.train), config.derivative, config.derivative_width
     key = fingerprint(store.hash, config.distance, static, *learned, len(batch), *student_options(config))
-    checkpoint = folder.with_name(f"{folder.name}.{key}.training")
+    checkpoint = checkpoint_file(folder, key)
     torch.manual_seed(config.train.seed)
     predictor = PREDICTORS[kind.removesuffix(ALL)](
         session.noise, static, session.shape, corrections=config.train.corrections, order=solver.order,
@@ -193,12 +195,12 @@ def _check_predictor(session: Session, kind: str, name: str, served: list[int]) 
     for nfe in served:
         session.predictor(kind, name, nfe, strict=True)
     folder = session.workspace.predictor(kind, name, served[0])
-    then, now = read_json(folder / "config.json").get("labels"), _labels_hashes(session, name, served)
-    if then and now and not set(now) <= set([then] if isinstance(then, str) else then):
+    then, now = read_json(folder / CONFIG)["labels"], _labels_hashes(session, name, served)
+    if then and now and not set(now) <= set(then):
         raise TsAdaptError(f"{folder} was trained on other labels than today's; give --redo to replace it")
 
 
 def _labels_hashes(session: Session, name: str, served: list[int]) -> list[str] | None:
     """What identifies the training labels of each NFE; None where there are none any more."""
-    paths = [session.workspace.labels("train", name, nfe) / "labels.json" for nfe in served]
+    paths = [session.workspace.labels("train", name, nfe) / LABELS for nfe in served]
     return [sha256_of_json(read_json(path)) for path in paths] if all(path.exists() for path in paths) else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ts_adapt.assembly import device_and_dtype, prepare
-from ts_adapt.config import Config, Workspace
+from ts_adapt.config import Config
 from ts_adapt.denoisers.load import image_to_image, load_pipeline, starts_from_image
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
@@ -94,8 +94,9 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
     schedule.set_timesteps(steps)
     pipe.set_progress_bar_config(disable=True)
     _refuse_noise_without_generators(pipe, schedule)
-    named = f"{Path(request.pipeline).name}-{found.called}-{name}-nfe{steps}"
-    folder = Path(request.out) if request.out else Workspace.of(config).logs / "samples" / named
+    workspace = replace(config.workspace, student="")
+    kept = workspace.samples(f"{Path(request.pipeline).name}-{found.called}", name, steps)
+    folder = Path(request.out) if request.out else kept
 
     def make(index: range) -> Tensor:
         generators = [generator_for(request.seed, i) for i in index]

@@ -11,12 +11,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ts_adapt.evaluation.cost import count_flops, seconds
-from ts_adapt.files import make_folder
 from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.jobs.session import Session
 from ts_adapt.pruning import Round, evolve, save
 from ts_adapt.schedules.resolve import resolve
 from ts_adapt.search.objective import Batch
+from ts_adapt.storage.files import make_folder
 
 MEASURES = ("flops", "seconds")
 FLOP_IMAGES = 2
@@ -61,7 +61,7 @@ def prune(
 
     rounds: list[Round] = []
     with (
-        SummaryWriter(str(make_folder(session.workspace.tensorboard("prune", solver, nfe)))) as writer,
+        SummaryWriter(str(make_folder(session.workspace.curves("prune", solver, nfe)))) as writer,
         tqdm(desc="prune", unit="block", disable=not session.progress) as bar,
     ):
         for one in evolve(network, distance, cost, options, tried=bar.update):
@@ -74,7 +74,7 @@ def prune(
             f"nothing was left out: no block can go within prune.distance {options.distance} and prune.cost "
             f"{options.cost}; allow more distance, or a lower share of the cost"
         )
-    path = Path(out) if out else session.workspace.data / "pruned" / f"{solver}-nfe{nfe}.json"
+    path = Path(out) if out else session.workspace.pruned(solver, nfe)
     about = {"model": config.model.name, "schedule": schedule, "solver": solver, "nfe": nfe, **asdict(options)}
     save(path, network, rounds, {**about, "distance_name": config.distance})
     print(table(rounds, options.measure))

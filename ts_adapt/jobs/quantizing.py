@@ -1,9 +1,6 @@
 """quantize: a quantizer calibrated or trained on the network of the config, kept for whoever samples with it.
 
-    data/<name>/quantizers/<quantizer>-<options>/   model.safetensors, config.json     read by evaluate, search, ...
-                                                    layers.csv, layers.json, layers.png: what it does to every layer
-    .../<quantizer>-<options>.training              the checkpoint of a training under way
-    logs/<name>/tensorboard/quantize/<quantizer>/   its losses
+It is read there by evaluate, search and train; beside it lies what it does to every layer, as a table and drawn.
 
 Quantizers with +qat behind their name are trained: on the images that the network was trained on, or on a folder of
 images, by the diffusion loss or by the network in full precision. Under accelerate's launcher all processes train, and
@@ -24,8 +21,6 @@ from ts_adapt import distributed
 from ts_adapt.assembly import NONE, Quantizing, build_quantizer
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.evaluation.features import read_image
-from ts_adapt.files import make_folder
-from ts_adapt.folders import making
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.accelerated import calibration_set, folder_of, load_or_make, quantize_anew
 from ts_adapt.jobs.session import Session
@@ -34,12 +29,14 @@ from ts_adapt.quantizers.quantization import restore, size_of
 from ts_adapt.quantizers.report import LayerReport, plot, report, save_report, write_table
 from ts_adapt.quantizers.training import FineTuneOptions, diffusion_loss, fine_tune, image_batches, teacher_loss
 from ts_adapt.sampling import generator_for
+from ts_adapt.storage.files import make_folder
+from ts_adapt.storage.folders import making
+from ts_adapt.storage.layout import LAYERS_PICTURE, LAYERS_REPORT, LAYERS_TABLE, checkpoint_file
 from ts_adapt.zoo.data import load_fashion_mnist, to_model_range
 
 EMBEDDED = "fashion"
 WITHOUT_CLASS = 0.1
 """The share of the images that a class-conditional network with a null class is shown without their class."""
-TABLE, PICTURE, REPORT = "layers.csv", "layers.png", "layers.json"
 
 
 def quantize_all(session: Session, name: str | None = None, *, redo: bool = False) -> None:
@@ -110,18 +107,18 @@ def _classes(session: Session, labels: Tensor | None, count: int) -> dict[str, T
 
 def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quantizing, redo: bool) -> None:
     folder = folder_of(session, name, quantizing)
-    training, calls = folder.with_name(f"{folder.name}.training"), calibration_set(session, quantizing.select)
+    checkpoint, calls = checkpoint_file(folder), calibration_set(session, quantizing.select)
 
     def make() -> None:
-        quantize_anew(session, network, quantizing, calls, trainer(session, network, name, quantizing, training))
+        quantize_anew(session, network, quantizing, calls, trainer(session, network, name, quantizing, checkpoint))
 
     def tell() -> None:
         if not was_there:
-            training.unlink(missing_ok=True)
+            checkpoint.unlink(missing_ok=True)
         rows = report(network, calls)
-        save_report(rows, network, folder / REPORT)
-        write_table(rows, folder / TABLE)
-        plot(rows, name).savefig(folder / PICTURE, dpi=150)
+        save_report(rows, network, folder / LAYERS_REPORT)
+        write_table(rows, folder / LAYERS_TABLE)
+        plot(rows, name).savefig(folder / LAYERS_PICTURE, dpi=150)
         print(_said(name, rows, network, folder, was_there))
 
     with distributed.held(making(folder)):
@@ -149,7 +146,7 @@ def trainer(
     how = FineTuneOptions(options.steps, options.lr, checkpoint_every=options.checkpoint_every, seed=options.seed)
 
     def train() -> None:
-        logs = make_folder(session.workspace.logs / "tensorboard" / "quantize" / name)
+        logs = make_folder(session.workspace.tensorboard("quantize", name))
         fine_tune(network, batches, loss, how, checkpoint=checkpoint, tensorboard=logs, progress=session.progress)
 
     return train

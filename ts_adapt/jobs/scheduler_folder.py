@@ -19,17 +19,17 @@ from typing import Any
 
 from ts_adapt.config import Config
 from ts_adapt.denoisers.scheduler_config import differences, noise_of
-from ts_adapt.files import make_folder, read_bytes, read_json, write_bytes
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.named import make_scheduler
 from ts_adapt.jobs.session import Session
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedules.name import FIXED, PREDICTOR, SHARED, parse
-from ts_adapt.schedules.resolve import SCHEDULER_CONFIG as CONFIG
 from ts_adapt.schedules.resolve import resolve
+from ts_adapt.storage.files import make_folder, read_bytes, read_json, write_bytes
+from ts_adapt.storage.layout import CONFIG, SCHEDULER_CONFIG, TENSORS
 
-_FILES = re.compile(rf"{re.escape(CONFIG)}|(nfe\d+/)?(config\.json|model\.safetensors)")
+_FILES = re.compile(rf"{re.escape(SCHEDULER_CONFIG)}|(nfe\d+/)?({re.escape(CONFIG)}|{re.escape(TENSORS)})")
 
 
 def export_scheduler(
@@ -102,7 +102,7 @@ def _schedule_files(folder: Path) -> list[Path]:
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
     foreign = [file for file in files if not _FILES.fullmatch(file.as_posix())]
     if files and not foreign:
-        found = read_json(folder / CONFIG) if Path(CONFIG) in files else None
+        found = read_json(folder / SCHEDULER_CONFIG) if Path(SCHEDULER_CONFIG) in files else None
         if not isinstance(found, dict) or found.get("_class_name") != LearnedScheduler.__name__:
             foreign = files
     if foreign:
@@ -119,7 +119,7 @@ def _write(schedule: LearnedScheduler, folder: Path, former: Sequence[Path]) -> 
         schedule.save_pretrained(scratch)
         files = {path.relative_to(scratch): path for path in Path(scratch).rglob("*") if path.is_file()}
         make_folder(folder)
-        for name in sorted(files, key=lambda name: name == Path(CONFIG)):
+        for name in sorted(files, key=lambda name: name == Path(SCHEDULER_CONFIG)):
             write_bytes(folder / name, read_bytes(files[name]))
     for name in set(former) - files.keys():
         (folder / name).unlink(missing_ok=True)

@@ -12,7 +12,6 @@ from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
 from ts_adapt.config import Config
 from ts_adapt.evaluation.records import fingerprint
-from ts_adapt.files import make_folder
 from ts_adapt.grids.optimized import dmn
 from ts_adapt.interfaces import Solver, TimeGrid
 from ts_adapt.jobs.accelerated import FULL
@@ -25,6 +24,7 @@ from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.optimized import search_optimized
 from ts_adapt.search.static import best_start, search_static
 from ts_adapt.search.workers import open_study
+from ts_adapt.storage.files import make_folder
 from ts_adapt.teacher.store import TeacherStore
 
 
@@ -41,7 +41,6 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     """Search the grid of all samples by static or blackbox, unless it is there and stays."""
     config = session.config
     called = config.static_name if method == "static" else method
-    path = session.workspace.shared(called, name, nfe)
     there = partial(_shared_stays, session, called, name, nfe, redo)
     if distributed.first(there) if method == "blackbox" else there():
         return
@@ -60,8 +59,8 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
     searched = asdict(config.static), config.derivative, config.derivative_width
     key = fingerprint(store.hash, config.distance, count, *searched, *student_options(config))
-    journal = Journal(path.with_suffix(".journal"), key)
-    with SummaryWriter(str(make_folder(session.workspace.tensorboard(called, name, nfe)))) as writer:
+    journal = Journal(session.workspace.journal(called, name, nfe), key)
+    with SummaryWriter(str(make_folder(session.workspace.curves(called, name, nfe)))) as writer:
         result = search_static(
             objective, train, validation, starts, config.static,
             means=means if starts.keys() == fixed.keys() else None,
@@ -80,12 +79,12 @@ def _search_blackbox(
     session: Session, objective: Objective, train: Batch, store: TeacherStore, name: str, nfe: int, start: TimeGrid
 ) -> TimeGrid:
     """The best grid of one study, of which all processes make trials, as many together as are asked for."""
-    config, folder = session.config, session.workspace.learned / "blackbox"
-    url = config.blackbox.storage or f"sqlite:///{folder}/optuna.db"
+    config, trials = session.config, session.workspace.trials
+    url = config.blackbox.storage or f"sqlite:///{trials}"
     study = _study_name(store, config, name, nfe, start)
 
     def begin() -> None:
-        make_folder(folder)
+        make_folder(trials.parent)
         open_study(study, url, SAMPLERS["random"](config.blackbox.seed))
 
     distributed.first(begin)

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 
 from ts_adapt.config import Config
-from ts_adapt.files import differing, read_json
 from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.jobs.named import find_scheduler
 from ts_adapt.predictors.losses import Labelled
-from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES, load_predictor, nfes_of
+from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, nfes_of
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.name import SHARED_NAMES, parse
 from ts_adapt.schedules.resolve import Found, Predicted, check_steps, predicted
 from ts_adapt.search.labels import LabelStore, start_entries
+from ts_adapt.storage.files import differing, read_json
+from ts_adapt.storage.layout import ALL, CONFIG, LABELS
 
 
 class Session(Experiment):
@@ -71,14 +72,14 @@ class Session(Experiment):
     def check_options(self, path: Path, made_with: Any, result: str, *, strict: bool) -> None:
         """Say on stderr, once, that `result` in `path` was made with other options than the config's.
 
-        made_with  what was recorded of them; of an earlier program that recorded none, nothing is said. An option that
-                   the record lacks had its default
+        made_with  what was recorded of them; TsAdaptError where that is nothing
         strict     raise it as a TsAdaptError
         """
-        recorded = made_with if isinstance(made_with, Mapping) else None
-        if recorded is None or (path in self._warned and not strict):
+        if not isinstance(made_with, Mapping):
+            raise TsAdaptError(f"{path} has no 'made_with'; it is damaged, replace it with --redo")
+        if path in self._warned and not strict:
             return
-        others = differing(_overlaid(Config().made_with(result), recorded), self.config.made_with(result))
+        others = differing(made_with, self.config.made_with(result))
         if not others:
             return
         sentence = f"{path} was made with another {', '.join(others)}"
@@ -89,14 +90,14 @@ class Session(Experiment):
 
     def predictor_names(self, solver: str, nfe: int) -> list[str]:
         """The predictors for `solver` and `nfe` that the workspace has."""
-        found = {name: self.workspace.predictor(name, solver, nfe) / "config.json" for name in PREDICTOR_NAMES}
+        found = {name: self.workspace.predictor(name, solver, nfe) / CONFIG for name in PREDICTOR_NAMES}
         there = [name for name, path in found.items() if path.exists()]
         return [name for name in there if not name.endswith(ALL) or nfe in nfes_of(read_json(found[name], {}))]
 
     def predictor(self, name: str, solver: str, nfe: int, *, strict: bool = False) -> Predicted:
         """The workspace's predictor `name`; TsAdaptError if it is missing or for others; `strict` as in `shared`."""
         folder, kind = self.workspace.predictor(name, solver, nfe), name.removesuffix(ALL)
-        if not (folder / "config.json").exists():
+        if not (folder / CONFIG).exists():
             command = command_for(name, solver, nfe)
             raise TsAdaptError(f"there is no {name} predictor in {folder}; train it with {command}")
         again = command_for(name, solver, nfe, redo=True)
@@ -127,7 +128,8 @@ class Session(Experiment):
     def oracles(self, solver: str, nfe: int) -> list[tuple[str, ...]]:
         """The corrections with which grids of test samples were searched: none first, if without any they were too."""
         every = [chosen for count in range(len(CORRECTIONS) + 1) for chosen in combinations(CORRECTIONS, count)]
-        return [each for each in every if (self.workspace.labels("test", solver, nfe, each) / "labels.json").exists()]
+        places = [self.workspace.labels(corrected("test", each), solver, nfe) for each in every]
+        return [each for each, folder in zip(every, places, strict=True) if (folder / LABELS).exists()]
 
     def labelled(self, split: str, solver: str, nfe: int, corrections: Collection[str] = ()) -> Labelled:
         """The samples of `split` whose grids were searched, and `corrections` with them.
@@ -135,9 +137,10 @@ class Session(Experiment):
         Raises TsAdaptError for labels that are missing, damaged or of others.
         """
         store, batch = self.teacher(split)
-        folder, result = self.workspace.labels(split, solver, nfe, corrections), corrected("per-sample", corrections)
+        folder = self.workspace.labels(corrected(split, corrections), solver, nfe)
+        result = corrected("per-sample", corrections)
         command = command_for(result, solver, nfe, split)
-        if not (folder / "labels.json").exists():
+        if not (folder / LABELS).exists():
             raise TsAdaptError(f"there are no labels in {folder}; search them with {command}")
         kept = LabelStore.open(folder, store.hash)
         start = (kept.spec.get("start") or {}).get("name", "static")
@@ -169,12 +172,6 @@ class Session(Experiment):
         if isinstance(part, LearnedGrid):
             return part.grid
         return part.predictor.to(self.config.model.device).eval().policy(part.steps)
-
-
-def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with the entries of `above` in their places, groups entry by entry."""
-    both = {k: _overlaid(below[k], v) if isinstance(v, dict) and k in below else v for k, v in above.items()}
-    return {**below, **both}
 
 
 def command_for(result: str, solver: str, nfe: int, split: str = "train", *, redo: bool = False) -> str:

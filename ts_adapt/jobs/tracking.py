@@ -14,9 +14,9 @@ from importlib.util import find_spec
 import torch
 
 from ts_adapt import distributed
-from ts_adapt.config import Config, Workspace
-from ts_adapt.files import make_folder
+from ts_adapt.config import Config
 from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.storage.files import make_folder
 
 WANDB = "wandb"
 
@@ -36,7 +36,7 @@ def tracked(config: Config, job: str) -> Iterator[None]:
     from accelerate.tracking import WandBTracker
 
     PartialState(cpu=torch.device(config.model.device).type == "cpu")
-    folder = make_folder(Workspace.of(config).logs)
+    folder = make_folder(config.workspace.logs)
     tracker = WandBTracker("ts_adapt", name=f"{config.name} {job}", dir=str(folder), sync_tensorboard=True)
     try:
         tracker.start()

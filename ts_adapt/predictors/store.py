@@ -1,6 +1,6 @@
-"""Predictors on disk: `model.safetensors` with the weights and the static grids, `config.json` with everything else.
+"""Predictors on disk: a file with the weights and the static grids, and a config with everything else.
 
-`nfe` of the config lists the NFEs that belong to the numbers of steps in `network`. Version 2 had one of each.
+`nfe` of the config lists the NFEs that belong to the numbers of steps in `network`.
 """
 
 from __future__ import annotations
@@ -12,47 +12,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.files import check_schema, read_json, read_tensors, write_json, write_tensors
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
 from ts_adapt.numerics import validate_times
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.storage.files import check_schema, read_json, read_tensors, write_json, write_tensors
+from ts_adapt.storage.layout import ALL, CONFIG, PREDICTOR, TENSORS
 
-FORMAT, VERSION = "ts_adapt-predictor", 3
 MAX_WIDTH, MAX_HIDDEN, MAX_ORDER = 1024, 8192, 4
 PREDICTORS: dict[str, type[OneShot | Recursive]] = {"one-shot": OneShot, "recursive": Recursive}
-ALL = "-all"
-"""Behind a kind: what a predictor is called that serves all NFEs of an experiment, beside those for one each."""
 PREDICTOR_NAMES = (*PREDICTORS, *(f"{kind}{ALL}" for kind in PREDICTORS))
 
 
 def save_predictor(folder: Path, predictor: OneShot | Recursive, about: dict[str, Any]) -> None:
     """Write `predictor` under `folder`; the config last, so that a folder with a config is complete."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in predictor.state_dict().items()}
-    write_tensors(folder / "model.safetensors", tensors)
-    config = {"format": FORMAT, "version": VERSION, "kind": predictor.kind, "network": predictor.options, **about}
-    write_json(folder / "config.json", config)
+    write_tensors(folder / TENSORS, tensors)
+    config = {**PREDICTOR.head, "kind": predictor.kind, "network": predictor.options, **about}
+    write_json(folder / CONFIG, config)
 
 
 def load_predictor(folder: Path, noise: NoiseSchedule) -> tuple[OneShot | Recursive, dict[str, Any]]:
     """The predictor under `folder` for a model with `noise`, and its config; TsAdaptError naming what is wrong."""
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG).exists():
         raise TsAdaptError(f"there is no predictor in {folder}; train one with `ts-adapt train`")
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("format") != FORMAT or config.get("version") not in (2, VERSION):
-        raise TsAdaptError(
-            f"{folder / 'config.json'} is not of the format {FORMAT!r}, version {VERSION}; train the predictor again"
-        )
+    config = read_json(folder / CONFIG)
+    PREDICTOR.check(config, folder / CONFIG, "train the predictor again")
     if not isinstance(config.get("kind"), str) or config["kind"] not in PREDICTORS:
         raise TsAdaptError(
             f"{folder} holds a predictor of kind {config.get('kind')!r}; known: {', '.join(PREDICTORS)}; train it again"
         )
-    tensors = read_tensors(folder / "model.safetensors")
+    tensors = read_tensors(folder / TENSORS)
     try:
         network = dict(config["network"])
-        if config["version"] == 2:
-            network["steps"] = [len(tensors["static_times"]) - 1]
-            config = {**config, "network": network}
         kind = PREDICTORS[config["kind"]]
         _check_network(kind, network, tensors)
         counts = [steps + 1 for steps in network.pop("steps")]
@@ -68,19 +60,19 @@ def load_predictor(folder: Path, noise: NoiseSchedule) -> tuple[OneShot | Recurs
         ) from error
     for key, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
-            raise TsAdaptError(f"{folder / 'model.safetensors'}: {key} holds a NaN or infinite value; train it again")
+            raise TsAdaptError(f"{folder / TENSORS}: {key} holds a NaN or infinite value; train it again")
     return predictor, config
 
 
 def nfes_of(config: Mapping[str, Any]) -> list[int]:
     """The NFEs that the config of a predictor names, which belong to its numbers of steps."""
     given = config.get("nfe")
-    return [nfe for nfe in (given if isinstance(given, list) else [given]) if isinstance(nfe, int)]
+    return [nfe for nfe in given if isinstance(nfe, int)] if isinstance(given, list) else []
 
 
 def made_for(config: Mapping[str, Any], path: Path) -> tuple[str, list[int]]:
     """The solver and the NFEs in the config of a predictor at `path`; TsAdaptError where it names none."""
-    check_schema(config, {"solver": str, "nfe": (int, list)}, path)
+    check_schema(config, {"solver": str, "nfe": list}, path)
     if not nfes_of(config):
         raise TsAdaptError(f"{path} names no NFE; train the predictor again")
     return config["solver"], nfes_of(config)
@@ -96,7 +88,7 @@ def _check_network(kind: type[OneShot | Recursive], network: dict[str, Any], ten
     }
     for key, size in found.items():
         if network[key] != size:
-            raise ValueError(f"its {key} is {network[key]}, that of the weights in model.safetensors {size}")
+            raise ValueError(f"its {key} is {network[key]}, that of the weights in the tensors {size}")
     steps = network["steps"]
     if not isinstance(steps, list) or not all(type(n) is int and n > 0 for n in steps) or steps != sorted(set(steps)):
         raise ValueError(f"its numbers of steps are {steps}; they are whole numbers that rise")
@@ -104,7 +96,7 @@ def _check_network(kind: type[OneShot | Recursive], network: dict[str, Any], ten
     places = sum(steps) if kind.every_step else len(steps)
     if [places, kind.pictures * channels, *size] != list(tensors["encoder.mean"].shape):
         raise ValueError(
-            f"it is for samples of {network['shape']} and {steps} steps, the weights in model.safetensors for others"
+            f"it is for samples of {network['shape']} and {steps} steps, the weights in the tensors for others"
         )
     if not 1 <= network["order"] <= MAX_ORDER:
         raise ValueError(f"its order is {network['order']}, that of a solver is from 1 to {MAX_ORDER}")

@@ -9,7 +9,7 @@ The weights kept are those of the moving average with the lowest mean over N of
 
 where an N whose mean gain over the static grid is less than the standard error of that gain counts as 1, and is left
 untrained: there the predictor stays the static grid itself. The spread of what is predicted is logged (`diagnosis`).
-Under accelerate or torchrun the training is data-parallel (`processes`).
+Under accelerate or torchrun the training is data-parallel (`distributed`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from ts_adapt.distributed import first, rank
+from ts_adapt.distributed import add_gradients, agree, by_rows, first, rank, share, total_of
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.predictors.diagnosis import draw, predicted, spread
 from ts_adapt.predictors.losses import Labelled, states_along
@@ -108,14 +108,12 @@ class _Training:
     ) -> None:  # fmt: skip
         from accelerate import Accelerator
 
-        from ts_adapt.predictors.processes import Processes
-
         self.predictor, self.objective, self.validation, self.options = predictor, objective, validation, options
         self.agreement: Agreement | None = None
         cpu = train.x_T.device.type == "cpu"
         self.accelerator = Accelerator(cpu=cpu, log_with="tensorboard", project_dir=str(folder))
         self.accelerator.init_trackers("tensorboard")
-        self.processes, self.kept = Processes(self.accelerator), kept
+        self.kept = kept
         if options.loss != "labels":
             steps = sorted(predictor.learned)[len(predictor.learned) // 2]
             objective, self.agreement = trusted(objective, steps, train, options.batch_size, together=True)
@@ -126,7 +124,7 @@ class _Training:
         for steps in predictor.learned:
             grid = TimeGrid(predictor.static(steps))
             predictor.standardise(steps, *states_along(objective, grid, train.rows(slice(0, MEASURED))))
-        self.processes.agree(predictor)
+        agree(predictor.state_dict().values())
         self.best = copy.deepcopy(predictor.state_dict())
         self.phase = self.epoch = self.since_best = 0
         states = dict.fromkeys(("weights", "average", "best"), self.best)
@@ -145,7 +143,11 @@ class _Training:
         def part(rows: Tensor) -> Tensor:
             return self.objective.measure(schedule, self.validation.rows(rows))
 
-        return self.processes.by_rows(part, len(self.validation), torch.zeros((), device=self.validation.x_T.device))
+        return by_rows(part, len(self.validation), self.validation.x_T.device)
+
+    def total(self, value: float) -> float:
+        """The sum of the values of all processes."""
+        return float(total_of(torch.tensor(value, dtype=torch.float64, device=self.validation.x_T.device)))
 
     def log(self, values: Mapping[str, float]) -> None:
         self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=self.result.epochs)
@@ -173,18 +175,18 @@ class _Training:
                 for group in optimizer.param_groups:
                     group["lr"] = phase.lr * rate(done, steps)
                 optimizer.zero_grad()
-                own = self.processes.share(rows)
+                own = share(rows)
                 if len(own):
                     loss = loss_of(number, own)
                     loss.backward()
                     total += float(loss.detach())
-                self.processes.add_gradients(predictor.parameters())
+                add_gradients(predictor.parameters())
                 optimizer.step()
                 average.update_parameters(predictor)
                 done += 1
                 bar.update()
             self.epoch, self.result.epochs = self.epoch + 1, self.result.epochs + 1
-            mean = self.processes.added(total) / sum(phase.samples.values())
+            mean = self.total(total) / sum(phase.samples.values())
             self.accelerator.log({f"train/{phase.name}": mean}, step=self.result.epochs)
             if self.epoch % phase.validate_every and self.epoch < phase.epochs:
                 continue

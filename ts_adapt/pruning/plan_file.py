@@ -14,19 +14,19 @@ from typing import Any
 
 from torch import nn
 
-from ts_adapt import files
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.pruning.blocks import candidates, put_back, remove, removed
 from ts_adapt.pruning.evolution import Round
+from ts_adapt.storage import files
+from ts_adapt.storage.layout import PRUNED_NETWORK
 
-FORMAT, VERSION = "ts_adapt pruned network", 1
 SCHEMA: files.Schema = {"format": str, "version": int, "network": str, "blocks": list, "removed": list}
 
 
 def save(path: str | Path, network: nn.Module, rounds: Sequence[Round], about: Mapping[str, Any]) -> None:
     """Write what `evolve` found for the full `network`, and how: `about` is JSON."""
     kept = {
-        "format": FORMAT, "version": VERSION, "network": type(network).__name__, "blocks": candidates(network),
+        **PRUNED_NETWORK.head, "network": type(network).__name__, "blocks": candidates(network),
         "removed": [one.removed for one in rounds], "rounds": [asdict(one) for one in rounds], "about": dict(about),
     }  # fmt: skip
     files.write_json(Path(path), kept)
@@ -39,11 +39,7 @@ def apply(network: nn.Module, path: str | Path) -> nn.Module:
     another network.
     """
     kept = files.read_json(Path(path), SCHEMA)
-    if (kept["format"], kept["version"]) != (FORMAT, VERSION):
-        raise TsAdaptError(
-            f"{path} is {files.shortened(kept['format'])!r}, version {kept['version']}; expected {FORMAT!r}, version "
-            f"{VERSION}, as `ts-adapt prune` writes it"
-        )
+    PRUNED_NETWORK.check(kept, path, "make one with `ts-adapt prune`")
     before, name = len(removed(network)), type(network).__name__
     if kept["network"] != name or kept["blocks"] != candidates(network):
         raise TsAdaptError(

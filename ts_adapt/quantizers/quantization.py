@@ -19,12 +19,12 @@ from torch import nn
 
 from ts_adapt.denoisers.execution import execution_of
 from ts_adapt.denoisers.network import QUANTIZATION
-from ts_adapt.files import sha256_of_json
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call, check_calls
 from ts_adapt.quantizers.layers.plan import LayerOptions, PlannedLayer, plan, split_points
 from ts_adapt.quantizers.layers.quantized_layer import Layer, Part, QuantizedLayer, SplitLayer
 from ts_adapt.quantizers.layers.timestep import TimestepListener
+from ts_adapt.storage.files import sha256_of_json
 
 FINGERPRINT_VALUES = 256
 

@@ -20,12 +20,12 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ts_adapt.files import write_bytes, write_json
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.calibration.layer_inputs import observe, rows_by_time
 from ts_adapt.quantizers.layers.plan import PlannedLayer
 from ts_adapt.quantizers.layers.quantized_layer import Layer, QuantizedLayer
 from ts_adapt.quantizers.quantization import quantization_of, quantized_layers, size_of
+from ts_adapt.storage.files import write_bytes, write_json
 
 
 @dataclass

@@ -1,6 +1,6 @@
-"""A quantization on disk: `model.safetensors` with the tensors of what was replaced, `config.json` with the rest.
+"""A quantization on disk: a file with the tensors of what was replaced, and a config with the rest.
 
-    config.json   format, version, the network's class and fingerprint, method, options, and for each replaced name the
+    config        format, version, the network's class and fingerprint, method, options, and for each replaced name the
                   kind of what stands there, from which it is made again before its tensors are read
 
 What stays in full precision is not stored: it is the network's own, and the fingerprint tells another network. Nothing
@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ts_adapt.files import Schema, is_finite, read_json, read_tensors, write_json, write_tensors
 from ts_adapt.interfaces import TsAdaptError, one_line
 from ts_adapt.quantizers.layers.activations import (
     DynamicActivation,
@@ -47,9 +46,9 @@ from ts_adapt.quantizers.quantization import (
     quantization_of,
     size_of,
 )
+from ts_adapt.storage.files import Schema, is_finite, read_json, read_tensors, write_json, write_tensors
+from ts_adapt.storage.layout import CONFIG, QUANTIZATION, TENSORS
 
-FORMAT, VERSION = "ts_adapt-quantization", 1
-CONFIG, TENSORS = "config.json", "model.safetensors"
 CONFIG_SCHEMA: Schema = {
     "format": str, "version": int, "network": str, "fingerprint": str, "method": str, "options": dict, "layers": dict,
     "left": dict, "replaced": dict,
@@ -92,8 +91,7 @@ def save(network: nn.Module, folder: Path | str) -> None:
         tensors |= {f"{name}.{key}": value for key, value in _own_tensors(new).items()}
     write_tensors(folder / TENSORS, tensors)
     config = {
-        "format": FORMAT,
-        "version": VERSION,
+        **QUANTIZATION.head,
         "network": type(network).__name__,
         "fingerprint": of.fingerprint,
         "method": of.method,
@@ -116,11 +114,7 @@ def load(network: nn.Module, folder: Path | str) -> nn.Module:
     if is_quantized(network):
         raise TsAdaptError(f"{type(network).__name__} is quantized already; restore it before another is loaded")
     config = read_json(folder / CONFIG, CONFIG_SCHEMA)
-    if config["format"] != FORMAT or config["version"] != VERSION:
-        raise TsAdaptError(
-            f"{folder / CONFIG} is of the format {config['format']!r}, version {config['version']}; expected "
-            f"{FORMAT!r}, version {VERSION}; quantize the network again"
-        )
+    QUANTIZATION.check(config, folder / CONFIG, "quantize the network again")
     if config["fingerprint"] != fingerprint(network):
         raise TsAdaptError(
             f"{folder} holds the quantization of another {config['network']} than this {type(network).__name__}: "

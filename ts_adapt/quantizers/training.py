@@ -8,8 +8,8 @@ F^ is the quantized network. Trained are parameters of its quantized layers alon
 biases, predictors of activation scales), so that it can be restored exactly; norms and layers in full precision stay.
 
 A batch is a function of its number: a run that was killed goes on from its last checkpoint and ends where it would
-have ended. Under accelerate's launcher each process takes batches of its own, gradients are averaged, and
-the first process reads and writes checkpoints.
+have ended. P processes (`distributed`) take P batches a step, one each, whose mean gradient the step is along; the
+first process reads and writes checkpoints.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ts_adapt.denoisers.network import NetworkDenoiser
-from ts_adapt.distributed import first
+from ts_adapt.distributed import add_gradients, agree, first, rank, total_of, world
 from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.numerics import combine, each_tensor
 from ts_adapt.parameterization import from_x0
@@ -177,29 +177,30 @@ def fine_tune(
     try:
         optimizer = torch.optim.Adam(trained.values(), lr=options.lr)
         losses = _resumed(kept, trained, optimizer)
-        model, prepared = accelerator.prepare(network, optimizer)
+        agree(trained.values())
         steps = range(len(losses), options.steps)
         bar = tqdm(steps, desc="fine-tuning", unit="step", disable=not progress, leave=False)
         for step in bar:
-            for group in prepared.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = options.lr * 0.5 * (1 + math.cos(math.pi * step / options.steps))
-            number = step * accelerator.num_processes + accelerator.process_index
+            number = step * world() + rank()
             batch = batches(number)
             batch = batch.to(device) if isinstance(batch, Images) else batch
-            value = loss(model, batch, generator_for(options.seed, number, stream=3))
+            value = loss(network, batch, generator_for(options.seed, number, stream=3))
             if not bool(torch.isfinite(value)):
                 raise TsAdaptError(
                     f"the loss is {float(value.detach())} at step {step}; take a smaller lr than {options.lr}"
                 )
-            prepared.zero_grad()
-            accelerator.backward(value)
-            accelerator.clip_grad_norm_(trained.values(), options.clip)
-            prepared.step()
-            losses.append(float(accelerator.reduce(value.detach(), "mean")))
+            optimizer.zero_grad()
+            (value / world()).backward()
+            add_gradients(trained.values())
+            nn.utils.clip_grad_norm_(trained.values(), options.clip)
+            optimizer.step()
+            losses.append(float(total_of(value.detach()) / world()))
             accelerator.log({"train/loss": losses[-1]}, step=step)
             bar.set_postfix(loss=f"{losses[-1]:.4g}")
             due = (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps
-            if due and accelerator.is_main_process:
+            if due and rank() == 0:
                 kept.save({"trained": trained}, optimizer, {"losses": losses})
     finally:
         for name, parameter in network.named_parameters():

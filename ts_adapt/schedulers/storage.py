@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
-from ts_adapt.files import make_folder, parse_json, read_bytes
 from ts_adapt.grids.corrections import field_names, grid_of
 from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, TimeGrid, TsAdaptError, one_line
 from ts_adapt.predictors.store import load_predictor, save_predictor
 from ts_adapt.schedulers.plan import Predictor, Source
 from ts_adapt.schedules.file import MAX_BYTES
 from ts_adapt.schedules.name import fixed_name
-from ts_adapt.schedules.resolve import SCHEDULER_CONFIG as CONFIG
+from ts_adapt.storage.files import make_folder, parse_json, read_bytes
+from ts_adapt.storage.layout import CONFIG, SCHEDULER_CONFIG, TENSORS, predictor_folder
 
 DEFAULT_GRID = "uniform"
-FILES = (CONFIG, "config.json", "model.safetensors", "nfe*/config.json", "nfe*/model.safetensors")
+FILES = (SCHEDULER_CONFIG, CONFIG, TENSORS, f"nfe*/{CONFIG}", f"nfe*/{TENSORS}")
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
@@ -65,16 +65,16 @@ def _from_hub(name: str, subfolder: str | None, options: dict[str, Any]) -> Path
 
 def read_config(folder: Path, class_name: str) -> dict[str, Any]:
     """The config in `folder`; TsAdaptError where there is none, or one of another class."""
-    if not (folder / CONFIG).is_file():
+    if not (folder / SCHEDULER_CONFIG).is_file():
         hint = ""
-        if (folder / "config.json").is_file():
+        if (folder / CONFIG).is_file():
             hint = ": it may be a bare predictor, read with load_predictor and made a schedule by from_predictors"
-        raise TsAdaptError(f"{folder} has no {CONFIG} and holds no schedule that save_pretrained wrote{hint}")
-    config = parse_json(read_bytes(folder / CONFIG, limit=MAX_BYTES), folder / CONFIG)
+        raise TsAdaptError(f"{folder} has no {SCHEDULER_CONFIG} and holds no schedule that save_pretrained wrote{hint}")
+    config = parse_json(read_bytes(folder / SCHEDULER_CONFIG, limit=MAX_BYTES), folder / SCHEDULER_CONFIG)
     found = config.get("_class_name") if isinstance(config, dict) else None
     if not isinstance(config, dict) or found != class_name:
         raise TsAdaptError(
-            f"{folder / CONFIG} is the config of {found or 'no scheduler'}, not of {class_name}; "
+            f"{folder / SCHEDULER_CONFIG} is the config of {found or 'no scheduler'}, not of {class_name}; "
             f"{class_name}.from_config takes over its betas and prediction type"
         )
     return config
@@ -149,8 +149,8 @@ def read_predictors(folder: Path, predictors: Any, noise: NoiseSchedule) -> dict
     found: dict[int, Predictor] = {}
     named = served_by(predictors)
     for served in named:
-        alone = len(named) == 1 and (folder / "config.json").is_file()
-        path = folder if alone else folder / f"nfe{min(served)}"
+        alone = len(named) == 1 and (folder / CONFIG).is_file()
+        path = folder if alone else folder / predictor_folder(min(served))
         predictor, _ = load_predictor(path, noise)
         if set(predictor.learned) != set(served):
             has, wanted = (", ".join(map(str, sorted(steps))) for steps in (predictor.learned, served))
@@ -168,7 +168,7 @@ def write_predictors(folder: Path, source: Source, about: Mapping[str, Any]) -> 
         )
     predictors = dict.fromkeys(source.predictors.values())
     for predictor in predictors:
-        path = folder / f"nfe{predictor.learned[0]}" if len(predictors) > 1 else folder
+        path = folder / predictor_folder(predictor.learned[0]) if len(predictors) > 1 else folder
         save_predictor(make_folder(path), predictor, {**about, "nfe": list(predictor.learned)})
 
 
@@ -178,8 +178,8 @@ def folder_for(directory: Any) -> Path:
         raise TsAdaptError(f"a schedule is saved in a folder; got {directory!r}")
     folder = Path(directory)
     try:
-        if folder.is_file() or (folder / CONFIG).is_dir():
-            taken = folder if folder.is_file() else folder / CONFIG
+        if folder.is_file() or (folder / SCHEDULER_CONFIG).is_dir():
+            taken = folder if folder.is_file() else folder / SCHEDULER_CONFIG
             kind = "file" if taken is folder else "folder"
             raise TsAdaptError(f"{taken} is a {kind}; a schedule is saved in a folder, as files: name another")
         return make_folder(folder)

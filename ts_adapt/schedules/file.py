@@ -22,8 +22,8 @@ and in `about`, each where it is known (null or left out where not):
     made_with         the options of the search that found it, by the names that they have in a config
     measured          name -> {"value": number, "evaluator": what measured it, "samples": how many, ...}
 
-A file of an earlier program, without some of these or with bare numbers in `measured`, is read too, and whatever else
-it holds travels along. A plain list of sigmas cannot carry corrections; this file does. Grids per sample are labels.
+Whatever else it holds travels along. A plain list of sigmas cannot carry corrections; this file does. Grids per sample
+are labels.
 """
 
 from __future__ import annotations
@@ -38,18 +38,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.files import Schema, check_schema, null_for_infinite, parse_json, read_bytes, shortened, write_bytes
 from ts_adapt.grids.corrections import field_names, grid_of
 from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, TimeGrid, TsAdaptError, one_line, unknown
 from ts_adapt.numerics import validate_grid
 from ts_adapt.parameterization import PARAMETERIZATIONS
+from ts_adapt.storage.files import (
+    Schema,
+    check_schema,
+    null_for_infinite,
+    parse_json,
+    read_bytes,
+    shortened,
+    write_bytes,
+)
+from ts_adapt.storage.layout import SCHEDULE
 
-FORMAT, VERSION = "ts_adapt-schedule", 1
 MAX_BYTES = 16 * 2**20
 """A longer file is refused before it is read whole; MAX_STEPS steps with all corrections take less."""
 
 CARRIED = ("format", "version", "solver", "nfe", "times", "edm_sigmas", "log_snr")
-REQUIRED: Schema = {"solver": str, "nfe": int, "times": list}
+REQUIRED: Schema = {
+    "solver": str, "nfe": int, "times": list, "edm_sigmas": (list, type(None)), "log_snr": (list, type(None))
+}  # fmt: skip
 ABOUT: Schema = {
     "order": int, "model": str, "prediction": str, "method": str, "source": str, "seed": int, "distance": str,
     "teacher": str, "teacher_solver": str, "teacher_nfe": int, "teacher_grid": str, "teacher_seed": int,
@@ -82,8 +92,7 @@ class LearnedGrid:
         check_about(self.about, "the schedule")
         lam = self.log_snr if noise is None else noise.log_snr(self.grid.times)
         content = {
-            "format": FORMAT,
-            "version": VERSION,
+            **SCHEDULE.head,
             "solver": self.solver,
             "nfe": self.nfe,
             "times": self.grid.times.tolist(),
@@ -108,11 +117,7 @@ class LearnedGrid:
     def parse(cls, data: bytes, what: Path | str, noise: NoiseSchedule | None = None) -> LearnedGrid:
         """The schedule in the bytes of a file; TsAdaptError naming it `what` where it is no valid one (for `noise`)."""
         content = parse_json(data, what)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise TsAdaptError(f"{what} is no schedule file: its format is not {FORMAT!r}")
-        if content.get("version") != VERSION:
-            found = shortened(repr(content.get("version")))
-            raise TsAdaptError(f"{what} has version {found}; this program reads version {VERSION}")
+        SCHEDULE.check(content, what, "give a schedule file, as `ts-adapt export` writes it")
         check_schema(content, REQUIRED, what)
         about = {k: v for k, v in content.items() if k not in (*CARRIED, *field_names())}
         check_about(about, what)
@@ -158,11 +163,8 @@ def check_about(about: Mapping[str, Any], what: Path | str) -> None:
     if prediction is not None and prediction not in PARAMETERIZATIONS:
         raise TsAdaptError(f"{what}: {unknown('prediction', shortened(prediction), PARAMETERIZATIONS)}")
     for name, measurement in (about.get("measured") or {}).items():
-        where = f"measured.{name} of {what}"
-        if isinstance(measurement, dict):
-            check_schema(measurement, {"value": (int, float, type(None)), "evaluator": str}, where)
-        elif not isinstance(measurement, int | float | str | None):
-            raise TsAdaptError(f"{where} is a {type(measurement).__name__}; expected a number with its evaluator")
+        measured: Schema = {"value": (int, float, type(None)), "evaluator": str}
+        check_schema(measurement, measured, f"measured.{name} of {what}")
 
 
 def _log_snr_of(values: Any, grid: TimeGrid) -> Tensor | None:

@@ -19,8 +19,9 @@ from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.grids.fixed import FIXED as FAMILIES
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import unknown
-from ts_adapt.predictors.store import ALL, PREDICTOR_NAMES
+from ts_adapt.predictors.store import PREDICTOR_NAMES
 from ts_adapt.search.optimized import METHODS as OPTIMIZED
+from ts_adapt.storage.layout import ALL
 
 NATIVE, ROUNDED = "native", "rounded"
 OF_STUDENT = "@"

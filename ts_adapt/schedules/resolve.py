@@ -32,9 +32,8 @@ from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, made_for
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.name import FIXED, ORACLE, PREDICTOR, SHARED, SHARED_NAMES, fixed_name, grid_names, parse
+from ts_adapt.storage.layout import CONFIG, SCHEDULER_CONFIG
 
-SCHEDULER_CONFIG = "scheduler_config.json"
-"""What diffusers calls the file that is in the folder of every scheduler."""
 FILE, FOLDER, SCHEDULER = "a schedule file", "the folder of a predictor", "a schedule for diffusers"
 ANY = RectifiedFlow()
 """A noise schedule for solvers that are asked for no more than their order and evaluations a step."""
@@ -218,10 +217,10 @@ def _fixed(shelf: Shelf, name: str, solver: str, nfe: int) -> LearnedGrid:
 
 def _folder(text: str, path: Path, shelf: Shelf) -> Found:
     """The predictor in a folder."""
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG).is_file():
         raise TsAdaptError(f"{path} holds neither a predictor nor a schedule for diffusers; give the folder of one")
     predictor, config = load_predictor(path, shelf.noise)
-    solver, nfes = made_for(config, path / "config.json")
+    solver, nfes = made_for(config, path / CONFIG)
     for nfe, steps in zip(nfes, predictor.learned, strict=False):
         check_steps(path, solver, nfe, steps)
     return Found(text, FOLDER, lambda solver, nfe: predicted(predictor, config, solver, nfe, shelf), solver, nfes, True)

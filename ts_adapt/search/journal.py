@@ -17,8 +17,8 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ts_adapt.files import read_json, sha256_of_json, write_bytes
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.storage.files import read_json, sha256_of_json, write_bytes
 
 Record = tuple[list[float], list[float]]
 

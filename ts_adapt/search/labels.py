@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.files import differing, read_json, read_tensors, shortened, write_json, write_tensors
 from ts_adapt.grids.corrections import field_names, grid_of
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.numerics import validate_grid
 from ts_adapt.search.per_sample import LabelBatch
+from ts_adapt.storage.files import differing, read_json, read_tensors, shortened, write_json, write_tensors
+from ts_adapt.storage.layout import LABEL_FOLDER, LABEL_PARTS, LABELS, label_file
 
-FORMAT, VERSION = "ts_adapt-labels", 1
 NAMES = {"batch": "label_batch", "options": "per_sample", "static": "static grid"}
 """What the entries of a spec are called among the options of an experiment, where by another name."""
 _KEYS = ("index", "distance", "static_distance", "start")
@@ -35,29 +35,26 @@ class LabelStore:
     @classmethod
     def create(cls, folder: Path, spec: dict[str, Any]) -> LabelStore:
         """Open `folder` for writing; TsAdaptError if it holds labels of something else (a finished part of them)."""
-        store = cls(folder, {"format": FORMAT, "version": VERSION, **spec})
-        kept = read_json(folder / "labels.json") if (folder / "labels.json").exists() else {}
+        store = cls(folder, {**LABEL_FOLDER.head, **spec})
+        kept = read_json(folder / LABELS) if (folder / LABELS).exists() else {}
         if not isinstance(kept, dict):
-            raise TsAdaptError(f"{folder / 'labels.json'} holds no labels' spec; remove {folder} and search again")
+            raise TsAdaptError(f"{folder / LABELS} holds no labels' spec; remove {folder} and search again")
         others = differing(_named(kept), _named(store.spec))
-        if kept and others and any(folder.glob("part-*.safetensors")):
+        if kept and others and any(folder.glob(LABEL_PARTS)):
             raise TsAdaptError(
                 f"{folder} holds labels made with another {', '.join(others)}; set it back, or replace them with --redo"
             )
         if others:
-            write_json(folder / "labels.json", store.spec)
+            write_json(folder / LABELS, store.spec)
         return store
 
     @classmethod
     def open(cls, folder: Path, teacher_hash: str | None = None) -> LabelStore:
         """Open existing labels; TsAdaptError if there are none, or if they belong to another teacher."""
-        if not (folder / "labels.json").exists():
+        if not (folder / LABELS).exists():
             raise TsAdaptError(f"there are no labels in {folder}; make them with `ts-adapt search --method per-sample`")
-        spec = read_json(folder / "labels.json")
-        if not isinstance(spec, dict) or spec.get("format") != FORMAT or spec.get("version") != VERSION:
-            raise TsAdaptError(
-                f"{folder / 'labels.json'} is not of the format {FORMAT!r}, version {VERSION}; remove it, search again"
-            )
+        spec = read_json(folder / LABELS)
+        LABEL_FOLDER.check(spec, folder / LABELS, "remove it, search again")
         if teacher_hash is not None and spec.get("teacher") != teacher_hash:
             raise TsAdaptError(
                 f"the labels in {folder} belong to the teacher {shortened(spec.get('teacher'))}, "
@@ -67,7 +64,7 @@ class LabelStore:
         return cls(folder, spec)
 
     def path(self, part: int) -> Path:
-        return self.folder / f"part-{part:05d}.safetensors"
+        return self.folder / label_file(part)
 
     def has(self, part: int, index: Tensor) -> bool:
         """Whether the part is there, valid, and begins with the samples `index` `(n,)`; else it is to be searched."""
@@ -85,7 +82,7 @@ class LabelStore:
 
     def load(self) -> LabelBatch:
         """All finished labels, in the order of their parts; TsAdaptError for a part that is missing or damaged."""
-        paths = sorted(self.folder.glob("part-*.safetensors"))
+        paths = sorted(self.folder.glob(LABEL_PARTS))
         if not paths:
             raise TsAdaptError(f"the search in {self.folder} has not finished a part yet; run it again")
         missing = next((self.path(i) for i in range(len(paths)) if self.path(i) not in paths), None)

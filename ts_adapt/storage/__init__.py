@@ -1,1 +1,1 @@
-"""What is kept on disk of work under way."""
+"""What is kept on disk: where, in which formats, written how."""

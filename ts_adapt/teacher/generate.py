@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ts_adapt import distributed, files
+from ts_adapt import distributed
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid, TsAdaptError
 from ts_adapt.numerics import validate_grid
 from ts_adapt.prompts import prompts_of, read_prompts
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
+from ts_adapt.storage import files
+from ts_adapt.storage.layout import image_file
 from ts_adapt.teacher.store import TEST_START, TeacherStore, condition_of
 
 LABEL_STREAM = -1
@@ -235,7 +237,7 @@ def _solve(
 
 def _save_images(denoiser: Denoiser, store: TeacherStore, index: range, batch_size: int, device: torch.device) -> None:
     """Write the images of these samples that are not there yet."""
-    paths = {i: store.folder / "images" / f"{i:06d}.png" for i in index}
+    paths = {i: store.folder / image_file(i, digits=6) for i in index}
     missing = [i for i in index if not paths[i].exists()]
     for rows in _batches(missing, batch_size):
         with torch.no_grad():

@@ -9,18 +9,17 @@ The hash is that of the config, whose floats are rounded to 12 digits. What is r
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ts_adapt import files
 from ts_adapt._version import __version__
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.storage import files
+from ts_adapt.storage.layout import MANIFEST, RECEIPTS, SHARD_NAME, TEACHER, shard_of
 
-FORMAT, VERSION = "ts_adapt-teacher", 1
 MAX_NOISE_SCALE = 1e9
 """Largest standard deviation of pure noise."""
 MAX_SHARD, MAX_SAMPLE = 1_000_000, 2**31
@@ -40,28 +39,17 @@ CONFIG: files.Schema = {
 }
 """What every config has; further keys (guidance, condition, ...) are hashed and compared all the same."""
 
-_SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
 _SHARD: files.Schema = {"samples": int, "sha256": str}
 _MANIFEST: files.Schema = {
     "format": str, "version": int, "hash": str, "config": dict, "versions": dict, "shards": dict
 }  # fmt: skip
 
 
-def shard_name(shard: int) -> str:
-    """The file of the `shard`-th shard."""
-    return f"shard-{shard:05d}.safetensors"
-
-
-def receipt(folder: Path, name: str) -> Path:
-    """The file of the receipt of the shard called `name`."""
-    return (folder / name).with_suffix(".json")
-
-
 def read_receipts(folder: Path, size: int) -> dict[str, Any]:
     """What the receipts in `folder` say of shards of at most `size` samples; one that is damaged is removed."""
     found: dict[str, Any] = {}
-    for path in sorted(folder.glob("shard-*.json")):
-        name = path.with_suffix(".safetensors").name
+    for path in sorted(folder.glob(RECEIPTS)):
+        name = shard_of(path.name)
         try:
             kept = files.read_json(path)
             _check_shard(name, kept, size, path)
@@ -75,19 +63,18 @@ def read_receipts(folder: Path, size: int) -> dict[str, Any]:
 def new_manifest(config: dict[str, Any]) -> dict[str, Any]:
     """Of a folder without shards; `config` as `plain` gives it."""
     return {
-        "format": FORMAT, "version": VERSION, "hash": files.sha256_of_json(config), "config": config,
+        **TEACHER.head, "hash": files.sha256_of_json(config), "config": config,
         "versions": _versions(), "shards": {},
     }  # fmt: skip
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest in `folder`; TsAdaptError if there is none, or if it is damaged or altered."""
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.exists():
         raise TsAdaptError(f"there is no teacher in {folder} (no manifest.json); make one with `ts-adapt teach`")
     manifest: dict[str, Any] = files.read_json(path, _MANIFEST)
-    if manifest["format"] != FORMAT or manifest["version"] != VERSION:
-        raise TsAdaptError(f"{path} is not of the format {FORMAT!r}, version {VERSION}; generate the teacher again")
+    TEACHER.check(manifest, path, "generate the teacher again")
     check_config(manifest["config"], f"the config in {path}")
     for name, shard in manifest["shards"].items():
         _check_shard(name, shard, manifest["config"]["shard_size"], path)
@@ -116,7 +103,7 @@ def check_config(config: Mapping[str, Any], what: str) -> None:
 
 def _check_shard(name: str, shard: Any, size: int, path: Path) -> None:
     """TsAdaptError, naming `path`, unless it lists a shard of at most `size` samples under such a name."""
-    if not _SHARD_NAME.fullmatch(name):
+    if not SHARD_NAME.fullmatch(name):
         raise TsAdaptError(f"{path} lists {name!r}, which is no shard; restore it, or generate the teacher again")
     files.check_schema(shard, _SHARD, f"{name} in {path}")
     if not 1 <= shard["samples"] <= size:

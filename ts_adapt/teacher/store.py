@@ -23,18 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt import distributed, files
-from ts_adapt.folders import hold, remove_leftovers
+from ts_adapt import distributed
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.sampling import initial_noise
+from ts_adapt.storage import files
+from ts_adapt.storage.folders import hold, remove_leftovers
+from ts_adapt.storage.layout import LOCK, MANIFEST, SHARDS, receipt_file, shard_file, shard_number
 from ts_adapt.teacher.manifest import (
     check_config,
     new_manifest,
     plain,
     read_manifest,
     read_receipts,
-    receipt,
-    shard_name,
 )
 
 TRAIN_START = 0
@@ -69,14 +69,14 @@ class TeacherStore:
         check_config(wanted, "the teacher's config")
         store = cls._kept(folder, wanted)
         if store is None:
-            with hold(folder / ".lock", f"the teacher folder {folder}"):
+            with hold(folder / LOCK, f"the teacher folder {folder}"):
                 store = cls._kept(folder, wanted) or cls._begun(folder, wanted)
         return store
 
     @classmethod
     def _kept(cls, folder: Path, config: dict[str, Any]) -> TeacherStore | None:
         """The store that is there, if it is of `config` or cannot be given to it."""
-        if not (folder / "manifest.json").exists():
+        if not (folder / MANIFEST).exists():
             return None
         store = cls.open(folder)
         if store.config != config and not store.manifest["shards"]:
@@ -86,12 +86,12 @@ class TeacherStore:
 
     @classmethod
     def _begun(cls, folder: Path, config: dict[str, Any]) -> TeacherStore:
-        if any(folder.glob("shard-*.safetensors")):
+        if any(folder.glob(SHARDS)):
             raise TsAdaptError(
                 f"{folder} holds shards that no manifest.json lists; restore it, or empty the folder and generate again"
             )
         manifest = new_manifest(config)
-        files.write_json(folder / "manifest.json", manifest)
+        files.write_json(folder / MANIFEST, manifest)
         return cls(folder, manifest)
 
     @classmethod
@@ -164,7 +164,7 @@ class TeacherStore:
         with ExitStack() as held:
 
             def take() -> dict[str, Any]:
-                held.enter_context(hold(self.folder / ".lock", f"the teacher folder {self.folder}"))
+                held.enter_context(hold(self.folder / LOCK, f"the teacher folder {self.folder}"))
                 remove_leftovers(self.folder)
                 manifest = read_manifest(self.folder)
                 if manifest["hash"] != self.hash:
@@ -187,17 +187,17 @@ class TeacherStore:
 
     def finished(self, shard: int, samples: int) -> bool:
         """Whether a shard is there, intact, and as long as a store of `samples` samples needs it."""
-        name = shard_name(shard)
+        name = shard_file(shard)
         there = self.manifest["shards"].get(name)
         return there is not None and there["samples"] >= len(self.range_of(shard, samples)) and self._intact(name)
 
     def write(self, shard: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep a finished shard: its file first, then its checksum. Inside `writing` only."""
-        name = shard_name(shard)
+        name = shard_file(shard)
         checksum = files.write_tensors(self.folder / name, tensors)
         kept = {"samples": len(tensors["index"]), "sha256": checksum}
         if distributed.rank() > 0:
-            files.write_json(receipt(self.folder, name), kept)
+            files.write_json((self.folder / receipt_file(name)), kept)
         self._written[name] = kept
         self._list({name: kept})
 
@@ -216,22 +216,22 @@ class TeacherStore:
         self.manifest = self.manifest | {"shards": dict(sorted((listed | dict(shards)).items()))}
         if distributed.rank() == 0:
             if changed:
-                files.write_json(self.folder / "manifest.json", self.manifest)
+                files.write_json(self.folder / MANIFEST, self.manifest)
             for name in shards:
-                receipt(self.folder, name).unlink(missing_ok=True)
+                (self.folder / receipt_file(name)).unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         return sorted(self.manifest["shards"])
 
     def _held(self, name: str) -> range:
         config = self.manifest["config"]
-        first = config["first"] + int(name[len("shard-") : -len(".safetensors")]) * config["shard_size"]
+        first = config["first"] + shard_number(name) * config["shard_size"]
         return range(first, first + self.manifest["shards"][name]["samples"])
 
     def _shard_with(self, index: int) -> int:
         config = self.manifest["config"]
         number = (index - config["first"]) // config["shard_size"]
-        name = shard_name(number) if number >= 0 else ""
+        name = shard_file(number) if number >= 0 else ""
         if name not in self.manifest["shards"] or index not in self._held(name):
             held = sum(shard["samples"] for shard in self.manifest["shards"].values())
             raise TsAdaptError(
@@ -241,7 +241,7 @@ class TeacherStore:
         return int(number)
 
     def _read(self, number: int) -> dict[str, Tensor]:
-        name, config = shard_name(number), self.manifest["config"]
+        name, config = shard_file(number), self.manifest["config"]
         recorded = self.manifest["shards"][name]
         shapes = {"index": (recorded["samples"],), "target": (recorded["samples"], *config["shape"])}
         try:

@@ -20,8 +20,8 @@ from safetensors.numpy import load_file as load_arrays
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ts_adapt.files import read_tensors
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.storage.files import read_tensors
 
 FOLDER = Path(__file__).parent / "fashion-mnist"
 WEIGHTS, STATISTICS, TEST_IMAGES = "features.safetensors", "statistics.safetensors", "test-images.npz"

@@ -16,8 +16,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from typing import IO
 
-from ts_adapt.files import explained, sync_folder
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.storage.files import explained, sync_folder
 
 
 class InUse(TsAdaptError):

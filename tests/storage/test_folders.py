@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ts_adapt import files
-from ts_adapt.folders import hold, if_free, making, remove_leftovers, replace_folder
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.storage import files
+from ts_adapt.storage.folders import hold, if_free, making, remove_leftovers, replace_folder
 
 
 def test_the_lock_is_held_by_one_and_given_back(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from ts_adapt import files
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.storage import files
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([1, 2])}
 
