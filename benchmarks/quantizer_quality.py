@@ -27,8 +27,8 @@ from ts_adapt.assembly import Quantizing, build_quantizer
 from ts_adapt.config import Config
 from ts_adapt.evaluation.features import make_extractor
 from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
-from ts_adapt.jobs.accelerated import calibration_set, quantize_anew
-from ts_adapt.jobs.quantizing import trainer
+from ts_adapt.jobs.cheaper_network import calibration_set, quantize_anew
+from ts_adapt.jobs.quantize import trainer
 from ts_adapt.jobs.session import Session
 from ts_adapt.quantizers.calibration.collect import SELECTIONS, Call
 from ts_adapt.quantizers.quantization import restore, size_of

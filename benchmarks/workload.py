@@ -47,7 +47,7 @@ class Experiment:
     @classmethod
     def of(cls, options: argparse.Namespace) -> Experiment:
         place = ["--data_root", options.data_root] if options.data_root else []
-        _, _, config = parse(["train", "--config", options.config, *place])
+        config = parse(["train", "--config", options.config, *place]).config
         session = Session(config, progress=False)
         solver = session.solver(options.solver)
         static = session.static(options.solver, options.nfe).grid

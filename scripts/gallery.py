@@ -36,7 +36,7 @@ NFE, COUNT, SCALE = 5, 8, 4
 
 
 def main() -> None:
-    _, _, config = parse(["evaluate", *sys.argv[1:]])
+    config = parse(["evaluate", *sys.argv[1:]]).config
     session, name = Session(config), config.solvers[0]
     labels = session.labelled("test", name, NFE)
     objective, batch = session.objective(session.solver(name)), labels.batch

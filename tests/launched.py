@@ -23,7 +23,7 @@ import torch
 from forked import codes, fork
 from small_job import LABEL, SMALL, Job
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs import evaluating, generating, labelling, learning  # noqa: F401  (before the fork)
+from ts_adapt.jobs import evaluate, labels, train  # noqa: F401  (before the fork)
 
 STEPS = (
     ("teach", "--save-png"),
@@ -84,7 +84,7 @@ def failing(folder: Path) -> dict[str, Any]:
 
     def prepare(rank: int) -> None:
         if rank == 1:
-            labelling.search_per_sample = fail  # type: ignore[assignment]
+            labels.search_per_sample = fail  # type: ignore[assignment]
 
     together = codes(start(job, 2, [LABEL], prepare))
     kept = sorted(path.name for path in job.labels().glob("part-*"))

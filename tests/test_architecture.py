@@ -15,11 +15,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ts_adapt"
 ORDER = [
     {"__init__", "__main__"},
     {"cli"},
-    {"flags"},
+    {"commands"},
     {"parsing"},
     {"jobs"},
     {"config"},
-    {"limits"},
     {"evaluation"},
     {"schedulers"},
     {"schedules"},
@@ -39,7 +38,7 @@ ORDER = [
     {"noise"},
     {"parameterization", "pictures", "prompts"},
     {"storage"},
-    {"numerics", "distributed"},
+    {"numerics", "distributed", "options", "remedies"},
     {"interfaces"},
     {"_compat", "_version"},
 ]
@@ -47,7 +46,7 @@ IN_QUANTIZERS = [{"methods", "storage", "report"}, {"training"}, {"quantization"
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 MAY_IMPORT_DIFFUSERS = {"denoisers", "schedulers", "cachers", "quantizers"}
 LONGEST = 450
-NAMES_FILES = {"storage", "zoo", "denoisers", "cli"}
+NAMES_FILES = {"storage", "zoo", "denoisers", "commands"}
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 

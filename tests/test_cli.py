@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from functools import reduce
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from jsonargparse import Namespace
 
 import ts_adapt
-from ts_adapt.cli import build_parser, check_demo, parse
-from ts_adapt.config import LIMITS, Config
-from ts_adapt.flags import COMMANDS
+from ts_adapt.cli import build_parser, parse
+from ts_adapt.commands import COMMANDS
+from ts_adapt.config import Config
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.demo import small
+from ts_adapt.parsing import flag_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,10 +73,11 @@ def test_the_packages_names_are_listed() -> None:
 # --- the demo
 
 
-def test_the_demo_takes_what_it_does_not_set() -> None:
-    _, _, config = parse(["demo", "--distance", "l2", "--static.lr", "0.02", "--log_root", "x", "--nfe", "[5]"])
-    shrunk = small(config)
-    assert (shrunk.distance, shrunk.static.lr, shrunk.log_root) == ("l2", 0.02, "x")
+def test_the_demo_is_a_config_of_its_own_and_takes_what_it_does_not_set() -> None:
+    config = parse(["demo", "--distance", "l2", "--static.lr", "0.02", "--log_root", "x", "--nfe", "[5]"]).config
+    assert (config.distance, config.static.lr, config.log_root, config.name) == ("l2", 0.02, "x", "demo")
+    alone = parse(["search", "--config", str(ROOT / "configs/demo.yml")]).config
+    assert alone == parse(["demo"]).config and alone != Config()
 
 
 @pytest.mark.parametrize(
@@ -93,19 +93,9 @@ def test_the_demo_refuses_what_it_sets_itself(tmp_path: Path, option: str, value
         parse(["demo", "--config", str(tmp_path / "a.yml")])
 
 
-@pytest.mark.parametrize("option", LIMITS)
-def test_every_number_is_effective_in_the_demo_or_refused(option: str) -> None:
-    config, (low, high) = Config(), LIMITS[option]
-    *group, name = option.split(".")
-    place = reduce(getattr, group, config)
-    number = low if getattr(place, name) not in (low, [low]) else min(high, low + 1)
-    value = [number] if option == "nfe" else number
-    setattr(place, name, value)
-    given = Namespace()
-    given[option] = value
-    try:
-        check_demo(given, config)
-    except TsAdaptError as error:
-        assert f"option {option} is {value}" in str(error)
-    else:
-        assert reduce(getattr, option.split("."), small(config)) == value
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_commands_own_flags_come_first_in_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, command)
+    own = [flag_of(option.name) for option in fields(COMMANDS[command]) if "positional" not in option.metadata]
+    listed = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
+    assert {*listed[: len(own) + 2]} == {*own, "--config", "--print_config"}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated, get_args, get_origin
+
 import pytest
 
-from ts_adapt.config import LIMITS, Config
+from ts_adapt.config import Config
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.options import Between, hints_of
 
 
 def with_option(option: str, value: object) -> Config:
@@ -22,15 +25,30 @@ def test_the_default_options_are_valid() -> None:
     Config().validate()
 
 
-@pytest.mark.parametrize("option", LIMITS)
+def limits() -> dict[str, Between]:
+    """Of every option that is a number, or a list of them."""
+    numbers = {option: hint for option, hint in hints_of(Config).items() if get_args(hint)[:1] in ((int,), (float,))}
+    return {"nfe": get_args(get_args(hints_of(Config)["nfe"])[0])[1]} | {
+        option: get_args(hint)[1] for option, hint in numbers.items() if get_origin(hint) is Annotated
+    }
+
+
+def test_every_number_has_limits() -> None:
+    bare = [option for option, hint in hints_of(Config).items() if hint in (int, float)]
+    assert not bare and len(limits()) > 60
+
+
+@pytest.mark.parametrize("option", limits())
 def test_every_number_is_bounded(option: str) -> None:
-    low, high = LIMITS[option]
-    for value in (low - 1, float("nan"), None, *([] if high == float("inf") else [high * 2 + 1])):
+    low, high = limits()[option].low, limits()[option].high
+    for value in (low - 1, float("nan"), None, high * 2 + 1):
         with pytest.raises(TsAdaptError, match=f"option {option} is {value}; give "):
             with_option(option, value).validate()
 
 
-@pytest.mark.parametrize("option", ["static.method", "derivative", "qat.loss"])
+@pytest.mark.parametrize(
+    "option", ["static.method", "derivative", "qat.loss", "train.loss", "blackbox.sampler", "prune.measure"]
+)
 def test_a_choice_is_one_of_those_known(option: str) -> None:
     with pytest.raises(TsAdaptError, match=f"unknown {option} 'foo'"):
         with_option(option, "foo").validate()

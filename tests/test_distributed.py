@@ -124,7 +124,7 @@ def test_real_launchers(tmp_path: Path, launcher: str) -> None:
 
 def test_a_process_on_its_own_is_the_first_of_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert (distributed.rank(), distributed.world(), distributed.launched()) == (0, 1, False)
-    assert distributed.mine([1, 2, 3]) == [1, 2, 3] and distributed.meet("a") == ["a"]
+    assert distributed.own_share([1, 2, 3]) == [1, 2, 3] and distributed.gathered("a") == ["a"]
     assert distributed.first(lambda: 4) == 4 and distributed.label("teach") == "teach"
     with distributed.quiet(), distributed.together():
         print("heard")
@@ -145,9 +145,9 @@ def test_processes_that_would_share_a_gpu_are_refused(monkeypatch: pytest.Monkey
 
 def test_an_error_that_others_tell_of_is_the_first_ones_to_print(monkeypatch: pytest.MonkeyPatch) -> None:
     told, own = distributed.Told("it failed"), TsAdaptError("it failed")
-    assert distributed.speaks(told) and distributed.speaks(own)
+    assert distributed.is_told_here(told) and distributed.is_told_here(own)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(distributed, "GRACE", 0.0)
-    assert not distributed.speaks(told) and not distributed.speaks(KeyboardInterrupt())
-    assert distributed.speaks(own), "nobody has ended this process in the meantime: no other one failed"
+    assert not distributed.is_told_here(told) and not distributed.is_told_here(KeyboardInterrupt())
+    assert distributed.is_told_here(own), "nobody has ended this process in the meantime: no other one failed"

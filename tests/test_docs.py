@@ -47,10 +47,10 @@ def test_configs_and_commands_are_understood(page: Path, tmp_path: Path, monkeyp
         named = re.match(r"# ([\w-]+\.yml)\n", block)
         assert named
         (tmp_path / named[1]).write_text(block)
-        assert parse(["teach", "--config", named[1]])[2].name == Path(named[1]).stem
+        assert parse(["teach", "--config", named[1]]).config.name == Path(named[1]).stem
     for line in re.findall(r"^    ts-adapt (.*)$", page.read_text(), re.MULTILINE):
         words = shlex.split(line, comments=True)
-        assert parse(words)[0] == words[0]
+        assert parse(words).name == words[0]
 
 
 @pytest.mark.parametrize("page", LINKED, ids=name_of)

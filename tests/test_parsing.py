@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 
@@ -12,13 +11,12 @@ from ts_adapt.assembly import FAMILIES, SOLVERS, build_solver, solver_name
 from ts_adapt.cli import main, parse
 from ts_adapt.config import Config
 from ts_adapt.denoisers.analytic import example_mixture
-from ts_adapt.flags import COMMANDS
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.parsing import completed
+from ts_adapt.remedies import command, experiment
 
 
 def config(*words: str) -> Config:
-    return parse(["search", *words])[2]
+    return parse(["search", *words]).config
 
 
 @pytest.mark.parametrize("value", ["3,5", "[3,5]", "[3, 5]", "3, 5"])
@@ -46,7 +44,7 @@ def test_a_config_file_writes_lists_alike_and_flags_behind_it_override_it(tmp_pa
 
 def test_a_family_of_solvers_stands_for_one_of_them() -> None:
     assert config("--solvers", "unipc,dpmpp+corrector,ddim").solvers == ["unipc-2", "dpmpp-2m+corrector", "ddim"]
-    assert parse(["sample", "--solver", "deis"])[1].solver == "deis-2"
+    assert parse(["sample", "--solver", "deis"]).command.solver == "deis-2"
     noise = example_mixture().noise
     for family, name in FAMILIES.items():
         assert name in SOLVERS and solver_name(name) == name
@@ -69,7 +67,15 @@ def test_a_family_of_solvers_stands_for_one_of_them() -> None:
         (["search", "--nfe", "3", "5"], "'5' is no option and no value of one"),
         (["teach", "--method", "static"], "unknown option 'method'"),
         (["search", "--nfe"], "--nfe"),
-        (["search", "--nfe", "three"], "three"),
+        (["search", "--nfe", "three"], "option nfe is three; give a number from 1 on, at most 10000"),
+        (["search", "--teacher", "5"], "option teacher is 5; it is a group of options, give some of it"),
+        (["search", "--teacher.nfe", "1.5"], "option teacher.nfe is 1.5; give"),
+        (["search", "--checkpointing", "maybe"], "option checkpointing is 'maybe'; give true or false"),
+        (["search", "--method", "statik"], "unknown method 'statik'; did you mean 'static'?"),
+        (["search", "--static.method", "lbgfs"], "unknown static.method 'lbgfs'; did you mean 'lbfgs'?"),
+        (["search", "--static.corrections", "shift,x"], "unknown static.corrections 'x'; known: shift, scale"),
+        (["search", "--trackers", "tensorbord"], "unknown trackers 'tensorbord'; did you mean 'tensorboard'?"),
+        (["export"], "export needs a schedule behind it"),
     ],
 )
 def test_what_is_misspelt_is_one_sentence(words: list[str], expected: str, capsys) -> None:
@@ -78,23 +84,13 @@ def test_what_is_misspelt_is_one_sentence(words: list[str], expected: str, capsy
     assert message.startswith("ts-adapt: ") and message.count("\n") == 1 and expected in message
 
 
-def test_the_commands_of_a_message_become_those_of_the_experiment() -> None:
-    words = [
-        "--config",
-        "my file.yml",
-        "--quiet",
-        "--solver",
-        "ddim",
-        "--nfe=3,5",
-        "--teacher.nfe",
-        "9",
-        "--count",
-        "2",
-    ]
-    message = "there is none; make it with `ts-adapt search --method static --nfe 5`, or lower `nfe`"
-    (command,) = re.findall("`(ts-adapt .*?)`", completed(message, COMMANDS, words))
-    assert shlex.split(command) == [
-        "ts-adapt", "search", "--config", "my file.yml", "--teacher.nfe", "9", "--method", "static", "--nfe", "5",
+def test_a_command_in_a_message_is_for_the_experiment_at_work() -> None:
+    words = ["--config", "configs/gaussian.yml", "--quiet", "--solver", "ddim", "--nfe=3,5", "--teacher.nfe", "9"]
+    words += ["--count", "2", "--name", "my own"]
+    with experiment(parse(["sample", *words]).line.experiment):
+        text = command("search", "--method", "static", "--nfe", 5)
+    assert shlex.split(text.strip("`")) == [
+        "ts-adapt", "search", "--config", "configs/gaussian.yml", "--teacher.nfe", "9", "--name", "my own",
+        "--method", "static", "--nfe", "5",
     ]  # fmt: skip
-    unchanged = "`ts-adapt search --help` lists the options, `ts-adapt COMMAND` is no command"
-    assert completed(unchanged, COMMANDS, words) == unchanged
+    assert command("search", "--method", "static") == "`ts-adapt search --method static`"

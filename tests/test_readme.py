@@ -38,7 +38,7 @@ def test_the_commands_are_understood(monkeypatch):
     lines = [shlex.split(line, comments=True) for line in re.findall(r"^    ts-adapt (.*)$", README, re.MULTILINE)]
     assert len(lines) >= 8
     for line in lines:
-        assert parse(line)[0] == line[0]
+        assert parse(line).name == line[0]
 
 
 def test_every_name_of_the_readme_exists():

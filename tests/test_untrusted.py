@@ -24,7 +24,7 @@ from ts_adapt.evaluation.comparison import Results
 from ts_adapt.evaluation.records import Difference, Row
 from ts_adapt.evaluation.report import Panel, write_report
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.scheduler_folder import export_scheduler
+from ts_adapt.jobs.export_scheduler import export_scheduler
 from ts_adapt.predictors.store import load_predictor
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.search.labels import LabelStore

@@ -1,4 +1,4 @@
-"""One experiment as a dataclass: the options of every room, checked (`limits`).
+"""One experiment as a dataclass: the options of every room, checked (`options`).
 
 Every option has a default, so a config names what differs.
 """
@@ -6,15 +6,16 @@ Every option has a default, so a config names what differs.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from ts_adapt.assembly import NONE, ModelOptions, build_cachers, build_quantizer, solver_name
-from ts_adapt.evaluation.records import COLUMNS, EvaluateOptions
-from ts_adapt.grids.corrections import CORRECTIONS, corrected
-from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES, TsAdaptError, unknown
-from ts_adapt.limits import LIMITS, check_limits
+from ts_adapt.distances import DISTANCES
+from ts_adapt.evaluation.records import EvaluateOptions
+from ts_adapt.grids.corrections import corrected
+from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES, TsAdaptError
+from ts_adapt.options import MANY, SMALL, Between, Count, Evaluations, OneOf, Positive, Seed, check_options
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.store import PREDICTOR_NAMES
 from ts_adapt.pruning import PruneOptions
@@ -22,11 +23,11 @@ from ts_adapt.search.blackbox import BlackboxOptions
 from ts_adapt.search.objective import AUTO
 from ts_adapt.search.optimized import OptimizedOptions
 from ts_adapt.search.per_sample import PerSampleOptions
-from ts_adapt.search.static import BY_GRADIENT, METHODS, TARGETS, StaticOptions
+from ts_adapt.search.static import BY_GRADIENT, StaticOptions
 from ts_adapt.storage.layout import Workspace
+from ts_adapt.teacher.manifest import MAX_SHARD
+from ts_adapt.teacher.store import TEST_START
 
-TRACKERS = ("tensorboard", "wandb")
-QAT_LOSSES = ("diffusion", "teacher")
 DERIVATIVE = ["derivative", "derivative_width"]
 
 
@@ -37,14 +38,14 @@ class TeacherOptions:
     solver: str = "unipc-3"
     grid: str = "log_snr"
     """A fixed grid's name."""
-    nfe: int = 40
+    nfe: Evaluations = 40
     """Evaluations of the fine solve."""
-    train_samples: int = 1024
-    test_samples: int = 2000
-    batch_size: int = 64
-    seed: int = 0
+    train_samples: Annotated[int, Between(1, TEST_START)] = 1024
+    test_samples: Count = 2000
+    batch_size: Count = 64
+    seed: Seed = 0
     """Of the noises; sample i depends on it and on i only."""
-    shard_size: int = 256
+    shard_size: Annotated[int, Between(1, MAX_SHARD)] = 256
     """Samples a file."""
     trajectory: bool = False
     """Keep every state of the solve, not only its end."""
@@ -58,11 +59,11 @@ class TeacherOptions:
 class CalibrationOptions:
     """The calls of the network that quantizers are calibrated on: along the teacher's grid, from training noises."""
 
-    noises: int = 32
+    noises: Annotated[int, Between(1, TEST_START)] = 32
     """Training noises that are solved from."""
-    nfe: int = 20
+    nfe: Evaluations = 20
     """Evaluations of these solves."""
-    count: int = 256
+    count: Count = 256
     """Samples of the calibration set, of noises * nfe; which, the quantizer says, or its name: minmax-w8a8@normal."""
 
 
@@ -70,20 +71,20 @@ class CalibrationOptions:
 class QATOptions:
     """Quantization-aware training, of quantizers with +qat behind their name: `ts-adapt quantize`."""
 
-    steps: int = 2000
-    batch_size: int = 64
+    steps: Count = 2000
+    batch_size: Count = 64
     """Images a step; of each process, where several train."""
-    lr: float = 1e-4
+    lr: Positive = 1e-4
     """Of Adam; falls to 0 along a cosine."""
-    loss: str = "diffusion"
+    loss: Literal["diffusion", "teacher"] = "diffusion"
     """diffusion (as the network was trained), or teacher (what the network in full precision says)."""
     data: str = "fashion"
     """fashion (the embedded model's training images), or a folder of images of the model's size."""
-    images: int = 10_000
+    images: Count = 10_000
     """Of the data, the first ones, at most."""
-    checkpoint_every: int = 200
+    checkpoint_every: Count = 200
     """Steps; a training that was interrupted goes on from there."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass
@@ -108,37 +109,37 @@ class Config:
     name: str = "fashion"
     """The folder under data_root and log_root."""
     model: ModelOptions = field(default_factory=ModelOptions)
-    guidance: float = 1.0
+    guidance: Annotated[float, Between(-1000, 1000)] = 1.0
     """Scale of classifier-free guidance; 1: none."""
     solvers: list[str] = field(default_factory=lambda: ["unipc-3"])
     """Names such as ddim, dpmpp-2m, unipc-3, deis-2, ipndm-3, ddim+corrector; unipc, dpmpp, deis and ipndm alone are
     of the order that diffusers takes."""
-    nfe: list[int] = field(default_factory=lambda: [5])
+    nfe: list[Evaluations] = field(default_factory=lambda: [5])
     """Numbers of evaluations."""
     cachers: list[str] = field(default_factory=lambda: [NONE])
     """What evaluate attaches to the network: none, deepcache-3, deepcache-5-branch2, tgate-5, tgate-5+deepcache-2."""
     quantizers: list[str] = field(default_factory=lambda: [NONE])
     """How evaluate quantizes it: none, hqq4, minmax-w8a8, tdq-w4a8, tinydm-w8a8, vqdm4, torchao-int8."""
-    distance: str = "features"
+    distance: Annotated[str, OneOf(DISTANCES)] = "features"
     """What is minimised: features (the embedded network), l2, or lpips."""
     rescale_published: bool = False
     """Fit published tables (AYS) to the model's sigma range."""
-    derivative: str = AUTO
+    derivative: Annotated[str, OneOf((AUTO, *DERIVATIVES))] = AUTO
     """How searches and trainings take the derivative in time: exact, slow (without the fast components of the network's
     time embedding), secant; auto: the one that agrees best with differences of the distance."""
-    derivative_width: float = DERIVATIVE_WIDTH
+    derivative_width: Annotated[float, Between(SMALL, 1)] = DERIVATIVE_WIDTH
     """Of slow and secant: the share of all times over which the derivative is a mean; .04 are 40 of 1000 timesteps."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    static_samples: int = 128
+    static_samples: Annotated[int, Between(1, TEST_START // 2)] = 128
     """Training samples of the static search, and as many more for its validation."""
-    label_samples: int = 512
+    label_samples: Annotated[int, Between(2, MANY)] = 512
     """Training samples with oracle labels."""
-    oracle_samples: int = 512
+    oracle_samples: Annotated[int, Between(2, MANY)] = 512
     """Test samples with oracle grids."""
-    label_batch: int = 128
+    label_batch: Count = 128
     """Samples searched side by side."""
-    threads: int = 0
+    threads: Annotated[int, Between(0, 1024)] = 0
     """CPU threads of a process, on which the last bits depend; 0: as the environment says, under a launcher 1."""
     teacher: TeacherOptions = field(default_factory=TeacherOptions)
     static: StaticOptions = field(default_factory=StaticOptions)
@@ -155,7 +156,7 @@ class Config:
     """Where what is generated and learned is kept."""
     log_root: str = "logs"
     """Where results, samples and TensorBoard files are kept."""
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
     """Where scalars and figures go: tensorboard always, and wandb where it is listed."""
 
     def __post_init__(self) -> None:
@@ -204,15 +205,7 @@ class Config:
 
     def validate(self) -> None:
         """TsAdaptError naming the first option whose value cannot be worked with."""
-        for option, default in vars(Config()).items():
-            if is_dataclass(default) and not isinstance(getattr(self, option), type(default)):
-                raise TsAdaptError(
-                    f"option {option} is {getattr(self, option)!r}; it is a group of options, "
-                    f"give some of it, like {option}.{next(iter(vars(default)))}"
-                )
-        for option in ("name", "distance", "data_root", "log_root"):
-            if not isinstance(getattr(self, option), str):
-                raise TsAdaptError(f"option {option} is {getattr(self, option)!r}; give a text")
+        check_options(self)
         for option in ("data_root", "log_root"):
             if "://" in getattr(self, option):
                 raise TsAdaptError(f"option {option} is {getattr(self, option)}; give a folder, URLs have no locks")
@@ -220,47 +213,12 @@ class Config:
             raise TsAdaptError(f"option name is {self.name!r}; give one folder name, without / or ..")
         for option in ("solvers", "nfe", "cachers", "quantizers", "trackers"):
             values = getattr(self, option)
-            if not isinstance(values, list) or not values:
+            if not values:
                 raise TsAdaptError(f"option {option} is {values!r}; give a list of at least one")
             twice = [value for place, value in enumerate(values) if value in values[:place]]
             if twice:
                 raise TsAdaptError(f"option {option} lists {twice[0]!r} twice; leave one of them out")
-        for tracker in self.trackers:
-            if tracker not in TRACKERS:
-                raise unknown("tracker", str(tracker), TRACKERS)
         for cacher in (*self.cachers, self.student.cacher):
             build_cachers(cacher)
         for quantizer in (*self.quantizers, self.student.quantizer):
             build_quantizer(quantizer)
-        for option, (low, high) in LIMITS.items():
-            value: Any = self
-            for part in option.split("."):
-                value = getattr(value, part)
-            for number in value if isinstance(value, list) else [value]:
-                check_limits(option, number, low, high)
-        if self.derivative not in (AUTO, *DERIVATIVES):
-            raise unknown("derivative", str(self.derivative), (AUTO, *DERIVATIVES))
-        if self.static.method not in METHODS:
-            raise unknown("static.method", str(self.static.method), METHODS)
-        if self.static.target not in TARGETS:
-            raise unknown("static.target", str(self.static.target), TARGETS)
-        if self.qat.loss not in QAT_LOSSES:
-            raise unknown("qat.loss", str(self.qat.loss), QAT_LOSSES)
-        for column in self.evaluate.columns or []:
-            if column not in COLUMNS:
-                raise unknown("column", column, COLUMNS)
-        wanted = [*self.static.corrections, *self.per_sample.corrections, *self.train.corrections]
-        foreign = [name for name in wanted if name not in CORRECTIONS]
-        if foreign:
-            raise unknown("correction", str(foreign[0]), CORRECTIONS)
-
-
-def types_of(kind: type, prefix: str = "") -> dict[str, str]:
-    """The dotted name of every option of a dataclass, those of groups included, and its type as it is written."""
-    found = {}
-    for option in fields(kind):
-        found[prefix + option.name] = str(option.type)
-        group: Any = option.default_factory
-        if isinstance(group, type) and is_dataclass(group):
-            found |= types_of(group, f"{prefix}{option.name}.")
-    return found

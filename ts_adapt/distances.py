@@ -10,13 +10,12 @@ All `(B, ...), (B, ...) -> (B,)`, in the dtype of x, differentiable in both; zer
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import Distance, TsAdaptError
+from ts_adapt.interfaces import Distance, TsAdaptError, unknown
 from ts_adapt.zoo import load_features
 
 _SMALL = 1e-6  # under the root of |h|: keeps gradients finite where a map is silent
@@ -131,9 +130,7 @@ def make(name: str, device: torch.device | str = "cpu", network: nn.Module | Non
     Raises TsAdaptError for an unknown name, and for lpips where its pretrained weights cannot be had.
     """
     if name not in DISTANCES:
-        near = difflib.get_close_matches(name, DISTANCES, 1, 0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise TsAdaptError(f"unknown distance {name!r}; {hint}known: {', '.join(DISTANCES)}")
+        raise unknown("distance", name, DISTANCES)
     return DISTANCES[name](device, network)
 
 

@@ -87,7 +87,7 @@ def world() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def mine(units: Sequence[T]) -> list[T]:
+def own_share(units: Sequence[T]) -> list[T]:
     """This process's share of `units`, which all processes give alike."""
     return list(units[rank() :: world()])
 
@@ -97,7 +97,7 @@ def label(text: str) -> str:
     return text if world() == 1 else f"{text}, process {rank() + 1} of {world()}"
 
 
-def meet(value: Any = None) -> list[Any]:
+def gathered(value: Any = None) -> list[Any]:
     """Wait until every process is here, and return the values that they brought, in their order."""
     if world() == 1:
         return [value]
@@ -125,7 +125,7 @@ def together() -> Iterator[None]:
             yield
     except Exception as raised:
         error = raised
-    brought = meet((_said(error), out.getvalue(), err.getvalue()))
+    brought = gathered((_said(error), out.getvalue(), err.getvalue()))
     if rank() == 0:
         _print_of_others(brought)
     if error is not None and (rank() == 0 or not isinstance(error, TsAdaptError)):
@@ -141,7 +141,7 @@ def first(make: Callable[[], T]) -> T:
     with together():
         if rank() == 0:
             made = make()
-    shared: T = meet(made)[0]
+    shared: T = gathered(made)[0]
     return shared
 
 
@@ -163,7 +163,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def speaks(error: BaseException) -> bool:
+def is_told_here(error: BaseException) -> bool:
     """Whether this process is to print `error`, which ends it: the first one that meets it does, by its rank.
 
     Processes that all fail alike do so within moments, and the launcher ends the rest; so the others wait for that.

@@ -115,7 +115,7 @@ def results(folder: Path) -> None:
 
 def config(folder: Path) -> None:
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        _, _, found = parse(["teach", "--config", str(folder / "c.yml")])
+        found = parse(["teach", "--config", str(folder / "c.yml")]).config
     assert isinstance(found.name, str) and "/" not in found.name and isinstance(found.nfe, list)
 
 

@@ -15,7 +15,8 @@ from fuzzing.checks import check_grid, finite, strict
 from fuzzing.corpus import FLOW, SHAPE, TABLE, VP
 from ts_adapt.config import Config
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
-from ts_adapt.jobs.exchange import export_schedule, import_schedule
+from ts_adapt.jobs.export import export_schedule
+from ts_adapt.jobs.import_schedule import import_schedule
 from ts_adapt.predictors.store import load_predictor
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedules.file import LearnedGrid

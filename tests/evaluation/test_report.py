@@ -235,5 +235,5 @@ def test_an_unknown_column_is_refused_before_anything_is_sampled() -> None:
 
     config = Config()
     config.evaluate.columns = ["distance", "precison"]
-    with pytest.raises(TsAdaptError, match="unknown column 'precison'; did you mean 'precision'"):
+    with pytest.raises(TsAdaptError, match=r"unknown evaluate\.columns 'precison'; did you mean 'precision'"):
         config.validate()

@@ -86,8 +86,8 @@ def test_a_failure_before_anything_is_finished_does_not_bind_the_options(job: Jo
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("ts_adapt.jobs.labelling.search_per_sample", fail)
-        patch.setattr("ts_adapt.jobs.learning.generate", lambda *_, **__: fail())
+        patch.setattr("ts_adapt.jobs.labels.search_per_sample", fail)
+        patch.setattr("ts_adapt.jobs.teach.generate", lambda *_, **__: fail())
         assert job.run(*LABEL, "--label_batch", "20") == 2
         assert job.run("teach", "--name", "new", "--teacher.batch_size", "8") == 2
     assert job.run(*LABEL) == 0
@@ -118,7 +118,7 @@ def test_what_the_machine_refuses_is_one_sentence(finished: Job, capsys, monkeyp
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("ts_adapt.jobs.learning.teach", fail)
+    monkeypatch.setattr("ts_adapt.jobs.teach.teach", fail)
     assert expected in finished.refused(capsys, "teach")
 
 
@@ -126,6 +126,6 @@ def test_a_fault_of_the_program_is_not_hidden(finished: Job, monkeypatch) -> Non
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr("ts_adapt.jobs.learning.teach", fail)
+    monkeypatch.setattr("ts_adapt.jobs.teach.teach", fail)
     with pytest.raises(RuntimeError, match="a fault"):
         finished.run("teach")

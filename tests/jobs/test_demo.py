@@ -8,33 +8,39 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ts_adapt.cli import main, parse
-from ts_adapt.config import Config
+from ts_adapt.commands import Demo
 from ts_adapt.jobs import demo
 
+SMALL = """
+name: demo
+solvers: [unipc-3]
+nfe: [5]
+rescale_published: true
+static_samples: 8
+oracle_samples: 8
+optimized: {samples: 16}
+teacher: {nfe: 8, train_samples: 16, test_samples: 12, shard_size: 128}
+static: {iterations: 1, starts: 1, corrections: []}
+per_sample: {iterations: 1, random_starts: 0}
+train: {samples: 12, epochs: 1, width: 4, hidden: 16}
+evaluate: {samples: 12, grids: [karras, ays-svd]}
+"""
 
-def tiny(config: Config) -> Config:
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The demo on a dozen samples."""
-    config = demo_small(config)
-    return replace(
-        config,
-        static_samples=8,
-        oracle_samples=8,
-        teacher=replace(config.teacher, nfe=8, train_samples=16, test_samples=12),
-        static=replace(config.static, iterations=1, starts=1),
-        per_sample=replace(config.per_sample, iterations=1),
-        optimized=replace(config.optimized, samples=16),
-        train=replace(config.train, samples=12, epochs=1, width=4, hidden=16),
-        evaluate=replace(config.evaluate, samples=12, grids=["karras", "ays-svd"]),
-    )
-
-
-demo_small = demo.small
+    path = tmp_path_factory.mktemp("config") / "demo.yml"
+    path.write_text(SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Demo, "base", ("--config", str(path)))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(demo, "small", tiny)
         text = folder / "stdout"
         with text.open("w") as file, pytest.MonkeyPatch.context() as output:
             output.setattr(sys, "stdout", file)
@@ -93,11 +98,10 @@ def test_a_command_runs_in_a_process_of_its_own(run: tuple[Path, str]) -> None:
 
 def test_the_config_is_the_one_it_ran_with(run: tuple[Path, str]) -> None:
     folder, _ = run
+    ran = parse(["demo", "--log_root", "results of mine"]).config
     for command in ("sample", "demo"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(demo, "small", tiny)
-            _, _, config = parse([command, "--config", str(folder / "results of mine/demo/config.yml")])
-        assert config == tiny(Config(log_root="results of mine"))
+        assert parse([command, "--config", str(folder / "results of mine/demo/config.yml")]).config == ran
+    assert (ran.teacher.nfe, ran.log_root) == (8, "results of mine")
 
 
 def test_other_options_are_refused_and_redo_takes_them(
@@ -105,7 +109,6 @@ def test_other_options_are_refused_and_redo_takes_them(
 ) -> None:
     folder = Path(shutil.copytree(run[0], tmp_path / "demo"))
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(demo, "small", tiny)
     words = ["demo", "--quiet", "--log_root", "results of mine", "--static.lr", "0.02", "--train.lr", "0.02"]
     static, kept = folder / "train_data/demo/static/unipc-3-nfe5.json", folder / "results of mine/demo/config.yml"
     before, options = static.read_bytes(), kept.read_bytes()

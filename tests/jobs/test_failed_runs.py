@@ -14,8 +14,8 @@ import torch
 from ts_adapt.config import Config
 from ts_adapt.evaluation import records, sample
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.evaluating import evaluate
-from ts_adapt.jobs.generating import _made, generate
+from ts_adapt.jobs.evaluate import evaluate
+from ts_adapt.jobs.runs import _made, generate
 from ts_adapt.jobs.session import Session
 
 FAILED = "ddim-nfe4-linear.safetensors"
@@ -111,5 +111,5 @@ def test_processes_tell_one_another_which_runs_failed(monkeypatch: pytest.Monkey
 
     units = [(0, 1), (0, 2), (1, 1)]
     assert _made(units, make) == {0: "mine"} and tried == [(0, 1), (1, 1)], "what has failed is not tried again"
-    monkeypatch.setattr("ts_adapt.distributed.meet", lambda value: [value, {0: "theirs", 2: "theirs"}])
+    monkeypatch.setattr("ts_adapt.distributed.gathered", lambda value: [value, {0: "theirs", 2: "theirs"}])
     assert _made(units, make) == {0: "mine", 2: "theirs"}

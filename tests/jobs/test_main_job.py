@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ts_adapt.cli import main
-from ts_adapt.jobs.images import SHOWN_SIDE
+from ts_adapt.jobs.sample import SHOWN_SIDE
 from ts_adapt.storage.files import read_tensors
 
 SMALL = """

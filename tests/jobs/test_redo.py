@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,9 +53,9 @@ def test_the_old_result_stays_until_the_new_one_is_complete(
     before, calls = content(path), []
 
     def interrupted(name: str, after: int) -> None:
-        from ts_adapt.jobs import labelling, learning, searching
+        from ts_adapt.jobs import labels, search, train
 
-        module = {"static": searching, "predictor": learning, "labels": labelling}[what]
+        module: Any = {"static": search, "predictor": train, "labels": labels}[what]
         original = getattr(module, name)
 
         def stop(*args: object, **options: object) -> object:
@@ -75,9 +76,9 @@ def test_the_old_result_stays_until_the_new_one_is_complete(
 
 
 def test_an_interrupted_redo_of_labels_goes_on(job: Job, monkeypatch) -> None:
-    from ts_adapt.jobs import labelling
+    from ts_adapt.jobs import labels
 
-    original, parts = labelling.search_per_sample, []
+    original, parts = labels.search_per_sample, []
 
     def once(*args: object) -> object:
         parts.append(args)
@@ -85,7 +86,7 @@ def test_an_interrupted_redo_of_labels_goes_on(job: Job, monkeypatch) -> None:
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(labelling, "search_per_sample", once)
+    monkeypatch.setattr(labels, "search_per_sample", once)
     redo = (*LABEL, "--per_sample.lr", "0.2", "--redo")
     assert job.run(*redo) == 130
     assert job.run(*redo) == 0 and len(parts) == 3  # two parts, one of them begun twice

@@ -11,7 +11,7 @@ import pytest
 
 from small_job import SMALL, Job, sentence
 from ts_adapt.cli import main
-from ts_adapt.flags import COMMANDS
+from ts_adapt.commands import COMMANDS
 
 
 def follow(capsys, words: list[str], depth: int = 0) -> list[str]:
@@ -67,12 +67,12 @@ def test_the_remedy_for_labels_names_their_split(job: Job, capsys) -> None:
 @pytest.mark.parametrize(
     ("command", "called"),
     [
-        ("teach", "ts_adapt.jobs.learning.teach"),
-        ("search", "ts_adapt.jobs.learning.search"),
-        ("train", "ts_adapt.jobs.learning.train"),
-        ("evaluate", "ts_adapt.jobs.evaluating.evaluate"),
-        ("sample", "ts_adapt.jobs.images.sample_to_folder"),
-        ("import", "ts_adapt.jobs.exchange.import_schedule"),
+        ("teach", "ts_adapt.jobs.teach.teach"),
+        ("search", "ts_adapt.jobs.search.search"),
+        ("train", "ts_adapt.jobs.train.train"),
+        ("evaluate", "ts_adapt.jobs.evaluate.evaluate"),
+        ("sample", "ts_adapt.jobs.sample.sample_to_folder"),
+        ("import", "ts_adapt.jobs.import_schedule.import_schedule"),
         ("search", "ts_adapt.cli.build_parser"),
     ],
 )
@@ -87,9 +87,9 @@ def test_an_interrupt_says_what_is_kept(
 
 
 def test_a_terminated_search_goes_on_with_what_is_missing(job: Job, capsys, monkeypatch) -> None:
-    from ts_adapt.jobs import searching
+    from ts_adapt.jobs import search
 
-    original, found = searching.search_static, []
+    original, found = search.search_static, []
 
     def second(*args: object, **options: object) -> object:
         if found:
@@ -97,10 +97,10 @@ def test_a_terminated_search_goes_on_with_what_is_missing(job: Job, capsys, monk
         found.append(args)
         return original(*args, **options)
 
-    monkeypatch.setattr(searching, "search_static", second)
+    monkeypatch.setattr(search, "search_static", second)
     assert job.run("search", "--nfe", "3,4,5") == 143
     monkeypatch.setattr(
-        searching, "search_static", lambda *args, **options: found.append(args) or original(*args, **options)
+        search, "search_static", lambda *args, **options: found.append(args) or original(*args, **options)
     )
     assert job.run("search", "--nfe", "3,4,5") == 0
     assert len(found) == 2 and {path.name for path in job.static.parent.glob("*.json")} == {

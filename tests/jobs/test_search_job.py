@@ -94,14 +94,14 @@ def test_the_oracle_with_corrections_starts_from_the_static_grid_with_them_where
 
 
 def test_an_interrupted_search_with_corrections_goes_on_to_the_same_labels(job: Job, monkeypatch) -> None:
-    from ts_adapt.jobs import labelling
+    from ts_adapt.jobs import labels
 
     assert job.run(*CORRECTED) == 0
     folder = job.data / "labels/train+shift+scale/unipc-2-nfe3"
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     for path in folder.iterdir():
         path.unlink()
-    original, parts = labelling.search_per_sample, []
+    original, parts = labels.search_per_sample, []
 
     def once(*args: object) -> object:
         parts.append(args)
@@ -109,7 +109,7 @@ def test_an_interrupted_search_with_corrections_goes_on_to_the_same_labels(job: 
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(labelling, "search_per_sample", once)
+    monkeypatch.setattr(labels, "search_per_sample", once)
     assert job.run(*CORRECTED) == 130
     assert len(list(folder.iterdir())) == 2  # labels.json and one of two parts
     assert job.run(*CORRECTED) == 0

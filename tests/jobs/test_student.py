@@ -18,11 +18,13 @@ from ts_adapt.evaluation.comparison import Results, differences
 from ts_adapt.evaluation.conclusions import conclusions, verdict_tables
 from ts_adapt.evaluation.records import Entry, Row, Run, RunCost
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
-from ts_adapt.jobs.evaluating import evaluate
-from ts_adapt.jobs.generating import planned
-from ts_adapt.jobs.images import sample_to_folder
-from ts_adapt.jobs.learning import search, teach, train
+from ts_adapt.jobs.evaluate import evaluate
+from ts_adapt.jobs.runs import planned
+from ts_adapt.jobs.sample import sample_to_folder
+from ts_adapt.jobs.search import search
 from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.teach import teach
+from ts_adapt.jobs.train import train
 from ts_adapt.quantizers.quantization import is_quantized
 from ts_adapt.schedules.name import OF_STUDENT
 
@@ -83,11 +85,11 @@ def test_what_is_learned_is_kept_apart_and_says_for_whom(root: Path, learned: Se
 
 def test_the_search_begins_at_the_full_networks_grid_too(root: Path, learned: Session) -> None:
     """So that on its validation samples what is learned for the student is never worse there."""
-    from ts_adapt.jobs.accelerated import accelerated
+    from ts_adapt.jobs.cheaper_network import cheaper_network
 
     batch = learned.teacher("train", 8)[1].rows(slice(4, 8))
     objective = learned.objective(learned.solver("ddim"))
-    with accelerated(learned, "none", "minmax-w4a4"):
+    with cheaper_network(learned, "none", "minmax-w4a4"):
         own, full = (
             float(objective.measure(of.static("ddim", 3).grid, batch).mean()) for of in (learned, session_in(root))
         )

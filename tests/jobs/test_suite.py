@@ -20,11 +20,11 @@ from ts_adapt.config import Config
 from ts_adapt.denoisers.network import step_aware_parts
 from ts_adapt.evaluation.records import COLUMNS, fingerprint
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.accelerated import Impossible, accelerated, folder_of
-from ts_adapt.jobs.evaluating import evaluate, score_runs
-from ts_adapt.jobs.generating import generate, planned
-from ts_adapt.jobs.learning import teach
+from ts_adapt.jobs.cheaper_network import Impossible, cheaper_network, folder_of
+from ts_adapt.jobs.evaluate import evaluate, score_runs
+from ts_adapt.jobs.runs import generate, planned
 from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.teach import teach
 from ts_adapt.quantizers.quantization import is_quantized, size_of
 from ts_adapt.storage.files import read_tensors
 from ts_adapt.storage.folders import making
@@ -258,22 +258,22 @@ def test_a_quantization_is_found_once_and_read_back_the_same(
     before = marks(session)
     session.config.data_root = str(tmp_path)
     session = Session(session.config, progress=False)
-    with accelerated(session, "none", quantizer):
+    with cheaper_network(session, "none", quantizer):
         quantized, size = marks(session)[-1], asdict(size_of(network_of(session)))
     (folder,) = (session.workspace.data / "quantizers").glob("[!.]*")
     assert marks(session)[-1] == before[-1] != quantized
     with monkeypatch.context() as patch:
         patch.setattr("ts_adapt.quantizers.quantization.quantize", lambda *_, **__: pytest.fail("quantized again"))
-        with accelerated(session, "none", quantizer):
+        with cheaper_network(session, "none", quantizer):
             assert marks(session)[-1] == quantized and asdict(size_of(network_of(session))) == size
     (folder / "model.safetensors").write_bytes(b"damaged")
-    with accelerated(session, "none", quantizer):
+    with cheaper_network(session, "none", quantizer):
         assert marks(session)[-1] == quantized
     session.config.calibration.nfe = 4
-    with accelerated(session, "none", quantizer):
+    with cheaper_network(session, "none", quantizer):
         pass
     other = "normal" if quantizer != "tdq-w8a8" else "active"
-    with accelerated(session, "none", f"{quantizer}@{other}"):
+    with cheaper_network(session, "none", f"{quantizer}@{other}"):
         assert marks(session)[-1] != quantized
     assert len(list((session.workspace.data / "quantizers").glob("[!.]*"))) == 3
 
@@ -281,11 +281,14 @@ def test_a_quantization_is_found_once_and_read_back_the_same(
 def test_the_network_is_itself_again_whatever_happens(root: Path, tmp_path: Path) -> None:
     session = session_in(root, tmp_path)
     before = marks(session)
-    with pytest.raises(ZeroDivisionError), accelerated(session, "deepcache-2+tgate-2", "hqq4"):
+    with pytest.raises(ZeroDivisionError), cheaper_network(session, "deepcache-2+tgate-2", "hqq4"):
         assert is_quantized(network_of(session)) and len(step_aware_parts(network_of(session))) == 2
         raise ZeroDivisionError
     assert marks(session) == before
-    with pytest.raises(Impossible, match="branch is 99"), accelerated(session, "tgate+deepcache-2-branch99", "hqq4"):
+    with (
+        pytest.raises(Impossible, match="branch is 99"),
+        cheaper_network(session, "tgate+deepcache-2-branch99", "hqq4"),
+    ):
         pass
     assert marks(session) == before
 

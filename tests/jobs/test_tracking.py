@@ -10,8 +10,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from small_job import Job
-from ts_adapt.flags import command_parser
+from ts_adapt.commands import Train
+from ts_adapt.config import Config
 from ts_adapt.jobs import tracking
+from ts_adapt.options import hints_of
 
 
 class Tracker:
@@ -78,4 +80,4 @@ def test_what_cannot_be_tracked_is_said(job: Job, tracker: type[Tracker], monkey
 
 
 def test_no_key_is_taken_on_the_command_line() -> None:
-    assert not [option for option in command_parser("train").options if "key" in option or "token" in option]
+    assert not [option for option in hints_of(Config) | hints_of(Train) if "key" in option or "token" in option]

@@ -20,13 +20,15 @@ from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, TsAdaptError, buil
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.config import Config
 from ts_adapt.interfaces import StepPolicy
-from ts_adapt.jobs import generating, images
-from ts_adapt.jobs.exchange import export_schedule, import_schedule
-from ts_adapt.jobs.learning import teach
-from ts_adapt.jobs.pipelines import Request, sample_pipeline
-from ts_adapt.jobs.pruning import prune
-from ts_adapt.jobs.scheduler_folder import export_scheduler
+from ts_adapt.jobs import runs
+from ts_adapt.jobs.export import export_schedule
+from ts_adapt.jobs.export_scheduler import export_scheduler
+from ts_adapt.jobs.import_schedule import import_schedule
+from ts_adapt.jobs.prune import prune
+from ts_adapt.jobs.sample import sample_to_folder
+from ts_adapt.jobs.sample_pipeline import Request, sample_pipeline
 from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.teach import teach
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import save_predictor
@@ -144,7 +146,7 @@ def written(folder: Path) -> Tensor:
 
 
 def sample(world: World, name: str, out: Path) -> Tensor:
-    return written(images.sample_to_folder(world.session, name, None, None, 2, 1, None, str(out)))
+    return written(sample_to_folder(world.session, name, None, None, 2, 1, None, str(out)))
 
 
 def sample_a_pipeline(world: World, name: str, out: Path) -> Tensor:
@@ -176,7 +178,7 @@ def exported_to_diffusers(world: World, name: str, out: Path) -> Tensor:
 
 def evaluated(world: World, name: str, out: Path) -> Tensor:
     world.session.config.evaluate.schedules = [name]
-    (grid,) = generating._listed(world.session)[SOLVER, NFE].values()
+    (grid,) = runs._listed(world.session)[SOLVER, NFE].values()
     return world.images(grid)
 
 
@@ -256,7 +258,7 @@ def test_what_is_for_one_solve_is_taken_for_no_other(world: World, asked: tuple[
     for form in ("mine.json", "mine", "data/w/predictors/one-shot/unipc-2-nfe4", "grids", "predicts"):
         name = of_world(world, form)
         with pytest.raises(TsAdaptError, match=said):
-            images.sample_to_folder(world.session, name, *asked, 2, 1, None, str(world.folder / "none"))
+            sample_to_folder(world.session, name, *asked, 2, 1, None, str(world.folder / "none"))
         with pytest.raises(TsAdaptError, match=said):
             export_schedule(world.session.config, name, "sigmas", *asked)
 

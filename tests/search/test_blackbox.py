@@ -83,7 +83,9 @@ def test_a_score_that_is_not_a_number_is_the_worst(mixture, start, tmp_path):
     assert (result.distance, result.start_distance, result.trials) == (1.0, 2.0, 4)
 
 
-@pytest.mark.parametrize(("options", "said"), [({"sampler": "x"}, "known: tpe"), ({"trials": 0}, "at least 1")])
+@pytest.mark.parametrize(
+    ("options", "said"), [({"sampler": "x"}, "unknown blackbox.sampler 'x'"), ({"trials": 0}, "at least 1")]
+)
 def test_options_that_cannot_be_worked_with_are_refused(mixture, start, options, said):
     with pytest.raises(TsAdaptError, match=said):
         search_blackbox(

@@ -27,7 +27,7 @@ import ts_adapt, torch
 torch.set_num_threads(1)
 from ts_adapt.search import workers
 from small_job import Job
-import ts_adapt.jobs.learning
+import ts_adapt.jobs.search
 
 folder, url, asked = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 workers.SIGN, workers.SILENCE, workers.PAUSE = 0.2, 2.0, 0.1

@@ -4,7 +4,7 @@ the smooth problem."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from ts_adapt.search.derivative import compare, trusted
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
-from ts_adapt.search.static import METHODS, StaticOptions, search_static
+from ts_adapt.search.static import Method, StaticOptions, search_static
 from ts_adapt.solvers import DPMSolverPP, UniPC
 
 STEPS = 4
@@ -103,7 +103,7 @@ def test_the_default_search_is_as_good_as_the_best_method_without_being_told_whi
     train, validation = split(batch)
     rough = roughened(objective, how)
     reached = {}
-    for method in METHODS:
+    for method in get_args(Method):
         found = search_static(rough, train, validation, starts(rough), StaticOptions(method=method), progress=False)
         reached[method] = float(objective.measure(found.grid, validation).mean())
     assert reached["auto"] < 1.03 * min(reached.values())

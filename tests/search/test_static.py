@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.search.journal import Journal
-from ts_adapt.search.static import TARGETS, StaticOptions, _smoothed_gradient, best_start, search_static
+from ts_adapt.search.static import StaticOptions, Target, _smoothed_gradient, best_start, search_static
 
 STEPS = 4
 
@@ -43,7 +44,7 @@ def test_the_geometric_mean_goes_by_most_samples_where_a_few_are_far_off(problem
     far[::8] += 5 * torch.randn(batch.target[0].shape, generator=torch.Generator().manual_seed(0))
     train, validation = split(replace(batch, target=far))
     left = {}
-    for target in TARGETS:
+    for target in get_args(Target):
         options = StaticOptions(method="lbfgs", iterations=40, target=target)
         result = search_static(objective, train, validation, starts(objective.denoiser.noise), options, progress=False)
         distance = objective.measure(result.grid, validation).double()

@@ -24,12 +24,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ts_adapt.assembly import NONE
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.options import MANY, Between, Count, OneOf
 from ts_adapt.storage.files import check_shapes, read_tensors, write_tensors
 from ts_adapt.storage.layout import run_file, run_part
 
@@ -54,9 +56,9 @@ Shape = tuple[int | None, ...]
 class EvaluateOptions:
     """What is measured, and what of it the tables show."""
 
-    samples: int = 2000
+    samples: Annotated[int, Between(2, MANY)] = 2000
     """Test samples of every schedule but the oracle, which is measured on its labels' samples."""
-    batch_size: int = 64
+    batch_size: Count = 64
     features: str = "zoo"
     """The extractor of the Frechet distance: zoo (offline), inception, or pixels (the samples as they are)."""
     inception: str | None = None
@@ -72,7 +74,7 @@ class EvaluateOptions:
     zoo by name, folders or hub ids of a LearnedScheduler."""
     clip: str | None = None
     """A CLIP model of transformers, a folder or hub id, for the CLIP score of prompts; None: no score."""
-    columns: list[str] | None = None
+    columns: list[Annotated[str, OneOf(COLUMNS)]] | None = None
     """What the tables show, by the names of the columns in results.csv (distance, kid, sfid, flops, ...) as far as
     they have values; None: the usual ones."""
 

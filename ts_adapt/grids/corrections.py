@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from torch import Tensor
 from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.interfaces import COEFFICIENTS, MODEL_TIMES, OUTPUT_SCALE, Field, NoiseSchedule, TimeGrid, TsAdaptError
 from ts_adapt.numerics import finite_log_snr_range
+from ts_adapt.options import OneOf
 
 WIN_RATE = 0.5
 """w: the share of the smaller neighbouring gap that a model time may move (LD3)."""
@@ -126,6 +127,10 @@ class Coefficients(Correction):
 
 CORRECTIONS: dict[str, Correction] = {"shift": Shift(), "scale": Scale(), "coefficients": Coefficients()}
 """By the name that users give; the order is that of the numbers z, of names and of files."""
+
+
+CorrectionName = Annotated[str, OneOf(CORRECTIONS)]
+"""What options name a correction by."""
 
 
 def corrected(name: str, corrections: Collection[str]) -> str:

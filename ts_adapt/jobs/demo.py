@@ -1,4 +1,4 @@
-"""The main job in small: teach, search, train and evaluate on the embedded model, in minutes.
+"""demo: teach, search, train and evaluate, one behind the other, with the options of configs/demo.yml.
 
 It leaves the config that it ran with beside its results, so that every other command can go on with its files.
 """
@@ -16,48 +16,29 @@ import yaml
 
 from ts_adapt.config import Config
 from ts_adapt.evaluation.records import STATIC
-from ts_adapt.jobs.evaluating import evaluate
-from ts_adapt.jobs.learning import search, teach, train
+from ts_adapt.jobs.evaluate import evaluate
+from ts_adapt.jobs.search import search
 from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.teach import teach
+from ts_adapt.jobs.train import train
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.storage.files import write_bytes
 
-GRIDS = ("linear", "quadratic", "karras", "log_snr", "beta", "ays-sd15", "ays-svd")
 CORRECTION = "shift"
 PROGRAM = "ts-adapt"
 
 
-def small(config: Config) -> Config:
-    """`config` cut down to what two cores do in minutes: one solver, NFE 5, a few hundred samples."""
-    return replace(
-        config,
-        name="demo",
-        solvers=["unipc-3"],
-        nfe=[5],
-        rescale_published=True,
-        static_samples=128,
-        oracle_samples=256,
-        teacher=replace(config.teacher, nfe=25, train_samples=768, test_samples=512, shard_size=128),
-        static=replace(config.static, iterations=20, starts=1, corrections=[]),
-        per_sample=replace(config.per_sample, iterations=20, random_starts=0),
-        train=replace(config.train, samples=768, epochs=4),
-        evaluate=replace(config.evaluate, samples=512, grids=list(GRIDS)),
-    )
-
-
 def demo(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
-    """Run the main job in small, print what came out and how to go on, and return the report's path.
+    """Do the main job of `config`, print what came out and how to go on, and return the report's path.
 
-    redo  as in `search` and `train`: what an earlier demo searched or trained with other options is replaced
+    redo  as in `search` and `train`: what was searched or trained with other options is replaced
     """
-    config = small(config)
-    session = Session(config, progress=progress)
-    began = time.monotonic()
+    session, began = Session(config, progress=progress), time.monotonic()
 
     def say(step: str) -> None:
         print(f"[{time.monotonic() - began:4.0f} s] {step}", flush=True)
 
-    say("teach: 25-step solves of the embedded model, for learning and for the test")
+    say(f"teach: {config.teacher.nfe}-step solves of the embedded model, for learning and for the test")
     teach(session)
     say("search: one grid for all samples (static)")
     search(session, "static", redo=redo)
@@ -69,7 +50,7 @@ def demo(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
     for kind in PREDICTORS:
         say(f"train: a predictor of grids with corrections ({kind})")
         train(session, kind, redo=redo)
-    say("evaluate: every schedule on the same 512 test noises")
+    say(f"evaluate: every schedule on the same {config.evaluate.samples} test noises")
     _, report = evaluate(session)
     kept = write_config(config, session.workspace.config)
     say("done")

@@ -15,6 +15,7 @@ from ts_adapt.config import Config, StudentOptions
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid, TsAdaptError
+from ts_adapt.remedies import command
 from ts_adapt.sampling import initial_noise, noise_scale
 from ts_adapt.schedules.name import grid_names
 from ts_adapt.schedules.resolve import build_grid
@@ -150,10 +151,10 @@ class Experiment:
             return store, batch
         if len(batch) < count:
             planned = getattr(self.config.teacher, f"{split}_samples")
-            more = f" --teacher.{split}_samples {count}" if planned < count else ""
+            more = [f"--teacher.{split}_samples", count] if planned < count else []
             raise TsAdaptError(
                 f"{count} {split} samples are wanted, {store.folder} has {len(batch)}; make them with "
-                f"`ts-adapt teach --split {split}{more}`"
+                f"{command('teach', '--split', split, *more)}"
             )
         return store, batch.rows(slice(0, count))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import torch
 from ts_adapt.config import Config
 from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.jobs.diffusers_schedules import find_scheduler
 from ts_adapt.jobs.experiment import Experiment
-from ts_adapt.jobs.named import find_scheduler
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, nfes_of
+from ts_adapt.remedies import command
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.name import SHARED_NAMES, parse
 from ts_adapt.schedules.resolve import Found, Predicted, check_steps, predicted
@@ -98,8 +99,8 @@ class Session(Experiment):
         """The workspace's predictor `name`; TsAdaptError if it is missing or for others; `strict` as in `shared`."""
         folder, kind = self.workspace.predictor(name, solver, nfe), name.removesuffix(ALL)
         if not (folder / CONFIG).exists():
-            command = command_for(name, solver, nfe)
-            raise TsAdaptError(f"there is no {name} predictor in {folder}; train it with {command}")
+            training = command_for(name, solver, nfe)
+            raise TsAdaptError(f"there is no {name} predictor in {folder}; train it with {training}")
         again = command_for(name, solver, nfe, redo=True)
         predictor, config = load_predictor(folder, self.noise)
         if predictor.kind != kind:
@@ -139,9 +140,9 @@ class Session(Experiment):
         store, batch = self.teacher(split)
         folder = self.workspace.labels(corrected(split, corrections), solver, nfe)
         result = corrected("per-sample", corrections)
-        command = command_for(result, solver, nfe, split)
+        searching = command_for(result, solver, nfe, split)
         if not (folder / LABELS).exists():
-            raise TsAdaptError(f"there are no labels in {folder}; search them with {command}")
+            raise TsAdaptError(f"there are no labels in {folder}; search them with {searching}")
         kept = LabelStore.open(folder, store.hash)
         start = (kept.spec.get("start") or {}).get("name", "static")
         if self.workspace.shared(start, solver, nfe).exists():
@@ -159,7 +160,7 @@ class Session(Experiment):
         if foreign:
             raise TsAdaptError(
                 f"{kept.folder} has labels of sample {foreign[0]}, which is not in {store.folder}; "
-                f"search them anew with {command}, or remove the labels"
+                f"search them anew with {searching}, or remove the labels"
             )
         rows = torch.tensor([place[int(i)] for i in labels.index])
         device = self.config.model.device
@@ -174,13 +175,32 @@ class Session(Experiment):
         return part.predictor.to(self.config.model.device).eval().policy(part.steps)
 
 
+def stays(path: Path, check: Callable[[], object], redo: bool) -> bool:
+    """Whether there is a result in `path` that stays; where `check` raises, it does not with `redo`."""
+    if not path.exists():
+        return False
+    try:
+        check()
+    except TsAdaptError:
+        if not redo:
+            raise
+        return False
+    return True
+
+
+def compared(value: float, reference: float) -> str:
+    """How far `value` is from `reference`, in words."""
+    change = value / reference - 1 if reference > 0 else 0.0
+    return f"{100 * abs(change):.1f} % {'above' if change > 0 else 'below'}"
+
+
 def command_for(result: str, solver: str, nfe: int, split: str = "train", *, redo: bool = False) -> str:
     """The command that makes `result`, a shared grid, labels (per-sample) or a predictor, for `solver` and `nfe`."""
     name, *corrections = result.split("+")
-    flags = ["train", "--predictor", name] if result in PREDICTOR_NAMES else ["search", "--method", name]
+    job, *flags = ["train", "--predictor", name] if result in PREDICTOR_NAMES else ["search", "--method", name]
     flags += [f"--{name.replace('-', '_')}.corrections", ",".join(corrections)] if corrections else []
     flags += ["--split", split] if split != "train" else []
     flags += ["--solvers", solver]
     flags += ["--nfe", str(nfe)] if not result.endswith(ALL) else []
     flags += ["--redo"] if redo else []
-    return f"`ts-adapt {' '.join(flags)}`"
+    return command(job, *flags)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from ts_adapt.grids.corrections import CorrectionName
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.options import MANY, Between, Count, Decay, Positive, Seed, check_options
 from ts_adapt.predictors.losses import Labelled, Loss, end_to_end, regression
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
@@ -29,28 +32,28 @@ LAST_RATE = 0.04
 class TrainOptions:
     """How a predictor is trained."""
 
-    loss: str = "end_to_end"
+    loss: Literal["end_to_end", "labels", "both"] = "end_to_end"
     """end_to_end, labels (needs those of search --method per-sample), or both: labels first."""
-    corrections: list[str] = field(default_factory=lambda: ["shift", "scale", "coefficients"])
+    corrections: list[CorrectionName] = field(default_factory=lambda: ["shift", "scale", "coefficients"])
     """What is predicted beside the times."""
-    samples: int = 512
+    samples: Annotated[int, Between(10, MANY)] = 512
     """Training samples; the last fifth, at most 512, validates."""
-    epochs: int = 4
+    epochs: Count = 4
     """Passes through the solver."""
-    lr: float = 2e-3
-    batch_size: int = 64
-    label_epochs: int = 60
+    lr: Positive = 2e-3
+    batch_size: Count = 64
+    label_epochs: Count = 60
     """Passes over the labels."""
-    label_lr: float = 1e-3
-    weight_decay: float = 0.01
-    ema: float = 0.98
-    patience: int = 20
+    label_lr: Positive = 1e-3
+    weight_decay: Annotated[float, Between(0, 1000)] = 0.01
+    ema: Decay = 0.98
+    patience: Count = 20
     """Epochs without a better validation distance before a phase ends."""
-    validate_every: int = 5
+    validate_every: Count = 5
     """Epochs over the labels between two validations; end to end validates at every epoch."""
-    width: int = 24
-    hidden: int = 128
-    seed: int = 0
+    width: Annotated[int, Between(1, 1024)] = 24
+    hidden: Annotated[int, Between(1, 8192)] = 128
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,8 @@ def phases_of(
         "end-to-end", options.epochs, options.lr, 1,
         dict.fromkeys(predictor.learned, len(train)), lambda: end_to_end(predictor, objective, train),
     )  # fmt: skip
+    check_options(options, "train.")
     known = {"end_to_end": [through], "labels": [regressed], "both": [regressed, through]}
-    if options.loss not in known:
-        raise TsAdaptError(f"loss {options.loss!r} is not known; expected one of {', '.join(known)}")
     if options.loss != "end_to_end" and not set(predictor.learned) <= set(given):
         raise TsAdaptError(f"loss {options.loss!r} learns from labels, and none were given; take end_to_end")
     if options.loss != "end_to_end" and any(data.grid.corrections for data in given.values()):

@@ -16,10 +16,11 @@ from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
 from ts_adapt.numerics import validate_times
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.remedies import command
 from ts_adapt.storage.files import check_schema, read_json, read_tensors, write_json, write_tensors
 from ts_adapt.storage.layout import ALL, CONFIG, PREDICTOR, TENSORS
 
-MAX_WIDTH, MAX_HIDDEN, MAX_ORDER = 1024, 8192, 4
+MAX_ORDER = 4
 PREDICTORS: dict[str, type[OneShot | Recursive]] = {"one-shot": OneShot, "recursive": Recursive}
 PREDICTOR_NAMES = (*PREDICTORS, *(f"{kind}{ALL}" for kind in PREDICTORS))
 
@@ -35,7 +36,7 @@ def save_predictor(folder: Path, predictor: OneShot | Recursive, about: dict[str
 def load_predictor(folder: Path, noise: NoiseSchedule) -> tuple[OneShot | Recursive, dict[str, Any]]:
     """The predictor under `folder` for a model with `noise`, and its config; TsAdaptError naming what is wrong."""
     if not (folder / CONFIG).exists():
-        raise TsAdaptError(f"there is no predictor in {folder}; train one with `ts-adapt train`")
+        raise TsAdaptError(f"there is no predictor in {folder}; train one with {command('train')}")
     config = read_json(folder / CONFIG)
     PREDICTOR.check(config, folder / CONFIG, "train the predictor again")
     if not isinstance(config.get("kind"), str) or config["kind"] not in PREDICTORS:

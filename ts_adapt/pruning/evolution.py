@@ -11,12 +11,15 @@ too high. Nothing is trained, and nothing comes back in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from torch import nn
 
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.options import MANY, Between, check_options
 from ts_adapt.pruning.blocks import candidates, pruned, put_back, remove, removed
 
 
@@ -24,13 +27,13 @@ from ts_adapt.pruning.blocks import candidates, pruned, put_back, remove, remove
 class PruneOptions:
     """How far blocks are left out, and by what they are judged."""
 
-    cost: float = 0.75
+    cost: Annotated[float, Between(0, 1)] = 0.75
     """Stop where an image costs at most this share of the full network's."""
-    distance: float | None = None
+    distance: Annotated[float, Between(0, math.inf)] | None = None
     """Leave nothing out that would bring the distance to the full network's images above this; None: no limit."""
-    measure: str = "flops"
+    measure: Literal["flops", "seconds"] = "flops"
     """What an image costs: flops or seconds."""
-    samples: int = 64
+    samples: Annotated[int, Between(2, MANY)] = 64
     """Noises that the distance is measured on, of those for training."""
 
 
@@ -59,8 +62,7 @@ def evolve(
 
     Raises TsAdaptError for a network without such blocks or with some left out already, and for a limit below zero.
     """
-    if options.distance is not None and not options.distance >= 0:
-        raise TsAdaptError(f"prune.distance is {options.distance}; give at least 0, or leave it out")
+    check_options(options, "prune.")
     if removed(network):
         raise TsAdaptError(
             f"this {type(network).__name__} is without {', '.join(removed(network))} already; give the full network"

@@ -17,6 +17,7 @@ from torch import nn
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.pruning.blocks import candidates, put_back, remove, removed
 from ts_adapt.pruning.evolution import Round
+from ts_adapt.remedies import command
 from ts_adapt.storage import files
 from ts_adapt.storage.layout import PRUNED_NETWORK
 
@@ -39,12 +40,12 @@ def apply(network: nn.Module, path: str | Path) -> nn.Module:
     another network.
     """
     kept = files.read_json(Path(path), SCHEMA)
-    PRUNED_NETWORK.check(kept, path, "make one with `ts-adapt prune`")
+    PRUNED_NETWORK.check(kept, path, f"make one with {command('prune')}")
     before, name = len(removed(network)), type(network).__name__
     if kept["network"] != name or kept["blocks"] != candidates(network):
         raise TsAdaptError(
             f"{path} is for a {kept['network']} of {len(kept['blocks'])} blocks, and this {name} has others; give the "
-            "model that it was made for, or make one with `ts-adapt prune`"
+            f"model that it was made for, or make one with {command('prune')}"
         )
     try:
         for block in kept["removed"]:

@@ -30,6 +30,7 @@ from ts_adapt.numerics import validate_times
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, made_for
+from ts_adapt.remedies import command
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.name import FIXED, ORACLE, PREDICTOR, SHARED, SHARED_NAMES, fixed_name, grid_names, parse
 from ts_adapt.storage.layout import CONFIG, SCHEDULER_CONFIG
@@ -188,8 +189,8 @@ def resolve(text: str, shelf: Shelf, *, alone: bool = False) -> Found:
 
 def _of_workspace(name: str) -> TsAdaptError:
     return TsAdaptError(
-        f"{name!r} is of a workspace; `ts-adapt export {name} --format diffusers --out FOLDER` writes it for "
-        "pipelines, and FOLDER is the schedule to give here"
+        f"{name!r} is of a workspace; {command('export', name, '--format', 'diffusers', '--out', 'FOLDER')} writes it "
+        "for pipelines, and FOLDER is the schedule to give here"
     )
 
 

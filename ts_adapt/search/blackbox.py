@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -25,7 +25,8 @@ from optuna.trial import FrozenTrial
 from tqdm import tqdm
 
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid
+from ts_adapt.options import Count, Positive, Seed, check_options
 from ts_adapt.sampling import generator_for
 from ts_adapt.search.workers import Worker, complete, draw_of, explained, open_study
 
@@ -34,15 +35,15 @@ from ts_adapt.search.workers import Worker, complete, draw_of, explained, open_s
 class BlackboxOptions:
     """How the gradient-free search runs."""
 
-    trials: int = 100
+    trials: Count = 100
     """In all, of all workers: a resumed search makes the missing ones."""
-    sampler: str = "cmaes"
-    radius: float = 2.0
+    sampler: Literal["cmaes", "tpe", "random"] = "cmaes"
+    radius: Positive = 2.0
     """Half the width of the box of logits around the start."""
     storage: str | None = None
     """Of many workers: an optuna storage URL, such as postgresql+psycopg://USER@HOST/DATABASE, or journal:///FILE in a
     folder that they share; None: an SQLite file beside the result, for one."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,7 @@ def search_blackbox(
 
     Raises TsAdaptError for an unknown sampler, no trials, and a storage that cannot be used.
     """
-    if options.sampler not in SAMPLERS:
-        raise unknown("sampler", options.sampler, SAMPLERS)
-    if options.trials < 1:
-        raise TsAdaptError(f"blackbox.trials is {options.trials}; at least 1 is made")
+    check_options(options, "blackbox.")
     centre = times_to_logits(start.times, noise).detach()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = {f"logit_{i}": FloatDistribution(-options.radius, options.radius) for i in range(start.steps)}

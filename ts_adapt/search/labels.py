@@ -8,6 +8,7 @@ goes on with the first part that is missing, and labels of another teacher are r
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from torch import Tensor
 from ts_adapt.grids.corrections import field_names, grid_of
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.numerics import validate_grid
+from ts_adapt.remedies import command
 from ts_adapt.search.per_sample import LabelBatch
 from ts_adapt.storage.files import differing, read_json, read_tensors, shortened, write_json, write_tensors
 from ts_adapt.storage.layout import LABEL_FOLDER, LABEL_PARTS, LABELS, label_file
 
+SEARCHING = partial(command, "search", "--method", "per-sample")
+"""What makes labels."""
 NAMES = {"batch": "label_batch", "options": "per_sample", "static": "static grid"}
 """What the entries of a spec are called among the options of an experiment, where by another name."""
 _KEYS = ("index", "distance", "static_distance", "start")
@@ -52,7 +56,7 @@ class LabelStore:
     def open(cls, folder: Path, teacher_hash: str | None = None) -> LabelStore:
         """Open existing labels; TsAdaptError if there are none, or if they belong to another teacher."""
         if not (folder / LABELS).exists():
-            raise TsAdaptError(f"there are no labels in {folder}; make them with `ts-adapt search --method per-sample`")
+            raise TsAdaptError(f"there are no labels in {folder}; make them with {SEARCHING()}")
         spec = read_json(folder / LABELS)
         LABEL_FOLDER.check(spec, folder / LABELS, "remove it, search again")
         if teacher_hash is not None and spec.get("teacher") != teacher_hash:
@@ -87,9 +91,7 @@ class LabelStore:
             raise TsAdaptError(f"the search in {self.folder} has not finished a part yet; run it again")
         missing = next((self.path(i) for i in range(len(paths)) if self.path(i) not in paths), None)
         if missing is not None:
-            raise TsAdaptError(
-                f"{missing} is missing among the labels; run `ts-adapt search --method per-sample` again"
-            )
+            raise TsAdaptError(f"{missing} is missing among the labels; run {SEARCHING()} again")
         parts = [self._read(path) for path in paths]
         seen: set[int] = set()
         for path, part in zip(paths, parts, strict=True):

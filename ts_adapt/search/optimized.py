@@ -18,6 +18,7 @@ from torch import Tensor
 from ts_adapt.grids.dynamic import gits, median, oss
 from ts_adapt.grids.klub import klub
 from ts_adapt.interfaces import Solver, TimeGrid, unknown
+from ts_adapt.options import Count, Evaluations
 from ts_adapt.sampling import integrate, noise_for
 from ts_adapt.search.objective import Batch, Objective
 
@@ -29,9 +30,9 @@ METHODS = ("dmn", *ON_MODEL)
 class OptimizedOptions:
     """What gits, oss and klub are given."""
 
-    samples: int = 64
+    samples: Count = 64
     """Training samples whose trajectories are looked at."""
-    places: int = 60
+    places: Evaluations = 60
     """Steps of these trajectories; the grid consists of some of their times."""
 
 

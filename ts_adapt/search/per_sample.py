@@ -18,13 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ts_adapt.grids.corrections import CorrectionName
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid
+from ts_adapt.options import MANY, SMALL, Between, Count, Positive, Seed
 from ts_adapt.sampling import initial_noise
 from ts_adapt.search.derivative import trusted
 from ts_adapt.search.objective import Batch, Objective
@@ -34,19 +37,19 @@ from ts_adapt.search.objective import Batch, Objective
 class PerSampleOptions:
     """How the oracle grid of each sample is searched."""
 
-    iterations: int = 40
-    lr: float = 0.1
-    random_starts: int = 1
+    iterations: Count = 40
+    lr: Positive = 0.1
+    random_starts: Annotated[int, Between(0, 1000)] = 1
     """Searches from random logits, beside the one from the static grid."""
-    candidates: int = 4
+    candidates: Annotated[int, Between(1, 10_000)] = 4
     """Random draws screened by forward passes for each random start."""
-    spread: float = 0.7
+    spread: Annotated[float, Between(0, 1000)] = 0.7
     """Standard deviation of the random logits around the static ones."""
-    clip: float = 1.0
+    clip: Annotated[float, Between(SMALL, MANY)] = 1.0
     """Each sample's gradient is clipped to this norm."""
-    corrections: list[str] = field(default_factory=list)
+    corrections: list[CorrectionName] = field(default_factory=list)
     """What is searched beside the times: shift (of the model times), scale (of the output), coefficients."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

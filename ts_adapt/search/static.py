@@ -36,7 +36,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -44,15 +44,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt.distances import Logarithm
+from ts_adapt.grids.corrections import CorrectionName
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import TimeGrid, TsAdaptError, unknown
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.options import MANY, SMALL, Between, Count, Decay, Positive, Seed, check_options
 from ts_adapt.search.derivative import Agreement, trusted
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 
-METHODS = ("auto", "lbfgs", "adam", "smoothed", "forward")
+Method = Literal["auto", "lbfgs", "adam", "smoothed", "forward"]
+Target = Literal["mean", "geometric"]
 BY_GRADIENT = ("auto", "lbfgs", "adam")
-TARGETS = ("mean", "geometric")
 Bar: TypeAlias = "tqdm[Any]"
 FIRST_STEP = 0.1
 """The length of L-BFGS's first trial step in the logits, before it knows any curvature."""
@@ -62,38 +64,38 @@ FIRST_STEP = 0.1
 class StaticOptions:
     """How the static grid is searched."""
 
-    method: str = "auto"
+    method: Method = "auto"
     """lbfgs: gradient of all samples; adam: of minibatches; smoothed: from perturbed grids; forward: CMA-ES, without
     gradient; auto: lbfgs and a little of forward, or forward alone where no derivative can be trusted."""
-    target: str = "mean"
+    target: Target = "mean"
     """Of the distances: their mean, or their geometric mean, in which a few samples that are far off count no more than
     others."""
-    iterations: int = 20
+    iterations: Count = 20
     """lbfgs, adam, smoothed."""
-    evaluations: int = 160
+    evaluations: Count = 160
     """forward: how many grids are measured on all samples, about as many evaluations of the network as lbfgs takes from
     four starts; auto ends with half as many."""
-    spread: float = 0.3
+    spread: Positive = 0.3
     """forward: standard deviation of the first draws, in the logits; auto ends with half of it."""
-    starts: int = 2
+    starts: Annotated[int, Between(1, 1000)] = 2
     """lbfgs: how many of the grids to start from, the best ones, are searched; where a search is cheap, take all."""
-    tolerance: float = 1e-4
+    tolerance: Annotated[float, Between(0, 1)] = 1e-4
     """lbfgs: stops when the mean distance falls by less than this share."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """adam, smoothed: of a minibatch; lbfgs: of the parts whose gradients are summed."""
-    lr: float = 0.08
-    smoothing: float = 0.2
+    lr: Positive = 0.08
+    smoothing: Positive = 0.2
     """smoothed: s, the standard deviation of the perturbed logits."""
-    clip: float = 1.0
+    clip: Annotated[float, Between(SMALL, MANY)] = 1.0
     """adam: each sample's gradient is clipped to this norm before the mean."""
-    ema: float = 0.9
+    ema: Decay = 0.9
     """adam, smoothed: decay of the moving average of the parameters."""
-    validate_every: int = 5
+    validate_every: Count = 5
     """adam, smoothed: iterations; lbfgs validates after each."""
-    corrections: list[str] = field(default_factory=list)
+    corrections: list[CorrectionName] = field(default_factory=list)
     """What is learned beside the times: shift (of the model times), scale (of the output), coefficients."""
     soft_teacher: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass
@@ -182,10 +184,7 @@ def search_static(
     Raises TsAdaptError for an unknown method or target, for soft teaching without minibatches of exact gradients, and
     if no start has a finite distance.
     """
-    if options.method not in METHODS:
-        raise unknown("static.method", options.method, METHODS)
-    if options.target not in TARGETS:
-        raise unknown("static.target", options.target, TARGETS)
+    check_options(options, "static.")
     if options.soft_teacher and options.method != "adam":
         raise TsAdaptError("soft_teacher moves the starts by their gradient at each visit; set static.method to adam")
     if options.target == "geometric":
@@ -204,7 +203,7 @@ def search_static(
     track = _Track(objective, validation, space, starts[start], means[start], journal, on_step)
     result = StaticResult(starts[start], means[start], start, means[start], agreement=agreement)
 
-    def descend(method: str, name: str, grid: TimeGrid, options: StaticOptions = options) -> None:
+    def descend(method: Method, name: str, grid: TimeGrid, options: StaticOptions = options) -> None:
         z = space.numbers(grid).detach().to(train.x_T.device)
         total = options.evaluations if method == "forward" else options.iterations
         result.tried.append((method, name))

@@ -184,7 +184,7 @@ def generate(
     ranges = {shard: store.range_of(shard, samples) for shard in store.shards(samples)}
     with store.writing():
         missing = distributed.first(lambda: [shard for shard in ranges if not store.finished(shard, samples)])
-        done, own = samples - sum(len(ranges[shard]) for shard in missing), distributed.mine(missing)
+        done, own = samples - sum(len(ranges[shard]) for shard in missing), distributed.own_share(missing)
         bar = tqdm(
             total=done + sum(len(ranges[shard]) for shard in own),
             initial=done,
@@ -202,7 +202,7 @@ def generate(
         store.gather()
         if save_png:
             with distributed.together():
-                for shard in distributed.mine(list(ranges)):
+                for shard in distributed.own_share(list(ranges)):
                     _save_images(denoiser, store, ranges[shard], batch_size, device)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from ts_adapt._version import __version__
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.remedies import command
 from ts_adapt.storage import files
 from ts_adapt.storage.layout import MANIFEST, RECEIPTS, SHARD_NAME, TEACHER, shard_of
 
@@ -72,7 +73,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest in `folder`; TsAdaptError if there is none, or if it is damaged or altered."""
     path = folder / MANIFEST
     if not path.exists():
-        raise TsAdaptError(f"there is no teacher in {folder} (no manifest.json); make one with `ts-adapt teach`")
+        raise TsAdaptError(f"there is no teacher in {folder} (no manifest.json); make one with {command('teach')}")
     manifest: dict[str, Any] = files.read_json(path, _MANIFEST)
     TEACHER.check(manifest, path, "generate the teacher again")
     check_config(manifest["config"], f"the config in {path}")

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ts_adapt import distributed
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.remedies import command
 from ts_adapt.sampling import initial_noise
 from ts_adapt.storage import files
 from ts_adapt.storage.folders import hold, remove_leftovers
@@ -140,7 +141,7 @@ class TeacherStore:
         if any(kind != kinds[0] for kind in kinds):
             raise TsAdaptError(
                 f"shards in the teacher folder {self.folder} hold tensors of different names, types or shapes; they "
-                "are of several teachers: empty the folder and run `ts-adapt teach` again"
+                f"are of several teachers: empty the folder and run {command('teach')} again"
             )
         places = {int(i): row for shard in shards.values() for row, i in enumerate(shard["index"])}
         rows = [(shards[number], places[i]) for number, i in zip(numbers, wanted, strict=True)]
@@ -204,10 +205,10 @@ class TeacherStore:
     def gather(self) -> None:
         """Give every process the list of the shards of all. Inside `writing`, when all of them have written theirs."""
         merged: dict[str, Any] = {}
-        for written in distributed.meet(self._written):
+        for written in distributed.gathered(self._written):
             merged |= written
         self._list(merged)
-        distributed.meet()
+        distributed.gathered()
 
     def _list(self, shards: Mapping[str, Any]) -> None:
         """Enter `shards` in the manifest, which the first process writes; their receipts are done with."""
@@ -253,7 +254,7 @@ class TeacherStore:
         except TsAdaptError as error:
             raise TsAdaptError(
                 f"the teacher's shard {self.folder / name} is missing or damaged (samples {self._held(name).start} to "
-                f"{self._held(name)[-1]}; the others can be used); run `ts-adapt teach` again to make it anew"
+                f"{self._held(name)[-1]}; the others can be used); run {command('teach')} again to make it anew"
             ) from error
 
     def _intact(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""export and import: schedules to and from other programs.
+"""export: schedules for other programs.
 
 What a format changes or drops is said on stderr, so that stdout holds the text alone and can be piped.
 """
@@ -13,16 +13,14 @@ import torch
 
 from ts_adapt.config import Config
 from ts_adapt.evaluation.records import sampler_name
-from ts_adapt.interfaces import TimeGrid, TsAdaptError, unknown
 from ts_adapt.jobs.session import Session
-from ts_adapt.schedules.file import MAX_BYTES, LearnedGrid
-from ts_adapt.schedules.formats import READERS, WRITERS
+from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.schedules.formats import WRITERS
 from ts_adapt.schedules.name import OF_STUDENT
-from ts_adapt.schedules.resolve import check_steps, resolve
-from ts_adapt.storage.files import Schema, check_schema, read_bytes, read_json, read_tensors, write_bytes
+from ts_adapt.schedules.resolve import resolve
+from ts_adapt.storage.files import Schema, check_schema, read_json, read_tensors, write_bytes
 from ts_adapt.storage.layout import RESULTS, run_file
 
-STDIN = "-"
 ROW: Schema = {
     "solver": str, "nfe": int, "schedule": str, "model": str, "samples": int,
     "cacher": str, "quantizer": str, "fid_data": (int, float, type(None)), "fid_teacher": (int, float),
@@ -42,8 +40,6 @@ def export_schedule(
     What brings its noise schedule along needs no model, but for `timesteps` of a schedule file. Raises TsAdaptError for
     what is unknown, or has no such form.
     """
-    if kind not in WRITERS:
-        raise unknown("format", kind, [*WRITERS, "diffusers"])
     session = Session(config)
     found = resolve(source, session, alone=True)
     name, taken, others = found.choose(solver, nfe, config)
@@ -59,51 +55,8 @@ def export_schedule(
     named = [about.get("source") or about.get("method") or found.called, about.get("model"), schedule.solver]
     title = ", ".join([*(str(part) for part in named if part), f"NFE {schedule.nfe}"])
     text, changes = WRITERS[kind](schedule, title, noise)
-    _emit(text, out, [*remarks, *changes])
+    emit(text, out, [*remarks, *changes])
     return text
-
-
-def import_schedule(
-    config: Config, source: str, kind: str | None = None, solver: str | None = None, out: str | None = None
-) -> LearnedGrid:
-    """Make a schedule file for the config's model of `source`, a list of sigmas or timesteps or a schedule file.
-
-    source  a file, or - for stdin
-    kind    sigmas, timesteps or json; None: json, if it is a JSON object
-    solver  that the schedule is for; None: the first of the config, or the file's own
-    out     the file that is written; None: stdout
-
-    Raises TsAdaptError, naming `source`, for a file that is damaged, of another kind, or does not fit the model.
-    """
-    kinds = [*READERS, "json"]
-    if kind is not None and kind not in kinds:
-        raise unknown("format", kind, kinds)
-    what = "the text on stdin" if source == STDIN else source
-    data = _read(source)
-    if kind is None and not data.lstrip().startswith(b"{"):
-        raise TsAdaptError(
-            f"{what} is no schedule file; give --format sigmas or --format timesteps if it is such a list"
-        )
-    session = Session(config)
-    if kind is None or kind == "json":
-        schedule, remarks = LearnedGrid.parse(data, what, session.noise), list[str]()
-        if solver not in (None, schedule.solver):
-            raise TsAdaptError(
-                f"{what} is for {schedule.solver}, not for {solver}; leave --solver out, or export it as sigmas and "
-                "import these"
-            )
-        check_steps(what, schedule.solver, schedule.nfe, schedule.grid.steps)
-    else:
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise TsAdaptError(f"{what} is no text; give numbers with commas between them") from error
-        times, remarks = READERS[kind](text, what, session.noise)
-        name, grid = solver or config.solvers[0], TimeGrid(times)
-        about = {**session.about(name), "method": "imported", "source": Path(what).name}
-        schedule = LearnedGrid(grid, name, grid.steps * session.solver(name).evaluations_per_step, about)
-    _emit(schedule.text(session.noise), out, remarks)
-    return schedule
 
 
 def _with_measurements(config: Config, schedule: LearnedGrid) -> LearnedGrid:
@@ -145,16 +98,8 @@ def _with_measurements(config: Config, schedule: LearnedGrid) -> LearnedGrid:
     return replace(schedule, about=about)
 
 
-def _read(source: str) -> bytes:
-    if source != STDIN:
-        return read_bytes(Path(source), limit=MAX_BYTES)
-    data = sys.stdin.buffer.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise TsAdaptError(f"stdin gives more than {MAX_BYTES} bytes; that is no schedule")
-    return data
-
-
-def _emit(text: str, out: str | None, remarks: list[str]) -> None:
+def emit(text: str, out: str | None, remarks: list[str]) -> None:
+    """Write a schedule to the file `out`, or to stdout, and say what is to be remarked."""
     for remark in remarks:
         print(f"ts-adapt: warning: {remark}", file=sys.stderr)
     if out is None:

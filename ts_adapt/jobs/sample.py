@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.jobs.accelerated import accelerated
+from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid
+from ts_adapt.jobs.cheaper_network import cheaper_network
 from ts_adapt.jobs.session import Session
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.schedules.resolve import resolve
@@ -20,7 +20,6 @@ from ts_adapt.storage.files import make_folder, write_bytes
 from ts_adapt.storage.layout import CONTACT_SHEET, IMAGES, image_file
 from ts_adapt.teacher.generate import class_labels_for
 
-MAX_COUNT = 1_000_000
 MAX_SHOWN = 256
 """How many images the grid shows."""
 SHOWN_SIDE = 128
@@ -48,16 +47,6 @@ def sample(
         return session.denoiser.decode(end)
 
 
-def check_request(count: int, seed: int, batch: int | None) -> None:
-    """TsAdaptError unless so many images can be made, from this seed, so many at a time."""
-    if not 1 <= count <= MAX_COUNT:
-        raise TsAdaptError(f"count is {count}; at least 1 image is made, at most {MAX_COUNT}")
-    if not 0 <= seed < 2**32:
-        raise TsAdaptError(f"seed is {seed}; give a number from 0 to {2**32 - 1}")
-    if batch is not None and batch < 1:
-        raise TsAdaptError(f"batch is {batch}; at least 1 image is made at a time")
-
-
 def sample_to_folder(
     session: Session, schedule: str, solver: str | None, nfe: int | None, count: int, seed: int, label: int | None,
     out: str | None, batch: int | None = None,
@@ -68,7 +57,6 @@ def sample_to_folder(
     solver, nfe  None: the schedule's own, or the first of the config
     batch        images at a time; None: the config's `evaluate.batch_size`
     """
-    check_request(count, seed, batch)
     found, config, student = resolve(schedule, session), session.config, session.config.student
     name, taken, others = found.choose(solver, nfe, config)
     policy, method = session.policy(found, name, taken), session.solver(name)
@@ -77,7 +65,7 @@ def sample_to_folder(
     def make(index: range) -> Tensor:
         return (sample(session, policy, method, index, seed, label).float().clamp(-1, 1) + 1) / 2
 
-    with accelerated(session, student.cacher, student.quantizer):
+    with cheaper_network(session, student.cacher, student.quantizer):
         write_images(folder, make, count, batch or config.evaluate.batch_size, progress=session.progress)
     print(f"{count} images along {schedule}, {name}, NFE {taken}{others}: {folder}")
     return folder

@@ -17,7 +17,7 @@ from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, TsAdaptError, atta
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.cli import main
 from ts_adapt.config import Config
-from ts_adapt.jobs.scheduler_folder import export_scheduler
+from ts_adapt.jobs.export_scheduler import export_scheduler
 from ts_adapt.jobs.session import Session
 from ts_adapt.sampling import generator_for
 from ts_adapt.schedules.resolve import resolve

@@ -11,14 +11,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ts_adapt.evaluation.cost import count_flops, seconds
-from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.session import Session
 from ts_adapt.pruning import Round, evolve, save
 from ts_adapt.schedules.resolve import resolve
 from ts_adapt.search.objective import Batch
 from ts_adapt.storage.files import make_folder
 
-MEASURES = ("flops", "seconds")
 FLOP_IMAGES = 2
 """Images that are sampled at once to count operations, which are the same for each."""
 
@@ -34,8 +33,6 @@ def prune(
     Raises TsAdaptError for a model without a network of such blocks, and where nothing can go within the limits.
     """
     config, options = session.config, session.config.prune
-    if options.measure not in MEASURES:
-        raise unknown("measure of prune", options.measure, MEASURES)
     network = session.denoiser.network
     if network is None:
         raise TsAdaptError(f"the model {config.model.name!r} has no network to prune; choose another model.name")

@@ -17,8 +17,7 @@ from ts_adapt import distributed
 from ts_adapt.config import Config
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import Solver, TsAdaptError
-from ts_adapt.jobs.keeping import compared
-from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.session import Session, compared
 from ts_adapt.search.derivative import trusted
 from ts_adapt.search.labels import LabelStore, start_entries
 from ts_adapt.search.objective import Batch
@@ -51,7 +50,7 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
     store = distributed.first(partial(_label_store, folder, spec, redo))
     parts = batch.split(config.label_batch)
     missing = distributed.first(partial(_missing, store, parts))
-    own, objective, agreement = distributed.mine(missing), session.objective(solver), None
+    own, objective, agreement = distributed.own_share(missing), session.objective(solver), None
     if missing:
         objective, agreement = trusted(objective, start.steps, session.teacher("train")[1], together=True)
     done = len(batch) - sum(len(parts[part]) for part in own) if distributed.world() == 1 else 0

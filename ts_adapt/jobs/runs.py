@@ -1,4 +1,4 @@
-"""evaluate, the first half: every schedule sampled on noises that no search has seen, each leaving a run file.
+"""The runs of a comparison, evaluate's first half: every schedule sampled on noises that no search has seen.
 
 The product is cachers x quantizers x solvers x NFE x schedules; to each cacher and quantizer come the schedules that
 were learned for the network with them (`static@hqq4`). A cacher or quantizer that the network does not take is
@@ -25,10 +25,11 @@ from ts_adapt.evaluation.records import ORACLE, Entry, as_bytes, fingerprint, ke
 from ts_adapt.evaluation.sample import Clip, RunError, join_parts, missing_parts, sample_part
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.jobs.accelerated import FULL, Impossible, accelerated, key_of
-from ts_adapt.jobs.learning import teach
+from ts_adapt.jobs.cheaper_network import FULL, Impossible, cheaper_network, key_of
 from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.teach import teach
 from ts_adapt.prompts import prompts_of, read_prompts
+from ts_adapt.remedies import command
 from ts_adapt.schedules.name import OF_STUDENT, PLACE, parse
 from ts_adapt.schedules.resolve import resolve
 from ts_adapt.search.objective import Batch
@@ -71,9 +72,10 @@ def _generate(session: Session) -> None:
     _listed(session)
     if distributed.first(lambda: _lacking(session)):
         if config.teacher.test_samples < options.samples:
+            teaching = command("teach", "--split", "test", "--teacher.test_samples", options.samples)
             raise TsAdaptError(
                 f"evaluate.samples is {options.samples}, teacher.test_samples only {config.teacher.test_samples}; make "
-                f"as many with `ts-adapt teach --split test --teacher.test_samples {options.samples}`"
+                f"as many with {teaching}"
             )
         teach(session, ("test",))
     _, batch = session.teacher("test", options.samples)
@@ -91,7 +93,7 @@ def _generate(session: Session) -> None:
             if not todo:
                 continue
             try:
-                with accelerated(session, cacher, quantizer):
+                with cheaper_network(session, cacher, quantizer):
                     failed = _sample(session, todo, batch, extractor, clip, bar)
             except Impossible as error:
                 failed = {"": str(error)}
@@ -149,13 +151,13 @@ def _made(units: Sequence[tuple[Any, ...]], make: Callable[..., None]) -> dict[i
     """Share the `units` `(place, ...)` among the processes, which `make` them; returns, to all, why places failed."""
     failed: dict[int, str] = {}
     with distributed.together():
-        for place, *rest in distributed.mine(units):
+        for place, *rest in distributed.own_share(units):
             if place not in failed:
                 try:
                     make(place, *rest)
                 except RunError as error:
                     failed[place] = str(error)
-    return {place: reason for found in reversed(distributed.meet(failed)) for place, reason in found.items()}
+    return {place: reason for found in reversed(distributed.gathered(failed)) for place, reason in found.items()}
 
 
 def _missing(entries: list[Entry], places: range, folder: Path, batch_size: int) -> list[tuple[int, range]]:
@@ -283,9 +285,9 @@ def _entries(session: Session, solver: str, nfe: int, further: dict[str, TimeGri
             )
         _, batch = session.teacher("test", count)
         if not torch.equal(labels.batch.index[:count], batch.index):
+            searching = command("search", "--method", "per-sample", "--split", "test")
             raise TsAdaptError(
-                f"the oracle of {solver}, NFE {nfe} does not cover the first {count} test samples; "
-                "run `ts-adapt search --method per-sample --split test` again"
+                f"the oracle of {solver}, NFE {nfe} does not cover the first {count} test samples; run {searching}"
             )
         grid = labels.grid.rows(slice(0, count))
         entries.append(entry(corrected(ORACLE, corrections), ORACLE, grid, grid, count))

@@ -24,8 +24,8 @@ from ts_adapt.config import Config
 from ts_adapt.denoisers.load import image_to_image, load_pipeline, starts_from_image
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
-from ts_adapt.jobs.images import check_request, write_images
-from ts_adapt.jobs.named import find_scheduler, make_scheduler
+from ts_adapt.jobs.diffusers_schedules import find_scheduler, make_scheduler
+from ts_adapt.jobs.sample import write_images
 from ts_adapt.pictures import read_picture
 from ts_adapt.prompts import prompts_of, read_prompts
 from ts_adapt.sampling import generator_for
@@ -76,7 +76,6 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
     Of the config the options of the model, and what the request leaves open are taken. Raises TsAdaptError for a
     request that the pipeline or the schedule cannot meet.
     """
-    check_request(request.count, request.seed, request.batch)
     image = None if request.init_image is None else read_picture(request.init_image)
     device, dtype = device_and_dtype(config.model)
     if config.model.prediction is not None:

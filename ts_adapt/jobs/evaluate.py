@@ -22,9 +22,10 @@ from ts_adapt.evaluation.report import Panel, write_report
 from ts_adapt.evaluation.tables import LEGEND, as_text, cost_tables, frechet_name, group_tables, plain, written
 from ts_adapt.evaluation.worth import worth_tables
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.generating import comparing, generate, planned, skipped, teacher_features
+from ts_adapt.jobs.runs import comparing, generate, planned, skipped, teacher_features
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.store import PREDICTORS
+from ts_adapt.remedies import command
 from ts_adapt.storage.files import make_folder
 from ts_adapt.storage.layout import stem
 
@@ -131,7 +132,7 @@ def _runs(session: Session) -> tuple[list[tuple[Entry, Run]], list[dict[str, str
         for key, reason in refused.items()
         if key in wanted
     ]
-    remedy = "make them with `ts-adapt evaluate --generate-only`"
+    remedy = f"make them with {command('evaluate', '--generate-only')}"
     if not found:
         raise TsAdaptError(
             f"nothing of this comparison could be measured: {left[0]['reason']}"

@@ -1,11 +1,11 @@
 """The session's network, cheaper: quantized, then cached, and exactly itself again behind the block.
 
-    with accelerated(session, "deepcache-2", "minmax-w8a8"):
+    with cheaper_network(session, "deepcache-2", "minmax-w8a8"):
         whatever samples with session.denoiser, or learns a schedule for it
 
 What a quantizer finds is kept under the workspace's data folder, one folder for each set of options, those of the
 calibration set included; who makes it holds the folder. Calibration sets are calls of the network in full precision,
-along the teacher's grid from training noises. What has to be trained is made by `quantizing` alone.
+along the teacher's grid from training noises. What has to be trained is made by `quantize` alone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ts_adapt.cachers import attached
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.experiment import SPLITS
 from ts_adapt.jobs.session import Session
+from ts_adapt.remedies import command
 from ts_adapt.sampling import noise_for
 from ts_adapt.storage.files import read_json, sha256_of_file, sha256_of_json, write_json
 from ts_adapt.storage.folders import beside, if_free, making, replace_folder
@@ -44,7 +45,7 @@ class Impossible(TsAdaptError):
 
 
 @contextmanager
-def accelerated(session: Session, cacher: str, quantizer: str) -> Iterator[None]:
+def cheaper_network(session: Session, cacher: str, quantizer: str) -> Iterator[None]:
     """The network of `session` with the quantizer and the cacher of these names, for as long as the block runs.
 
     Raises Impossible where the network lacks what one of them needs or a library is not installed, and TsAdaptError for
@@ -210,7 +211,8 @@ def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quant
     if _loaded(network, folder):
         return
     if quantizing.method.needs_training:
-        raise Impossible(f"{name} is not trained yet; train it with `ts-adapt quantize --quantizer {name}`")
+        training = command("quantize", "--quantizer", name)
+        raise Impossible(f"{name} is not trained yet; train it with {training}")
 
     def make() -> None:
         calls = calibration_set(session, quantizing.select) if quantizing.method.needs_calls else []
@@ -229,7 +231,7 @@ def _loaded(network: nn.Module, folder: Path) -> bool:
     if (folder / CONFIG).exists():
         with suppress(TsAdaptError):
             load(network, folder)
-    if all(distributed.meet(is_quantized(network))):
+    if all(distributed.gathered(is_quantized(network))):
         return True
     if is_quantized(network):
         restore(network)

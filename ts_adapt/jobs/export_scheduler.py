@@ -21,7 +21,7 @@ from ts_adapt.config import Config
 from ts_adapt.denoisers.scheduler_config import differences, noise_of
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.named import make_scheduler
+from ts_adapt.jobs.diffusers_schedules import make_scheduler
 from ts_adapt.jobs.session import Session
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedules.name import FIXED, PREDICTOR, SHARED, parse

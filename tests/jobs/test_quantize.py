@@ -14,9 +14,8 @@ from ts_adapt import distributed, zoo
 from ts_adapt.cli import main
 from ts_adapt.config import Config
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs import quantizing
-from ts_adapt.jobs.accelerated import Impossible, accelerated, key_of
-from ts_adapt.jobs.quantizing import quantize_all, training_images
+from ts_adapt.jobs.cheaper_network import Impossible, cheaper_network, key_of
+from ts_adapt.jobs.quantize import quantize, training_images
 from ts_adapt.jobs.session import Session
 from ts_adapt.quantizers import storage, training
 from ts_adapt.quantizers.layers.activations import TableActivation
@@ -67,7 +66,7 @@ def test_a_quantizer_leaves_files_and_a_report_and_is_found_again(
 ) -> None:
     session = session_in(tmp_path)
     before = {name: id(module) for name, module in network_of(session).named_modules()}
-    quantize_all(session, "hqq4")
+    quantize(session, "hqq4")
     assert {name: id(module) for name, module in network_of(session).named_modules()} == before
     folder = only(session.workspace.data / "quantizers")
     names = ["config.json", "layers.csv", "layers.json", "layers.png", "model.safetensors"]
@@ -78,10 +77,10 @@ def test_a_quantizer_leaves_files_and_a_report_and_is_found_again(
     assert {line["name"] for line in lines} == {layer["name"] for layer in layers}
     assert all(len(layer["timesteps"]) == 3 for layer in layers if layer["reason"] is None)
     assert "hqq4: 4.5" in capsys.readouterr().out
-    monkeypatch.setattr("ts_adapt.jobs.accelerated.quantize_anew", lambda *_, **__: pytest.fail("quantized again"))
-    with accelerated(session, "none", "hqq4"):
+    monkeypatch.setattr("ts_adapt.jobs.cheaper_network.quantize_anew", lambda *_, **__: pytest.fail("quantized again"))
+    with cheaper_network(session, "none", "hqq4"):
         assert is_quantized(network_of(session))
-    quantize_all(session, "hqq4")
+    quantize(session, "hqq4")
     assert "was there already" in capsys.readouterr().out
 
 
@@ -95,22 +94,22 @@ def test_of_two_at_once_one_keeps_it_and_the_other_goes_on(tmp_path: Path, monke
         monkeypatch.setattr(storage, "save", lambda *_: pytest.fail("written by two"))
         begun = folder / ".model.safetensors.0123abcd.tmp"
         write_tensors(begun, {})
-        with accelerated(second, "none", "hqq4"):
+        with cheaper_network(second, "none", "hqq4"):
             assert is_quantized(network_of(second))
             said.append(network_of(second)(x, t).sample)
         with pytest.raises(TsAdaptError, match="in use by another process"):
-            quantize_all(second, "hqq4")
+            quantize(second, "hqq4")
         assert not is_quantized(network_of(second)) and begun.exists()
         begun.unlink()
         save(network, folder)
 
     monkeypatch.setattr(storage, "save", saving)
-    with accelerated(first, "none", "hqq4"):
+    with cheaper_network(first, "none", "hqq4"):
         said.append(network_of(first)(x, t).sample)
     folder = only(first.workspace.data / "quantizers")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    monkeypatch.setattr("ts_adapt.jobs.accelerated.quantize_anew", lambda *_, **__: pytest.fail("quantized again"))
-    with accelerated(second, "none", "hqq4"):
+    monkeypatch.setattr("ts_adapt.jobs.cheaper_network.quantize_anew", lambda *_, **__: pytest.fail("quantized again"))
+    with cheaper_network(second, "none", "hqq4"):
         said.append(network_of(second)(x, t).sample)
     assert torch.equal(said[0], said[1]) and torch.equal(said[1], said[2])
 
@@ -121,13 +120,15 @@ def test_what_another_made_before_the_lock_was_had_is_taken(tmp_path: Path, monk
 
     def late(lock: Any) -> Any:
         monkeypatch.setattr(distributed, "held", held)
-        with accelerated(first, "none", "hqq4"):
+        with cheaper_network(first, "none", "hqq4"):
             pass
-        monkeypatch.setattr("ts_adapt.jobs.accelerated.quantize_anew", lambda *_, **__: pytest.fail("quantized again"))
+        monkeypatch.setattr(
+            "ts_adapt.jobs.cheaper_network.quantize_anew", lambda *_, **__: pytest.fail("quantized again")
+        )
         return held(lock)
 
     monkeypatch.setattr(distributed, "held", late)
-    with accelerated(second, "none", "hqq4"):
+    with cheaper_network(second, "none", "hqq4"):
         assert is_quantized(network_of(second))
 
 
@@ -135,7 +136,7 @@ def test_a_quantization_that_is_made_again_is_replaced_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = session_in(tmp_path)
-    quantize_all(session, "hqq4")
+    quantize(session, "hqq4")
     folder = only(session.workspace.data / "quantizers")
     before, write = {path.name: path.read_bytes() for path in folder.iterdir()}, storage.write_json
 
@@ -145,10 +146,10 @@ def test_a_quantization_that_is_made_again_is_replaced_as_a_whole(
 
     monkeypatch.setattr(storage, "write_json", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        quantize_all(session, "hqq4", redo=True)
+        quantize(session, "hqq4", redo=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert not is_quantized(network_of(session))
-    quantize_all(session, "hqq4", redo=True)
+    quantize(session, "hqq4", redo=True)
     assert only(session.workspace.data / "quantizers") == folder
     assert {path.name for path in folder.iterdir()} == before.keys()
 
@@ -161,18 +162,18 @@ def test_a_quantization_made_anew_with_another_result_has_runs_of_its_own(tmp_pa
         return key_of(session, "none", "hqq4")
 
     before = key()
-    with accelerated(session, "none", "hqq4"):
+    with cheaper_network(session, "none", "hqq4"):
         assert key() == before
-    quantize_all(session, "hqq4", redo=True)
+    quantize(session, "hqq4", redo=True)
     assert key() == before
     tensors = only(session.workspace.data / "quantizers") / "model.safetensors"
     write_tensors(tensors, {name: tensor + tensor for name, tensor in read_tensors(tensors).items()})
-    quantize_all(session, "hqq4", redo=True)
+    quantize(session, "hqq4", redo=True)
     redone = key()
     assert redone != before
-    quantize_all(session, "hqq4")
+    quantize(session, "hqq4")
     assert key() == redone
-    quantize_all(session, "hqq4", redo=True)
+    quantize(session, "hqq4", redo=True)
     assert key() == redone
 
 
@@ -182,11 +183,11 @@ def test_training_ends_in_codes_and_tables_and_is_asked_for_where_it_is_missing(
     with pytest.raises(
         Impossible, match=f"{QAT.replace('+', '.')} is not trained yet; train it with `ts-adapt quantize"
     ):
-        accelerated(session, "none", QAT).__enter__()
-    quantize_all(session)
+        cheaper_network(session, "none", QAT).__enter__()
+    quantize(session)
     folder = only(session.workspace.data / "quantizers")
     assert list((session.workspace.logs / "tensorboard" / "quantize" / QAT).rglob("events.out.tfevents*"))
-    with accelerated(session, "none", QAT):
+    with cheaper_network(session, "none", QAT):
         layers = [layer for _, layer in quantized_layers(network_of(session))]
         assert all(isinstance(layer.stored, AffineWeight) for layer in layers)
         assert all(isinstance(layer.activation, TableActivation) for layer in layers)
@@ -194,7 +195,7 @@ def test_training_ends_in_codes_and_tables_and_is_asked_for_where_it_is_missing(
         assert not any(p.requires_grad for p in network_of(session).parameters())
     session.config.qat.steps = 4
     with pytest.raises(Impossible, match="is not trained yet"):
-        accelerated(session, "none", QAT).__enter__()
+        cheaper_network(session, "none", QAT).__enter__()
     assert folder.exists()
 
 
@@ -204,7 +205,7 @@ def test_a_training_that_was_interrupted_ends_where_it_would_have(
     def codes(folder: Path) -> dict[str, torch.Tensor]:
         return read_tensors(only(folder / "data/q/quantizers") / "model.safetensors")
 
-    quantize_all(session_in(tmp_path / "whole", images), QAT)
+    quantize(session_in(tmp_path / "whole", images), QAT)
     fine_tune, steps = training.fine_tune, []
 
     def broken(network: Any, batches: Any, *rest: Any, **named: Any) -> Any:
@@ -217,10 +218,10 @@ def test_a_training_that_was_interrupted_ends_where_it_would_have(
         return fine_tune(network, batch, *rest, **named)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(quantizing, "fine_tune", broken)
-        quantize_all(session_in(tmp_path / "broken", images), QAT)
+        patch.setattr("ts_adapt.jobs.quantize.fine_tune", broken)
+        quantize(session_in(tmp_path / "broken", images), QAT)
     assert steps == [0, 1] and only(tmp_path / "broken/data/q/quantizers").name.endswith(".training")
-    quantize_all(session_in(tmp_path / "broken", images), QAT)
+    quantize(session_in(tmp_path / "broken", images), QAT)
     straight, resumed = codes(tmp_path / "whole"), codes(tmp_path / "broken")
     assert straight.keys() == resumed.keys() and all(torch.equal(v, resumed[k]) for k, v in straight.items())
 

@@ -22,7 +22,7 @@ from ts_adapt.assembly import NONE, Quantizing, build_quantizer
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.evaluation.features import read_image
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.accelerated import calibration_set, folder_of, load_or_make, quantize_anew
+from ts_adapt.jobs.cheaper_network import calibration_set, folder_of, load_or_make, quantize_anew
 from ts_adapt.jobs.session import Session
 from ts_adapt.pictures import picture_files
 from ts_adapt.quantizers.quantization import restore, size_of
@@ -39,7 +39,7 @@ WITHOUT_CLASS = 0.1
 """The share of the images that a class-conditional network with a null class is shown without their class."""
 
 
-def quantize_all(session: Session, name: str | None = None, *, redo: bool = False) -> None:
+def quantize(session: Session, name: str | None = None, *, redo: bool = False) -> None:
     """Make the quantizer called `name`, or every one of the config; what is there already stays, but for `redo`.
 
     Raises TsAdaptError for a model without a network, where no quantizer is asked for, and as the quantizers do.

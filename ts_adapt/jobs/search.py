@@ -1,0 +1,246 @@
+"""search: schedules for every solver and NFE of the config, on its student, by any of the methods.
+
+    per-sample                     a grid for each sample (`labels`)
+    static, blackbox               one for all, by the gradient or by trials
+    dmn, gits, oss, klub           one for all, optimised
+
+What is finished is kept, with the options that it was made with. What was made with others is refused, or with `redo`
+made anew beside the old one, which is replaced once the new one is complete.
+
+The student is the teacher's own network, or that with a cacher and a quantizer; the teacher stays what it was. By
+gradient schedules are learned through what a quantizer passes on (straight-through). Several processes (`distributed`)
+share the parts of labels, the trials of blackbox, and the solvers and NFEs of every other search.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from functools import partial
+
+from torch.utils.tensorboard import SummaryWriter
+
+from ts_adapt import distributed
+from ts_adapt.assembly import steps_of
+from ts_adapt.config import Config
+from ts_adapt.evaluation.records import fingerprint
+from ts_adapt.grids.corrections import corrected
+from ts_adapt.grids.optimized import dmn
+from ts_adapt.interfaces import Solver, TimeGrid
+from ts_adapt.jobs.cheaper_network import FULL, cheaper_network, check_gradients
+from ts_adapt.jobs.labels import search_labels, student_options
+from ts_adapt.jobs.session import Session, compared, stays
+from ts_adapt.plots import plot_schedules
+from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.search.blackbox import SAMPLERS, search_blackbox
+from ts_adapt.search.journal import Journal
+from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.optimized import METHODS as OPTIMIZED
+from ts_adapt.search.optimized import search_optimized
+from ts_adapt.search.static import best_start, search_static
+from ts_adapt.search.workers import open_study
+from ts_adapt.storage.files import make_folder
+from ts_adapt.storage.folders import making
+from ts_adapt.storage.layout import MANIFEST
+from ts_adapt.teacher.store import TeacherStore
+
+TOGETHER = ("per-sample", "blackbox")
+"""The searches at each of which all processes work; of the others each process makes whole ones."""
+
+
+def search(session: Session, method: str, split: str = "train", *, redo: bool = False) -> None:
+    """Search schedules for every solver and NFE of the config, on its student.
+
+    redo  replace what was made with other options or does not fit; what was made with these is kept all the same
+    """
+    config = session.config
+    with cheaper_network(session, config.student.cacher, config.student.quantizer):
+        if method == "per-sample" or (method == "static" and config.static.method in ("lbfgs", "adam")):
+            check_gradients(session)
+        cells = [(name, session.solver(name), nfe) for name in config.solvers for nfe in config.nfe]
+        for _, solver, nfe in cells:
+            steps_of(solver, nfe)
+        if method in TOGETHER:
+            for name, solver, nfe in cells:
+                with distributed.held(_lock(session, method, split, name, nfe)):
+                    if method == "per-sample":
+                        search_labels(session, name, solver, nfe, split, redo)
+                    else:
+                        search_shared(session, name, solver, nfe, method, redo)
+            return
+        with distributed.together():
+            for name, solver, nfe in distributed.own_share(cells):
+                with _lock(session, method, split, name, nfe):
+                    if method in OPTIMIZED:
+                        search_optimized_grid(session, name, solver, nfe, method, redo)
+                    else:
+                        search_shared(session, name, solver, nfe, method, redo)
+
+
+def _lock(session: Session, method: str, split: str, name: str, nfe: int) -> AbstractContextManager[None]:
+    """What holds the result of a search against other commands; nothing where many share a storage of trials."""
+    config, workspace = session.config, session.workspace
+    if method == "blackbox" and config.blackbox.storage is not None:
+        return nullcontext()
+    if method == "per-sample":
+        return making(workspace.labels(corrected(split, config.per_sample.corrections), name, nfe))
+    return making(workspace.shared(config.static_name if method == "static" else method, name, nfe))
+
+
+def _shared_stays(session: Session, called: str, name: str, nfe: int, redo: bool) -> bool:
+    """Whether the shared grid `called` is there already, and stays; says so."""
+    path = session.workspace.shared(called, name, nfe)
+    there = stays(path, lambda: session.shared(called, name, nfe, strict=True), redo)
+    if there:
+        print(f"{name}, NFE {nfe}: {path} is there already, made with these options")
+    return there
+
+
+def search_shared(session: Session, name: str, solver: Solver, nfe: int, method: str, redo: bool) -> None:
+    """Search the grid of all samples by static or blackbox, unless it is there and stays."""
+    config = session.config
+    called = config.static_name if method == "static" else method
+    there = partial(_shared_stays, session, called, name, nfe, redo)
+    if distributed.first(there) if method == "blackbox" else there():
+        return
+    count = config.static_samples
+    store, both = session.teacher("train", 2 * count)
+    train, validation = both.rows(slice(0, count)), both.rows(slice(count, 2 * count))
+    objective = session.objective(solver)
+    fixed = session.starts(steps_of(solver, nfe))
+    best, means = best_start(objective, fixed, validation)
+    if method == "blackbox":
+        grid = _search_blackbox(session, objective, train, store, name, nfe, fixed[best])
+        if distributed.rank() == 0:
+            keep_shared(session, called, name, nfe, grid, (best, means[best]), config.blackbox.seed)
+        return
+    onwards = called != method and method in session.shared_names(name, nfe)
+    starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
+    searched = asdict(config.static), config.derivative, config.derivative_width
+    key = fingerprint(store.hash, config.distance, count, *searched, *student_options(config))
+    journal = Journal(session.workspace.journal(called, name, nfe), key)
+    with SummaryWriter(str(make_folder(session.workspace.curves(called, name, nfe)))) as writer:
+        result = search_static(
+            objective, train, validation, starts, config.static,
+            means=means if starts.keys() == fixed.keys() else None,
+            journal=journal, progress=session.progress,
+            on_step=lambda step, loss: writer.add_scalar("train/distance", loss, step),
+        )  # fmt: skip
+        for line in result.remarks():
+            print(f"{name}, NFE {nfe}: {line}")
+        for step, value in result.curve:
+            writer.add_scalar("validation/distance", value, step)
+    keep_shared(session, called, name, nfe, result.grid, (best, means[best]), config.static.seed)
+    journal.remove()
+
+
+def _search_blackbox(
+    session: Session, objective: Objective, train: Batch, store: TeacherStore, name: str, nfe: int, start: TimeGrid
+) -> TimeGrid:
+    """The best grid of one study, of which all processes make trials, as many together as are asked for."""
+    config, trials = session.config, session.workspace.trials
+    url = config.blackbox.storage or f"sqlite:///{trials}"
+    study = _study_name(store, config, name, nfe, start)
+
+    def begin() -> None:
+        make_folder(trials.parent)
+        open_study(study, url, SAMPLERS["random"](config.blackbox.seed))
+
+    distributed.first(begin)
+    with distributed.together():
+        found = search_blackbox(
+            lambda grid: float(objective.measure(grid, train).mean()),
+            session.noise, start, config.blackbox, storage=url, study=study,
+            alone=config.blackbox.storage is None and distributed.world() == 1, progress=session.progress,
+        )  # fmt: skip
+    return found.grid
+
+
+def search_optimized_grid(session: Session, name: str, solver: Solver, nfe: int, method: str, redo: bool) -> None:
+    """Find the grid of a method of `search.optimized`, unless it is there and stays."""
+    if _shared_stays(session, method, name, nfe, redo):
+        return
+    config, steps = session.config, steps_of(solver, nfe)
+    if method == "dmn":
+        grid = TimeGrid(dmn(session.noise, steps, order=solver.order))
+    else:
+        _, looked_at = session.teacher("train", config.optimized.samples)
+        fine, places = session.solver(config.teacher.solver), session.teacher_grid(config.optimized.places)
+        grid = search_optimized(method, session.objective(solver), looked_at, fine, places, steps)
+    keep_shared(session, method, name, nfe, grid, best_fixed_known(session, name, nfe))
+
+
+def _of_full(session: Session, solver: str, nfe: int) -> dict[str, TimeGrid]:
+    """For a student the static grid that was learned for the teacher's own network, where there is one."""
+    full = session.of_student(*FULL)
+    if not session.config.student.name or "static" not in full.shared_names(solver, nfe):
+        return {}
+    return {"static": full.static(solver, nfe).grid}
+
+
+def _study_name(store: TeacherStore, config: Config, solver: str, nfe: int, start: TimeGrid) -> str:
+    """One study for each thing that is searched, so that trials of another never mix in."""
+    options = config.blackbox
+    key = fingerprint(
+        store.hash, config.distance, config.static_samples, start, options.radius, options.sampler, options.seed,
+        *student_options(config),
+    )  # fmt: skip
+    return f"{solver}-nfe{nfe}-{key}"
+
+
+def validation_samples(session: Session) -> Batch | None:
+    """The training samples that shared grids are validated on; None before the teacher has made that many."""
+    count = session.config.static_samples
+    begun = (session.workspace.teacher("train") / MANIFEST).exists()
+    if not begun or len(session.teacher("train")[1]) < 2 * count:
+        return None
+    return session.teacher("train", 2 * count)[1].rows(slice(count, None))
+
+
+def best_fixed_known(session: Session, solver: str, nfe: int) -> tuple[str, float] | None:
+    """The best fixed grid and its mean distance on the validation samples, if the static search has measured it."""
+    if "static" not in session.shared_names(solver, nfe):
+        return None
+    kept = (session.static(solver, nfe).about.get("measured") or {}).get("best_fixed_distance")
+    now = {"samples": session.config.static_samples, "evaluator": session.config.distance}
+    if not isinstance(kept, dict) or any(kept.get(key) != value for key, value in now.items()):
+        return None
+    return str(kept.get("grid")), float(kept["value"])
+
+
+def keep_shared(
+    session: Session, called: str, name: str, nfe: int, grid: TimeGrid, best_fixed: tuple[str, float] | None,
+    seed: int | None = None,
+) -> None:  # fmt: skip
+    """Write the grid that was found for the solver `name` as the workspace's `called`, and say how good it is.
+
+    best_fixed  a fixed grid and its mean distance on the validation samples, to compare with
+    seed        of the search, where it has one
+    """
+    config, solver, path = session.config, session.solver(name), session.workspace.shared(called, name, nfe)
+    batch, measured = validation_samples(session), {}
+    paired = {"evaluator": config.distance, "samples": config.static_samples, "split": "validation"}
+    drawn, said = {called: grid.times}, f"{name}, NFE {nfe}: "
+    about = {**session.about(name), "method": called, "seed": seed}
+    if batch is not None:
+        distances = session.objective(solver).measure(grid, batch)
+        distance, median = float(distances.mean()), float(distances.median())
+        measured["distance"] = {"value": distance, **paired}
+        about |= {
+            "distance": config.distance, "teacher": session.teacher("train")[0].hash,
+            "teacher_solver": config.teacher.solver, "teacher_nfe": config.teacher.nfe,
+            "teacher_grid": config.teacher.grid, "teacher_seed": config.teacher.seed,
+        }  # fmt: skip
+        said += f"distance {distance:.5f} (median {median:.5f})"
+        if best_fixed is not None:
+            best, reference = best_fixed
+            measured["best_fixed_distance"] = {"value": reference, **paired, "grid": best}
+            drawn[best] = session.starts(steps_of(solver, nfe))[best].times
+            said += f", {compared(distance, reference)} the best fixed grid ({best})"
+        said += "; "
+    with SummaryWriter(str(make_folder(session.workspace.curves(called, name, nfe)))) as writer:
+        writer.add_figure("schedule", plot_schedules(drawn, session.noise, f"{name}, NFE {nfe}"))
+    LearnedGrid(grid, name, nfe, {**about, "made_with": config.made_with(called), "measured": measured}).save(
+        path, session.noise
+    )
+    print(f"{said}{path}")

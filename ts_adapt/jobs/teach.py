@@ -1,0 +1,27 @@
+"""teach: the teacher's samples, split by split; finished shards are kept, and several processes share them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from ts_adapt import distributed
+from ts_adapt.jobs.session import Session
+from ts_adapt.teacher.generate import generate
+from ts_adapt.teacher.store import TeacherStore
+
+
+def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_png: bool = False) -> None:
+    """Generate the teacher's end points for each split; finished shards are kept."""
+    options = session.config.teacher
+    solver, grid, condition = session.solver(options.solver), session.teacher_grid(), session.condition_source()
+    for split in splits:
+        samples = options.train_samples if split == "train" else options.test_samples
+        folder, config = session.workspace.teacher(split), session.teacher_config(split)
+        store = distributed.first(partial(TeacherStore.create, folder, config))
+        generate(
+            session.denoiser, solver, grid, store,
+            samples=samples, batch_size=options.batch_size, condition=condition, save_png=save_png,
+            progress=session.progress,
+        )  # fmt: skip
+        print(f"teacher, {split}: {samples} samples in {store.folder}")

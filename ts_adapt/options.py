@@ -1,0 +1,143 @@
+"""Options are dataclasses whose fields say what they may be; here is what they say it with, and the check of it.
+
+iterations: Count = 20                             a whole number from 1 on
+ema: Annotated[float, Between(0, 0.999999)]        a number between two, which are allowed themselves
+method: Literal["lbfgs", "adam"] = "lbfgs"         one of these
+columns: list[Annotated[str, OneOf(COLUMNS)]]      each of them a name of a registry
+teacher: TeacherOptions                            a group of options
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, is_dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ts_adapt.interfaces import MAX_STEPS, TsAdaptError, unknown
+
+MANY, SMALL = 10_000_000, 1e-9
+
+
+@dataclass(frozen=True, repr=False)
+class Between:
+    """The least and the greatest value of a number."""
+
+    low: float
+    high: float
+
+    def __repr__(self) -> str:
+        return f"{self.low:g} to {self.high if isinstance(self.high, int) else format(self.high, 'g')}"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class OneOf:
+    """The names of a registry, as it is when a value is checked."""
+
+    names: Collection[str]
+
+    def __repr__(self) -> str:
+        return ", ".join(self.names)
+
+
+Count = Annotated[int, Between(1, MANY)]
+Evaluations = Annotated[int, Between(1, MAX_STEPS)]
+Seed = Annotated[int, Between(0, 2**32 - 1)]
+Positive = Annotated[float, Between(SMALL, 1000)]
+Decay = Annotated[float, Between(0, 0.999999)]
+"""Of a moving average."""
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def hints_of(kind: type, prefix: str = "") -> dict[str, Any]:
+    """The dotted name of every option of a dataclass, groups and what is in them included, and what it may be."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if name in kind.__dataclass_fields__:  # type: ignore[attr-defined]
+            found[prefix + name] = hint
+            found |= hints_of(hint, f"{prefix}{name}.") if is_dataclass(hint) and isinstance(hint, type) else {}
+    return found
+
+
+def check_options(options: Any, prefix: str = "") -> None:
+    """TsAdaptError naming the first option of a dataclass, or of a group in it, whose value it may not have."""
+    for option, hint in hints_of(type(options)).items():
+        value = options
+        for name in option.split("."):
+            value = getattr(value, name)
+        check(prefix + option, value, hint)
+
+
+def check(option: str, value: Any, hint: Any) -> None:
+    """TsAdaptError, naming the `option`, unless `value` is what `hint` says."""
+    kind, limits, optional = taken_apart(hint)
+    if value is None and optional:
+        return
+    if isinstance(kind, type) and is_dataclass(kind):
+        if not isinstance(value, kind):
+            raise TsAdaptError(
+                f"option {option} is {value!r}; it is a group of options, give some of it, like "
+                f"{option}.{next(iter(hints_of(kind)))}"
+            )
+    elif get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise TsAdaptError(f"option {option} is {value!r}; give a list")
+        for entry in value:
+            check(option, entry, get_args(kind)[0])
+    elif get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise unknown(option, str(value), get_args(kind))
+    elif isinstance(limits, OneOf):
+        if value not in limits.names:
+            raise unknown(option, str(value), limits.names)
+    elif limits is not None:
+        _check_limits(option, value, kind, limits)
+    elif kind in WORDS and not isinstance(value, (int, float) if kind is float else kind):
+        raise TsAdaptError(f"option {option} is {value!r}; give {WORDS[kind]}")
+
+
+def read(value: Any, hint: Any) -> Any:
+    """What `value`, a text or what a YAML file holds, means where `hint` is expected; what it cannot mean, as it is."""
+    kind, _, optional = taken_apart(hint)
+    if value == "null" and optional:
+        return None
+    if get_origin(kind) is list and isinstance(value, list):
+        return [read(entry, get_args(kind)[0]) for entry in value]
+    if kind is bool and isinstance(value, str):
+        return {"true": True, "false": False}.get(value.lower(), value)
+    if kind is str and isinstance(value, int | float):
+        return str(value)
+    if kind in (int, float) and isinstance(value, str):
+        try:
+            return kind(value)
+        except ValueError:
+            return value
+    return value
+
+
+def is_list(hint: Any) -> bool:
+    """Whether a list is expected."""
+    return get_origin(taken_apart(hint)[0]) is list
+
+
+def taken_apart(hint: Any) -> tuple[Any, Any, bool]:
+    """The type itself, its limits, and whether None is one of its values."""
+    kinds = list(_alternatives(hint))
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    limits = None
+    if get_origin(kind) is Annotated:
+        kind, limits = get_args(kind)
+    return kind, limits, NoneType in kinds
+
+
+def _alternatives(hint: Any) -> Iterator[Any]:
+    yield from get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _check_limits(option: str, value: Any, kind: type, limits: Between) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not limits.low <= value <= limits.high or (kind is int and value != int(value)):
+        wanted = f"at least {limits.low:g}" if number and value < limits.low else f"a number from {limits.low:g} on"
+        ceiling = limits.high if isinstance(limits.high, int) else format(limits.high, "g")
+        raise TsAdaptError(f"option {option} is {value}; give {wanted}, at most {ceiling}")
