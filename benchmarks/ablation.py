@@ -69,7 +69,7 @@ def main() -> None:
     for name in options.variants:
         variant = VARIANTS[name]
         predictor: Any = variant.kind(
-            given.session.noise, given.static.times, given.session.shape,
+            given.session.noise_schedule, given.static.times, given.session.shape,
             corrections=variant.corrections, order=given.solver.order,
         )  # fmt: skip
         if variant.shared:

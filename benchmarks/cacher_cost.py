@@ -38,7 +38,10 @@ def table(samples: int, nfe: int, guidance: float, rounds: int) -> None:
     model = "fashion-ddpm" if guidance == 1 else "fashion-ddpm-class"
     denoiser = ts_adapt.load(model)
     sampler = denoiser if guidance == 1 else ts_adapt.Guided(denoiser, guidance)
-    solver, grid = ts_adapt.build_solver("unipc-3", denoiser.noise), ts_adapt.build_grid("karras", denoiser.noise, nfe)
+    solver, grid = (
+        ts_adapt.build_solver("unipc-3", denoiser.noise_schedule),
+        ts_adapt.build_grid("karras", denoiser.noise_schedule, nfe),
+    )
     x_T = ts_adapt.initial_noise(0, range(samples), denoiser.shape)
     distances = [ts_adapt.build_distance(name) for name in ("features", "l2")]
 

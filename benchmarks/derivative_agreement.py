@@ -57,7 +57,7 @@ def samples(objective: Objective, teacher: Objective) -> Batch:
         return samples_of(teacher, SAMPLES)
     batch = samples_of(replace(teacher, denoiser=ts_adapt.load("fashion-ddpm")), SAMPLES)
     condition = {"class_labels": torch.arange(SAMPLES) % 10}
-    fine = ts_adapt.build_grid("log_snr", objective.denoiser.noise, 30)
+    fine = ts_adapt.build_grid("log_snr", objective.denoiser.noise_schedule, 30)
     with torch.no_grad():
         target = integrate(objective.denoiser, teacher.solver, fine, batch.x_T, condition=condition).x
     return Batch(batch.index, batch.x_T, target, condition)
@@ -74,8 +74,8 @@ def main() -> None:
     for name in options.networks:
         denoiser = NETWORKS[name]()
         distance = ts_adapt.build_distance("features")
-        objective = Objective(denoiser, ts_adapt.build_solver(options.solver, denoiser.noise), distance)
-        teacher = replace(objective, solver=ts_adapt.build_solver("unipc-3", denoiser.noise))
+        objective = Objective(denoiser, ts_adapt.build_solver(options.solver, denoiser.noise_schedule), distance)
+        teacher = replace(objective, solver=ts_adapt.build_solver("unipc-3", denoiser.noise_schedule))
         batch, cosine[name] = samples(objective, teacher), {}
         for nfe in options.nfe:
             found = compare(objective, nfe, batch)
@@ -89,10 +89,10 @@ def main() -> None:
 def costs(options: argparse.Namespace) -> dict[str, float]:
     denoiser = ts_adapt.load(PLAIN)
     objective = Objective(
-        denoiser, ts_adapt.build_solver(options.solver, denoiser.noise), ts_adapt.build_distance("features")
+        denoiser, ts_adapt.build_solver(options.solver, denoiser.noise_schedule), ts_adapt.build_distance("features")
     )
-    batch = samples_of(replace(objective, solver=ts_adapt.build_solver("unipc-3", denoiser.noise)), SAMPLES)
-    times = ts_adapt.build_grid("log_snr", denoiser.noise, 5).times.requires_grad_()
+    batch = samples_of(replace(objective, solver=ts_adapt.build_solver("unipc-3", denoiser.noise_schedule)), SAMPLES)
+    times = ts_adapt.build_grid("log_snr", denoiser.noise_schedule, 5).times.requires_grad_()
 
     def gradient(taken: Objective) -> None:
         torch.autograd.grad(taken(TimeGrid(times), batch).sum(), times)

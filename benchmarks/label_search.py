@@ -89,9 +89,9 @@ class Searches:
 
 def population(objective: Objective, batch: Batch, static: TimeGrid, budget: int) -> Tensor:
     """The least distances `(B,)` that CMA-ES, a study for each sample, meets in `budget` solves."""
-    box, noise = BlackboxOptions(), objective.denoiser.noise
+    box, noise_schedule = BlackboxOptions(), objective.denoiser.noise_schedule
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    centre = times_to_logits(static.times, noise)
+    centre = times_to_logits(static.times, noise_schedule)
     space = {f"logit_{i}": optuna.distributions.FloatDistribution(-box.radius, box.radius) for i in range(static.steps)}
     studies = [optuna.create_study(sampler=optuna.samplers.CmaEsSampler(seed=box.seed + i)) for i in range(len(batch))]
     for study in studies:
@@ -99,7 +99,7 @@ def population(objective: Objective, batch: Batch, static: TimeGrid, budget: int
     for _ in range(budget):
         trials = [study.ask(space) for study in studies]
         moved = torch.tensor([[trial.params[name] for name in space] for trial in trials], dtype=torch.float64)
-        measured = objective.measure(TimeGrid(logits_to_times(centre + moved, noise)), batch)
+        measured = objective.measure(TimeGrid(logits_to_times(centre + moved, noise_schedule)), batch)
         for study, trial, value in zip(studies, trials, measured.tolist(), strict=True):
             study.tell(trial, value)
     return torch.tensor([study.best_value for study in studies])

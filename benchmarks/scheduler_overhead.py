@@ -92,12 +92,12 @@ def shape_of(pipe: Any) -> tuple[int, int, int]:
 def predictor_shares(pipe: Any, batch: int, steps: int, rounds: int) -> dict[str, float]:
     """Time spent in the predictor of a run / time of the run, by the predictor's kind."""
     config = pipe.scheduler.config
-    noise = LearnedScheduler.from_config(config).noise
-    times = build_grid("karras", noise, steps).times
+    noise_schedule = LearnedScheduler.from_config(config).noise_schedule
+    times = build_grid("karras", noise_schedule, steps).times
     spent: dict[str, float] = {}
     shares: dict[str, list[float]] = {}
     for kind in (OneShot, Recursive):
-        predictor = kind(noise, times, shape_of(pipe), width=16).eval()
+        predictor = kind(noise_schedule, times, shape_of(pipe), width=16).eval()
         clocked(predictor, spent)
         schedule = LearnedScheduler.from_predictors(predictor, "unipc-3", config)
         for turn in range(max(3, rounds // 20) + 1):

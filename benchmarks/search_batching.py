@@ -38,12 +38,12 @@ from ts_adapt.numerics import finite_log_snr_range
 from ts_adapt.search.per_sample import PerSampleOptions
 
 
-def times_of(logits: Tensor, noise: NoiseSchedule) -> Tensor:
+def times_of(logits: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """Times `(N+1,)` of N + 1 logits, as ALD3 and LD3 have them."""
-    first, last = finite_log_snr_range(noise)
+    first, last = finite_log_snr_range(noise_schedule)
     rising = torch.softmax(logits, -1).cumsum(-1)
     share = (rising - rising[0]) / (rising[-1] - rising[0])
-    return noise.time(first + (last - first) * share).clamp(noise.t_min, noise.t_max)
+    return noise_schedule.time(first + (last - first) * share).clamp(noise_schedule.t_min, noise_schedule.t_max)
 
 
 def search_alone(objective: Objective, batch: Batch, steps: int, iterations: int) -> tuple[Tensor, float]:
@@ -53,7 +53,7 @@ def search_alone(objective: Objective, batch: Batch, steps: int, iterations: int
     best, best_times = float("inf"), torch.empty(0)
     for _ in range(iterations):
         optimizer.zero_grad()
-        times = times_of(logits, objective.denoiser.noise)
+        times = times_of(logits, objective.denoiser.noise_schedule)
         distance = objective(TimeGrid(times), batch).sum()
         distance.backward()
         torch.nn.utils.clip_grad_norm_([logits], 1.0)

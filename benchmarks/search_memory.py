@@ -65,11 +65,11 @@ def peak_of_network(network: torch.nn.Module, work: Callable[[], Any]) -> int:
 
 
 def iteration(objective: Objective, batch: Batch, static: TimeGrid) -> Callable[[], Any]:
-    start = times_to_logits(static.times.to(batch.x_T.device), objective.denoiser.noise).expand(len(batch), -1)
+    start = times_to_logits(static.times.to(batch.x_T.device), objective.denoiser.noise_schedule).expand(len(batch), -1)
 
     def work() -> None:
         logits = start.clone().requires_grad_()
-        distance = objective(TimeGrid(logits_to_times(logits, objective.denoiser.noise)), batch)
+        distance = objective(TimeGrid(logits_to_times(logits, objective.denoiser.noise_schedule)), batch)
         torch.autograd.grad(distance.sum(), logits)
 
     return work

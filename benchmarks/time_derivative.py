@@ -74,8 +74,8 @@ def teacher(objective: Objective, first: int, count: int) -> Batch:
     """`count` noises from the one numbered `first` on, and where 30 evaluations take them."""
     denoiser, index = objective.denoiser, range(first, first + count)
     x_T = ts_adapt.initial_noise(0, index, denoiser.shape)
-    fine = ts_adapt.build_grid("log_snr", denoiser.noise, 30)
-    solver = ts_adapt.build_solver("unipc-3", denoiser.noise)
+    fine = ts_adapt.build_grid("log_snr", denoiser.noise_schedule, 30)
+    solver = ts_adapt.build_solver("unipc-3", denoiser.noise_schedule)
     with torch.no_grad():
         target = torch.cat([integrate(denoiser, solver, fine, part).x for part in x_T.split(64)])
     return Batch(torch.tensor(index), x_T, target, {})
@@ -95,12 +95,12 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=list(STATIC), choices=list(STATIC), metavar="ROW")
     options = parser.parse_args()
     denoiser = ts_adapt.load(options.model)
-    solver = ts_adapt.build_solver(options.solver, denoiser.noise)
+    solver = ts_adapt.build_solver(options.solver, denoiser.noise_schedule)
     objective = Objective(denoiser, solver, ts_adapt.build_distance(options.distance))
     train = teacher(objective, TRAIN_START, max(2 * options.samples, options.noises))
     few, validation = train.rows(slice(0, options.samples)), train.rows(slice(options.samples, 2 * options.samples))
     test = teacher(objective, TEST_START, options.test)
-    starts = {name: ts_adapt.build_grid(name, denoiser.noise, options.nfe, rescale=True) for name in GRIDS}
+    starts = {name: ts_adapt.build_grid(name, denoiser.noise_schedule, options.nfe, rescale=True) for name in GRIDS}
     name, means = best_start(objective, starts, validation)
     fixed = objective.measure(starts[name], test)
 
@@ -161,7 +161,7 @@ def trained(kind: Any, objective: Objective, static: TimeGrid, data: Batch, opti
     torch.manual_seed(0)
     denoiser = objective.denoiser
     predictor = kind(
-        denoiser.noise, static.times, denoiser.shape,
+        denoiser.noise_schedule, static.times, denoiser.shape,
         corrections=["shift", "scale", "coefficients"], order=objective.solver.order,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

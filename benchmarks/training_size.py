@@ -70,7 +70,7 @@ def main() -> None:
                 validate_every=max(1, round(options.label_epochs * again) // 4),
             )  # fmt: skip
             predictor = PREDICTORS[options.kind](
-                given.session.noise, static.times, given.session.shape,
+                given.session.noise_schedule, static.times, given.session.shape,
                 corrections=corrections, order=given.solver.order,
             )  # fmt: skip
             began, few = time.process_time(), slice(0, size)

@@ -62,7 +62,7 @@ def objective_on(device: str = "cpu", dtype: torch.dtype | None = None) -> Objec
     """The distance, in features, of UniPC-3 on the embedded model, its network in `dtype`, to its teacher."""
     denoiser = ts_adapt.load(MODEL, device=device, dtype=dtype)
     return Objective(
-        denoiser, ts_adapt.build_solver(SOLVER, denoiser.noise), ts_adapt.build_distance("features", device)
+        denoiser, ts_adapt.build_solver(SOLVER, denoiser.noise_schedule), ts_adapt.build_distance("features", device)
     )
 
 
@@ -72,7 +72,7 @@ def samples_of(objective: Objective, count: int, teacher_nfe: int = 30, batch_si
     denoiser = objective.denoiser
     index = range(TEST_START, TEST_START + count)
     x_T = ts_adapt.initial_noise(0, index, denoiser.shape).to(next(denoiser.network.parameters()).device)
-    fine = ts_adapt.build_grid("log_snr", denoiser.noise, teacher_nfe)
+    fine = ts_adapt.build_grid("log_snr", denoiser.noise_schedule, teacher_nfe)
     target = [integrate(denoiser, objective.solver, fine, part).x for part in x_T.split(batch_size)]
     return Batch(torch.tensor(index), x_T, torch.cat(target), {})
 
@@ -80,7 +80,7 @@ def samples_of(objective: Objective, count: int, teacher_nfe: int = 30, batch_si
 def grid_of(objective: Objective, nfe: int) -> TimeGrid:
     """The zoo's learned static grid where it has one for `nfe`, else a fixed one."""
     learned = ts_adapt.LearnedScheduler.from_pretrained(ts_adapt.zoo.schedules()[f"{MODEL}-{SOLVER}"]).source.grids
-    return learned[nfe] if nfe in learned else ts_adapt.build_grid("karras", objective.denoiser.noise, nfe)
+    return learned[nfe] if nfe in learned else ts_adapt.build_grid("karras", objective.denoiser.noise_schedule, nfe)
 
 
 def timed(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, float]:

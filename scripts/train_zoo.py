@@ -64,10 +64,10 @@ def build_unet(channels: tuple[int, ...], conditional: bool, groups: int = 8) ->
 
 
 def noised(
-    x_0: Tensor, t: Tensor, noise: BetaTable, generator: torch.Generator, prediction: str = "v_prediction"
+    x_0: Tensor, t: Tensor, noise_schedule: BetaTable, generator: torch.Generator, prediction: str = "v_prediction"
 ) -> tuple[Tensor, Tensor]:
     """x_t and what the network is to predict at real times t, one of PREDICTIONS."""
-    alpha, sigma = noise.alpha(t), noise.sigma(t)
+    alpha, sigma = noise_schedule.alpha(t), noise_schedule.sigma(t)
     eps = torch.randn(x_0.shape, generator=generator)
     target = eps if prediction == "epsilon" else combine((alpha, eps), (-sigma, x_0))
     return combine((alpha, x_0), (sigma, eps)), target
@@ -113,7 +113,7 @@ def train_diffusion(args: argparse.Namespace, conditional: bool, smooth: bool) -
     test, test_labels = load_fashion_mnist("test")
     data, held_out = to_model_range(images), to_model_range(test[:1024])
     scheduler = DDPMScheduler(beta_schedule=args.schedule, prediction_type=args.prediction, clip_sample=True)
-    noise = BetaTable.from_config(scheduler.config)
+    noise_schedule = BetaTable.from_config(scheduler.config)
     net = build_unet(tuple(args.channels), conditional, args.groups)
     if args.init:
         weights = UNet2DModel.from_pretrained(args.init, subfolder="unet").state_dict()
@@ -142,7 +142,7 @@ def train_diffusion(args: argparse.Namespace, conditional: bool, smooth: bool) -
     def save() -> None:
         seconds = spent + time.time() - started
         classes = test_labels[:1024] if conditional else None
-        held = validation_loss(average, held_out, classes, noise, args.prediction)
+        held = validation_loss(average, held_out, classes, noise_schedule, args.prediction)
         row = {
             "step": step,
             "images": step * args.batch,
@@ -167,7 +167,7 @@ def train_diffusion(args: argparse.Namespace, conditional: bool, smooth: bool) -
         generator = torch.Generator().manual_seed((args.seed * 10_000_019 + step) * world + rank)
         rows = torch.randint(len(data), (local,), generator=generator)
         t = training_times(local, smooth, generator)
-        x_t, target = noised(data[rows], t, noise, generator, args.prediction)
+        x_t, target = noised(data[rows], t, noise_schedule, generator, args.prediction)
         classes = None
         if conditional:
             dropped = torch.rand(local, generator=generator) < 0.1
@@ -195,12 +195,12 @@ def train_diffusion(args: argparse.Namespace, conditional: bool, smooth: bool) -
 
 @torch.inference_mode()
 def validation_loss(
-    net: nn.Module, x_0: Tensor, classes: Tensor | None, noise: BetaTable, prediction: str = "v_prediction"
+    net: nn.Module, x_0: Tensor, classes: Tensor | None, noise_schedule: BetaTable, prediction: str = "v_prediction"
 ) -> float:
     generator = torch.Generator().manual_seed(7)
     t = 999 * (torch.arange(len(x_0)) + 0.5) / len(x_0)
     t = t[torch.randperm(len(x_0), generator=generator)]
-    x_t, target = noised(x_0, t, noise, generator, prediction)
+    x_t, target = noised(x_0, t, noise_schedule, generator, prediction)
     out = [
         net(x_t[i : i + 128], t[i : i + 128], class_labels=None if classes is None else classes[i : i + 128]).sample
         for i in range(0, len(x_0), 128)

@@ -76,12 +76,14 @@ def mixture() -> GaussianMixtureDenoiser:
 @pytest.fixture(scope="session")
 def problem(mixture: GaussianMixtureDenoiser) -> tuple[Objective, Batch]:
     """The objective of UniPC-3 under l2, and 48 samples of a fine teacher."""
-    solver = UniPC(mixture.noise, order=3)
+    solver = UniPC(mixture.noise_schedule, order=3)
     x_T = initial_noise(0, range(48), (1, 4, 4))
     lam = torch.linspace(
-        float(mixture.noise.log_snr(torch.tensor(1.0))), float(mixture.noise.log_snr(torch.tensor(1e-3))), 65
+        float(mixture.noise_schedule.log_snr(torch.tensor(1.0))),
+        float(mixture.noise_schedule.log_snr(torch.tensor(1e-3))),
+        65,
     ).double()
-    times = mixture.noise.time(lam)
+    times = mixture.noise_schedule.time(lam)
     times[0], times[-1] = 1.0, 1e-3
     target = integrate(mixture, solver, times, x_T).x
     return Objective(mixture, solver, make("l2")), Batch(torch.arange(48), x_T, target, {})

@@ -41,12 +41,12 @@ def by_hand(schedule: LearnedScheduler, steps: int, x: Tensor = X_T, generator: 
 
 
 def our_own(schedule: LearnedScheduler, policy: Any, x: Tensor = X_T, **options: Any) -> Tensor:
-    denoiser = NetworkDenoiser(Smooth(), schedule.noise, schedule.prediction, shape=(1, 4, 4))
-    return integrate(denoiser, build_solver(schedule.config["solver"], schedule.noise), policy, x, **options).x
+    denoiser = NetworkDenoiser(Smooth(), schedule.noise_schedule, schedule.prediction, shape=(1, 4, 4))
+    return integrate(denoiser, build_solver(schedule.config["solver"], schedule.noise_schedule), policy, x, **options).x
 
 
-def grid(steps: int = 5, noise: Any = NOISE) -> TimeGrid:
-    times = fixed.make("karras", noise, steps)
+def grid(steps: int = 5, noise_schedule: Any = NOISE) -> TimeGrid:
+    times = fixed.make("karras", noise_schedule, steps)
     return TimeGrid(torch.cat([times[:1], 0.9 * times[1:-1], times[-1:]]))
 
 

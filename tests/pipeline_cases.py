@@ -213,8 +213,8 @@ def our_own(
 ) -> Tensor:
     """The same from `integrate`: same noise, solver, policy and condition."""
     denoiser = case.ours(pipe)
-    solver = build_solver(schedule.config["solver"], schedule.noise)
-    policy = schedule.source.plan(STEPS, schedule.noise).policy(begin)
+    solver = build_solver(schedule.config["solver"], schedule.noise_schedule)
+    policy = schedule.source.plan(STEPS, schedule.noise_schedule).policy(begin)
     x = noise(rows, *case.shape) if x is None else x
     solution = integrate(denoiser, solver, policy, x, condition=case.condition(rows))
     assert denoiser.evaluations == STEPS - begin

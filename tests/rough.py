@@ -20,7 +20,7 @@ class Rough:
 
     def __init__(self, denoiser: Any, period: float, size: float) -> None:
         self.denoiser, self.size = denoiser, size
-        self.frequency = 2 * math.pi / (period * (denoiser.noise.t_max - denoiser.noise.t_min))
+        self.frequency = 2 * math.pi / (period * (denoiser.noise_schedule.t_max - denoiser.noise_schedule.t_min))
 
     def __getattr__(self, name: str) -> Any:
         if name == "denoiser":
@@ -52,10 +52,12 @@ class Embedded(nn.Module):
         embedding = self.time_proj(timestep)
         fast, slowest = embedding[:, 32], embedding[:, 63]
         t = torch.asin(slowest.double()) / 10_000 ** (-31 / 32) / 1000
-        x0 = self.mixture(x, t.clamp(self.mixture.noise.t_min, self.mixture.noise.t_max))
+        x0 = self.mixture(x, t.clamp(self.mixture.noise_schedule.t_min, self.mixture.noise_schedule.t_max))
         return x0 + self.size * fast.reshape(-1, 1, 1, 1).to(x0) * torch.cos(3 * x)
 
 
 def embedded(mixture: GaussianMixtureDenoiser, size: float) -> NetworkDenoiser:
     """`Embedded` as a denoiser, told 1000 t."""
-    return NetworkDenoiser(Embedded(mixture, size), mixture.noise, "sample", shape=mixture.shape, time_scale=1000.0)
+    return NetworkDenoiser(
+        Embedded(mixture, size), mixture.noise_schedule, "sample", shape=mixture.shape, time_scale=1000.0
+    )

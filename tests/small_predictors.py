@@ -19,10 +19,10 @@ STEPS = 4
 
 
 def build(
-    kind: type[Predictor], noise: NoiseSchedule, served: int | Sequence[int] = STEPS, **options: Any
+    kind: type[Predictor], noise_schedule: NoiseSchedule, served: int | Sequence[int] = STEPS, **options: Any
 ) -> Predictor:
     """A predictor for one number of steps, or for several; the same at every call."""
     torch.manual_seed(0)
-    times = partial(fixed.make, "karras", noise)
+    times = partial(fixed.make, "karras", noise_schedule)
     static = times(served) if isinstance(served, int) else [times(steps) for steps in served]
-    return kind(noise, static, (1, 4, 4), **{"width": 8, "hidden": 32, "order": 3, **options})
+    return kind(noise_schedule, static, (1, 4, 4), **{"width": 8, "hidden": 32, "order": 3, **options})

@@ -18,8 +18,8 @@ NOISE = ContinuousVP()
 TIMES = torch.linspace(1, 1e-3, 6, dtype=torch.float64)
 
 
-def gaussian(noise: Any = NOISE, mean: float = 0.3) -> GaussianDenoiser:
-    return GaussianDenoiser(noise, mean, 0.25, SHAPE)
+def gaussian(noise_schedule: Any = NOISE, mean: float = 0.3) -> GaussianDenoiser:
+    return GaussianDenoiser(noise_schedule, mean, 0.25, SHAPE)
 
 
 def make(folder: Path, samples: int = 10, *, keep: bool = True, solver: Any = None, **options: Any) -> TeacherStore:
@@ -36,7 +36,7 @@ def make(folder: Path, samples: int = 10, *, keep: bool = True, solver: Any = No
     store = TeacherStore.create(folder, teacher_config(denoiser, "ddim", times, **settings))
     if keep:
         generate(
-            denoiser, solver or DDIM(denoiser.noise), times, store, samples=samples,
+            denoiser, solver or DDIM(denoiser.noise_schedule), times, store, samples=samples,
             batch_size=settings["batch_size"], condition=condition, save_png=save_png, progress=False,
         )  # fmt: skip
     return store

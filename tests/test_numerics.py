@@ -80,11 +80,11 @@ def test_bad_times_are_refused_by_place(times: list[float] | float, message: str
 
 
 def test_times_outside_the_noise_schedule_are_refused() -> None:
-    noise = RectifiedFlow()
-    validate_times(torch.tensor([1.0, 0.5, 0.0]), noise)
+    noise_schedule = RectifiedFlow()
+    validate_times(torch.tensor([1.0, 0.5, 0.0]), noise_schedule)
     for times in ([1.1, 0.5, 0.0], [1.0, 0.5, -0.1]):
         with pytest.raises(TsAdaptError, match=r"the grid runs from .* outside the noise schedule's \[0, 1\]"):
-            validate_times(torch.tensor(times), noise, what="the grid")
+            validate_times(torch.tensor(times), noise_schedule, what="the grid")
 
 
 def test_validation_keeps_the_gradient() -> None:

@@ -51,11 +51,11 @@ def test_every_kind_finds_the_clean_sample(alpha: float, sigma: float) -> None:
 @pytest.mark.parametrize("t", [1, 400, 999])
 def test_x0_equals_that_of_diffusers(prediction_type: str, t: int) -> None:
     scheduler: Any = DDPMScheduler(prediction_type=prediction_type, clip_sample=False)
-    noise = BetaTable.from_config(scheduler.config)
+    noise_schedule = BetaTable.from_config(scheduler.config)
     x_t, output = draw(2, 3, 4).float(), draw(2, 3, 4).float() + 0.2
     expected = scheduler.step(output, t, x_t, generator=torch.Generator().manual_seed(0)).pred_original_sample
     time = torch.tensor(float(t))
-    x0 = to_x0(output, x_t, noise.alpha(time), noise.sigma(time), PREDICTION_TYPES[prediction_type])
+    x0 = to_x0(output, x_t, noise_schedule.alpha(time), noise_schedule.sigma(time), PREDICTION_TYPES[prediction_type])
     torch.testing.assert_close(x0, expected, rtol=1e-3, atol=1e-4)
 
 

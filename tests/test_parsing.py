@@ -45,11 +45,11 @@ def test_a_config_file_writes_lists_alike_and_flags_behind_it_override_it(tmp_pa
 def test_a_family_of_solvers_stands_for_one_of_them() -> None:
     assert config("--solvers", "unipc,dpmpp+corrector,ddim").solvers == ["unipc-2", "dpmpp-2m+corrector", "ddim"]
     assert parse(["sample", "--solver", "deis"]).command.solver == "deis-2"
-    noise = example_mixture().noise
+    noise_schedule = example_mixture().noise_schedule
     for family, name in FAMILIES.items():
         assert name in SOLVERS and solver_name(name) == name
-        assert vars(build_solver(family, noise)).keys() == vars(build_solver(name, noise)).keys()
-        assert build_solver(family, noise).order == build_solver(name, noise).order
+        assert vars(build_solver(family, noise_schedule)).keys() == vars(build_solver(name, noise_schedule)).keys()
+        assert build_solver(family, noise_schedule).order == build_solver(name, noise_schedule).order
     with pytest.raises(TsAdaptError, match="lists 'unipc-2' twice"):
         config("--solvers", "unipc,unipc-2")
 

@@ -27,7 +27,7 @@ class Tiny(Denoiser):
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.noise, self.evaluations, self.passes = NOISE, 0, 0
+        self.noise_schedule, self.evaluations, self.passes = NOISE, 0, 0
         self.weights = [nn.Parameter(torch.randn(4, 4, generator=generator) / 2) for _ in range(DEPTH)]
         self.told: list[tuple[Tensor | None, Tensor | None, dict[str, Any]]] = []
 
@@ -43,7 +43,7 @@ class Tiny(Denoiser):
         self.evaluations += 1
         self.passes += 1
         self.told.append((model_time, output_scale, condition))
-        hidden = x_t * expand(self.noise.alpha(t), x_t)
+        hidden = x_t * expand(self.noise_schedule.alpha(t), x_t)
         for weight in self.weights:
             hidden = torch.tanh(hidden @ weight)
         return hidden

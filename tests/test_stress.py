@@ -37,23 +37,23 @@ MEANS = 1.5 * torch.randn(3, 2, 2, dtype=torch.float64, generator=torch.Generato
 LARGEST = 2 * float(MEANS.abs().max())
 
 
-def start(noise: NoiseSchedule, batch: int, dtype: torch.dtype) -> Tensor:
+def start(noise_schedule: NoiseSchedule, batch: int, dtype: torch.dtype) -> Tensor:
     x = torch.randn(batch, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    return (x * noise.sigma(torch.tensor(noise.t_max))).to(dtype)
+    return (x * noise_schedule.sigma(torch.tensor(noise_schedule.t_max))).to(dtype)
 
 
 def solve(
-    name: str, noise: NoiseSchedule, grid: TimeGrid | Tensor, dtype: torch.dtype = torch.float32,
+    name: str, noise_schedule: NoiseSchedule, grid: TimeGrid | Tensor, dtype: torch.dtype = torch.float32,
     denoiser: Any = None,
 ) -> Tensor:  # fmt: skip
-    x = start(noise, 3, dtype)
+    x = start(noise_schedule, 3, dtype)
 
     def step_noise(step: int) -> Tensor:
         return torch.randn(x.shape, generator=torch.Generator().manual_seed(step)).to(dtype)
 
-    denoiser = denoiser or GaussianMixtureDenoiser(noise, MEANS, torch.tensor([0.2, 0.1, 0.4]))
+    denoiser = denoiser or GaussianMixtureDenoiser(noise_schedule, MEANS, torch.tensor([0.2, 0.1, 0.4]))
     with torch.inference_mode():
-        return integrate(denoiser, build_solver(name, noise), grid, x, step_noise=step_noise).x
+        return integrate(denoiser, build_solver(name, noise_schedule), grid, x, step_noise=step_noise).x
 
 
 @settings(max_examples=120, deadline=None)
@@ -65,10 +65,10 @@ def solve(
 def test_every_combination_of_names_is_finite_or_explained(
     name: str, family: str, of: str, variant: str, steps: int, dtype: torch.dtype
 ) -> None:
-    noise = NOISES[of]
+    noise_schedule = NOISES[of]
     try:
-        grid = build_grid(family + variant, noise, steps, rescale=True)
-        x = solve(name, noise, grid, dtype=dtype)
+        grid = build_grid(family + variant, noise_schedule, steps, rescale=True)
+        x = solve(name, noise_schedule, grid, dtype=dtype)
     except TsAdaptError as error:
         assert len(str(error)) > 30
         return
@@ -87,15 +87,15 @@ def test_every_combination_of_names_is_finite_or_explained(
 )
 def test_a_thousand_steps_reach_the_exact_solution(name: str, of: str) -> None:
     """Of the ODE for a Gaussian, in float32; a stochastic solver stays within the data."""
-    noise = NOISES[of]
-    denoiser = GaussianDenoiser(noise, MEANS[0], 0.25)
-    steps = steps_of(build_solver(name, noise), 1000)
-    grid = build_grid("linear", noise, steps)
-    x = solve(name, noise, grid, denoiser=denoiser)
+    noise_schedule = NOISES[of]
+    denoiser = GaussianDenoiser(noise_schedule, MEANS[0], 0.25)
+    steps = steps_of(build_solver(name, noise_schedule), 1000)
+    grid = build_grid("linear", noise_schedule, steps)
+    x = solve(name, noise_schedule, grid, denoiser=denoiser)
     if name == "ddpm":
         assert bool(torch.isfinite(x).all()) and float(x.abs().max()) < LARGEST
         return
-    exact = denoiser.solution(start(noise, 3, torch.float64), grid.times[0], grid.times[-1])
+    exact = denoiser.solution(start(noise_schedule, 3, torch.float64), grid.times[0], grid.times[-1])
     torch.testing.assert_close(x.double(), exact, rtol=0.02, atol=0.02)
 
 
@@ -104,24 +104,30 @@ def test_a_thousand_steps_reach_the_exact_solution(name: str, of: str) -> None:
 def test_steps_of_a_millionth(name: str, of: str) -> None:
     """On a grid of such steps alone a solver moves as far as one step over the same stretch; among long steps, where
     some of the published methods overshoot, the result is finite."""
-    noise = NOISES[of]
-    span = noise.t_max - noise.t_min
+    noise_schedule = NOISES[of]
+    span = noise_schedule.t_max - noise_schedule.t_min
     for begin in (0.0, 0.6):
-        times = noise.t_max - span * (begin + 1e-6 * torch.arange(8, dtype=torch.float64))
-        x, once = (solve(name, noise, grid, dtype=torch.float64) for grid in (times, times[[0, -1]]))
+        times = noise_schedule.t_max - span * (begin + 1e-6 * torch.arange(8, dtype=torch.float64))
+        x, once = (solve(name, noise_schedule, grid, dtype=torch.float64) for grid in (times, times[[0, -1]]))
         if name != "ddpm":
             torch.testing.assert_close(x, once, rtol=1e-3, atol=1e-3)
         assert bool(torch.isfinite(x).all())
-    mixed = noise.t_max - span * torch.tensor([0, 1e-6, 2e-6, 0.4, 0.4 + 1e-6, 0.7, 0.95 - 1e-6, 0.95]).double()
+    mixed = (
+        noise_schedule.t_max - span * torch.tensor([0, 1e-6, 2e-6, 0.4, 0.4 + 1e-6, 0.7, 0.95 - 1e-6, 0.95]).double()
+    )
     for dtype in (torch.float64, torch.float32):
-        assert bool(torch.isfinite(solve(name, noise, mixed, dtype=dtype)).all())
+        assert bool(torch.isfinite(solve(name, noise_schedule, mixed, dtype=dtype)).all())
 
 
 @pytest.mark.parametrize("name", ["unipc-3", "dpmpp-3m-exact", "ipndm-4", "deis-3", "heun"])
 def test_a_thousand_samples_are_each_what_they_are_alone(name: str) -> None:
-    noise = NOISES["vp"]
-    grid, denoiser, x = build_grid("karras", noise, 5), GaussianDenoiser(noise, MEANS[0], 0.25), torch.randn(1000, 2, 2)
-    many, one = (integrate(denoiser, build_solver(name, noise), grid, start).x for start in (x, x[:1]))
+    noise_schedule = NOISES["vp"]
+    grid, denoiser, x = (
+        build_grid("karras", noise_schedule, 5),
+        GaussianDenoiser(noise_schedule, MEANS[0], 0.25),
+        torch.randn(1000, 2, 2),
+    )
+    many, one = (integrate(denoiser, build_solver(name, noise_schedule), grid, start).x for start in (x, x[:1]))
     assert many.shape == (1000, 2, 2) and bool(torch.isfinite(many).all())
     torch.testing.assert_close(many[:1], one, rtol=1e-5, atol=1e-5)
 
@@ -150,16 +156,16 @@ def test_half_precision_is_close_to_single_under_guidance(
     conditional: Any, name: str, dtype: torch.dtype, scale: float
 ) -> None:
     """The network runs in half precision; coefficients stay float64, so that its own rounding is all that differs."""
-    noise = NOISES["zero terminal SNR"]
-    grid = build_grid("linear", noise, 6)
+    noise_schedule = NOISES["zero terminal SNR"]
+    grid = build_grid("linear", noise_schedule, 6)
     x_T = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     found = {}
     for precision in (torch.float32, dtype):
-        network = NetworkDenoiser(conditional.to(precision), noise, "v")
+        network = NetworkDenoiser(conditional.to(precision), noise_schedule, "v")
         guided = Guided(network, scale, {"class_labels": 3})
         condition = {"class_labels": torch.tensor([0, 1, 2, 0])}
         with torch.inference_mode():
-            found[precision] = integrate(guided, build_solver(name, noise), grid, x_T, condition=condition).x
+            found[precision] = integrate(guided, build_solver(name, noise_schedule), grid, x_T, condition=condition).x
     conditional.float()
     assert bool(torch.isfinite(found[dtype]).all())
     apart = (found[dtype] - found[torch.float32]).norm() / found[torch.float32].norm()
@@ -167,13 +173,13 @@ def test_half_precision_is_close_to_single_under_guidance(
 
 
 def test_an_overflow_in_half_precision_is_explained(conditional: Any) -> None:
-    noise = NOISES["zero terminal SNR"]
-    network = NetworkDenoiser(conditional.half(), noise, "v")
+    noise_schedule = NOISES["zero terminal SNR"]
+    network = NetworkDenoiser(conditional.half(), noise_schedule, "v")
     guided = Guided(network, 1e38, {"class_labels": 3})
     x_T = 1e4 * torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     with pytest.raises(TsAdaptError, match=r"NaN or infinite value at step .*higher precision"):
         integrate(
-            guided, build_solver("unipc-2", noise), build_grid("linear", noise, 3), x_T,
+            guided, build_solver("unipc-2", noise_schedule), build_grid("linear", noise_schedule, 3), x_T,
             condition={"class_labels": torch.tensor([0, 1])},
         )  # fmt: skip
     conditional.float()

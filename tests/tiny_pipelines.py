@@ -195,19 +195,19 @@ def pipeline(name: str) -> Any:
     return pipe
 
 
-def predictor(kind: type, noise: Any, shape: tuple[int, ...], *steps: int, **options: Any) -> Any:
+def predictor(kind: type, noise_schedule: Any, shape: tuple[int, ...], *steps: int, **options: Any) -> Any:
     """A predictor that has not been trained but does differ from sample to sample."""
     torch.manual_seed(1)
-    grids = [fixed.make("karras", noise, n) for n in steps or (STEPS,)]
-    built = kind(noise, grids, shape, width=8, hidden=16, **options)
+    grids = [fixed.make("karras", noise_schedule, n) for n in steps or (STEPS,)]
+    built = kind(noise_schedule, grids, shape, width=8, hidden=16, **options)
     with torch.no_grad():
         built.encoder.weight.normal_(0, 0.2)
     return _ready(built)
 
 
-def static_times(noise: Any, steps: int = STEPS) -> Tensor:
+def static_times(noise_schedule: Any, steps: int = STEPS) -> Tensor:
     """A grid that is none of the fixed ones, with times that are no integers."""
-    times = fixed.make("karras", noise, steps)
+    times = fixed.make("karras", noise_schedule, steps)
     return torch.cat([times[:1], times[1:-1] * 0.9, times[-1:]])
 
 
@@ -215,8 +215,8 @@ def schedule(kind: str, config: Any, shape: tuple[int, ...], solver: str = "unip
     """A schedule of `kind` for pipelines with the scheduler config `config`."""
     from ts_adapt.denoisers.scheduler_config import noise_of
 
-    noise, _ = noise_of(config)
+    noise_schedule, _ = noise_of(config)
     if kind == "static":
-        return LearnedScheduler.from_grid(static_times(noise), solver, config, **options)
+        return LearnedScheduler.from_grid(static_times(noise_schedule), solver, config, **options)
     class_ = {"one-shot": OneShot, "recursive": Recursive}[kind]
-    return LearnedScheduler.from_predictors(predictor(class_, noise, shape, **options), solver, config)
+    return LearnedScheduler.from_predictors(predictor(class_, noise_schedule, shape, **options), solver, config)

@@ -1,8 +1,8 @@
 """ts_adapt: learned time grids for few-step diffusion sampling.
 
 denoiser = ts_adapt.load("fashion-ddpm")                       # or a pipeline folder, or a hub id
-solver = ts_adapt.build_solver("unipc-3", denoiser.noise)
-grid = ts_adapt.build_grid("karras", denoiser.noise, steps=5)  # or a learned one: LearnedGrid.load(path).grid
+solver = ts_adapt.build_solver("unipc-3", denoiser.noise_schedule)
+grid = ts_adapt.build_grid("karras", denoiser.noise_schedule, steps=5)  # or a learned one: LearnedGrid.load(path).grid
 x_T = ts_adapt.initial_noise(seed=0, index=range(16), shape=denoiser.shape)
 images = denoiser.decode(ts_adapt.integrate(denoiser, solver, grid, x_T).x)
 

@@ -27,28 +27,28 @@ if TYPE_CHECKING:
     from ts_adapt.quantizers.quantization import Quantizer
 
 SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
-    "ddim": lambda noise: DDIM(noise),
-    "ddpm": lambda noise: DDIM(noise, eta=1.0),
-    "euler": lambda noise: Euler(noise),
-    "heun": lambda noise: Heun(noise),
-    "dpmpp-2m": lambda noise: DPMSolverPP(noise, order=2),
-    "dpmpp-3m": lambda noise: DPMSolverPP(noise, order=3),
-    "dpmpp-3m-exact": lambda noise: DPMSolverPP(noise, order=3, exact=True),
-    "deis-1": lambda noise: DEIS(noise, order=1),
-    "deis-2": lambda noise: DEIS(noise, order=2),
-    "deis-3": lambda noise: DEIS(noise, order=3),
-    "unipc-1": lambda noise: UniPC(noise, order=1),
-    "unipc-2": lambda noise: UniPC(noise, order=2),
-    "unipc-3": lambda noise: UniPC(noise, order=3),
-    "unipc-1-bh1": lambda noise: UniPC(noise, order=1, variant="bh1"),
-    "unipc-2-bh1": lambda noise: UniPC(noise, order=2, variant="bh1"),
-    "unipc-3-bh1": lambda noise: UniPC(noise, order=3, variant="bh1"),
-    "unip-2": lambda noise: UniP(noise, order=2),
-    "unip-3": lambda noise: UniP(noise, order=3),
-    "ipndm-1": lambda noise: IPNDM(noise, order=1),
-    "ipndm-2": lambda noise: IPNDM(noise, order=2),
-    "ipndm-3": lambda noise: IPNDM(noise, order=3),
-    "ipndm-4": lambda noise: IPNDM(noise, order=4),
+    "ddim": lambda noise_schedule: DDIM(noise_schedule),
+    "ddpm": lambda noise_schedule: DDIM(noise_schedule, eta=1.0),
+    "euler": lambda noise_schedule: Euler(noise_schedule),
+    "heun": lambda noise_schedule: Heun(noise_schedule),
+    "dpmpp-2m": lambda noise_schedule: DPMSolverPP(noise_schedule, order=2),
+    "dpmpp-3m": lambda noise_schedule: DPMSolverPP(noise_schedule, order=3),
+    "dpmpp-3m-exact": lambda noise_schedule: DPMSolverPP(noise_schedule, order=3, exact=True),
+    "deis-1": lambda noise_schedule: DEIS(noise_schedule, order=1),
+    "deis-2": lambda noise_schedule: DEIS(noise_schedule, order=2),
+    "deis-3": lambda noise_schedule: DEIS(noise_schedule, order=3),
+    "unipc-1": lambda noise_schedule: UniPC(noise_schedule, order=1),
+    "unipc-2": lambda noise_schedule: UniPC(noise_schedule, order=2),
+    "unipc-3": lambda noise_schedule: UniPC(noise_schedule, order=3),
+    "unipc-1-bh1": lambda noise_schedule: UniPC(noise_schedule, order=1, variant="bh1"),
+    "unipc-2-bh1": lambda noise_schedule: UniPC(noise_schedule, order=2, variant="bh1"),
+    "unipc-3-bh1": lambda noise_schedule: UniPC(noise_schedule, order=3, variant="bh1"),
+    "unip-2": lambda noise_schedule: UniP(noise_schedule, order=2),
+    "unip-3": lambda noise_schedule: UniP(noise_schedule, order=3),
+    "ipndm-1": lambda noise_schedule: IPNDM(noise_schedule, order=1),
+    "ipndm-2": lambda noise_schedule: IPNDM(noise_schedule, order=2),
+    "ipndm-3": lambda noise_schedule: IPNDM(noise_schedule, order=3),
+    "ipndm-4": lambda noise_schedule: IPNDM(noise_schedule, order=4),
 }
 FAMILIES = {"dpmpp": "dpmpp-2m", "unipc": "unipc-2", "unip": "unip-2", "deis": "deis-2", "ipndm": "ipndm-4"}
 """A solver's name without its order stands for the order that diffusers' scheduler of that name has by default."""
@@ -137,13 +137,13 @@ def solver_name(name: str) -> str:
     return FAMILIES.get(base, base) + name[len(base) :]
 
 
-def build_solver(name: str, noise: NoiseSchedule) -> Solver:
-    """The solver called `name` for `noise`; TsAdaptError for an unknown one."""
+def build_solver(name: str, noise_schedule: NoiseSchedule) -> Solver:
+    """The solver called `name` for `noise_schedule`; TsAdaptError for an unknown one."""
     name = solver_name(name)
     base = name.removesuffix(CORRECTOR)
     if base not in SOLVERS:
         raise unknown("solver", base, [*SOLVERS, *FAMILIES])
-    solver = SOLVERS[base](noise)
+    solver = SOLVERS[base](noise_schedule)
     return Corrected(solver) if name.endswith(CORRECTOR) else solver
 
 

@@ -100,7 +100,7 @@ class Denoiser(Protocol):
     """x0 = E[x_0 | x_t]. A class derived from this one has what follows `shape` already.
 
     evaluations     each call is one evaluation of every sample of the batch
-    noise           the noise schedule
+    noise_schedule  alpha and sigma of its times
     shape           of a sample, without the batch
     network         the module inside: what is cached, quantized and pruned; None: there is none
     prediction      what the network predicts: epsilon, sample, v or velocity; None: it is not known
@@ -112,7 +112,7 @@ class Denoiser(Protocol):
     """
 
     evaluations: int
-    noise: NoiseSchedule
+    noise_schedule: NoiseSchedule
     shape: tuple[int, ...]
     network: nn.Module | None = None
     prediction: str | None = None

@@ -225,17 +225,24 @@ class RectifiedFlow(NoiseSchedule):
 
 
 class OnGrid:
-    """`noise`, with its values at `times` `(n,)` computed once, together, and then looked up.
+    """`noise_schedule`, with its values at `times` `(n,)` computed once, together, and then looked up.
 
-    Times that are not among them, differentiable ones and those of a whole batch go to `noise`.
+    Times that are not among them, differentiable ones and those of a whole batch go to `noise_schedule`.
     """
 
-    def __init__(self, noise: NoiseSchedule, times: Tensor) -> None:
-        self.noise, self.t_min, self.t_max = noise, noise.t_min, noise.t_max
-        self.time_scale, self.noise_scale, self.time = noise.time_scale, noise.noise_scale, noise.time
-        self.reach = noise.reach
-        self.program_sigma, self.time_of_program_sigma = noise.program_sigma, noise.time_of_program_sigma
-        places = (noise.alpha(times), noise.sigma(times), noise.log_snr(times))
+    def __init__(self, noise_schedule: NoiseSchedule, times: Tensor) -> None:
+        self.noise_schedule, self.t_min, self.t_max = noise_schedule, noise_schedule.t_min, noise_schedule.t_max
+        self.time_scale, self.noise_scale, self.time = (
+            noise_schedule.time_scale,
+            noise_schedule.noise_scale,
+            noise_schedule.time,
+        )
+        self.reach = noise_schedule.reach
+        self.program_sigma, self.time_of_program_sigma = (
+            noise_schedule.program_sigma,
+            noise_schedule.time_of_program_sigma,
+        )
+        places = (noise_schedule.alpha(times), noise_schedule.sigma(times), noise_schedule.log_snr(times))
         self._places = dict(zip(times.tolist(), zip(*(values.unbind() for values in places), strict=True), strict=True))
 
     def _at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -245,22 +252,22 @@ class OnGrid:
 
     def alpha(self, t: Tensor) -> Tensor:
         known = self._at(t)
-        return self.noise.alpha(t) if known is None else known[0]
+        return self.noise_schedule.alpha(t) if known is None else known[0]
 
     def sigma(self, t: Tensor) -> Tensor:
         known = self._at(t)
-        return self.noise.sigma(t) if known is None else known[1]
+        return self.noise_schedule.sigma(t) if known is None else known[1]
 
     def log_snr(self, t: Tensor) -> Tensor:
         known = self._at(t)
-        return self.noise.log_snr(t) if known is None else known[2]
+        return self.noise_schedule.log_snr(t) if known is None else known[2]
 
 
-def edm_sigma(noise: NoiseSchedule, t: Tensor) -> Tensor:
+def edm_sigma(noise_schedule: NoiseSchedule, t: Tensor) -> Tensor:
     """sigma_t / alpha_t = exp(-lambda_t): the noise level in EDM's and k-diffusion's variables."""
-    return torch.exp(-noise.log_snr(t))
+    return torch.exp(-noise_schedule.log_snr(t))
 
 
-def time_of_edm_sigma(noise: NoiseSchedule, sigma: Tensor) -> Tensor:
+def time_of_edm_sigma(noise_schedule: NoiseSchedule, sigma: Tensor) -> Tensor:
     """The time at which sigma_t / alpha_t = `sigma`."""
-    return noise.time(-torch.log(_f64(sigma)))
+    return noise_schedule.time(-torch.log(_f64(sigma)))

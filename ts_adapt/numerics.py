@@ -53,23 +53,29 @@ def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def finite_log_snr_range(noise: NoiseSchedule, *, margin: float = 1e-3) -> tuple[float, float]:
+def finite_log_snr_range(noise_schedule: NoiseSchedule, *, margin: float = 1e-3) -> tuple[float, float]:
     """The log-SNR at t_max and t_min; an infinite end is replaced by its value `margin` of the time range inside.
 
     Returns (lambda at the noisy end, lambda at the clean end), both finite.
     """
-    span = noise.t_max - noise.t_min
+    span = noise_schedule.t_max - noise_schedule.t_min
     ends = []
-    for t, inside in ((noise.t_max, noise.t_max - margin * span), (noise.t_min, noise.t_min + margin * span)):
-        value = float(noise.log_snr(torch.tensor(t, dtype=torch.float64)))
+    for t, inside in (
+        (noise_schedule.t_max, noise_schedule.t_max - margin * span),
+        (noise_schedule.t_min, noise_schedule.t_min + margin * span),
+    ):
+        value = float(noise_schedule.log_snr(torch.tensor(t, dtype=torch.float64)))
         if not math.isfinite(value):
-            value = float(noise.log_snr(torch.tensor(inside, dtype=torch.float64)))
+            value = float(noise_schedule.log_snr(torch.tensor(inside, dtype=torch.float64)))
         ends.append(value)
     return ends[0], ends[1]
 
 
-def validate_times(times: Tensor, noise: NoiseSchedule | None = None, *, what: str = "the time grid") -> Tensor:
-    """`times` as float64 `(N+1,)` or `(B, N+1)`; TsAdaptError unless finite, strictly decreasing, and inside `noise`.
+def validate_times(
+    times: Tensor, noise_schedule: NoiseSchedule | None = None, *, what: str = "the time grid"
+) -> Tensor:
+    """`times` as float64 `(N+1,)` or `(B, N+1)`; TsAdaptError unless finite, strictly decreasing, and inside the noise
+    schedule.
 
     The message names the first offending place.
     """
@@ -94,13 +100,13 @@ def validate_times(times: Tensor, noise: NoiseSchedule | None = None, *, what: s
             f"{what} is {kind}: {a:.6g} then {b:.6g} at places {column} and {column + 1}{_of(times, row)}; "
             "times fall strictly, from noise to data"
         )
-    if noise is not None:
-        tolerance = 1e-9 * (abs(noise.t_max) + abs(noise.t_min))
+    if noise_schedule is not None:
+        tolerance = 1e-9 * (abs(noise_schedule.t_max) + abs(noise_schedule.t_min))
         high, low = float(flat.max()), float(flat.min())
-        if high > noise.t_max + tolerance or low < noise.t_min - tolerance:
+        if high > noise_schedule.t_max + tolerance or low < noise_schedule.t_min - tolerance:
             raise TsAdaptError(
                 f"{what} runs from {high:.6g} to {low:.6g}, outside the noise schedule's "
-                f"[{noise.t_min:.6g}, {noise.t_max:.6g}]"
+                f"[{noise_schedule.t_min:.6g}, {noise_schedule.t_max:.6g}]"
             )
     return times
 
@@ -109,11 +115,13 @@ def _of(times: Tensor, row: int) -> str:
     return f" of sample {row}" if times.ndim == 2 else ""
 
 
-def validate_grid(grid: TimeGrid | Tensor, noise: NoiseSchedule | None = None, batch: int | None = None) -> TimeGrid:
+def validate_grid(
+    grid: TimeGrid | Tensor, noise_schedule: NoiseSchedule | None = None, batch: int | None = None
+) -> TimeGrid:
     """A grid whose times are valid and whose corrections fit; a plain tensor of times is wrapped."""
     if not isinstance(grid, TimeGrid):
         grid = TimeGrid(torch.as_tensor(grid))
-    grid = replace(grid, times=validate_times(grid.times, noise))
+    grid = replace(grid, times=validate_times(grid.times, noise_schedule))
     for field, value in grid.held.items():
         name, ndim = field.name, 1 + field.dims
         if not bool(torch.isfinite(value.detach().float()).all()):  # networks take single precision

@@ -53,7 +53,7 @@ def _styles(kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def plot_schedules(
-    grids: Mapping[str, Tensor], noise: NoiseSchedule, title: str = "", kinds: Mapping[str, str] | None = None
+    grids: Mapping[str, Tensor], noise_schedule: NoiseSchedule, title: str = "", kinds: Mapping[str, str] | None = None
 ) -> Figure:
     """Log-SNR at every place of each grid; `(B, N+1)` grids as their median, with the middle 80 % shaded.
 
@@ -63,7 +63,7 @@ def plot_schedules(
     axes = figure.subplots()
     styles = _styles({name: _kind_of(name, kinds) for name in grids})
     for name, times in grids.items():
-        lam = noise.log_snr(times.detach().cpu().double()).clamp(-20, 20)
+        lam = noise_schedule.log_snr(times.detach().cpu().double()).clamp(-20, 20)
         rows = lam.reshape(-1, lam.shape[-1])
         places = torch.arange(rows.shape[1])
         axes.plot(places, rows.median(0).values, label=name, **styles[name])

@@ -20,11 +20,11 @@ from ts_adapt.numerics import check_rows, validate_grid
 class FollowGrid:
     """Walks `grid`, from node `first` on; `(B, N+1)` times give each sample its own.
 
-    Times outside `noise`, where given, are refused.
+    Times outside `noise_schedule`, where given, are refused.
     """
 
-    def __init__(self, grid: TimeGrid | Tensor, noise: NoiseSchedule | None = None, *, first: int = 0) -> None:
-        self.grid, self.first = validate_grid(grid, noise), first
+    def __init__(self, grid: TimeGrid | Tensor, noise_schedule: NoiseSchedule | None = None, *, first: int = 0) -> None:
+        self.grid, self.first = validate_grid(grid, noise_schedule), first
 
     def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, TimeGrid]:
         check_rows(self.grid, x_T.shape[0])
@@ -83,10 +83,10 @@ def check_next(node: Node, after: Node) -> None:
     raise TsAdaptError(f"after step {node.index} the policy's {bad} holds a NaN or infinite value")
 
 
-def as_policy(schedule: StepPolicy | TimeGrid | Tensor, noise: NoiseSchedule | None = None) -> StepPolicy:
-    """A grid becomes `FollowGrid`, refused if it leaves the time range of `noise`; a policy passes."""
+def as_policy(schedule: StepPolicy | TimeGrid | Tensor, noise_schedule: NoiseSchedule | None = None) -> StepPolicy:
+    """A grid becomes `FollowGrid`, refused if it leaves the time range of `noise_schedule`; a policy passes."""
     if isinstance(schedule, (TimeGrid, Tensor)):
-        return FollowGrid(schedule, noise)
+        return FollowGrid(schedule, noise_schedule)
     if isinstance(schedule, StepPolicy):
         return schedule
     raise TsAdaptError(f"a schedule is a TimeGrid, a tensor of times or a step policy; got {type(schedule).__name__}")

@@ -76,7 +76,7 @@ def integrate(
 
     Raises TsAdaptError for bad grids, non-finite outputs, missing noise, and a cache under checkpointing.
     """
-    policy = as_policy(schedule, denoiser.noise)
+    policy = as_policy(schedule, denoiser.noise_schedule)
     condition = dict(condition or {})
     if solver.needs_noise and step_noise is None:
         raise TsAdaptError(f"{type(solver).__name__} is stochastic: pass step_noise=noise_for(seed, index, x_T)")
@@ -184,13 +184,13 @@ def generator_for(seed: int, index: int, *, stream: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(_mix(seed, index, stream))
 
 
-def noise_scale(noise: NoiseSchedule) -> float:
+def noise_scale(noise_schedule: NoiseSchedule) -> float:
     """What standard normal noise is multiplied by to become x_T.
 
     1 for VP and rectified flow, the largest edm_sigma (to 1e-4) for VE; what diffusers' schedulers call
     `init_noise_sigma`.
     """
-    return noise.noise_scale
+    return noise_schedule.noise_scale
 
 
 def noise_for(seed: int, index: Sequence[int] | Tensor, like: Tensor) -> Callable[[int], Tensor]:

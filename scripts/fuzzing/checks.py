@@ -26,7 +26,7 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def check_grid(grid: TimeGrid, noise: NoiseSchedule | None = None) -> None:
+def check_grid(grid: TimeGrid, noise_schedule: NoiseSchedule | None = None) -> None:
     assert 1 <= grid.steps <= MAX_STEPS
-    validate_grid(grid, noise)
+    validate_grid(grid, noise_schedule)
     finite(grid.times, grid.model_times, grid.output_scale, grid.coefficients)

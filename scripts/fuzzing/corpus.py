@@ -47,7 +47,7 @@ from ts_adapt.teacher.store import TeacherStore
 
 Files = dict[str, bytes]
 MIXTURE = example_mixture()
-VP, FLOW = MIXTURE.noise, RectifiedFlow()
+VP, FLOW = MIXTURE.noise_schedule, RectifiedFlow()
 TABLE = BetaTable.from_config({})
 SHAPE = (1, 4, 4)
 STEPS = 3
@@ -60,8 +60,8 @@ IN_FULL = ("down_blocks.*", "mid_block.*", "up_blocks.1.*")
 """Layers that are not quantized: a few of each kind are left."""
 
 
-def times_of(noise: Any, steps: int = STEPS) -> torch.Tensor:
-    return fixed.make("karras" if noise is VP else "linear", noise, steps)
+def times_of(noise_schedule: Any, steps: int = STEPS) -> torch.Tensor:
+    return fixed.make("karras" if noise_schedule is VP else "linear", noise_schedule, steps)
 
 
 def taken(folder: Path) -> Files:

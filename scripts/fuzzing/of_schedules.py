@@ -29,14 +29,14 @@ def schedule(folder: Path) -> None:
     found = LearnedGrid.load(folder / "s.json")
     check_grid(found.grid)
     assert found.nfe >= found.grid.steps and not found.grid.per_sample
-    for noise in (None, VP, FLOW):
+    for noise_schedule in (None, VP, FLOW):
         try:
-            known = LearnedGrid.load(folder / "s.json", noise)
+            known = LearnedGrid.load(folder / "s.json", noise_schedule)
         except TsAdaptError:
             continue
-        text = known.text(noise)
+        text = known.text(noise_schedule)
         strict(text)
-        again = LearnedGrid.parse(text.encode(), "the text", noise)
+        again = LearnedGrid.parse(text.encode(), "the text", noise_schedule)
         assert torch.equal(again.grid.times, known.grid.times) and again.about == known.about
 
 
@@ -76,14 +76,14 @@ def timesteps(folder: Path) -> None:
     from ts_adapt.schedules.formats import READERS
 
     text = (folder / "s.txt").read_text(errors="replace")
-    for noise in (TABLE, FLOW):
+    for noise_schedule in (TABLE, FLOW):
         for read in READERS.values():
             try:
-                times, _ = read(text, "s.txt", noise)
+                times, _ = read(text, "s.txt", noise_schedule)
             except TsAdaptError as error:
                 refusal = error
             else:
-                check_grid(TimeGrid(times), noise)
+                check_grid(TimeGrid(times), noise_schedule)
                 return
     raise refusal
 

@@ -204,9 +204,9 @@ def test_a_guided_pipeline_is_told_the_step_and_gives_the_images_of_our_loop(
         condition["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
         empty["added_cond_kwargs"] = {"text_embeds": 0 * pooled[:1], "time_ids": ids[:1]}
     learned = tiny.schedule(schedule, pipe.scheduler.config, (4, 8, 8))
-    noise, prediction = noise_of(pipe.scheduler.config)
-    policy = learned.source.plan(steps, noise).policy(0)
-    guided = Guided(NetworkDenoiser(pipe.unet, noise, prediction), SCALE, empty)
+    noise_schedule, prediction = noise_of(pipe.scheduler.config)
+    policy = learned.source.plan(steps, noise_schedule).policy(0)
+    guided = Guided(NetworkDenoiser(pipe.unet, noise_schedule, prediction), SCALE, empty)
     attach(pipe, learned)
 
     def sample() -> Tensor:
@@ -220,7 +220,7 @@ def test_a_guided_pipeline_is_told_the_step_and_gives_the_images_of_our_loop(
     with attached(pipe.unet, *CACHERS[made]()):
         found = sample()
         assert torch.equal(sample(), found)
-        ours = integrate(guided, build_solver("unipc-3", noise), policy, x_T, condition=condition).x
+        ours = integrate(guided, build_solver("unipc-3", noise_schedule), policy, x_T, condition=condition).x
     torch.testing.assert_close(found, ours, rtol=1e-3, atol=1e-3)
     assert torch.equal(sample(), plain) and not torch.equal(found, plain)
     detach(pipe)
@@ -331,7 +331,7 @@ def test_what_cannot_be_is_refused(kit: Any, tiny: Any) -> None:
 @torch.no_grad()
 def test_the_embedded_model_is_nearer_to_itself_the_more_is_computed() -> None:
     denoiser = load("fashion-ddpm")
-    solver, grid = build_solver("unipc-3", denoiser.noise), build_grid("karras", denoiser.noise, 10)
+    solver, grid = build_solver("unipc-3", denoiser.noise_schedule), build_grid("karras", denoiser.noise_schedule, 10)
     x_T = initial_noise(0, range(4), denoiser.shape)
     exact = integrate(denoiser, solver, grid, x_T).x
 

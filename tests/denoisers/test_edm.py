@@ -37,7 +37,7 @@ def test_x0_is_D_at_its_own_sigma_with_labels_and_counted() -> None:
     torch.testing.assert_close(denoiser(X, torch.tensor(2.0)), D(X, torch.full((3,), 2.0)))
     assert denoiser.evaluations == 2
     assert isinstance(denoiser, Denoiser)
-    assert (denoiser.shape, denoiser.noise.t_min, denoiser.noise.t_max) == ((2, 4, 4), 0.002, 80.0)
+    assert (denoiser.shape, denoiser.noise_schedule.t_min, denoiser.noise_schedule.t_max) == ((2, 4, 4), 0.002, 80.0)
 
 
 @pytest.mark.parametrize("scaled", [False, True])

@@ -92,14 +92,16 @@ def test_channels_last_goes_with_cachers_and_quantizers(tiny: Any, cacher: str, 
         torch.manual_seed(1)
         network = execute(tiny.text_unet(), channels_last=channels_last)
         denoiser = NetworkDenoiser(network, BetaTable.from_config(tiny.betas().config), "epsilon")
-        times = fixed.make("linear", denoiser.noise, 3)
+        times = fixed.make("linear", denoiser.noise_schedule, 3)
         x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         if quantizer != "none":
             method, layers = build(quantizer)
             quantize(network, method, layers=layers)
         with torch.no_grad(), attached(network, *named(cacher)):
             text = torch.ones(2, 3, 16)
-            return integrate(denoiser, DDIM(denoiser.noise), times, x_T, condition={"encoder_hidden_states": text}).x
+            return integrate(
+                denoiser, DDIM(denoiser.noise_schedule), times, x_T, condition={"encoder_hidden_states": text}
+            ).x
 
     torch.testing.assert_close(run(True), run(False), atol=1e-4, rtol=1e-3)
 
@@ -184,7 +186,7 @@ def test_the_options_of_a_model_are_what_its_network_is_run_by(dtype: str, full:
     x, t = torch.randn(2, 1, 28, 28), torch.tensor(500.0, dtype=torch.float64)
     with torch.no_grad():
         x0, wanted = denoiser(x, t), reference(x, t)
-    assert x0.dtype == torch.float32 and denoiser.noise.alpha(t).dtype == torch.float64
+    assert x0.dtype == torch.float32 and denoiser.noise_schedule.alpha(t).dtype == torch.float64
     torch.testing.assert_close(x0, wanted, atol=0.2 if full == "bfloat16" else 0.02, rtol=0.05)
 
 

@@ -103,7 +103,7 @@ def test_nested_conditions_are_doubled_part_by_part() -> None:
     seen: dict[str, Any] = {}
 
     class Stub(Denoiser):
-        noise, evaluations = VP, 0
+        noise_schedule, evaluations = VP, 0
 
         def __call__(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
             seen.update(condition)

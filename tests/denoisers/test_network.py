@@ -45,8 +45,8 @@ def _batch(n: int = 3, shape: tuple[int, ...] = (1, 8, 8)) -> Tensor:
 def test_x0_is_that_of_diffusers_ddim_at_integer_timesteps(unet: UNet2DModel, kind: str) -> None:
     scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
     scheduler.set_timesteps(1000)
-    noise = BetaTable.from_config(scheduler.config)
-    denoiser = NetworkDenoiser(unet, noise, {"v_prediction": "v"}.get(kind, kind))
+    noise_schedule = BetaTable.from_config(scheduler.config)
+    denoiser = NetworkDenoiser(unet, noise_schedule, {"v_prediction": "v"}.get(kind, kind))
     x = _batch()
     for t in (3, 400, 900):
         raw = unet(x, t).sample

@@ -60,11 +60,11 @@ def ddim(denoiser: Any, x: Tensor, steps: int, **condition: Any) -> Tensor:
     for i, t in enumerate(times):
         now = torch.tensor(float(t))
         x0 = denoiser(x, now, **condition)
-        eps = (x - denoiser.noise.alpha(now) * x0) / denoiser.noise.sigma(now)
+        eps = (x - denoiser.noise_schedule.alpha(now) * x0) / denoiser.noise_schedule.sigma(now)
         if i + 1 == steps:
             return x0.float()
         after = torch.tensor(float(times[i + 1]))
-        x = (denoiser.noise.alpha(after) * x0 + denoiser.noise.sigma(after) * eps).float()
+        x = (denoiser.noise_schedule.alpha(after) * x0 + denoiser.noise_schedule.sigma(after) * eps).float()
     raise AssertionError
 
 
@@ -191,7 +191,7 @@ def test_the_config_of_the_scheduler_is_kept() -> None:
     assert config["prediction_type"] == "v_prediction"
     told = from_pipeline(DDPMPipeline(unet(), DDPMScheduler()), "sample")
     assert told.scheduler_config is not None and told.scheduler_config["prediction_type"] == "sample"
-    network = NetworkDenoiser(told.network, told.noise, "epsilon", null_condition={"class_labels": 3})
+    network = NetworkDenoiser(told.network, told.noise_schedule, "epsilon", null_condition={"class_labels": 3})
     assert network.scheduler_config is None and Guided(network, 2.0).scheduler_config is None
 
 

@@ -156,7 +156,7 @@ def test_every_key_of_every_scheduler_is_followed_or_refused_by_name(name: str) 
         if scheduler is None:
             continue
         try:
-            noise, _ = noise_of(scheduler_config(scheduler))
+            noise_schedule, _ = noise_of(scheduler_config(scheduler))
         except TsAdaptError as error:
             named = changes if taken else [name]
             assert any(key in str(error) for key in (*named, "use_flow_sigmas")), (changes, str(error))
@@ -164,8 +164,8 @@ def test_every_key_of_every_scheduler_is_followed_or_refused_by_name(name: str) 
         taken += 1
         for timestep, expected in own_noise(scheduler):
             moved = any(scheduler.config[key] is True for key in scheduler.config if key.startswith("use_"))  # rounded
-            told = (timestep.double() + torch.tensor([moved, 0.0, -moved])).clamp(0) / noise.time_scale
-            low, _, high = noise.log_snr(told.clamp(noise.t_min, noise.t_max)).tolist()
+            told = (timestep.double() + torch.tensor([moved, 0.0, -moved])).clamp(0) / noise_schedule.time_scale
+            low, _, high = noise_schedule.log_snr(told.clamp(noise_schedule.t_min, noise_schedule.t_max)).tolist()
             if 1e-3 < expected < 1e3:  # beyond, diffusers clips zero terminal SNR, and float32 says little
                 assert low - 0.02 < -math.log(expected) < high + 0.02, (changes, timestep)
     assert bool(taken) == (name in TAKEN)
@@ -181,13 +181,15 @@ def cogvideox(**changes: Any) -> Any:
 @pytest.mark.parametrize("zero", [False, True])
 def test_the_shift_of_the_snr_divides_it(shift: float, zero: bool) -> None:
     theirs = cogvideox(snr_shift_scale=shift, rescale_betas_zero_snr=zero)
-    noise, _ = noise_of(scheduler_config(theirs))
+    noise_schedule, _ = noise_of(scheduler_config(theirs))
     t = torch.arange(999)
-    torch.testing.assert_close(noise.alpha(t), theirs.alphas_cumprod.double().sqrt()[:-1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        noise_schedule.alpha(t), theirs.alphas_cumprod.double().sqrt()[:-1], rtol=1e-5, atol=1e-5
+    )
     if not zero:
         plain, _ = noise_of(scheduler_config(cogvideox(snr_shift_scale=1.0, rescale_betas_zero_snr=False)))
         moved = plain.log_snr(t) - math.log(shift) / 2
-        torch.testing.assert_close(noise.log_snr(t), moved, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(noise_schedule.log_snr(t), moved, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -225,9 +227,9 @@ def test_keys_of_another_class_are_carried_and_not_followed() -> None:
     """A scheduler from the config of another keeps its keys, and does not look at those it does not know."""
     mixed = DDIMScheduler.from_config(cogvideox(snr_shift_scale=3.0).config)
     assert mixed.config["snr_shift_scale"] == 3.0
-    noise, _ = noise_of(scheduler_config(mixed))
+    noise_schedule, _ = noise_of(scheduler_config(mixed))
     torch.testing.assert_close(
-        noise.alpha(torch.arange(999)), mixed.alphas_cumprod.double().sqrt()[:-1], rtol=1e-5, atol=1e-5
+        noise_schedule.alpha(torch.arange(999)), mixed.alphas_cumprod.double().sqrt()[:-1], rtol=1e-5, atol=1e-5
     )
     assert noise_config(scheduler_config(mixed))["snr_shift_scale"] == 1.0
 
@@ -250,7 +252,7 @@ def test_flows_are_told_the_timesteps_of_their_own_number(count: int) -> None:
     ours.set_timesteps(3)
     torch.testing.assert_close(ours.timesteps, count * torch.tensor([1.0, 0.6, 0.2]))
     other = RectifiedFlow(time_scale=500.0), "velocity"
-    assert differences((ours.noise, ours.prediction), other) == [
+    assert differences((ours.noise_schedule, ours.prediction), other) == [
         f"the network's timestep at t = 1 ({count}, the pipeline's is 500)"
     ]
 

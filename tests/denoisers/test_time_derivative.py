@@ -63,7 +63,7 @@ def frequencies(components: int = 8) -> Tensor:
 @pytest.mark.parametrize("shape", [(), (3,)])
 def test_slow_damps_each_frequency_as_a_gaussian_mean_does(waves, shape):
     x, t = initial_noise(0, range(3), SHAPE), torch.full(shape, 417.3, dtype=torch.float64)
-    f, w = frequencies(), WIDTH * (waves.noise.t_max - waves.noise.t_min)
+    f, w = frequencies(), WIDTH * (waves.noise_schedule.t_max - waves.noise_schedule.t_min)
     damped = f * torch.exp(-(f * w).square() / 2)
     cos, sin = torch.linspace(0.5, 1.5, 8, dtype=torch.float64).chunk(2)
     wanted = 16 * (damped * (-cos * torch.sin(f * 417.3) + sin * torch.cos(f * 417.3))).sum()
@@ -114,7 +114,7 @@ def test_the_forward_pass_and_all_other_derivatives_are_the_denoiser_s(way):
 def test_every_way_is_exact_where_the_network_is_smooth(way):
     mixture = example_mixture()
     network = SmoothlyTold(mixture)
-    denoiser = NetworkDenoiser(network, mixture.noise, "sample", shape=mixture.shape, time_scale=1000.0)
+    denoiser = NetworkDenoiser(network, mixture.noise_schedule, "sample", shape=mixture.shape, time_scale=1000.0)
     x, t = initial_noise(0, range(64), mixture.shape), torch.tensor(0.6, dtype=torch.float64)
     assert torch.allclose(slope(TimeDerivative(denoiser, way, 0.01), t, x), slope(denoiser, t, x), rtol=0.02)
 
@@ -138,13 +138,15 @@ def test_checkpointing_gives_the_same_gradient_and_counts_no_more(waves, way, ki
     if kind == "edm":
         torch.manual_seed(0)
         waves = from_edm(Fourier().requires_grad_(False), SHAPE, sigma_min=0.01, sigma_max=9.0)
-    x, solver = initial_noise(0, range(2), SHAPE), DDIM(waves.noise)
+    x, solver = initial_noise(0, range(2), SHAPE), DDIM(waves.noise_schedule)
     gradients, counts = [], []
     for checkpoint in (False, True):
         taken = TimeDerivative(waves, way)
         taken.evaluations = 0
         shares = torch.tensor([1.0, 0.6, 0.2, 0.0], dtype=torch.float64)
-        times = (waves.noise.t_min + shares * (waves.noise.t_max - waves.noise.t_min)).requires_grad_()
+        times = (
+            waves.noise_schedule.t_min + shares * (waves.noise_schedule.t_max - waves.noise_schedule.t_min)
+        ).requires_grad_()
         end = integrate(taken, solver, TimeGrid(times), x, checkpoint=checkpoint).x
         gradients.append(torch.autograd.grad(end.sum(), times)[0])
         counts.append(waves.evaluations)
@@ -214,7 +216,7 @@ def test_embeddings_are_found_in_every_family_of_networks(family):
     denoiser, condition = families()[family]
     denoiser.network.requires_grad_(False)
     x = initial_noise(0, range(2), denoiser.shape)
-    t_max = denoiser.noise.t_max
+    t_max = denoiser.noise_schedule.t_max
     found, wanted, xi = [], [], torch.linspace(-3, 3, 31, dtype=torch.float64)
     weight = torch.exp(-xi.square() / 2)
     for place in torch.linspace(0.2, 0.8, 9, dtype=torch.float64) * t_max:

@@ -18,14 +18,15 @@ from ts_adapt.teacher.generate import class_labels_for, weights_hash
 
 NOISE = ContinuousVP()
 TOLD = (
-    "noise", "shape", "network", "prediction", "null_condition", "encode", "decoder", "scheduler_config", "step_aware",
+    "noise_schedule", "shape", "network", "prediction", "null_condition", "encode", "decoder", "scheduler_config",
+    "step_aware",
 )  # fmt: skip
 
 
 class Own(Denoiser):
     """No more than a user has to write."""
 
-    noise, shape, evaluations = NOISE, (1, 2, 2), 0
+    noise_schedule, shape, evaluations = NOISE, (1, 2, 2), 0
 
     def __call__(self, x_t: Tensor, t: Tensor, **told: Any) -> Tensor:
         self.evaluations += 1

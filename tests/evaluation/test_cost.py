@@ -50,10 +50,10 @@ def test_seconds_leave_the_first_run_out() -> None:
 @torch.no_grad()
 def test_operations_grow_with_the_batch_and_the_steps() -> None:
     denoiser = load("fashion-ddpm")
-    solver = build_solver("ddim", denoiser.noise)
+    solver = build_solver("ddim", denoiser.noise_schedule)
 
     def flops_of(batch: int, steps: int) -> int:
-        x_T, grid = initial_noise(0, range(batch), denoiser.shape), build_grid("karras", denoiser.noise, steps)
+        x_T, grid = initial_noise(0, range(batch), denoiser.shape), build_grid("karras", denoiser.noise_schedule, steps)
         return count_flops(lambda: integrate(denoiser, solver, grid, x_T))
 
     one = flops_of(1, 1)

@@ -57,8 +57,8 @@ def results(features: str = "zoo", rows: list[Row] = ROWS) -> Results:
 
 
 def written_to(folder: Path, found: Results, panels: list[Panel] | None = None, **options: Any) -> str:
-    noise, notes = example_mixture().noise, ["What is compared.", "Scores."]
-    return write_report(folder, found, panels or [], noise, title="<name>", notes=notes, **options).read_text()
+    noise_schedule, notes = example_mixture().noise_schedule, ["What is compared.", "Scores."]
+    return write_report(folder, found, panels or [], noise_schedule, title="<name>", notes=notes, **options).read_text()
 
 
 def table_of(rows: list[Row], chosen: list[str] | None = None) -> Table:

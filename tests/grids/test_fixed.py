@@ -35,10 +35,10 @@ SHARED_RULE = {"linear": ["ddim", "trailing", "uniform"], "log_snr": ["exponenti
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(FIXED)), st.sampled_from(sorted(NOISES)), st.integers(1, 200))
 def test_every_family_falls_strictly_between_the_shared_ends(name: str, schedule: str, steps: int) -> None:
-    noise = NOISES[schedule]
-    times = make(name, noise, steps)
+    noise_schedule = NOISES[schedule]
+    times = make(name, noise_schedule, steps)
     assert times.shape == (steps + 1,) and times.dtype == torch.float64
-    assert float(times[0]) == noise.t_max and float(times[-1]) == noise.t_min
+    assert float(times[0]) == noise_schedule.t_max and float(times[-1]) == noise_schedule.t_min
     assert bool((times.diff() < 0).all())
 
 
@@ -55,24 +55,24 @@ def test_names_that_differ_by_their_originals_only_are_one_grid_between_shared_e
 
 @pytest.mark.parametrize("schedule", ["sd", "vp", "cosine", "edm"])
 def test_defining_equations(schedule: str) -> None:
-    noise = NOISES[schedule]
+    noise_schedule = NOISES[schedule]
 
     def assert_even(values: torch.Tensor) -> None:
         torch.testing.assert_close(values.diff(), values.diff().mean().expand(12), rtol=1e-6, atol=1e-10)
 
-    assert_even(make("linear", noise, 12))
-    assert_even(make("quadratic", noise, 12).sqrt())
-    assert_even(noise.log_snr(make("log_snr", noise, 12)))
-    assert_even(edm_sigma(noise, make("karras", noise, 12)) ** (1 / 7))
-    share = (make("beta", noise, 12) - noise.t_min) / (noise.t_max - noise.t_min)
+    assert_even(make("linear", noise_schedule, 12))
+    assert_even(make("quadratic", noise_schedule, 12).sqrt())
+    assert_even(noise_schedule.log_snr(make("log_snr", noise_schedule, 12)))
+    assert_even(edm_sigma(noise_schedule, make("karras", noise_schedule, 12)) ** (1 / 7))
+    share = (make("beta", noise_schedule, 12) - noise_schedule.t_min) / (noise_schedule.t_max - noise_schedule.t_min)
     assert_even(torch.as_tensor(scipy.stats.beta.cdf(share.clamp(0, 1).numpy(), 0.6, 0.6)))
 
 
 @pytest.mark.parametrize(("schedule", "ends"), [("flow", (0, -1)), ("zero_snr", (0,)), ("edm_to_0", (-1,))])
 @pytest.mark.parametrize("name", ["karras", "log_snr"])
 def test_infinite_ends_are_pinned_outside_the_finite_rest(schedule: str, ends: tuple[int, ...], name: str) -> None:
-    noise = NOISES[schedule]
-    log_snr = noise.log_snr(make(name, noise, 6))
+    noise_schedule = NOISES[schedule]
+    log_snr = noise_schedule.log_snr(make(name, noise_schedule, 6))
     assert all(math.isinf(float(log_snr[end])) for end in ends)
     assert bool(torch.isfinite(log_snr[1:-1]).all())
 
@@ -106,12 +106,12 @@ def test_native_originals_that_reach_sigma_0_have_n_sigmas_and_a_0() -> None:
 
 
 def test_native_linear_quadratic_and_beta_are_the_published_formulas() -> None:
-    noise, steps = NOISES["sd"], 10
-    assert make("linear", noise, steps, native=True).tolist() == [round(999 - i * 999 / 10) for i in range(11)]
+    noise_schedule, steps = NOISES["sd"], 10
+    assert make("linear", noise_schedule, steps, native=True).tolist() == [round(999 - i * 999 / 10) for i in range(11)]
     ramp = (np.linspace(0, math.sqrt(1000 * 0.8), steps) ** 2).astype(int) + 1
-    assert make("quadratic", noise, steps, native=True).tolist() == [*ramp[::-1].tolist(), 0]
+    assert make("quadratic", noise_schedule, steps, native=True).tolist() == [*ramp[::-1].tolist(), 0]
     quantiles = scipy.stats.beta.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6)
-    assert make("beta", noise, steps, native=True).tolist() == [*np.rint(quantiles * 999).tolist(), 0]
+    assert make("beta", noise_schedule, steps, native=True).tolist() == [*np.rint(quantiles * 999).tolist(), 0]
 
 
 @pytest.mark.parametrize("schedule", sorted(NOISES))
@@ -146,6 +146,6 @@ def test_an_unknown_name_lists_the_known_and_suggests_the_near() -> None:
 
 
 def test_one_step_goes_from_end_to_end() -> None:
-    for noise in NOISES.values():
+    for noise_schedule in NOISES.values():
         for name in FIXED:
-            assert make(name, noise, 1).tolist() == [noise.t_max, noise.t_min]
+            assert make(name, noise_schedule, 1).tolist() == [noise_schedule.t_max, noise_schedule.t_min]

@@ -14,22 +14,22 @@ TABLE = BetaTable(torch.linspace(1e-4, 0.02, 1000))
 ZERO_SNR = BetaTable.from_config({"rescale_betas_zero_snr": True})
 
 
-@pytest.mark.parametrize("noise", [TABLE, RectifiedFlow(), VarianceExploding()])
-def test_sigmas_there_and_back(noise: NoiseSchedule) -> None:
-    times = fixed.make("karras", noise, 6)
-    sigmas = times if isinstance(noise, RectifiedFlow) else edm_sigma(noise, times)
-    found, remarks = from_sigmas(sigmas.tolist(), noise, "the list")
+@pytest.mark.parametrize("noise_schedule", [TABLE, RectifiedFlow(), VarianceExploding()])
+def test_sigmas_there_and_back(noise_schedule: NoiseSchedule) -> None:
+    times = fixed.make("karras", noise_schedule, 6)
+    sigmas = times if isinstance(noise_schedule, RectifiedFlow) else edm_sigma(noise_schedule, times)
+    found, remarks = from_sigmas(sigmas.tolist(), noise_schedule, "the list")
     torch.testing.assert_close(found, times, rtol=1e-9, atol=1e-9)
-    assert not remarks and (float(found[0]), float(found[-1])) == (noise.t_max, noise.t_min)
+    assert not remarks and (float(found[0]), float(found[-1])) == (noise_schedule.t_max, noise_schedule.t_min)
 
 
 @pytest.mark.parametrize(
-    ("noise", "scale"), [(TABLE, 1.0), (RectifiedFlow(), 1000.0), (RectifiedFlow(time_scale=1), 1.0)]
+    ("noise_schedule", "scale"), [(TABLE, 1.0), (RectifiedFlow(), 1000.0), (RectifiedFlow(time_scale=1), 1.0)]
 )
-def test_timesteps_there_and_back(noise: NoiseSchedule, scale: float) -> None:
-    times = fixed.make("karras", noise, 6)
+def test_timesteps_there_and_back(noise_schedule: NoiseSchedule, scale: float) -> None:
+    times = fixed.make("karras", noise_schedule, 6)
     for given in (times, times[:-1]):
-        found, remarks = from_timesteps((given * scale).tolist(), noise, "the list")
+        found, remarks = from_timesteps((given * scale).tolist(), noise_schedule, "the list")
         torch.testing.assert_close(found, times, rtol=1e-12, atol=1e-12)
         assert len(remarks) == 7 - len(given)
 

@@ -25,25 +25,25 @@ NOISES: dict[str, NoiseSchedule] = {
 }
 
 
-def gaussian_data(noise: NoiseSchedule, variance: float, batch: int) -> tuple[GaussianDenoiser, Tensor, Draw]:
+def gaussian_data(noise_schedule: NoiseSchedule, variance: float, batch: int) -> tuple[GaussianDenoiser, Tensor, Draw]:
     """The exact denoiser of N(0.5, variance) on 8x8 pictures, samples of it, and draws for their paths."""
     shape = (1, 8, 8)
     x0 = 0.5 + variance**0.5 * initial_noise(7, range(batch), shape).double()
-    return GaussianDenoiser(noise, 0.5, variance, shape), x0, noise_for(8, range(batch), x0)
+    return GaussianDenoiser(noise_schedule, 0.5, variance, shape), x0, noise_for(8, range(batch), x0)
 
 
-def snr_of(times: Tensor, noise: NoiseSchedule) -> Tensor:
-    return torch.exp(2 * noise.log_snr(times).clamp(max=finite_log_snr_range(noise)[1]))
+def snr_of(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
+    return torch.exp(2 * noise_schedule.log_snr(times).clamp(max=finite_log_snr_range(noise_schedule)[1]))
 
 
 @pytest.mark.parametrize("variance", [0.05, 1.0])
-@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
-def test_the_bound_of_a_gaussian_is_the_area_above_its_error_s_curve(noise, variance):
+@pytest.mark.parametrize("noise_schedule", NOISES.values(), ids=NOISES)
+def test_the_bound_of_a_gaussian_is_the_area_above_its_error_s_curve(noise_schedule, variance):
     """1/2 (m(s_i) (s_j - s_i) - int m ds) a dimension, m = v / (1 + v s)."""
-    denoiser, x0, draw = gaussian_data(noise, variance, 128)
-    times = make("log_snr", noise, 48)
-    costs = bound_costs(denoiser, x0, times, noise, draw) / 64
-    s = snr_of(times, noise)
+    denoiser, x0, draw = gaussian_data(noise_schedule, variance, 128)
+    times = make("log_snr", noise_schedule, 48)
+    costs = bound_costs(denoiser, x0, times, noise_schedule, draw) / 64
+    s = snr_of(times, noise_schedule)
     area = (1 + variance * s[None]).log() - (1 + variance * s[:, None]).log()
     known = 0.5 * (variance / (1 + variance * s[:, None]) * (s[None] - s[:, None]) - area)
     upper = torch.ones_like(costs, dtype=torch.bool).triu(3)
@@ -52,26 +52,26 @@ def test_the_bound_of_a_gaussian_is_the_area_above_its_error_s_curve(noise, vari
 
 
 @pytest.mark.parametrize("steps", [2, 5])
-@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
-def test_a_gaussian_s_grid_is_geometric_in_one_plus_the_variance_times_the_snr(noise, steps):
+@pytest.mark.parametrize("noise_schedule", NOISES.values(), ids=NOISES)
+def test_a_gaussian_s_grid_is_geometric_in_one_plus_the_variance_times_the_snr(noise_schedule, steps):
     variance, places = 0.25, 160
-    denoiser, x0, draw = gaussian_data(noise, variance, 96)
-    times = klub(denoiser, x0, make("log_snr", noise, places), steps, noise, draw)
-    q = 1 + variance * snr_of(times[[0, -1]], noise)
+    denoiser, x0, draw = gaussian_data(noise_schedule, variance, 96)
+    times = klub(denoiser, x0, make("log_snr", noise_schedule, places), steps, noise_schedule, draw)
+    q = 1 + variance * snr_of(times[[0, -1]], noise_schedule)
     best = q[0] * (q[1] / q[0]) ** torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    first, last = finite_log_snr_range(noise)
-    reached, known = noise.log_snr(times)[1:-1], 0.5 * ((best[1:-1] - 1) / variance).log()
+    first, last = finite_log_snr_range(noise_schedule)
+    reached, known = noise_schedule.log_snr(times)[1:-1], 0.5 * ((best[1:-1] - 1) / variance).log()
     assert torch.allclose(reached, known, rtol=0, atol=2.5 * (last - first) / places)
-    assert times[0] == noise.t_max and times[-1] == noise.t_min
+    assert times[0] == noise_schedule.t_max and times[-1] == noise_schedule.t_min
 
 
 def test_of_all_grids_among_the_places_the_one_found_has_the_least_bound():
     mixture = example_mixture()
-    x0, noise = mixture.draw(16, 3), mixture.noise
-    times = make("karras", noise, 9)
+    x0, noise_schedule = mixture.draw(16, 3), mixture.noise_schedule
+    times = make("karras", noise_schedule, 9)
     draw = noise_for(0, range(16), x0)
-    costs = bound_costs(mixture, x0, times, noise, draw)
-    found = klub(mixture, x0, times, 4, noise, draw)
+    costs = bound_costs(mixture, x0, times, noise_schedule, draw)
+    found = klub(mixture, x0, times, 4, noise_schedule, draw)
 
     def bound(path: tuple[int, ...]) -> float:
         return float(sum(costs[i, j] for i, j in itertools.pairwise((0, *path, 9))))
@@ -82,15 +82,15 @@ def test_of_all_grids_among_the_places_the_one_found_has_the_least_bound():
 
 def test_the_walk_is_that_of_the_forward_process():
     """The states that the denoiser is shown have the variance of x_t, and their increments in y that of W(rho^2)."""
-    noise, shape = VarianceExploding(), (1, 8, 8)
+    noise_schedule, shape = VarianceExploding(), (1, 8, 8)
     x0, seen = torch.zeros(64, *shape, dtype=torch.float64), {}
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         seen[float(t)] = x_t
         return x_t
 
-    times = make("karras", noise, 6)
-    bound_costs(denoise, x0, times, noise, noise_for(0, range(64), x0))
+    times = make("karras", noise_schedule, 6)
+    bound_costs(denoise, x0, times, noise_schedule, noise_for(0, range(64), x0))
     assert list(seen) == sorted(seen)  # from data to noise
     for a, b in itertools.combinations(times.tolist(), 2):
         assert float(seen[a].square().mean()) == pytest.approx(a**2, rel=0.06)
@@ -108,8 +108,8 @@ def test_the_walk_is_that_of_the_forward_process():
     ],
 )
 def test_bad_input_is_refused(change, message):
-    noise = ContinuousVP()
-    denoiser, x0, draw = gaussian_data(noise, 1.0, 2)
-    given = {"denoise": denoiser, "x0": x0, "times": make("log_snr", noise, 8), "steps": 3, **change}
+    noise_schedule = ContinuousVP()
+    denoiser, x0, draw = gaussian_data(noise_schedule, 1.0, 2)
+    given = {"denoise": denoiser, "x0": x0, "times": make("log_snr", noise_schedule, 8), "steps": 3, **change}
     with pytest.raises(TsAdaptError, match=message):
-        klub(noise=noise, draw=draw, **given)
+        klub(noise_schedule=noise_schedule, draw=draw, **given)

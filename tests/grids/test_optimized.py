@@ -32,10 +32,10 @@ NOISES: dict[str, NoiseSchedule] = {
 }
 
 
-def finite_log_snr(times: Tensor, noise: NoiseSchedule) -> Tensor:
+def finite_log_snr(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """lambda at `times`, the ends being those of the finite range."""
-    noisy, clean = finite_log_snr_range(noise)
-    return torch.cat([torch.tensor([noisy]), noise.log_snr(times)[1:-1], torch.tensor([clean])]).double()
+    noisy, clean = finite_log_snr_range(noise_schedule)
+    return torch.cat([torch.tensor([noisy]), noise_schedule.log_snr(times)[1:-1], torch.tensor([clean])]).double()
 
 
 def bound_by_quadrature(lam: np.ndarray, order: int, power: float, apart: int) -> float:
@@ -81,16 +81,16 @@ def test_gradient_of_the_bound(apart: int | None) -> None:
 def test_grids_share_the_ends_and_have_a_smaller_bound_than_any_fixed_grid(
     schedule: str, steps: int, order: int, power: float
 ) -> None:
-    noise = NOISES[schedule]
-    times = dmn(noise, steps, order=order, power=power)
+    noise_schedule = NOISES[schedule]
+    times = dmn(noise_schedule, steps, order=order, power=power)
     assert times.shape == (steps + 1,) and times.dtype == torch.float64
-    assert float(times[0]) == noise.t_max and float(times[-1]) == noise.t_min
+    assert float(times[0]) == noise_schedule.t_max and float(times[-1]) == noise_schedule.t_min
     assert bool((times.diff() < 0).all())
 
     def bound(grid: Tensor) -> float:
-        return float(error_bound(finite_log_snr(grid, noise), order=order, power=power))
+        return float(error_bound(finite_log_snr(grid, noise_schedule), order=order, power=power))
 
-    assert bound(times) <= min(bound(make(name, noise, steps)) for name in set(FIXED)) * (1 + 1e-9)
+    assert bound(times) <= min(bound(make(name, noise_schedule, steps)) for name in set(FIXED)) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("schedule", sorted(NOISES))
@@ -116,8 +116,8 @@ def test_first_order_with_one_error_of_eps_is_uniform_in_log_snr(schedule: str, 
 def test_the_minimum_is_that_of_a_search_of_the_whole_range(
     schedule: str, power: float, order: int, steps: int
 ) -> None:
-    noise = NOISES[schedule]
-    noisy, clean = finite_log_snr_range(noise)
+    noise_schedule = NOISES[schedule]
+    noisy, clean = finite_log_snr_range(noise_schedule)
     lam = np.linspace(noisy, clean, 100 if steps == 2 else 30)
     inside = np.array(list(itertools.combinations(lam[1:-1], steps - 1)))
 
@@ -129,7 +129,7 @@ def test_the_minimum_is_that_of_a_search_of_the_whole_range(
 
     best = inside[np.argmin([bound(values) for values in inside])]
     best = scipy.optimize.minimize(bound, best, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-10}).x
-    found = noise.log_snr(dmn(noise, steps, order=order, power=power))[1:-1].numpy()
+    found = noise_schedule.log_snr(dmn(noise_schedule, steps, order=order, power=power))[1:-1].numpy()
     assert bound(found) <= bound(best) * (1 + 1e-7)
     np.testing.assert_allclose(found, best, atol=2e-3)
 
@@ -139,8 +139,8 @@ def test_the_minimum_is_that_of_a_search_of_the_whole_range(
 def test_the_minimum_is_that_of_a_constrained_trust_region_from_elsewhere(
     start: str, steps: int, apart: int | None
 ) -> None:
-    noise = NOISES["vp"]
-    noisy, clean = finite_log_snr_range(noise)
+    noise_schedule = NOISES["vp"]
+    noisy, clean = finite_log_snr_range(noise_schedule)
 
     def bound(inside: np.ndarray) -> tuple[float, np.ndarray]:
         lam = torch.from_numpy(np.concatenate([[noisy], inside, [clean]])).requires_grad_()
@@ -154,13 +154,15 @@ def test_the_minimum_is_that_of_a_constrained_trust_region_from_elsewhere(
     gaps[-1] -= clean
     found = scipy.optimize.minimize(
         bound,
-        noise.log_snr(make(start, noise, steps))[1:-1].numpy(),
+        noise_schedule.log_snr(make(start, noise_schedule, steps))[1:-1].numpy(),
         jac=True,
         method="trust-constr",
         constraints=[scipy.optimize.LinearConstraint(rises, gaps, np.inf, keep_feasible=True)],
         options={"maxiter": 300},
     )
-    np.testing.assert_allclose(noise.log_snr(dmn(noise, steps, apart=apart))[1:-1].numpy(), found.x, atol=2e-3)
+    np.testing.assert_allclose(
+        noise_schedule.log_snr(dmn(noise_schedule, steps, apart=apart))[1:-1].numpy(), found.x, atol=2e-3
+    )
 
 
 def test_only_the_range_of_log_snr_matters() -> None:
@@ -179,25 +181,25 @@ def test_only_the_range_of_log_snr_matters() -> None:
 
 @pytest.mark.parametrize("schedule", ["zero_snr", "edm_to_0", "flow"])
 def test_infinite_ends_are_pinned_outside_the_finite_rest(schedule: str) -> None:
-    noise = NOISES[schedule]
-    noisy, clean = finite_log_snr_range(noise)
-    inside = noise.log_snr(dmn(noise, 8))[1:-1]
+    noise_schedule = NOISES[schedule]
+    noisy, clean = finite_log_snr_range(noise_schedule)
+    inside = noise_schedule.log_snr(dmn(noise_schedule, 8))[1:-1]
     assert bool(((inside > noisy) & (inside < clean)).all())
 
 
 def test_one_step_goes_from_end_to_end() -> None:
-    for noise in NOISES.values():
-        assert dmn(noise, 1).tolist() == [noise.t_max, noise.t_min]
+    for noise_schedule in NOISES.values():
+        assert dmn(noise_schedule, 1).tolist() == [noise_schedule.t_max, noise_schedule.t_min]
 
 
 def test_bad_options_are_refused() -> None:
-    noise, lam = NOISES["vp"], torch.linspace(-3, 3, 5)
+    noise_schedule, lam = NOISES["vp"], torch.linspace(-3, 3, 5)
     with pytest.raises(TsAdaptError, match="steps is 0"):
-        dmn(noise, 0)
+        dmn(noise_schedule, 0)
     with pytest.raises(TsAdaptError, match="order is 0"):
-        dmn(noise, 4, order=0)
+        dmn(noise_schedule, 4, order=0)
     with pytest.raises(TsAdaptError, match="power is nan"):
-        dmn(noise, 4, power=float("nan"))
+        dmn(noise_schedule, 4, power=float("nan"))
     with pytest.raises(TsAdaptError, match="apart is -1"):
         error_bound(lam, apart=-1)
     with pytest.raises(TsAdaptError, match=r"shape \(N\+1,\) with N >= 1; got \(2, 5\)"):

@@ -31,10 +31,10 @@ NOISES: dict[str, NoiseSchedule] = {
 
 def exact_teacher(denoiser: GaussianDenoiser, places: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """States, x0 and times of the exact solution of a Gaussian, float64."""
-    noise, times = denoiser.noise, make("karras", denoiser.noise, places)
+    noise_schedule, times = denoiser.noise_schedule, make("karras", denoiser.noise_schedule, places)
     generator = torch.Generator().manual_seed(1)
     end = torch.randn((batch, *denoiser.shape), generator=generator, dtype=torch.float64)
-    x_T = noise.alpha(times[0]) * denoiser.mean + end * noise.sigma(times[0])
+    x_T = noise_schedule.alpha(times[0]) * denoiser.mean + end * noise_schedule.sigma(times[0])
     states = torch.stack([denoiser.solution(x_T, times[0], t) for t in times], 1)
     x0 = torch.stack([denoiser.posterior_mean(states[:, i], times[i]) for i in range(places)], 1)
     return states, x0, times
@@ -43,16 +43,16 @@ def exact_teacher(denoiser: GaussianDenoiser, places: int, batch: int) -> tuple[
 def mixture_teacher(places: int = 10, batch: int = 12) -> tuple[Any, Tensor, Tensor, Tensor]:
     mixture = example_mixture()
     x_T = torch.randn(batch, 1, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    times = make("log_snr", mixture.noise, places)
-    solution = integrate(mixture, UniPC(mixture.noise, order=3), times, x_T, keep_trajectory=True)
+    times = make("log_snr", mixture.noise_schedule, places)
+    solution = integrate(mixture, UniPC(mixture.noise_schedule, order=3), times, x_T, keep_trajectory=True)
     assert solution.states is not None and solution.x0 is not None
     return mixture, solution.states, solution.x0, times
 
 
-def kinked_teacher(noise: NoiseSchedule, kinks: list[int], places: int) -> tuple[Tensor, Tensor, Tensor]:
+def kinked_teacher(noise_schedule: NoiseSchedule, kinks: list[int], places: int) -> tuple[Tensor, Tensor, Tensor]:
     """Trajectories that are straight in EDM's variables but for a turn to the same side at each of `kinks`."""
-    times = make("karras", noise, places)
-    alpha, sigma = noise.alpha(times), noise.sigma(times)
+    times = make("karras", noise_schedule, places)
+    alpha, sigma = noise_schedule.alpha(times), noise_schedule.sigma(times)
     rho = sigma / alpha
     y, angle, points, eps = torch.zeros(3, 2, dtype=torch.float64), torch.tensor([0.1, 1.0, 2.0]).double(), [], []
     for i in range(places, 0, -1):
@@ -106,12 +106,12 @@ def test_mirrored_costs_give_the_mirrored_path() -> None:
 
 @pytest.mark.parametrize("schedule", sorted(NOISES))
 def test_costs_are_the_errors_of_ddim_in_the_variables_of_edm(schedule: str) -> None:
-    noise = NOISES[schedule]
-    states, x0, times = exact_teacher(GaussianDenoiser(noise, torch.tensor([0.3, -0.5, 0.0]), 0.4), 7, 5)
-    solver = DDIM(noise)
-    costs = {metric: step_costs(states, x0, times, noise, metric) for metric in METRICS}
-    y = states[:, 1:] / noise.alpha(times)[1:, None]
-    chord = noise.alpha(times[0]) * y[:, -1] - states[:, 0]
+    noise_schedule = NOISES[schedule]
+    states, x0, times = exact_teacher(GaussianDenoiser(noise_schedule, torch.tensor([0.3, -0.5, 0.0]), 0.4), 7, 5)
+    solver = DDIM(noise_schedule)
+    costs = {metric: step_costs(states, x0, times, noise_schedule, metric) for metric in METRICS}
+    y = states[:, 1:] / noise_schedule.alpha(times)[1:, None]
+    chord = noise_schedule.alpha(times[0]) * y[:, -1] - states[:, 0]
     chord = chord / chord.norm(dim=-1, keepdim=True)
 
     def height(point: Tensor) -> Tensor:
@@ -121,67 +121,67 @@ def test_costs_are_the_errors_of_ddim_in_the_variables_of_edm(schedule: str) -> 
     for i, j in itertools.combinations(range(8), 2):
         start, stop = (Node(index, 7, times[index]) for index in (i, j))
         reached, _ = solver.update(states[:, i], x0[:, i], start, stop, solver.init(states[:, i]))
-        off = reached / noise.alpha(times[j]) - y[:, j - 1]
+        off = reached / noise_schedule.alpha(times[j]) - y[:, j - 1]
         assert float(costs["l2"][i, j]) == pytest.approx(float(off.norm(dim=-1).mean()), rel=1e-9, abs=1e-12)
         assert float(costs["l1"][i, j]) == pytest.approx(float(off.abs().sum(-1).mean()), rel=1e-9, abs=1e-12)
-        deviation = float((height(reached / noise.alpha(times[j])) - height(y[:, j - 1])).mean())
+        deviation = float((height(reached / noise_schedule.alpha(times[j])) - height(y[:, j - 1])).mean())
         assert float(costs["deviation"][i, j]) == pytest.approx(deviation, rel=1e-6, abs=1e-9)
     assert all(not bool(cost.tril().any()) for cost in costs.values())
 
 
 def test_costs_of_a_gaussian_in_closed_form() -> None:
     """y - m shrinks by s(rho_j) / s(rho_i), s^2 = v + rho^2; Euler's step by 1 + (rho_j - rho_i) rho_i / s(rho_i)^2."""
-    noise, v = NOISES["edm"], 0.6
-    states, x0, rho = exact_teacher(GaussianDenoiser(noise, torch.tensor([0.25]), v), 9, 6)
+    noise_schedule, v = NOISES["edm"], 0.6
+    states, x0, rho = exact_teacher(GaussianDenoiser(noise_schedule, torch.tensor([0.25]), v), 9, 6)
     spread = (v + rho.square()).sqrt()
     exact = spread / spread[:, None]
     euler = 1 + (rho - rho[:, None]) * (rho / spread.square())[:, None]
     expected = ((euler - exact).abs() * (states - 0.25).abs().mean(0)).triu(1)
-    torch.testing.assert_close(step_costs(states, x0, rho, noise, "l2"), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(step_costs(states, x0, rho, noise_schedule, "l2"), expected, rtol=1e-9, atol=1e-12)
     best = min(all_paths(9, 3), key=lambda path: path_cost(expected, path, 1.15))
-    assert torch.equal(gits(states, x0, rho, 3, noise, metric="l2"), rho[best])
+    assert torch.equal(gits(states, x0, rho, 3, noise_schedule, metric="l2"), rho[best])
 
 
 @pytest.mark.parametrize("schedule", ["table", "vp", "edm"])
 @pytest.mark.parametrize("metric", sorted(METRICS))
 @pytest.mark.parametrize("kinks", [[7], [3, 4], [2, 5, 9]])
 def test_gits_puts_its_steps_where_the_trajectory_turns(schedule: str, metric: str, kinks: list[int]) -> None:
-    noise = NOISES[schedule]
-    states, x0, times = kinked_teacher(noise, kinks, 12)
-    found = gits(states, x0, times, len(kinks) + 1, noise, metric=metric)
+    noise_schedule = NOISES[schedule]
+    states, x0, times = kinked_teacher(noise_schedule, kinks, 12)
+    found = gits(states, x0, times, len(kinks) + 1, noise_schedule, metric=metric)
     torch.testing.assert_close(found, times[[0, *kinks, 12]])
-    straight = step_costs(states, x0, times, noise, metric)[kinks[-1] :, kinks[-1] :]
+    straight = step_costs(states, x0, times, noise_schedule, metric)[kinks[-1] :, kinks[-1] :]
     assert float(straight.abs().max()) < 1e-9 * float(states.abs().max())
 
 
 @pytest.mark.parametrize("schedule", sorted(NOISES))
 @pytest.mark.parametrize("metric", sorted(METRICS))
 def test_gits_grids_have_the_shared_ends_and_the_teachers_times(schedule: str, metric: str) -> None:
-    noise = NOISES[schedule]
-    states, x0, times = exact_teacher(GaussianDenoiser(noise, torch.tensor([0.3, -0.5]), 0.4), 15, 4)
+    noise_schedule = NOISES[schedule]
+    states, x0, times = exact_teacher(GaussianDenoiser(noise_schedule, torch.tensor([0.3, -0.5]), 0.4), 15, 4)
     for steps in (1, 4, 15):
-        grid = gits(states.float(), x0.float(), times, steps, noise, metric=metric)
+        grid = gits(states.float(), x0.float(), times, steps, noise_schedule, metric=metric)
         assert grid.shape == (steps + 1,) and grid.dtype == torch.float64
-        assert float(grid[0]) == noise.t_max and float(grid[-1]) == noise.t_min
+        assert float(grid[0]) == noise_schedule.t_max and float(grid[-1]) == noise_schedule.t_min
         assert bool(torch.isin(grid, times).all()) and bool((grid.diff() < 0).all())
-    assert torch.equal(gits(states, x0, times, 15, noise), times)
+    assert torch.equal(gits(states, x0, times, 15, noise_schedule), times)
 
 
 def test_gits_knows_no_order_of_samples_and_no_scale() -> None:
     _, states, x0, times = mixture_teacher()
-    noise = example_mixture().noise
+    noise_schedule = example_mixture().noise_schedule
     for metric in METRICS:
-        grid = gits(states, x0, times, 4, noise, metric=metric)
-        assert torch.equal(gits(states.flip(0), x0.flip(0), times, 4, noise, metric=metric), grid)
+        grid = gits(states, x0, times, 4, noise_schedule, metric=metric)
+        assert torch.equal(gits(states.flip(0), x0.flip(0), times, 4, noise_schedule, metric=metric), grid)
         assert torch.equal(
-            gits(states.repeat(2, 1, 1, 1, 1), x0.repeat(2, 1, 1, 1, 1), times, 4, noise, metric=metric), grid
+            gits(states.repeat(2, 1, 1, 1, 1), x0.repeat(2, 1, 1, 1, 1), times, 4, noise_schedule, metric=metric), grid
         )
-        assert torch.equal(gits(7 * states, 7 * x0, times, 4, noise, metric=metric), grid)
+        assert torch.equal(gits(7 * states, 7 * x0, times, 4, noise_schedule, metric=metric), grid)
 
 
 def final_error(denoiser: Any, states: Tensor, times: Tensor, path: list[int]) -> Tensor:
     """|student - teacher|^2 of each sample at the end of DDIM over the places of `path`."""
-    x = integrate(denoiser, DDIM(denoiser.noise), times[path], states[:, 0]).x
+    x = integrate(denoiser, DDIM(denoiser.noise_schedule), times[path], states[:, 0]).x
     return (x - states[:, -1]).flatten(1).square().mean(1)
 
 
@@ -191,7 +191,7 @@ def test_oss_of_a_gaussian_is_the_best_of_all_subsets(schedule: str, steps: int)
     """In one dimension every DDIM step errs to the same side and keeps the order of states: the DP is exact."""
     denoiser = GaussianDenoiser(NOISES[schedule], torch.tensor([0.2]), 0.5)
     states, _, times = exact_teacher(denoiser, 7, 5)
-    grids = oss(denoiser, states, times, steps, denoiser.noise)
+    grids = oss(denoiser, states, times, steps, denoiser.noise_schedule)
     errors = torch.stack([final_error(denoiser, states, times, path) for path in all_paths(7, steps)])
     for row in range(5):
         path = (times[:, None] == grids[row]).nonzero()[:, 0].tolist()
@@ -201,7 +201,7 @@ def test_oss_of_a_gaussian_is_the_best_of_all_subsets(schedule: str, steps: int)
 
 def test_oss_over_two_steps_is_the_best_of_all_for_each_sample() -> None:
     mixture, states, _, times = mixture_teacher()
-    grids = oss(mixture, states, times, 2, mixture.noise)
+    grids = oss(mixture, states, times, 2, mixture.noise_schedule)
     errors = torch.stack([final_error(mixture, states, times, path) for path in all_paths(10, 2)])
     assert torch.equal(grids[:, 1], times[1 + errors.argmin(0)])
     assert len(set(grids[:, 1].tolist())) > 1
@@ -210,14 +210,14 @@ def test_oss_over_two_steps_is_the_best_of_all_for_each_sample() -> None:
 def test_oss_keeps_the_nearest_state_at_every_place() -> None:
     """Against the recursion written out, one sample at a time."""
     mixture, states, _, times = mixture_teacher(places=8, batch=4)
-    grids = oss(mixture, states, times, 4, mixture.noise)
+    grids = oss(mixture, states, times, 4, mixture.noise_schedule)
     for row in range(4):
         kept = {0: (states[row : row + 1, 0], [0])}
         for _ in range(4):
             following: dict[int, tuple[float, Tensor, list[int]]] = {}
             for i, (z, path) in kept.items():
                 for j in range(i + 1, 9):
-                    x_s = integrate(mixture, DDIM(mixture.noise), times[[i, j]], z).x
+                    x_s = integrate(mixture, DDIM(mixture.noise_schedule), times[[i, j]], z).x
                     error = float((x_s - states[row, j]).square().mean())
                     if j not in following or error < following[j][0]:
                         following[j] = (error, x_s, [*path, j])
@@ -227,16 +227,16 @@ def test_oss_keeps_the_nearest_state_at_every_place() -> None:
 
 @pytest.mark.parametrize("schedule", ["vp", "edm"])
 def test_oss_puts_its_steps_where_the_trajectory_turns(schedule: str) -> None:
-    noise, kinks = NOISES[schedule], [3, 8]
-    states, x0, times = kinked_teacher(noise, kinks, 12)
+    noise_schedule, kinks = NOISES[schedule], [3, 8]
+    states, x0, times = kinked_teacher(noise_schedule, kinks, 12)
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         """The teacher's direction at t, from wherever the student is."""
         i = int((times - t).abs().argmin())
-        eps = (states[:, i] - noise.alpha(t) * x0[:, i]) / noise.sigma(t)
-        return (x_t - noise.sigma(t) * eps) / noise.alpha(t)
+        eps = (states[:, i] - noise_schedule.alpha(t) * x0[:, i]) / noise_schedule.sigma(t)
+        return (x_t - noise_schedule.sigma(t) * eps) / noise_schedule.alpha(t)
 
-    grids = oss(denoise, states, times, 3, noise)
+    grids = oss(denoise, states, times, 3, noise_schedule)
     torch.testing.assert_close(grids, times[[0, *kinks, 12]].expand(3, -1))
 
 
@@ -246,18 +246,20 @@ def test_oss_grids_have_the_shared_ends_and_the_teachers_times(schedule: str) ->
     states, _, times = exact_teacher(denoiser, 9, 4)
     for steps in (1, 3, 9):
         before = denoiser.evaluations
-        grids = oss(denoiser, states.float(), times, steps, denoiser.noise)
+        grids = oss(denoiser, states.float(), times, steps, denoiser.noise_schedule)
         assert denoiser.evaluations - before == 1 + (steps - 1) * (9 - steps + 1)
         assert grids.shape == (4, steps + 1) and grids.dtype == torch.float64
-        assert bool((grids[:, 0] == denoiser.noise.t_max).all() & (grids[:, -1] == denoiser.noise.t_min).all())
+        assert bool(
+            (grids[:, 0] == denoiser.noise_schedule.t_max).all() & (grids[:, -1] == denoiser.noise_schedule.t_min).all()
+        )
         assert bool(torch.isin(grids, times).all()) and bool((grids.diff() < 0).all())
 
 
 def test_oss_takes_each_sample_for_itself() -> None:
     mixture, states, _, times = mixture_teacher()
-    grids = oss(mixture, states, times, 4, mixture.noise)
-    assert torch.equal(oss(mixture, states.flip(0), times, 4, mixture.noise).flip(0), grids)
-    assert torch.equal(oss(mixture, states[3:5], times, 4, mixture.noise), grids[3:5])
+    grids = oss(mixture, states, times, 4, mixture.noise_schedule)
+    assert torch.equal(oss(mixture, states.flip(0), times, 4, mixture.noise_schedule).flip(0), grids)
+    assert torch.equal(oss(mixture, states[3:5], times, 4, mixture.noise_schedule), grids[3:5])
 
 
 def test_oss_takes_the_students_own_step() -> None:
@@ -269,13 +271,13 @@ def test_oss_takes_the_students_own_step() -> None:
         wrong = (t - s) if float(t) == float(times[0]) else torch.zeros(())
         return denoiser.solution(x_t, t, s) + expand(wrong, x_t)
 
-    grids = oss(denoiser, states, times, 3, denoiser.noise, step=step)
+    grids = oss(denoiser, states, times, 3, denoiser.noise_schedule, step=step)
     assert torch.equal(grids[:, 1], times[1].expand(3))
 
 
 def test_the_median_is_taken_place_by_place_and_falls_strictly() -> None:
     mixture, states, _, times = mixture_teacher()
-    grids = oss(mixture, states, times, 4, mixture.noise)
+    grids = oss(mixture, states, times, 4, mixture.noise_schedule)
     shared = median(grids)
     assert shared.shape == (5,) and bool((shared.diff() < 0).all()) and bool(torch.isin(shared, times).all())
     torch.testing.assert_close(median(grids[:3]), grids[:3].sort(0).values[1])
@@ -287,12 +289,12 @@ def test_both_beat_fixed_grids_on_the_mixture_and_the_grids_of_each_sample_those
     mixture, states, x0, times = mixture_teacher(places=24, batch=64)
 
     def error(grid: Tensor) -> float:
-        x = integrate(mixture, DDIM(mixture.noise), grid, states[:, 0]).x
+        x = integrate(mixture, DDIM(mixture.noise_schedule), grid, states[:, 0]).x
         return float((x - states[:, -1]).square().mean())
 
-    fixed = min(error(make(name, mixture.noise, 4)) for name in ("log_snr", "uniform"))
-    shared = [error(gits(states, x0, times, 4, mixture.noise, metric=m, coefficient=1.0)) for m in METRICS]
-    own = oss(mixture, states, times, 4, mixture.noise)
+    fixed = min(error(make(name, mixture.noise_schedule, 4)) for name in ("log_snr", "uniform"))
+    shared = [error(gits(states, x0, times, 4, mixture.noise_schedule, metric=m, coefficient=1.0)) for m in METRICS]
+    own = oss(mixture, states, times, 4, mixture.noise_schedule)
     assert error(own) < min(shared) <= max(shared) < fixed
     assert error(median(own)) < fixed
 
@@ -320,24 +322,24 @@ def test_bad_trajectories_are_refused(change: dict[str, Any], message: str) -> N
     steps = change.get("steps", 4)
     states, times = change.get("states", lambda x: x)(states), change.get("times", lambda t: t)(times)
     with pytest.raises(TsAdaptError, match=message):
-        gits(states, x0, times, steps, mixture.noise)
+        gits(states, x0, times, steps, mixture.noise_schedule)
     with pytest.raises(TsAdaptError, match=message):
-        oss(mixture, states, times, steps, mixture.noise)
+        oss(mixture, states, times, steps, mixture.noise_schedule)
 
 
 def test_other_bad_input_is_refused() -> None:
     mixture, states, x0, times = mixture_teacher()
     with pytest.raises(TsAdaptError, match=r"x0 of the teacher has shape \(12, 9, 1, 4, 4\); expected \(12, 10"):
-        gits(states, x0[:, 1:], times, 4, mixture.noise)
+        gits(states, x0[:, 1:], times, 4, mixture.noise_schedule)
     with pytest.raises(TsAdaptError, match="all finite"):
-        gits(states, x0 * NAN, times, 4, mixture.noise)
+        gits(states, x0 * NAN, times, 4, mixture.noise_schedule)
     with pytest.raises(TsAdaptError, match="did you mean 'deviation'"):
-        gits(states, x0, times, 4, mixture.noise, metric="deviations")
+        gits(states, x0, times, 4, mixture.noise_schedule, metric="deviations")
     for bad in (0.0, -1.0, NAN):
         with pytest.raises(TsAdaptError, match="the coefficient is"):
-            gits(states, x0, times, 4, mixture.noise, coefficient=bad)
+            gits(states, x0, times, 4, mixture.noise_schedule, coefficient=bad)
     with pytest.raises(TsAdaptError, match="the denoiser's output holds a NaN"):
-        oss(lambda x, t: x * NAN, states, times, 4, mixture.noise)
+        oss(lambda x, t: x * NAN, states, times, 4, mixture.noise_schedule)
     with pytest.raises(TsAdaptError, match=r"shape \(3, 4\); expected \(M\+1, M\+1\)"):
         cheapest_path(torch.zeros(3, 4), 2)
     with pytest.raises(TsAdaptError, match="costs of steps hold a NaN"):

@@ -29,10 +29,10 @@ schedules = st.sampled_from(sorted(NOISES))
 @settings(max_examples=150, deadline=None)
 @given(schedules, st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60))
 def test_any_logits_make_a_strict_grid_with_exact_ends(schedule: str, values: list[float]) -> None:
-    noise = NOISES[schedule]
-    times = logits_to_times(torch.tensor(values, dtype=torch.float64), noise)
+    noise_schedule = NOISES[schedule]
+    times = logits_to_times(torch.tensor(values, dtype=torch.float64), noise_schedule)
     assert times.shape == (len(values) + 1,)
-    assert float(times[0]) == noise.t_max and float(times[-1]) == noise.t_min
+    assert float(times[0]) == noise_schedule.t_max and float(times[-1]) == noise_schedule.t_min
     assert bool((times.diff() < 0).all())
 
 
@@ -47,9 +47,9 @@ def test_logits_come_back_centred(schedule: str, values: list[float]) -> None:
 @pytest.mark.parametrize("schedule", sorted(NOISES))
 @pytest.mark.parametrize("values", [[60.0, -60.0, 0.0], [1e5, 0.0, -1e5, 3.0]])
 def test_grids_at_the_floor_come_back(schedule: str, values: list[float]) -> None:
-    noise = NOISES[schedule]
-    times = logits_to_times(torch.tensor(values), noise)
-    again = logits_to_times(times_to_logits(times, noise), noise)
+    noise_schedule = NOISES[schedule]
+    times = logits_to_times(torch.tensor(values), noise_schedule)
+    again = logits_to_times(times_to_logits(times, noise_schedule), noise_schedule)
     torch.testing.assert_close(again, times, rtol=1e-6, atol=1e-6)
 
 
@@ -64,64 +64,64 @@ def test_fixed_grids_come_back_from_their_logits(schedule: str, name: str) -> No
 
 @pytest.mark.parametrize("schedule", sorted(NOISES))
 def test_equal_logits_are_uniform_in_log_snr(schedule: str) -> None:
-    noise = NOISES[schedule]
-    torch.testing.assert_close(logits_to_times(torch.zeros(8), noise), make("log_snr", noise, 8))
+    noise_schedule = NOISES[schedule]
+    torch.testing.assert_close(logits_to_times(torch.zeros(8), noise_schedule), make("log_snr", noise_schedule, 8))
 
 
 def test_rows_are_independent_and_a_constant_does_not_matter() -> None:
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for noise in NOISES.values():
-        batch = logits_to_times(logits, noise)
+    for noise_schedule in NOISES.values():
+        batch = logits_to_times(logits, noise_schedule)
         assert batch.shape == (4, 7)
-        torch.testing.assert_close(batch, torch.stack([logits_to_times(row, noise) for row in logits]))
-        torch.testing.assert_close(batch, logits_to_times(logits + 3.0, noise))
-        torch.testing.assert_close(times_to_logits(batch, noise), logits - logits.mean(-1, keepdim=True))
+        torch.testing.assert_close(batch, torch.stack([logits_to_times(row, noise_schedule) for row in logits]))
+        torch.testing.assert_close(batch, logits_to_times(logits + 3.0, noise_schedule))
+        torch.testing.assert_close(times_to_logits(batch, noise_schedule), logits - logits.mean(-1, keepdim=True))
 
 
 @pytest.mark.parametrize("schedule", sorted(NOISES))
 def test_gradients_of_both_directions(schedule: str) -> None:
-    noise = NOISES[schedule]
+    noise_schedule = NOISES[schedule]
     logits = torch.tensor([[0.3, -0.8, 0.9, 0.1], [0.0, 0.2, -0.5, 1.0]], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: logits_to_times(x, noise), logits)
-    times = logits_to_times(logits.detach(), noise)
+    assert torch.autograd.gradcheck(lambda x: logits_to_times(x, noise_schedule), logits)
+    times = logits_to_times(logits.detach(), noise_schedule)
 
     def inverse(inside: torch.Tensor) -> torch.Tensor:
-        return times_to_logits(torch.cat([times[:, :1], inside, times[:, -1:]], -1), noise)
+        return times_to_logits(torch.cat([times[:, :1], inside, times[:, -1:]], -1), noise_schedule)
 
     assert torch.autograd.gradcheck(inverse, times[:, 1:-1].clone().requires_grad_(), eps=1e-7, atol=1e-3)
 
 
 @pytest.mark.parametrize("schedule", sorted(NOISES))
 def test_gradients_stay_finite_at_infinite_ends_and_over_one_step(schedule: str) -> None:
-    noise = NOISES[schedule]
-    times = make("linear", noise, 5).requires_grad_()
-    for result in (times_to_logits(times, noise).square().sum(), interpolate(times, noise, 3).sum()):
+    noise_schedule = NOISES[schedule]
+    times = make("linear", noise_schedule, 5).requires_grad_()
+    for result in (times_to_logits(times, noise_schedule).square().sum(), interpolate(times, noise_schedule, 3).sum()):
         (gradient,) = torch.autograd.grad(result, times)
         assert bool(torch.isfinite(gradient).all())
     single = torch.zeros(1, requires_grad=True)
-    (gradient,) = torch.autograd.grad(logits_to_times(single, noise).sum(), single)
+    (gradient,) = torch.autograd.grad(logits_to_times(single, noise_schedule).sum(), single)
     assert gradient.tolist() == [0.0]
 
 
 def test_infinite_ends_leave_the_interior_on_the_finite_rest() -> None:
-    noise = NOISES["flow"]
-    noisy, clean = finite_log_snr_range(noise)
+    noise_schedule = NOISES["flow"]
+    noisy, clean = finite_log_snr_range(noise_schedule)
     for values in ([-50.0, 0.0, 0.0], [0.0, 0.0, -50.0]):
-        inside = noise.log_snr(logits_to_times(torch.tensor(values), noise))[1:-1]
+        inside = noise_schedule.log_snr(logits_to_times(torch.tensor(values), noise_schedule))[1:-1]
         assert bool(((inside > noisy) & (inside < clean)).all())
 
 
 def test_bad_logits_and_times_are_refused() -> None:
-    noise = NOISES["sd"]
+    noise_schedule = NOISES["sd"]
     with pytest.raises(TsAdaptError, match=r"shape \(N,\) or \(B, N\)"):
-        logits_to_times(torch.zeros(()), noise)
+        logits_to_times(torch.zeros(()), noise_schedule)
     with pytest.raises(TsAdaptError, match="NaN or infinite"):
-        logits_to_times(torch.tensor([0.0, float("nan")]), noise)
+        logits_to_times(torch.tensor([0.0, float("nan")]), noise_schedule)
     with pytest.raises(TsAdaptError, match="native=True"):
-        times_to_logits(make("ddim", noise, 5, native=True), noise)
+        times_to_logits(make("ddim", noise_schedule, 5, native=True), noise_schedule)
     with pytest.raises(TsAdaptError, match="times 1 and 2 of sample 1 are too close"):
         close = torch.tensor([999.0, 500.0, 500.0 - 1e-7, 0.0], dtype=torch.float64)
-        times_to_logits(torch.stack([make("linear", noise, 3), close]), noise)
+        times_to_logits(torch.stack([make("linear", noise_schedule, 3), close]), noise_schedule)
     with pytest.raises(TsAdaptError, match=r"times 0 and 1 are too close .* only an infinite end"):
         times_to_logits(torch.tensor([1.0, 0.9999, 0.5, 0.0]), NOISES["flow"])
 
@@ -129,31 +129,33 @@ def test_bad_logits_and_times_are_refused() -> None:
 @settings(max_examples=100, deadline=None)
 @given(schedules, st.sampled_from(sorted(FIXED)), st.integers(1, 40), st.integers(1, 40))
 def test_interpolation_keeps_the_ends_and_the_shape(schedule: str, name: str, steps: int, other: int) -> None:
-    noise = NOISES[schedule]
-    times = make(name, noise, steps)
-    result = interpolate(times, noise, other)
+    noise_schedule = NOISES[schedule]
+    times = make(name, noise_schedule, steps)
+    result = interpolate(times, noise_schedule, other)
     assert result.shape == (other + 1,) and bool((result.diff() < 0).all())
-    assert float(result[0]) == noise.t_max and float(result[-1]) == noise.t_min
-    refined = interpolate(times, noise, steps * 3)
+    assert float(result[0]) == noise_schedule.t_max and float(result[-1]) == noise_schedule.t_min
+    refined = interpolate(times, noise_schedule, steps * 3)
     torch.testing.assert_close(refined[::3], times, rtol=1e-8, atol=1e-8)
 
 
 def test_interpolation_of_a_batch_and_of_a_uniform_grid() -> None:
-    noise = NOISES["sd"]
-    batch = torch.stack([make("linear", noise, 6), make("karras", noise, 6)])
-    rows = torch.stack([interpolate(row, noise, 9) for row in batch])
-    torch.testing.assert_close(interpolate(batch, noise, 9), rows)
-    torch.testing.assert_close(interpolate(make("log_snr", noise, 4), noise, 11), make("log_snr", noise, 11))
-    native = make("ddim", noise, 5, native=True)
-    assert float(interpolate(native, noise, 8)[0]) == float(native[0]) < noise.t_max
+    noise_schedule = NOISES["sd"]
+    batch = torch.stack([make("linear", noise_schedule, 6), make("karras", noise_schedule, 6)])
+    rows = torch.stack([interpolate(row, noise_schedule, 9) for row in batch])
+    torch.testing.assert_close(interpolate(batch, noise_schedule, 9), rows)
+    torch.testing.assert_close(
+        interpolate(make("log_snr", noise_schedule, 4), noise_schedule, 11), make("log_snr", noise_schedule, 11)
+    )
+    native = make("ddim", noise_schedule, 5, native=True)
+    assert float(interpolate(native, noise_schedule, 8)[0]) == float(native[0]) < noise_schedule.t_max
     with pytest.raises(TsAdaptError, match="steps is 0"):
-        interpolate(batch, noise, 0)
+        interpolate(batch, noise_schedule, 0)
 
 
 def test_interpolation_of_grids_that_reach_beyond_the_finite_range() -> None:
-    noise = NOISES["flow"]
+    noise_schedule = NOISES["flow"]
     times = torch.tensor([1.0, 0.9999, 0.9, 0.3, 0.0001, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(interpolate(times, noise, 5), times)
-    assert bool((interpolate(times.expand(2, -1), noise, 23).diff() < 0).all())
+    torch.testing.assert_close(interpolate(times, noise_schedule, 5), times)
+    assert bool((interpolate(times.expand(2, -1), noise_schedule, 23).diff() < 0).all())
     for edge in (0.9999, 0.0001):
-        assert bool((interpolate(torch.tensor([1.0, edge, 0.0]), noise, 9).diff() < 0).all())
+        assert bool((interpolate(torch.tensor([1.0, edge, 0.0]), noise_schedule, 9).diff() < 0).all())

@@ -28,11 +28,11 @@ def test_tables_equal_those_of_diffusers(table: str) -> None:
     assert [*TABLES[table].sigmas, 0.0] == PUBLISHED[KEYS[table]]
 
 
-@pytest.mark.parametrize(("table", "noise"), OWN)
-def test_ten_steps_are_the_table_between_the_shared_ends(table: str, noise: NoiseSchedule) -> None:
-    times = ays(table, noise, 10)
-    assert float(times[0]) == noise.t_max and float(times[-1]) == noise.t_min
-    sigmas = edm_sigma(noise, times)[1:-1]
+@pytest.mark.parametrize(("table", "noise_schedule"), OWN)
+def test_ten_steps_are_the_table_between_the_shared_ends(table: str, noise_schedule: NoiseSchedule) -> None:
+    times = ays(table, noise_schedule, 10)
+    assert float(times[0]) == noise_schedule.t_max and float(times[-1]) == noise_schedule.t_min
+    sigmas = edm_sigma(noise_schedule, times)[1:-1]
     torch.testing.assert_close(sigmas, torch.tensor(TABLES[table].sigmas[1:], dtype=torch.float64), rtol=1e-9, atol=0)
 
 
@@ -43,29 +43,29 @@ def test_times_agree_with_the_published_integer_timesteps(key: str) -> None:
     assert worst < (2.0 if table == "sd15" else 6.0)  # the authors rounded, the more so in the SDXL sigmas
 
 
-@pytest.mark.parametrize(("table", "noise"), OWN)
+@pytest.mark.parametrize(("table", "noise_schedule"), OWN)
 @pytest.mark.parametrize("steps", [1, 2, 5, 7, 20, 33])
-def test_other_numbers_of_steps_interpolate_log_sigma(table: str, noise: NoiseSchedule, steps: int) -> None:
+def test_other_numbers_of_steps_interpolate_log_sigma(table: str, noise_schedule: NoiseSchedule, steps: int) -> None:
     nodes = np.log([*TABLES[table].sigmas, TABLES[table].sigma_min])
     expected = np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, 11), nodes)
-    got = -noise.log_snr(ays(table, noise, steps)).numpy()
+    got = -noise_schedule.log_snr(ays(table, noise_schedule, steps)).numpy()
     np.testing.assert_allclose(got[1:-1], expected[1:-1], rtol=1e-9)
     assert len(got) == steps + 1
 
 
 @pytest.mark.parametrize(
-    ("table", "noise"), [("svd", SD), ("sd15", SVD), ("sd15", RectifiedFlow()), ("svd", VarianceExploding())]
+    ("table", "noise_schedule"), [("svd", SD), ("sd15", SVD), ("sd15", RectifiedFlow()), ("svd", VarianceExploding())]
 )
-def test_a_table_for_another_range_is_refused_unless_rescaled(table: str, noise: NoiseSchedule) -> None:
+def test_a_table_for_another_range_is_refused_unless_rescaled(table: str, noise_schedule: NoiseSchedule) -> None:
     with pytest.raises(TsAdaptError, match="rescale=True"):
-        ays(table, noise, 10)
-    times = ays(table, noise, 10, rescale=True)
-    assert float(times[0]) == noise.t_max and float(times[-1]) == noise.t_min
+        ays(table, noise_schedule, 10)
+    times = ays(table, noise_schedule, 10, rescale=True)
+    assert float(times[0]) == noise_schedule.t_max and float(times[-1]) == noise_schedule.t_min
 
 
 def test_rescaling_is_affine_in_log_sigma() -> None:
-    noise = VarianceExploding()
-    own, other = ays("svd", SVD, 10).log(), ays("svd", noise, 10, rescale=True).log()
+    noise_schedule = VarianceExploding()
+    own, other = ays("svd", SVD, 10).log(), ays("svd", noise_schedule, 10, rescale=True).log()
     slope = math.log(80 / 0.002) / math.log(700 / 0.002)
     torch.testing.assert_close(other - other[-1], slope * (own - own[-1]))
 
@@ -89,14 +89,14 @@ def test_bad_requests_are_refused() -> None:
 
 @pytest.mark.parametrize("config", [SD_CONFIG, {}, {**SD_CONFIG, "rescale_betas_zero_snr": True}])
 def test_rounding_takes_the_timestep_nearest_in_log_sigma(config: dict[str, object]) -> None:
-    noise = BetaTable.from_config(config)
-    times = torch.stack([make("linear", noise, 13), make("quadratic", noise, 13)])
-    table = noise.log_snr(torch.arange(1000, dtype=torch.float64))
-    nearest = (noise.log_snr(times[:, 1:-1])[..., None] - table).abs().argmin(-1)
-    rounded = round_to_timesteps(times, noise)
+    noise_schedule = BetaTable.from_config(config)
+    times = torch.stack([make("linear", noise_schedule, 13), make("quadratic", noise_schedule, 13)])
+    table = noise_schedule.log_snr(torch.arange(1000, dtype=torch.float64))
+    nearest = (noise_schedule.log_snr(times[:, 1:-1])[..., None] - table).abs().argmin(-1)
+    rounded = round_to_timesteps(times, noise_schedule)
     assert torch.equal(rounded[:, 1:-1], nearest.double())
     assert torch.equal(rounded[:, [0, -1]], times[:, [0, -1]])
-    assert torch.equal(round_to_timesteps(rounded, noise), rounded)
+    assert torch.equal(round_to_timesteps(rounded, noise_schedule), rounded)
 
 
 def test_rounding_refuses_duplicates_and_names_the_places() -> None:

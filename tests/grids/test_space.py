@@ -23,20 +23,20 @@ WITH = [(), ("shift",), ("scale",), ("coefficients",), CORRECTIONS]
 
 
 @pytest.fixture(params=NOISES)
-def noise(request):
+def noise_schedule(request):
     return NOISES[request.param]
 
 
-def space(noise, corrections=CORRECTIONS):
-    return GridSpace(noise, STEPS, corrections, 3)
+def space(noise_schedule, corrections=CORRECTIONS):
+    return GridSpace(noise_schedule, STEPS, corrections, 3)
 
 
 @pytest.mark.parametrize("corrections", WITH, ids="+".join)
 @pytest.mark.parametrize("shape", [(), (4,)], ids=["shared", "per-sample"])
-def test_numbers_are_the_inverse_of_grid(noise, corrections, shape):
-    here = space(noise, corrections)
+def test_numbers_are_the_inverse_of_grid(noise_schedule, corrections, shape):
+    here = space(noise_schedule, corrections)
     z = 0.5 * torch.randn(*shape, here.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    grid = validate_grid(here.grid(z), noise)
+    grid = validate_grid(here.grid(z), noise_schedule)
     again = here.grid(here.numbers(grid))
     for name in ("times", "model_times", "output_scale", "coefficients"):
         first, second = getattr(grid, name), getattr(again, name)
@@ -45,9 +45,9 @@ def test_numbers_are_the_inverse_of_grid(noise, corrections, shape):
             torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-6 * float(grid.times.abs().max()))
 
 
-def test_zeros_behind_the_logits_are_no_corrections(noise):
-    here = space(noise)
-    z = here.numbers(TimeGrid(make("log_snr", noise, STEPS)))
+def test_zeros_behind_the_logits_are_no_corrections(noise_schedule):
+    here = space(noise_schedule)
+    z = here.numbers(TimeGrid(make("log_snr", noise_schedule, STEPS)))
     assert z.shape == (here.size,) == (STEPS * 6,)
     grid = here.grid(z)
     assert torch.equal(grid.model_times, grid.times[:-1])
@@ -56,8 +56,8 @@ def test_zeros_behind_the_logits_are_no_corrections(noise):
 
 
 @pytest.mark.parametrize("value", [-1e3, 1e3])
-def test_corrections_stay_in_their_bounds_whatever_the_numbers(noise, value):
-    here = space(noise)
+def test_corrections_stay_in_their_bounds_whatever_the_numbers(noise_schedule, value):
+    here = space(noise_schedule)
     grid = here.grid(torch.cat([torch.zeros(STEPS), torch.full((here.size - STEPS,), value)]).double())
     assert grid.model_times[0] == grid.times[0]
     assert bool((grid.model_times[1:] < grid.times[:-2]).all()) and bool((grid.model_times[1:] > grid.times[2:]).all())
@@ -75,19 +75,19 @@ def test_the_grid_is_differentiable_in_its_numbers():
     assert torch.autograd.gradcheck(flat, z.requires_grad_())
 
 
-def test_what_does_not_fit_is_refused(noise):
-    times = make("log_snr", noise, STEPS)
+def test_what_does_not_fit_is_refused(noise_schedule):
+    times = make("log_snr", noise_schedule, STEPS)
     far = TimeGrid(times, output_scale=torch.full((STEPS,), 2.0, dtype=torch.float64))
     other = TimeGrid(times, coefficients=torch.zeros(STEPS, 2, dtype=torch.float64))
     for grid, corrections, message in (
-        (TimeGrid(make("log_snr", noise, 4)), (), "has 4 steps; expected 5"),
+        (TimeGrid(make("log_snr", noise_schedule, 4)), (), "has 4 steps; expected 5"),
         (far, (), "output_scale, which are not learned here"),
         (far, ("scale",), "further off than can be learned"),
         (other, ("coefficients",), "has 2 coefficients a step; expected 3"),
     ):
         with pytest.raises(TsAdaptError, match=message):
-            space(noise, corrections).numbers(grid)
+            space(noise_schedule, corrections).numbers(grid)
     with pytest.raises(TsAdaptError, match="did you mean 'shift'"):
-        space(noise, ("shft",))
+        space(noise_schedule, ("shft",))
     with pytest.raises(TsAdaptError, match=r"expected \(..., 30\)"):
-        space(noise).grid(torch.zeros(4))
+        space(noise_schedule).grid(torch.zeros(4))

@@ -124,7 +124,9 @@ def test_evaluate_compares_them_at_the_nfes_that_they_were_learned_for(tmp_path:
 
 def test_what_evaluate_cannot_compare_is_one_sentence(tmp_path: Path, capsys) -> None:
     denoiser = build_denoiser(ModelOptions("fashion-ddpm"))
-    predictor = Recursive(denoiser.noise, build_grid("log_snr", denoiser.noise, 5).times, denoiser.shape)
+    predictor = Recursive(
+        denoiser.noise_schedule, build_grid("log_snr", denoiser.noise_schedule, 5).times, denoiser.shape
+    )
     config = SCHEDULE.config
     LearnedScheduler.from_predictors(predictor, "unipc-3", config).save_pretrained(tmp_path / "predictor")
     LearnedScheduler.from_grid("karras", solver="unipc-3").save_pretrained(tmp_path / "fixed")

@@ -17,7 +17,7 @@ from ts_adapt.interfaces import TimeGrid
 from ts_adapt.predictors.store import load_predictor
 from ts_adapt.schedules.file import LearnedGrid
 
-MIXTURE = build_denoiser(ModelOptions(name="gaussian-mixture")).noise
+MIXTURE = build_denoiser(ModelOptions(name="gaussian-mixture")).noise_schedule
 
 
 def test_the_search_fills_every_named_place(finished: Job) -> None:

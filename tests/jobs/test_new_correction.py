@@ -42,11 +42,11 @@ class Offset(Correction):
 
 
 class Moved(UniPC):
-    def update(self, x_t, x0, node, next_node, memory, noise=None):
+    def update(self, x_t, x0, node, next_node, memory, noise_schedule=None):
         offset = node.held.get(Offset.field)
         if offset is not None:
             x0 = x0 + offset.to(x0).reshape(-1, *[1] * (x0.ndim - 1))
-        return super().update(x_t, x0, node, next_node, memory, noise)
+        return super().update(x_t, x0, node, next_node, memory, noise_schedule)
 
 
 class Half(torch.nn.Module):
@@ -57,7 +57,7 @@ class Half(torch.nn.Module):
 @pytest.fixture(autouse=True)
 def offset(monkeypatch):
     monkeypatch.setitem(CORRECTIONS, "offset", Offset())
-    monkeypatch.setitem(SOLVERS, "moved", lambda noise: Moved(noise, order=2))
+    monkeypatch.setitem(SOLVERS, "moved", lambda noise_schedule: Moved(noise_schedule, order=2))
 
 
 @pytest.fixture

@@ -99,8 +99,8 @@ def test_the_whole_job_on_a_model_from_a_file(models, function, capsys):
     assert row["fid_teacher"] >= 0
     made = job.folder / "grid.json"
     assert job.run("export", "static", "--format", "json", "--out", str(made)) == 0
-    noise = ts_adapt.load(f"{models}:{function}").noise
-    assert "fid" not in ts_adapt.LearnedGrid.load(made, noise).about["measured"]
+    noise_schedule = ts_adapt.load(f"{models}:{function}").noise_schedule
+    assert "fid" not in ts_adapt.LearnedGrid.load(made, noise_schedule).about["measured"]
 
 
 def test_a_model_from_a_module_in_the_current_folder(models, monkeypatch):

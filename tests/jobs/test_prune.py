@@ -44,8 +44,8 @@ def test_what_was_left_out_is_left_out_of_the_model(model: Path, capsys: pytest.
     cost = []
     for pruned in (None, str(path)):
         denoiser: Any = build_denoiser(ModelOptions(str(model / "model"), pruned=pruned, channels_last=True))
-        grid, x_T = fixed.make("karras", denoiser.noise, 2), initial_noise(0, range(1), denoiser.shape)
-        cost.append(count_flops(lambda d=denoiser, g=grid, x=x_T: integrate(d, DDIM(d.noise), g, x)))
+        grid, x_T = fixed.make("karras", denoiser.noise_schedule, 2), initial_noise(0, range(1), denoiser.shape)
+        cost.append(count_flops(lambda d=denoiser, g=grid, x=x_T: integrate(d, DDIM(d.noise_schedule), g, x)))
     assert removed(denoiser.network) == kept["removed"]
     assert cost[1] / cost[0] == pytest.approx(kept["rounds"][-1]["cost"]) and cost[1] <= 0.9 * cost[0]
 

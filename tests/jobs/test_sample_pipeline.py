@@ -187,7 +187,7 @@ def test_a_schedule_file_and_a_hub_id(saved: Path, tmp_path: Path, monkeypatch: 
     expected = sample(saved, tmp_path / "a", "ddpm", "ddpm-static")
     schedule = LearnedScheduler.from_pretrained(saved / "ddpm-static")
     grid: TimeGrid = schedule.source.grids[STEPS]
-    LearnedGrid(grid, "unipc-3", STEPS).save(tmp_path / "s.json", schedule.noise)
+    LearnedGrid(grid, "unipc-3", STEPS).save(tmp_path / "s.json", schedule.noise_schedule)
     same(sample(saved, tmp_path / "b", "ddpm", str(tmp_path / "s.json")), expected)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(saved / "ddpm-static"))
     same(sample(saved, tmp_path / "c", "ddpm", "owner/name", "--solver", "unipc-3", "--steps", "4"), expected)
@@ -260,7 +260,7 @@ def test_bad_input_is_one_sentence(saved: Path, tmp_path: Path, capsys, argument
     if "JSON" in arguments:
         names["JSON"] = tmp_path / "s.json"
         schedule = LearnedScheduler.from_pretrained(saved / "ddpm-static")
-        LearnedGrid(schedule.source.grids[STEPS], "unipc-3", STEPS).save(names["JSON"], schedule.noise)
+        LearnedGrid(schedule.source.grids[STEPS], "unipc-3", STEPS).save(names["JSON"], schedule.noise_schedule)
     if "IMG2IMG" in arguments:
         names["IMG2IMG"] = tmp_path / "img2img"
         StableDiffusionImg2ImgPipeline.from_pretrained(saved / "sd").save_pretrained(names["IMG2IMG"])

@@ -30,7 +30,7 @@ from ts_adapt.storage.files import write_tensors
 @pytest.fixture(scope="module")
 def labelled(problem):
     objective, batch = problem
-    static = TimeGrid(fixed.make("karras", objective.denoiser.noise, STEPS))
+    static = TimeGrid(fixed.make("karras", objective.denoiser.noise_schedule, STEPS))
     labels = search_per_sample(objective, batch, static, PerSampleOptions(iterations=15, random_starts=0))
     return Labelled(batch, labels.grid, labels.distance)
 
@@ -39,7 +39,7 @@ def labelled(problem):
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_through_the_solver_lowers_the_distance_on_unseen_samples(kind, corrections, problem, tmp_path):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise, corrections=corrections)
+    predictor = build(kind, objective.denoiser.noise_schedule, corrections=corrections)
     options = TrainOptions(epochs=20, lr=4e-3, batch_size=8)
     train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
     result = train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
@@ -53,7 +53,7 @@ def test_training_through_the_solver_lowers_the_distance_on_unseen_samples(kind,
 def test_what_does_not_help_for_sure_is_not_kept(kind, problem, labelled, tmp_path):
     """Regression on a few labels may hurt; then the predictor stays the static grid."""
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise)
+    predictor = build(kind, objective.denoiser.noise_schedule)
     options = TrainOptions(loss="labels", label_epochs=10, batch_size=8)
     validation = batch.rows(slice(36, None))
     result = train_predictor(
@@ -81,7 +81,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(kind, calls, problem, l
     options = TrainOptions(loss="both", epochs=4, label_epochs=4, validate_every=1, batch_size=12)
 
     def run(folder, objective):
-        predictor = build(kind, objective.denoiser.noise, corrections=CORRECTIONS)
+        predictor = build(kind, objective.denoiser.noise_schedule, corrections=CORRECTIONS)
         result = train_predictor(
             predictor, objective, train, validation, options, tmp_path / folder, labels={STEPS: labelled},
             checkpoint=tmp_path / folder / "training.safetensors", progress=False,
@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_is_not_used_and_one_of_other_options_is_refused(pr
     objective, batch = problem
     path, results = tmp_path / "training.safetensors", []
     for content in (None, b"junk", "foreign"):
-        predictor = build(OneShot, objective.denoiser.noise)
+        predictor = build(OneShot, objective.denoiser.noise_schedule)
         if content == "foreign":
             write_tensors(path, {"weights/x": torch.ones(2), "progress": torch.ones(5)})
         elif content:
@@ -130,7 +130,7 @@ def test_regression_can_fit_its_labels(kind, problem, labelled, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise)
+    predictor = build(kind, objective.denoiser.noise_schedule)
     options = TrainOptions(
         loss="labels", label_epochs=60, label_lr=2e-2, weight_decay=0.0, batch_size=12, patience=1000, validate_every=60
     )
@@ -142,10 +142,10 @@ def test_regression_can_fit_its_labels(kind, problem, labelled, tmp_path):
 
 def test_nothing_to_predict_in_one_step_without_corrections(problem, tmp_path):
     objective, batch = problem
-    noise = objective.denoiser.noise
+    noise_schedule = objective.denoiser.noise_schedule
     with pytest.raises(TsAdaptError, match="nfe 2 or more"):
-        train_predictor(build(OneShot, noise, 1), objective, batch, batch, TrainOptions(), tmp_path)
-    predictor = build(Recursive, noise, 1, corrections=["coefficients"])
+        train_predictor(build(OneShot, noise_schedule, 1), objective, batch, batch, TrainOptions(), tmp_path)
+    predictor = build(Recursive, noise_schedule, 1, corrections=["coefficients"])
     options = TrainOptions(epochs=20, lr=1e-2, batch_size=8)
     assert train_predictor(predictor, objective, batch, batch, options, tmp_path, progress=False).gain > 0
 
@@ -155,7 +155,12 @@ def test_unknown_loss_and_missing_labels_are_refused(problem, tmp_path):
     for loss, message in (("x", "end_to_end, labels, both"), ("labels", "none were given")):
         with pytest.raises(TsAdaptError, match=message):
             train_predictor(
-                build(OneShot, objective.denoiser.noise), objective, batch, batch, TrainOptions(loss=loss), tmp_path
+                build(OneShot, objective.denoiser.noise_schedule),
+                objective,
+                batch,
+                batch,
+                TrainOptions(loss=loss),
+                tmp_path,
             )
 
 
@@ -165,19 +170,19 @@ def test_labels_with_corrections_are_refused(labelled, problem, tmp_path):
     labels, options = {STEPS: replace(labelled, grid=grid)}, TrainOptions(loss="both")
     with pytest.raises(TsAdaptError, match="searched without corrections"):
         train_predictor(
-            build(OneShot, objective.denoiser.noise), objective, batch, batch, options, tmp_path, labels=labels
+            build(OneShot, objective.denoiser.noise_schedule), objective, batch, batch, options, tmp_path, labels=labels
         )
 
 
 def test_regression_has_finite_gradients_where_log_snr_is_infinite():
-    noise = RectifiedFlow()
-    denoiser = GaussianMixtureDenoiser(noise, torch.zeros(2, 1, 4, 4), 0.1, prediction="velocity")
+    noise_schedule = RectifiedFlow()
+    denoiser = GaussianMixtureDenoiser(noise_schedule, torch.zeros(2, 1, 4, 4), 0.1, prediction="velocity")
     x_T = initial_noise(0, range(6), (1, 4, 4))
-    times = fixed.make("log_snr", noise, STEPS).expand(6, -1)
+    times = fixed.make("log_snr", noise_schedule, STEPS).expand(6, -1)
     data = Labelled(Batch(torch.arange(6), x_T, x_T, {}), TimeGrid(times), torch.ones(6))
     for kind in KINDS:
-        predictor = build(kind, noise)
-        loss = regression(predictor, Objective(denoiser, DDIM(noise), l2), {STEPS: data})
+        predictor = build(kind, noise_schedule)
+        loss = regression(predictor, Objective(denoiser, DDIM(noise_schedule), l2), {STEPS: data})
         loss(STEPS, torch.arange(6)).backward()
         assert all(torch.isfinite(p.grad).all() for p in predictor.parameters() if p.grad is not None)
 
@@ -185,7 +190,7 @@ def test_regression_has_finite_gradients_where_log_snr_is_infinite():
 @pytest.mark.parametrize("kind", KINDS)
 def test_stochastic_solvers_can_be_trained_for(kind, problem, tmp_path):
     objective, batch = problem
-    noisy = Objective(objective.denoiser, DDIM(objective.denoiser.noise, eta=1.0), objective.distance)
-    predictor = build(kind, noisy.denoiser.noise, order=1, corrections=CORRECTIONS)
+    noisy = Objective(objective.denoiser, DDIM(objective.denoiser.noise_schedule, eta=1.0), objective.distance)
+    predictor = build(kind, noisy.denoiser.noise_schedule, order=1, corrections=CORRECTIONS)
     options = TrainOptions(epochs=1)
     assert train_predictor(predictor, noisy, batch, batch, options, tmp_path, progress=False).epochs == 1

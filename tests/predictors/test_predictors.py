@@ -24,7 +24,7 @@ from ts_adapt.storage.files import write_tensors
 @pytest.mark.parametrize("kind", KINDS)
 def test_untrained_predictor_is_the_static_grid(kind, corrections, problem):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise, corrections=corrections)
+    predictor = build(kind, objective.denoiser.noise_schedule, corrections=corrections)
     times = predicted(predictor, objective, batch).times
     assert torch.allclose(times, predictor.static_times.expand(len(batch), -1), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(
@@ -39,21 +39,21 @@ def test_untrained_predictor_is_the_static_grid(kind, corrections, problem):
 @pytest.mark.parametrize("kind", KINDS)
 def test_predicted_grids_are_valid_for_any_weights(kind, corrections, problem):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise, corrections=corrections)
+    predictor = build(kind, objective.denoiser.noise_schedule, corrections=corrections)
     with torch.no_grad():
         for parameter in predictor.parameters():
             parameter.normal_(0, 1.0)
     times = predicted(predictor, objective, batch).times
     assert bool((times[:, 1:] < times[:, :-1]).all())
-    assert bool((times[:, 0] == objective.denoiser.noise.t_max).all())
-    assert bool((times[:, -1] == objective.denoiser.noise.t_min).all())
+    assert bool((times[:, 0] == objective.denoiser.noise_schedule.t_max).all())
+    assert bool((times[:, -1] == objective.denoiser.noise_schedule.t_min).all())
     assert float(times[:, 1].std()) > 0
 
 
 def test_times_that_do_not_fall_are_named(problem, monkeypatch):
     """Shares of nearly all that is left come to the end, in the precision of the times, before the last step."""
     objective, batch = problem
-    predictor = build(Recursive, objective.denoiser.noise, 12)
+    predictor = build(Recursive, objective.denoiser.noise_schedule, 12)
     monkeypatch.setattr(Recursive, "share", lambda self, numbers, steps, step: torch.full_like(numbers[:, 0], 1 - 1e-4))
     with pytest.raises(TsAdaptError, match="time does not fall"):
         objective.student(predictor.policy(), batch)
@@ -63,7 +63,7 @@ def test_times_that_do_not_fall_are_named(problem, monkeypatch):
 def test_corrections_that_overflow_are_named(kind, problem):
     """Weights near the largest float are finite; what they add up to is not."""
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise, corrections=CORRECTIONS)
+    predictor = build(kind, objective.denoiser.noise_schedule, corrections=CORRECTIONS)
     with torch.no_grad():
         predictor.encoder.bias.fill_(3e38)
     with pytest.raises(TsAdaptError, match="NaN or infinite"):
@@ -73,7 +73,7 @@ def test_corrections_that_overflow_are_named(kind, problem):
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_of_samples_equals_single_samples(kind, problem):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise, corrections=CORRECTIONS)
+    predictor = build(kind, objective.denoiser.noise_schedule, corrections=CORRECTIONS)
     with torch.no_grad():
         predictor.encoder.weight.normal_(0, 0.3)
     five = batch.rows(slice(0, 5))
@@ -87,7 +87,7 @@ def test_batch_of_samples_equals_single_samples(kind, problem):
 def test_each_correction_moves_the_samples_and_alone(kind, correction, problem):
     """Numbers behind the time's change what they are for, and nothing else."""
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise, corrections=[correction])
+    predictor = build(kind, objective.denoiser.noise_schedule, corrections=[correction])
     behind = slice(STEPS if kind is OneShot else 1, None)
     with torch.no_grad():
         predictor.encoder.bias[:, behind] = 0.02
@@ -132,10 +132,10 @@ def test_no_row_has_more_than_its_share_of_the_gradient():
 
 
 def test_positions_and_shares_invert(mixture):
-    times = fixed.make("karras", mixture.noise, 6)
-    u = positions(times, mixture.noise)
-    assert torch.allclose(times_at(u, mixture.noise), times, rtol=1e-6, atol=1e-9)
-    r, rebuilt = shares(times, mixture.noise), [torch.zeros(())]
+    times = fixed.make("karras", mixture.noise_schedule, 6)
+    u = positions(times, mixture.noise_schedule)
+    assert torch.allclose(times_at(u, mixture.noise_schedule), times, rtol=1e-6, atol=1e-9)
+    r, rebuilt = shares(times, mixture.noise_schedule), [torch.zeros(())]
     for share in r:
         rebuilt.append(rebuilt[-1] + share * (1 - rebuilt[-1]))
     assert torch.allclose(torch.stack(rebuilt).double(), u[:-1], atol=1e-6)
@@ -144,7 +144,7 @@ def test_positions_and_shares_invert(mixture):
 @pytest.mark.parametrize("kind", KINDS)
 def test_conditions_reach_the_grid(kind, problem):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise, classes=3)
+    predictor = build(kind, objective.denoiser.noise_schedule, classes=3)
     with torch.no_grad():
         predictor.encoder.weight.normal_(0, 0.5)
     labels = torch.arange(len(batch)) % 3
@@ -159,28 +159,28 @@ def test_conditions_reach_the_grid(kind, problem):
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip_on_disk(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise, corrections=CORRECTIONS)
+    predictor = build(kind, objective.denoiser.noise_schedule, corrections=CORRECTIONS)
     with torch.no_grad():
         predictor.encoder.weight.normal_(0, 0.2)
     save_predictor(tmp_path, predictor, {"solver": "unipc-3"})
-    loaded, config = load_predictor(tmp_path, objective.denoiser.noise)
+    loaded, config = load_predictor(tmp_path, objective.denoiser.noise_schedule)
     assert config["solver"] == "unipc-3"
     assert torch.equal(predicted(loaded, objective, batch).times, predicted(predictor, objective, batch).times)
 
 
 def test_a_bad_folder_is_refused_in_one_sentence(problem, tmp_path):
     objective, _ = problem
-    noise = objective.denoiser.noise
+    noise_schedule = objective.denoiser.noise_schedule
     with pytest.raises(TsAdaptError, match="no predictor"):
-        load_predictor(tmp_path, noise)
-    predictor = build(OneShot, noise)
+        load_predictor(tmp_path, noise_schedule)
+    predictor = build(OneShot, noise_schedule)
     save_predictor(tmp_path, predictor, {})
     tensors = {k: v.clone() for k, v in predictor.state_dict().items()}
     tensors["encoder.dense.weight"][0, 0] = torch.nan
     write_tensors(tmp_path / "model.safetensors", tensors)
     with pytest.raises(TsAdaptError, match="NaN"):
-        load_predictor(tmp_path, noise)
+        load_predictor(tmp_path, noise_schedule)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "kind": "os.system"}))
     with pytest.raises(TsAdaptError, match="known: one-shot, recursive"):
-        load_predictor(tmp_path, noise)
+        load_predictor(tmp_path, noise_schedule)

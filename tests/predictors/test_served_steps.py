@@ -33,20 +33,20 @@ def randomised(predictor):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_number_of_steps_has_places_of_its_own(kind, mixture):
-    predictor = build(kind, mixture.noise, (7, 1, 3))
+    predictor = build(kind, mixture.noise_schedule, (7, 1, 3))
     assert predictor.learned == (1, 3, 7)
     places = [place for steps in (1, 3, 7) for place in range(1000)[predictor.places(steps)]]
     assert places == list(range(len(predictor.encoder.mean)))
     for steps in predictor.learned:
-        assert torch.equal(predictor.static(steps), fixed.make("karras", mixture.noise, steps))
+        assert torch.equal(predictor.static(steps), fixed.make("karras", mixture.noise_schedule, steps))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_alone_or_among_others_a_number_of_steps_has_the_same_grids(kind, problem):
     """A predictor for one N is the case of one N: with its weights at that N's places the grids are the same."""
     objective, batch = problem
-    among = randomised(build(kind, objective.denoiser.noise, (2, 3, 4), corrections=CORRECTIONS))
-    alone = build(kind, objective.denoiser.noise, (3,), corrections=CORRECTIONS)
+    among = randomised(build(kind, objective.denoiser.noise_schedule, (2, 3, 4), corrections=CORRECTIONS))
+    alone = build(kind, objective.denoiser.noise_schedule, (3,), corrections=CORRECTIONS)
     weights, places = among.state_dict(), among.places(3)
     outputs = alone.encoder.bias.shape[1]
     for key, value in alone.state_dict().items():
@@ -60,14 +60,14 @@ def test_alone_or_among_others_a_number_of_steps_has_the_same_grids(kind, proble
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_that_were_not_learned_are_refused(kind, mixture):
-    predictor = build(kind, mixture.noise, SERVED)
+    predictor = build(kind, mixture.noise_schedule, SERVED)
     with pytest.raises(TsAdaptError, match="learned for 2, 4 steps, not for 3"):
         predictor.policy(3)
     with pytest.raises(TsAdaptError, match="learned for 2, 4 steps; say which"):
         predictor.policy()
     for served in ((), (3, 3)):
         with pytest.raises(TsAdaptError, match="static grids of different N"):
-            build(kind, mixture.noise, served)
+            build(kind, mixture.noise_schedule, served)
 
 
 def test_an_epoch_has_every_sample_once_for_every_number_of_steps_in_turn():
@@ -85,7 +85,7 @@ def test_an_epoch_has_every_sample_once_for_every_number_of_steps_in_turn():
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_network_learns_every_number_of_steps(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise, SERVED, corrections=CORRECTIONS)
+    predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=CORRECTIONS)
     train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
     options = TrainOptions(epochs=10, lr=4e-3, batch_size=8)
     result = train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
@@ -98,7 +98,7 @@ def test_one_network_learns_every_number_of_steps(kind, problem, tmp_path):
 
 def test_labels_are_learned_for_every_number_of_steps(problem, tmp_path):
     objective, batch = problem
-    predictor = build(Recursive, objective.denoiser.noise, SERVED)
+    predictor = build(Recursive, objective.denoiser.noise_schedule, SERVED)
     labels = {}
     for steps in SERVED:
         static = TimeGrid(predictor.static(steps))
@@ -113,19 +113,19 @@ def test_labels_are_learned_for_every_number_of_steps(problem, tmp_path):
 def test_a_number_of_steps_that_gains_nothing_for_sure_stays_static_and_the_others_are_kept(problem, tmp_path):
     """Of two grids per N the network's bias leads from the worse to the better at N = 4, and the other way at N = 2."""
     objective, batch = problem
-    noise = objective.denoiser.noise
+    noise_schedule = objective.denoiser.noise_schedule
 
     def worse_and_better(steps):
-        grids = [fixed.make(name, noise, steps) for name in ("karras", "linear", "quadratic", "log_snr")]
+        grids = [fixed.make(name, noise_schedule, steps) for name in ("karras", "linear", "quadratic", "log_snr")]
         ordered = sorted(grids, key=lambda times: -float(objective.measure(times, batch).mean()))
         return ordered[0], ordered[-1]
 
     (worse2, better2), (worse4, better4) = worse_and_better(2), worse_and_better(4)
     torch.manual_seed(0)
-    predictor = Recursive(noise, [better2, worse4], (1, 4, 4), width=8, hidden=16)
+    predictor = Recursive(noise_schedule, [better2, worse4], (1, 4, 4), width=8, hidden=16)
     with torch.no_grad():
         for steps, to in ((2, worse2), (4, better4)):
-            f = torch.logit(shares(to, noise)) - torch.logit(shares(predictor.static(steps), noise))
+            f = torch.logit(shares(to, noise_schedule)) - torch.logit(shares(predictor.static(steps), noise_schedule))
             predictor.encoder.bias[predictor.places(steps)][:-1, 0] = f.float() / 10
     torch.testing.assert_close(predicted(predictor, objective, batch, 4).times[0], better4)
     options = TrainOptions(epochs=1, lr=1e-9, batch_size=48)
@@ -141,9 +141,9 @@ def test_a_number_of_steps_that_gains_nothing_for_sure_stays_static_and_the_othe
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_numbers_of_steps_come_back_from_disk(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = randomised(build(kind, objective.denoiser.noise, SERVED, corrections=CORRECTIONS))
+    predictor = randomised(build(kind, objective.denoiser.noise_schedule, SERVED, corrections=CORRECTIONS))
     save_predictor(tmp_path, predictor, {"solver": "unipc-3", "nfe": [2, 4]})
-    loaded, config = load_predictor(tmp_path, objective.denoiser.noise)
+    loaded, config = load_predictor(tmp_path, objective.denoiser.noise_schedule)
     assert nfes_of(config) == [2, 4] and loaded.learned == SERVED
     for steps in SERVED:
         assert torch.equal(
@@ -153,17 +153,17 @@ def test_several_numbers_of_steps_come_back_from_disk(kind, problem, tmp_path):
     whole = json.loads(path.read_text())
     path.write_text(json.dumps({**whole, "version": 1}))
     with pytest.raises(TsAdaptError, match=r"version 1; expected .*; train the predictor again"):
-        load_predictor(tmp_path, objective.denoiser.noise)
+        load_predictor(tmp_path, objective.denoiser.noise_schedule)
     for steps in ([2], [4, 2, 1], [6], [-1, 8], "24", [2.0, 4.0], []):
         path.write_text(json.dumps({**whole, "network": {**whole["network"], "steps": steps}}))
         with pytest.raises(TsAdaptError, match="train it again"):
-            load_predictor(tmp_path, objective.denoiser.noise)
+            load_predictor(tmp_path, objective.denoiser.noise_schedule)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_spread_tells_a_static_grid_from_one_for_each_sample(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise, SERVED, corrections=CORRECTIONS)
+    predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=CORRECTIONS)
 
     def found(steps):
         return spread(predicted(predictor, objective, batch, steps), objective)
@@ -182,7 +182,7 @@ def test_what_is_predicted_is_logged_for_every_number_of_steps(problem, tmp_path
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     objective, batch = problem
-    predictor = build(Recursive, objective.denoiser.noise, SERVED, corrections=CORRECTIONS)
+    predictor = build(Recursive, objective.denoiser.noise_schedule, SERVED, corrections=CORRECTIONS)
     train_predictor(predictor, objective, batch, batch, TrainOptions(epochs=1), tmp_path, progress=False)
     events = EventAccumulator(str(next(tmp_path.rglob("events*")).parent))
     events.Reload()

@@ -47,16 +47,16 @@ CASES = {
 
 def problem() -> tuple[Objective, Batch]:
     mixture = example_mixture()
-    solver = UniPC(mixture.noise, order=3)
+    solver = UniPC(mixture.noise_schedule, order=3)
     x_T = initial_noise(0, range(50), (1, 4, 4))
-    target = integrate(mixture, solver, fixed.make("log_snr", mixture.noise, 40), x_T).x
+    target = integrate(mixture, solver, fixed.make("log_snr", mixture.noise_schedule, 40), x_T).x
     return Objective(mixture, solver, make("l2"), derivative="exact"), Batch(torch.arange(50), x_T, target, {})
 
 
 def part_of(folder: Path, rank: int, dies_at: int | None) -> None:
     """One process's part of a training; what it holds at the end goes to files of its own."""
     objective, batch = problem()
-    noise, left = objective.denoiser.noise, dies_at
+    noise_schedule, left = objective.denoiser.noise_schedule, dies_at
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
         nonlocal left
@@ -66,9 +66,9 @@ def part_of(folder: Path, rank: int, dies_at: int | None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         return objective.distance(x, y)
 
-    predictor = build(Recursive, noise, SERVED, corrections=CORRECTIONS, hidden=16)
+    predictor = build(Recursive, noise_schedule, SERVED, corrections=CORRECTIONS, hidden=16)
     few, ones = batch.rows(slice(0, 20)), torch.ones(20)
-    labels = {n: Labelled(few, TimeGrid(fixed.make("log_snr", noise, n).expand(20, -1)), ones) for n in SERVED}
+    labels = {n: Labelled(few, TimeGrid(fixed.make("log_snr", noise_schedule, n).expand(20, -1)), ones) for n in SERVED}
     train, validation = batch.rows(slice(0, 31)), batch.rows(slice(31, None))
     result = train_predictor(
         predictor, replace(objective, distance=distance), train, validation, OPTIONS, folder, labels=labels,

@@ -87,8 +87,8 @@ def denoiser() -> NetworkDenoiser:
 @pytest.fixture
 def solve(denoiser: NetworkDenoiser) -> tuple[Any, Any, Any]:
     """Solver, grid of four steps, and the noise of six samples."""
-    grid = fixed.make("linear", denoiser.noise, 4)
-    return UniPC(denoiser.noise, order=3), grid, initial_noise(0, range(6), denoiser.shape)
+    grid = fixed.make("linear", denoiser.noise_schedule, 4)
+    return UniPC(denoiser.noise_schedule, order=3), grid, initial_noise(0, range(6), denoiser.shape)
 
 
 @pytest.fixture

@@ -58,7 +58,9 @@ def test_the_diffusion_loss_is_that_of_the_target(denoiser: Any, prediction: str
     denoiser.call = lambda network, x, timestep, condition: values.append((x, timestep)) or x
     found = loss(denoiser.network, batch, torch.Generator().manual_seed(0))
     x_t, t = values[0]
-    alpha, sigma = (c(t.double()).float().view(-1, 1, 1, 1) for c in (denoiser.noise.alpha, denoiser.noise.sigma))
+    alpha, sigma = (
+        c(t.double()).float().view(-1, 1, 1, 1) for c in (denoiser.noise_schedule.alpha, denoiser.noise_schedule.sigma)
+    )
     eps = (x_t - alpha * batch.x0) / sigma
     target = eps if prediction == "epsilon" else alpha * eps - sigma * batch.x0
     assert torch.allclose(found, (x_t - target).square().mean(), rtol=1e-3)

@@ -168,10 +168,10 @@ def test_steps_of_ddpm_draw_from_the_pipelines_generator(pipe: Any) -> None:
     denoiser = from_pipeline(pipe)
     generator = torch.Generator().manual_seed(0)
     x_T = torch.randn(2, *SHAPE, generator=generator)
-    times = fixed.make("uniform", denoiser.noise, STEPS)
+    times = fixed.make("uniform", denoiser.noise_schedule, STEPS)
     with torch.no_grad():
         ours = integrate(
-            denoiser, DDIM(denoiser.noise, eta=1.0), times, x_T,
+            denoiser, DDIM(denoiser.noise_schedule, eta=1.0), times, x_T,
             step_noise=lambda step: torch.randn(x_T.shape, generator=generator),
         )  # fmt: skip
     attach(pipe, LearnedScheduler.from_grid("uniform", "ddpm"))

@@ -36,7 +36,7 @@ def test_steps_are_those_of_integrate(solver: str, config: Any) -> None:
 @pytest.mark.parametrize("solver", ["unipc-3", "dpmpp-3m", "ipndm-4", "euler"])
 def test_rectified_flow_with_both_ends_at_infinite_log_snr(solver: str) -> None:
     schedule = LearnedScheduler.from_grid("karras", solver, FLOW)
-    times = fixed.make("karras", schedule.noise, 6)
+    times = fixed.make("karras", schedule.noise_schedule, 6)
     torch.testing.assert_close(by_hand(schedule, 6), our_own(schedule, times), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(schedule.timesteps, (1000 * times[:-1]).float())
 
@@ -51,9 +51,11 @@ def test_fixed_grids_by_name(name: str) -> None:
 def test_zero_terminal_snr() -> None:
     config = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True).config
     schedule = LearnedScheduler.from_grid("uniform", "unipc-2", config)
-    assert schedule.noise.zero_terminal_snr
+    assert schedule.noise_schedule.zero_terminal_snr
     found = by_hand(schedule, 5)
-    torch.testing.assert_close(found, our_own(schedule, fixed.make("uniform", schedule.noise, 5)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        found, our_own(schedule, fixed.make("uniform", schedule.noise_schedule, 5)), rtol=1e-6, atol=1e-6
+    )
     assert torch.isfinite(found).all()
 
 
@@ -276,7 +278,7 @@ def test_from_config_takes_over_betas_and_prediction_type() -> None:
     schedule = LearnedScheduler.from_config(V_CONFIG, grid="karras", solver="unipc")
     assert schedule.config["solver"] == "unipc-2" and schedule.prediction == "v"
     t = torch.arange(999.0)
-    torch.testing.assert_close(schedule.noise.log_snr(t), BetaTable.from_config(V_CONFIG).log_snr(t))
+    torch.testing.assert_close(schedule.noise_schedule.log_snr(t), BetaTable.from_config(V_CONFIG).log_snr(t))
     again = LearnedScheduler.from_config(schedule.config)
     assert {**again.config} == {**schedule.config}
     assert DDIMScheduler.from_config(schedule.config).config["prediction_type"] == "v_prediction"

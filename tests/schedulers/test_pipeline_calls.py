@@ -105,13 +105,13 @@ def test_lists_of_timesteps_and_sigmas(name: str, pipes: Any, tiny: Any) -> None
     pipe, case = pipes(name), CASES[name]
     attach(pipe, schedule := made(tiny, pipe, "static"))
     times = torch.tensor([999.0, 700.5, 300.25, 60.0, 0.0]).double()
-    sigmas = edm_sigma(schedule.noise, times[:-1]).tolist()
+    sigmas = edm_sigma(schedule.noise_schedule, times[:-1]).tolist()
     by_time = case.call(pipe, ROWS, num_inference_steps=None, timesteps=times[:-1].tolist())
     by_sigma = case.call(pipe, ROWS, num_inference_steps=None, sigmas=[*sigmas, 0.0])
     without_end = case.call(pipe, ROWS, num_inference_steps=None, sigmas=sigmas)
     detach(pipe)
     solution = integrate(
-        case.ours(pipe), build_solver("unipc-3", schedule.noise), TimeGrid(times), noise(ROWS, *case.shape),
+        case.ours(pipe), build_solver("unipc-3", schedule.noise_schedule), TimeGrid(times), noise(ROWS, *case.shape),
         condition=case.condition(ROWS),
     )  # fmt: skip
     for found in (by_time, by_sigma, without_end):
@@ -129,7 +129,11 @@ def test_sigmas_of_flows_are_their_times(name: str, pipes: Any, tiny: Any) -> No
     denoiser = guided_sd3(pipe) if name == "sd3" else by_hand(pipe)
     times = torch.tensor([1.0, 0.8, 0.5, 0.1, 0.0]).double()
     x = integrate(
-        denoiser, build_solver("unipc-3", schedule.noise), times, noise(ROWS, 4, 8, 8), condition=sd3_condition(ROWS)
+        denoiser,
+        build_solver("unipc-3", schedule.noise_schedule),
+        times,
+        noise(ROWS, 4, 8, 8),
+        condition=sd3_condition(ROWS),
     ).x
     torch.testing.assert_close(found, tokens(x) if name == "flux" else x, atol=1e-4, rtol=1e-4)
 
@@ -140,11 +144,13 @@ def test_the_published_lists_of_diffusers(pipes: Any, tiny: Any) -> None:
     pipe = pipes("sd")
     schedule = attach(pipe, LearnedScheduler.from_grid("karras", "dpmpp-2m")).scheduler
     by_sigma = call_sd(pipe, ROWS, num_inference_steps=None, sigmas=AysSchedules["StableDiffusionSigmas"])
-    times, _ = from_sigmas(AysSchedules["StableDiffusionSigmas"], schedule.noise, "ays")
+    times, _ = from_sigmas(AysSchedules["StableDiffusionSigmas"], schedule.noise_schedule, "ays")
     torch.testing.assert_close(schedule.timesteps, times[:-1].float())
     by_time = call_sd(pipe, ROWS, num_inference_steps=None, timesteps=AysSchedules["StableDiffusionTimesteps"])
     assert len(schedule.timesteps) == 10
-    named = LearnedScheduler.from_grid(build_grid("ays-sd15", schedule.noise, 10), "dpmpp-2m", pipe.scheduler.config)
+    named = LearnedScheduler.from_grid(
+        build_grid("ays-sd15", schedule.noise_schedule, 10), "dpmpp-2m", pipe.scheduler.config
+    )
     attach(pipe, named)
     by_name = call_sd(pipe, ROWS, num_inference_steps=10)
     detach(pipe)

@@ -74,7 +74,10 @@ def test_without_guidance(name: str, kind: str, pipes: Any, tiny: Any) -> None:
     pipe, case = pipes(name), CASES[name]
     schedule = made(tiny, pipe, kind, name)
     plain = case.ours(pipe).denoiser
-    solver, policy = build_solver("unipc-3", schedule.noise), schedule.source.plan(STEPS, schedule.noise).policy(0)
+    solver, policy = (
+        build_solver("unipc-3", schedule.noise_schedule),
+        schedule.source.plan(STEPS, schedule.noise_schedule).policy(0),
+    )
     solution = integrate(plain, solver, policy, noise(ROWS, *case.shape), condition=case.condition(ROWS))
     attach(pipe, schedule)
     found = case.call(pipe, ROWS, guidance_scale=1.0)
@@ -203,9 +206,9 @@ def test_img2img_starts_inside_the_grid(kind: str, strength: float, pipes: Any, 
     alone = torch.cat([call([row], latents[i : i + 1]) for i, row in enumerate(ROWS)])
     detach(pipe)
     assert len(counted.timesteps) == STEPS - begin
-    t = schedule.source.plan(STEPS, schedule.noise).times[begin]
+    t = schedule.source.plan(STEPS, schedule.noise_schedule).times[begin]
     eps = noise(ROWS, *case.shape)
-    x = (schedule.noise.alpha(t) * latents + schedule.noise.sigma(t) * eps).float()
+    x = (schedule.noise_schedule.alpha(t) * latents + schedule.noise_schedule.sigma(t) * eps).float()
     torch.testing.assert_close(found, our_own(pipe, case, schedule, ROWS, x, begin), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(alone, found, atol=1e-4, rtol=1e-4)
 
@@ -234,9 +237,9 @@ def test_flux_with_true_guidance_calls_the_network_twice_a_step(kind: str, pipes
         found = call_flux(pipe, ROWS, true_cfg_scale=SCALE, **negative)
     detach(pipe)
     assert len(counted.timesteps) == 2 * STEPS
-    policy = schedule.source.plan(STEPS, schedule.noise).policy(0)
+    policy = schedule.source.plan(STEPS, schedule.noise_schedule).policy(0)
     expected = integrate(
-        guided_sd3(pipe), build_solver("unipc-3", schedule.noise), policy, noise(ROWS, 4, 8, 8),
+        guided_sd3(pipe), build_solver("unipc-3", schedule.noise_schedule), policy, noise(ROWS, 4, 8, 8),
         condition=sd3_condition(ROWS),
     )  # fmt: skip
     torch.testing.assert_close(found, tokens(expected.x), atol=1e-4, rtol=1e-4)
@@ -250,7 +253,9 @@ def test_several_images_a_prompt(kind: str, pipes: Any, tiny: Any) -> None:
     attach(pipe, schedule)
     found = call_sd(pipe, [3, 8], latents=None, num_images_per_prompt=2, generator=generators([1, 2, 3, 4]))
     detach(pipe)
-    policy = schedule.source.plan(STEPS, schedule.noise).policy(0)
+    policy = schedule.source.plan(STEPS, schedule.noise_schedule).policy(0)
     x_T, condition = noise([1, 2, 3, 4], 4, 8, 8), {"encoder_hidden_states": embeddings([3, 3, 8, 8])}
-    expected = integrate(case.ours(pipe), build_solver("unipc-3", schedule.noise), policy, x_T, condition=condition).x
+    expected = integrate(
+        case.ours(pipe), build_solver("unipc-3", schedule.noise_schedule), policy, x_T, condition=condition
+    ).x
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

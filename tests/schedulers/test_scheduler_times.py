@@ -32,7 +32,7 @@ def test_any_real_times_in_solvers_that_diffusers_gives_none(solver: str) -> Non
 
 
 def test_what_flux_passes_stands_for_the_number_of_steps() -> None:
-    learned = fixed.make("log_snr", LearnedScheduler.from_config(FLOW).noise, 4)
+    learned = fixed.make("log_snr", LearnedScheduler.from_config(FLOW).noise_schedule, 4)
     schedule = LearnedScheduler.from_grid(learned, "unipc-2", FLOW)
     schedule.set_timesteps(sigmas=torch.linspace(1, 0.25, 4).numpy(), mu=1.15)
     torch.testing.assert_close(schedule.timesteps, (1000 * learned[:-1]).float())

@@ -130,7 +130,7 @@ def test_a_broken_off_run_does_not_reach_another_pipeline_of_the_same_network(ti
     pipe = tiny.pipeline("ddpm")
     other = DDPMPipeline(pipe.unet, pipe.scheduler)
     recursive = tiny.schedule("recursive", pipe.scheduler.config, SHAPE)
-    nominal = recursive.source.plan(4, recursive.noise).times
+    nominal = recursive.source.plan(4, recursive.noise_schedule).times
     attach(other, LearnedScheduler.from_grid(nominal, "unipc-3", pipe.scheduler.config))
     expected = images(other)
     recursive = attach(pipe, recursive).scheduler

@@ -34,22 +34,22 @@ KNOWN: dict[str, Any] = {
 }
 
 
-def corrected(noise: NoiseSchedule, steps: int = 4) -> LearnedGrid:
-    times = fixed.make("log_snr", noise, steps)
+def corrected(noise_schedule: NoiseSchedule, steps: int = 4) -> LearnedGrid:
+    times = fixed.make("log_snr", noise_schedule, steps)
     ones = torch.ones(steps, dtype=torch.float64)
     return LearnedGrid(TimeGrid(times, times[:-1] * 0.99, 0.9 * ones, torch.zeros(steps, 2)), "unipc-2", steps, KNOWN)
 
 
-@pytest.mark.parametrize("noise", [TABLE, ZERO_SNR, ContinuousVP(), VarianceExploding(), RectifiedFlow()])
-def test_what_is_written_comes_back(tmp_path: Path, noise: NoiseSchedule) -> None:
-    path, schedule = tmp_path / "a.json", corrected(noise)
-    schedule.save(path, noise)
-    for read in (LearnedGrid.load(path, noise), LearnedGrid.load(path)):
+@pytest.mark.parametrize("noise_schedule", [TABLE, ZERO_SNR, ContinuousVP(), VarianceExploding(), RectifiedFlow()])
+def test_what_is_written_comes_back(tmp_path: Path, noise_schedule: NoiseSchedule) -> None:
+    path, schedule = tmp_path / "a.json", corrected(noise_schedule)
+    schedule.save(path, noise_schedule)
+    for read in (LearnedGrid.load(path, noise_schedule), LearnedGrid.load(path)):
         for name in ("times", "model_times", "output_scale", "coefficients"):
             assert torch.equal(getattr(read.grid, name), getattr(schedule.grid, name).double()), name
         assert (read.solver, read.nfe, read.about) == ("unipc-2", 4, KNOWN)
-        assert torch.equal(read.log_snr, noise.log_snr(schedule.grid.times))
-        assert read.text() == read.text(noise) == path.read_text()
+        assert torch.equal(read.log_snr, noise_schedule.log_snr(schedule.grid.times))
+        assert read.text() == read.text(noise_schedule) == path.read_text()
 
 
 def test_the_file_is_json_for_any_reader(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ NOISES = [TABLE, ZERO_SNR, ContinuousVP(), Cosine(), VarianceExploding(), Varian
 NAMES = ["table", "zero-snr", "vp", "cosine", "ve", "wide-ve", "flow"]
 
 
-def schedule(noise: NoiseSchedule, steps: int = 5, name: str = "log_snr") -> LearnedGrid:
-    return LearnedGrid(TimeGrid(fixed.make(name, noise, steps)), "unipc-3", steps, {"model": "a/model"})
+def schedule(noise_schedule: NoiseSchedule, steps: int = 5, name: str = "log_snr") -> LearnedGrid:
+    return LearnedGrid(TimeGrid(fixed.make(name, noise_schedule, steps)), "unipc-3", steps, {"model": "a/model"})
 
 
 def as_manual_sigmas(text: str) -> list[float]:
@@ -58,51 +58,51 @@ def as_stable_diffusion_cpp(text: str) -> list[float]:
     return [float(word.strip()) for word in text.split(",") if word.strip()]
 
 
-def program_sigmas(noise: NoiseSchedule, times: Tensor) -> Tensor:
-    if isinstance(noise, RectifiedFlow):
-        return noise.sigma(times)
-    return edm_sigma(noise, times).clamp(max=CLIPPED_SIGMA)
+def program_sigmas(noise_schedule: NoiseSchedule, times: Tensor) -> Tensor:
+    if isinstance(noise_schedule, RectifiedFlow):
+        return noise_schedule.sigma(times)
+    return edm_sigma(noise_schedule, times).clamp(max=CLIPPED_SIGMA)
 
 
-@pytest.mark.parametrize("noise", NOISES, ids=NAMES)
+@pytest.mark.parametrize("noise_schedule", NOISES, ids=NAMES)
 @pytest.mark.parametrize("steps", [1, 2, 5, 40])
-def test_both_programs_read_the_same_falling_sigmas_that_end_in_0(noise: NoiseSchedule, steps: int) -> None:
-    text, _ = write_sigmas(made := schedule(noise, steps), "title", noise)
+def test_both_programs_read_the_same_falling_sigmas_that_end_in_0(noise_schedule: NoiseSchedule, steps: int) -> None:
+    text, _ = write_sigmas(made := schedule(noise_schedule, steps), "title", noise_schedule)
     values = as_stable_diffusion_cpp(text)
     assert values == as_manual_sigmas(text)
-    node = json.loads(write_comfyui(made, "title", noise)[0])["1"]
+    node = json.loads(write_comfyui(made, "title", noise_schedule)[0])["1"]
     assert node["class_type"] == "ManualSigmas" and node["_meta"]["title"] == "title"
     assert as_manual_sigmas(node["inputs"]["sigmas"]) == values
     assert len(values) == steps + 1 and values[-1] == 0
     single = torch.tensor(values, dtype=torch.float32)
     assert bool((single.diff() < 0).all())
-    expected = program_sigmas(noise, made.grid.times)[:-1].float()
+    expected = program_sigmas(noise_schedule, made.grid.times)[:-1].float()
     assert torch.allclose(single[:-1], expected, rtol=1.2e-7, atol=0), "to the last bit of a float32"
 
 
-@pytest.mark.parametrize("noise", NOISES, ids=NAMES)
-def test_a_file_needs_no_model(noise: NoiseSchedule) -> None:
-    made = schedule(noise)
-    alone = LearnedGrid.parse(made.text(noise).encode(), "a.json")
+@pytest.mark.parametrize("noise_schedule", NOISES, ids=NAMES)
+def test_a_file_needs_no_model(noise_schedule: NoiseSchedule) -> None:
+    made = schedule(noise_schedule)
+    alone = LearnedGrid.parse(made.text(noise_schedule).encode(), "a.json")
     for kind in ("sigmas", "comfyui", "a1111", "json"):
-        assert WRITERS[kind](alone, "t", None) == WRITERS[kind](made, "t", noise), kind
+        assert WRITERS[kind](alone, "t", None) == WRITERS[kind](made, "t", noise_schedule), kind
 
 
-@pytest.mark.parametrize("noise", NOISES, ids=NAMES)
-def test_only_the_times_of_a_flow_are_taken_for_those_of_a_flow(noise: NoiseSchedule) -> None:
+@pytest.mark.parametrize("noise_schedule", NOISES, ids=NAMES)
+def test_only_the_times_of_a_flow_are_taken_for_those_of_a_flow(noise_schedule: NoiseSchedule) -> None:
     for steps in (1, 6):
-        times = schedule(noise, steps).grid.times
-        assert is_flow(times, noise.log_snr(times)) == isinstance(noise, RectifiedFlow)
+        times = schedule(noise_schedule, steps).grid.times
+        assert is_flow(times, noise_schedule.log_snr(times)) == isinstance(noise_schedule, RectifiedFlow)
 
 
-@pytest.mark.parametrize("noise", NOISES, ids=NAMES)
+@pytest.mark.parametrize("noise_schedule", NOISES, ids=NAMES)
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_sigmas_written_and_read_are_the_schedule(noise: NoiseSchedule, steps: int) -> None:
-    text, _ = write_sigmas(made := schedule(noise, steps), "", noise)
-    times, remarks = read_sigmas(text, "the list", noise)
-    assert times.shape == (steps + 1,) and times[0] == noise.t_max and times[-1] == noise.t_min
-    assert torch.allclose(noise.log_snr(times)[1:-1], noise.log_snr(made.grid.times)[1:-1], atol=1e-8)
-    reached = float(noise.log_snr(torch.tensor(noise.t_min))) == math.inf
+def test_sigmas_written_and_read_are_the_schedule(noise_schedule: NoiseSchedule, steps: int) -> None:
+    text, _ = write_sigmas(made := schedule(noise_schedule, steps), "", noise_schedule)
+    times, remarks = read_sigmas(text, "the list", noise_schedule)
+    assert times.shape == (steps + 1,) and times[0] == noise_schedule.t_max and times[-1] == noise_schedule.t_min
+    assert torch.allclose(noise_schedule.log_snr(times)[1:-1], noise_schedule.log_snr(made.grid.times)[1:-1], atol=1e-8)
+    reached = float(noise_schedule.log_snr(torch.tensor(noise_schedule.t_min))) == math.inf
     assert (len(remarks) == 0) == reached and all("t_min" in remark for remark in remarks)
 
 
@@ -141,14 +141,16 @@ def executed(text: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("noise", NOISES, ids=NAMES)
+@pytest.mark.parametrize("noise_schedule", NOISES, ids=NAMES)
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_the_a1111_file_gives_its_sigmas_and_interpolates_log_linearly(noise: NoiseSchedule, steps: int) -> None:
-    made = schedule(noise, steps, "karras")
-    names = executed(write_a1111(made, "t", noise)[0])
+def test_the_a1111_file_gives_its_sigmas_and_interpolates_log_linearly(
+    noise_schedule: NoiseSchedule, steps: int
+) -> None:
+    made = schedule(noise_schedule, steps, "karras")
+    names = executed(write_a1111(made, "t", noise_schedule)[0])
     own = names["sigmas"](n=steps, sigma_min=0.03, sigma_max=14.6, inner_model=None, device=torch.device("cpu"))
     assert own.dtype == torch.float32
-    assert torch.allclose(own[:-1], program_sigmas(noise, made.grid.times)[:-1].float(), rtol=1.2e-7, atol=0)
+    assert torch.allclose(own[:-1], program_sigmas(noise_schedule, made.grid.times)[:-1].float(), rtol=1.2e-7, atol=0)
     assert own[-1] == 0
     nodes = torch.tensor(names["SIGMAS"], dtype=torch.float64)
     for n in (1, 2, 3, 8, 20):
@@ -196,10 +198,10 @@ def test_the_a1111_file_adds_itself_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=20))
 def test_words_of_a_schedule_never_become_code(title: str, model: str, key: str) -> None:
-    noise = TABLE
+    noise_schedule = TABLE
     about = {"model": model + "\nraise SystemExit", f"{key}\nraise SystemExit": "'''\"\"\""}
-    made = LearnedGrid(schedule(noise).grid, "ddim\nraise SystemExit", 5, about)
-    names = executed(write_a1111(made, title, noise)[0])
+    made = LearnedGrid(schedule(noise_schedule).grid, "ddim\nraise SystemExit", 5, about)
+    names = executed(write_a1111(made, title, noise_schedule)[0])
     assert names["LABEL"] == f"ts_adapt {title}" and names["NAME"].isidentifier()
 
 
@@ -227,12 +229,12 @@ def test_timesteps_of_a_table_with_zero_terminal_snr() -> None:
     assert text.startswith("999,") and not any("nan" in remark for remark in remarks)
 
 
-@pytest.mark.parametrize("noise", [ContinuousVP(), VarianceExploding(), RectifiedFlow()])
-def test_models_without_a_table_have_no_timesteps(noise: NoiseSchedule) -> None:
-    with pytest.raises(TsAdaptError, match=f"{type(noise).__name__}, has none; export sigmas"):
-        write_timesteps(schedule(noise), "", noise)
-    with pytest.raises(TsAdaptError, match=f"{type(noise).__name__}, has none; give sigmas"):
-        read_timesteps("999, 400", "the list", noise)
+@pytest.mark.parametrize("noise_schedule", [ContinuousVP(), VarianceExploding(), RectifiedFlow()])
+def test_models_without_a_table_have_no_timesteps(noise_schedule: NoiseSchedule) -> None:
+    with pytest.raises(TsAdaptError, match=f"{type(noise_schedule).__name__}, has none; export sigmas"):
+        write_timesteps(schedule(noise_schedule), "", noise_schedule)
+    with pytest.raises(TsAdaptError, match=f"{type(noise_schedule).__name__}, has none; give sigmas"):
+        read_timesteps("999, 400", "the list", noise_schedule)
 
 
 # --- reading

@@ -72,24 +72,24 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Iterator[World
     config.prune = replace(config.prune, samples=2)
     session = Session(config, progress=False)
     teach(session)
-    noise, workspace = session.noise, config.workspace
+    noise_schedule, workspace = session.noise_schedule, config.workspace
     origin = {"model": config.model.name, "teacher": session.teacher("train")[0].hash, "distance": "l2"}
-    static = TimeGrid(tiny.static_times(noise, NFE))
+    static = TimeGrid(tiny.static_times(noise_schedule, NFE))
     corrected = replace(static, model_times=static.times[:-1] * 0.97, output_scale=torch.full((NFE,), 1.1).double())
     learned = {
         "static": static,
         "static+shift+scale": corrected,
-        "dmn": TimeGrid(static.times.sqrt() * noise.t_max**0.5),
+        "dmn": TimeGrid(static.times.sqrt() * noise_schedule.t_max**0.5),
     }
     for name, grid in learned.items():
         LearnedGrid(grid, SOLVER, NFE, {**origin, "made_with": config.made_with(name)}).save(
-            workspace.shared(name, SOLVER, NFE), noise
+            workspace.shared(name, SOLVER, NFE), noise_schedule
         )
     file = LearnedGrid(corrected, SOLVER, NFE)
     for path in (folder / "mine.json", folder / "mine"):
-        file.save(path, noise)
-    one_shot = tiny.predictor(OneShot, noise, SHAPE)
-    recursive = tiny.predictor(Recursive, noise, SHAPE, NFE, NFE + 1)
+        file.save(path, noise_schedule)
+    one_shot = tiny.predictor(OneShot, noise_schedule, SHAPE)
+    recursive = tiny.predictor(Recursive, noise_schedule, SHAPE, NFE, NFE + 1)
     for predictor in (one_shot, recursive):
         predictor.static_times[: NFE + 1] = static.times
     about = {**origin, "solver": SOLVER, "nfe": [NFE], "made_with": config.made_with("one-shot")}
@@ -102,7 +102,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Iterator[World
     (folder / "empty").mkdir()
 
     def fixed(name: str) -> TimeGrid:
-        return build_grid(name, noise, NFE, rescale=True)
+        return build_grid(name, noise_schedule, NFE, rescale=True)
 
     meanings = {
         **{name: fixed(name) for name in ("karras", "karras+native", "ays-sd15+rounded", "log_snr+rounded")},
@@ -173,7 +173,7 @@ def exported_to_diffusers(world: World, name: str, out: Path) -> Tensor:
         schedule = LearnedScheduler.from_pretrained(export_scheduler(world.session.config, name, out=str(out)))
     assert warnings.getvalue() == ""
     assert schedule.config["solver"] == SOLVER
-    return world.images(schedule.source.plan(NFE, schedule.noise).policy(0))
+    return world.images(schedule.source.plan(NFE, schedule.noise_schedule).policy(0))
 
 
 def evaluated(world: World, name: str, out: Path) -> Tensor:
@@ -187,8 +187,8 @@ def exported(kind: str) -> Callable[[World, str, Path], LearnedGrid]:
         text = export_schedule(world.session.config, name, kind, out=str(out))
         found = LearnedGrid(world.standing(name), SOLVER, NFE)
         if kind == "json":
-            return LearnedGrid.load(out, world.session.noise)
-        assert text == WRITERS[kind](found, "", world.session.noise)[0]
+            return LearnedGrid.load(out, world.session.noise_schedule)
+        assert text == WRITERS[kind](found, "", world.session.noise_schedule)[0]
         return found
 
     return export
@@ -239,7 +239,7 @@ def test_every_command_takes_a_name_for_the_same_schedule(
         return
     wanted = world.images(world.meanings[name])
     assert float((found - wanted).abs().max()) <= 1
-    assert float((wanted - world.images(build_grid("uniform", world.session.noise, NFE))).abs().max()) > 2
+    assert float((wanted - world.images(build_grid("uniform", world.session.noise_schedule, NFE))).abs().max()) > 2
 
 
 @pytest.mark.parametrize("form", REFUSED)

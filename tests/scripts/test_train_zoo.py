@@ -28,11 +28,11 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
 def test_the_target_is_what_is_to_be_predicted(script: Any, prediction: str) -> None:
-    noise = BetaTable.from_config({"beta_schedule": "squaredcos_cap_v2"})
+    noise_schedule = BetaTable.from_config({"beta_schedule": "squaredcos_cap_v2"})
     x_0, t = torch.randn(3, 1, 4, 4), torch.tensor([0.0, 400.5, 999.0], dtype=torch.float64)
-    x_t, target = script.noised(x_0, t, noise, torch.Generator().manual_seed(1), prediction)
+    x_t, target = script.noised(x_0, t, noise_schedule, torch.Generator().manual_seed(1), prediction)
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1))
-    alpha, sigma = (part.float().reshape(3, 1, 1, 1) for part in (noise.alpha(t), noise.sigma(t)))
+    alpha, sigma = (part.float().reshape(3, 1, 1, 1) for part in (noise_schedule.alpha(t), noise_schedule.sigma(t)))
     torch.testing.assert_close(x_t, alpha * x_0 + sigma * eps)
     torch.testing.assert_close(target, eps if prediction == "epsilon" else alpha * eps - sigma * x_0)
 
@@ -49,6 +49,8 @@ def test_a_model_is_trained_and_gone_on_with(script: Any, tmp_path: Path, schedu
     denoiser = load(tmp_path / "pipeline")
     assert denoiser.prediction == {"v_prediction": "v", "epsilon": "epsilon"}[prediction]
     wanted = BetaTable.from_config({"beta_schedule": schedule})
-    torch.testing.assert_close(denoiser.noise.log_snr(torch.tensor(500.0)), wanted.log_snr(torch.tensor(500.0)))
+    torch.testing.assert_close(
+        denoiser.noise_schedule.log_snr(torch.tensor(500.0)), wanted.log_snr(torch.tensor(500.0))
+    )
     with pytest.raises(SystemExit, match="choose another --out"):
         script.main([*small, "--schedule", "linear", "--prediction", "epsilon", "--images", "12"])

@@ -41,8 +41,10 @@ def smooth() -> tuple[Objective, Batch]:
     means = 2 * torch.rand((2, 1, 4, 4), generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 1
     mixture = GaussianMixtureDenoiser(ContinuousVP(), means, torch.tensor([0.3, 0.02], dtype=torch.float64))
     x_T = initial_noise(0, range(96), mixture.shape)
-    target = integrate(mixture, UniPC(mixture.noise, order=3), fixed.make("log_snr", mixture.noise, 64), x_T).x
-    solver = DPMSolverPP(mixture.noise, order=2)
+    target = integrate(
+        mixture, UniPC(mixture.noise_schedule, order=3), fixed.make("log_snr", mixture.noise_schedule, 64), x_T
+    ).x
+    solver = DPMSolverPP(mixture.noise_schedule, order=2)
     return Objective(mixture, solver, make("l2")), Batch(torch.arange(96), x_T, target, {})
 
 
@@ -58,8 +60,10 @@ def split(batch: Batch) -> tuple[Batch, Batch]:
 
 
 def starts(objective: Objective) -> dict[str, TimeGrid]:
-    noise = objective.denoiser.noise
-    return {name: TimeGrid(fixed.make(name, noise, STEPS)) for name in ("linear", "quadratic", "karras", "log_snr")}
+    noise_schedule = objective.denoiser.noise_schedule
+    return {
+        name: TimeGrid(fixed.make(name, noise_schedule, STEPS)) for name in ("linear", "quadratic", "karras", "log_snr")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +131,7 @@ def test_a_predictor_learns_through_the_wiggle_what_it_learns_without(smooth, tm
     for how in ("smooth", "embedded 0.05"):
         torch.manual_seed(0)
         here = roughened(objective, how)
-        predictor = Recursive(here.denoiser.noise, starts(here)["quadratic"].times, here.denoiser.shape)
+        predictor = Recursive(here.denoiser.noise_schedule, starts(here)["quadratic"].times, here.denoiser.shape)
         options = TrainOptions(epochs=8, batch_size=16)
         result = train_predictor(predictor, here, train, validation, options, tmp_path / how, progress=False)
         gains[how] = result.gain

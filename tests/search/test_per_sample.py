@@ -23,7 +23,7 @@ from ts_adapt.solvers import DDIM
 
 def search(problem, rows, **options):
     objective, batch = problem
-    static = TimeGrid(fixed.make("log_snr", objective.denoiser.noise, 4))
+    static = TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, 4))
     return search_per_sample(objective, batch.rows(rows), static, PerSampleOptions(**{"iterations": 15, **options}))
 
 
@@ -70,8 +70,11 @@ def test_more_starts_are_never_worse(problem):
 def test_given_starts_are_searched_between_the_static_and_the_random_ones(problem):
     objective, batch = problem
     rows, options = batch.rows(slice(0, 8)), PerSampleOptions(iterations=0, random_starts=1)
-    noise = objective.denoiser.noise
-    static, better = TimeGrid(fixed.make("linear", noise, 4)), TimeGrid(fixed.make("log_snr", noise, 4))
+    noise_schedule = objective.denoiser.noise_schedule
+    static, better = (
+        TimeGrid(fixed.make("linear", noise_schedule, 4)),
+        TimeGrid(fixed.make("log_snr", noise_schedule, 4)),
+    )
     per_sample = TimeGrid(better.times.expand(8, -1))
     alone = search_per_sample(objective, rows, static, options)
     for start in (better, per_sample):
@@ -109,7 +112,7 @@ def test_a_sample_whose_loss_is_not_finite_keeps_the_static_grid_and_harms_no_ot
         return torch.where(torch.arange(len(value)) == 2, value * torch.nan, value)
 
     labels = search((Objective(objective.denoiser, objective.solver, distance), batch), slice(0, 4))
-    static = fixed.make("log_snr", objective.denoiser.noise, 4)
+    static = fixed.make("log_snr", objective.denoiser.noise_schedule, 4)
     assert torch.equal(labels.grid.times[2], static)
     assert bool(torch.isfinite(labels.grid.times).all())
     assert bool((labels.distance[[0, 1, 3]] < labels.static_distance[[0, 1, 3]]).all())
@@ -126,9 +129,9 @@ def test_with_corrections_no_sample_is_worse_than_its_start_and_the_stored_dista
 
 def test_a_static_grid_with_corrections_is_a_start_too(problem):
     objective, batch = problem
-    noise, rows = objective.denoiser.noise, batch.rows(slice(0, 4))
-    space = GridSpace(noise, 4, ["scale", "coefficients"], objective.solver.order)
-    z = space.numbers(TimeGrid(fixed.make("log_snr", noise, 4)))
+    noise_schedule, rows = objective.denoiser.noise_schedule, batch.rows(slice(0, 4))
+    space = GridSpace(noise_schedule, 4, ["scale", "coefficients"], objective.solver.order)
+    z = space.numbers(TimeGrid(fixed.make("log_snr", noise_schedule, 4)))
     static = space.grid(z + 0.01 * torch.linspace(-1, 1, space.size, dtype=torch.float64))
     none = PerSampleOptions(iterations=0, random_starts=0, corrections=["scale", "coefficients"])
     labels = search_per_sample(objective, rows, static, none)
@@ -152,14 +155,14 @@ class Exaggerating(GaussianDenoiser):
 def exaggerated(steps: int) -> tuple[Objective, Batch, TimeGrid]:
     """The teacher is DDIM along `steps` steps by a true denoiser; the student's network is off by a factor of its own
     for every sample, which an output scale of 1 / factor at all times undoes."""
-    noise = ContinuousVP()
-    x_T, grid = initial_noise(0, range(5), (1, 4, 4)).double(), TimeGrid(fixed.make("log_snr", noise, steps))
-    true = GaussianDenoiser(noise, 0.3, 0.04, (1, 4, 4))
-    wrong = Exaggerating(noise, 0.3, 0.04, (1, 4, 4))
+    noise_schedule = ContinuousVP()
+    x_T, grid = initial_noise(0, range(5), (1, 4, 4)).double(), TimeGrid(fixed.make("log_snr", noise_schedule, steps))
+    true = GaussianDenoiser(noise_schedule, 0.3, 0.04, (1, 4, 4))
+    wrong = Exaggerating(noise_schedule, 0.3, 0.04, (1, 4, 4))
     wrong.factor = torch.tensor([0.95, 0.9, 1.0, 1.05, 1.1], dtype=torch.float64)
     batch = Batch(torch.arange(5), x_T, x_T, {})
-    target = Objective(true, DDIM(noise), make("l2")).student(grid, batch)
-    return Objective(wrong, DDIM(noise), make("l2")), Batch(batch.index, x_T, target, {}), grid
+    target = Objective(true, DDIM(noise_schedule), make("l2")).student(grid, batch)
+    return Objective(wrong, DDIM(noise_schedule), make("l2")), Batch(batch.index, x_T, target, {}), grid
 
 
 def test_a_planted_error_of_each_sample_s_output_is_undone_by_its_scale():
@@ -184,7 +187,7 @@ def test_corrections_undo_what_times_alone_cannot():
 
 def test_the_distance_s_gradient_in_all_corrections_is_exact():
     objective, batch, grid = exaggerated(3)
-    space = GridSpace(objective.denoiser.noise, 3, CORRECTIONS, objective.solver.order)
+    space = GridSpace(objective.denoiser.noise_schedule, 3, CORRECTIONS, objective.solver.order)
     away = 0.1 * space.unit * torch.linspace(-1, 1, space.size, dtype=torch.float64)
     z = (space.numbers(grid) + away).repeat(5, 1).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: objective(space.grid(z), batch), z)

@@ -17,8 +17,8 @@ from ts_adapt.search.static import StaticOptions, Target, _smoothed_gradient, be
 STEPS = 4
 
 
-def starts(noise):
-    return {name: TimeGrid(fixed.make(name, noise, STEPS)) for name in ("linear", "log_snr", "karras")}
+def starts(noise_schedule):
+    return {name: TimeGrid(fixed.make(name, noise_schedule, STEPS)) for name in ("linear", "log_snr", "karras")}
 
 
 def split(batch):
@@ -29,7 +29,7 @@ def split(batch):
 def test_learned_grid_beats_the_best_fixed_one_on_validation(problem, method):
     objective, batch = problem
     train, validation = split(batch)
-    grids = starts(objective.denoiser.noise)
+    grids = starts(objective.denoiser.noise_schedule)
     options = StaticOptions(iterations=60, batch_size=16, method=method)
     result = search_static(objective, train, validation, grids, options, progress=False)
     _, means = best_start(objective, grids, validation)
@@ -46,7 +46,9 @@ def test_the_geometric_mean_goes_by_most_samples_where_a_few_are_far_off(problem
     left = {}
     for target in get_args(Target):
         options = StaticOptions(method="lbfgs", iterations=40, target=target)
-        result = search_static(objective, train, validation, starts(objective.denoiser.noise), options, progress=False)
+        result = search_static(
+            objective, train, validation, starts(objective.denoiser.noise_schedule), options, progress=False
+        )
         distance = objective.measure(result.grid, validation).double()
         left[target] = distance.log().mean().exp().item(), distance.median().item()
         kept = left[target][0] if target == "geometric" else distance.mean().item()
@@ -59,7 +61,9 @@ def test_result_is_never_worse_than_the_start(problem):
     objective, batch = problem
     train, validation = split(batch)
     wild = StaticOptions(method="adam", iterations=4, batch_size=4, lr=50.0, validate_every=1)
-    result = search_static(objective, train, validation, starts(objective.denoiser.noise), wild, progress=False)
+    result = search_static(
+        objective, train, validation, starts(objective.denoiser.noise_schedule), wild, progress=False
+    )
     assert result.distance <= result.start_distance
 
 
@@ -71,7 +75,7 @@ def test_same_seed_same_grid(problem):
             objective,
             train,
             validation,
-            starts(objective.denoiser.noise),
+            starts(objective.denoiser.noise_schedule),
             StaticOptions(method="adam", iterations=5),
             progress=False,
         )
@@ -85,9 +89,9 @@ def test_same_seed_same_grid(problem):
 def test_each_correction_lowers_the_distance_that_times_alone_reach(problem, correction, method):
     objective, batch = problem
     train, _ = split(batch)
-    noise = objective.denoiser.noise
+    noise_schedule = objective.denoiser.noise_schedule
     options = {"iterations": 60, "batch_size": 16, "method": method, "tolerance": 1e-7}
-    plain = search_static(objective, train, train, starts(noise), StaticOptions(**options), progress=False)
+    plain = search_static(objective, train, train, starts(noise_schedule), StaticOptions(**options), progress=False)
     corrected = StaticOptions(corrections=[correction], lr=0.005, **options)
     result = search_static(objective, train, train, {"static": plain.grid}, corrected, progress=False)
     assert result.distance < 0.99 * plain.distance
@@ -100,21 +104,23 @@ def test_soft_teacher_runs_and_still_improves(problem):
     objective, batch = problem
     train, validation = split(batch)
     options = StaticOptions(iterations=30, batch_size=16, soft_teacher=True, method="adam")
-    result = search_static(objective, train, validation, starts(objective.denoiser.noise), options, progress=False)
+    result = search_static(
+        objective, train, validation, starts(objective.denoiser.noise_schedule), options, progress=False
+    )
     assert result.distance < result.start_distance
 
 
 def test_lbfgs_ends_where_the_mean_is_flat_and_keeps_the_best_of_its_starts(problem):
     objective, batch = problem
     train, _ = split(batch)
-    grids = starts(objective.denoiser.noise)
+    grids = starts(objective.denoiser.noise_schedule)
 
     def search(**grids):
         options = StaticOptions(method="lbfgs", iterations=60, tolerance=1e-10, starts=3)
         return search_static(objective, train, train, grids, options, progress=False)
 
     def slope(grid):
-        space = GridSpace(objective.denoiser.noise, STEPS)
+        space = GridSpace(objective.denoiser.noise_schedule, STEPS)
         z = space.numbers(grid).requires_grad_()
         return float(torch.autograd.grad(objective(space.grid(z), train).mean(), z)[0].norm())
 
@@ -132,27 +138,27 @@ def test_no_start_is_refused(problem):
 def test_smoothed_gradient_is_the_exact_one_of_a_smooth_loss(problem):
     """Where the loss is quadratic in the logits, smoothing changes nothing: the estimate converges to the gradient."""
     objective, batch = problem
-    noise = objective.denoiser.noise
-    goal = noise.log_snr(fixed.make("karras", noise, STEPS))
+    noise_schedule = objective.denoiser.noise_schedule
+    goal = noise_schedule.log_snr(fixed.make("karras", noise_schedule, STEPS))
 
     class Quadratic:
         denoiser, solver = objective.denoiser, objective.solver
 
         def measure(self, grid, batch, size):
-            return (noise.log_snr(grid.times) - goal).square().sum(-1)
+            return (noise_schedule.log_snr(grid.times) - goal).square().sum(-1)
 
     many = batch.rows(torch.arange(len(batch)).repeat(400))
-    space = GridSpace(noise, STEPS)
-    z = space.numbers(TimeGrid(fixed.make("log_snr", noise, STEPS))).requires_grad_()
+    space = GridSpace(noise_schedule, STEPS)
+    z = space.numbers(TimeGrid(fixed.make("log_snr", noise_schedule, STEPS))).requires_grad_()
     draws = torch.randn((len(many), STEPS), generator=torch.Generator().manual_seed(0), dtype=z.dtype)
     _, estimate = _smoothed_gradient(Quadratic(), space, z.detach(), many, 0.05, draws)
-    exact = torch.autograd.grad((noise.log_snr(space.grid(z).times) - goal).square().sum(), z)[0]
+    exact = torch.autograd.grad((noise_schedule.log_snr(space.grid(z).times) - goal).square().sum(), z)[0]
     assert torch.nn.functional.cosine_similarity(estimate, exact, dim=0) > 0.98
 
 
 def test_bad_options_are_refused(problem):
     objective, batch = problem
-    grids = starts(objective.denoiser.noise)
+    grids = starts(objective.denoiser.noise_schedule)
     with pytest.raises(TsAdaptError, match="did you mean 'smoothed'"):
         search_static(objective, batch, batch, grids, StaticOptions(method="smoothd"))
     with pytest.raises(TsAdaptError, match="soft_teacher moves the starts"):
@@ -190,7 +196,7 @@ class Counting:
 def test_a_search_that_was_killed_goes_on_to_the_same_result(problem, method, tmp_path):
     objective, batch = problem
     train, validation = split(batch)
-    grids = starts(objective.denoiser.noise)
+    grids = starts(objective.denoiser.noise_schedule)
     options = StaticOptions(method=method, iterations=12, corrections=["shift"])
     _, means = best_start(objective, grids, validation)
 

@@ -90,10 +90,10 @@ def test_weights_over_an_infinite_step_are_zero_per_sample():
         assert weight[1] != 0 and torch.isfinite(weight[1])
 
 
-@pytest.mark.parametrize("noise", [RectifiedFlow(), BetaTable.from_config({"rescale_betas_zero_snr": True})])
-def test_gradient_to_an_infinite_end_is_zero_not_nan(noise):
-    t = f64(noise.t_max, 0.5 * noise.t_max).requires_grad_()
-    p = place(noise, t)
+@pytest.mark.parametrize("noise_schedule", [RectifiedFlow(), BetaTable.from_config({"rescale_betas_zero_snr": True})])
+def test_gradient_to_an_infinite_end_is_zero_not_nan(noise_schedule):
+    t = f64(noise_schedule.t_max, 0.5 * noise_schedule.t_max).requires_grad_()
+    p = place(noise_schedule, t)
     assert torch.isinf(p.log_snr[0]) and p.alpha[0] == 0
     (gradient,) = torch.autograd.grad((p.alpha + p.sigma + torch.exp(p.log_snr)).sum(), t)
     assert gradient[0] == 0
@@ -101,7 +101,7 @@ def test_gradient_to_an_infinite_end_is_zero_not_nan(noise):
 
 
 def test_place_is_the_noise_schedule():
-    noise, t = ContinuousVP(), torch.linspace(0.1, 0.9, 5)
-    p = place(noise, t)
+    noise_schedule, t = ContinuousVP(), torch.linspace(0.1, 0.9, 5)
+    p = place(noise_schedule, t)
     assert p.alpha.dtype == torch.float64
     torch.testing.assert_close(p.log_snr, torch.log(p.alpha / p.sigma))

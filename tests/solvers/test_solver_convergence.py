@@ -22,10 +22,10 @@ NOISE = ContinuousVP()
 RANGE = (-1.5, 1.5)
 
 
-def gaussian(noise):
+def gaussian(noise_schedule):
     mean = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
     variance = torch.tensor([0.3, 1.5, 0.05], dtype=torch.float64)
-    return GaussianDenoiser(noise, mean, variance)
+    return GaussianDenoiser(noise_schedule, mean, variance)
 
 
 def uniform(steps):
@@ -38,13 +38,13 @@ def uneven(steps):
     return edges / edges[-1]
 
 
-def log_snr_grid(noise, places):
-    return noise.time(RANGE[0] + (RANGE[1] - RANGE[0]) * places)
+def log_snr_grid(noise_schedule, places):
+    return noise_schedule.time(RANGE[0] + (RANGE[1] - RANGE[0]) * places)
 
 
-def edm_grid(noise, places):
+def edm_grid(noise_schedule, places):
     high, low = math.exp(0.7), math.exp(-0.7)
-    return time_of_edm_sigma(noise, high + (low - high) * places)
+    return time_of_edm_sigma(noise_schedule, high + (low - high) * places)
 
 
 class ExactStart:
@@ -59,7 +59,7 @@ class ExactStart:
     def init(self, x):
         return self.solver.init(x)
 
-    def update(self, x_t, x0, node, next_node, memory, noise=None):
+    def update(self, x_t, x0, node, next_node, memory, noise_schedule=None):
         x_s, memory = self.solver.update(x_t, x0, node, next_node, memory)
         if node.index < self.steps:
             if isinstance(self.solver, Corrected):
@@ -68,13 +68,13 @@ class ExactStart:
         return x_s, memory
 
 
-def slope(solver_of, noise=NOISE, grid=log_snr_grid, places=uniform, start=0, counts=(64, 128)):
-    denoiser = gaussian(noise)
+def slope(solver_of, noise_schedule=NOISE, grid=log_snr_grid, places=uniform, start=0, counts=(64, 128)):
+    denoiser = gaussian(noise_schedule)
     x_T = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     errors = []
     for steps in counts:
-        times = grid(noise, places(steps))
-        solver = solver_of(noise)
+        times = grid(noise_schedule, places(steps))
+        solver = solver_of(noise_schedule)
         if start:
             solver = ExactStart(solver, denoiser, x_T, times[0], start)
         x = integrate(denoiser, solver, times, x_T).x
@@ -128,10 +128,10 @@ def test_order_of_corrected_solvers(case, places):
     assert slope(solver_of, places=places, start=start) == pytest.approx(order, abs=0.2)
 
 
-@pytest.mark.parametrize("noise", [ContinuousVP(), VarianceExploding()], ids=["vp", "ve"])
+@pytest.mark.parametrize("noise_schedule", [ContinuousVP(), VarianceExploding()], ids=["vp", "ve"])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_ipndm_has_its_order_on_equal_steps_of_edm_sigma(order, noise):
-    found = slope(lambda n: IPNDM(n, order), noise, grid=edm_grid, start=order - 1)
+def test_ipndm_has_its_order_on_equal_steps_of_edm_sigma(order, noise_schedule):
+    found = slope(lambda n: IPNDM(n, order), noise_schedule, grid=edm_grid, start=order - 1)
     assert found == pytest.approx(order, abs=0.2)
 
 

@@ -38,14 +38,16 @@ def test_the_trajectory_is_kept_where_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("noise", "expected"), [(NOISE, 1.0), (RectifiedFlow(), 1.0), (VarianceExploding(), (1 + 80.0**2) ** 0.5)]
+    ("noise_schedule", "expected"), [(NOISE, 1.0), (RectifiedFlow(), 1.0), (VarianceExploding(), (1 + 80.0**2) ** 0.5)]
 )
-def test_the_noise_has_the_scale_of_its_schedule(tmp_path: Path, noise: Any, expected: float) -> None:
-    assert noise_scale(noise) == pytest.approx(expected, rel=1e-12)
-    times = torch.linspace(noise.t_max, max(noise.t_min, 1e-3), 5, dtype=torch.float64)
-    data = make(tmp_path, 3, denoiser=gaussian(noise), grid=times).load([1, 2])
+def test_the_noise_has_the_scale_of_its_schedule(tmp_path: Path, noise_schedule: Any, expected: float) -> None:
+    assert noise_scale(noise_schedule) == pytest.approx(expected, rel=1e-12)
+    times = torch.linspace(noise_schedule.t_max, max(noise_schedule.t_min, 1e-3), 5, dtype=torch.float64)
+    data = make(tmp_path, 3, denoiser=gaussian(noise_schedule), grid=times).load([1, 2])
     torch.testing.assert_close(data["x_T"], initial_noise(7, [1, 2], SHAPE) * expected)
-    torch.testing.assert_close(data["target"], integrate(gaussian(noise), DDIM(noise), times, data["x_T"]).x)
+    torch.testing.assert_close(
+        data["target"], integrate(gaussian(noise_schedule), DDIM(noise_schedule), times, data["x_T"]).x
+    )
 
 
 def test_a_stochastic_solver_draws_from_sample_and_step(tmp_path: Path) -> None:
@@ -60,7 +62,7 @@ def test_arguments_that_are_not_the_configs(tmp_path: Path) -> None:
     def run(denoiser: Any = None, grid: Any = TIMES, **changed: Any) -> None:
         denoiser = denoiser or gaussian()
         options = {"samples": 4, "batch_size": 3, "progress": False} | changed
-        generate(denoiser, DDIM(denoiser.noise), grid, store, **options)
+        generate(denoiser, DDIM(denoiser.noise_schedule), grid, store, **options)
 
     others: dict[str, dict[str, Any]] = {
         "batch_size": {"batch_size": 4},

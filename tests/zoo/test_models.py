@@ -13,8 +13,8 @@ from ts_adapt.zoo.data import to_model_range
 
 
 def solve(denoiser, count, **condition):
-    solver = ts_adapt.build_solver("unipc-3", denoiser.noise)
-    grid = ts_adapt.build_grid("ays-sd15", denoiser.noise, 12, rescale=True)
+    solver = ts_adapt.build_solver("unipc-3", denoiser.noise_schedule)
+    grid = ts_adapt.build_grid("ays-sd15", denoiser.noise_schedule, 12, rescale=True)
     x_T = ts_adapt.initial_noise(11, range(count), denoiser.shape)
     with torch.inference_mode():
         return ts_adapt.integrate(denoiser, solver, grid, x_T, condition=condition).x

@@ -28,14 +28,14 @@ def test_every_schedule_is_for_its_model_at_the_nfe_of_the_card(name: str) -> No
 def test_on_unseen_noises_recursive_is_nearer_to_the_teacher_than_static_and_static_than_karras() -> None:
     session = Session(Config())
     denoiser: Any = session.denoiser
-    solver, distance = ts_adapt.build_solver("unipc-3", denoiser.noise), ts_adapt.build_distance("features")
+    solver, distance = ts_adapt.build_solver("unipc-3", denoiser.noise_schedule), ts_adapt.build_distance("features")
     x_T = ts_adapt.initial_noise(1, range(TEST_START, TEST_START + SAMPLES), denoiser.shape)
-    fine = ts_adapt.build_grid("log_snr", denoiser.noise, steps=30)
+    fine = ts_adapt.build_grid("log_snr", denoiser.noise_schedule, steps=30)
     teacher = ts_adapt.integrate(denoiser, solver, fine, x_T).x
     policies = {
         name: session.policy(resolve(f"fashion-ddpm-unipc-3{name}", session), "unipc-3", NFE)
         for name in ("", "-recursive")
-    } | {"karras": ts_adapt.build_grid("karras", denoiser.noise, steps=NFE)}
+    } | {"karras": ts_adapt.build_grid("karras", denoiser.noise_schedule, steps=NFE)}
     apart = {
         name: float(distance(ts_adapt.integrate(denoiser, solver, policy, x_T).x, teacher).mean())
         for name, policy in policies.items()

@@ -30,20 +30,20 @@ from ts_adapt.parameterization import PARAMETERIZATIONS, from_x0, to_x0
 class AnalyticDenoiser(Denoiser):
     """A denoiser from `posterior_mean(x_t, t)`, which subclasses give.
 
-    noise       the noise schedule
-    shape       of a sample, without the batch
-    prediction  the kind of raw prediction that `output_scale` multiplies: epsilon, sample, v or velocity
-    evaluations counts the calls
+    noise_schedule  alpha and sigma of its times
+    shape           of a sample, without the batch
+    prediction      the kind of raw prediction that `output_scale` multiplies: epsilon, sample, v or velocity
+    evaluations     counts the calls
     """
 
     prediction: str
 
-    def __init__(self, noise: NoiseSchedule, shape: tuple[int, ...], prediction: str) -> None:
+    def __init__(self, noise_schedule: NoiseSchedule, shape: tuple[int, ...], prediction: str) -> None:
         if prediction not in PARAMETERIZATIONS:
             raise TsAdaptError(
                 f"prediction {prediction!r} is not known; expected one of {', '.join(PARAMETERIZATIONS)}"
             )
-        self.noise, self.shape, self.prediction = noise, shape, prediction
+        self.noise_schedule, self.shape, self.prediction = noise_schedule, shape, prediction
         self.evaluations = 0
 
     def posterior_mean(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -69,10 +69,10 @@ class AnalyticDenoiser(Denoiser):
             return self.posterior_mean(x_t, t)
         told = t if model_time is None else model_time
         x0 = self.posterior_mean(x_t, told)
-        raw = from_x0(x0, x_t, self.noise.alpha(told), self.noise.sigma(told), self.prediction)
+        raw = from_x0(x0, x_t, self.noise_schedule.alpha(told), self.noise_schedule.sigma(told), self.prediction)
         if output_scale is not None:
             raw = scale(output_scale, raw)
-        return to_x0(raw, x_t, self.noise.alpha(t), self.noise.sigma(t), self.prediction)
+        return to_x0(raw, x_t, self.noise_schedule.alpha(t), self.noise_schedule.sigma(t), self.prediction)
 
 
 class GaussianDenoiser(AnalyticDenoiser):
@@ -83,7 +83,7 @@ class GaussianDenoiser(AnalyticDenoiser):
 
     def __init__(
         self,
-        noise: NoiseSchedule,
+        noise_schedule: NoiseSchedule,
         mean: Tensor | float,
         variance: Tensor | float,
         shape: tuple[int, ...] | None = None,
@@ -101,11 +101,11 @@ class GaussianDenoiser(AnalyticDenoiser):
             )
         if not bool((v > 0).all()):
             raise TsAdaptError(f"the smallest variance is {float(v.min())}; variances are above 0")
-        super().__init__(noise, common, prediction)
+        super().__init__(noise_schedule, common, prediction)
         self.mean, self.variance = m.expand(common), v.expand(common)
 
     def posterior_mean(self, x_t: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = expand(self.noise.alpha(t), x_t), expand(self.noise.sigma(t), x_t)
+        alpha, sigma = expand(self.noise_schedule.alpha(t), x_t), expand(self.noise_schedule.sigma(t), x_t)
         mean, variance = self.mean.to(x_t), self.variance.to(x_t)
         gain = alpha * variance / (alpha.square() * variance + sigma.square())
         return mean + gain * (x_t - alpha * mean)
@@ -113,9 +113,9 @@ class GaussianDenoiser(AnalyticDenoiser):
     def solution(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The exact x_s `(B, ...)` of the probability-flow ODE through x_t at t; t, s `()` or `(B,)`, in any order."""
         mean, variance = self.mean.to(x_t), self.variance.to(x_t)
-        alpha_t, alpha_s = expand(self.noise.alpha(t), x_t), expand(self.noise.alpha(s), x_t)
-        variance_t = alpha_t.square() * variance + expand(self.noise.sigma(t), x_t).square()
-        variance_s = alpha_s.square() * variance + expand(self.noise.sigma(s), x_t).square()
+        alpha_t, alpha_s = expand(self.noise_schedule.alpha(t), x_t), expand(self.noise_schedule.alpha(s), x_t)
+        variance_t = alpha_t.square() * variance + expand(self.noise_schedule.sigma(t), x_t).square()
+        variance_s = alpha_s.square() * variance + expand(self.noise_schedule.sigma(s), x_t).square()
         return alpha_s * mean + (variance_s / variance_t).sqrt() * (x_t - alpha_t * mean)
 
 
@@ -129,7 +129,7 @@ class GaussianMixtureDenoiser(AnalyticDenoiser):
 
     def __init__(
         self,
-        noise: NoiseSchedule,
+        noise_schedule: NoiseSchedule,
         means: Tensor,
         variances: Tensor | float,
         weights: Tensor | None = None,
@@ -138,7 +138,7 @@ class GaussianMixtureDenoiser(AnalyticDenoiser):
         if means.ndim < 2:
             raise TsAdaptError(f"means have shape {tuple(means.shape)}; expected (K, ...), one mean a component")
         count = means.shape[0]
-        super().__init__(noise, tuple(means.shape[1:]), prediction)
+        super().__init__(noise_schedule, tuple(means.shape[1:]), prediction)
         self.means = means.to(torch.float64)
         self.variances = _per_component(variances, count, "variances")
         p = _per_component(1.0 if weights is None else weights, count, "weights")
@@ -146,7 +146,9 @@ class GaussianMixtureDenoiser(AnalyticDenoiser):
 
     def posterior_mean(self, x_t: Tensor, t: Tensor) -> Tensor:
         means, variances = self.means.to(x_t).flatten(1), self.variances.to(x_t)
-        alpha, sigma = (expand(value, x_t.flatten(1)) for value in (self.noise.alpha(t), self.noise.sigma(t)))
+        alpha, sigma = (
+            expand(value, x_t.flatten(1)) for value in (self.noise_schedule.alpha(t), self.noise_schedule.sigma(t))
+        )
         spread = alpha.square() * variances + sigma.square()  # s_k^2, (1, K) or (B, K)
         offset = x_t.flatten(1).unsqueeze(1) - alpha.unsqueeze(-1) * means  # (B, K, D)
         log_density = -0.5 * (offset.square().sum(-1) / spread + means.shape[1] * spread.log())

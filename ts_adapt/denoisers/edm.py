@@ -29,11 +29,13 @@ from ts_adapt.numerics import combine, scale
 class EDMDenoiser(Denoiser):
     """x0 = D(x; sigma) in the variables of EDM; see `from_edm`."""
 
-    def __init__(self, D: Callable[..., Tensor], shape: Sequence[int], noise: NoiseSchedule, sigma_data: float) -> None:
+    def __init__(
+        self, D: Callable[..., Tensor], shape: Sequence[int], noise_schedule: NoiseSchedule, sigma_data: float
+    ) -> None:
         self.D = D
         self.network = D if isinstance(D, nn.Module) else None
         self.shape = tuple(shape)
-        self.noise = noise
+        self.noise_schedule = noise_schedule
         self.sigma_data = sigma_data
         self.evaluations = 0
 

@@ -60,7 +60,8 @@ def from_code(name: str, device: torch.device | str | None = None, dtype: torch.
     if not isinstance(made, Denoiser):
         raise TsAdaptError(
             f"{name!r} has returned {type(made).__name__}, not a denoiser; return from_edm(network, shape), "
-            "NetworkDenoiser(network, noise, prediction, shape=shape), or one derived from ts_adapt.interfaces.Denoiser"
+            "NetworkDenoiser(network, noise_schedule, prediction, shape=shape), or one derived from "
+            "ts_adapt.interfaces.Denoiser"
         )
     if made.network is not None:
         made.network.eval().requires_grad_(False)

@@ -42,7 +42,7 @@ class NetworkDenoiser(Denoiser):
     """x0 from a network that predicts epsilon, sample, v or velocity.
 
     network     the module; anything of diffusers' making that takes a state and a timestep, or a wrapper of one
-    noise       the noise schedule it was trained with
+    noise_schedule  that it was trained with
     prediction  what it predicts: "epsilon", "sample", "v" or "velocity"
     shape       of a sample without the batch; None: read from `network.config` (in_channels, sample_size)
     time_scale  the network's timestep for t = 1; None: the noise schedule's (1000 for RectifiedFlow, 1 for beta tables,
@@ -65,7 +65,7 @@ class NetworkDenoiser(Denoiser):
     def __init__(
         self,
         network: nn.Module,
-        noise: NoiseSchedule,
+        noise_schedule: NoiseSchedule,
         prediction: str,
         *,
         shape: Sequence[int] | None = None,
@@ -82,11 +82,11 @@ class NetworkDenoiser(Denoiser):
                 f"prediction {prediction!r} is not known; expected one of {', '.join(PARAMETERIZATIONS)}"
             )
         self.network = network
-        self.noise = noise
+        self.noise_schedule = noise_schedule
         self.prediction = prediction
         self.call = call if call is not None else calling_convention(network)
         self.shape = tuple(shape) if shape is not None else _configured_shape(network, self.call)
-        self.time_scale = noise.time_scale if time_scale is None else time_scale
+        self.time_scale = noise_schedule.time_scale if time_scale is None else time_scale
         self.clip_x0 = clip_x0
         self.decoder = decoder
         self.encode = encode
@@ -117,7 +117,7 @@ class NetworkDenoiser(Denoiser):
         dtype = _dtype_of(self.network, x_t.dtype)
         raw = self.call(self.network, x_t.to(dtype), timestep, _cast(condition, x_t.device, dtype))
         self.evaluations += 1
-        x0 = x0_from_raw(raw, x_t, t, self.noise, self.prediction, output_scale)
+        x0 = x0_from_raw(raw, x_t, t, self.noise_schedule, self.prediction, output_scale)
         return x0.clamp(-1, 1) if self.clip_x0 else x0
 
     def timestep(self, time: Tensor, x: Tensor) -> Tensor:
@@ -138,7 +138,12 @@ class NetworkDenoiser(Denoiser):
 
 
 def x0_from_raw(
-    raw: Tensor, x_t: Tensor, t: Tensor, noise: NoiseSchedule, prediction: str, output_scale: Tensor | None = None
+    raw: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    noise_schedule: NoiseSchedule,
+    prediction: str,
+    output_scale: Tensor | None = None,
 ) -> Tensor:
     """x0 `(B, ...)`, in the dtype of `x_t`, from what a network has said about `x_t` at `t` `()` or `(B,)`.
 
@@ -149,7 +154,7 @@ def x0_from_raw(
     raw = raw.to(x_t.dtype)
     if output_scale is not None:
         raw = scale(torch.as_tensor(output_scale), raw)
-    return to_x0(raw, x_t, noise.alpha(t), noise.sigma(t), prediction)
+    return to_x0(raw, x_t, noise_schedule.alpha(t), noise_schedule.sigma(t), prediction)
 
 
 def step_aware_parts(network: nn.Module) -> tuple[StepAware, ...]:

@@ -46,7 +46,7 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
     if family is None:
         raise TsAdaptError(
             f"{type(pipe).__name__} is not supported; supported are {', '.join(PIPELINES)}: "
-            "for another one build NetworkDenoiser(network, noise, prediction) by hand"
+            "for another one build NetworkDenoiser(network, noise_schedule, prediction) by hand"
         )
     network_name, decoder_name = PIPELINES[family]
     network = getattr(pipe, network_name).eval().requires_grad_(False)
@@ -54,7 +54,7 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
     if decoder_name is not None:
         decoder = LatentDecoder(getattr(pipe, decoder_name)).eval().requires_grad_(False)
     config = scheduler_config(pipe.scheduler)
-    noise, predicted = noise_of(config, prediction=prediction)
+    noise_schedule, predicted = noise_of(config, prediction=prediction)
     if prediction is not None:
         config["prediction_type"] = next((k for k, v in PREDICTION_TYPES.items() if v == prediction), prediction)
     null: Condition | None = None
@@ -68,7 +68,7 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
             return encode_prompts(pipe, prompts)[0]
 
     return NetworkDenoiser(
-        network, noise, predicted, clip_x0=clip_x0, decoder=decoder, null_condition=null, encode=encode,
+        network, noise_schedule, predicted, clip_x0=clip_x0, decoder=decoder, null_condition=null, encode=encode,
         scheduler_config=config,
     )  # fmt: skip
 

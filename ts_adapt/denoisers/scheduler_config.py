@@ -171,16 +171,22 @@ def noise_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(ours: Noise, theirs: Noise) -> list[str]:
     """What a schedule was learned for and a pipeline has not, in words; empty where they agree."""
-    (noise, prediction), (other, predicted) = ours, theirs
+    (noise_schedule, prediction), (other, predicted) = ours, theirs
     found = []
     if prediction != predicted:
         found.append(f"the prediction type ({prediction}, the pipeline's is {predicted})")
-    if type(noise) is not type(other):
-        found.append(f"the noise schedule ({type(noise).__name__}, the pipeline's is {type(other).__name__})")
-    elif noise.time_scale != other.time_scale:
-        found.append(f"the network's timestep at t = 1 ({noise.time_scale:g}, the pipeline's is {other.time_scale:g})")
-    elif isinstance(noise, BetaTable) and isinstance(other, BetaTable) and not _same_table(noise, other):
-        found.append(f"the beta table ({_described(noise)}, the pipeline's has {_described(other)})")
+    if type(noise_schedule) is not type(other):
+        found.append(f"the noise schedule ({type(noise_schedule).__name__}, the pipeline's is {type(other).__name__})")
+    elif noise_schedule.time_scale != other.time_scale:
+        found.append(
+            f"the network's timestep at t = 1 ({noise_schedule.time_scale:g}, the pipeline's is {other.time_scale:g})"
+        )
+    elif (
+        isinstance(noise_schedule, BetaTable)
+        and isinstance(other, BetaTable)
+        and not _same_table(noise_schedule, other)
+    ):
+        found.append(f"the beta table ({_described(noise_schedule)}, the pipeline's has {_described(other)})")
     return found
 
 

@@ -97,7 +97,7 @@ class TimeDerivative(Wrapped):
         """
         assert self.network is not None
         met: list[dict[nn.Module, float]] = []
-        for end in (self.noise.t_min, self.noise.t_max):
+        for end in (self.noise_schedule.t_min, self.noise_schedule.t_max):
             with self._uncounted(), torch.no_grad(), _given(self.network) as given:
                 denoise(torch.full_like(told, end))
             met.append(given)
@@ -122,9 +122,9 @@ class TimeDerivative(Wrapped):
     ) -> Tensor:
         at = told.detach()
         place = (torch.arange(len(x_t), dtype=at.dtype, device=at.device) * GOLDEN) % 1
-        reach = self.noise.reach(at, self.width) * (0.5 + place)
-        above = (at + reach).clamp(max=self.noise.t_max)
-        below = (at - reach).clamp(min=self.noise.t_min)
+        reach = self.noise_schedule.reach(at, self.width) * (0.5 + place)
+        above = (at + reach).clamp(max=self.noise_schedule.t_max)
+        below = (at - reach).clamp(min=self.noise_schedule.t_min)
         fixed = x_t.detach(), t.detach()
         scale = output_scale.detach() if isinstance(output_scale, Tensor) else output_scale
 

@@ -19,7 +19,7 @@ class Wrapped(Denoiser):
     """Around `denoiser`; a subclass gives the call."""
 
     evaluations: int = _inner("evaluations")
-    noise: NoiseSchedule = _inner("noise")
+    noise_schedule: NoiseSchedule = _inner("noise_schedule")
     shape: tuple[int, ...] = _inner("shape")
     network: nn.Module | None = _inner("network")
     prediction: str | None = _inner("prediction")

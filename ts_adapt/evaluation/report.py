@@ -69,7 +69,7 @@ class Picture:
 
 
 def write_report(
-    folder: Path, results: Results, panels: Sequence[Panel], noise: NoiseSchedule, *, title: str,
+    folder: Path, results: Results, panels: Sequence[Panel], noise_schedule: NoiseSchedule, *, title: str,
     notes: Sequence[str] = (), columns: Columns = None,
 ) -> Path:  # fmt: skip
     """Write everything under `folder`; returns the path of the HTML page.
@@ -88,7 +88,7 @@ def write_report(
     write_bytes(folder / RESULTS_TABLE, text.getvalue().encode())
     write_json(folder / RESULTS, found)
     write_bytes(folder / RESULTS_TEXT, _markdown(results, title, notes, columns).encode())
-    pictures = [*_of_rows(plain(rows), results.features), *_of_panels(rows, panels, noise)]
+    pictures = [*_of_rows(plain(rows), results.features), *_of_panels(rows, panels, noise_schedule)]
     for picture in pictures:
         write_bytes(folder / PLOTS / f"{picture.name}.png", picture.png)
     pictures += _kept(folder / PLOTS, rows, {picture.name for picture in pictures})
@@ -177,11 +177,11 @@ def _panel_names(sampler: str, nfe: int) -> list[tuple[str, str]]:
     return [(f"schedules-{key}", f"Schedules, {where}"), (f"images-{key}", f"The same noises, {where}")]
 
 
-def _of_panels(rows: Sequence[Row], panels: Sequence[Panel], noise: NoiseSchedule) -> Iterator[Picture]:
+def _of_panels(rows: Sequence[Row], panels: Sequence[Panel], noise_schedule: NoiseSchedule) -> Iterator[Picture]:
     kinds = {r.schedule: r.kind for r in rows}
     for panel in panels:
         pictures = {name: x.float() / 127.5 - 1 for name, x in panel.pictures.items()}
-        drawn = plot_schedules(panel.times, noise, kinds=kinds), plot_images(pictures)
+        drawn = plot_schedules(panel.times, noise_schedule, kinds=kinds), plot_images(pictures)
         for (name, caption), figure in zip(_panel_names(panel.sampler, panel.nfe), drawn, strict=True):
             yield Picture(name, caption, _png(figure), (panel.sampler, panel.nfe), wide=name.startswith("images"))
 

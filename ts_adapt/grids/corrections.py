@@ -62,7 +62,7 @@ class Correction(ABC):
         """The inverse of `value`; TsAdaptError for what is out of its bounds."""
         return value if self.field.dims else value.unsqueeze(-1)
 
-    def at(self, z: Tensor, u: Tensor, noise: NoiseSchedule) -> Tensor:
+    def at(self, z: Tensor, u: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
         """The correction of one node alone, whose neighbours are not known yet, from z `(B, width)`.
 
         u  `(B,)`: the node's time, as its position in log-SNR (`parametric.positions`)
@@ -71,7 +71,7 @@ class Correction(ABC):
         """
         return self.value(z, u)
 
-    def departure(self, value: Tensor, times: Tensor, noise: NoiseSchedule) -> Tensor:
+    def departure(self, value: Tensor, times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
         """What of the correction may differ between samples beyond their times, for its spread."""
         return value
 
@@ -92,13 +92,13 @@ class Shift(Correction):
         share = torch.where(room > 0, (value - times[..., :-1]) / torch.where(room > 0, room, 1.0), 0.0)
         return _unbounded(share, "a model time").unsqueeze(-1)
 
-    def at(self, z: Tensor, u: Tensor, noise: NoiseSchedule) -> Tensor:
-        low, high = finite_log_snr_range(noise)
-        return times_at((u + z.squeeze(-1) / (high - low)).clamp(0, 1), noise)
+    def at(self, z: Tensor, u: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
+        low, high = finite_log_snr_range(noise_schedule)
+        return times_at((u + z.squeeze(-1) / (high - low)).clamp(0, 1), noise_schedule)
 
-    def departure(self, value: Tensor, times: Tensor, noise: NoiseSchedule) -> Tensor:
-        low, high = finite_log_snr_range(noise)
-        return (high - low) * (positions(value, noise) - positions(times, noise)[..., :-1])
+    def departure(self, value: Tensor, times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
+        low, high = finite_log_snr_range(noise_schedule)
+        return (high - low) * (positions(value, noise_schedule) - positions(times, noise_schedule)[..., :-1])
 
 
 class Scale(Correction):

@@ -86,7 +86,7 @@ def gits(
     x0: Tensor,
     times: Tensor,
     steps: int,
-    noise: NoiseSchedule,
+    noise_schedule: NoiseSchedule,
     *,
     metric: str = "deviation",
     coefficient: float = COEFFICIENT,
@@ -101,25 +101,27 @@ def gits(
     Raises TsAdaptError for an unknown metric, shapes that do not fit, values that are not finite, times with other
     ends than the noise schedule's, or `steps` outside [1, M].
     """
-    times = _check_teacher(states, times, steps, noise)
-    places = cheapest_path(step_costs(states, x0, times, noise, metric), steps, coefficient).to(times.device)
-    return validate_times(pin_ends(times, noise)[places], noise, what="the GITS grid")
+    times = _check_teacher(states, times, steps, noise_schedule)
+    places = cheapest_path(step_costs(states, x0, times, noise_schedule, metric), steps, coefficient).to(times.device)
+    return validate_times(pin_ends(times, noise_schedule)[places], noise_schedule, what="the GITS grid")
 
 
-def step_costs(states: Tensor, x0: Tensor, times: Tensor, noise: NoiseSchedule, metric: str = "deviation") -> Tensor:
+def step_costs(
+    states: Tensor, x0: Tensor, times: Tensor, noise_schedule: NoiseSchedule, metric: str = "deviation"
+) -> Tensor:
     """c `(M+1, M+1)`, float64, on the CPU: the mean cost of one Euler step between any two places of a teacher.
 
     Arguments and errors as in `gits`. Zero on and below the diagonal. Costs by deviation may be negative.
     """
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
-    times = _check_teacher(states, times, 1, noise)
+    times = _check_teacher(states, times, 1, noise_schedule)
     if x0.shape != states[:, 1:].shape or not bool(torch.isfinite(x0).all()):
         raise TsAdaptError(
             f"x0 of the teacher has shape {tuple(x0.shape)}; expected {tuple(states[:, 1:].shape)}, one prediction for "
             "each state but the last, all finite"
         )
-    alpha, sigma = (value.to(states.device) for value in (noise.alpha(times), noise.sigma(times)))
+    alpha, sigma = (value.to(states.device) for value in (noise_schedule.alpha(times), noise_schedule.sigma(times)))
     parts = zip(states.split(PART), x0.split(PART), strict=True)
     return torch.cat([_sample_costs(*part, alpha, sigma, metric) for part in parts]).mean(0).cpu()
 
@@ -168,7 +170,7 @@ def oss(
     states: Tensor,
     times: Tensor,
     steps: int,
-    noise: NoiseSchedule,
+    noise_schedule: NoiseSchedule,
     *,
     step: Step | None = None,
 ) -> Tensor:
@@ -181,8 +183,8 @@ def oss(
 
     One grid for all is `median` of them. Raises TsAdaptError as `gits`, and if the denoiser's output is not finite.
     """
-    times = _check_teacher(states, times, steps, noise)
-    walk = _ddim(noise) if step is None else step
+    times = _check_teacher(states, times, steps, noise_schedule)
+    walk = _ddim(noise_schedule) if step is None else step
     last, batch = len(times) - 1, states.shape[0]
     reached, origins = {0: states[:, 0]}, []
     for k in range(1, steps + 1):
@@ -206,7 +208,7 @@ def oss(
     for origin in reversed(origins):
         path.append(origin.gather(0, path[-1][None])[0])
     places = torch.stack(path[::-1], 1).to(times.device)
-    return validate_times(pin_ends(times, noise)[places], noise, what="the OSS grid")
+    return validate_times(pin_ends(times, noise_schedule)[places], noise_schedule, what="the OSS grid")
 
 
 def median(times: Tensor) -> Tensor:
@@ -220,10 +222,10 @@ def median(times: Tensor) -> Tensor:
     return times.median(0).values
 
 
-def _ddim(noise: NoiseSchedule) -> Step:
+def _ddim(noise_schedule: NoiseSchedule) -> Step:
     def step(x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        eps = to_epsilon(x0, x_t, noise.alpha(t), noise.sigma(t))
-        return combine((noise.alpha(s), x0), (noise.sigma(s), eps))
+        eps = to_epsilon(x0, x_t, noise_schedule.alpha(t), noise_schedule.sigma(t))
+        return combine((noise_schedule.alpha(s), x0), (noise_schedule.sigma(s), eps))
 
     return step
 
@@ -233,26 +235,29 @@ def _check_steps(steps: int, most: int) -> None:
         raise TsAdaptError(f"steps is {steps}; the teacher's {most} steps leave a choice of 1 to {most}")
 
 
-def check_places(times: Tensor, steps: int, noise: NoiseSchedule) -> Tensor:
+def check_places(times: Tensor, steps: int, noise_schedule: NoiseSchedule) -> Tensor:
     """The times `(M+1,)` of a teacher as float64; TsAdaptError unless from t_max to t_min, with M >= `steps` >= 1."""
-    times = validate_times(times, noise, what="the teacher's time grid")
+    times = validate_times(times, noise_schedule, what="the teacher's time grid")
     if times.ndim != 1:
         raise TsAdaptError(
             f"the teacher's times have shape {tuple(times.shape)}; expected (M+1,), shared by all samples"
         )
-    tolerance = 1e-6 * (noise.t_max - noise.t_min)
-    if abs(float(times[0]) - noise.t_max) > tolerance or abs(float(times[-1]) - noise.t_min) > tolerance:
+    tolerance = 1e-6 * (noise_schedule.t_max - noise_schedule.t_min)
+    if (
+        abs(float(times[0]) - noise_schedule.t_max) > tolerance
+        or abs(float(times[-1]) - noise_schedule.t_min) > tolerance
+    ):
         raise TsAdaptError(
             f"the teacher runs from {float(times[0]):.6g} to {float(times[-1]):.6g}; expected the ends of the noise "
-            f"schedule, {noise.t_max:.6g} and {noise.t_min:.6g}: make its grid without native=True"
+            f"schedule, {noise_schedule.t_max:.6g} and {noise_schedule.t_min:.6g}: make its grid without native=True"
         )
     _check_steps(steps, len(times) - 1)
     return times
 
 
-def _check_teacher(states: Tensor, times: Tensor, steps: int, noise: NoiseSchedule) -> Tensor:
+def _check_teacher(states: Tensor, times: Tensor, steps: int, noise_schedule: NoiseSchedule) -> Tensor:
     """The times as float64; TsAdaptError unless the states are trajectories along them, and as `check_places`."""
-    times = check_places(times, steps, noise)
+    times = check_places(times, steps, noise_schedule)
     if states.ndim < 3 or states.shape[0] < 1 or states.shape[1] != len(times):
         raise TsAdaptError(
             f"the teacher's states have shape {tuple(states.shape)}; expected (B, {len(times)}, ...) with B >= 1, a "

@@ -46,10 +46,11 @@ RHO = 7.0
 BETA_SHAPE = 0.6
 
 
-def make(name: str, noise: NoiseSchedule, steps: int, native: bool = False) -> Tensor:
+def make(name: str, noise_schedule: NoiseSchedule, steps: int, native: bool = False) -> Tensor:
     """The grid `name` over `steps` intervals: times `(steps+1,)`, float64, strictly decreasing.
 
-    They run from noise.t_max to noise.t_min exactly; with `native` they are the published original (see above).
+    They run from the noise schedule's t_max to its t_min exactly; with `native` they are the published original (see
+    above).
 
     Raises TsAdaptError if the name is unknown, `steps` is below 1, the original does not exist for this noise
     schedule, or has two equal timesteps because there are too many steps.
@@ -59,91 +60,103 @@ def make(name: str, noise: NoiseSchedule, steps: int, native: bool = False) -> T
     if steps < 1:
         raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
     if native and name in NATIVE:
-        return validate_times(NATIVE[name](noise, steps), noise, what=f"the native {name} grid over {steps} steps")
-    return validate_times(pin_ends(FIXED[name](noise, steps), noise), noise, what=f"the {name} grid over {steps} steps")
+        return validate_times(
+            NATIVE[name](noise_schedule, steps), noise_schedule, what=f"the native {name} grid over {steps} steps"
+        )
+    return validate_times(
+        pin_ends(FIXED[name](noise_schedule, steps), noise_schedule),
+        noise_schedule,
+        what=f"the {name} grid over {steps} steps",
+    )
 
 
-def pin_ends(times: Tensor, noise: NoiseSchedule) -> Tensor:
+def pin_ends(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """`times` `(N+1,)` with t_max and t_min, exactly, in the first and last place."""
-    return torch.cat([times.new_tensor([noise.t_max]), times[1:-1], times.new_tensor([noise.t_min])])
+    return torch.cat([times.new_tensor([noise_schedule.t_max]), times[1:-1], times.new_tensor([noise_schedule.t_min])])
 
 
 def _between(first: float, last: float, points: int) -> Tensor:
     return torch.linspace(first, last, points, dtype=torch.float64)
 
 
-def uniform(noise: NoiseSchedule, steps: int) -> Tensor:
+def uniform(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
     """Uniform in t."""
-    return _between(noise.t_max, noise.t_min, steps + 1)
+    return _between(noise_schedule.t_max, noise_schedule.t_min, steps + 1)
 
 
-def quadratic(noise: NoiseSchedule, steps: int) -> Tensor:
+def quadratic(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
     """Uniform in sqrt(t) (DPM-Solver's time_quadratic)."""
-    return _between(math.sqrt(noise.t_max), math.sqrt(noise.t_min), steps + 1).square()
+    return _between(math.sqrt(noise_schedule.t_max), math.sqrt(noise_schedule.t_min), steps + 1).square()
 
 
-def beta(noise: NoiseSchedule, steps: int) -> Tensor:
+def beta(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
     """t at the quantiles 1 - i/N of Beta(.6, .6), dense at both ends (Lee et al. 2024, arXiv 2407.12173)."""
     from scipy.special import betaincinv  # the inverse of Beta's distribution function; a quarter of a second to import
 
     quantiles = betaincinv(BETA_SHAPE, BETA_SHAPE, _between(1, 0, steps + 1).numpy())
-    return noise.t_min + (noise.t_max - noise.t_min) * torch.as_tensor(quantiles, dtype=torch.float64)
+    return noise_schedule.t_min + (noise_schedule.t_max - noise_schedule.t_min) * torch.as_tensor(
+        quantiles, dtype=torch.float64
+    )
 
 
-def log_snr(noise: NoiseSchedule, steps: int) -> Tensor:
+def log_snr(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
     """Uniform in lambda (Lu et al. 2022, DPM-Solver)."""
-    return noise.time(_between(*finite_log_snr_range(noise), steps + 1))
+    return noise_schedule.time(_between(*finite_log_snr_range(noise_schedule), steps + 1))
 
 
-def karras(noise: NoiseSchedule, steps: int) -> Tensor:
+def karras(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
     """Uniform in edm_sigma^(1/7) (Karras et al. 2022, equation 5)."""
-    noisy, clean = (math.exp(-value / RHO) for value in finite_log_snr_range(noise))
-    return time_of_edm_sigma(noise, _between(noisy, clean, steps + 1).pow(RHO))
+    noisy, clean = (math.exp(-value / RHO) for value in finite_log_snr_range(noise_schedule))
+    return time_of_edm_sigma(noise_schedule, _between(noisy, clean, steps + 1).pow(RHO))
 
 
-def _last_timestep(noise: NoiseSchedule, name: str) -> int:
-    if not isinstance(noise, BetaTable):
+def _last_timestep(noise_schedule: NoiseSchedule, name: str) -> int:
+    if not isinstance(noise_schedule, BetaTable):
         raise TsAdaptError(
-            f"the native {name} grid is made of a table's timesteps and {type(noise).__name__} has none; "
+            f"the native {name} grid is made of a table's timesteps and {type(noise_schedule).__name__} has none; "
             "leave native=True out"
         )
-    return round(noise.t_max)
+    return round(noise_schedule.t_max)
 
 
-def _then_end(timesteps: Tensor, noise: NoiseSchedule) -> Tensor:
-    return torch.cat([timesteps.to(torch.float64), torch.tensor([noise.t_min], dtype=torch.float64)])
+def _then_end(timesteps: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
+    return torch.cat([timesteps.to(torch.float64), torch.tensor([noise_schedule.t_min], dtype=torch.float64)])
 
 
-def _native_linear(noise: NoiseSchedule, steps: int) -> Tensor:
-    return _between(_last_timestep(noise, "linear"), 0, steps + 1).round()
+def _native_linear(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
+    return _between(_last_timestep(noise_schedule, "linear"), 0, steps + 1).round()
 
 
-def _native_ddim(noise: NoiseSchedule, steps: int) -> Tensor:
-    stride = (_last_timestep(noise, "ddim") + 1) // steps
-    return _then_end(1 + stride * torch.arange(steps - 1, -1, -1), noise)
+def _native_ddim(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
+    stride = (_last_timestep(noise_schedule, "ddim") + 1) // steps
+    return _then_end(1 + stride * torch.arange(steps - 1, -1, -1), noise_schedule)
 
 
-def _native_trailing(noise: NoiseSchedule, steps: int) -> Tensor:
-    length = _last_timestep(noise, "trailing") + 1
-    return _then_end((length - length / steps * torch.arange(steps, dtype=torch.float64)).round() - 1, noise)
+def _native_trailing(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
+    length = _last_timestep(noise_schedule, "trailing") + 1
+    return _then_end((length - length / steps * torch.arange(steps, dtype=torch.float64)).round() - 1, noise_schedule)
 
 
-def _native_quadratic(noise: NoiseSchedule, steps: int) -> Tensor:
-    root = math.sqrt(0.8 * (_last_timestep(noise, "quadratic") + 1))
-    return _then_end(1 + _between(0, root, steps).square().floor().flip(0), noise)
+def _native_quadratic(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
+    root = math.sqrt(0.8 * (_last_timestep(noise_schedule, "quadratic") + 1))
+    return _then_end(1 + _between(0, root, steps).square().floor().flip(0), noise_schedule)
 
 
-def _native_beta(noise: NoiseSchedule, steps: int) -> Tensor:
-    _last_timestep(noise, "beta")
-    return beta(noise, steps).round()
+def _native_beta(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
+    _last_timestep(noise_schedule, "beta")
+    return beta(noise_schedule, steps).round()
 
 
 def _ending_in_sigma_0(family: Family) -> Family:
     """The original of a family of N sigmas, to which a 0 is appended."""
 
-    def native(noise: NoiseSchedule, steps: int) -> Tensor:
-        reached = math.isinf(float(noise.log_snr(torch.tensor(noise.t_min, dtype=torch.float64))))
-        return _then_end(family(noise, steps - 1), noise) if reached else pin_ends(family(noise, steps), noise)
+    def native(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
+        reached = math.isinf(float(noise_schedule.log_snr(torch.tensor(noise_schedule.t_min, dtype=torch.float64))))
+        return (
+            _then_end(family(noise_schedule, steps - 1), noise_schedule)
+            if reached
+            else pin_ends(family(noise_schedule, steps), noise_schedule)
+        )
 
     return native
 

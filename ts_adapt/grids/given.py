@@ -28,15 +28,17 @@ ROUNDING = 1e-6
 """The relative difference up to which a sigma is taken for the end of the noise schedule, without a word."""
 
 
-def from_sigmas(given: Sequence[float], noise: NoiseSchedule, what: str) -> tuple[Tensor, list[str]]:
-    """The times `(N+1,)`, float64, of N + 1 sigmas for a model with `noise`, and remarks on what was changed.
+def from_sigmas(given: Sequence[float], noise_schedule: NoiseSchedule, what: str) -> tuple[Tensor, list[str]]:
+    """The times `(N+1,)`, float64, of N + 1 sigmas for a model with `noise_schedule`, and remarks on what was changed.
 
     A last 0 that the noise schedule does not reach becomes t_min; where the sigma before is that of t_min already, the
     0 is dropped, and with it a step. A first or last sigma that is off the schedule's end by at most RANGE_TOLERANCE is
     moved to it. Raises TsAdaptError, naming `what`, for anything but N + 1 falling numbers within the range.
     """
     sigmas, remarks = _falling(given, what, "sigma"), list[str]()
-    high, low = noise.program_sigma(torch.tensor([noise.t_max, noise.t_min], dtype=torch.float64)).tolist()
+    high, low = noise_schedule.program_sigma(
+        torch.tensor([noise_schedule.t_max, noise_schedule.t_min], dtype=torch.float64)
+    ).tolist()
     if sigmas[-1] < 0:
         raise TsAdaptError(f"{what} holds the sigma {sigmas[-1]:.6g}; sigmas are not negative")
     if math.isinf(high) and sigmas[0] >= CLIPPED_SIGMA * (1 - ROUNDING):
@@ -59,21 +61,21 @@ def from_sigmas(given: Sequence[float], noise: NoiseSchedule, what: str) -> tupl
         if beyond >= -ROUNDING:
             sigmas[place] = end
     remarks += _own_ends("sigma", sigmas[0], sigmas[-1], high, low)
-    times = noise.time_of_program_sigma(torch.tensor(sigmas, dtype=torch.float64)).tolist()
+    times = noise_schedule.time_of_program_sigma(torch.tensor(sigmas, dtype=torch.float64)).tolist()
     if sigmas[0] == high:
-        times[0] = noise.t_max
+        times[0] = noise_schedule.t_max
     if sigmas[-1] == low:
-        times[-1] = noise.t_min
-    return validate_times(torch.tensor(times, dtype=torch.float64), noise, what=what), remarks
+        times[-1] = noise_schedule.t_min
+    return validate_times(torch.tensor(times, dtype=torch.float64), noise_schedule, what=what), remarks
 
 
-def from_timesteps(given: Sequence[float], noise: NoiseSchedule, what: str) -> tuple[Tensor, list[str]]:
+def from_timesteps(given: Sequence[float], noise_schedule: NoiseSchedule, what: str) -> tuple[Tensor, list[str]]:
     """The times `(N+1,)`, float64, of N timesteps, or of N + 1 whose last is that of t_min, and remarks.
 
-    Raises TsAdaptError, naming `what`, for anything but falling timesteps within the range of `noise`.
+    Raises TsAdaptError, naming `what`, for anything but falling timesteps within the range of `noise_schedule`.
     """
     times, remarks = _falling(given, what, "timestep"), list[str]()
-    high, low = noise.t_max * noise.time_scale, noise.t_min * noise.time_scale
+    high, low = noise_schedule.t_max * noise_schedule.time_scale, noise_schedule.t_min * noise_schedule.time_scale
     if times[0] > high or times[-1] < low:
         wrong = times[0] if times[0] > high else times[-1]
         raise TsAdaptError(
@@ -83,7 +85,9 @@ def from_timesteps(given: Sequence[float], noise: NoiseSchedule, what: str) -> t
         times.append(low)
         remarks.append(f"{len(times) - 1} timesteps are {len(times) - 1} steps: the end, {low:.4g}, is added")
     remarks += _own_ends("timestep", times[0], times[-1], high, low)
-    return validate_times(torch.tensor(times, dtype=torch.float64) / noise.time_scale, noise, what=what), remarks
+    return validate_times(
+        torch.tensor(times, dtype=torch.float64) / noise_schedule.time_scale, noise_schedule, what=what
+    ), remarks
 
 
 def _falling(given: Sequence[float], what: str, kind: str) -> list[float]:

@@ -48,7 +48,7 @@ Draw = Callable[[int], Tensor]
 
 
 @torch.no_grad()
-def klub(denoise: Denoise, x0: Tensor, times: Tensor, steps: int, noise: NoiseSchedule, draw: Draw) -> Tensor:
+def klub(denoise: Denoise, x0: Tensor, times: Tensor, steps: int, noise_schedule: NoiseSchedule, draw: Draw) -> Tensor:
     """The KLUB grid over `steps` intervals: times `(steps+1,)`, float64, out of `times`.
 
     denoise  called with x_t `(B, ...)` and t `()`, the samples in the order of `x0`, M + 1 times
@@ -58,33 +58,35 @@ def klub(denoise: Denoise, x0: Tensor, times: Tensor, steps: int, noise: NoiseSc
     Raises TsAdaptError for times with other ends than the noise schedule's, `steps` outside [1, M], data or an output
     of the denoiser that is not finite.
     """
-    times = check_places(times, steps, noise)
-    places = cheapest_path(bound_costs(denoise, x0, times, noise, draw), steps).to(times.device)
-    return validate_times(pin_ends(times, noise)[places], noise, what="the KLUB grid")
+    times = check_places(times, steps, noise_schedule)
+    places = cheapest_path(bound_costs(denoise, x0, times, noise_schedule, draw), steps).to(times.device)
+    return validate_times(pin_ends(times, noise_schedule)[places], noise_schedule, what="the KLUB grid")
 
 
 @torch.no_grad()
-def bound_costs(denoise: Denoise, x0: Tensor, times: Tensor, noise: NoiseSchedule, draw: Draw) -> Tensor:
+def bound_costs(denoise: Denoise, x0: Tensor, times: Tensor, noise_schedule: NoiseSchedule, draw: Draw) -> Tensor:
     """c `(M+1, M+1)`, float64, on the CPU: what a step from one place to another adds to the bound, the mean over B.
 
     Arguments and errors as in `klub`. Zero on and below the diagonal. Where s is infinite at t_min, the integral ends
     with `numerics.finite_log_snr_range`.
     """
-    times = check_places(times, 1, noise)
+    times = check_places(times, 1, noise_schedule)
     if x0.ndim < 2 or x0.shape[0] < 1 or not bool(torch.isfinite(x0).all()):
         raise TsAdaptError(f"the data has shape {tuple(x0.shape)}; expected (B, ...) with B >= 1, all of it finite")
-    log_snr = noise.log_snr(times)
+    log_snr = noise_schedule.log_snr(times)
     kept = torch.exp(log_snr[:-1] - log_snr[1:])  # rho_{j+1} / rho_j: the correlation of W(rho^2) / rho at the places
     walk, predictions = draw(len(times) - 1), []
     for j in reversed(range(len(times))):
         if j < len(kept):
             walk = combine((kept[j], walk), ((1 - kept[j].square()).sqrt(), draw(j)))
-        predicted = denoise(combine((noise.alpha(times[j]), x0), (noise.sigma(times[j]), walk)), times[j])
+        predicted = denoise(
+            combine((noise_schedule.alpha(times[j]), x0), (noise_schedule.sigma(times[j]), walk)), times[j]
+        )
         check_finite(predicted, j, "the denoiser's output")
         predictions.append(predicted.flatten(1))
     along = torch.stack(predictions[::-1], 1)
     apart = torch.stack([_squared_distances(path.to(torch.float64)) for path in along]).mean(0).cpu()
-    snr = torch.exp(2 * log_snr.clamp(max=finite_log_snr_range(noise)[1])).cpu()
+    snr = torch.exp(2 * log_snr.clamp(max=finite_log_snr_range(noise_schedule)[1])).cpu()
     cells = 0.5 * (apart[:, 1:] + apart[:, :-1]).triu() * snr.diff()
     return pad(0.5 * cells.cumsum(1), (1, 0))
 

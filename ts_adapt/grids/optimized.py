@@ -45,8 +45,10 @@ from ts_adapt.numerics import finite_log_snr_range, validate_times
 ITERATIONS = 500
 
 
-def dmn(noise: NoiseSchedule, steps: int, *, order: int = 3, power: float = 1.0, apart: int | None = None) -> Tensor:
-    """The DMN grid over `steps` intervals: times `(steps+1,)`, float64, from noise.t_max to noise.t_min.
+def dmn(
+    noise_schedule: NoiseSchedule, steps: int, *, order: int = 3, power: float = 1.0, apart: int | None = None
+) -> Tensor:
+    """The DMN grid over `steps` intervals: times `(steps+1,)`, float64, from t_max to t_min.
 
     order  p of the solver that will use the grid
     power  q; the authors recommend 1 for pixels and 2 for latents
@@ -59,9 +61,9 @@ def dmn(noise: NoiseSchedule, steps: int, *, order: int = 3, power: float = 1.0,
     if steps < 1:
         raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
     _check_options(order, power, apart)
-    noisy, clean = finite_log_snr_range(noise)
-    times = noise.time(_minimum(noisy, clean, steps, order, power, apart))
-    return validate_times(pin_ends(times, noise), noise, what=f"the DMN grid over {steps} steps")
+    noisy, clean = finite_log_snr_range(noise_schedule)
+    times = noise_schedule.time(_minimum(noisy, clean, steps, order, power, apart))
+    return validate_times(pin_ends(times, noise_schedule), noise_schedule, what=f"the DMN grid over {steps} steps")
 
 
 def error_bound(log_snr: Tensor, *, order: int = 3, power: float = 1.0, apart: int | None = None) -> Tensor:

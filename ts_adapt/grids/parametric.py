@@ -23,7 +23,7 @@ FLOOR = 1e-4
 """eps: the share of the log-SNR range that is spread evenly, whatever the logits."""
 
 
-def logits_to_times(logits: Tensor, noise: NoiseSchedule) -> Tensor:
+def logits_to_times(logits: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """Times `(N+1,)` or `(B, N+1)`, float64, from `logits` `(N,)` or `(B, N)`; differentiable.
 
     Raises TsAdaptError if the shape is another, or a logit is NaN or infinite.
@@ -35,29 +35,32 @@ def logits_to_times(logits: Tensor, noise: NoiseSchedule) -> Tensor:
         raise TsAdaptError("logits of a time grid hold a NaN or infinite value; try a smaller learning rate")
     steps = logits.shape[-1]
     weights = (1 - FLOOR) * torch.softmax(logits.to(torch.float64), -1) + FLOOR / steps
-    noisy, clean = finite_log_snr_range(noise)
-    inside = noise.time(noisy + (clean - noisy) * weights.cumsum(-1)[..., :-1])
+    noisy, clean = finite_log_snr_range(noise_schedule)
+    inside = noise_schedule.time(noisy + (clean - noisy) * weights.cumsum(-1)[..., :-1])
     nothing = 0 * weights[..., :1]  # so that a grid of one step, all ends, has a gradient (of zero) too
-    return torch.cat([nothing + noise.t_max, inside, nothing + noise.t_min], -1)
+    return torch.cat([nothing + noise_schedule.t_max, inside, nothing + noise_schedule.t_min], -1)
 
 
-def times_to_logits(times: Tensor, noise: NoiseSchedule) -> Tensor:
+def times_to_logits(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """Logits `(N,)` or `(B, N)`, float64, of mean 0, from `times` `(N+1,)` or `(B, N+1)`: inverts `logits_to_times`.
 
     Raises TsAdaptError if the times do not run from t_max to t_min, or if an interval is so short that no logits
     stand for it, naming the place.
     """
-    times = validate_times(times, noise)
+    times = validate_times(times, noise_schedule)
     steps = times.shape[-1] - 1
-    tolerance = 1e-6 * (noise.t_max - noise.t_min)
+    tolerance = 1e-6 * (noise_schedule.t_max - noise_schedule.t_min)
     first, last = times.detach()[..., 0], times.detach()[..., -1]
-    if bool(((first - noise.t_max).abs() > tolerance).any() | ((last - noise.t_min).abs() > tolerance).any()):
+    if bool(
+        ((first - noise_schedule.t_max).abs() > tolerance).any()
+        | ((last - noise_schedule.t_min).abs() > tolerance).any()
+    ):
         raise TsAdaptError(
-            f"logits stand for grids from t_max {noise.t_max:.6g} to t_min {noise.t_min:.6g}; this one runs from "
-            f"{float(first.min()):.6g} to {float(last.max()):.6g}: make it without native=True"
+            f"logits stand for grids from t_max {noise_schedule.t_max:.6g} to t_min {noise_schedule.t_min:.6g}; this "
+            f"one runs from {float(first.min()):.6g} to {float(last.max()):.6g}: make it without native=True"
         )
-    noisy, clean = finite_log_snr_range(noise)
-    weights = _finite_log_snr(times, noise).diff(dim=-1) / (clean - noisy)
+    noisy, clean = finite_log_snr_range(noise_schedule)
+    weights = _finite_log_snr(times, noise_schedule).diff(dim=-1) / (clean - noisy)
     short = (weights.detach() < (1 - 1e-3) * FLOOR / steps).nonzero().tolist()
     if short:
         *row, place = short[0]
@@ -71,7 +74,7 @@ def times_to_logits(times: Tensor, noise: NoiseSchedule) -> Tensor:
     return logits - logits.mean(-1, keepdim=True)
 
 
-def interpolate(times: Tensor, noise: NoiseSchedule, steps: int) -> Tensor:
+def interpolate(times: Tensor, noise_schedule: NoiseSchedule, steps: int) -> Tensor:
     """The grid over `steps` intervals, float64: log-SNR interpolated linearly against i/N, with the ends of `times`.
 
     `times` `(N+1,)` or `(B, N+1)` -> `(steps+1,)` or `(B, steps+1)`. The same number of steps gives the same grid. An
@@ -80,8 +83,8 @@ def interpolate(times: Tensor, noise: NoiseSchedule, steps: int) -> Tensor:
     """
     if steps < 1:
         raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
-    times = validate_times(times, noise)
-    log_snr = _finite_log_snr(times, noise)
+    times = validate_times(times, noise_schedule)
+    log_snr = _finite_log_snr(times, noise_schedule)
     if times.shape[-1] > 2:
         first, last = log_snr[..., :1], log_snr[..., -1:]
         second, third = log_snr[..., 1:2], log_snr[..., 2:3]
@@ -92,26 +95,28 @@ def interpolate(times: Tensor, noise: NoiseSchedule, steps: int) -> Tensor:
     place = torch.linspace(0, times.shape[-1] - 1, steps + 1, dtype=torch.float64, device=times.device)[1:-1]
     low = place.floor().long()
     inside = torch.lerp(log_snr[..., low], log_snr[..., low + 1], place - low)
-    return torch.cat([times[..., :1], noise.time(inside), times[..., -1:]], -1)
+    return torch.cat([times[..., :1], noise_schedule.time(inside), times[..., -1:]], -1)
 
 
-def positions(times: Tensor, noise: NoiseSchedule) -> Tensor:
+def positions(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """u in [0, 1] of `times` (any shape): 0 at t_max, 1 at t_min, linear in log-SNR between."""
-    low, high = finite_log_snr_range(noise)
-    return ((noise.log_snr(times).clamp(low, high) - low) / (high - low)).clamp(0, 1)
+    low, high = finite_log_snr_range(noise_schedule)
+    return ((noise_schedule.log_snr(times).clamp(low, high) - low) / (high - low)).clamp(0, 1)
 
 
-def times_at(u: Tensor, noise: NoiseSchedule) -> Tensor:
+def times_at(u: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """The inverse of `positions`, strictly inside the ends."""
-    low, high = finite_log_snr_range(noise)
-    return noise.time(low + u * (high - low))
+    low, high = finite_log_snr_range(noise_schedule)
+    return noise_schedule.time(low + u * (high - low))
 
 
-def _finite_log_snr(times: Tensor, noise: NoiseSchedule) -> Tensor:
+def _finite_log_snr(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """lambda at `times`, with infinite ends replaced by those of the finite range."""
-    noisy, clean = finite_log_snr_range(noise)
-    reached = noise.log_snr(times.detach())
+    noisy, clean = finite_log_snr_range(noise_schedule)
+    reached = noise_schedule.log_snr(times.detach())
     infinite = torch.isinf(reached)
-    finite_times = torch.where(infinite, 0.5 * (noise.t_max + noise.t_min), times)  # keeps NaN out of the gradient
+    finite_times = torch.where(
+        infinite, 0.5 * (noise_schedule.t_max + noise_schedule.t_min), times
+    )  # keeps NaN out of the gradient
     ends = torch.where(reached < 0, reached.new_tensor(noisy), reached.new_tensor(clean))
-    return torch.where(infinite, ends, noise.log_snr(finite_times))
+    return torch.where(infinite, ends, noise_schedule.log_snr(finite_times))

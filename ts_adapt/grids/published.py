@@ -44,12 +44,12 @@ RANGE_TOLERANCE = 0.02
 """How far, in log edm_sigma, an end of the noise schedule may lie from the one a table was made for."""
 
 
-def ays(table: str, noise: NoiseSchedule, steps: int, native: bool = False, rescale: bool = False) -> Tensor:
+def ays(table: str, noise_schedule: NoiseSchedule, steps: int, native: bool = False, rescale: bool = False) -> Tensor:
     """The Align Your Steps grid of `table` (sd15, sdxl, svd) over `steps` intervals: times `(steps+1,)`, float64.
 
-    The ends are noise.t_max and noise.t_min. With `native` the first is the table's own (at most t_max), the last
-    sigma 0, or t_min where the noise schedule does not reach 0. With `rescale` log edm_sigma is mapped linearly from
-    the table's range to the noise schedule's.
+    The ends are the noise schedule's t_max and t_min. With `native` the first is the table's own (at most t_max), the
+    last sigma 0, or t_min where the noise schedule does not reach 0. With `rescale` log edm_sigma is mapped linearly
+    from the table's range to the noise schedule's.
 
     Raises TsAdaptError if the table is unknown, `steps` is below 1, the table was made for another range of
     edm_sigma and `rescale` is off, or both `native` and `rescale` are asked for.
@@ -63,15 +63,15 @@ def ays(table: str, noise: NoiseSchedule, steps: int, native: bool = False, resc
     published = TABLES[table]
     nodes = torch.tensor([*published.sigmas, published.sigma_min], dtype=torch.float64).log().neg()
     if rescale:
-        low, high = finite_log_snr_range(noise)
+        low, high = finite_log_snr_range(noise_schedule)
         nodes = low + (high - low) * (nodes - nodes[0]) / (nodes[-1] - nodes[0])
     else:
-        _refuse_other_range(table, noise)
+        _refuse_other_range(table, noise_schedule)
     place = torch.linspace(0, len(nodes) - 1, steps + 1, dtype=torch.float64)
-    times = pin_ends(noise.time(_interpolate(nodes, place)), noise)
+    times = pin_ends(noise_schedule.time(_interpolate(nodes, place)), noise_schedule)
     if native:
-        times = torch.cat([noise.time(nodes[:1]).clamp(max=noise.t_max), times[1:]])
-    return validate_times(times, noise, what=f"the {table} grid over {steps} steps")
+        times = torch.cat([noise_schedule.time(nodes[:1]).clamp(max=noise_schedule.t_max), times[1:]])
+    return validate_times(times, noise_schedule, what=f"the {table} grid over {steps} steps")
 
 
 def _interpolate(nodes: Tensor, place: Tensor) -> Tensor:
@@ -79,10 +79,13 @@ def _interpolate(nodes: Tensor, place: Tensor) -> Tensor:
     return torch.lerp(nodes[low], nodes[low + 1], place - low)
 
 
-def _refuse_other_range(table: str, noise: NoiseSchedule) -> None:
+def _refuse_other_range(table: str, noise_schedule: NoiseSchedule) -> None:
     """The clean end is compared only where it is finite: a schedule that reaches sigma 0 has the table's own end."""
     published = TABLES[table]
-    noisy, clean = (float(noise.log_snr(torch.tensor(t, dtype=torch.float64))) for t in (noise.t_max, noise.t_min))
+    noisy, clean = (
+        float(noise_schedule.log_snr(torch.tensor(t, dtype=torch.float64)))
+        for t in (noise_schedule.t_max, noise_schedule.t_min)
+    )
     off_above = abs(noisy + math.log(published.sigmas[0])) > RANGE_TOLERANCE
     off_below = math.isfinite(clean) and abs(clean + math.log(published.sigma_min)) > RANGE_TOLERANCE
     if off_above or off_below:
@@ -93,18 +96,24 @@ def _refuse_other_range(table: str, noise: NoiseSchedule) -> None:
         )
 
 
-def round_to_timesteps(times: Tensor, noise: NoiseSchedule) -> Tensor:
+def round_to_timesteps(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """`times` `(N+1,)` or `(B, N+1)` moved to the integer timesteps nearest in log edm_sigma; float64.
 
     For networks and schedulers that take integers only: a real time is the better input wherever it is possible.
 
-    Raises TsAdaptError if `noise` is not a table of timesteps, or if two times fall on the same timestep, naming the
-    places.
+    Raises TsAdaptError unless `noise_schedule` is a table of timesteps, and if two times fall on the same timestep,
+    naming the places.
     """
-    if not isinstance(noise, BetaTable):
-        raise TsAdaptError(f"times are rounded to the timesteps of a BetaTable; {type(noise).__name__} has none")
-    times = validate_times(times, noise)
-    below, above, at = noise.log_snr(times.floor()), noise.log_snr(times.ceil()), noise.log_snr(times)
+    if not isinstance(noise_schedule, BetaTable):
+        raise TsAdaptError(
+            f"times are rounded to the timesteps of a BetaTable; {type(noise_schedule).__name__} has none"
+        )
+    times = validate_times(times, noise_schedule)
+    below, above, at = (
+        noise_schedule.log_snr(times.floor()),
+        noise_schedule.log_snr(times.ceil()),
+        noise_schedule.log_snr(times),
+    )
     rounded = torch.where(below - at > at - above, times.ceil(), times.floor())
     same = (rounded[..., 1:] >= rounded[..., :-1]).nonzero().tolist()
     if same:

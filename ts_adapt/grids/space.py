@@ -26,13 +26,15 @@ class GridSpace:
     Raises TsAdaptError for an unknown correction.
     """
 
-    def __init__(self, noise: NoiseSchedule, steps: int, corrections: Collection[str] = (), order: int = 1) -> None:
+    def __init__(
+        self, noise_schedule: NoiseSchedule, steps: int, corrections: Collection[str] = (), order: int = 1
+    ) -> None:
         if steps < 1:
             raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
         for name in corrections:
             if name not in CORRECTIONS:
                 raise unknown("correction", str(name), CORRECTIONS)
-        self.noise, self.steps, self.order = noise, steps, order
+        self.noise_schedule, self.steps, self.order = noise_schedule, steps, order
         self.learned = [correction for name, correction in CORRECTIONS.items() if name in corrections]
         self.widths = [1, *(correction.width(order) for correction in self.learned)]
         """How many numbers a step has of the logits and of each correction."""
@@ -60,7 +62,7 @@ class GridSpace:
         if z.shape[-1:] != (self.size,):
             raise TsAdaptError(f"the numbers of a grid have shape {tuple(z.shape)}; expected (..., {self.size})")
         logits, *parts = z.split([self.steps * width for width in self.widths], -1)
-        times = logits_to_times(logits, self.noise)
+        times = logits_to_times(logits, self.noise_schedule)
         return TimeGrid.of(
             times,
             {
@@ -83,7 +85,7 @@ class GridSpace:
                 raise TsAdaptError(f"the grid has {field.name}, which are not learned here; learn them too")
             if field.dims and value.shape[-1] != self.order:
                 raise TsAdaptError(f"the grid has {value.shape[-1]} {field.name} a step; expected {self.order}")
-        parts = [times_to_logits(grid.times, self.noise)]
+        parts = [times_to_logits(grid.times, self.noise_schedule)]
         for correction in self.learned:
             if correction.field in grid.held:
                 parts.append(correction.numbers(grid.held[correction.field], grid.times).flatten(-2))

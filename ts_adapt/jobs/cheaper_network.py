@@ -160,8 +160,10 @@ def quantize_anew(
     try:
         if train is not None:
             train()
-        noise, device = session.noise, next(network.parameters()).device
-        times = torch.linspace(noise.t_min, noise.t_max, TABLE_TIMES, dtype=torch.float64, device=device)
+        noise_schedule, device = session.noise_schedule, next(network.parameters()).device
+        times = torch.linspace(
+            noise_schedule.t_min, noise_schedule.t_max, TABLE_TIMES, dtype=torch.float64, device=device
+        )
         freeze(network, session.denoiser.timestep(times, times))  # type: ignore[attr-defined]
     except BaseException:
         restore(network)

@@ -25,15 +25,15 @@ def find_scheduler(shelf: Shelf, name: str, *, alone: bool) -> Found:
     from ts_adapt.schedulers.scheduler import LearnedScheduler
 
     schedule = LearnedScheduler.from_pretrained(zoo.schedules().get(name, name))
-    own = None if schedule.known_noise is None else schedule.noise
+    own = None if schedule.known_noise is None else schedule.noise_schedule
     if own is not None and not alone:
-        found = differences((own, schedule.prediction), (shelf.noise, schedule.prediction))
+        found = differences((own, schedule.prediction), (shelf.noise_schedule, schedule.prediction))
         if found:
             raise TsAdaptError(f"{name} was learned for another model, which differs in {found[0]}; choose its model")
 
     def at(solver: str, nfe: int) -> LearnedGrid | Predicted:
-        noise = shelf.noise if own is None else own
-        plan = schedule.source.plan(nfe, noise)
+        noise_schedule = shelf.noise_schedule if own is None else own
+        plan = schedule.source.plan(nfe, noise_schedule)
         known = {key: value for key, value in (schedule.config["learned_for"] or {}).items() if key in ABOUT}
         prediction = None if own is None else schedule.prediction
         about = {**known, "order": build_solver(solver, ANY).order, "prediction": prediction, "source": name}

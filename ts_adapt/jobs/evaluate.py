@@ -85,7 +85,7 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     fresh = Results(rows, apart, facts)
     results = fresh.joined(Results.read(folder))
     path = write_report(
-        folder, results, _panels(session, rows, runs, batch.target), session.noise,
+        folder, results, _panels(session, rows, runs, batch.target), session.noise_schedule,
         title=f"{config.name}: schedules compared", notes=_notes(session, results.facts), columns=options.columns,
     )  # fmt: skip
     _to_tensorboard(session, rows)

@@ -48,8 +48,8 @@ class Experiment:
         return Guided(denoiser, config.guidance)
 
     @property
-    def noise(self) -> NoiseSchedule:
-        return self.denoiser.noise
+    def noise_schedule(self) -> NoiseSchedule:
+        return self.denoiser.noise_schedule
 
     def of_student(self, cacher: str, quantizer: str) -> Self:
         """The same experiment, whose schedules are those learned for the network with this cacher and quantizer."""
@@ -83,7 +83,7 @@ class Experiment:
     def teacher_grid(self, nfe: int | None = None) -> TimeGrid:
         """The fine grid of the config's teacher; `nfe`: another number of evaluations than its own."""
         options = self.config.teacher
-        return build_grid(options.grid, self.noise, steps_of(self.solver(options.solver), nfe or options.nfe))
+        return build_grid(options.grid, self.noise_schedule, steps_of(self.solver(options.solver), nfe or options.nfe))
 
     def teacher_config(self, split: str) -> dict[str, Any]:
         """Everything that the teacher's samples of `split` depend on; another config's teacher is refused by it."""
@@ -96,7 +96,7 @@ class Experiment:
         )  # fmt: skip
 
     def solver(self, name: str) -> Solver:
-        return build_solver(name, self.noise)
+        return build_solver(name, self.noise_schedule)
 
     def steps(self, solver: str, nfe: int) -> int:
         """Of a solve by `solver` with `nfe` evaluations."""
@@ -120,14 +120,16 @@ class Experiment:
         wanted = self.config.evaluate.grids
         if wanted is None:
             return self.starts(steps)
-        return {name: build_grid(name, self.noise, steps, rescale=self.config.rescale_published) for name in wanted}
+        return {
+            name: build_grid(name, self.noise_schedule, steps, rescale=self.config.rescale_published) for name in wanted
+        }
 
     def starts(self, steps: int) -> dict[str, TimeGrid]:
         """Every fixed grid that fits the model, equal ones under one name: where a search may start."""
         grids: dict[str, TimeGrid] = {}
         for name in grid_names():
             try:
-                grid = build_grid(name, self.noise, steps, rescale=self.config.rescale_published)
+                grid = build_grid(name, self.noise_schedule, steps, rescale=self.config.rescale_published)
             except TsAdaptError:
                 if name not in PUBLISHED:
                     raise
@@ -164,5 +166,5 @@ class Experiment:
         seed, device, source = self.config.teacher.seed, self.config.model.device, self.condition_source()
         index = range(TRAIN_START, TRAIN_START + count)
         drawn = source.draw(seed, index) if source is not None else {}
-        x_T: Tensor = initial_noise(seed, index, self.shape) * noise_scale(self.noise)
+        x_T: Tensor = initial_noise(seed, index, self.shape) * noise_scale(self.noise_schedule)
         return index, x_T.to(device), condition_of({name: value.to(device) for name, value in drawn.items()})

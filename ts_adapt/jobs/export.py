@@ -45,16 +45,16 @@ def export_schedule(
     name, taken, others = found.choose(solver, nfe, config)
     schedule, remarks = found.shared(name, taken)
     remarks += [f"this is NFE {taken}{others}"] if others else []
-    noise = found.noise
-    if noise is None and (kind == "timesteps" or schedule.log_snr is None):
-        noise = session.noise
-        schedule.check_noise(noise, source)
+    noise_schedule = found.noise_schedule
+    if noise_schedule is None and (kind == "timesteps" or schedule.log_snr is None):
+        noise_schedule = session.noise_schedule
+        schedule.check_noise(noise_schedule, source)
     if kind == "json":
         schedule = _with_measurements(config, schedule)
     about = schedule.about
     named = [about.get("source") or about.get("method") or found.called, about.get("model"), schedule.solver]
     title = ", ".join([*(str(part) for part in named if part), f"NFE {schedule.nfe}"])
-    text, changes = WRITERS[kind](schedule, title, noise)
+    text, changes = WRITERS[kind](schedule, title, noise_schedule)
     emit(text, out, [*remarks, *changes])
     return text
 

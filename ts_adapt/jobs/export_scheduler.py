@@ -67,7 +67,7 @@ def _scheduler_config(session: Session) -> Mapping[str, Any]:
             f"the model {name!r} is in no pipeline of diffusers, and a schedule for diffusers takes the betas and the "
             "prediction type of one; choose another model, or another --format"
         )
-    found = differences((session.noise, prediction), noise_of(config))
+    found = differences((session.noise_schedule, prediction), noise_of(config))
     if found:
         raise TsAdaptError(f"no scheduler of diffusers has this noise and prediction; {name!r} differs in {found[0]}")
     return dict(config)

@@ -37,7 +37,7 @@ def import_schedule(
         )
     session = Session(config)
     if kind is None or kind == "json":
-        schedule, remarks = LearnedGrid.parse(data, what, session.noise), list[str]()
+        schedule, remarks = LearnedGrid.parse(data, what, session.noise_schedule), list[str]()
         if solver not in (None, schedule.solver):
             raise TsAdaptError(
                 f"{what} is for {schedule.solver}, not for {solver}; leave --solver out, or export it as sigmas and "
@@ -49,11 +49,11 @@ def import_schedule(
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise TsAdaptError(f"{what} is no text; give numbers with commas between them") from error
-        times, remarks = READERS[kind](text, what, session.noise)
+        times, remarks = READERS[kind](text, what, session.noise_schedule)
         name, grid = solver or config.solvers[0], TimeGrid(times)
         about = {**session.about(name), "method": "imported", "source": Path(what).name}
         schedule = LearnedGrid(grid, name, grid.steps * session.solver(name).evaluations_per_step, about)
-    emit(schedule.text(session.noise), out, remarks)
+    emit(schedule.text(session.noise_schedule), out, remarks)
     return schedule
 
 

@@ -35,7 +35,7 @@ def sample(
     Without a label the classes of a class-conditional model are drawn. A sample depends on (seed, its index) only.
     """
     source = class_labels_for(session.denoiser, label)
-    x_T = initial_noise(seed, index, session.shape) * noise_scale(session.noise)
+    x_T = initial_noise(seed, index, session.shape) * noise_scale(session.noise_schedule)
     x_T = x_T.to(session.config.model.device)
     drawn = source.draw(seed, index) if source is not None else {}
     condition = {key: value.to(x_T.device) for key, value in drawn.items()}

@@ -188,7 +188,7 @@ class _OfPipeline(Shelf):
     scheduler = find_scheduler
 
     @property
-    def noise(self) -> NoiseSchedule:
+    def noise_schedule(self) -> NoiseSchedule:
         return noise_of(scheduler_config(self.pipe.scheduler))[0]
 
 

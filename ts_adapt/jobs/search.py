@@ -150,7 +150,7 @@ def _search_blackbox(
     with distributed.together():
         found = search_blackbox(
             lambda grid: float(objective.measure(grid, train).mean()),
-            session.noise, start, config.blackbox, storage=url, study=study,
+            session.noise_schedule, start, config.blackbox, storage=url, study=study,
             alone=config.blackbox.storage is None and distributed.world() == 1, progress=session.progress,
         )  # fmt: skip
     return found.grid
@@ -162,7 +162,7 @@ def search_optimized_grid(session: Session, name: str, solver: Solver, nfe: int,
         return
     config, steps = session.config, steps_of(solver, nfe)
     if method == "dmn":
-        grid = TimeGrid(dmn(session.noise, steps, order=solver.order))
+        grid = TimeGrid(dmn(session.noise_schedule, steps, order=solver.order))
     else:
         _, looked_at = session.teacher("train", config.optimized.samples)
         fine, places = session.solver(config.teacher.solver), session.teacher_grid(config.optimized.places)
@@ -239,8 +239,8 @@ def keep_shared(
             said += f", {compared(distance, reference)} the best fixed grid ({best})"
         said += "; "
     with SummaryWriter(str(make_folder(session.workspace.curves(called, name, nfe)))) as writer:
-        writer.add_figure("schedule", plot_schedules(drawn, session.noise, f"{name}, NFE {nfe}"))
+        writer.add_figure("schedule", plot_schedules(drawn, session.noise_schedule, f"{name}, NFE {nfe}"))
     LearnedGrid(grid, name, nfe, {**about, "made_with": config.made_with(called), "measured": measured}).save(
-        path, session.noise
+        path, session.noise_schedule
     )
     print(f"{said}{path}")

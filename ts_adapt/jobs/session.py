@@ -49,7 +49,7 @@ class Session(Experiment):
         path = self.workspace.shared(method, solver, nfe)
         if not path.exists():
             raise TsAdaptError(f"there is no {method} grid at {path}; make it with {command_for(method, solver, nfe)}")
-        schedule = LearnedGrid.load(path, self.noise)
+        schedule = LearnedGrid.load(path, self.noise_schedule)
         self.check_fit(path, schedule.solver, schedule.nfe, schedule.grid.steps, wanted=(solver, nfe))
         if method != "dmn":  # found without a teacher
             self.check_origin(path, schedule.about, command_for(method, solver, nfe, redo=True))
@@ -102,7 +102,7 @@ class Session(Experiment):
             training = command_for(name, solver, nfe)
             raise TsAdaptError(f"there is no {name} predictor in {folder}; train it with {training}")
         again = command_for(name, solver, nfe, redo=True)
-        predictor, config = load_predictor(folder, self.noise)
+        predictor, config = load_predictor(folder, self.noise_schedule)
         if predictor.kind != kind:
             raise TsAdaptError(f"{folder} holds a {predictor.kind} predictor, not a {kind} one; replace it by {again}")
         steps = dict(zip(nfes_of(config), predictor.learned, strict=False))

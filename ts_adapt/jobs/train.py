@@ -64,7 +64,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     checkpoint = checkpoint_file(folder, key)
     torch.manual_seed(config.train.seed)
     predictor = PREDICTORS[kind.removesuffix(ALL)](
-        session.noise, static, session.shape, corrections=config.train.corrections, order=solver.order,
+        session.noise_schedule, static, session.shape, corrections=config.train.corrections, order=solver.order,
         width=config.train.width, hidden=config.train.hidden, classes=classes,
         text=0 if text is None else text.shape[-1],
     ).to(config.model.device)  # fmt: skip

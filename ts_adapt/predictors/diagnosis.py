@@ -74,14 +74,14 @@ def _grid_of(nodes: list[Node], batch: int) -> TimeGrid:
 
 def spread(grid: TimeGrid, objective: Objective) -> dict[str, float]:
     """The spread of the times of grids `(n, N+1)` and of each of their corrections, by name."""
-    noise = objective.denoiser.noise
-    low, high = finite_log_snr_range(noise)
-    u, found = positions(grid.times, noise), {}
+    noise_schedule = objective.denoiser.noise_schedule
+    low, high = finite_log_snr_range(noise_schedule)
+    u, found = positions(grid.times, noise_schedule), {}
     if grid.steps > 1:
         found["times"] = (high - low) * u[:, 1:-1]
     for name, correction in CORRECTIONS.items():
         if correction.field in grid.held:
-            found[name] = correction.departure(grid.held[correction.field], grid.times, noise)
+            found[name] = correction.departure(grid.held[correction.field], grid.times, noise_schedule)
     return {name: float(value.std(0, correction=0).mean()) for name, value in found.items()}
 
 
@@ -95,7 +95,7 @@ def draw(
     static, policy, few = predictor.static(steps), predictor.policy(steps), samples.rows(slice(0, 8))
     grids = {"static": static, predictor.kind: predicted(predictor, objective, samples, steps).times}
     title = f"{steps} steps, {type(objective.solver).__name__}"
-    writer.add_figure(f"schedules/{steps}-steps", plot_schedules(grids, objective.denoiser.noise, title), at)
+    writer.add_figure(f"schedules/{steps}-steps", plot_schedules(grids, objective.denoiser.noise_schedule, title), at)
     ends = {
         "static": objective.student(TimeGrid(static), few), predictor.kind: objective.student(policy, few),
         "teacher": few.target,

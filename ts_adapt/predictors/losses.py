@@ -58,8 +58,8 @@ def regression(predictor: OneShot | Recursive, objective: Objective, labels: Map
 def _regression(
     predictor: OneShot | Recursive, objective: Objective, steps: int, data: Labelled
 ) -> Callable[[Tensor], Tensor]:
-    noise, times = objective.denoiser.noise, data.grid.times
-    u = positions(times, noise)
+    noise_schedule, times = objective.denoiser.noise_schedule, data.grid.times
+    u = positions(times, noise_schedule)
     variance = u[:, 1:-1].var(0, correction=0).mean().clamp_min(1e-6)
 
     def squared_error(predicted: Tensor, wanted: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def _regression(
         def one_shot_loss(rows: Tensor) -> Tensor:
             batch = data.batch.rows(rows)
             predicted = predictor(batch.x_T, batch.condition, steps=steps)
-            return squared_error(positions(predicted.times[:, 1:-1], noise), u[rows, 1:-1])
+            return squared_error(positions(predicted.times[:, 1:-1], noise_schedule), u[rows, 1:-1])
 
         return one_shot_loss
 

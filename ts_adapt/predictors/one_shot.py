@@ -29,13 +29,13 @@ class OneShot(Predictor):
     every_step = False
 
     def standardise(self, steps: int, states: Tensor, x0: Tensor) -> None:
-        self.encoder.standardise(self.places(steps).start, states[:, 0] / noise_scale(self.noise))
+        self.encoder.standardise(self.places(steps).start, states[:, 0] / noise_scale(self.noise_schedule))
 
     def forward(self, x_T: Tensor, condition: Mapping[str, Any] | None = None, *, steps: int | None = None) -> TimeGrid:
         """The grids `(B, N+1)` for the starting noise `(B, C, H, W)`; `steps` is N, as in `policy`."""
         steps = self._steps(steps)
         space, static = self.spaces[steps], self.static(steps)
-        seen = self.encoder(x_T / noise_scale(self.noise), self.places(steps).start, condition)
+        seen = self.encoder(x_T / noise_scale(self.noise_schedule), self.places(steps).start, condition)
         correction = shorten_gradient(seen[:, : space.size].double())
         return space.grid(space.numbers(TimeGrid(static)) + space.unit.to(correction.device) * correction)
 

@@ -37,7 +37,7 @@ class Predictor(nn.Module):
     """Whether the network is asked at every step, or once."""
 
     def __init__(
-        self, noise: NoiseSchedule, static_times: Tensor | Sequence[Tensor], shape: Sequence[int], *,
+        self, noise_schedule: NoiseSchedule, static_times: Tensor | Sequence[Tensor], shape: Sequence[int], *,
         corrections: Sequence[str] = (), order: int = 1, width: int = 24, hidden: int = 128, classes: int = 0,
         text: int = 0,
     ) -> None:  # fmt: skip
@@ -47,14 +47,14 @@ class Predictor(nn.Module):
         self.learned: tuple[int, ...] = tuple(len(times) - 1 for times in grids)
         if not grids or len(set(self.learned)) < len(grids):
             raise TsAdaptError(f"a predictor corrects static grids of different N; got N = {list(self.learned)}")
-        self.noise = noise
+        self.noise_schedule = noise_schedule
         self.options: dict[str, Any] = dict(
             steps=list(self.learned), shape=list(shape), corrections=list(corrections), order=order, width=width,
             hidden=hidden, classes=classes, text=text,
         )  # fmt: skip
         self.register_buffer("static_times", torch.cat(grids))
         self.static_times: Tensor
-        self.spaces = {steps: GridSpace(noise, steps, corrections, order) for steps in self.learned}
+        self.spaces = {steps: GridSpace(noise_schedule, steps, corrections, order) for steps in self.learned}
         largest = self.spaces[self.learned[-1]]
         self.encoder = Encoder(
             self.pictures * shape[0], largest.size // (largest.steps if self.every_step else 1),

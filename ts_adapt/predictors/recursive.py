@@ -30,9 +30,9 @@ from ts_adapt.predictors.predictor import Predictor
 MIN_SHARE = 1e-4
 
 
-def shares(times: Tensor, noise: NoiseSchedule) -> Tensor:
+def shares(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """r_i = (u_{i+1} - u_i) / (1 - u_i) of grids `(..., N+1)`, for the N-1 steps that are free: `(..., N-1)`."""
-    u = positions(times, noise)
+    u = positions(times, noise_schedule)
     r = (u[..., 1:-1] - u[..., :-2]) / (1 - u[..., :-2])
     return r.clamp(MIN_SHARE, 1 - MIN_SHARE)
 
@@ -52,12 +52,12 @@ class Recursive(Predictor):
 
     def picture(self, x_t: Tensor, x0: Tensor, before: Tensor | None, t: Tensor) -> Tensor:
         """What the network sees `(B, 3 C, H, W)`; `before` is the x0 of the step before, None at the first."""
-        norm = (self.noise.alpha(t).square() + self.noise.sigma(t).square()).rsqrt()
+        norm = (self.noise_schedule.alpha(t).square() + self.noise_schedule.sigma(t).square()).rsqrt()
         return torch.cat([scale(norm, x_t), x0, torch.zeros_like(x0) if before is None else x0 - before], 1)
 
     def share(self, numbers: Tensor, steps: int, step: int) -> Tensor:
         """r_i `(B,)` of the network's numbers `(B, P)` at step i of N."""
-        static = torch.logit(shares(self.static(steps), self.noise))[step]
+        static = torch.logit(shares(self.static(steps), self.noise_schedule))[step]
         return torch.sigmoid(static + numbers[:, 0]).clamp(MIN_SHARE, 1 - MIN_SHARE)
 
     def forward(self, x_t: Tensor, x0: Tensor, before: Tensor | None, node: Node, condition: Condition) -> Node:
@@ -70,12 +70,12 @@ class Recursive(Predictor):
         if after == steps:
             u, t = numbers.new_ones(batch), self.static(steps)[-1].expand(batch)
         else:
-            u = positions(node.t, self.noise).to(numbers.device)
+            u = positions(node.t, self.noise_schedule).to(numbers.device)
             u = u + self.share(numbers, steps, node.index) * (1 - u)
-            t = times_at(u, self.noise)
+            t = times_at(u, self.noise_schedule)
         _, *parts = numbers.split(space.widths, 1)
         held = {
-            each.field: each.at(each.unit * part, u, self.noise)
+            each.field: each.at(each.unit * part, u, self.noise_schedule)
             for each, part in zip(space.learned, parts, strict=True)
             if each.field.ends or after < steps
         }

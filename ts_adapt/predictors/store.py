@@ -33,8 +33,9 @@ def save_predictor(folder: Path, predictor: OneShot | Recursive, about: dict[str
     write_json(folder / CONFIG, config)
 
 
-def load_predictor(folder: Path, noise: NoiseSchedule) -> tuple[OneShot | Recursive, dict[str, Any]]:
-    """The predictor under `folder` for a model with `noise`, and its config; TsAdaptError naming what is wrong."""
+def load_predictor(folder: Path, noise_schedule: NoiseSchedule) -> tuple[OneShot | Recursive, dict[str, Any]]:
+    """The predictor under `folder` for a model with this noise schedule, and its config; TsAdaptError naming what is
+    wrong."""
     if not (folder / CONFIG).exists():
         raise TsAdaptError(f"there is no predictor in {folder}; train one with {command('train')}")
     config = read_json(folder / CONFIG)
@@ -50,10 +51,10 @@ def load_predictor(folder: Path, noise: NoiseSchedule) -> tuple[OneShot | Recurs
         _check_network(kind, network, tensors)
         counts = [steps + 1 for steps in network.pop("steps")]
         grids = [
-            validate_times(times, noise, what=f"a static grid in {folder}")
+            validate_times(times, noise_schedule, what=f"a static grid in {folder}")
             for times in tensors["static_times"].split(counts)
         ]
-        predictor = kind(noise, grids, tuple(network.pop("shape")), **network)
+        predictor = kind(noise_schedule, grids, tuple(network.pop("shape")), **network)
         predictor.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
         raise TsAdaptError(

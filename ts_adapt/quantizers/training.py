@@ -123,8 +123,8 @@ def diffusion_loss(denoiser: NetworkDenoiser) -> Loss:
 
     def loss(network: nn.Module, batch: Images, generator: Generator) -> Tensor:
         x_t, t = _noised(denoiser, batch.x0, generator)
-        noise = denoiser.noise
-        clean = (batch.x0.double(), x_t.double(), noise.alpha(t), noise.sigma(t))
+        noise_schedule = denoiser.noise_schedule
+        clean = (batch.x0.double(), x_t.double(), noise_schedule.alpha(t), noise_schedule.sigma(t))
         target = from_x0(*clean, denoiser.prediction).to(x_t.dtype)
         raw = denoiser.call(network, x_t, denoiser.timestep(t, x_t), dict(batch.condition))
         return F.mse_loss(raw[:, : target.shape[1]], target)
@@ -227,11 +227,11 @@ def trainable(network: nn.Module, what: str = "all") -> dict[str, nn.Parameter]:
 
 def _noised(denoiser: NetworkDenoiser, x0: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """x_t `(B, ...)` and its times `(B,)`."""
-    noise = denoiser.noise
+    noise_schedule = denoiser.noise_schedule
     u = torch.rand(x0.shape[0], generator=generator, dtype=torch.float64)
-    t = (noise.t_min + u * (noise.t_max - noise.t_min)).to(x0.device)
+    t = (noise_schedule.t_min + u * (noise_schedule.t_max - noise_schedule.t_min)).to(x0.device)
     eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32).to(x0)
-    return combine((noise.alpha(t), x0), (noise.sigma(t), eps)), t
+    return combine((noise_schedule.alpha(t), x0), (noise_schedule.sigma(t), eps)), t
 
 
 def _resumed(kept: Checkpoint, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:

@@ -100,9 +100,9 @@ class Source:
     plans: Mapping[int, Plan | None] = field(default_factory=dict)
 
     @classmethod
-    def of_grids(cls, grids: Mapping[int, TimeGrid], noise: NoiseSchedule) -> Source:
+    def of_grids(cls, grids: Mapping[int, TimeGrid], noise_schedule: NoiseSchedule) -> Source:
         """Learned grids by their number of steps; `(B, N+1)` times are one grid per sample of a batch of B."""
-        valid = {steps: validate_grid(grid, noise) for steps, grid in sorted(grids.items())}
+        valid = {steps: validate_grid(grid, noise_schedule) for steps, grid in sorted(grids.items())}
         for steps, grid in valid.items():
             if grid.steps != steps:
                 raise TsAdaptError(f"the grid for {steps} steps has {grid.steps}; give it under its own number")
@@ -142,12 +142,12 @@ class Source:
         """As in `Plan`, of all of the plans."""
         return all(plan is None or plan.inside for plan in self.plans.values())
 
-    def plan(self, steps: int, noise: NoiseSchedule) -> Plan:
+    def plan(self, steps: int, noise_schedule: NoiseSchedule) -> Plan:
         """The plan of `steps` steps; TsAdaptError where there is none."""
         if self.family is not None:
-            return Plan.of_grid(build_grid(self.family, noise, steps))
+            return Plan.of_grid(build_grid(self.family, noise_schedule, steps))
         if steps not in self.plans:
-            return Plan.of_grid(self._between(steps, noise))
+            return Plan.of_grid(self._between(steps, noise_schedule))
         plan = self.plans[steps]
         if plan is None:
             raise TsAdaptError(
@@ -156,7 +156,7 @@ class Source:
             )
         return plan
 
-    def _between(self, steps: int, noise: NoiseSchedule) -> TimeGrid:
+    def _between(self, steps: int, noise_schedule: NoiseSchedule) -> TimeGrid:
         grids = self.grids
         low, high = max((n for n in grids if n < steps), default=0), min((n for n in grids if n > steps), default=0)
         pair = [grids[low], grids[high]] if low and high else []
@@ -166,24 +166,24 @@ class Source:
             raise TsAdaptError(
                 f"num_inference_steps is {steps}; this schedule was learned for {known}: give one of them"
             )
-        first, second = (interpolate(grid.times, noise, steps) for grid in pair)
+        first, second = (interpolate(grid.times, noise_schedule, steps) for grid in pair)
         weight = torch.tensor((steps - low) / (high - low)).double()
-        inside = torch.lerp(noise.log_snr(first[1:-1]), noise.log_snr(second[1:-1]), weight)
-        return validate_grid(TimeGrid(torch.cat([first[:1], noise.time(inside), first[-1:]])), noise)
+        inside = torch.lerp(noise_schedule.log_snr(first[1:-1]), noise_schedule.log_snr(second[1:-1]), weight)
+        return validate_grid(TimeGrid(torch.cat([first[:1], noise_schedule.time(inside), first[-1:]])), noise_schedule)
 
 
-def as_grid(given: Any, noise: NoiseSchedule | None = None) -> TimeGrid:
+def as_grid(given: Any, noise_schedule: NoiseSchedule | None = None) -> TimeGrid:
     """What a user gives for a grid, with valid times; TsAdaptError where it is none."""
     try:
         grid = given if isinstance(given, TimeGrid) else torch.as_tensor(given, dtype=torch.float64)
-        return validate_grid(grid, noise)
+        return validate_grid(grid, noise_schedule)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise TsAdaptError(
             f"a grid is a family's name, a TimeGrid or a tensor of times; got {type(given).__name__} ({error})"
         ) from error
 
 
-def given_plan(timesteps: Any, sigmas: Any, noise: NoiseSchedule) -> Plan:
+def given_plan(timesteps: Any, sigmas: Any, noise_schedule: NoiseSchedule) -> Plan:
     """The plan of times given by hand, as `timesteps` in the network's unit, or as `sigmas`; it ends in t_min.
 
     The sigmas are those of other programs; a 0 at their end is that end. Raises TsAdaptError for both at once, and for
@@ -192,10 +192,10 @@ def given_plan(timesteps: Any, sigmas: Any, noise: NoiseSchedule) -> Plan:
     if timesteps is not None and sigmas is not None:
         raise TsAdaptError("timesteps and sigmas were given; give one of them")
     if timesteps is not None:
-        times, _ = from_timesteps(_listed(timesteps, "timesteps"), noise, "the list of timesteps")
+        times, _ = from_timesteps(_listed(timesteps, "timesteps"), noise_schedule, "the list of timesteps")
     else:
         given = _listed(sigmas, "sigmas")
-        times, _ = from_sigmas(given if given[-1] == 0 else [*given, 0.0], noise, "the list of sigmas")
+        times, _ = from_sigmas(given if given[-1] == 0 else [*given, 0.0], noise_schedule, "the list of sigmas")
     return Plan.of_grid(TimeGrid(times))
 
 
@@ -210,9 +210,9 @@ def _listed(given: Sequence[float] | Tensor, what: str) -> list[float]:
     return numbers
 
 
-def stands_for_number(sigmas: Any, noise: NoiseSchedule) -> bool:
+def stands_for_number(sigmas: Any, noise_schedule: NoiseSchedule) -> bool:
     """Whether `sigmas` are 1, 1 - 1/N, .., 1/N of a flow: what its pipelines give where the user has not."""
-    if sigmas is None or float(noise.program_sigma(torch.tensor(noise.t_max))) != 1:
+    if sigmas is None or float(noise_schedule.program_sigma(torch.tensor(noise_schedule.t_max))) != 1:
         return False
     given = torch.tensor(_listed(sigmas, "sigmas"), dtype=torch.float64)
     return torch.allclose(given, torch.linspace(1, 1 / len(given), len(given), dtype=torch.float64), atol=1e-6)

@@ -99,7 +99,7 @@ class Run:
         self, plan: Plan, timesteps: Tensor, solver: Solver, prediction: str, begin: int | None, clip_x0: bool
     ) -> None:
         self.plan, self.timesteps, self.solver, self.prediction = plan, timesteps, solver, prediction
-        self.noise, self.clip_x0 = solver.noise_schedule, clip_x0
+        self.noise_schedule, self.clip_x0 = solver.noise_schedule, clip_x0
         self.number, self.thread = next(_numbers), threading.get_ident()
         self.begin, self._begin_is_known = begin or 0, begin is not None
         self.done = 0
@@ -182,7 +182,7 @@ class Run:
         if self.node is None:
             raise TsAdaptError("the run has not started: no starting noise was seen")
         time = self.node.t if self.node.model_time is None else self.node.model_time
-        tau = (time * self.noise.time_scale).to(torch.float32)
+        tau = (time * self.noise_schedule.time_scale).to(torch.float32)
         if tau.ndim and rows % len(tau):
             raise TsAdaptError(
                 f"the run began with {len(tau)} samples and the network is called with {rows}; keep the batch, or call "
@@ -239,7 +239,7 @@ class Run:
             x, raw = x[: self.batch], raw[: self.batch]
         if noise is not None:
             noise = noise[: self.batch].to(x)
-        x0 = x0_from_raw(raw, x, node.t, self.noise, self.prediction, node.output_scale)
+        x0 = x0_from_raw(raw, x, node.t, self.noise_schedule, self.prediction, node.output_scale)
         x0 = x0.clamp(-1, 1) if self.clip_x0 else x0
         x_s, self.node, self._policy_state, self._memory = advance(
             policy, self.solver, x, x0, node, self._policy_state, self._memory, noise

@@ -125,8 +125,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         A family may do without `config` and takes over that of the pipeline it is attached to.
         """
         if isinstance(grid, str):
-            noise = UNKNOWN if config is None else _required(config, "a family of grids")
-            return cls(**noise, solver=solver, grid=grid, **options)
+            known = UNKNOWN if config is None else _required(config, "a family of grids")
+            return cls(**known, solver=solver, grid=grid, **options)
         found = as_grid(grid)
         grids = storage.grids_to_json({found.steps: found})
         return cls(**_required(config, "a grid of times"), solver=solver, grids=grids, **options)
@@ -172,14 +172,14 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if not isinstance(policy, StepPolicy):
             raise TsAdaptError(f"a step policy has init and next; got {type(policy).__name__}, which has not")
         schedule = cls(**_required(config, "a step policy"), solver=solver, **options)
-        plan = Plan.of_policy(policy, as_grid(times, schedule.noise).times)
+        plan = Plan.of_policy(policy, as_grid(times, schedule.noise_schedule).times)
         schedule.source = Source(plans={plan.steps: plan})
         return schedule
 
     def use_predictors(self, given: Mapping[int, Predictor]) -> None:
         """Take the weights of the predictors that the config names; TsAdaptError where they are for another noise."""
         for steps, predictor in given.items():
-            found = differences((predictor.noise, self.prediction), (self.noise, self.prediction))
+            found = differences((predictor.noise_schedule, self.prediction), (self.noise_schedule, self.prediction))
             if found:
                 raise TsAdaptError(f"the predictor for {steps} steps was learned with another noise: {found[0]}")
         self.source = Source.of_predictors({steps: p.eval() for steps, p in given.items()})
@@ -199,7 +199,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         left = [key for key in self.config.get("_use_default_values", []) if key not in taken]
         other.register_to_config(**taken, _use_default_values=left)
         other._noise = other._read_noise()
-        old, new = self._noise and self._noise[0], other.noise
+        old, new = self._noise and self._noise[0], other.noise_schedule
         if old is not None and (old.t_min, old.t_max) != (new.t_min, new.t_max):
             raise TsAdaptError(
                 f"the schedule's times run from {old.t_max:g} to {old.t_min:g}, the pipeline's from {new.t_max:g} "
@@ -236,8 +236,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         folder, kwargs = storage.find(pretrained_model_name_or_path, subfolder, kwargs)
         schedule, _ = cls.from_config(storage.read_config(folder, cls.__name__), return_unused_kwargs=True, **kwargs)
-        if schedule.config["predictors"] is not None:
-            schedule.use_predictors(storage.read_predictors(folder, schedule.config["predictors"], schedule.noise))
+        if (predictors := schedule.config["predictors"]) is not None:
+            schedule.use_predictors(storage.read_predictors(folder, predictors, schedule.noise_schedule))
         unused = {key: value for key, value in kwargs.items() if key not in schedule.config}
         return (schedule, unused) if return_unused_kwargs else schedule
 
@@ -264,7 +264,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._noise
 
     @property
-    def noise(self) -> NoiseSchedule:
+    def noise_schedule(self) -> NoiseSchedule:
         return self._known()[0]
 
     @property
@@ -282,14 +282,14 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def init_noise_sigma(self) -> float:
         """What standard normal noise is multiplied by: 1 for beta tables and rectified flow."""
-        return self.noise.noise_scale
+        return self.noise_schedule.noise_scale
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma noise at `timesteps` `()` or `(B,)`, in the network's unit, real or whole."""
-        t = torch.as_tensor(timesteps, dtype=torch.float64) / self.noise.time_scale
-        t = t.clamp(self.noise.t_min, self.noise.t_max)
+        at = self.noise_schedule
+        t = (torch.as_tensor(timesteps, dtype=torch.float64) / at.time_scale).clamp(at.t_min, at.t_max)
         x, eps = original_samples.float(), noise.to(original_samples.device).float()
-        return combine((self.noise.alpha(t), x), (self.noise.sigma(t), eps)).to(original_samples.dtype)
+        return combine((at.alpha(t), x), (at.sigma(t), eps)).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` in the order of arguments of diffusers' flow-matching schedulers."""
@@ -325,23 +325,23 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         plan = self._planned(num_inference_steps, timesteps, sigmas)
         self.num_inference_steps = plan.steps
-        self.timesteps = (plan.times[:-1] * self.noise.time_scale).to(device=device, dtype=torch.float32)
-        self._begin(plan, build_solver(self.config["solver"], OnGrid(self.noise, plan.times)))
+        self.timesteps = (plan.times[:-1] * self.noise_schedule.time_scale).to(device=device, dtype=torch.float32)
+        self._begin(plan, build_solver(self.config["solver"], OnGrid(self.noise_schedule, plan.times)))
 
     def _planned(self, steps: Any, timesteps: Any, sigmas: Any) -> Plan:
-        if timesteps is None and stands_for_number(sigmas, self.noise):
+        if timesteps is None and stands_for_number(sigmas, self.noise_schedule):
             steps, sigmas = len(sigmas), None
         if timesteps is None and sigmas is None:
             count = _whole(steps)
             if count is None or not 1 <= count <= MAX_STEPS:
                 raise TsAdaptError(f"num_inference_steps is {steps!r}; expected a whole number from 1 to {MAX_STEPS}")
-            return self.source.plan(count, self.noise)
+            return self.source.plan(count, self.noise_schedule)
         if self.source.own_times:
             raise TsAdaptError(
                 "this schedule chooses the times of each image by itself; leave timesteps and sigmas out, or attach a "
                 "fixed grid"
             )
-        plan = given_plan(timesteps, sigmas, self.noise)
+        plan = given_plan(timesteps, sigmas, self.noise_schedule)
         if steps is not None and steps != plan.steps:
             raise TsAdaptError(
                 f"num_inference_steps is {steps!r} and the times given are those of {plan.steps} steps; leave "

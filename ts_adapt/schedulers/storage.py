@@ -80,10 +80,11 @@ def read_config(folder: Path, class_name: str) -> dict[str, Any]:
     return config
 
 
-def source_of(grid: Any, grids: Any, predictors: Any, noise: NoiseSchedule | None) -> Source:
+def source_of(grid: Any, grids: Any, predictors: Any, noise_schedule: NoiseSchedule | None) -> Source:
     """The source that a config names by one of `grid`, `grids` and `predictors`; `DEFAULT_GRID` where it names none.
 
-    Raises TsAdaptError for more than one, for what is no such thing, and for learned grids where `noise` is not known.
+    Raises TsAdaptError for more than one, for what is no such thing, and for learned grids without a noise
+    schedule.
     """
     if sum(value is not None for value in (grid, grids, predictors)) > 1:
         raise TsAdaptError("a schedule has one of `grid`, `grids` and `predictors`; more than one was given")
@@ -91,10 +92,10 @@ def source_of(grid: Any, grids: Any, predictors: Any, noise: NoiseSchedule | Non
         return Source(plans=dict.fromkeys(sorted(steps for served in served_by(predictors) for steps in served)))
     if grids is not None:
         found = grids_from_json(grids)
-        if not found or noise is None:
+        if not found or noise_schedule is None:
             lacking = "no noise schedule: give it betas" if found else "no grid: give at least one that was learned"
             raise TsAdaptError(f"`grids` of the schedule has {lacking}")
-        return Source.of_grids(found, noise)
+        return Source.of_grids(found, noise_schedule)
     return Source(family=str(fixed_name(DEFAULT_GRID if grid is None else str(grid))))
 
 
@@ -141,7 +142,7 @@ def grids_from_json(data: Any) -> dict[int, TimeGrid]:
     return grids
 
 
-def read_predictors(folder: Path, predictors: Any, noise: NoiseSchedule) -> dict[int, Predictor]:
+def read_predictors(folder: Path, predictors: Any, noise_schedule: NoiseSchedule) -> dict[int, Predictor]:
     """The predictors that a config in `folder` names, by the numbers of steps that they serve.
 
     Raises TsAdaptError for one that is missing, damaged, or of other steps.
@@ -151,7 +152,7 @@ def read_predictors(folder: Path, predictors: Any, noise: NoiseSchedule) -> dict
     for served in named:
         alone = len(named) == 1 and (folder / CONFIG).is_file()
         path = folder if alone else folder / predictor_folder(min(served))
-        predictor, _ = load_predictor(path, noise)
+        predictor, _ = load_predictor(path, noise_schedule)
         if set(predictor.learned) != set(served):
             has, wanted = (", ".join(map(str, sorted(steps))) for steps in (predictor.learned, served))
             raise TsAdaptError(f"the predictor in {path} is for {has} steps, the config says {wanted}")

@@ -85,12 +85,12 @@ class LearnedGrid:
     about: dict[str, Any] = field(default_factory=dict)
     log_snr: Tensor | None = None
 
-    def text(self, noise: NoiseSchedule | None = None) -> str:
-        """The file's text; `noise` is that of the model, and may be left out where `log_snr` is known."""
+    def text(self, noise_schedule: NoiseSchedule | None = None) -> str:
+        """The file's text; `noise_schedule` is that of the model, and may be left out where `log_snr` is known."""
         if self.grid.per_sample:
             raise TsAdaptError("a schedule file holds one shared grid; grids per sample are kept as labels")
         check_about(self.about, "the schedule")
-        lam = self.log_snr if noise is None else noise.log_snr(self.grid.times)
+        lam = self.log_snr if noise_schedule is None else noise_schedule.log_snr(self.grid.times)
         content = {
             **SCHEDULE.head,
             "solver": self.solver,
@@ -104,18 +104,18 @@ class LearnedGrid:
         }
         return json.dumps(null_for_infinite(content), indent=2, ensure_ascii=False) + "\n"
 
-    def save(self, path: Path, noise: NoiseSchedule | None = None) -> None:
+    def save(self, path: Path, noise_schedule: NoiseSchedule | None = None) -> None:
         """Write the schedule to `path`, atomically; see `text`."""
-        write_bytes(path, self.text(noise).encode())
+        write_bytes(path, self.text(noise_schedule).encode())
 
     @classmethod
-    def load(cls, path: Path, noise: NoiseSchedule | None = None) -> LearnedGrid:
-        """Read `path`; TsAdaptError naming the file where it is no valid schedule (for `noise`, if given)."""
-        return cls.parse(read_bytes(path, limit=MAX_BYTES), path, noise)
+    def load(cls, path: Path, noise_schedule: NoiseSchedule | None = None) -> LearnedGrid:
+        """Read `path`; TsAdaptError naming the file where it is no valid schedule (for `noise_schedule`, if given)."""
+        return cls.parse(read_bytes(path, limit=MAX_BYTES), path, noise_schedule)
 
     @classmethod
-    def parse(cls, data: bytes, what: Path | str, noise: NoiseSchedule | None = None) -> LearnedGrid:
-        """The schedule in the bytes of a file; TsAdaptError naming it `what` where it is no valid one (for `noise`)."""
+    def parse(cls, data: bytes, what: Path | str, noise_schedule: NoiseSchedule | None = None) -> LearnedGrid:
+        """The schedule in the bytes of a file; TsAdaptError naming it `what` where it is no valid one."""
         content = parse_json(data, what)
         SCHEDULE.check(content, what, "give a schedule file, as `ts-adapt export` writes it")
         check_schema(content, REQUIRED, what)
@@ -124,7 +124,7 @@ class LearnedGrid:
         try:
             given = {name: content.get(name) for name in ("times", *field_names())}
             parts = {name: torch.tensor(v, dtype=torch.float64) for name, v in given.items() if v is not None}
-            grid = validate_grid(grid_of(parts), noise)
+            grid = validate_grid(grid_of(parts), noise_schedule)
             log_snr = _log_snr_of(content.get("log_snr"), grid) if not grid.per_sample else None
         except TsAdaptError as error:
             raise TsAdaptError(f"{what}: {error}") from error
@@ -137,15 +137,15 @@ class LearnedGrid:
         if content["nfe"] < grid.steps:
             raise TsAdaptError(f"{what} has {grid.steps} steps and nfe {content['nfe']}; each step takes an evaluation")
         learned = cls(grid, content["solver"], content["nfe"], about, log_snr)
-        if noise is not None:
-            learned.check_noise(noise, what)
+        if noise_schedule is not None:
+            learned.check_noise(noise_schedule, what)
         return learned
 
-    def check_noise(self, noise: NoiseSchedule, what: Path | str) -> None:
-        """TsAdaptError, naming `what`, unless the log-SNR that the file has told is that of `noise`."""
+    def check_noise(self, noise_schedule: NoiseSchedule, what: Path | str) -> None:
+        """TsAdaptError, naming `what`, unless the log-SNR that the file has told is that of `noise_schedule`."""
         if self.log_snr is None:
             return
-        there = noise.log_snr(self.grid.times)
+        there = noise_schedule.log_snr(self.grid.times)
         same = (self.log_snr == there) | ((self.log_snr - there).abs() <= LOG_SNR_TOLERANCE)
         if not bool(same.all()):
             place, model = int((~same).nonzero()[0]), self.about.get("model")

@@ -50,15 +50,15 @@ def is_flow(times: Tensor, log_snr: Tensor) -> bool:
     return bool(inside.all()) and torch.allclose(torch.sigmoid(-log_snr), times, rtol=1e-9, atol=1e-12)
 
 
-def program_sigmas(schedule: LearnedGrid, noise: NoiseSchedule | None = None) -> tuple[Tensor, list[str]]:
+def program_sigmas(schedule: LearnedGrid, noise_schedule: NoiseSchedule | None = None) -> tuple[Tensor, list[str]]:
     """The sigmas of other programs at the schedule's times, `(N+1,)`, float64, the last one still its own; remarks.
 
-    `noise` is that of the model, and may be left out where the schedule knows its log-SNR. Raises TsAdaptError if
-    neither is known, or if two sigmas are the same number in float32.
+    `noise_schedule` is that of the model, and may be left out where the schedule knows its log-SNR. Raises TsAdaptError
+    if neither is known, or if two sigmas are the same number in float32.
     """
     times, log_snr = schedule.grid.times, schedule.log_snr
-    if noise is not None:
-        sigmas = noise.program_sigma(times)
+    if noise_schedule is not None:
+        sigmas = noise_schedule.program_sigma(times)
     elif log_snr is not None:
         sigmas = times if is_flow(times, log_snr) else torch.exp(-log_snr)
     else:
@@ -77,23 +77,23 @@ def program_sigmas(schedule: LearnedGrid, noise: NoiseSchedule | None = None) ->
     return sigmas, remarks
 
 
-def write_sigmas(schedule: LearnedGrid, title: str, noise: NoiseSchedule | None = None) -> Written:
+def write_sigmas(schedule: LearnedGrid, title: str, noise_schedule: NoiseSchedule | None = None) -> Written:
     """`s_0,..,s_{N-1},0`: N + 1 numbers without exponents."""
-    sigmas, remarks = program_sigmas(schedule, noise)
+    sigmas, remarks = program_sigmas(schedule, noise_schedule)
     return ",".join(_ending_in_0(sigmas)) + "\n", [*_dropped(schedule), *remarks, *_end(sigmas)]
 
 
-def write_comfyui(schedule: LearnedGrid, title: str, noise: NoiseSchedule | None = None) -> Written:
+def write_comfyui(schedule: LearnedGrid, title: str, noise_schedule: NoiseSchedule | None = None) -> Written:
     """A ManualSigmas node named `title`, as a workflow in API format: dropped on the canvas, it becomes that node."""
-    sigmas, remarks = program_sigmas(schedule, noise)
+    sigmas, remarks = program_sigmas(schedule, noise_schedule)
     inputs = {"sigmas": ", ".join(_ending_in_0(sigmas))}
     node = {"class_type": "ManualSigmas", "inputs": inputs, "_meta": {"title": title}}
     return json.dumps({"1": node}, indent=2) + "\n", [*_dropped(schedule), *remarks, *_end(sigmas)]
 
 
-def write_a1111(schedule: LearnedGrid, title: str, noise: NoiseSchedule | None = None) -> Written:
+def write_a1111(schedule: LearnedGrid, title: str, noise_schedule: NoiseSchedule | None = None) -> Written:
     """A Python file with the function `sigmas(n, sigma_min, sigma_max, inner_model, device)`, which adds itself."""
-    sigmas, remarks = program_sigmas(schedule, noise)
+    sigmas, remarks = program_sigmas(schedule, noise_schedule)
     positive = sigmas.tolist()
     if positive[-1] == 0:  # the node that other numbers of steps interpolate towards
         positive[-1] = positive[-2] ** 2 / positive[-3] if len(positive) > 2 else positive[-2] / 1000
@@ -108,48 +108,48 @@ def write_a1111(schedule: LearnedGrid, title: str, noise: NoiseSchedule | None =
     return text, [*_dropped(schedule), *remarks, *_end(sigmas)]
 
 
-def write_timesteps(schedule: LearnedGrid, title: str, noise: NoiseSchedule | None = None) -> Written:
+def write_timesteps(schedule: LearnedGrid, title: str, noise_schedule: NoiseSchedule | None = None) -> Written:
     """`t_0,..,t_{N-1}`: the N evaluations, each at the integer timestep nearest in log sigma."""
-    if noise is None:
+    if noise_schedule is None:
         raise TsAdaptError("timesteps are rounded by a table of betas; give the model that the schedule is for")
-    _require_table(noise, "the schedule has no timesteps", "export sigmas")
+    _require_table(noise_schedule, "the schedule has no timesteps", "export sigmas")
     times = schedule.grid.times[:-1]
-    rounded = round_to_timesteps(schedule.grid.times, noise)[:-1]
+    rounded = round_to_timesteps(schedule.grid.times, noise_schedule)[:-1]
     remarks = ["the end of the grid is not in the list: the scheduler that reads it adds its own"]
     moved = rounded != times
     if bool(moved.any()):
-        most = float((noise.log_snr(rounded[moved]) - noise.log_snr(times[moved])).abs().max())
+        most = float((noise_schedule.log_snr(rounded[moved]) - noise_schedule.log_snr(times[moved])).abs().max())
         remarks.append(f"the times are rounded to integers, which moves sigma by up to {100 * math.expm1(most):.2g} %")
     return ",".join(str(round(t)) for t in rounded.tolist()) + "\n", [*_dropped(schedule), *remarks]
 
 
-def write_json(schedule: LearnedGrid, title: str, noise: NoiseSchedule | None = None) -> Written:
+def write_json(schedule: LearnedGrid, title: str, noise_schedule: NoiseSchedule | None = None) -> Written:
     """The portable file, from which nothing is dropped."""
-    return schedule.text(noise), []
+    return schedule.text(noise_schedule), []
 
 
-def read_sigmas(text: str, what: str, noise: NoiseSchedule) -> tuple[Tensor, list[str]]:
-    """The times `(N+1,)` of N + 1 sigmas for a model with `noise`, and remarks: see `grids.given.from_sigmas`.
+def read_sigmas(text: str, what: str, noise_schedule: NoiseSchedule) -> tuple[Tensor, list[str]]:
+    """The times `(N+1,)` of N + 1 sigmas for a model with `noise_schedule`, and remarks: see `grids.given.from_sigmas`.
 
     Raises TsAdaptError, naming `what`, for anything but N + 1 falling numbers within the range.
     """
-    return from_sigmas(_numbers(text, what), noise, what)
+    return from_sigmas(_numbers(text, what), noise_schedule, what)
 
 
-def read_timesteps(text: str, what: str, noise: NoiseSchedule) -> tuple[Tensor, list[str]]:
+def read_timesteps(text: str, what: str, noise_schedule: NoiseSchedule) -> tuple[Tensor, list[str]]:
     """The times `(N+1,)` of N timesteps, or of N + 1 whose last is t_min, for a table of betas; remarks.
 
     Raises TsAdaptError, naming `what`, for another noise schedule, or anything but falling timesteps of the table.
     """
-    _require_table(noise, f"{what} cannot be read as timesteps", "give sigmas")
-    return from_timesteps(_numbers(text, what, least=1), noise, what)
+    _require_table(noise_schedule, f"{what} cannot be read as timesteps", "give sigmas")
+    return from_timesteps(_numbers(text, what, least=1), noise_schedule, what)
 
 
-def _require_table(noise: NoiseSchedule, complaint: str, instead: str) -> None:
-    if not isinstance(noise, BetaTable):
+def _require_table(noise_schedule: NoiseSchedule, complaint: str, instead: str) -> None:
+    if not isinstance(noise_schedule, BetaTable):
         raise TsAdaptError(
-            f"{complaint}: they are those of a table of betas, and the model's noise schedule, {type(noise).__name__}, "
-            f"has none; {instead}"
+            f"{complaint}: they are those of a table of betas, and the model's noise schedule, "
+            f"{type(noise_schedule).__name__}, has none; {instead}"
         )
 
 

@@ -55,7 +55,7 @@ class Shelf(Protocol):
     config: Any
 
     @property
-    def noise(self) -> NoiseSchedule: ...
+    def noise_schedule(self) -> NoiseSchedule: ...
 
     def about(self, solver: str) -> dict[str, Any]:
         """What a schedule file says of the model and of the solver."""
@@ -83,7 +83,7 @@ class Found:
     solver       the only one that it is for; None: any
     learned      the NFEs that it was learned for; None: any
     own          every sample has times, or corrections, of its own
-    noise        the noise schedule that it brings along
+    noise_schedule   the one that it brings along
     scheduler    the schedule for diffusers, where it is one
     """
 
@@ -93,7 +93,7 @@ class Found:
     solver: str | None = None
     learned: Sequence[int] | None = None
     own: bool = False
-    noise: NoiseSchedule | None = None
+    noise_schedule: NoiseSchedule | None = None
     scheduler: Any = None
 
     @property
@@ -136,8 +136,9 @@ class Found:
         return LearnedGrid(TimeGrid(times), solver, nfe, about), [remark]
 
 
-def build_grid(name: str, noise: NoiseSchedule, steps: int, *, rescale: bool = False) -> TimeGrid:
-    """The fixed grid called `name` over `steps` intervals; published tables are fitted to `noise` with `rescale`.
+def build_grid(name: str, noise_schedule: NoiseSchedule, steps: int, *, rescale: bool = False) -> TimeGrid:
+    """The fixed grid called `name` over `steps` intervals; published tables are fitted to the noise schedule with
+    `rescale`.
 
     `NAME+native` is the grid as published, with ends of its own; `NAME+rounded` has its times moved to the integer
     timesteps nearest in log-SNR, and is refused where two fall together. Raises TsAdaptError for an unknown name.
@@ -147,12 +148,12 @@ def build_grid(name: str, noise: NoiseSchedule, steps: int, *, rescale: bool = F
     found = fixed_name(name)
     if found.base in published.PUBLISHED:
         table, native = published.PUBLISHED[found.base], found.native
-        times = published.ays(table, noise, steps, native=native, rescale=rescale and not native)
+        times = published.ays(table, noise_schedule, steps, native=native, rescale=rescale and not native)
     else:
-        times = fixed.make(found.base, noise, steps, native=found.native)
+        times = fixed.make(found.base, noise_schedule, steps, native=found.native)
     if found.rounded:
-        times = published.round_to_timesteps(times, noise)
-    return TimeGrid(validate_times(times, noise, what=f"the {name} grid"))
+        times = published.round_to_timesteps(times, noise_schedule)
+    return TimeGrid(validate_times(times, noise_schedule, what=f"the {name} grid"))
 
 
 def resolve(text: str, shelf: Shelf, *, alone: bool = False) -> Found:
@@ -178,7 +179,7 @@ def resolve(text: str, shelf: Shelf, *, alone: bool = False) -> Found:
     if path.is_dir():
         return _folder(text, path, shelf)
     if path.suffix == ".json" or path.is_file():
-        file = LearnedGrid.load(path, None if alone else shelf.noise)
+        file = LearnedGrid.load(path, None if alone else shelf.noise_schedule)
         check_steps(path, file.solver, file.nfe, file.grid.steps)
         return Found(text, FILE, lambda solver, nfe: file, file.solver, [file.nfe])
     if HUB_ID.fullmatch(text):
@@ -212,7 +213,7 @@ def predicted(
 
 def _fixed(shelf: Shelf, name: str, solver: str, nfe: int) -> LearnedGrid:
     steps, rescale = steps_of(build_solver(solver, ANY), nfe), shelf.config.rescale_published
-    grid = build_grid(name, shelf.noise, steps, rescale=rescale)
+    grid = build_grid(name, shelf.noise_schedule, steps, rescale=rescale)
     return LearnedGrid(grid, solver, nfe, {**shelf.about(solver), "method": "fixed", "source": name})
 
 
@@ -220,7 +221,7 @@ def _folder(text: str, path: Path, shelf: Shelf) -> Found:
     """The predictor in a folder."""
     if not (path / CONFIG).is_file():
         raise TsAdaptError(f"{path} holds neither a predictor nor a schedule for diffusers; give the folder of one")
-    predictor, config = load_predictor(path, shelf.noise)
+    predictor, config = load_predictor(path, shelf.noise_schedule)
     solver, nfes = made_for(config, path / CONFIG)
     for nfe, steps in zip(nfes, predictor.learned, strict=False):
         check_steps(path, solver, nfe, steps)

@@ -56,7 +56,7 @@ class BlackboxResult:
 
 def search_blackbox(
     score: Callable[[TimeGrid], float],
-    noise: NoiseSchedule,
+    noise_schedule: NoiseSchedule,
     start: TimeGrid,
     options: BlackboxOptions,
     *,
@@ -73,13 +73,13 @@ def search_blackbox(
     Raises TsAdaptError for an unknown sampler, no trials, and a storage that cannot be used.
     """
     check_options(options, "blackbox.")
-    centre = times_to_logits(start.times, noise).detach()
+    centre = times_to_logits(start.times, noise_schedule).detach()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = {f"logit_{i}": FloatDistribution(-options.radius, options.radius) for i in range(start.steps)}
 
     def grid_of(values: dict[str, Any]) -> TimeGrid:
         moved = torch.tensor([values[name] for name in space], dtype=torch.float64)
-        return TimeGrid(logits_to_times(centre + moved, noise))
+        return TimeGrid(logits_to_times(centre + moved, noise_schedule))
 
     run = open_study(study, storage, _Draws(SAMPLERS[options.sampler], options.seed, space))
     worker = Worker(run, options.trials, alone=alone)

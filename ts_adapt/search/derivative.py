@@ -76,9 +76,9 @@ def compare(
 
     part  samples differentiated at once
     """
-    few, noise = batch.rows(slice(0, SAMPLES)), objective.denoiser.noise
-    space = GridSpace(noise, steps)
-    places = [space.numbers(TimeGrid(fixed.make(name, noise, steps))).to(batch.x_T.device) for name in PLACES]
+    few, noise_schedule = batch.rows(slice(0, SAMPLES)), objective.denoiser.noise_schedule
+    space = GridSpace(noise_schedule, steps)
+    places = [space.numbers(TimeGrid(fixed.make(name, noise_schedule, steps))).to(batch.x_T.device) for name in PLACES]
 
     def difference(z: Tensor, j: int) -> float:
         step = torch.zeros_like(z)

@@ -48,17 +48,17 @@ def search_optimized(
     """
     if method not in ON_MODEL:
         raise unknown("method", method, ON_MODEL)
-    noise, denoiser, places = objective.denoiser.noise, objective.denoiser, trajectory.times
+    noise_schedule, denoiser, places = objective.denoiser.noise_schedule, objective.denoiser, trajectory.times
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         return denoiser(x_t, t, **batch.condition)
 
     if method == "klub":
         draw = noise_for(objective.seed, batch.index, batch.x_T)
-        return TimeGrid(klub(denoise, batch.target, places, steps, noise, draw))
+        return TimeGrid(klub(denoise, batch.target, places, steps, noise_schedule, draw))
     with torch.no_grad():
         fine = integrate(denoiser, teacher, trajectory, batch.x_T, condition=batch.condition, keep_trajectory=True)
     assert fine.states is not None and fine.x0 is not None
     if method == "gits":
-        return TimeGrid(gits(fine.states, fine.x0, places, steps, noise))
-    return TimeGrid(median(oss(denoise, fine.states, places, steps, noise)))
+        return TimeGrid(gits(fine.states, fine.x0, places, steps, noise_schedule))
+    return TimeGrid(median(oss(denoise, fine.states, places, steps, noise_schedule)))

@@ -194,8 +194,8 @@ def search_static(
     start = min(starts, key=means.__getitem__)
     if not math.isfinite(means[start]):
         raise TsAdaptError("no grid to start from gives a finite distance; try a higher precision, or more steps")
-    noise, steps = objective.denoiser.noise, starts[start].steps
-    space = GridSpace(noise, steps, options.corrections, objective.solver.order)
+    noise_schedule, steps = objective.denoiser.noise_schedule, starts[start].steps
+    space = GridSpace(noise_schedule, steps, options.corrections, objective.solver.order)
     journal = Journal() if journal is None or options.soft_teacher else journal
     agreement = None
     if options.method in BY_GRADIENT:

@@ -149,8 +149,8 @@ def teacher_config(
         "trajectory": trajectory,
         **further,
         "weights": weights_hash(denoiser),
-        "noise": _noise_hash(denoiser.noise, times),
-        "noise_scale": noise_scale(denoiser.noise),
+        "noise": _noise_hash(denoiser.noise_schedule, times),
+        "noise_scale": noise_scale(denoiser.noise_schedule),
         "prediction": denoiser.prediction,
     }
 
@@ -179,7 +179,7 @@ def generate(
     if another process generates into the same folder, and for whatever goes wrong with a file.
     """
     times = _shared_times(grid)
-    _check_arguments(store, times, samples, batch_size, condition, denoiser.noise)
+    _check_arguments(store, times, samples, batch_size, condition, denoiser.noise_schedule)
     device = _device_of(denoiser)
     ranges = {shard: store.range_of(shard, samples) for shard in store.shards(samples)}
     with store.writing():
@@ -276,7 +276,7 @@ def _check_arguments(
     samples: int,
     batch_size: int,
     condition: ConditionSource | None,
-    noise: NoiseSchedule,
+    noise_schedule: NoiseSchedule,
 ) -> None:
     config = store.manifest["config"]
     if samples < 1 or batch_size < 1:
@@ -289,7 +289,7 @@ def _check_arguments(
         )
     given = {
         "times": [float(f"{t:.12g}") for t in times.tolist()],
-        "noise_scale": float(f"{noise_scale(noise):.12g}"),
+        "noise_scale": float(f"{noise_scale(noise_schedule):.12g}"),
         "batch_size": batch_size,
         "condition": condition.describe() if condition is not None else None,
     }
@@ -301,8 +301,8 @@ def _check_arguments(
             )
 
 
-def _noise_hash(noise: NoiseSchedule, times: Tensor) -> str:
-    return hashlib.sha256(" ".join(f"{v:.9g}" for v in noise.log_snr(times).tolist()).encode()).hexdigest()
+def _noise_hash(noise_schedule: NoiseSchedule, times: Tensor) -> str:
+    return hashlib.sha256(" ".join(f"{v:.9g}" for v in noise_schedule.log_snr(times).tolist()).encode()).hexdigest()
 
 
 def _device_of(denoiser: Denoiser) -> torch.device:

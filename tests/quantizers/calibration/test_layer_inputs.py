@@ -145,5 +145,5 @@ def test_a_denoiser_with_another_time_unit_is_calibrated_in_the_networks() -> No
     from ts_adapt.solvers import DDIM
 
     grid = torch.tensor([900.0, 400.0, 0.0], dtype=torch.float64)
-    calls = collect(denoiser, DDIM(denoiser.noise), grid, torch.randn(2, 2, 4, 4))
+    calls = collect(denoiser, DDIM(denoiser.noise_schedule), grid, torch.randn(2, 2, 4, 4))
     assert [float(call.timestep[0]) for call in calls] == [450.0, 200.0]

@@ -87,13 +87,13 @@ def test_a_gated_guided_batch_is_told_the_times_of_its_samples(
     for module in (time_groups, tdq):
         monkeypatch.setattr(module, "FIT_STEPS", 1)
     network = make("sd")
-    noise = BetaTable(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    noise_schedule = BetaTable(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
     null = {"encoder_hidden_states": torch.zeros(5, 16)}
-    denoiser = Guided(NetworkDenoiser(network, noise, "epsilon", null_condition=null), 3.0)
+    denoiser = Guided(NetworkDenoiser(network, noise_schedule, "epsilon", null_condition=null), 3.0)
     torch.manual_seed(0)
     text = {"encoder_hidden_states": torch.randn(2, 5, 16)}
-    x_T, solver = torch.randn(2, 4, 8, 8), UniPC(noise, order=2)
-    grids = torch.stack([fixed.make(name, noise, STEPS) for name in ("linear", "karras")])
+    x_T, solver = torch.randn(2, 4, 8, 8), UniPC(noise_schedule, order=2)
+    grids = torch.stack([fixed.make(name, noise_schedule, STEPS) for name in ("linear", "karras")])
     method, layers = build(quantizer)
     quantize(network, method, collect(denoiser, solver, grids, x_T, condition=text), layers=layers)
     for cachers in ("tgate-2", "tgate-2+deepcache-2"):
