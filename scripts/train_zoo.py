@@ -6,25 +6,20 @@
     python scripts/train_zoo.py classifier --epochs 10
     python scripts/train_zoo.py ddpm --schedule squaredcos_cap_v2 --prediction epsilon
 
-On several cores `torchrun --nproc-per-node 2 scripts/train_zoo.py ddpm` is nearly twice as fast as one process with
-two threads, so small are the convolutions; --batch is the batch of all processes together.
-
-The diffusion models are resumable: killed and started again, they go on from the last checkpoint under --out. Their
-loss is the mean squared error of what is predicted: of v = alpha eps - sigma x0, as in the embedded models, or of eps,
-as DDPM has it. `plain` is trained the way nearly all published models are, at integer timesteps uniform on 0..999 with
-the time embedding as it comes; `ddpm` and `twin` at real-valued times and without the embedding's fastest frequencies,
-so that they are smooth in t. The schedule is linear, as in DDPM, or the cosine of Nichol and Dhariwal 2021
-(squaredcos_cap_v2). The learning rate warms up, stays, and falls linearly to 0 over the last quarter. The classifier
-takes minutes; it is in train_classifier.py.
+On several cores, `torchrun --nproc-per-node 2 scripts/train_zoo.py ddpm`; --batch is the batch of all processes
+together. The diffusion models are resumable: killed and started again, they go on from the last checkpoint under --out,
+and their learning rate warms up, stays, and falls linearly to 0 over the last quarter (training.py). Their loss is the
+mean squared error of what is predicted: of v = alpha eps - sigma x0, as in the embedded models, or of eps, as DDPM has
+it. `plain` is trained the way nearly all published models are, at integer timesteps uniform on 0..999 with the time
+embedding as it comes; `ddpm` and `twin` at real-valued times and without the embedding's fastest frequencies, so that
+they are smooth in t. The schedule is linear, as in DDPM, or the cosine of Nichol and Dhariwal 2021 (squaredcos_cap_v2).
+The classifier takes minutes; it is in train_classifier.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,19 +27,20 @@ import ts_adapt  # noqa: F401  (first: it makes torchvision, hence diffusers, im
 
 # isort: split
 import torch
-import torch.distributed as dist
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from noising import PREDICTIONS, noised, training_times, validation_times
 from train_classifier import train_classifier
+from training import Plan, train
+from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import BetaTable
-from ts_adapt.numerics import combine
 from ts_adapt.zoo.data import load_fashion_mnist, to_model_range
 
 CHANNELS = (16, 32, 96)
 CLASSES, NULL_CLASS = 10, 10
-SCHEDULES, PREDICTIONS = ("linear", "squaredcos_cap_v2"), ("v_prediction", "epsilon")
+SCHEDULES = ("linear", "squaredcos_cap_v2")
 
 
 def build_unet(channels: tuple[int, ...], conditional: bool, groups: int = 8) -> UNet2DModel:
@@ -63,27 +59,6 @@ def build_unet(channels: tuple[int, ...], conditional: bool, groups: int = 8) ->
     )
 
 
-def noised(
-    x_0: Tensor, t: Tensor, noise_schedule: BetaTable, generator: torch.Generator, prediction: str = "v_prediction"
-) -> tuple[Tensor, Tensor]:
-    """x_t and what the network is to predict at real times t, one of PREDICTIONS."""
-    alpha, sigma = noise_schedule.alpha(t), noise_schedule.sigma(t)
-    eps = torch.randn(x_0.shape, generator=generator)
-    target = eps if prediction == "epsilon" else combine((alpha, eps), (-sigma, x_0))
-    return combine((alpha, x_0), (sigma, eps)), target
-
-
-def learning_rate(done: float, peak: float, warmup: float, decay: float = 0.25) -> float:
-    """Trapezoid over the fraction `done` of training: up, level, down to zero."""
-    return peak * min(1.0, done / warmup, max(0.0, (1 - done) / decay))
-
-
-def training_times(count: int, smooth: bool, generator: torch.Generator) -> Tensor:
-    """Times `(count,)` for a batch, one from each of `count` equal parts of the schedule: real-valued or timesteps."""
-    shares = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    return 999 * shares if smooth else (1000 * shares).floor().clamp(max=999)
-
-
 def hold_fast_frequencies(net: UNet2DModel) -> None:
     """Zero the weights on cos and sin of t and of t / 3.2, the two fastest frequencies of the time embedding.
 
@@ -95,23 +70,12 @@ def hold_fast_frequencies(net: UNet2DModel) -> None:
         net.time_embedding.linear_1.weight[:, [0, 1, half, half + 1]] = 0
 
 
-def average_gradients(net: nn.Module, world: int) -> None:
-    gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= world
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
 def train_diffusion(args: argparse.Namespace, conditional: bool, smooth: bool) -> None:
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        dist.init_process_group("gloo")
     torch.manual_seed(args.seed)
     images, labels = load_fashion_mnist("train")
     test, test_labels = load_fashion_mnist("test")
     data, held_out = to_model_range(images), to_model_range(test[:1024])
+    held_classes = test_labels[:1024] if conditional else None
     scheduler = DDPMScheduler(beta_schedule=args.schedule, prediction_type=args.prediction, clip_sample=True)
     noise_schedule = BetaTable.from_config(scheduler.config)
     net = build_unet(tuple(args.channels), conditional, args.groups)
@@ -121,76 +85,30 @@ def train_diffusion(args: argparse.Namespace, conditional: bool, smooth: bool) -
         print(f"initialised from {args.init}; new: {missing.missing_keys}", flush=True)
     if smooth:
         hold_fast_frequencies(net)
-    average = copy.deepcopy(net).requires_grad_(False)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99))
-    step, spent = 0, 0.0
-    checkpoint = args.out / "checkpoint.pt"
-    if checkpoint.exists():
-        kept = torch.load(checkpoint, weights_only=True)
-        of = kept.get("schedule", "linear"), kept.get("prediction", "v_prediction")
-        if of != (args.schedule, args.prediction):
-            raise SystemExit(f"{checkpoint} is of a model with {' and '.join(of)}; choose another --out")
-        net.load_state_dict(kept["net"])
-        average.load_state_dict(kept["average"])
-        optimizer.load_state_dict(kept["optimizer"])
-        step, spent = kept["step"], kept["spent"]
-    args.out.mkdir(parents=True, exist_ok=True)
-    total = args.images // args.batch
-    print(f"{sum(p.numel() for p in net.parameters()):,} parameters, {step} of {total} steps done", flush=True)
-    started, recent = time.time(), []
 
-    def save() -> None:
-        seconds = spent + time.time() - started
-        classes = test_labels[:1024] if conditional else None
-        held = validation_loss(average, held_out, classes, noise_schedule, args.prediction)
-        row = {
-            "step": step,
-            "images": step * args.batch,
-            "seconds": round(seconds),
-            "held_out": round(held, 5),
-            "train": round(sum(recent) / max(1, len(recent)), 5),
-        }
-        print(json.dumps(row), flush=True)
-        with open(args.out / "curve.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
-        weights = {"net": net.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-        made_with = {"schedule": args.schedule, "prediction": args.prediction}
-        state = {**weights, **made_with, "step": step, "spent": seconds}
-        torch.save(state, checkpoint.with_suffix(".part"))
-        checkpoint.with_suffix(".part").rename(checkpoint)
-        weights = copy.deepcopy(average).half() if args.half else average
-        DDPMPipeline(weights, scheduler).save_pretrained(args.out / "pipeline")
-        recent.clear()
-
-    local = args.batch // world
-    while step < total:
-        generator = torch.Generator().manual_seed((args.seed * 10_000_019 + step) * world + rank)
-        rows = torch.randint(len(data), (local,), generator=generator)
-        t = training_times(local, smooth, generator)
+    def loss(net: UNet2DModel, count: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(data), (count,), generator=generator)
+        t = training_times(count, smooth, generator)
         x_t, target = noised(data[rows], t, noise_schedule, generator, args.prediction)
         classes = None
         if conditional:
-            dropped = torch.rand(local, generator=generator) < 0.1
+            dropped = torch.rand(count, generator=generator) < 0.1
             classes = torch.where(dropped, NULL_CLASS, labels[rows])
-        loss = F.mse_loss(net(x_t, t, class_labels=classes).sample, target)
-        optimizer.zero_grad()
-        loss.backward()
-        if world > 1:
-            average_gradients(net, world)
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate((step + 1) / total, args.lr, warmup=0.02)
-        optimizer.step()
-        if smooth:
-            hold_fast_frequencies(net)
-        step += 1
-        decay = min(0.9995, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for kept, new in zip(average.parameters(), net.parameters(), strict=True):
-                kept.lerp_(new, 1 - decay)
-        recent.append(loss.item())
-        if rank == 0 and (step % args.every == 0 or step == total):
-            save()
+        return F.mse_loss(net(x_t, t, class_labels=classes).sample, target)
+
+    def write(average: UNet2DModel) -> None:
+        weights = copy.deepcopy(average).half() if args.half else average
+        DDPMPipeline(weights, scheduler).save_pretrained(args.out / "pipeline")
+
+    train(
+        net,
+        Plan(args.out, args.images, args.batch, args.lr, args.every, args.seed),
+        {"what": args.what, "schedule": args.schedule, "prediction": args.prediction},
+        loss,
+        lambda average: validation_loss(average, held_out, held_classes, noise_schedule, args.prediction),
+        write,
+        hold_fast_frequencies if smooth else lambda net: None,
+    )
 
 
 @torch.inference_mode()
@@ -198,8 +116,7 @@ def validation_loss(
     net: nn.Module, x_0: Tensor, classes: Tensor | None, noise_schedule: BetaTable, prediction: str = "v_prediction"
 ) -> float:
     generator = torch.Generator().manual_seed(7)
-    t = 999 * (torch.arange(len(x_0)) + 0.5) / len(x_0)
-    t = t[torch.randperm(len(x_0), generator=generator)]
+    t = validation_times(len(x_0), generator)
     x_t, target = noised(x_0, t, noise_schedule, generator, prediction)
     out = [
         net(x_t[i : i + 128], t[i : i + 128], class_labels=None if classes is None else classes[i : i + 128]).sample
@@ -230,7 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     args.lr = args.lr or 1.5e-3
     args.out = args.out or Path("train_data/zoo") / args.what
-    train_diffusion(args, conditional=args.what == "twin", smooth=args.what != "plain")
+    try:
+        train_diffusion(args, conditional=args.what == "twin", smooth=args.what != "plain")
+    except TsAdaptError as error:
+        raise SystemExit(f"train_zoo: {error}") from None
 
 
 if __name__ == "__main__":
