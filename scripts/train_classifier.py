@@ -40,14 +40,21 @@ from ts_adapt.zoo.features import (
 class Normalised(nn.Module):
     """FeatureNet with batch normalisation after each convolution."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        channels: tuple[int, ...] = CHANNELS,
+        strides: tuple[int, ...] = STRIDES,
+        classes: int = 10,
+        shape: tuple[int, int, int] = IMAGE_SHAPE,
+    ) -> None:
         super().__init__()
-        inputs = (IMAGE_SHAPE[0], *CHANNELS[:-1])
+        self.made_with = channels, strides, classes, shape
+        inputs = (shape[0], *channels[:-1])
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(i, o, 3, s, 1, bias=False) for i, o, s in zip(inputs, CHANNELS, STRIDES, strict=True)
+            nn.Conv2d(i, o, 3, s, 1, bias=False) for i, o, s in zip(inputs, channels, strides, strict=True)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for o in CHANNELS)
-        self.head = nn.Linear(CHANNELS[-1], 10)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for o in channels)
+        self.head = nn.Linear(channels[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
@@ -57,7 +64,7 @@ class Normalised(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> FeatureNet:
-        net = FeatureNet()
+        net = FeatureNet(*self.made_with)
         for stage, convolution, norm in zip(net.stages, self.convolutions, self.norms, strict=True):
             gain = norm.weight / (norm.running_var + norm.eps).sqrt()
             stage.weight.copy_(gain[:, None, None, None] * convolution.weight)

@@ -42,16 +42,22 @@ class Features:
 
 
 class FeatureNet(nn.Module):
-    """A small classifier of 28x28 grey images, `(B, 1, 28, 28)` in [-1, 1] -> `Features`; see the module's head.
+    """A small classifier of images `(B, *shape)` in [-1, 1], 28x28 and grey, -> `Features`; see the module's head.
 
-    Smaller or larger networks of the same kind come from other `channels` and `strides`, one number a stage.
+    Smaller or larger networks of the same kind come from other `channels` and `strides`, one number a stage, and
+    networks for other images from another `shape`.
     """
 
     def __init__(
-        self, channels: tuple[int, ...] = CHANNELS, strides: tuple[int, ...] = STRIDES, classes: int = 10
+        self,
+        channels: tuple[int, ...] = CHANNELS,
+        strides: tuple[int, ...] = STRIDES,
+        classes: int = 10,
+        shape: tuple[int, int, int] = IMAGE_SHAPE,
     ) -> None:
         super().__init__()
-        inputs = (IMAGE_SHAPE[0], *channels[:-1])
+        self.shape = shape
+        inputs = (shape[0], *channels[:-1])
         self.stages = nn.ModuleList(
             nn.Conv2d(i, o, 3, stride, padding=1) for i, o, stride in zip(inputs, channels, strides, strict=True)
         )
@@ -59,9 +65,9 @@ class FeatureNet(nn.Module):
 
     def forward(self, x: Tensor) -> Features:
         """The feature maps and pooled features of `x`; TsAdaptError for images of another shape."""
-        if x.ndim != 4 or tuple(x.shape[1:]) != IMAGE_SHAPE:
+        if tuple(x.shape[1:]) != self.shape:
             raise TsAdaptError(
-                f"the zoo's feature network takes images (B, 1, 28, 28); got {tuple(x.shape)}: "
+                f"the zoo's feature network takes images (B, {', '.join(map(str, self.shape))}); got {tuple(x.shape)}: "
                 "give a network of your own, or use a distance without one (l2, l1)"
             )
         maps = []
