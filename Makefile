@@ -1,5 +1,5 @@
 # make demo | test | test-slow | test-packages | test-postgres | fresh | soak | fuzz | fuzz-guided | lint | format |
-# results | studies | students | benchmarks | zoo | dist | sbom | audit | licences | clean
+# results | studies | students | benchmarks | zoo | emoji | dist | sbom | audit | licences | clean
 # PYTHON=python3.12 for another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu for a torch without CUDA
 # where the default index has one with it.
 PYTHON ?= python3
@@ -11,6 +11,7 @@ FILES ?= 100000
 RUNS ?= 10000
 SEED ?= 0
 SOLVERS := unipc-3 dpmpp-2m
+EMOJI := data autoencoder sd sheet-sd sd3 sheet-sd3 judges
 METHODS := static dmn gits oss
 CORRECTIONS := shift,scale,coefficients
 BENCHMARKS := scheduler_overhead search_batching network_share search_memory scaling cacher_cost
@@ -34,7 +35,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-packages test-postgres fresh soak fuzz fuzz-guided lint format results studies \
-	students benchmarks zoo dist sbom audit licences supply install clean
+	students benchmarks zoo emoji dist sbom audit licences supply install clean
 
 demo: $(STAMP)
 	$(BIN)/ts-adapt demo
@@ -139,6 +140,19 @@ zoo: $(STAMP)
 	$(TRAIN) ddpm --images 150000 --lr 8e-4 --init train_data/zoo/first/pipeline
 	$(BIN)/python scripts/train_zoo.py plain --images 360000 --half
 	$(TRAIN) twin --images 150000 --lr 8e-4 --init train_data/zoo/ddpm/pipeline --half
+
+# The text-to-image models under train_data/emoji, and two sheets of what they make; hours on two cores. Stopped and
+# started again, it goes on. `make emoji-data emoji-autoencoder emoji-sd`, and so on, are its parts.
+emoji: $(addprefix emoji-,$(EMOJI))
+
+emoji-data: $(STAMP)
+	PYTHONPATH=scripts $(BIN)/python -m emoji data
+
+emoji-sheet-%: $(STAMP)
+	PYTHONPATH=scripts $(BIN)/python -m emoji sheet --of $* --out train_data/emoji/$*.png
+
+emoji-%: $(STAMP)
+	PYTHONPATH=scripts OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m emoji $*
 
 # The wheel and the source archive, and what they promise: installed into an environment of their own, run elsewhere.
 dist: $(WHEEL_ENV)/installed

@@ -1,0 +1,61 @@
+"""A contact sheet: what a pipeline makes of held-out prompts, beside the real pictures.
+
+Prompts are spread evenly over all that are held out; of each pair the left one is real.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from emoji.data import SIZE, Data
+from ts_adapt.files import read_json
+
+ACROSS, GAP = 8, 4
+
+
+def sheet(data: Data, pipeline: Path, count: int, steps: int, guidance: float, seed: int) -> Image.Image:
+    """Pairs for `count` held-out prompts; the noise of each is drawn from a seed of its own, `seed` and upwards."""
+    pictures = data.part(True)
+    rows = chosen(len(pictures.entries), count)
+    prompts = [pictures.entries[row].caption for row in rows]
+    pipe = load(pipeline)
+    generators = [torch.Generator().manual_seed(seed + number) for number in range(len(prompts))]
+    made = pipe(
+        prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
+    ).images
+    real = pictures.pictures[rows].permute(0, 2, 3, 1).numpy()
+    return pairs(real, (255 * made).round().astype(np.uint8))
+
+
+def load(folder: Path) -> Any:
+    """The pipeline in the folder, in float32.
+
+    What it goes without is said to diffusers once more: it takes a StableDiffusion3Pipeline without a T5 only so.
+    """
+    index = read_json(folder / "model_index.json")
+    absent = {name: None for name, where in index.items() if where == [None, None]}
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **absent)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def chosen(of: int, count: int) -> list[int]:
+    """`count` places spread evenly over a list that is `of` long; all of them, if it is shorter."""
+    return torch.linspace(0, of - 1, min(count, of)).round().int().tolist()
+
+
+def pairs(real: np.ndarray, made: np.ndarray) -> Image.Image:
+    """Pictures `(n, 64, 64, 3)` uint8 side by side, ACROSS pairs a row."""
+    width, height = 2 * SIZE + GAP, SIZE + GAP
+    page = Image.new("RGB", (ACROSS * width - GAP, -(-len(real) // ACROSS) * height - GAP), "grey")
+    for number, (left, right) in enumerate(zip(real, made, strict=True)):
+        x, y = number % ACROSS * width, number // ACROSS * height
+        page.paste(Image.fromarray(left), (x, y))
+        page.paste(Image.fromarray(right), (x + SIZE, y))
+    return page
