@@ -23,9 +23,9 @@ from ts_adapt.interfaces import TsAdaptError
 
 LENGTHS = {
     "autoencoder": (140_000, 32, 1.5e-3),
-    "sd": (900_000, 64, 1.2e-3),
-    "sd3": (800_000, 64, 8e-4),
-    "judges": (200_000, 64, 2e-3),
+    "sd": (1_000_000, 64, 1.2e-3),
+    "sd3": (900_000, 64, 8e-4),
+    "judges": (300_000, 64, 2e-3),
 }
 """Of each training: images, batch, and the highest learning rate."""
 JUDGES = {"distance": train_distance, "judge": train_judge, "matching": train_matching}

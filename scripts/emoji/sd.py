@@ -24,7 +24,7 @@ from noising import noised, training_times, validation_times
 from training import Plan, train
 from ts_adapt.noise import BetaTable
 
-CHANNELS, HEADS = (48, 96, 128), 4
+CHANNELS, HEADS = (48, 80, 112), 4
 WIDTH, LAYERS = 128, 2
 """Of the text encoder."""
 
