@@ -23,8 +23,8 @@ from ts_adapt.interfaces import TsAdaptError
 
 LENGTHS = {
     "autoencoder": (140_000, 32, 1.5e-3),
-    "sd": (1_000_000, 64, 1.2e-3),
-    "sd3": (900_000, 64, 8e-4),
+    "sd": (900_000, 64, 1.2e-3),
+    "sd3": (800_000, 64, 8e-4),
     "judges": (300_000, 64, 2e-3),
 }
 """Of each training: images, batch, and the highest learning rate."""
