@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from emoji.data import SIZE, Data, in_model_range
 from training import Plan, train
+from ts_adapt.files import sha256_of_file
 
 CHANNELS, LATENTS = (16, 32, 64), 4
 EDGES, KL = 0.5, 1e-2
@@ -109,6 +110,14 @@ def posterior(net: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the latents, `(n, 4, 16, 16)` each, of `pictures` `(n, 3, 64, 64)` uint8."""
     found = [net.encode(in_model_range(part)).latent_dist for part in pictures.split(64)]
     return torch.cat([of.mean for of in found]), torch.cat([of.var for of in found])
+
+
+def weights_of(vae: Path) -> str:
+    """The sha256 of the weights in the folder: a model trained on the latents of one autoencoder is of that one only.
+
+    Raises TsAdaptError where there are none.
+    """
+    return sha256_of_file(vae / "diffusion_pytorch_model.safetensors")
 
 
 def load(vae: Path) -> AutoencoderKL:

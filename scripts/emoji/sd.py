@@ -72,6 +72,7 @@ def scheduler() -> DDIMScheduler:
 def train_sd(data: Data, vae: Path, plan: Plan, channels: tuple[int, ...] = CHANNELS) -> Networks:
     """Train it, or on, with the autoencoder in the folder `vae`; the pipeline is written to `plan.out` / pipeline."""
     torch.manual_seed(plan.seed)
+    about = {"what": "sd", "channels": list(channels), "autoencoder": autoencoder.weights_of(vae)}
     tokenizer = text.tokenizer_of(data.part(False).captions)
     seen, held_out = (examples(data.part(part), vae, tokenizer) for part in (False, True))
     noise = BetaTable.from_config(scheduler().config)
@@ -92,7 +93,6 @@ def train_sd(data: Data, vae: Path, plan: Plan, channels: tuple[int, ...] = CHAN
     def write(net: Networks) -> None:
         write_pipeline(net, tokenizer, vae, plan.out / "pipeline")
 
-    about = {"what": "sd", "channels": list(channels)}
     return train(Networks(tokenizer, channels), plan, about, loss, measure, write)
 
 

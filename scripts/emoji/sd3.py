@@ -94,6 +94,7 @@ def scheduler() -> FlowMatchEulerDiscreteScheduler:
 def train_sd3(data: Data, vae: Path, plan: Plan, layers: int = LAYERS) -> Networks:
     """Train it, or on, with the autoencoder in the folder `vae`; the pipeline is written to `plan.out` / pipeline."""
     torch.manual_seed(plan.seed)
+    about = {"what": "sd3", "layers": layers, "autoencoder": autoencoder.weights_of(vae)}
     tokenizer = text.tokenizer_of(data.part(False).captions)
     seen, held_out = (examples(data.part(part), vae, tokenizer) for part in (False, True))
 
@@ -115,7 +116,6 @@ def train_sd3(data: Data, vae: Path, plan: Plan, layers: int = LAYERS) -> Networ
     def write(net: Networks) -> None:
         write_pipeline(net, tokenizer, vae, plan.out / "pipeline")
 
-    about = {"what": "sd3", "layers": layers}
     return train(Networks(tokenizer, layers), plan, about, loss, measure, write)
 
 

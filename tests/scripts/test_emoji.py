@@ -100,9 +100,14 @@ def test_a_training_that_was_killed_ends_where_it_would_have_ended(
     assert [row["step"] for row in rows] == [1, 2]
 
 
-def test_the_checkpoint_of_another_training_is_refused(made_up: Data, vae: Path, trained: dict[str, Path]) -> None:
+def test_the_checkpoint_of_another_training_is_refused(
+    made_up: Data, vae: Path, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    autoencoder.train_autoencoder(made_up, plan(tmp_path, steps=1), WIDTHS)
     with pytest.raises(TsAdaptError, match="channels"):
         sd.train_sd(made_up, vae, plan(trained["sd"], steps=3), (16, 16))
+    with pytest.raises(TsAdaptError, match="autoencoder"):
+        sd3.train_sd3(made_up, tmp_path / "vae", plan(trained["sd3"], steps=3), layers=2)
 
 
 @pytest.mark.parametrize(
