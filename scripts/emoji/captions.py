@@ -30,8 +30,7 @@ GROUPS = (
     "symbols",
     "flags",
 )
-"""By emojibase's number; letters of flags, which have none there, are with the symbols."""
-UNGROUPED = 8
+"""By emojibase's number."""
 SPOKEN = {"#": " hash ", "*": " asterisk ", "&": " and ", "'": "", "\u2019": ""}
 SELECTOR = 0xFE0F
 """The code point that only asks for colour: of two sequences that differ by it alone, one is the picture of both."""
@@ -54,14 +53,13 @@ def code_points(text: str) -> CodePoints:
 
 
 def things(data: Sequence[Mapping[str, Any]]) -> dict[CodePoints, Thing]:
-    """All that emojibase's `data.json` has a name for."""
+    """All that emojibase's `data.json` has a name and a group for; letters, which flags are spelled with, have none."""
     found = {}
-    for entry in data:
+    for entry in (entry for entry in data if "group" in entry):
         for form in (entry, *entry.get("skins", ())):
             tone = form.get("tone", ())
             tones = (tone,) if isinstance(tone, int) else tuple(tone)
-            group = entry.get("group", UNGROUPED)
-            found[code_points(form["hexcode"])] = Thing(words(entry["label"]), tones, group)
+            found[code_points(form["hexcode"])] = Thing(words(entry["label"]), tones, entry["group"])
     return found
 
 
