@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from emoji.data import SIZE, Data, in_model_range
 from training import Plan, train
-from ts_adapt.files import sha256_of_file
+from ts_adapt.storage.files import sha256_of_file
 
 CHANNELS, LATENTS = (16, 32, 64), 4
 EDGES, KL = 0.5, 1e-2

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from emoji.captions import CodePoints, Thing, caption, code_points, things
 from emoji.packages import FLUENT, NAMES, NOTO, fetched, members
-from ts_adapt.files import read_json, read_tensors, write_json, write_tensors
+from ts_adapt.storage.files import read_json, read_tensors, write_json, write_tensors
 
 FOLDER = Path("train_data/emoji")
 SIZE, TEST = 64, 0.05

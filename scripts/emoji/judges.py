@@ -21,7 +21,7 @@ from emoji.captions import GROUPS
 from emoji.data import SIZE, STYLES, Data, in_model_range
 from train_classifier import Normalised
 from training import Plan, train
-from ts_adapt.files import write_json, write_tensors
+from ts_adapt.storage.files import write_json, write_tensors
 from ts_adapt.zoo.features import Features
 
 REACH, RARE = 3, 20

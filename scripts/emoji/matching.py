@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 from emoji.data import Data, in_model_range
 from emoji.judges import moved
 from training import Plan, train
-from ts_adapt.files import write_json, write_tensors
+from ts_adapt.storage.files import write_json, write_tensors
 
 WIDTHS, NUMBERS, WORD = (32, 64, 128), 128, 64
 OF = 64

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from emoji.data import SIZE, Data
-from ts_adapt.files import read_json
+from ts_adapt.storage.files import read_json
 
 ACROSS, GAP = 8, 4
 

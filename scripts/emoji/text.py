@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTokenizer
 
-from ts_adapt.files import read_json, write_json
+from ts_adapt.storage.files import read_json, write_json
 
 LENGTH = 16
 END_OF_WORD, START, END = "</w>", "<|startoftext|>", "<|endoftext|>"

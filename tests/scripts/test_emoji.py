@@ -19,8 +19,8 @@ from emoji import autoencoder, captions, data, judges, matching, packages, sd, s
 from emoji.__main__ import main
 from emoji.data import Data, Entry
 from training import Plan
-from ts_adapt.files import read_tensors
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.storage.files import read_tensors
 
 PICTURES = 24
 WIDTHS = (8, 8, 16)

@@ -49,6 +49,8 @@ def test_a_model_is_trained_and_gone_on_with(script: Any, tmp_path: Path, schedu
     denoiser = load(tmp_path / "pipeline")
     assert denoiser.prediction == {"v_prediction": "v", "epsilon": "epsilon"}[prediction]
     wanted = BetaTable.from_config({"beta_schedule": schedule})
-    torch.testing.assert_close(denoiser.noise_schedule.log_snr(torch.tensor(500.0)), wanted.log_snr(torch.tensor(500.0)))
+    torch.testing.assert_close(
+        denoiser.noise_schedule.log_snr(torch.tensor(500.0)), wanted.log_snr(torch.tensor(500.0))
+    )
     with pytest.raises(SystemExit, match="is of a training with other"):
         script.main([*small, "--schedule", "linear", "--prediction", "epsilon", "--images", "12"])
