@@ -222,7 +222,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(done: Path, tmp_path: 
         (["recursive", "--out", "NEW", "--nfe", "[8, 9]"], "--predictor recursive --solvers unipc-2 --nfe 8`"),
         (["blackbox", "--out", "NEW"], "--method blackbox --solvers unipc-2 --nfe 2`"),
         (["statik", "--out", "NEW"], "did you mean 'static'"),
-        (["FILE", "--out", "NEW"], "no schedule file"),
+        (["FILE", "--out", "NEW"], "ts_adapt-schedule"),
         (["no/such.json", "--out", "NEW"], "there is no file no/such.json"),
         (["JSON", "--out", "NEW", "--steps", "2"], "is for NFE 3, not for 2; leave --steps out"),
         (["PREDICTOR", "--out", "NEW", "--solver", "ddim"], "is for unipc-2, not for ddim; leave --solver out"),

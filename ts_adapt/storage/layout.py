@@ -63,6 +63,8 @@ class Format:
     def check(self, content: Any, what: Path | str, remedy: str) -> None:
         """TsAdaptError, naming `what` and ending with the `remedy`, unless `content` is an object of this format."""
         found = [content.get(key) for key in self.head] if isinstance(content, Mapping) else [None, None]
+        if found == [None, None]:
+            raise TsAdaptError(f"{what} is of no known format, expected {self.name!r}; {remedy}")
         if found != [self.name, self.version]:
             name, version = (shortened(repr(value)) for value in found)
             raise TsAdaptError(
