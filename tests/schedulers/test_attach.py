@@ -281,34 +281,52 @@ def test_another_prediction_type_or_beta_table_is_refused_and_named(pipe: Any) -
 
 def test_pipelines_that_cannot_be_attached_to(pipe: Any, tiny: Any) -> None:
     family = LearnedScheduler.from_grid("karras")
-    with pytest.raises(TsAdaptError, match="SimpleNamespace has no unet or transformer with a scheduler"):
-        attach(SimpleNamespace(scheduler=DDPMScheduler()), family)
-    with pytest.raises(TsAdaptError, match="has no unet or transformer with a scheduler"):
-        attach(SimpleNamespace(unet=pipe.unet), family)
-    with pytest.raises(TsAdaptError, match="has no unet or transformer with a scheduler"):
-        attach(SimpleNamespace(unet=pipe.unet, scheduler=object()), family)
+    for lacking in (
+        {"scheduler": DDPMScheduler()},
+        {"unet": pipe.unet},
+        {"unet": pipe.unet, "scheduler": object()},
+        {"unet": torch.nn.Linear(2, 2), "scheduler": pipe.scheduler},
+    ):
+        with pytest.raises(TsAdaptError, match="SimpleNamespace has no network that is told a timestep, with a sched"):
+            attach(SimpleNamespace(**lacking), family)
     with pytest.raises(TsAdaptError, match="the scheduler that DDPMPipeline was built with knows no noise schedule"):
         attach(DDPMPipeline(pipe.unet, LearnedScheduler.from_grid("karras")), family)
-    with pytest.raises(TsAdaptError, match="has a unet and a transformer"):
-        attach(SimpleNamespace(unet=pipe.unet, transformer=pipe.unet, scheduler=pipe.scheduler), family)
-    with pytest.raises(TsAdaptError, match="is not told a `timestep`"):
-        attach(SimpleNamespace(unet=torch.nn.Linear(2, 2), scheduler=pipe.scheduler), family)
     with pytest.raises(TsAdaptError, match="EDMEulerScheduler has no betas"):
         attach(DDPMPipeline(pipe.unet, EDMEulerScheduler()), family)
     with pytest.raises(TsAdaptError, match="looks at 3 channels, the network of DDPMPipeline at 1"):
         attach(pipe, tiny.schedule("one-shot", pipe.scheduler.config, (3, 8, 8)))
 
 
-def test_a_second_network_that_is_told_the_time(pipe: Any, tiny: Any) -> None:
-    class ControlledPipeline(DDPMPipeline):
-        def __init__(self, unet: Any, controlnet: Any, scheduler: Any) -> None:
-            super().__init__(unet, scheduler)
-            self.register_modules(controlnet=controlnet)
+class Controlled(DDPMPipeline):
+    """A second network is asked before the first, as a ControlNet is."""
 
-    controlled = ControlledPipeline(pipe.unet, UNet2DModel.from_config(pipe.unet.config), pipe.scheduler)
-    with pytest.raises(TsAdaptError, match="ControlledPipeline tells the time to controlnet as well"):
-        attach(controlled, tiny.schedule("one-shot", pipe.scheduler.config, SHAPE))
-    detach(attach(controlled, tiny.schedule("static", pipe.scheduler.config, SHAPE)))
+    def __init__(self, unet: Any, controlnet: Any, scheduler: Any) -> None:
+        super().__init__(unet, scheduler)
+        self.register_modules(controlnet=controlnet)
+
+    @torch.no_grad()
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        self.scheduler.set_timesteps(STEPS)
+        for t in self.scheduler.timesteps:
+            answer = self.controlnet(x, t).sample + self.unet(x, t).sample
+            x = self.scheduler.step(answer / 2, t, x, return_dict=False)[0]
+        return x
+
+
+@pytest.mark.parametrize("kind", ["one-shot", "recursive"])
+def test_a_second_network_is_told_each_images_time_too(kind: str, pipe: Any, tiny: Any) -> None:
+    controlled = Controlled(pipe.unet, UNet2DModel.from_config(pipe.unet.config), pipe.scheduler)
+    told: dict[str, list[torch.Tensor]] = {"unet": [], "controlnet": []}
+    attach(controlled, tiny.schedule(kind, pipe.scheduler.config, SHAPE))
+    for name, seen in told.items():
+        getattr(controlled, name).register_forward_hook(lambda m, args, out, seen=seen: seen.append(args[1]))
+    x = torch.randn(3, *SHAPE)
+    together = controlled(x)
+    assert torch.equal(torch.stack(told["unet"]), torch.stack(told["controlnet"]))
+    assert len(told["unet"][1].unique()) == 3
+    torch.testing.assert_close(together, torch.cat([controlled(row[None]) for row in x]), rtol=1e-4, atol=1e-4)
+    detach(controlled)
+    assert hooks(controlled.unet) == hooks(controlled.controlnet) == 0
 
 
 def test_pipelines_that_start_from_an_image_or_blend_one_in(pipe: Any, tiny: Any) -> None:

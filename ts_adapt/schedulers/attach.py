@@ -15,24 +15,30 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ts_adapt.denoisers.scheduler_config import differences, noise_of, scheduler_config
+from ts_adapt.denoisers.scheduler_config import REPLACED, differences, noise_of, scheduler_config
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.schedulers.hook import TimeHook, argument_names
+from ts_adapt.schedulers.asked import asked_of_scheduler
+from ts_adapt.schedulers.hook import TimeHook, argument_names, time_argument
+from ts_adapt.schedulers.plan import LISTS
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
 NETWORKS = ("unet", "transformer")
+OWN = {"timesteps", "num_inference_steps", "config"}
+"""What a scheduler has of itself, and not of its class."""
 _MARK = "_ts_adapt_attachment"
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """What `detach` puts back."""
+    """What `detach` puts back: the scheduler of the pipelines, which are it and those inside it, and the hooks."""
 
     scheduler: Any
-    handle: RemovableHandle
+    pipes: tuple[Any, ...]
+    handles: tuple[RemovableHandle, ...]
 
 
 def attach(pipe: Any, schedule: LearnedScheduler, *, strict: bool = True) -> Any:
@@ -53,10 +59,12 @@ def attach(pipe: Any, schedule: LearnedScheduler, *, strict: bool = True) -> Any
             f"a LearnedScheduler is attached; got {type(schedule).__name__}: load one with "
             "LearnedScheduler.from_pretrained"
         )
-    network = network_of(pipe)
-    _refuse_what_the_pipeline_cannot(pipe, network, schedule)
+    networks = networks_of(pipe)
     attached = getattr(pipe, _MARK, None)
     former = attached.scheduler if attached is not None else pipe.scheduler
+    pipes = (pipe, *(inner for inner in vars(pipe).values() if _is_pipeline_of(inner, pipe.scheduler)))
+    for one in pipes:
+        _refuse_what_the_pipeline_cannot(one, schedule, former)
     if isinstance(former, LearnedScheduler) and former.known_noise is None:
         raise TsAdaptError(
             f"the scheduler that {type(pipe).__name__} was built with knows no noise schedule; build the pipeline with "
@@ -71,69 +79,94 @@ def attach(pipe: Any, schedule: LearnedScheduler, *, strict: bool = True) -> Any
             "take a schedule learned for this one, or strict=False to keep the times"
         )
     own = schedule.copy_for(config if found or schedule.known_noise is None else None)
+    arguments = inspect.signature(type(pipe).__call__).parameters
+    own.lists = tuple(name for name in LISTS if name in arguments)
+    own.continues = "denoising_start" in arguments
+    own.register_to_config(**{key: config[key] for key in REPLACED & config.keys() - own.config.keys()})
     if attached is not None:
         detach(pipe)
-    hook = TimeHook(pipe, own, network)
-    handle = network.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
-    pipe.scheduler = own
-    setattr(pipe, _MARK, Attachment(former, handle))
+    handles = [
+        network.register_forward_pre_hook(TimeHook(pipe, own, network), with_kwargs=True, prepend=True)
+        for network in networks.values()
+    ]
+    for one in pipes:
+        one.scheduler = own
+    setattr(pipe, _MARK, Attachment(former, pipes, tuple(handles)))
     return pipe
 
 
 def detach(pipe: Any) -> Any:
-    """Put back the scheduler that `pipe` had before `attach`, remove the hook, and return the pipeline.
+    """Put back the scheduler that `pipe` had before `attach`, remove the hooks, and return the pipeline.
 
     Raises TsAdaptError if nothing is attached.
     """
     attached = getattr(pipe, _MARK, None)
     if attached is None:
         raise TsAdaptError(f"no schedule is attached to this {type(pipe).__name__}; there is nothing to detach")
-    attached.handle.remove()
-    pipe.scheduler = attached.scheduler
+    for handle in attached.handles:
+        handle.remove()
+    for one in attached.pipes:
+        one.scheduler = attached.scheduler
     delattr(pipe, _MARK)
     return pipe
 
 
 def network_of(pipe: Any) -> nn.Module:
-    """The one network of `pipe` that denoises."""
-    name = type(pipe).__name__
-    networks = [found for key in NETWORKS if isinstance(found := getattr(pipe, key, None), nn.Module)]
+    """The network of `pipe` that denoises; of two over time, the first; TsAdaptError where there is none."""
+    networks = networks_of(pipe)
+    return next((networks[key] for key in NETWORKS if key in networks), next(iter(networks.values())))
+
+
+def networks_of(pipe: Any) -> dict[str, nn.Module]:
+    """All networks of `pipe` that are told the time, by name; TsAdaptError for what has none, or no scheduler."""
+    parts = getattr(pipe, "components", None) or vars(pipe)
+    networks = {key: part for key, part in parts.items() if isinstance(part, nn.Module) and time_argument(part)}
     if not networks or getattr(getattr(pipe, "scheduler", None), "config", None) is None:
         raise TsAdaptError(
-            f"{name} has no unet or transformer with a scheduler; attach works on pipelines of diffusers that have both"
+            f"{type(pipe).__name__} has no network that is told a timestep, with a scheduler; attach works on "
+            "pipelines of diffusers that have both"
         )
-    if len(networks) > 1:
-        raise TsAdaptError(f"{name} has a unet and a transformer, and which one is sampled with cannot be told")
-    if "timestep" not in argument_names(networks[0]):
-        raise TsAdaptError(f"the network of {name} is not told a `timestep`, so no other time can be told it")
-    return networks[0]
+    return networks
 
 
-def _refuse_what_the_pipeline_cannot(pipe: Any, network: nn.Module, schedule: LearnedScheduler) -> None:
+def _is_pipeline_of(inner: Any, scheduler: Any) -> bool:
+    return isinstance(inner, DiffusionPipeline) and getattr(inner, "scheduler", None) is scheduler
+
+
+def _refuse_what_the_pipeline_cannot(pipe: Any, schedule: LearnedScheduler, former: Any) -> None:
     name, source = type(pipe).__name__, schedule.source
+    kind: type = type(pipe)
+    asked = asked_of_scheduler(kind)
     arguments = inspect.signature(type(pipe).__call__).parameters
+    lacking = {key for key in asked.attributes if hasattr(former, key) and not hasattr(LearnedScheduler, key)} - OWN
+    lacking |= {
+        f"{method}({key}=...)" for method, key in asked.arguments if _takes(former, method, key)
+        and not _takes(LearnedScheduler, method, key)
+    }  # fmt: skip
+    if lacking:
+        raise TsAdaptError(
+            f"{name} asks its scheduler for {', '.join(sorted(lacking))}, which has no meaning for times that are not "
+            "those of training; use it with a scheduler of diffusers"
+        )
+    if hasattr(pipe, "add_noise"):
+        raise TsAdaptError(
+            f"{name} noises images by a table of its own, which holds timesteps of training alone; use it with a "
+            "scheduler of diffusers"
+        )
     if "strength" in arguments and not source.inside:
         raise TsAdaptError(
             f"{name} starts from a noised image, and this schedule is found from pure noise; attach a static or a "
             "recursive one"
         )
-    if not source.told:
-        return
-    others = [
-        key
-        for key, module in getattr(pipe, "components", {}).items()
-        if isinstance(module, nn.Module) and module is not network and "timestep" in argument_names(module)
-    ]
-    if others:
-        raise TsAdaptError(
-            f"{name} tells the time to {', '.join(others)} as well, before the network that would know each image's; "
-            "attach a schedule whose times all images share, without model times"
-        )
+    if source.own_times and (asked.copied or "sigmas" in asked.attributes):
+        how = "runs copies of its scheduler" if asked.copied else "reads the sigmas of its scheduler"
+        raise TsAdaptError(f"{name} {how}, which all images share; attach a schedule whose times all images share")
     if source.own_times and "mask_image" in arguments:
         raise TsAdaptError(
             f"{name} blends the known part of the image in at the loop's times, not at each image's; attach a schedule "
             "whose times all images share"
         )
+    network = network_of(pipe)
     channels = getattr(getattr(network, "config", None), "in_channels", None)
     patches = 4 if "img_ids" in argument_names(network) else 1
     for steps, predictor in source.predictors.items():
@@ -143,3 +176,11 @@ def _refuse_what_the_pipeline_cannot(pipe: Any, network: nn.Module, schedule: Le
                 f"the predictor for {steps} steps looks at {learned} channels, the network of {name} at "
                 f"{channels // patches}; learn one for this pipeline"
             )
+
+
+def _takes(scheduler: Any, method: str, argument: str) -> bool:
+    return argument in inspect.signature(getattr(scheduler, method, _nothing)).parameters
+
+
+def _nothing() -> None:
+    """What is asked of a scheduler without the method."""

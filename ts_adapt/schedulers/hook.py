@@ -1,13 +1,13 @@
 """What a network is told: a forward pre-hook that gives each row of a pipeline's call its own time.
 
     rows    of the network's batch: the samples, twice under classifier-free guidance: [x, x]
-    tau     (rows,) from the run; divided by 1000 where the pipeline divides its timestep
+    tau     (rows,) from the run, float32; tau / 1000 or 1 - tau / 1000 where the pipeline tells its timestep so
 
-A call is one of the loop's if its timestep is the loop's next one, or before the first step any of it, as such or
-divided by 1000, to the precision of the call; any other use of the network is left alone. Timesteps that a pipeline has
-rounded to its own precision are replaced by those in float32. Pipelines may share a network, in one thread or in
-several: a call belongs to the run that its thread began last. Cachers and the like on the network are told the run's
-step before each of its calls.
+A call is one of the loop's if its timestep is the loop's next one, or before the first step any of it, as such or in
+one of these forms, to the precision of the call; any other use of the network is left alone, and so is a loop whose
+times are all that there is to tell. Where there is a timestep for each token (videos of which some frames are known),
+all of a sample's are scaled alike. Pipelines may share a network, in one thread or in several: a call belongs to the
+run that its thread began last. Cachers and the like on the network are told the run's step before each of its calls.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from ts_adapt.interfaces import StepAware, TsAdaptError
 from ts_adapt.schedulers.run import Run, Shown
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
-DIVISORS = (1, 1000)
+TIMES = ("timestep", "timesteps", "t")
+"""The names by which networks are told the time."""
+DIVISORS = (1, 1000, -1000)
+"""How pipelines tell it: t, t / 1000, 1 - t / 1000."""
 COPIES = (2, 3)
 """How often a guided network sees each sample: without and with its condition, and once more if perturbed."""
 CONDITIONS = ("class_labels", "encoder_hidden_states", "pooled_projections")
@@ -39,7 +42,9 @@ class TimeHook:
     def __init__(self, pipe: Any, schedule: LearnedScheduler, network: nn.Module) -> None:
         self.pipe, self.schedule = pipe, schedule
         self.names = argument_names(network)
-        self.place = self.names.index("timestep")
+        self.name = time_argument(network) or TIMES[0]
+        self.place = self.names.index(self.name)
+        self.casts = _casts_by_time(network)
         self.null_class = getattr(getattr(network, "config", None), "num_embeds_ada_norm", None)
         self._begun: tuple[int, int, int] | None = None
 
@@ -53,30 +58,37 @@ class TimeHook:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # in a graph it would be traced anew at every step
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run, parts = self.run, step_aware_parts(module)
-        timestep = args[self.place] if self.place < len(args) else kwargs.get("timestep")
+        timestep = args[self.place] if self.place < len(args) else kwargs.get(self.name)
         if run is None or run.finished or timestep is None:
             return None
-        exact = not isinstance(timestep, Tensor) or timestep.dtype in (torch.float32, torch.float64)
-        to_tell = run.plan.told or not exact
-        if not (to_tell or parts) or run is not last_run(module):
+        if not (run.plan.told or parts) or run is not last_run(module):
             return None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        x = given[self.names[0]]
+        x = _stacked(given[self.names[0]])
         found = run.find(timestep, x, DIVISORS)
         if found is None or (found[0] != run.place and not run.plan.inside):
             return None
         run.begin_at(found[0])
         if parts:
             self._tell_step(parts, run, x, given)
-        if not to_tell:
+        if not run.plan.told:
             return None
         if run.node is None:
             shown = self._shown(x, given)
             run.start(shown, self._copies(run, shown) if run.plan.own_times else 1)
-        tau = run.tell(x.shape[0]).to(x.device) / found[1]
+        tau = self._as_told(run.tell(x.shape[0]).to(x.device), timestep, found[1])
         if self.place < len(args):
             return (*args[: self.place], tau, *args[self.place + 1 :]), kwargs
-        return args, {**kwargs, "timestep": tau}
+        return args, {**kwargs, self.name: tau}
+
+    def _as_told(self, tau: Tensor, timestep: Any, divisor: int) -> Tensor:
+        """`tau` in the form and the shape of the pipeline's own `timestep`, and its precision if all goes by that."""
+        tau = tau / divisor if divisor > 0 else 1 + tau / divisor
+        if not isinstance(timestep, Tensor):
+            return tau
+        if timestep.ndim > 1:
+            tau = timestep / timestep.max() * tau.reshape(-1, *[1] * (timestep.ndim - 1))
+        return tau.to(timestep.dtype) if self.casts else tau
 
     def _shown(self, x: Tensor, given: dict[str, Any]) -> Shown:
         rows = x.shape[0]
@@ -115,6 +127,25 @@ def last_run(network: nn.Module) -> Run | None:
     hooks = (hook for hook in network._forward_pre_hooks.values() if isinstance(hook, TimeHook))
     runs = (run for hook in hooks if (run := hook.run) is not None)
     return max(runs, key=lambda run: run.number, default=None)
+
+
+def _stacked(x: Any) -> Tensor:
+    """The samples `(rows, ...)`, where a network is given a list of them, each `(C, 1, H, W)`, as Z-Image's is."""
+    return x if isinstance(x, Tensor) else torch.stack(list(x)).squeeze(2)
+
+
+def time_argument(network: nn.Module) -> str | None:
+    """The name of the argument by which `network` is told the time; None if it is not."""
+    return next((name for name in TIMES if name in argument_names(network)[1:]), None)
+
+
+def _casts_by_time(network: nn.Module) -> bool:
+    """Whether the network computes in the precision of its timestep, as HunyuanDiT does."""
+    forward: Any = type(getattr(network, "_orig_mod", network)).forward  # type: ignore[attr-defined]
+    try:
+        return f"{time_argument(network)}.dtype" in inspect.getsource(forward)
+    except (OSError, TypeError):
+        return False
 
 
 def argument_names(network: nn.Module) -> list[str]:

@@ -13,7 +13,8 @@ interpolated. A predictor has no such rule, so an N it was not learned for is re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,6 +32,8 @@ from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.schedules.resolve import build_grid
 
 Predictor = OneShot | Recursive
+LISTS = ("timesteps", "sigmas")
+"""The arguments by which times are given to a run."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,36 @@ class Source:
             )
         return plan
 
+    def asked(
+        self, steps: Any, timesteps: Any, sigmas: Any, noise_schedule: NoiseSchedule, lists: Collection[str] = LISTS
+    ) -> Plan:
+        """The plan for the arguments of `set_timesteps`; `lists` as in `LearnedScheduler`.
+
+        Raises TsAdaptError for what cannot be planned, and for lists where each sample has times of its own.
+        """
+        given = {"timesteps": timesteps, "sigmas": sigmas}
+        kept = {name: value for name, value in given.items() if value is not None and name in lists}
+        spare = next((value for value in given.values() if value is not None), None)
+        if spare is not None and (not kept or stands_for_number(timesteps, sigmas, noise_schedule)):
+            steps, kept = len(spare), {}
+        if not kept:
+            count = whole(steps)
+            if count is None or not 1 <= count <= MAX_STEPS:
+                raise TsAdaptError(f"num_inference_steps is {steps!r}; expected a whole number from 1 to {MAX_STEPS}")
+            return self.plan(count, noise_schedule)
+        if self.own_times:
+            raise TsAdaptError(
+                "this schedule chooses the times of each image by itself; leave timesteps and sigmas out, or attach a "
+                "fixed grid"
+            )
+        plan = given_plan(kept.get("timesteps"), kept.get("sigmas"), noise_schedule)
+        if steps is not None and steps != plan.steps:
+            raise TsAdaptError(
+                f"num_inference_steps is {steps!r} and the times given are those of {plan.steps} steps; leave "
+                "num_inference_steps out"
+            )
+        return plan
+
     def _between(self, steps: int, noise_schedule: NoiseSchedule) -> TimeGrid:
         grids = self.grids
         low, high = max((n for n in grids if n < steps), default=0), min((n for n in grids if n > steps), default=0)
@@ -210,9 +243,42 @@ def _listed(given: Sequence[float] | Tensor, what: str) -> list[float]:
     return numbers
 
 
-def stands_for_number(sigmas: Any, noise_schedule: NoiseSchedule) -> bool:
-    """Whether `sigmas` are 1, 1 - 1/N, .., 1/N of a flow: what its pipelines give where the user has not."""
-    if sigmas is None or float(noise_schedule.program_sigma(torch.tensor(noise_schedule.t_max))) != 1:
+def stands_for_number(timesteps: Any, sigmas: Any, noise_schedule: NoiseSchedule) -> bool:
+    """Whether the lists are what pipelines of flows give by themselves, any of `usual_lists`."""
+    if float(noise_schedule.program_sigma(torch.tensor(noise_schedule.t_max))) != 1:
         return False
-    given = torch.tensor(_listed(sigmas, "sigmas"), dtype=torch.float64)
-    return torch.allclose(given, torch.linspace(1, 1 / len(given), len(given), dtype=torch.float64), atol=1e-6)
+    given = [_listed(sigmas, "sigmas")] if sigmas is not None else []
+    given += [[t / noise_schedule.time_scale for t in _listed(timesteps, "timesteps")]] if timesteps is not None else []
+    usual = usual_lists(len(given[0]), noise_schedule.time_scale)
+    return all(any(len(one) == len(it) and _near(one, it) for it in usual) for one in given)
+
+
+def usual_lists(steps: int, scale: float) -> list[list[float]]:
+    """The sigmas of N steps that pipelines of flows give where their users give none, as fractions of the whole.
+
+    1, 1 - 1/N, .., 1/N                         most of them
+    whole timesteps from `scale` to 1           CogView4, and to the one before the last, GLM-Image
+    linear to 1 - .025, from there quadratic    LTX with conditions
+    """
+    even = [1 - i / steps for i in range(steps)]
+    whole = [torch.linspace(scale, 1, n, dtype=torch.float64).long() / scale for n in (steps, steps + 1)]
+    half, low = steps // 2, 0.025
+    found = [even, whole[0].tolist(), whole[1][:-1].tolist()]
+    if not half:
+        return found
+    off, rest = half - low * steps, steps - half
+    a, b = off / (half * rest**2), low / half - 2 * off / rest**2
+    linear = [i * low / half for i in range(half)]
+    return [*found, [1 - v for v in [*linear, *(a * i**2 + b * i + a * half**2 for i in range(half, steps))]]]
+
+
+def _near(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(abs(a - b) < 1e-6 for a, b in zip(one, other, strict=True))
+
+
+def whole(number: Any) -> int | None:
+    """`number`, of whatever library, if it is a whole one."""
+    try:
+        return None if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        return None

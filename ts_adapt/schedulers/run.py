@@ -91,6 +91,7 @@ class Run:
     solver, prediction, clip_x0    as in `NetworkDenoiser` and `integrate`
     begin                          the place of the nominal times where it begins; None: that of the first step
     number, thread                 the later of two runs has the greater number; the thread that began it
+    noised                         whether samples that begin inside are known to be at the loop's times
     batch                          the number of samples; None: no step has told it yet
     step_aware                     parts of the network that were told that the run began; they are told when it is over
     """
@@ -106,6 +107,7 @@ class Run:
         self.batch: int | None = None
         self.node: Node | None = None
         self.step_aware: tuple[StepAware, ...] = ()
+        self.noised = True
         self._nominal: list[float] = timesteps.tolist()
         self._form: tuple[int, ...] = ()
         self._shape: tuple[int, ...] = ()
@@ -134,19 +136,34 @@ class Run:
         """The place in the loop that a call with `timestep` is for, and what that was divided by; None: for none.
 
         An element of `timesteps` is known by where it lies, without waiting for the device. Other timesteps may have
-        been rounded twice, to their own precision and that of `x`, or cut to a whole number.
+        been rounded twice, to their own precision and that of `x`, or cut to a whole number. By a negative divisor is
+        meant that 1 - t / divisor is told; of a timestep for each token the greatest counts, as known ones are told 0.
         """
         places = [self.place] if self._begin_is_known else range(len(self._nominal))
         own = self.timesteps.untyped_storage().data_ptr()
         if isinstance(timestep, Tensor) and timestep.untyped_storage().data_ptr() == own:
             place = int(timestep.storage_offset()) - int(self.timesteps.storage_offset())
             return (place, 1) if place in places else None
-        given = torch.as_tensor(timestep).flatten()[0]
+        given = torch.as_tensor(timestep)
+        given = given.max() if given.ndim > 1 else given.flatten()[0]
         value, whole = float(given), not given.is_floating_point()
         eps = 0.0 if whole else max(torch.finfo(kind).eps for kind in (given.dtype, x.dtype, torch.float32))
-        offs = ((abs(value * d - self._nominal[p]), p, d) for p, d in itertools.product(places, divisors))
-        near = [off for off in offs if off[0] <= (1.0 if whole else 2 * eps * abs(self._nominal[off[1]]))]
-        return min(near)[1:] if near else None
+        offs = [
+            (d < 0 and p != self.place, abs((value if d > 0 else value - 1) * d - self._nominal[p]), p, d)
+            for p, d in itertools.product(places, divisors)
+        ]
+        near = [off for off in offs if off[1] <= (1.0 if whole else 2 * eps * max(abs(self._nominal[off[2]]), -off[3]))]
+        return min(near)[2:] if near else None
+
+    def noised_to(self, timesteps: Any, rows: int) -> Tensor | None:
+        """The times `(rows,)` of samples with times of their own that begin at `timesteps` of the loop; else None."""
+        self.noised, grid = True, self.plan.grid
+        if grid is None or not grid.per_sample:
+            return None
+        found = self.find(torch.as_tensor(timesteps).flatten()[:1], torch.empty(0))
+        if found is None or rows != self.plan.rows:
+            return None
+        return grid.times[:, found[0]]
 
     def begin_at(self, place: int) -> None:
         """Let a run of which no step is done begin at `place`."""
@@ -166,6 +183,11 @@ class Run:
                 )
             if predictor.static_times.device != x_T.device:
                 predictor.to(x_T.device)
+        if self.begin and self.plan.own_times and self.plan.grid is None and not self.noised:
+            raise TsAdaptError(
+                "the run begins inside, on states that its scheduler has not noised (denoising_start), and the times "
+                "of each are not known; attach a schedule whose times all images share, or one grid for each image"
+            )
         policy = self.plan.policy(self.begin)
         self._policy = policy if shown.view is None else Seen(policy, shown.view)
         node, self._policy_state = self._policy.init(_full(x_T), condition)

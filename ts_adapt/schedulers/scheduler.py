@@ -12,7 +12,6 @@ Where samples have times of their own, or the network is to be told others, `att
 from __future__ import annotations
 
 import copy
-import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,11 +26,11 @@ from torch import Tensor
 
 from ts_adapt.assembly import build_solver, solver_name
 from ts_adapt.denoisers.scheduler_config import FLOW, UNKNOWN, Noise, differences, noise_config, noise_of
-from ts_adapt.interfaces import MAX_STEPS, Condition, NoiseSchedule, Solver, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import Condition, NoiseSchedule, Solver, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.noise import OnGrid, RectifiedFlow
 from ts_adapt.numerics import combine
 from ts_adapt.schedulers import storage
-from ts_adapt.schedulers.plan import Plan, Predictor, Source, as_grid, given_plan, stands_for_number
+from ts_adapt.schedulers.plan import LISTS, Plan, Predictor, Source, as_grid, whole
 from ts_adapt.schedulers.run import Run, Shown, cannot_begin_inside
 from ts_adapt.schedules.file import LearnedGrid
 
@@ -104,6 +103,12 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         self.source: Source = storage.source_of(grid, grids, predictors, self._noise and self._noise[0])
         self._forget_runs()
+
+    lists = LISTS
+    """The lists of times that are taken as such: attached, those that the pipeline's call takes."""
+
+    continues = False
+    """Whether runs may go on from where another pipeline's ended, as those with `denoising_start` do."""
 
     def _forget_runs(self) -> None:
         self.run: Run | None = None
@@ -285,9 +290,14 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self.noise_schedule.noise_scale
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x0 + sigma noise at `timesteps` `()` or `(B,)`, in the network's unit, real or whole."""
+        """alpha x0 + sigma noise at `timesteps` `()` or `(B,)`, in the network's unit, real or whole.
+
+        Where a run is to begin there and each sample has times of its own, each is noised to its own.
+        """
         at = self.noise_schedule
-        t = (torch.as_tensor(timesteps, dtype=torch.float64) / at.time_scale).clamp(at.t_min, at.t_max)
+        own = None if self.run is None else self.run.noised_to(timesteps, len(original_samples))
+        t = torch.as_tensor(timesteps, dtype=torch.float64) / at.time_scale if own is None else own
+        t = t.clamp(at.t_min, at.t_max)
         x, eps = original_samples.float(), noise.to(original_samples.device).float()
         return combine((at.alpha(t), x), (at.sigma(t), eps)).to(original_samples.dtype)
 
@@ -316,48 +326,29 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         num_inference_steps  N, which is also the NFE
         timesteps            N real times of evaluation, in the network's unit, in place of the schedule's own
-        sigmas               the same by edm_sigma, or by t for a rectified flow, a 0 at the end or not. 1, 1 - 1/N ..
-                             1/N, which Flux gives by default, stand for their number
+        sigmas               the same by edm_sigma, or by t for a rectified flow, a 0 at the end or not
         mu                   ignored, like the `shift` of a config: learned times are absolute
 
-        Given times end in t_min, where nothing is evaluated. Raises TsAdaptError for a number of steps that was not
-        learned, or is not that of the given times, and for times given to a schedule that chooses them by itself.
+        Given times end in t_min, where nothing is evaluated. Lists that a pipeline gives where its user has not stand
+        for their number: those of `plan.usual_lists`, and any that the user cannot give (`lists`). Raises TsAdaptError
+        for a number of steps that was not learned, or is not that of the given times, and for times given to a
+        schedule that chooses them by itself.
         """
-        plan = self._planned(num_inference_steps, timesteps, sigmas)
+        plan = self.source.asked(num_inference_steps, timesteps, sigmas, self.noise_schedule, self.lists)
         self.num_inference_steps = plan.steps
         self.timesteps = (plan.times[:-1] * self.noise_schedule.time_scale).to(device=device, dtype=torch.float32)
         self._begin(plan, build_solver(self.config["solver"], OnGrid(self.noise_schedule, plan.times)))
 
-    def _planned(self, steps: Any, timesteps: Any, sigmas: Any) -> Plan:
-        if timesteps is None and stands_for_number(sigmas, self.noise_schedule):
-            steps, sigmas = len(sigmas), None
-        if timesteps is None and sigmas is None:
-            count = _whole(steps)
-            if count is None or not 1 <= count <= MAX_STEPS:
-                raise TsAdaptError(f"num_inference_steps is {steps!r}; expected a whole number from 1 to {MAX_STEPS}")
-            return self.source.plan(count, self.noise_schedule)
-        if self.source.own_times:
-            raise TsAdaptError(
-                "this schedule chooses the times of each image by itself; leave timesteps and sigmas out, or attach a "
-                "fixed grid"
-            )
-        plan = given_plan(timesteps, sigmas, self.noise_schedule)
-        if steps is not None and steps != plan.steps:
-            raise TsAdaptError(
-                f"num_inference_steps is {steps!r} and the times given are those of {plan.steps} steps; leave "
-                "num_inference_steps out"
-            )
-        return plan
-
     def _begin(self, plan: Plan, solver: Solver, begin: int | None = None) -> None:
         self.run = Run(plan, self.timesteps, solver, self.prediction, begin, self.config["clip_x0"])
+        self.run.noised = not self.continues
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run at a later place of the timesteps (img2img).
 
         Raises TsAdaptError for one-shot schedules, which see pure noise only, and where nothing is left to do.
         """
-        run, begin = self._running("set_begin_index"), _whole(begin_index)
+        run, begin = self._running("set_begin_index"), whole(begin_index)
         if run.node is not None:
             if begin == run.begin:
                 return
@@ -370,6 +361,11 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 "strength or num_inference_steps"
             )
         self._begin(run.plan, run.solver, begin)
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The nominal times and their end as other programs' sigmas `(N+1,)`: edm_sigma, or t for a rectified flow."""
+        return self.noise_schedule.program_sigma(self._running("sigmas").plan.times).float()
 
     @property
     def begin_index(self) -> int | None:
@@ -440,11 +436,3 @@ def _required(config: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
     if not isinstance(config, Mapping):
         raise TsAdaptError(f"{what} belongs to a noise schedule; pass config=pipe.scheduler.config")
     return noise_config(config)
-
-
-def _whole(number: Any) -> int | None:
-    """`number`, of whatever library, if it is a whole one."""
-    try:
-        return None if isinstance(number, bool) else operator.index(number)
-    except TypeError:
-        return None
