@@ -71,6 +71,7 @@ __all__ = [
 
 _LATER = {
     "LearnedScheduler": "schedulers.scheduler",
+    "SchedulerMixin": "schedulers.scheduler",  # diffusers asks for it here, to load a pipeline with our scheduler
     "attach": "schedulers.attach",
     "detach": "schedulers.attach",
     "search_static": "search.static",

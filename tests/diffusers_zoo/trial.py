@@ -129,6 +129,7 @@ def own_times(name: str) -> Outcome:
     rows = torch.stack([times_of(own), torch.cat([times_of(own)[:1], 0.9 * times_of(own)[1:-1], times_of(own)[-1:]])])
     detach(attached(pipe, rows))
     put(pipe, oracle(own))
+    by_diffusers(pipe, [0])
     several = [0, 1]
     try:
         together = by_diffusers(pipe, several)

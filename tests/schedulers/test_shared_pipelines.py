@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -202,3 +204,16 @@ def test_what_pipelines_ask_of_a_scheduler() -> None:
     assert getattr(schedule.config, "steps_offset", 1) == 1 and not getattr(schedule.config, "clip_sample", False)
     assert schedule.config.prediction_type == "epsilon" and schedule.config.get("shift", 1.0) == 1.0
     assert DDIMScheduler in schedule.compatibles and LearnedScheduler.__name__ in repr(schedule)
+
+
+def test_a_saved_pipeline_loads_in_a_new_process_that_has_imported_the_package_alone(tiny: Any, tmp_path: Path) -> None:
+    attach(pipe := tiny.pipeline("ddpm"), LearnedScheduler.from_grid("karras", "unipc"))
+    pipe.save_pretrained(tmp_path)
+    code = (
+        "import sys, ts_adapt\n"
+        "from diffusers import DiffusionPipeline\n"
+        "assert type(DiffusionPipeline.from_pretrained(sys.argv[1]).scheduler) is ts_adapt.LearnedScheduler\n"
+        "assert ts_adapt.load(sys.argv[1]).prediction == 'sample'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -66,6 +66,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     `from_config(pipe.scheduler.config, grid=..., solver=...)`.
     """
 
+    __module__ = "ts_adapt"  # what a saved pipeline says to import, which is light and known by that name
     _compatibles = [*(kind.name for kind in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler"]  # noqa: RUF012
     order = 1
 
