@@ -24,7 +24,7 @@ REFUSED = {
     "CycleDiffusionPipeline": "asks its scheduler for _get_variance, alphas_cumprod",
     "LatentConsistencyModelPipeline": r"asks its scheduler for set_timesteps\(original_inference_steps=...\)",
 }
-LEAST = 190
+LEAST = 170
 """How many classes are equal with shared times."""
 
 

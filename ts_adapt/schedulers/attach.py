@@ -29,6 +29,8 @@ from ts_adapt.schedulers.scheduler import LearnedScheduler
 NETWORKS = ("unet", "transformer")
 OWN = {"timesteps", "num_inference_steps", "config"}
 """What a scheduler has of itself, and not of its class."""
+FOLDED = {"UNet3DConditionModel", "I2VGenXLUNet"}
+"""Networks of films whose pipelines step every frame as a sample of its own."""
 _MARK = "_ts_adapt_attachment"
 
 
@@ -161,6 +163,12 @@ def _refuse_what_the_pipeline_cannot(pipe: Any, schedule: LearnedScheduler, form
     if source.own_times and (asked.copied or "sigmas" in asked.attributes):
         how = "runs copies of its scheduler" if asked.copied else "reads the sigmas of its scheduler"
         raise TsAdaptError(f"{name} {how}, which all images share; attach a schedule whose times all images share")
+    folded = FOLDED & {type(network).__name__ for network in networks_of(pipe).values()}
+    if source.own_times and folded:
+        raise TsAdaptError(
+            f"{name} steps frame by frame where its {', '.join(sorted(folded))} sees films; attach a schedule whose times "
+            "all images share"
+        )
     if source.own_times and "mask_image" in arguments:
         raise TsAdaptError(
             f"{name} blends the known part of the image in at the loop's times, not at each image's; attach a schedule "

@@ -161,8 +161,10 @@ class Run:
         if grid is None or not grid.per_sample:
             return None
         found = self.find(torch.as_tensor(timesteps).flatten()[:1], torch.empty(0))
-        if found is None or rows != self.plan.rows:
+        if found is None:
             return None
+        if rows != self.plan.rows:
+            raise self._other_batch(rows, self.plan.rows)
         return grid.times[:, found[0]]
 
     def begin_at(self, place: int) -> None:
@@ -189,7 +191,8 @@ class Run:
                 "of each are not known; attach a schedule whose times all images share, or one grid for each image"
             )
         policy = self.plan.policy(self.begin)
-        self._policy = policy if shown.view is None else Seen(policy, shown.view)
+        looks = shown.view is not None and self.plan.grid is None
+        self._policy = Seen(policy, shown.view) if looks and shown.view else policy
         node, self._policy_state = self._policy.init(_full(x_T), condition)
         if node.steps - node.index != self.steps:
             raise TsAdaptError(
@@ -298,7 +301,8 @@ class Run:
             return rows
         seen = shown.x.shape[0]
         copies = seen // rows if seen > rows else 2 if shown.by_class else 1
-        if not shown.has_copies(copies) or seen not in (rows, copies * rows):
+        alike = self.plan.grid is not None or shown.has_copies(copies)
+        if not alike or seen not in (rows, copies * rows):
             raise self._other_batch(rows, seen)
         if copies != self._copies:
             told = self._told

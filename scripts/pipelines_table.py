@@ -1,0 +1,30 @@
+"""Write docs/pipelines.md: what every pipeline class of diffusers does on a grid of ours.
+
+    python scripts/pipelines_table.py
+
+Tiny random pipelines of all classes, as the tests make them (tests/diffusers_zoo), are run on a grid that all samples
+share and on one for each; a quarter of an hour on one core.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import ts_adapt  # noqa: F401  (first: it makes torchvision importable beside a CPU torch)
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+def main() -> None:
+    from diffusers_zoo.building import classes
+    from diffusers_zoo.table import page
+    from diffusers_zoo.trial import own_times, shared_times
+
+    found = {name: (shared_times(name), own_times(name)) for name in classes()}
+    (ROOT / "docs" / "pipelines.md").write_text(page(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
