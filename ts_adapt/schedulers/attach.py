@@ -166,8 +166,8 @@ def _refuse_what_the_pipeline_cannot(pipe: Any, schedule: LearnedScheduler, form
     folded = FOLDED & {type(network).__name__ for network in networks_of(pipe).values()}
     if source.own_times and folded:
         raise TsAdaptError(
-            f"{name} steps frame by frame where its {', '.join(sorted(folded))} sees films; attach a schedule whose times "
-            "all images share"
+            f"{name} steps frame by frame where its {', '.join(sorted(folded))} sees films; attach a schedule whose "
+            "times all images share"
         )
     if source.own_times and "mask_image" in arguments:
         raise TsAdaptError(
