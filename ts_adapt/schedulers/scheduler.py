@@ -295,11 +295,11 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Where a run is to begin there and each sample has times of its own, each is noised to its own.
         """
-        own = None if self.run is None else self.run.noised_to(timesteps, len(noise))
-        t = torch.as_tensor(timesteps, dtype=torch.float64) / self.noise_schedule.time_scale if own is None else own
-        t = t.clamp(self.noise_schedule.t_min, self.noise_schedule.t_max)
+        at, own = self.noise_schedule, None if self.run is None else self.run.noised_to(timesteps, len(noise))
+        t = torch.as_tensor(timesteps, dtype=torch.float64) / at.time_scale if own is None else own
+        t = t.clamp(at.t_min, at.t_max)
         x, eps = original_samples.expand_as(noise).float(), noise.to(original_samples.device).float()
-        return combine((self.noise_schedule.alpha(t), x), (self.noise_schedule.sigma(t), eps)).to(original_samples.dtype)
+        return combine((at.alpha(t), x), (at.sigma(t), eps)).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` in the order of arguments of diffusers' flow-matching schedulers."""
