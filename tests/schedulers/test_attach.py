@@ -295,8 +295,8 @@ def test_pipelines_that_cannot_be_attached_to(pipe: Any, tiny: Any) -> None:
         attach(SimpleNamespace(unet=torch.nn.Linear(2, 2), scheduler=pipe.scheduler), family)
     with pytest.raises(TsAdaptError, match="EDMEulerScheduler has no betas"):
         attach(DDPMPipeline(pipe.unet, EDMEulerScheduler()), family)
-    with pytest.raises(TsAdaptError, match="looks at 3 channels, the network of DDPMPipeline at 1"):
-        attach(pipe, tiny.schedule("one-shot", pipe.scheduler.config, (3, 8, 8)))
+    with pytest.raises(TsAdaptError, match="looks at 3 channels, the network of DDPMPipeline at 2"):
+        attach(DDPMPipeline(tiny.unet(2), pipe.scheduler), tiny.schedule("one-shot", pipe.scheduler.config, (3, 8, 8)))
 
 
 def test_a_second_network_that_is_told_the_time(pipe: Any, tiny: Any) -> None:
