@@ -20,6 +20,7 @@ ORDER = [
     {"jobs"},
     {"config"},
     {"evaluation"},
+    {"pipelines"},
     {"schedulers"},
     {"schedules"},
     {"predictors"},

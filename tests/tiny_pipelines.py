@@ -41,10 +41,10 @@ def text_unet(**options: Any) -> Any:
 
     return _ready(
         UNet2DConditionModel(
-            sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
+            sample_size=8, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=4, attention_head_dim=2, cross_attention_dim=WIDTH, **options,
+            norm_num_groups=4, attention_head_dim=2, **{"in_channels": 4, "cross_attention_dim": WIDTH, **options},
         )
     )  # fmt: skip
 
@@ -79,7 +79,8 @@ def clip(**options: Any) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
-        vocab_size=100, hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=100, hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=options.get("layers", 1),
+        num_attention_heads=2,
         max_position_embeddings=8, bos_token_id=0, eos_token_id=1, projection_dim=WIDTH,
     )  # fmt: skip
     return _ready((CLIPTextModelWithProjection if options.get("projection") else CLIPTextModel)(config))

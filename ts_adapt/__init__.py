@@ -17,11 +17,11 @@ from ts_adapt._version import __version__
 from ts_adapt.assembly import build_distance, build_solver
 from ts_adapt.denoisers.edm import from_edm
 from ts_adapt.denoisers.guidance import Guided
-from ts_adapt.denoisers.load import load
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding
+from ts_adapt.pipelines.load import load
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import load_predictor
@@ -32,6 +32,7 @@ from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.per_sample import search_per_sample
 
 if TYPE_CHECKING:
+    from ts_adapt.pipelines.denoiser import PipelineDenoiser
     from ts_adapt.schedulers.attach import attach, detach
     from ts_adapt.schedulers.scheduler import LearnedScheduler
     from ts_adapt.search.static import search_static
@@ -47,6 +48,7 @@ __all__ = [
     "NetworkDenoiser",
     "Objective",
     "OneShot",
+    "PipelineDenoiser",
     "RectifiedFlow",
     "Recursive",
     "Solution",
@@ -72,6 +74,7 @@ __all__ = [
 _LATER = {
     "LearnedScheduler": "schedulers.scheduler",
     "SchedulerMixin": "schedulers.scheduler",  # diffusers asks for it here, to load a pipeline with our scheduler
+    "PipelineDenoiser": "pipelines.denoiser",
     "attach": "schedulers.attach",
     "detach": "schedulers.attach",
     "search_static": "search.static",

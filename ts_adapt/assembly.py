@@ -9,7 +9,7 @@ behind one for the selection of its calibration set; `none` is neither.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,6 @@ from torch import nn
 from ts_adapt import cachers, distances, pruning
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.denoisers.execution import execute
-from ts_adapt.denoisers.load import load
 from ts_adapt.interfaces import MAX_STEPS, Denoiser, Distance, NoiseSchedule, Solver, TsAdaptError, one_line, unknown
 from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniP, UniPC
 
@@ -81,6 +80,8 @@ class ModelOptions:
     """A backend of torch.compile, such as inductor; not with cachers."""
     pruned: str | None = None
     """A file that `ts-adapt prune` wrote: the model without these blocks."""
+    call: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the pipeline's call, as diffusers documents them: {guidance_scale: 5, height: 768, ...}."""
 
     def __post_init__(self) -> None:
         self.dtype = SHORT.get(self.dtype, self.dtype)
@@ -102,26 +103,6 @@ def device_and_dtype(options: ModelOptions) -> tuple[torch.device, torch.dtype]:
     except (RuntimeError, AssertionError) as error:
         raise TsAdaptError(f"device {options.device!r} cannot be used here: {one_line(error)}") from error
     return device, DTYPES[options.dtype]
-
-
-def build_denoiser(options: ModelOptions) -> Denoiser:
-    """The denoiser of `options`, on its device; TsAdaptError for what its network cannot be."""
-    device, dtype = device_and_dtype(options)
-    if options.name in ANALYTIC:
-        for option in ("channels_last", "fused_qkv", "compile", "pruned"):
-            if getattr(options, option):
-                raise TsAdaptError(f"model.{option} is for networks, and {options.name!r} is none; leave it out")
-        if options.prediction is not None:
-            raise TsAdaptError(
-                f"model.prediction is {options.prediction!r}, but {options.name!r} is no network; leave it out"
-            )
-        return ANALYTIC[options.name]()
-    denoiser: Denoiser = load(options.name, prediction=options.prediction, device=device, dtype=dtype)
-    if denoiser.network is not None:
-        prepare(denoiser.network, options)
-    elif options.execution or options.pruned:
-        raise TsAdaptError(f"{options.name!r} has no network that is a torch module; leave options of the network out")
-    return denoiser
 
 
 def prepare(network: nn.Module, options: ModelOptions) -> nn.Module:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -109,6 +110,10 @@ class Denoiser(Protocol):
     encode          prompts -> their condition, tensors `(B, ...)` by name; None: it takes no prompts
     decoder         from the space of the diffusion to images in [-1, 1]; None: the identity
     scheduler_config  of the pipeline's scheduler in diffusers; None: it is in no pipeline
+    loop            runs a whole solve, in place of the loop of `sampling.integrate`; None: it has no loop of its own
+    parts           other modules that a solve depends on, by name
+    numbered        what identifies the list that each sample takes one thing of, by the `number` in its condition, such
+                    as pictures to start from; None: a condition has no number
     """
 
     evaluations: int
@@ -121,6 +126,9 @@ class Denoiser(Protocol):
     encode: Callable[[Sequence[str]], Condition] | None = None
     decoder: Callable[[Tensor], Tensor] | None = None
     scheduler_config: Mapping[str, Any] | None = None
+    loop: Loop | None = None
+    parts: Mapping[str, nn.Module] = MappingProxyType({})
+    numbered: str | None = None
 
     def __call__(
         self,
@@ -142,6 +150,10 @@ class Denoiser(Protocol):
     def step_aware(self) -> tuple[StepAware, ...]:
         """What is attached to the network and has to know the step; `sampling.integrate` tells it."""
         return ()
+
+    def shown(self, x: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
+        """What a step policy is shown of states `x` `(B, ...)` and of their condition: `(B, C, H, W)`, and by name."""
+        return x, condition
 
     def decode(self, x: Tensor) -> Tensor:
         """Images in [-1, 1] from states `x` `(B, ...)` at the end of a solve."""
@@ -332,6 +344,50 @@ class Solver(Protocol):
     ) -> tuple[Tensor, Any]:
         """x_s at `next_node.t` from x_t and x0 at `node.t`; all of shape `(B, ...)`."""
         ...
+
+
+Advance = Callable[..., tuple[Tensor, Node, Any, Any]]
+"""(policy, solver, x_t, x0, node, the policy's state, the solver's memory) -> x_s, its node, both: `sampling.advance`.
+"""
+Around = Callable[[Callable[[Tensor], Tensor], Tensor, float | None], Tensor]
+"""(evaluate, told, unit) -> what the network answers: how one call of it is made inside a loop.
+
+`evaluate` is the call as a function of the time that the network is told, `told`, which is t times `unit` for each row
+of its batch; unit None: in another way, or shape.
+"""
+
+
+class Loop(Protocol):
+    """A loop of a denoiser's own: `sampling.integrate` runs it once for a whole solve."""
+
+    def __call__(
+        self,
+        solver: Solver,
+        policy: StepPolicy,
+        x_T: Tensor,
+        condition: Condition,
+        advance: Advance,
+        *,
+        checkpoint: bool = False,
+        around: Around | None = None,
+    ) -> None:
+        """Solve from `x_T` `(B, ...)`, calling `advance`, which keeps what comes of it, after each evaluation.
+
+        checkpoint  recompute the network in the backward pass
+        around      how it is called; None: simply
+        """
+        ...
+
+
+@runtime_checkable
+class Nominal(Protocol):
+    """A step policy that can be followed in a loop which wants its times before it has a sample.
+
+    nominal  `(N+1,)`: the times that stand for those of every sample there; None: it is in no such loop
+    """
+
+    @property
+    def nominal(self) -> Tensor | None: ...
 
 
 @runtime_checkable

@@ -26,6 +26,11 @@ class FollowGrid:
     def __init__(self, grid: TimeGrid | Tensor, noise_schedule: NoiseSchedule | None = None, *, first: int = 0) -> None:
         self.grid, self.first = validate_grid(grid, noise_schedule), first
 
+    @property
+    def nominal(self) -> Tensor:
+        """The times themselves, or the mean of the grids of all samples."""
+        return self.grid.times.mean(0) if self.grid.per_sample else self.grid.times
+
     def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, TimeGrid]:
         check_rows(self.grid, x_T.shape[0])
         return self.grid.node(self.first), self.grid
@@ -35,10 +40,13 @@ class FollowGrid:
 
 
 class FromNoise:
-    """One-shot: `grid_of(x_T, condition)` -> the grids of the batch, resolved once, at the start."""
+    """One-shot: `grid_of(x_T, condition)` -> the grids of the batch, resolved once, at the start.
 
-    def __init__(self, grid_of: Callable[[Tensor, Condition], TimeGrid]) -> None:
-        self.grid_of = grid_of
+    nominal  `(N+1,)`, the times that stand for them in a pipeline's loop; None: it is in none
+    """
+
+    def __init__(self, grid_of: Callable[[Tensor, Condition], TimeGrid], nominal: Tensor | None = None) -> None:
+        self.grid_of, self.nominal = grid_of, nominal
 
     def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, TimeGrid]:
         return FollowGrid(self.grid_of(x_T, condition)).init(x_T, condition)
@@ -51,11 +59,14 @@ class StepByStep:
     """Recursive: `next_node(x_t, x0, node, condition)` -> the next place of evaluation.
 
     `first` is the node at pure noise, or a later one where the solve starts inside. Each next one has the index after
-    it, a smaller time and finite corrections, up to index `steps`; raises TsAdaptError otherwise.
+    it, a smaller time and finite corrections, up to index `steps`; raises TsAdaptError otherwise. `nominal` as of
+    `FromNoise`.
     """
 
-    def __init__(self, first: Node, next_node: Callable[[Tensor, Tensor, Node, Condition], Node]) -> None:
-        self.first, self.next_node = first, next_node
+    def __init__(
+        self, first: Node, next_node: Callable[[Tensor, Tensor, Node, Condition], Node], nominal: Tensor | None = None
+    ) -> None:
+        self.first, self.next_node, self.nominal = first, next_node, nominal
 
     def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
         return self.first, condition

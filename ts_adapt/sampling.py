@@ -8,6 +8,9 @@
 Times are `()` or `(B,)`: grids of their own for every sample cost no loop over samples. With `checkpoint=True` the
 denoiser's activations are recomputed in the backward pass, so that memory does not grow with the number of steps;
 the recomputation is not counted as an evaluation.
+
+A denoiser inside a pipeline has a loop of its own (`Denoiser.loop`), which is then run in place of this one: what
+happens around a step, `_Course`, is the same in both.
 """
 
 from __future__ import annotations
@@ -83,33 +86,77 @@ def integrate(
     parts = (*denoiser.step_aware, *step_aware)
     if checkpoint and parts:
         raise TsAdaptError("a stateful cache cannot be used under gradient checkpointing; switch one of them off")
+    course = _Course(x_T, step_noise if solver.needs_noise else None, callback, keep_trajectory, check)
+    if denoiser.loop is not None and solver.evaluations_per_step == 1:
+        if step_aware:
+            raise TsAdaptError("this denoiser's own loop tells the step to what is attached to its network; attach it")
+        denoiser.loop(solver, policy, x_T, condition, course.advance, checkpoint=checkpoint)
+        return course.solution()
 
     def evaluate(x_t: Tensor, at: Node) -> Tensor:
         return _evaluate(denoiser, x_t, at, condition, checkpoint)
 
     node, state = policy.init(x_T, condition)
     memory, x = solver.init(x_T), x_T
-    times, states, predictions = [node.t], [x], []
     with _told(parts, node.steps, x_T.shape[0]):
         while node.index < node.steps:
             for part in parts:
                 part.at(node.index)
             x0 = evaluate(x, node)
-            if check:
-                check_finite(x0, node.index, "the denoiser's output")
-            if callback is not None:
-                callback(node, x, x0)
-            noise = step_noise(node.index) if solver.needs_noise and step_noise is not None else None
-            x, node, state, memory = advance(policy, solver, x, x0, node, state, memory, noise, evaluate)
-            times.append(node.t)
-            if keep_trajectory:
-                states.append(x)
-                predictions.append(x0)
-    per_sample = any(t.ndim for t in times)
-    stacked = torch.stack([t.expand(x_T.shape[0]) if per_sample else t for t in times], -1)
-    if not keep_trajectory:
-        return Solution(x, stacked)
-    return Solution(x, stacked, torch.stack(states, 1), torch.stack(predictions, 1))
+            x, node, state, memory = course.advance(policy, solver, x, x0, node, state, memory, evaluate=evaluate)
+    return course.solution()
+
+
+class _Course:
+    """A solve under way: what is checked, told and kept around its steps, whoever's loop takes them."""
+
+    def __init__(
+        self,
+        x_T: Tensor,
+        step_noise: Callable[[int], Tensor] | None,
+        callback: Callback | None,
+        keep: bool,
+        check: bool,
+    ) -> None:
+        self.x, self.step_noise, self.callback, self.keep, self.check = x_T, step_noise, callback, keep, check
+        self.times: list[Tensor] = []
+        self.states: list[Tensor] = []
+        self.x0: list[Tensor] = []
+
+    def advance(
+        self,
+        policy: StepPolicy,
+        solver: Solver,
+        x_t: Tensor,
+        x0: Tensor,
+        node: Node,
+        state: Any,
+        memory: Any,
+        noise: Tensor | None = None,
+        evaluate: Callable[[Tensor, Node], Tensor] | None = None,
+    ) -> tuple[Tensor, Node, Any, Any]:
+        """`advance`, with the noise of the solve where it has some."""
+        if self.check:
+            check_finite(x0, node.index, "the denoiser's output")
+        if self.callback is not None:
+            self.callback(node, x_t, x0)
+        if not self.times:
+            self.times.append(node.t)
+        if self.step_noise is not None:
+            noise = self.step_noise(node.index)
+        self.x, node, state, memory = advance(policy, solver, x_t, x0, node, state, memory, noise, evaluate)
+        self.times.append(node.t)
+        if self.keep:
+            self.states.append(x_t)
+            self.x0.append(x0)
+        return self.x, node, state, memory
+
+    def solution(self) -> Solution:
+        own = any(t.ndim for t in self.times)
+        times = torch.stack([t.expand(len(self.x)) if own else t for t in self.times], -1)
+        if not self.keep:
+            return Solution(self.x, times)
+        return Solution(self.x, times, torch.stack([*self.states, self.x], 1), torch.stack(self.x0, 1))
 
 
 @contextmanager

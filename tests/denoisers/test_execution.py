@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.assembly import ModelOptions, build_denoiser
+from ts_adapt.assembly import ModelOptions
 from ts_adapt.cachers import attached, named
 from ts_adapt.denoisers.execution import Execution, execute, execution_of, plain
 from ts_adapt.denoisers.network import NetworkDenoiser
@@ -16,6 +16,7 @@ from ts_adapt.evaluation.cost import count_flops, peak_memory
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import BetaTable
+from ts_adapt.pipelines.load import build_denoiser
 from ts_adapt.quantizers.methods.registry import build
 from ts_adapt.quantizers.quantization import quantize, restore
 from ts_adapt.sampling import integrate

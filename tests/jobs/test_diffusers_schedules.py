@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from ts_adapt import zoo
-from ts_adapt.assembly import ModelOptions, build_denoiser
+from ts_adapt.assembly import ModelOptions
 from ts_adapt.cli import main
 from ts_adapt.config import Config
+from ts_adapt.pipelines.load import build_denoiser
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedules.file import LearnedGrid

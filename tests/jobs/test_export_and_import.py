@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from small_job import Job
-from ts_adapt.assembly import ModelOptions, build_denoiser
+from ts_adapt.assembly import ModelOptions
 from ts_adapt.cli import main
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid
+from ts_adapt.pipelines.load import build_denoiser
 from ts_adapt.predictors.store import load_predictor
 from ts_adapt.schedules.file import LearnedGrid
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from small_job import sentence
-from ts_adapt.assembly import ModelOptions, build_denoiser
+from ts_adapt.assembly import ModelOptions
 from ts_adapt.cli import main
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.grids import fixed
+from ts_adapt.pipelines.load import build_denoiser
 from ts_adapt.pruning import removed
 from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.solvers import DDIM

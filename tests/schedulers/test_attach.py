@@ -293,8 +293,8 @@ def test_pipelines_that_cannot_be_attached_to(pipe: Any, tiny: Any) -> None:
         attach(DDPMPipeline(pipe.unet, LearnedScheduler.from_grid("karras")), family)
     with pytest.raises(TsAdaptError, match="EDMEulerScheduler has no betas"):
         attach(DDPMPipeline(pipe.unet, EDMEulerScheduler()), family)
-    with pytest.raises(TsAdaptError, match="looks at 3 channels, the network of DDPMPipeline at 1"):
-        attach(pipe, tiny.schedule("one-shot", pipe.scheduler.config, (3, 8, 8)))
+    with pytest.raises(TsAdaptError, match="looks at 3 channels, the network of DDPMPipeline at 2"):
+        attach(DDPMPipeline(tiny.unet(2), pipe.scheduler), tiny.schedule("one-shot", pipe.scheduler.config, (3, 8, 8)))
 
 
 class Controlled(DDPMPipeline):

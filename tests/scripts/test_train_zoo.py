@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from ts_adapt.denoisers.load import load
 from ts_adapt.noise import BetaTable
+from ts_adapt.pipelines.load import load
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -155,6 +155,8 @@ def test_progress_shows_rate_and_remaining_time(tmp_path: Path, capsys: pytest.C
 
 def test_weights_hash_sees_every_parameter() -> None:
     class Holder:
+        parts: dict[str, torch.nn.Module] = {}  # noqa: RUF012
+
         def __init__(self, network: torch.nn.Module) -> None:
             self.network = network
 

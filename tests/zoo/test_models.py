@@ -7,7 +7,7 @@ import torch
 
 import ts_adapt
 from ts_adapt import zoo
-from ts_adapt.denoisers.load import load
+from ts_adapt.pipelines.load import load
 from ts_adapt.zoo import load_features, paths, reference_statistics
 from ts_adapt.zoo.data import to_model_range
 

@@ -34,6 +34,8 @@ class Guided(Wrapped):
     """
 
     clip_x0: bool = False
+    loop = None
+    """That of the denoiser inside would not be guided."""
 
     def __init__(
         self,

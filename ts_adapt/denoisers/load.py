@@ -3,6 +3,7 @@
     fashion-ddpm            a model that travels with the package
     ./folder, /abs/folder   a folder that diffusers' `save_pretrained` has written
     owner/name              a folder if there is one, else a pipeline on the Hugging Face hub
+    ./model.safetensors     an original file of SD, SDXL, SD3 or Flux; configs of its parts come from the hub
     module:function, file.py:function    what a function of the user's own makes (`from_code`)
 
 Weights are read as safetensors only: the other formats are pickles, which run code when opened.
@@ -21,42 +22,33 @@ from typing import Any
 import torch
 
 from ts_adapt import zoo
-from ts_adapt.denoisers.from_code import from_code, is_place
-from ts_adapt.denoisers.pipeline import from_pipeline
+from ts_adapt.denoisers.from_code import is_place
 from ts_adapt.interfaces import TsAdaptError, one_line
 
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+SINGLE_FILES = {
+    "v1": "StableDiffusionPipeline",
+    "v2": "StableDiffusionPipeline",
+    "xl_base": "StableDiffusionXLPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "sd35_medium": "StableDiffusion3Pipeline",
+    "sd35_large": "StableDiffusion3Pipeline",
+    "flux-dev": "FluxPipeline",
+    "flux-schnell": "FluxPipeline",
+}
+"""Diffusers' name of the kind of an original file -> the pipeline that it is loaded as."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def load(
-    name: str | Path,
-    prediction: str | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Any:
-    """The denoiser called `name`; see the module's head.
+def load_pipeline(name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
+    """The pipeline of diffusers called `name`, of any class; see the module's head.
 
-    prediction  epsilon, sample, v or velocity; None: what the pipeline's scheduler says, or the function
-    device, dtype  of the network; None: the CPU, and float32
+    device, dtype  of its networks; None: the CPU, and float32
 
     Raises TsAdaptError for an unknown name, a missing or foreign folder, and a hub that cannot be reached.
     """
-    name = str(name)
-    if is_place(name):
-        if prediction is not None:
-            raise TsAdaptError(f"model.prediction is {prediction!r}, but {name!r} says it by itself; leave it out")
-        return from_code(name, device, dtype)
-    denoiser = from_pipeline(load_pipeline(name, device, dtype), prediction)
-    null_class = zoo.MODELS.get(name)
-    if null_class is not None:
-        denoiser.null_condition = {"class_labels": null_class}
-    return denoiser
-
-
-def load_pipeline(name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
-    """The pipeline of diffusers called `name`, of any class; arguments and errors as those of `load`."""
     pipe = _found(name, dtype)
-    with _quiet():
+    with quiet():
         return pipe if device is None else pipe.to(device)
 
 
@@ -70,7 +62,7 @@ def image_to_image(pipe: Any) -> Any:
     if starts_from_image(pipe):
         return pipe
     try:
-        with _quiet():
+        with quiet():
             return AutoPipelineForImage2Image.from_pipe(pipe)
     except ValueError as error:
         raise TsAdaptError(
@@ -93,6 +85,8 @@ def _found(name: str, dtype: torch.dtype | None) -> Any:
         return _from_folder(folder, dtype)
     if Path(name).expanduser().is_dir():
         return _from_folder(Path(name).expanduser(), dtype)
+    if Path(name).suffix in (".safetensors", *PICKLES):
+        return _from_single_file(Path(name).expanduser(), dtype)
     if HUB_ID.fullmatch(name):
         return _from_hub(name, dtype)
     if "/" in name or "\\" in name or name.startswith((".", "~")):
@@ -105,6 +99,35 @@ def _found(name: str, dtype: torch.dtype | None) -> Any:
         f"no model is called {name!r}; {hint}the zoo has {', '.join(zoo.MODELS)}; "
         "for any other give a pipeline folder, a hub id owner/name, or module:function"
     )
+
+
+def _from_single_file(path: Path, dtype: torch.dtype | None) -> Any:
+    """The pipeline in an original file, whose kind is known by its tensors."""
+    import diffusers
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix in PICKLES:
+        raise TsAdaptError(f"{path} is a pickle, which runs code when opened; convert it to safetensors")
+    try:
+        with safe_open(path, "pt") as file:
+            kind = infer_diffusers_model_type({key: _Shaped(file.get_slice(key)) for key in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise TsAdaptError(f"{path} cannot be read ({one_line(error)}); check its path") from error
+    if kind not in SINGLE_FILES:
+        raise TsAdaptError(
+            f"{path} is an original file of the kind {kind!r}, and those of {', '.join(SINGLE_FILES)} are loaded; "
+            "give a pipeline folder or a hub id"
+        )
+    failure = f"the original file {path} ({kind}) cannot be loaded ({{}}); a folder of its pipeline can"
+    return _read(str(path), failure, dtype, getattr(diffusers, SINGLE_FILES[kind]).from_single_file)
+
+
+class _Shaped:
+    """A tensor of a file of which nothing but its shape is read."""
+
+    def __init__(self, part: Any) -> None:
+        self.shape = torch.Size(part.get_shape())
 
 
 def _from_folder(folder: Path, dtype: torch.dtype | None) -> Any:
@@ -123,13 +146,13 @@ def _from_hub(name: str, dtype: torch.dtype | None) -> Any:
     return _read(name, failure, dtype)
 
 
-def _read(source: str, failure: str, dtype: torch.dtype | None, **options: Any) -> Any:
-    """The pipeline, or TsAdaptError of `failure` with the cause in its braces, whatever the loader raises."""
+def _read(source: str, failure: str, dtype: torch.dtype | None, read: Any = None, **options: Any) -> Any:
+    """The pipeline, or TsAdaptError of `failure` with the cause in its braces, whatever the loader `read` raises."""
     from diffusers import DiffusionPipeline
 
-    read: Any = DiffusionPipeline.from_pretrained
+    read = read or DiffusionPipeline.from_pretrained
     try:
-        with _quiet():
+        with quiet():
             return read(source, dtype=dtype or torch.float32, use_safetensors=True, **options)
     except Exception as error:
         cause = one_line(error, 160)
@@ -137,7 +160,7 @@ def _read(source: str, failure: str, dtype: torch.dtype | None, **options: Any) 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the progress bars and warnings of diffusers and transformers, which are about their ways of loading."""
     from diffusers.utils import logging
     from diffusers.utils.import_utils import is_transformers_available

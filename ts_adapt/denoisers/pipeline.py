@@ -42,11 +42,11 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
     turned into conditions by `encode`. Raises TsAdaptError for other pipelines, and for schedulers without a noise
     schedule of ours.
     """
-    family = next((c.__name__ for c in type(pipe).__mro__ if c.__name__ in PIPELINES), None)
+    family = _family(pipe)
     if family is None:
         raise TsAdaptError(
             f"{type(pipe).__name__} is not supported; supported are {', '.join(PIPELINES)}: "
-            "for another one build NetworkDenoiser(network, noise_schedule, prediction) by hand"
+            "take PipelineDenoiser(pipe), or build NetworkDenoiser(network, noise_schedule, prediction) by hand"
         )
     network_name, decoder_name = PIPELINES[family]
     network = getattr(pipe, network_name).eval().requires_grad_(False)
@@ -71,6 +71,15 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
         network, noise_schedule, predicted, clip_x0=clip_x0, decoder=decoder, null_condition=null, encode=encode,
         scheduler_config=config,
     )  # fmt: skip
+
+
+def is_direct(pipe: Any) -> bool:
+    """Whether `from_pipeline` takes `pipe`."""
+    return _family(pipe) is not None
+
+
+def _family(pipe: Any) -> str | None:
+    return next((kind.__name__ for kind in type(pipe).__mro__ if kind.__name__ in PIPELINES), None)
 
 
 class LatentDecoder(nn.Module):

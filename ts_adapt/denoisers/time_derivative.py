@@ -32,7 +32,20 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.wrapped import Wrapped
-from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES, Denoiser, TsAdaptError, as_node_times, unknown
+from ts_adapt.interfaces import (
+    DERIVATIVE_WIDTH,
+    DERIVATIVES,
+    Advance,
+    Around,
+    Condition,
+    Denoiser,
+    Loop,
+    Solver,
+    StepPolicy,
+    TsAdaptError,
+    as_node_times,
+    unknown,
+)
 
 POINTS, REACH = 128, 4.0
 """The line is fitted to so many places within so many w, 2.5 timesteps apart."""
@@ -90,6 +103,43 @@ class TimeDerivative(Wrapped):
         with _smoothed(self._embeddings, self.width):
             return denoise(x_t, t, None if model_time is None else told, output_scale)
 
+    @property
+    def loop(self) -> Loop | None:  # type: ignore[override]
+        """The denoiser's own, where each call of the network has the derivative."""
+        inner = self.denoiser.loop
+        return None if inner is None else partial(self._loop, inner)
+
+    def _loop(
+        self, inner: Loop, solver: Solver, policy: StepPolicy, x_T: Tensor, condition: Condition, advance: Advance, *,
+        checkpoint: bool = False, around: Around | None = None,
+    ) -> None:  # fmt: skip
+        if self.way != "exact" and torch.is_grad_enabled():
+            if self.way == "slow" and self._embeddings is None:
+                start = torch.zeros((), dtype=torch.float64)
+                self._embeddings = self._found(lambda told: self.denoiser(x_T, told, **condition), start)
+            around = partial(self._called, len(x_T))
+        inner(solver, policy, x_T, condition, advance, checkpoint=checkpoint, around=around)
+
+    def _called(self, samples: int, evaluate: Callable[[Tensor], Tensor], told: Tensor, unit: float | None) -> Tensor:
+        """What the network answers in a loop, see `interfaces.Around`; rows are copies of the `samples`, in turn."""
+        if not (torch.is_grad_enabled() and told.requires_grad):
+            return evaluate(told)
+        if self.way == "slow":
+            with _smoothed(self._embeddings or {}, self.width):
+                return evaluate(told)
+        if unit is None:
+            raise TsAdaptError("in this pipeline the network is not told each sample's time; take the derivative slow")
+        at = told.detach()
+        below, above = self._ends(at.double() / unit, samples)
+
+        def quietly(told: Tensor) -> Tensor:
+            with torch.no_grad():
+                return evaluate(told)
+
+        ends = (unit * above).to(at), (unit * below).to(at)
+        answer: Tensor = _Secant.apply(evaluate(at), told, quietly, *ends)
+        return answer
+
     def _found(self, denoise: Callable[[Tensor], Tensor], told: Tensor) -> dict[nn.Module, Range]:
         """The modules that embed the time, and the range of what each is given between the ends of the times.
 
@@ -121,10 +171,7 @@ class TimeDerivative(Wrapped):
         self, denoise: Callable[..., Tensor], x_t: Tensor, t: Tensor, told: Tensor, output_scale: Tensor | None
     ) -> Tensor:
         at = told.detach()
-        place = (torch.arange(len(x_t), dtype=at.dtype, device=at.device) * GOLDEN) % 1
-        reach = self.noise_schedule.reach(at, self.width) * (0.5 + place)
-        above = (at + reach).clamp(max=self.noise_schedule.t_max)
-        below = (at - reach).clamp(min=self.noise_schedule.t_min)
+        below, above = self._ends(at, len(x_t))
         fixed = x_t.detach(), t.detach()
         scale = output_scale.detach() if isinstance(output_scale, Tensor) else output_scale
 
@@ -134,6 +181,13 @@ class TimeDerivative(Wrapped):
 
         x0: Tensor = _Secant.apply(denoise(x_t, t, at, output_scale), told, evaluate, above, below)
         return x0
+
+    def _ends(self, at: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        """The times below and above `at` `()` or `(rows,)` between which the secant is: r_b is that of the sample."""
+        rows = torch.arange(max(samples, at.numel()), device=at.device) % samples
+        place = (rows.to(at.dtype) * GOLDEN) % 1
+        reach = self.noise_schedule.reach(at, self.width) * (0.5 + place)
+        return (at - reach).clamp(min=self.noise_schedule.t_min), (at + reach).clamp(max=self.noise_schedule.t_max)
 
     @contextmanager
     def _uncounted(self) -> Iterator[None]:
@@ -203,8 +257,9 @@ def _given(network: nn.Module) -> Iterator[dict[nn.Module, float]]:
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if _times_alone(args, kwargs) and isinstance(out, Tensor) and out.ndim == 2 and len(out) == len(args[0]):
             for inside in module.modules():  # of which those that were called were found before
-                found.pop(inside, None)
-            found[module] = float(args[0].flatten()[0])
+                if inside is not module:
+                    found.pop(inside, None)
+            found.setdefault(module, float(args[0].flatten()[0]))  # it may embed other numbers too, afterwards
 
     handles = [
         module.register_forward_hook(after, with_kwargs=True) for module in network.modules() if module is not network

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import Condition, Denoiser, NoiseSchedule, StepAware
+from ts_adapt.interfaces import Condition, Denoiser, Loop, NoiseSchedule, StepAware
 
 
 def _inner(name: str) -> Any:
@@ -28,6 +28,9 @@ class Wrapped(Denoiser):
     encode: Callable[[Sequence[str]], Condition] | None = _inner("encode")
     decoder: Callable[[Tensor], Tensor] | None = _inner("decoder")
     scheduler_config: Mapping[str, Any] | None = _inner("scheduler_config")
+    loop: Loop | None = _inner("loop")
+    parts: Mapping[str, nn.Module] = _inner("parts")
+    numbered: str | None = _inner("numbered")
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
@@ -41,6 +44,9 @@ class Wrapped(Denoiser):
     @property
     def step_aware(self) -> tuple[StepAware, ...]:
         return self.denoiser.step_aware
+
+    def shown(self, x: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
+        return self.denoiser.shown(x, condition)
 
     def decode(self, x: Tensor) -> Tensor:
         return self.denoiser.decode(x)

@@ -10,17 +10,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ts_adapt.assembly import build_denoiser, build_distance, build_solver, steps_of
+from ts_adapt.assembly import build_distance, build_solver, steps_of
 from ts_adapt.config import Config, StudentOptions
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid, TsAdaptError
+from ts_adapt.pipelines.load import build_denoiser
 from ts_adapt.remedies import command
 from ts_adapt.sampling import initial_noise, noise_scale
 from ts_adapt.schedules.name import grid_names
 from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.objective import Batch, Objective
-from ts_adapt.teacher.generate import ConditionSource, Prompts, class_labels_for, teacher_config
+from ts_adapt.teacher.generate import ConditionSource, Numbers, Prompts, Together, class_labels_for, teacher_config
 from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of
 
 SPLITS = {"train": TRAIN_START, "test": TEST_START}
@@ -40,6 +41,11 @@ class Experiment:
         config, denoiser = self.config, build_denoiser(self.config.model)
         if config.guidance == 1.0:
             return denoiser
+        if denoiser.loop is not None:
+            raise TsAdaptError(
+                f"option guidance is {config.guidance:g}, but the pipeline of {config.model.name!r} guides by itself; "
+                "leave guidance at 1, and give the scale as its call takes it, model.call: {guidance_scale: ...}"
+            )
         if not denoiser.null_condition:
             raise TsAdaptError(
                 f"option guidance is {config.guidance:g}, but the model {config.model.name!r} has no unconditional "
@@ -64,6 +70,12 @@ class Experiment:
         """Of a sample, without the batch."""
         return self.denoiser.shape
 
+    @cached_property
+    def seen_shape(self) -> tuple[int, ...]:
+        """Of what a predictor sees of a sample, (C, H, W); TsAdaptError where it sees none."""
+        x, _ = self.denoiser.shown(torch.zeros(1, *self.shape, device=self.config.model.device), {})
+        return tuple(x.shape[1:])
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Of an image, (C, H, W): what a sample is decoded to."""
@@ -71,14 +83,25 @@ class Experiment:
             return tuple(self.denoiser.decode(torch.zeros(1, *self.shape, device=self.config.model.device)).shape[1:])
 
     def condition_source(self) -> ConditionSource | None:
-        """Where the teacher's conditions come from: class labels of a class-conditional model, or the prompts' file."""
-        options = self.config.teacher
-        if options.prompts is None:
-            return class_labels_for(self.denoiser, options.label)
-        encode = self.denoiser.encode
-        if encode is None:
-            raise TsAdaptError(f"the model {self.config.model.name!r} takes no prompts; leave teacher.prompts out")
-        return Prompts.read(options.prompts, encode)
+        """Where the teacher's conditions come from."""
+        return self.conditions(self.config.teacher.label)
+
+    def conditions(self, label: int | None) -> ConditionSource | None:
+        """Where conditions come from: the prompts' file, class labels (one for all, or drawn), numbers of pictures."""
+        prompts, denoiser, sources = self.config.teacher.prompts, self.denoiser, list[ConditionSource]()
+        if prompts is not None:
+            if denoiser.encode is None:
+                raise TsAdaptError(f"the model {self.config.model.name!r} takes no prompts; leave teacher.prompts out")
+            sources.append(Prompts.read(prompts, denoiser.encode))
+        elif denoiser.encode is not None and denoiser.loop is not None:
+            raise TsAdaptError(
+                f"the model {self.config.model.name!r} is told what to make; give teacher.prompts, a file"
+            )
+        else:
+            labels = class_labels_for(denoiser, label)
+            sources += [labels] if labels is not None else []
+        sources += [Numbers(denoiser.numbered)] if denoiser.numbered is not None else []
+        return Together(sources) if len(sources) > 1 else next(iter(sources), None)
 
     def teacher_grid(self, nfe: int | None = None) -> TimeGrid:
         """The fine grid of the config's teacher; `nfe`: another number of evaluations than its own."""
@@ -93,6 +116,7 @@ class Experiment:
             model=model.name, seed=options.seed, first=SPLITS[split], shape=self.shape,
             shard_size=options.shard_size, batch_size=options.batch_size, condition=self.condition_source(),
             trajectory=options.trajectory, dtype=model.dtype, guidance=self.config.guidance,
+            **({"call": model.call} if model.call else {}),
         )  # fmt: skip
 
     def solver(self, name: str) -> Solver:

@@ -65,7 +65,7 @@ def training_images(session: Session) -> tuple[Tensor, dict[str, Tensor]]:
     model's samples, and classes that are not known.
     """
     options, denoiser, shape = session.config.qat, session.denoiser, session.shape
-    if denoiser.decoder is not None:
+    if denoiser.decoder is not None or denoiser.loop is not None:
         raise TsAdaptError(
             f"the model {session.config.model.name!r} works on latents, and training is on images; take a quantizer "
             "without +qat"

@@ -18,7 +18,7 @@ from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.schedules.resolve import resolve
 from ts_adapt.storage.files import make_folder, write_bytes
 from ts_adapt.storage.layout import CONTACT_SHEET, IMAGES, image_file
-from ts_adapt.teacher.generate import class_labels_for
+from ts_adapt.teacher.store import condition_of
 
 MAX_SHOWN = 256
 """How many images the grid shows."""
@@ -32,13 +32,14 @@ def sample(
 ) -> Tensor:  # fmt: skip
     """The images of the samples `index` in [-1, 1] along the schedule `chosen`, by the solver `method`.
 
-    Without a label the classes of a class-conditional model are drawn. A sample depends on (seed, its index) only.
+    Without a label the classes of a class-conditional model are drawn; prompts are the config's. A sample depends on
+    (seed, its index) only.
     """
-    source = class_labels_for(session.denoiser, label)
+    source = session.conditions(label)
     x_T = initial_noise(seed, index, session.shape) * noise_scale(session.noise_schedule)
     x_T = x_T.to(session.config.model.device)
     drawn = source.draw(seed, index) if source is not None else {}
-    condition = {key: value.to(x_T.device) for key, value in drawn.items()}
+    condition = condition_of({key: value.to(x_T.device) for key, value in drawn.items()})
     with torch.inference_mode():
         end = integrate(
             session.denoiser, method, chosen, x_T, condition=condition,

@@ -111,9 +111,9 @@ class Session(Experiment):
         self.check_origin(folder, config, again)
         if not torch.equal(predictor.static(self.steps(solver, nfe)), self.static(solver, nfe).grid.times):
             raise TsAdaptError(f"{folder} corrects another static grid than today's; replace it by {again}")
-        if tuple(predictor.options["shape"]) != self.shape:
+        if tuple(predictor.options["shape"]) != self.seen_shape:
             shape = predictor.options["shape"]
-            raise TsAdaptError(f"{folder} is for samples of {shape}, not {self.shape}; replace it by {again}")
+            raise TsAdaptError(f"{folder} is for samples of {shape}, not {self.seen_shape}; replace it by {again}")
         self.check_options(folder, config.get("made_with"), name, strict=strict)
         return predicted(predictor.to(self.config.model.device).eval(), config, solver, nfe, self)
 

@@ -58,13 +58,14 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     cut = len(batch) - min(max(1, len(batch) // 5), MOST_VALIDATION)
     static = [session.static(name, nfe).grid.times for nfe in served]
     classes = int((store.config["condition"] or {}).get("classes", 0))
-    text = batch.condition.get("encoder_hidden_states")
+    first = batch.rows(slice(0, 1))
+    text = session.denoiser.shown(first.x_T, first.condition)[1].get("encoder_hidden_states")
     learned = asdict(config.train), config.derivative, config.derivative_width
     key = fingerprint(store.hash, config.distance, static, *learned, len(batch), *student_options(config))
     checkpoint = checkpoint_file(folder, key)
     torch.manual_seed(config.train.seed)
     predictor = PREDICTORS[kind.removesuffix(ALL)](
-        session.noise_schedule, static, session.shape, corrections=config.train.corrections, order=solver.order,
+        session.noise_schedule, static, session.seen_shape, corrections=config.train.corrections, order=solver.order,
         width=config.train.width, hidden=config.train.hidden, classes=classes,
         text=0 if text is None else text.shape[-1],
     ).to(config.model.device)  # fmt: skip

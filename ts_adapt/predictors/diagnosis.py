@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.grids.parametric import positions
-from ts_adapt.interfaces import Condition, Field, Node, StepPolicy, TimeGrid
+from ts_adapt.interfaces import Condition, Field, Node, Nominal, StepPolicy, TimeGrid
 from ts_adapt.numerics import finite_log_snr_range
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
@@ -29,6 +29,10 @@ class Overheard:
 
     policy: StepPolicy
     nodes: list[Node] = field(default_factory=list)
+
+    @property
+    def nominal(self) -> Tensor | None:
+        return self.policy.nominal if isinstance(self.policy, Nominal) else None
 
     def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
         node, state = self.policy.init(x_T, condition)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.grids.parametric import positions
-from ts_adapt.interfaces import TimeGrid
+from ts_adapt.interfaces import Condition, TimeGrid
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.search.objective import Batch, Objective
@@ -69,7 +69,7 @@ def _regression(
 
         def one_shot_loss(rows: Tensor) -> Tensor:
             batch = data.batch.rows(rows)
-            predicted = predictor(batch.x_T, batch.condition, steps=steps)
+            predicted = predictor(*objective.denoiser.shown(batch.x_T, batch.condition), steps=steps)
             return squared_error(positions(predicted.times[:, 1:-1], noise_schedule), u[rows, 1:-1])
 
         return one_shot_loss
@@ -78,7 +78,8 @@ def _regression(
     place = predictor.places(steps).start
 
     def recursive_loss(rows: Tensor) -> Tensor:
-        parts, condition = [], data.batch.rows(rows).condition
+        parts, batch = [], data.batch.rows(rows)
+        _, condition = objective.denoiser.shown(batch.x_T, batch.condition)
         for i in range(steps - 1):
             before = x0[rows, i - 1] if i else None
             seen = predictor.picture(states[rows, i], x0[rows, i], before, times[rows, i])
@@ -91,12 +92,17 @@ def _regression(
 
 @torch.no_grad()
 def states_along(objective: Objective, grid: TimeGrid, batch: Batch, batch_size: int = 128) -> tuple[Tensor, Tensor]:
-    """The states `(n, N+1, ...)` and x0 `(n, N, ...)` that the solver meets along `grid`."""
+    """The states `(n, N+1, ...)` and x0 `(n, N, ...)` met along `grid`, as policies are shown them."""
     states, x0 = [], []
     for start in range(0, len(batch), batch_size):
         rows = slice(start, start + batch_size)
-        solution = objective.student_solution(grid.rows(rows), batch.rows(rows), keep_trajectory=True)
+        part = batch.rows(rows)
+
+        def shown(along: Tensor, condition: Condition = part.condition) -> Tensor:
+            return torch.stack([objective.denoiser.shown(x, condition)[0] for x in along.unbind(1)], 1)
+
+        solution = objective.student_solution(grid.rows(rows), part, keep_trajectory=True)
         if solution.states is not None and solution.x0 is not None:
-            states.append(solution.states)
-            x0.append(solution.x0)
+            states.append(shown(solution.states))
+            x0.append(shown(solution.x0))
     return torch.cat(states), torch.cat(x0)

@@ -43,4 +43,5 @@ class OneShot(Predictor):
         """The step policy that asks this network once, at the start; TsAdaptError for a later `first`."""
         if first:
             raise TsAdaptError("a one-shot predictor looks at pure noise; it cannot begin inside a grid")
-        return FromNoise(partial(self, steps=self._steps(steps)))
+        steps = self._steps(steps)
+        return FromNoise(partial(self, steps=steps), self.static(steps))

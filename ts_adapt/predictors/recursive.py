@@ -94,6 +94,11 @@ class AtEveryStep:
     steps: int
     first: int = 0
 
+    @property
+    def nominal(self) -> Tensor:
+        """The static grid."""
+        return self.predictor.static(self.steps)
+
     def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
         start = Node(self.first, self.steps, self.predictor.static(self.steps)[self.first])
         return start, (condition, None)

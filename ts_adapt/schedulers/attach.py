@@ -176,10 +176,10 @@ def _refuse_what_the_pipeline_cannot(pipe: Any, schedule: LearnedScheduler, form
         )
     network = network_of(pipe)
     channels = getattr(getattr(network, "config", None), "in_channels", None)
-    patches = 4 if "img_ids" in argument_names(network) else 1
+    patches = 4 if {"img_ids", "img_shapes"} & set(argument_names(network)) else 1
     for steps, predictor in source.predictors.items():
         learned = predictor.options["shape"][0]
-        if channels is not None and channels != patches * learned:
+        if channels is not None and learned % (channels // patches):  # of a film it sees the channels of every frame
             raise TsAdaptError(
                 f"the predictor for {steps} steps looks at {learned} channels, the network of {name} at "
                 f"{channels // patches}; learn one for this pipeline"

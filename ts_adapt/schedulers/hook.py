@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import inspect
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ts_adapt.denoisers.network import step_aware_parts
-from ts_adapt.interfaces import StepAware, TsAdaptError
+from ts_adapt.interfaces import StepAware
 from ts_adapt.schedulers.run import Run, Shown
 from ts_adapt.schedulers.scheduler import LearnedScheduler
+from ts_adapt.schedulers.view import view_of
 
 TIMES = ("timestep", "timesteps", "t")
 """The names by which networks are told the time."""
@@ -37,7 +37,10 @@ CONDITIONS = ("class_labels", "encoder_hidden_states", "pooled_projections")
 
 
 class TimeHook:
-    """The pre-hook of the network of `pipe`, for as long as its scheduler is `schedule`."""
+    """The pre-hook of the network of `pipe`, for as long as its scheduler is `schedule`.
+
+    divisor  what the pipeline has divided its timestep by in the call before
+    """
 
     def __init__(self, pipe: Any, schedule: LearnedScheduler, network: nn.Module) -> None:
         self.pipe, self.schedule = pipe, schedule
@@ -45,7 +48,9 @@ class TimeHook:
         self.name = time_argument(network) or TIMES[0]
         self.place = self.names.index(self.name)
         self.casts = _casts_by_time(network)
-        self.null_class = getattr(getattr(network, "config", None), "num_embeds_ada_norm", None)
+        config = getattr(network, "config", None)
+        self.null_class, self.channels = (getattr(config, key, None) for key in ("num_embeds_ada_norm", "in_channels"))
+        self.divisor = 1
         self._begun: tuple[int, int, int] | None = None
 
     @property
@@ -69,6 +74,7 @@ class TimeHook:
         if found is None or (found[0] != run.place and not run.plan.inside):
             return None
         run.begin_at(found[0])
+        self.divisor = found[1]
         if parts:
             self._tell_step(parts, run, x, given)
         if not run.plan.told:
@@ -97,7 +103,7 @@ class TimeHook:
             for name in CONDITIONS
             if isinstance(value := given.get(name), Tensor) and value.ndim and value.shape[0] == rows
         }
-        shown, labels = Shown(x, condition, _view(given)), condition.get("class_labels")
+        shown, labels = Shown(x, condition, view_of(x, given, self.channels)), condition.get("class_labels")
         if self.null_class is None or labels is None or not shown.has_copies(2):
             return shown
         return replace(shown, by_class=bool((labels.chunk(2)[1] == self.null_class).all()))
@@ -152,28 +158,3 @@ def argument_names(network: nn.Module) -> list[str]:
     """The names of the arguments of the network's forward: the state's, then the others."""
     forward: Any = type(getattr(network, "_orig_mod", network)).forward  # type: ignore[attr-defined]
     return list(inspect.signature(forward).parameters)[1:]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """From Flux's tokens `(B, HW/4, 4C)`, `rows` x `columns` patches, to pictures `(B, C, H, W)`."""
-
-    rows: int
-    columns: int
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.shape[1] != self.rows * self.columns:
-            raise TsAdaptError(
-                f"the pipeline's {x.shape[1]} tokens are no picture of {self.rows} x {self.columns}; use a schedule "
-                "that does not look at the sample"
-            )
-        return F.pixel_shuffle(x.transpose(1, 2).reshape(x.shape[0], x.shape[2], self.rows, self.columns), 2)
-
-
-def _view(given: dict[str, Any]) -> Tokens | None:
-    """How tokens become pictures, by the rows and columns in `img_ids`; None where states are pictures."""
-    positions = given.get("img_ids")
-    if not isinstance(positions, Tensor):
-        return None
-    last = positions.reshape(-1, positions.shape[-1])[-1]
-    return Tokens(int(last[1]) + 1, int(last[2]) + 1)

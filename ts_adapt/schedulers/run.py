@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from ts_adapt.denoisers.network import x0_from_raw
-from ts_adapt.interfaces import Condition, Node, Solver, StepAware, StepPolicy, TsAdaptError
+from ts_adapt.interfaces import Advance, Condition, Node, Solver, StepAware, StepPolicy, TsAdaptError
 from ts_adapt.sampling import advance
 from ts_adapt.schedulers.plan import Plan
+from ts_adapt.schedulers.view import View
 
-View = Callable[[Tensor], Tensor]
 _numbers = itertools.count()
 
 
@@ -93,13 +93,16 @@ class Run:
     number, thread                 the later of two runs has the greater number; the thread that began it
     noised                         whether samples that begin inside are known to be at the loop's times
     batch                          the number of samples; None: no step has told it yet
+    advance                        what follows an evaluation
     step_aware                     parts of the network that were told that the run began; they are told when it is over
     """
 
     def __init__(
-        self, plan: Plan, timesteps: Tensor, solver: Solver, prediction: str, begin: int | None, clip_x0: bool
-    ) -> None:
+        self, plan: Plan, timesteps: Tensor, solver: Solver, prediction: str, begin: int | None, clip_x0: bool,
+        advance: Advance = advance,
+    ) -> None:  # fmt: skip
         self.plan, self.timesteps, self.solver, self.prediction = plan, timesteps, solver, prediction
+        self.advance = advance
         self.noise_schedule, self.clip_x0 = solver.noise_schedule, clip_x0
         self.number, self.thread = next(_numbers), threading.get_ident()
         self.begin, self._begin_is_known = begin or 0, begin is not None
@@ -144,7 +147,7 @@ class Run:
         if isinstance(timestep, Tensor) and timestep.untyped_storage().data_ptr() == own:
             place = int(timestep.storage_offset()) - int(self.timesteps.storage_offset())
             return (place, 1) if place in places else None
-        given = torch.as_tensor(timestep)
+        given = torch.as_tensor(timestep).detach()
         given = given.max() if given.ndim > 1 else given.flatten()[0]
         value, whole = float(given), not given.is_floating_point()
         eps = 0.0 if whole else max(torch.finfo(kind).eps for kind in (given.dtype, x.dtype, torch.float32))
@@ -266,7 +269,7 @@ class Run:
             noise = noise[: self.batch].to(x)
         x0 = x0_from_raw(raw, x, node.t, self.noise_schedule, self.prediction, node.output_scale)
         x0 = x0.clamp(-1, 1) if self.clip_x0 else x0
-        x_s, self.node, self._policy_state, self._memory = advance(
+        x_s, self.node, self._policy_state, self._memory = self.advance(
             policy, self.solver, x, x0, node, self._policy_state, self._memory, noise
         )
         self.done, self._begin_is_known, self._told_at = self.done + 1, True, None

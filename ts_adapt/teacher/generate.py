@@ -86,6 +86,32 @@ class Prompts:
         return {"prompt_index": chosen, **self.encode(prompts_of(self.prompts, index))}
 
 
+class Numbers:
+    """`number` `(n,)`: the samples' own; `of` identifies the list that they choose from."""
+
+    def __init__(self, of: str) -> None:
+        self.of = of
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "numbers", "sha256": self.of}
+
+    def draw(self, seed: int, index: Sequence[int]) -> dict[str, Tensor]:
+        return {"number": torch.tensor(list(index))}
+
+
+class Together:
+    """What several sources say of each sample."""
+
+    def __init__(self, sources: Sequence[ConditionSource]) -> None:
+        self.sources = sources
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "together", "parts": [source.describe() for source in self.sources]}
+
+    def draw(self, seed: int, index: Sequence[int]) -> dict[str, Tensor]:
+        return {name: value for source in self.sources for name, value in source.draw(seed, index).items()}
+
+
 def class_labels_for(denoiser: Denoiser, label: int | None = None) -> ClassLabels | None:
     """The labels that a class-conditional denoiser wants; None for any other. The null class is never drawn.
 
@@ -93,7 +119,7 @@ def class_labels_for(denoiser: Denoiser, label: int | None = None) -> ClassLabel
     """
     null = (denoiser.null_condition or {}).get("class_labels")
     config = getattr(denoiser.network, "config", None)
-    classes = null if isinstance(null, int) else getattr(config, "num_class_embeds", None)
+    classes = null if isinstance(null, int) else None if denoiser.loop else getattr(config, "num_class_embeds", None)
     if classes is None:
         if label is not None:
             raise TsAdaptError(f"the class label {label} is given, but this model has no classes; leave it out")
@@ -102,10 +128,11 @@ def class_labels_for(denoiser: Denoiser, label: int | None = None) -> ClassLabel
 
 
 def weights_hash(denoiser: Denoiser) -> str:
-    """sha256 of the parameters and buffers of the denoiser's network; of its tensors, for an analytic one."""
+    """sha256 of the parameters and buffers of the denoiser's network and parts; of its tensors, for an analytic one."""
     network = denoiser.network
     if network is not None:
-        return files.sha256_of_tensors(network.state_dict())
+        others = {f"{name}.{key}": v for name, part in denoiser.parts.items() for key, v in part.state_dict().items()}
+        return files.sha256_of_tensors({**network.state_dict(), **others})
     return files.sha256_of_tensors({k: v for k, v in vars(denoiser).items() if isinstance(v, Tensor)})
 
 

@@ -1,0 +1,67 @@
+"""What a pipeline's call is given: prompts as numbers, options by their names, pictures by their numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.pipelines.arguments import PROMPT_BYTES, Arguments, as_bytes, as_texts
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40), max_size=4))
+def test_prompts_are_the_bytes_that_they_are_kept_as(prompts: list[str]) -> None:
+    kept = as_bytes(prompts)
+    assert kept.shape == (len(prompts), PROMPT_BYTES) and as_texts(kept) == prompts
+
+
+@pytest.mark.parametrize("prompt", ["é" * PROMPT_BYTES, "a\0b"])
+def test_prompts_that_could_not_be_read_back_are_refused(prompt: str) -> None:
+    with pytest.raises(TsAdaptError, match="bytes"):
+        as_bytes([prompt])
+
+
+class Pipe:
+    def __call__(
+        self, prompt: Any = None, image: Any = None, guidance_scale: float = 7.5, negative_prompt: Any = None,
+        latents: Any = None, generator: Any = None,
+    ) -> None: ...  # fmt: skip
+
+
+def test_what_all_share_is_given_as_the_pipeline_takes_it() -> None:
+    arguments = Arguments(Pipe(), {"guidance_scale": 3.0, "negative_prompt": "bad"})
+    found = arguments.of({"prompt": as_bytes(["a", "b"])}, 2)
+    assert found.pop("generator")[0].initial_seed() == found.get("generator", [0])[0] == 0
+    assert found == {"prompt": ["a", "b"], "guidance_scale": 3.0, "negative_prompt": ["bad", "bad"]}
+    assert arguments.of({}, 1)["prompt"] == [""] and arguments.numbered is None
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ({"guidance": 3}, "did you mean 'guidance_scale'"),
+        ({"latents": None}, "leave it out"),
+        ({"prompt": "a cat"}, "leave it out"),
+        ({"image": "nowhere"}, "no folder"),
+    ],
+)
+def test_what_the_pipeline_does_not_take_is_refused(call: dict[str, Any], said: str) -> None:
+    with pytest.raises(TsAdaptError, match=said):
+        Arguments(Pipe(), call)
+
+
+def test_each_sample_has_the_picture_of_its_number(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    arguments = Arguments(Pipe(), {"image": str(tmp_path)})
+    images = arguments.of({"number": torch.tensor([4, 2])}, 2)["image"]
+    assert [image.getpixel((0, 0))[0] for image in images] == [1, 2]
+    before = arguments.numbered
+    Image.new("RGB", (4, 4), (9, 0, 0)).save(tmp_path / "0.png")
+    assert before != Arguments(Pipe(), {"image": str(tmp_path)}).numbered

@@ -1,0 +1,101 @@
+"""The families that people use: gradients reach the grid, and what is learned on is what is sampled with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tiny_families import FAMILIES
+from ts_adapt.assembly import build_solver
+from ts_adapt.denoisers.time_derivative import TimeDerivative
+from ts_adapt.grids import fixed
+from ts_adapt.grids.space import GridSpace
+from ts_adapt.interfaces import DERIVATIVES, TimeGrid
+from ts_adapt.pipelines.denoiser import PipelineDenoiser
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.sampling import initial_noise, integrate
+from ts_adapt.schedulers.attach import attach, detach
+from ts_adapt.schedulers.scheduler import LearnedScheduler
+
+STEPS, SOLVER = 3, "unipc-2"
+PROMPTS = ["a cat", "the big dog"]
+
+
+def noise(denoiser: PipelineDenoiser) -> Tensor:
+    return initial_noise(0, range(len(PROMPTS)), denoiser.shape)
+
+
+def student(denoiser: PipelineDenoiser, schedule: Any, way: str = "exact") -> Tensor:
+    taken, solver = TimeDerivative(denoiser, way), build_solver(SOLVER, denoiser.noise_schedule)
+    return integrate(taken, solver, schedule, noise(denoiser), condition=denoiser.encode(PROMPTS), check=True).x
+
+
+def attached(pipe: Any, call: dict[str, Any], schedule: LearnedScheduler, x_T: Tensor) -> Tensor:
+    """The last state of the pipeline's run along `schedule`."""
+    prompts: dict[str, Any] = {"prompt": PROMPTS}
+    if "negative_prompt" in call:
+        prompts["negative_prompt"] = [call["negative_prompt"]] * len(PROMPTS)
+    attach(pipe, schedule)
+    try:
+        out = pipe(
+            **{**call, **prompts}, latents=x_T, num_inference_steps=STEPS, output_type="latent", return_dict=False
+        )
+    finally:
+        detach(pipe)
+    end: Tensor = out[0]
+    return end
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_reach_the_grid_and_the_attached_run_ends_in_the_same_state(name: str, family: Any) -> None:
+    pipe, call = family(name)
+    denoiser = PipelineDenoiser(pipe, call)
+    space = GridSpace(denoiser.noise_schedule, STEPS)
+    z = space.numbers(TimeGrid(fixed.make("karras", denoiser.noise_schedule, STEPS))).clone().requires_grad_()
+    for way in DERIVATIVES:
+        (gradient,) = torch.autograd.grad(student(denoiser, space.grid(z), way).square().mean(), z)
+        assert torch.isfinite(gradient).all() and gradient.abs().max() > 0, way
+    grid = space.grid(z.detach())
+    end = student(denoiser, grid)
+    found = attached(pipe, call, LearnedScheduler.from_grid(grid, SOLVER, pipe.scheduler.config), noise(denoiser))
+    assert (found - end).norm() <= 1e-5 * end.norm()
+
+
+@pytest.mark.parametrize("kind", [OneShot, Recursive])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_predictors_learn_from_what_they_see_when_attached(name: str, kind: Any, family: Any, tiny: Any) -> None:
+    pipe, call = family(name)
+    denoiser = PipelineDenoiser(pipe, call)
+    if not denoiser.tells:
+        pytest.skip("the network of this pipeline cannot be told each sample's time")
+    seen, condition = denoiser.shown(noise(denoiser), denoiser.encode(PROMPTS))
+    text = condition["encoder_hidden_states"].shape[-1]
+    predictor = tiny.predictor(kind, denoiser.noise_schedule, tuple(seen.shape[1:]), STEPS, text=text)
+    weights = predictor.encoder.weight.requires_grad_()
+    end = student(denoiser, predictor.policy(STEPS))
+    (gradient,) = torch.autograd.grad(end.square().mean(), weights)
+    assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
+    weights.requires_grad_(False)
+    schedule = LearnedScheduler.from_predictors(predictor, SOLVER, pipe.scheduler.config)
+    found = attached(pipe, call, schedule, noise(denoiser))
+    assert (found - end.detach()).norm() <= 1e-5 * end.norm()
+
+
+def test_prompts_are_encoded_once(family: Any) -> None:
+    pipe, call = family("sdxl")
+    denoiser = PipelineDenoiser(pipe, call)
+    seen: list[int] = []
+    handle = pipe.text_encoder.embeddings.register_forward_hook(lambda module, args, out: seen.append(1))
+    x, condition = noise(denoiser), denoiser.encode(PROMPTS)
+    grid = fixed.make("karras", denoiser.noise_schedule, STEPS)
+    first = integrate(denoiser, build_solver(SOLVER, denoiser.noise_schedule), grid, x, condition=condition).x
+    calls = len(seen)
+    rows = {"prompt": condition["prompt"][1:]}
+    alone = integrate(denoiser, build_solver(SOLVER, denoiser.noise_schedule), grid, x[1:], condition=rows).x
+    handle.remove()
+    assert calls and len(seen) == calls
+    assert torch.allclose(alone, first[1:], atol=1e-4)

@@ -1,0 +1,217 @@
+"""Tiny pipelines of the families that people use, whole: text encoders, tokenizers and autoencoders are real classes.
+
+They can be saved and loaded again. `FAMILIES` has what makes each, and how it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import tiny_pipelines as tiny
+
+WIDTH, TOKENS = 32, 8
+LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+
+
+def t5(kind: str = "T5") -> Any:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=40, d_model=WIDTH, d_ff=16, d_kv=4, num_layers=1, num_heads=2, dropout_rate=0.0
+    )
+    return tiny._ready(getattr(transformers, f"{kind}EncoderModel")(config))
+
+
+def t5_tokenizer() -> Any:
+    from transformers import T5Tokenizer
+
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -5.0), ("▁", -2.0), *((letter, -2.0) for letter in LETTERS)]
+    return T5Tokenizer(vocab=words, extra_ids=0, model_max_length=TOKENS)
+
+
+def stable_diffusion_xl() -> Any:
+    from diffusers import StableDiffusionXLPipeline
+
+    network = tiny.text_unet(
+        addition_embed_type="text_time", addition_time_embed_dim=4, cross_attention_dim=2 * tiny.WIDTH,
+        projection_class_embeddings_input_dim=24 + tiny.WIDTH,
+    )  # fmt: skip
+    return StableDiffusionXLPipeline(
+        vae=tiny.vae(), text_encoder=tiny.clip(layers=2), text_encoder_2=tiny.clip(layers=2, projection=True),
+        tokenizer=tiny.tokenizer(), tokenizer_2=tiny.tokenizer(), unet=network, scheduler=tiny.betas(),
+        add_watermarker=False,
+    )  # fmt: skip
+
+
+def stable_diffusion_3() -> Any:
+    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=2,
+        caption_projection_dim=8, joint_attention_dim=WIDTH, pooled_projection_dim=2 * tiny.WIDTH, out_channels=4,
+        pos_embed_max_size=8,
+    )  # fmt: skip
+    return StableDiffusion3Pipeline(
+        transformer=tiny._ready(transformer), scheduler=tiny.flow(), vae=tiny.vae(shift_factor=0.1),
+        text_encoder=tiny.clip(layers=2, projection=True), text_encoder_2=tiny.clip(layers=2, projection=True),
+        tokenizer=tiny.tokenizer(), tokenizer_2=tiny.tokenizer(), text_encoder_3=t5(), tokenizer_3=t5_tokenizer(),
+    )  # fmt: skip
+
+
+def flux() -> Any:
+    from diffusers import FluxPipeline, FluxTransformer2DModel
+
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=WIDTH, pooled_projection_dim=tiny.WIDTH, axes_dims_rope=(2, 2, 4), guidance_embeds=True,
+    )  # fmt: skip
+    return FluxPipeline(
+        scheduler=tiny.flow(use_dynamic_shifting=True), vae=tiny.vae(shift_factor=0.1), text_encoder=tiny.clip(),
+        tokenizer=tiny.tokenizer(), text_encoder_2=t5(), tokenizer_2=t5_tokenizer(),
+        transformer=tiny._ready(transformer),
+    )  # fmt: skip
+
+
+def qwen_image() -> Any:
+    from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=16, guidance_embeds=False, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    vae = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False], attn_scales=[],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    text = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "vocab_size": 40, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
+        "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}, "rope_theta": 1e6,
+    }  # fmt: skip
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=sight))
+    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "Ġ", *LETTERS]
+    tokenizer = Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+    return QwenImagePipeline(
+        scheduler=tiny.flow(use_dynamic_shifting=True), vae=tiny._ready(vae), text_encoder=tiny._ready(encoder),
+        tokenizer=tokenizer, transformer=tiny._ready(transformer),
+    )  # fmt: skip
+
+
+def sana() -> Any:
+    from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
+    from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
+
+    transformer = SanaTransformer2DModel(
+        patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
+        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=16,
+        sample_size=8,
+    )  # fmt: skip
+    block = ("ResBlock", "EfficientViTBlock")
+    vae = AutoencoderDC(
+        in_channels=3, latent_channels=4, attention_head_dim=2, encoder_block_types=block, decoder_block_types=block,
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+        downsample_block_type="conv", upsample_block_type="interpolate", decoder_norm_types="rms_norm",
+        decoder_act_fns="silu", scaling_factor=0.4,
+    )  # fmt: skip
+    config = Gemma2Config(
+        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, pad_token_id=0, eos_token_id=1, bos_token_id=2, query_pre_attn_scalar=8,
+    )  # fmt: skip
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", *LETTERS]
+    tokenizer = GemmaTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+    return SanaPipeline(
+        tokenizer=tokenizer, text_encoder=tiny._ready(Gemma2Model(config)), vae=tiny._ready(vae),
+        transformer=tiny._ready(transformer), scheduler=tiny.flow(),
+    )  # fmt: skip
+
+
+def wan() -> Any:
+    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+
+    def network() -> Any:
+        made = WanTransformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+            text_dim=WIDTH, freq_dim=32, ffn_dim=32, num_layers=1, rope_max_seq_len=32,
+        )  # fmt: skip
+        return tiny._ready(made)
+
+    vae = AutoencoderKLWan(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    return WanPipeline(
+        tokenizer=t5_tokenizer(), text_encoder=t5("UMT5"), vae=tiny._ready(vae), scheduler=tiny.flow(),
+        transformer=network(), transformer_2=network(), boundary_ratio=0.5,
+    )  # fmt: skip
+
+
+def pixart() -> Any:
+    from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    transformer = PixArtTransformer2DModel(
+        sample_size=8, num_layers=1, patch_size=2, attention_head_dim=4, num_attention_heads=2, caption_channels=WIDTH,
+        in_channels=4, cross_attention_dim=8, out_channels=8, attention_bias=True, activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000, norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
+        use_additional_conditions=False,
+    )  # fmt: skip
+    return PixArtSigmaPipeline(
+        tokenizer=t5_tokenizer(), text_encoder=t5(), vae=tiny.vae(), transformer=tiny._ready(transformer),
+        scheduler=tiny.betas(),
+    )  # fmt: skip
+
+
+def ltx() -> Any:
+    from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, patch_size=1, patch_size_t=1, num_attention_heads=4, attention_head_dim=8,
+        cross_attention_dim=32, num_layers=1, caption_channels=WIDTH,
+    )  # fmt: skip
+    vae = AutoencoderKLLTXVideo(
+        in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8), layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1), spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False), decoder_inject_noise=(False,) * 5,
+        upsample_residual=(False,) * 4, upsample_factor=(1,) * 4, timestep_conditioning=False, patch_size=1,
+        patch_size_t=1, encoder_causal=True, decoder_causal=False,
+    )  # fmt: skip
+    return LTXPipeline(
+        scheduler=tiny.flow(), vae=tiny._ready(vae), text_encoder=t5(), tokenizer=t5_tokenizer(),
+        transformer=tiny._ready(transformer),
+    )  # fmt: skip
+
+
+SMALL = {"height": 16, "width": 16}
+FAMILIES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "sd15": (tiny.stable_diffusion, {"guidance_scale": 3.0, "negative_prompt": "bad"}),
+    "sdxl": (stable_diffusion_xl, {"guidance_scale": 3.0, "negative_prompt": "bad", **SMALL}),
+    "sd35": (stable_diffusion_3, {"guidance_scale": 3.0, "max_sequence_length": TOKENS, **SMALL}),
+    "flux": (flux, {"guidance_scale": 3.5, "max_sequence_length": TOKENS, **SMALL}),
+    "qwen-image": (qwen_image, {"true_cfg_scale": 4.0, "negative_prompt": " ", **SMALL}),
+    "sana": (
+        sana,
+        {"guidance_scale": 4.5, "use_resolution_binning": False, "complex_human_instruction": None,
+         "max_sequence_length": TOKENS, "height": 32, "width": 32},
+    ),
+    "wan": (
+        wan,
+        {"guidance_scale": 4.0, "guidance_scale_2": 3.0, "num_frames": 5, "max_sequence_length": TOKENS, **SMALL},
+    ),
+    "pixart": (pixart, {"use_resolution_binning": False, "max_sequence_length": TOKENS, **SMALL}),
+    "ltx": (ltx, {"num_frames": 9, "height": 32, "width": 32, "max_sequence_length": TOKENS}),
+}  # fmt: skip
+
+
+def family(name: str) -> tuple[Any, dict[str, Any]]:
+    """The pipeline, with random weights that are the same at each call, and the arguments of its call."""
+    make, call = FAMILIES[name]
+    torch.manual_seed(0)
+    pipe = make()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, dict(call)

@@ -1,0 +1,1 @@
+"""Learning inside any pipeline of diffusers: its own loop is the few-step solve."""

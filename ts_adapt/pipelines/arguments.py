@@ -1,0 +1,113 @@
+"""What a pipeline's call is given: what all samples share, and what each has of its own, kept as numbers.
+
+    prompt         (B, PROMPT_BYTES) uint8: the UTF-8 bytes of each sample's prompt, zeros behind them
+    class_labels   (B,)
+    number         (B,): of each folder of pictures that an argument names, the one of this number, modulo their number
+
+What all share is given by name, as in the pipeline's own documentation; a `negative_prompt`, or a `prompt_2`, is for
+every sample. What a pipeline draws beside its starting noise, each sample draws alike.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ts_adapt.interfaces import Condition, TsAdaptError, unknown
+from ts_adapt.pictures import picture_files, read_picture
+from ts_adapt.storage.files import sha256_of_file, sha256_of_json
+
+PROMPT_BYTES = 4096
+"""The longest prompt, in bytes."""
+OURS = {
+    "prompt", "class_labels", "batch_size", "num_inference_steps", "timesteps", "sigmas", "latents", "generator",
+    "output_type", "return_dict", "callback", "callback_steps", "callback_on_step_end",
+    "callback_on_step_end_tensor_inputs", "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt",
+}  # fmt: skip
+"""Arguments that are no options: the program gives them, or their defaults hold."""
+
+
+def as_bytes(prompts: Sequence[str]) -> Tensor:
+    """Prompts as `(B, PROMPT_BYTES)` uint8; TsAdaptError for one that is longer, or holds a zero."""
+    rows = torch.zeros(len(prompts), PROMPT_BYTES, dtype=torch.uint8)
+    for row, prompt in zip(rows, prompts, strict=True):
+        data = prompt.encode()
+        if len(data) > PROMPT_BYTES or 0 in data:
+            raise TsAdaptError(
+                f"the prompt {prompt[:40]!r}... has {len(data)} bytes; prompts have at most {PROMPT_BYTES}, no zeros"
+            )
+        row[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
+    return rows
+
+
+def as_texts(rows: Tensor) -> list[str]:
+    """The prompts of `as_bytes`."""
+    return [bytes(row).rstrip(b"\0").decode() for row in rows.cpu().numpy()]
+
+
+class Arguments:
+    """The arguments of the calls of `pipe`.
+
+    shared  those of `call` that all samples share
+    folders the pictures of each argument of `call` that names a folder of them
+
+    Raises TsAdaptError for what the pipeline does not take, or the program gives by itself.
+    """
+
+    def __init__(self, pipe: Any, call: Mapping[str, Any]) -> None:
+        self.name = type(pipe).__name__
+        self.takes = inspect.signature(type(pipe).__call__).parameters
+        for key in call:
+            if key in OURS:
+                raise TsAdaptError(f"call.{key} is given by the program to each sample; leave it out")
+            if key not in self.takes or key == "self":
+                known = [name for name in self.takes if name not in OURS and name != "self"]
+                raise unknown(f"argument of {self.name}, call.", key, known)
+        self.folders = {
+            key: picture_files(Path(value).expanduser()) for key, value in call.items() if _is_folder(key, value)
+        }
+        self.shared = {key: value for key, value in call.items() if key not in self.folders}
+
+    @property
+    def numbered(self) -> str | None:
+        """What identifies the pictures of all folders; None: there are none."""
+        if not self.folders:
+            return None
+        return sha256_of_json({key: [sha256_of_file(file) for file in files] for key, files in self.folders.items()})
+
+    @property
+    def takes_prompts(self) -> bool:
+        return "prompt" in self.takes
+
+    def of(self, condition: Condition, batch: int) -> dict[str, Any]:
+        """The arguments for `batch` samples; one that the condition says nothing of has an empty prompt, class 0."""
+        given = dict(self.shared)
+        if self.takes_prompts:
+            given["prompt"] = as_texts(condition["prompt"]) if "prompt" in condition else [""] * batch
+            given |= {key: [text] * batch for key, text in given.items() if "prompt" in key and isinstance(text, str)}
+        if "class_labels" in self.takes:
+            labels = condition.get("class_labels")
+            given["class_labels"] = [0] * batch if labels is None else labels.tolist()
+        if "batch_size" in self.takes:
+            given["batch_size"] = batch
+        if "generator" in self.takes:
+            generators = [torch.Generator().manual_seed(0) for _ in range(batch)]
+            given["generator"] = generators if batch > 1 else generators[0]
+        numbers = condition["number"].tolist() if "number" in condition else [0] * batch
+        for key, files in self.folders.items():
+            given[key] = [read_picture(files[i % len(files)]) for i in numbers]
+        return given
+
+
+def _is_folder(key: str, value: Any) -> bool:
+    """Whether `value` names the folder of an argument that takes a picture for each sample."""
+    if "image" not in key or not isinstance(value, str):
+        return False
+    if not Path(value).expanduser().is_dir():
+        raise TsAdaptError(f"call.{key} is {value!r}, no folder; give one with a picture for each sample, in turn")
+    return True

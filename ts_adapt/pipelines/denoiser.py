@@ -1,0 +1,399 @@
+"""Any pipeline of diffusers as a denoiser: its own loop, run with gradients, is the solve.
+
+    solve      type(pipe).__call__.__wrapped__(pipe, latents=x_T, num_inference_steps=N, ...)
+               on a scheduler that follows a policy by a solver (`student`), left at its last step
+    x0         the same for one step from x_t, left once the network's answer, guided, has become x0
+    images     the same for one step in which no network is run, and whose end is x
+
+`__wrapped__` is the call without the `no_grad` that diffusers puts around it. Conditions, guidance, masks, control
+images and packed tokens are the pipeline's own business, so that what is learned is what `attach` samples with.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from ts_adapt.assembly import build_solver
+from ts_adapt.denoisers.load import quiet
+from ts_adapt.denoisers.network import step_aware_parts
+from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
+from ts_adapt.interfaces import (
+    Advance,
+    Around,
+    Condition,
+    Denoiser,
+    Node,
+    Nominal,
+    Solver,
+    StepAware,
+    StepPolicy,
+    TsAdaptError,
+    as_node_times,
+    one_line,
+)
+from ts_adapt.pipelines.arguments import Arguments, as_bytes
+from ts_adapt.pipelines.encoders import Encoded
+from ts_adapt.pipelines.ending import Ending
+from ts_adapt.pipelines.networks import By, Recorded, called
+from ts_adapt.pipelines.student import Left, Prepared, StudentScheduler
+from ts_adapt.policies import FollowGrid
+from ts_adapt.schedulers.attach import attach, network_of
+from ts_adapt.schedulers.hook import TimeHook, argument_names
+from ts_adapt.schedulers.plan import Plan, Source
+
+ENCODERS = ("text_encoder", "image_encoder")
+"""What the names of components begin with whose answers are kept."""
+
+
+class PipelineDenoiser(Denoiser):
+    """x0, and whole solves, from `pipe`, a pipeline of diffusers that `attach` takes.
+
+    call     arguments of its `__call__` that all samples share, such as `guidance_scale`, `height`, `negative_prompt`;
+             one that takes pictures names a folder of them
+    noise_schedule, prediction, scheduler_config    those of its scheduler
+    shape    of a sample in the form in which the pipeline's loop has it: packed tokens, five dimensions for video
+
+    A condition holds what each sample has of its own (`arguments`). The pipeline itself stays as it is but for its
+    networks, which are put in evaluation mode and frozen. `evaluations` counts steps: whatever a step of the pipeline
+    calls its network for, guidance included, is one evaluation.
+
+    Raises TsAdaptError for what `attach` refuses, for arguments that the pipeline does not take, and for one whose
+    starting noise cannot be given.
+    """
+
+    network: nn.Module
+    prediction: str
+
+    def __init__(self, pipe: Any, call: Mapping[str, Any] | None = None) -> None:
+        name = type(pipe).__name__
+        if not hasattr(type(pipe).__call__, "__wrapped__"):
+            raise TsAdaptError(f"the call of {name} cannot be differentiated: it has no __wrapped__ without no_grad")
+        if "mask_image" in (arguments := Arguments(pipe, call or {})).takes:
+            raise TsAdaptError(f"{name} blends a known part in behind its last step, which a state does not hold")
+        self.arguments = arguments
+        self.scheduler_config = scheduler_config(pipe.scheduler)
+        self.noise_schedule, self.prediction = noise_of(self.scheduler_config)
+        self.evaluations = 0
+        for module in _modules(pipe).values():
+            module.eval().requires_grad_(False)
+        self.pipe = _private(pipe)
+        self.network = network_of(self.pipe)
+        self._networks = [self.network, *_others_told(self.pipe, self.network)]
+        self._encoders = [module for key, module in _modules(pipe).items() if key.startswith(ENCODERS)]
+        self._encoded, self._recorded, self._ending = Encoded(), Recorded(), Ending(self.pipe)
+        self._solver = build_solver("ddim", self.noise_schedule)
+        self.tells, self._cannot_tell = True, ""
+        try:
+            self._student, self._hook = self._attached()
+            self.shape = self._probe()
+        except TsAdaptError as error:
+            self.tells, self._cannot_tell = False, str(error)
+            self._student, self._hook = self._attached()
+            self.shape = self._probe()
+
+    @property
+    def step_aware(self) -> tuple[StepAware, ...]:
+        return step_aware_parts(self.network)
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:  # type: ignore[override]
+        return {key: module for key, module in _modules(self.pipe).items() if module is not self.network}
+
+    @property
+    def numbered(self) -> str | None:  # type: ignore[override]
+        return self.arguments.numbered
+
+    @property
+    def encode(self) -> Any:  # type: ignore[override]
+        return _encoded_prompts if self.arguments.takes_prompts else None
+
+    @property
+    def null_condition(self) -> Condition | None:  # type: ignore[override]
+        classes = getattr(getattr(self.network, "config", None), "num_embeds_ada_norm", None)
+        return {"class_labels": classes} if "class_labels" in self.arguments.takes else None
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        model_time: Tensor | None = None,
+        output_scale: Tensor | None = None,
+        **condition: Any,
+    ) -> Tensor:
+        """x0 `(B, ...)` by one step of the pipeline; see `interfaces.Denoiser`."""
+        t = as_node_times(t)
+        found: list[Tensor] = []
+
+        def keep(policy: StepPolicy, solver: Solver, x_t: Tensor, x0: Tensor, *_: Any) -> Any:
+            self.evaluations += 1
+            found.append(x0)
+            raise Left
+
+        at = Node(0, 1, t, None if model_time is None else as_node_times(model_time), output_scale)
+        self._run(x_t, condition, _At(at), self._solver, keep)
+        return found[0]
+
+    def loop(
+        self, solver: Solver, policy: StepPolicy, x_T: Tensor, condition: Condition, advance: Advance, *,
+        checkpoint: bool = False, around: Around | None = None,
+    ) -> None:  # fmt: skip
+        """See `interfaces.Loop`."""
+        if not isinstance(policy, Nominal) or policy.nominal is None:
+            raise TsAdaptError(
+                f"a pipeline's loop wants its times before it has a sample; give {type(policy).__name__} `nominal`, "
+                "the times that stand for its own"
+            )
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.evaluations += 1
+            return advance(*args, **kwargs)
+
+        by: By | None = None
+        if torch.is_grad_enabled() and (around is not None or checkpoint):
+            by = partial(self._called, around, checkpoint)
+        self._run(x_T, condition, policy, solver, counted, by=by)
+
+    def timestep(self, time: Tensor, x: Tensor) -> Tensor:
+        """What the network is told at `time` `()` or `(B,)`: `(B,)` float32 beside `x` `(B, ...)`."""
+        told = time * (self.noise_schedule.time_scale / self._hook.divisor) + self._begins_at
+        return told.to(device=x.device, dtype=torch.float32).expand(len(x))
+
+    @property
+    def _begins_at(self) -> float:
+        """What the network is told at t = 0: 1 where it is told 1 - t / 1000, for which a divisor below 0 stands."""
+        return 1.0 if self._hook.divisor < 0 else 0.0
+
+    def shown(self, x: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
+        """What a policy is shown of `x`, without a run of the network; TsAdaptError where it is shown nothing."""
+        if not self.tells:
+            raise TsAdaptError(self._cannot_tell)
+        policy = _Shown(as_node_times(self.noise_schedule.t_max))
+        with torch.no_grad():
+            self._run(x, condition, policy, self._solver, _leave, by=self._recorded.silent)
+        if policy.seen[0].numel() != x.numel():
+            raise TsAdaptError(
+                f"the network of {self.arguments.name} is given pictures along with the state, and predictors look at "
+                "states; learn a grid that all samples share"
+            )
+        return policy.seen
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images `(B, C, H, W)` of states, in [-1, 1] but for what a decoder makes beyond it; see `ending`."""
+
+        def run(x: Tensor) -> Any:
+            def end(*_: Any) -> Any:
+                return x, Node(1, 1, as_node_times(self.noise_schedule.t_min)), None, None
+
+            return self._run(
+                x.detach(), {}, _At(Node(0, 1, as_node_times(self.noise_schedule.t_max))), self._solver, end,
+                by=self._recorded.silent, leave=False, output="pt",
+            )  # fmt: skip
+
+        return self._ending.pictures(x, run)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the pipeline's networks to a device, a precision, or both; returns the denoiser itself."""
+        self.pipe.to(*(where for where in (device, dtype) if where is not None))
+        self._encoded, self._recorded = Encoded(), Recorded()
+        return self
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    def _run(
+        self, x: Tensor | None, condition: Condition, policy: StepPolicy, solver: Solver, advance: Advance, *,
+        by: By | None = None, leave: bool = True, output: str = "latent",
+    ) -> Any:  # fmt: skip
+        """One call of the pipeline that starts from `x`; None: from noise that it draws, for one sample.
+
+        leave   the loop at its last step; else what the call returns is returned
+        output  in what form that is
+        """
+        batch, takes = 1 if x is None else len(x), self.arguments.takes
+        plan = self._plan(policy, batch)
+        start = None if "latents" in takes else x
+        self._student.prepare(Prepared(plan, solver, advance, start, leave))
+        ours = {
+            "num_inference_steps": plan.steps, "latents": x, "output_type": output, "return_dict": False,
+        }  # fmt: skip
+        given = {key: value for key, value in ours.items() if key in takes and value is not None}
+        arguments = {**self.arguments.of(condition, batch), **given}
+        call: Any = type(self.pipe).__call__
+        around_networks = nullcontext() if by is None else called(self._networks, by)
+        try:
+            with quiet(), called(self._encoders, self._encoded.by), around_networks:
+                made = call.__wrapped__(self.pipe, **arguments)
+        except Left:
+            return None
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+            raise TsAdaptError(
+                f"{self.arguments.name} cannot be run ({one_line(error)}); check what `call` gives it"
+            ) from error
+        finally:
+            self._student.forget()
+        if leave:
+            raise TsAdaptError(f"{self.arguments.name} has ended its loop before its {plan.steps} steps were taken")
+        return made
+
+    def _plan(self, policy: Any, batch: int) -> Plan:
+        if not (self.tells or _shared(policy)):
+            raise TsAdaptError(self._cannot_tell)
+        nominal = policy.nominal.detach() if self.tells else policy.nominal
+        return Plan(nominal.cpu(), lambda begin: policy, own_times=self.tells, told=self.tells, rows=batch)
+
+    def _called(
+        self, around: Around | None, checkpoint: bool, network: nn.Module, forward: Any, arguments: dict[str, Any]
+    ) -> Any:
+        """A call of the network, made by `around`, and recomputed in the backward pass."""
+        name = self._hook.names[self._hook.place]
+        told = arguments.get(name)
+        if type(network) is not type(self.network) or not isinstance(told, Tensor):  # a ControlNet
+            return recompute(forward, use_reentrant=False, **arguments) if checkpoint else forward(**arguments)
+        form: list[Any] = []
+
+        def evaluate(told: Tensor) -> Tensor:
+            answer = forward(**{**arguments, name: told})
+            first = answer if isinstance(answer, Tensor) else answer[0]
+            form[:] = [answer]
+            return first
+
+        def call(told: Tensor) -> Tensor:
+            if around is None:
+                return evaluate(told)
+            if not self.tells or told.ndim != 1:
+                return around(evaluate, told, None)
+            begin = self._begins_at
+            return around(
+                lambda t: evaluate(t + begin), told - begin, self.noise_schedule.time_scale / self._hook.divisor
+            )
+
+        first = recompute(call, told, use_reentrant=False) if checkpoint else call(told)
+        return _with_first(form[0], first)
+
+    # -- what it is ------------------------------------------------------------------------------------------------
+
+    def _attached(self) -> tuple[StudentScheduler, TimeHook]:
+        """The student on the pipeline, in place of one before, and its hook on the network."""
+        student = StudentScheduler.from_grid("uniform", "ddim", self.scheduler_config)
+        if self.tells:
+            plan = Plan.of_policy(_At(Node(0, 1, as_node_times(self.noise_schedule.t_max))), torch.zeros(2))
+            student.source = Source(plans={1: replace(plan, inside=True)})
+        attach(self.pipe, student)
+        own = self.pipe.scheduler
+        hooks = (hook for hook in self.network._forward_pre_hooks.values() if isinstance(hook, TimeHook))
+        return own, next(hook for hook in hooks if hook.schedule is own)
+
+    def _probe(self) -> tuple[int, ...]:
+        """The shape of a sample, by runs of one step; TsAdaptError unless noise that is given is the noise it has."""
+        seen: list[Tensor] = []
+
+        def keep(policy: StepPolicy, solver: Solver, x_t: Tensor, x0: Tensor, *_: Any) -> Any:
+            seen.append(x_t)
+            raise Left
+
+        def look(network: nn.Module, forward: Any, arguments: dict[str, Any]) -> Any:
+            if network is self.network:
+                seen.append(next(iter(arguments.values())))
+            return self._recorded.silent(network, forward, arguments)
+
+        name, at = self.arguments.name, _At(Node(0, 1, as_node_times(self.noise_schedule.t_max)))
+        with torch.inference_mode(False), torch.no_grad():
+            self._run(None, {}, at, self._solver, keep, by=self._recorded.listen)
+            first = seen.pop()
+            shape, device = tuple(first.shape[1:]), first.device
+            given = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).to(device)
+            try:
+                self._run(given, {}, at, self._solver, keep, by=look)
+            except TsAdaptError as error:
+                raise TsAdaptError(
+                    f"{name} takes no starting noise of two samples of shape {shape}: {error}"
+                ) from error
+        begun = [seen[-1]] if "latents" in self.arguments.takes else seen[0].split(2)
+        if not all(torch.equal(x, given.to(x)) for x in begun):
+            raise TsAdaptError(f"{name} does not begin with the noise that it is given; no sample can be given its own")
+        return shape
+
+
+class _At:
+    """The policy of a single step at `node`."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    @property
+    def nominal(self) -> Tensor:
+        t = self.node.t.mean() if self.node.t.ndim else self.node.t
+        return torch.stack([t, t.detach()])
+
+    def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
+        return self.node, None
+
+    def next(self, x_t: Tensor, x0: Tensor, node: Node, state: Any) -> tuple[Node, Any]:
+        return Node(1, 1, node.t), None
+
+
+class _Shown(_At):
+    """The policy that leaves with what it is shown."""
+
+    seen: tuple[Tensor, Condition]
+
+    def __init__(self, t: Tensor) -> None:
+        super().__init__(Node(0, 1, t))
+
+    def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
+        self.seen = x_T, condition
+        raise Left
+
+
+def _shared(policy: Any) -> bool:
+    """Whether all samples share the times of `policy`, and the network is told no others."""
+    if isinstance(policy, _At):
+        return policy.node.t.ndim == 0 and policy.node.model_time is None
+    return isinstance(policy, FollowGrid) and policy.grid.own_rows is None and policy.grid.model_times is None
+
+
+def _leave(*_: Any, **__: Any) -> Any:
+    raise Left
+
+
+def _encoded_prompts(prompts: Sequence[str]) -> Condition:
+    return {"prompt": as_bytes(prompts)}
+
+
+def _modules(pipe: Any) -> dict[str, nn.Module]:
+    return {key: module for key, module in pipe.components.items() if isinstance(module, nn.Module)}
+
+
+def _others_told(pipe: Any, network: nn.Module) -> list[nn.Module]:
+    """The other networks of `pipe` that are told the time: a ControlNet, the expert for the rest of the times."""
+    return [m for m in _modules(pipe).values() if m is not network and "timestep" in argument_names(m)]
+
+
+def _private(pipe: Any) -> Any:
+    """A copy of `pipe` with the same networks, on which a scheduler can be put."""
+    if getattr(pipe, "_ts_adapt_attachment", None) is not None:
+        raise TsAdaptError("a schedule is attached to this pipeline; detach it, to learn one")
+    own = copy.copy(pipe)
+    own.set_progress_bar_config(disable=True)
+    return own
+
+
+def _with_first(answer: Any, first: Tensor) -> Any:
+    """The network's `answer` with its first tensor replaced."""
+    if isinstance(answer, Tensor):
+        return first
+    if isinstance(answer, dict):
+        key = next(iter(answer))
+        return type(answer)(**{**answer, key: first})
+    return (first, *answer[1:])

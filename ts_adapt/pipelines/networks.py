@@ -1,0 +1,107 @@
+"""How the networks of a pipeline are called within a block: every call of `forward` is made by somebody else.
+
+    with called(networks, by):          by(network, forward, arguments) in place of forward(...)
+
+Hooks on the networks see the call as ever, those before it and those after it. `recorded` keeps what a network
+answered, `silent` answers zeros like that, for a run in which nothing is to be evaluated.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+By = Callable[[nn.Module, Callable[..., Any], dict[str, Any]], Any]
+"""(network, its forward, the arguments by name) -> what the call returns."""
+
+
+@contextmanager
+def called(networks: Iterable[nn.Module], by: By) -> Iterator[None]:
+    """Within the block calls of `networks` are made by `by`, not compiled."""
+    former = [(network, network.__dict__.get("forward"), network._compiled_call_impl) for network in networks]
+    for network, _, _ in former:
+        network.forward = partial(_called, network, network.forward, by)
+        network._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for network, forward, compiled in former:
+            if forward is None:
+                del network.__dict__["forward"]
+            else:
+                network.forward = forward
+            network._compiled_call_impl = compiled
+
+
+def _called(network: nn.Module, forward: Callable[..., Any], by: By, *args: Any, **kwargs: Any) -> Any:
+    names = list(inspect.signature(type(network).forward).parameters)[1:]
+    return by(network, forward, {**dict(zip(names, args, strict=False)), **kwargs})
+
+
+def rows_of(arguments: dict[str, Any]) -> int:
+    """How many rows a call has: those of the first tensor that is given, or of the first of a list of them."""
+    for value in arguments.values():
+        if isinstance(value, Tensor) and value.ndim:
+            return len(value)
+        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+            return len(value)
+    return 1
+
+
+def changed(answer: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`answer`, a tensor or what holds tensors, with `change` of each of them."""
+    if isinstance(answer, Tensor):
+        return change(answer)
+    if isinstance(answer, dict):  # the outputs of diffusers and transformers are some
+        return type(answer)(**{key: changed(value, change) for key, value in answer.items()})
+    if isinstance(answer, list | tuple):
+        return type(answer)(changed(value, change) for value in answer)
+    return answer
+
+
+def tensors_in(answer: Any) -> list[Tensor]:
+    """The tensors that `answer` holds, in order."""
+    found: list[Tensor] = []
+
+    def met(value: Tensor) -> Tensor:
+        found.append(value)
+        return value
+
+    changed(answer, met)
+    return found
+
+
+class Recorded:
+    """In what form networks answered last; in its place zeros of any number of rows.
+
+    shapes  of the tensors that each was called with, by the names of the arguments
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[nn.Module, tuple[int, Any]] = {}
+        self.shapes: dict[nn.Module, dict[str, tuple[int, ...]]] = {}
+
+    def listen(self, network: nn.Module, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Call the network and keep the form of its answer."""
+        answer = forward(**arguments)
+        self.answers[network] = rows_of(arguments), changed(answer, torch.zeros_like)
+        self.shapes[network] = {
+            name: tuple(value.shape) for name, value in arguments.items() if isinstance(value, Tensor)
+        }
+        return answer
+
+    def silent(self, network: nn.Module, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Zeros in the form of the answer that was heard, for the rows of this call; the network is not run."""
+        if network not in self.answers:
+            return self.listen(network, forward, arguments)
+        then, answer = self.answers[network]
+        rows = rows_of(arguments)
+        if isinstance(answer, list) and len(answer) == then:  # one tensor for each sample
+            return [answer[0]] * rows
+        return changed(answer, lambda value: value[:1].expand(rows, *value.shape[1:]).clone())
