@@ -46,8 +46,8 @@ from ts_adapt.pipelines.ending import Ending
 from ts_adapt.pipelines.networks import By, Recorded, called
 from ts_adapt.pipelines.student import Left, Prepared, StudentScheduler
 from ts_adapt.policies import FollowGrid
-from ts_adapt.schedulers.attach import attach, network_of
-from ts_adapt.schedulers.hook import TimeHook, argument_names
+from ts_adapt.schedulers.attach import attach, network_of, networks_of
+from ts_adapt.schedulers.hook import TimeHook
 from ts_adapt.schedulers.plan import Plan, Source
 
 ENCODERS = ("text_encoder", "image_encoder")
@@ -87,7 +87,8 @@ class PipelineDenoiser(Denoiser):
             module.eval().requires_grad_(False)
         self.pipe = _private(pipe)
         self.network = network_of(self.pipe)
-        self._networks = [self.network, *_others_told(self.pipe, self.network)]
+        told = networks_of(self.pipe).values()  # a ControlNet, or the expert for the rest of the times, among them
+        self._networks = [self.network, *(module for module in told if module is not self.network)]
         self._encoders = [module for key, module in _modules(pipe).items() if key.startswith(ENCODERS)]
         self._encoded, self._recorded, self._ending = Encoded(), Recorded(), Ending(self.pipe)
         self._solver = build_solver("ddim", self.noise_schedule)
@@ -373,11 +374,6 @@ def _encoded_prompts(prompts: Sequence[str]) -> Condition:
 
 def _modules(pipe: Any) -> dict[str, nn.Module]:
     return {key: module for key, module in pipe.components.items() if isinstance(module, nn.Module)}
-
-
-def _others_told(pipe: Any, network: nn.Module) -> list[nn.Module]:
-    """The other networks of `pipe` that are told the time: a ControlNet, the expert for the rest of the times."""
-    return [m for m in _modules(pipe).values() if m is not network and "timestep" in argument_names(m)]
 
 
 def _private(pipe: Any) -> Any:
