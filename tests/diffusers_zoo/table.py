@@ -14,28 +14,33 @@ Every pipeline class that a loop over diffusers {version} finds, made of tiny ra
 of ours, by `python scripts/pipelines_table.py`. *Shared times*: a grid for all samples gives what diffusers' own
 scheduler (DDIM, or Euler for rectified flows) gives on the same grid. *Own times*: a grid for each of two samples gives
 each sample what it gets alone; "one a call" where the pipeline takes one sample a call, or does not give two what it
-gives each alone. *Refused*: when attached, in one sentence, below. *Learn* is left for learning through the pipeline.
+gives each alone. *Refused*: when attached, in one sentence, below. *Learn*: a grid's logits
+get gradients through the pipeline, and the pipeline, attached, ends in the states that were learned on.
 
-{equal} classes keep a grid, {refused} refuse it, {unknown} could not be tried.
+{equal} classes keep a grid, {refused} refuse it, {unknown} could not be tried; on {learned} schedules are learned.
 
 | class | shared times | own times | learn |
 | --- | --- | --- | --- |
 """
 
 
-def page(found: Mapping[str, tuple[Outcome, Outcome]]) -> str:
-    """The page on what was `found` of each class: with shared times, and with own."""
-    shared = [one.kind for one, _ in found.values()]
-    tried = {name: both for name, both in found.items() if both[0].kind not in ("not built", "not run")}
-    lines = [f"| {name} | {_cell(one)} | {_cell(other)} | |" for name, (one, other) in tried.items()]
-    refused = [f"- {name}: {next(o.words for o in both if o.kind == 'refused')}" for name, both in tried.items()
-               if any(o.kind == "refused" for o in both)]  # fmt: skip
-    untried = [f"- {name}: {one.kind}, {_short(one.words)}" for name, (one, _) in found.items() if name not in tried]
+def page(found: Mapping[str, tuple[Outcome, Outcome, Outcome]]) -> str:
+    """The page on what was `found` of each class: with shared times, with own, and when learned on."""
+    shared, learned = ([outcomes[place].kind for outcomes in found.values()] for place in (0, 2))
+    tried = {name: outcomes for name, outcomes in found.items() if outcomes[0].kind not in ("not built", "not run")}
+    lines = [f"| {name} | {' | '.join(map(_cell, outcomes))} |" for name, outcomes in tried.items()]
+    refused = [
+        f"- {name}: " + "; ".join(dict.fromkeys(o.words for o in outcomes if o.kind == "refused"))
+        for name, outcomes in tried.items()
+        if any(o.kind == "refused" for o in outcomes)
+    ]
+    untried = [f"- {name}: {one.kind}, {_short(one.words)}" for name, (one, *_) in found.items() if name not in tried]
     head = HEAD.format(
         version=diffusers.__version__,
         equal=shared.count("equal"),
         refused=shared.count("refused"),
         unknown=len(untried),
+        learned=learned.count("equal"),
     )
     parts = [head + "\n".join(lines), "## Refused, and why", "\n".join(refused)]
     return "\n\n".join([*parts, "## Not tried", "The tests have no components for these, or diffusers itself does not "

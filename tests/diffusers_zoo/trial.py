@@ -16,13 +16,20 @@ from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, FlowMatchEulerDiscr
 from torch import Tensor
 
 from diffusers_zoo.building import NotBuilt, pipeline, put
-from diffusers_zoo.calling import called
+from diffusers_zoo.calling import WORDS, arguments, called
 from diffusers_zoo.others import others
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.assembly import build_solver
+from ts_adapt.grids.fixed import make
+from ts_adapt.grids.space import GridSpace
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.pipelines.arguments import OURS
+from ts_adapt.pipelines.denoiser import PipelineDenoiser
+from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
 FLOW_TIMES = (1.0, 0.8, 0.45, 0.2, 0.0)
+LEARNED_STEPS, LEARNED_ALIKE = 3, 1e-5
 BETA_TIMES = (999.0, 749.0, 499.0, 249.0, 0.0)
 
 
@@ -145,6 +152,53 @@ def own_times(name: str) -> Outcome:
     expected = torch.cat([by_ours(pipe, rows[row], [row]) for row in several])
     outcome = compared(found, expected, tolerance(name))
     return Outcome(outcome.kind, outcome.words + ("" if pairs else ", one a call"))
+
+
+@trial
+def learning(name: str) -> Outcome:
+    """Gradients reach the logits of a grid, and the pipeline, attached, ends in the states that are learned on."""
+    pipe = pipeline(name)
+    call = {key: value for key, value in arguments(pipe, [0]).items() if key not in OURS}
+    try:
+        denoiser = PipelineDenoiser(pipe, call)
+        space = GridSpace(denoiser.noise_schedule, LEARNED_STEPS)
+        z = space.numbers(TimeGrid(make("karras", denoiser.noise_schedule, LEARNED_STEPS))).clone().requires_grad_()
+        x_T = initial_noise(0, [0, 1], denoiser.shape)
+        texts = list(WORDS[:2])
+        grid, condition = space.grid(z), denoiser.encode(texts) if denoiser.encode else {}
+        end = integrate(denoiser, build_solver("ddim", denoiser.noise_schedule), grid, x_T, condition=condition).x
+        (gradient,) = torch.autograd.grad(end.float().square().mean(), z)
+    except TsAdaptError as error:
+        raise ended("refused", str(error)) from error
+    except Exception as error:
+        raise ended("crashed", error) from error
+    if not (gradient.isfinite().all() and gradient.abs().max() > 0):
+        raise ended("differs", "no gradient reaches the grid")
+    given = {**denoiser.arguments.of(condition, 2), "latents": x_T, "num_inference_steps": LEARNED_STEPS}
+    given = {key: value for key, value in given.items() if key in denoiser.arguments.takes}
+    try:
+        last = _last_state(pipe, grid.times.detach(), given)
+    except Exception as error:
+        raise ended("crashed", error) from error
+    return compared(last[:2].float(), end.detach().float(), LEARNED_ALIKE)
+
+
+def _last_state(pipe: Any, times: Tensor, given: dict[str, Any]) -> Tensor:
+    """Where the scheduler leaves `pipe`, called with what is `given` on the grid of `times`."""
+    scheduler, ends = attached(pipe, times).scheduler, list[Tensor]()
+    step = scheduler.step
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        ends.append((out := step(*args, **kwargs))[0])
+        return out
+
+    scheduler.step = noted
+    try:
+        with torch.no_grad():
+            pipe(**given)
+    finally:
+        detach(pipe)
+    return ends[-1]
 
 
 def scheduler_of(pipe: Any) -> Any:
