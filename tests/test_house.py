@@ -107,7 +107,8 @@ def test_what_the_package_imports_is_declared() -> None:
     known = {"PIL": "pillow", "cleanfid": "clean-fid", "open_clip": "open-clip-torch", "yaml": "pyyaml"}
     declared = DEPENDENCIES.keys() | EXTRAS["text"].keys() | EXTRAS["quant"].keys()
     for path in [*(ROOT / "ts_adapt").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
-        local = {module.stem for module in path.parent.glob("*.py")} | {"ts_adapt"}
+        local = {"ts_adapt"} | {module.stem for module in path.parent.glob("*.py")}
+        local |= {package.parent.name for package in (ROOT / "tests").glob("*/__init__.py")}
         for name in re.findall(r"^\s*(?:import|from) ([A-Za-z]\w*)[\w.]*(?: import | as |$)", path.read_text(), re.M):
             if name not in sys.stdlib_module_names and name not in local:
                 assert canonicalize_name(known.get(name, name)) in declared, f"{path} imports {name}"

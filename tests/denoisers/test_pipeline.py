@@ -26,11 +26,12 @@ from diffusers import (
 from torch import Tensor
 
 from ts_adapt import zoo
-from ts_adapt.denoisers import Guided, NetworkDenoiser, encode_prompts, from_pipeline, load
+from ts_adapt.denoisers import Guided, NetworkDenoiser, encode_prompts, from_pipeline
 from ts_adapt.denoisers.load import image_to_image, load_pipeline
 from ts_adapt.denoisers.scheduler_config import noise_of
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import RectifiedFlow
+from ts_adapt.pipelines.load import load
 
 
 @pytest.fixture(autouse=True)

@@ -75,10 +75,10 @@ def test_files_that_are_no_images_are_named(job: Job, capsys) -> None:
     images = job.folder / "images"
     images.mkdir()
     (images / "a.png").write_text("no image")
-    assert "a.png is no image" in job.refused(capsys, "evaluate", "--images", str(images))
+    assert "a.png cannot be read as an image" in job.refused(capsys, "evaluate", "--images", str(images))
     (images / "a.png").unlink()
     (images / "a.png").mkdir()
-    assert "a.png is no image" in job.refused(capsys, "evaluate", "--images", str(images))
+    assert "holds no images" in job.refused(capsys, "evaluate", "--images", str(images))
     (images / "a.png").rmdir()
     Image.new("L", (5, 7)).save(images / "a.png")
     expected = f"{images / 'a.png'} is of (1, 7, 5), the model's samples are of (1, 4, 4); resize the images"
