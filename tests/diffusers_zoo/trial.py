@@ -77,8 +77,8 @@ def times_of(scheduler: Any) -> Tensor:
 class Outcome:
     """What came of a trial.
 
-    kind    equal; differs; refused (when attached); refused late, crashed (in the call); not built; not run (by
-            diffusers itself)
+    kind    equal; differs; refused (when attached); refused late, crashed (in the call); no gradient (to be learned
+            by); not built; not run (by diffusers itself)
     words   the reason, or how far off
     """
 
@@ -167,24 +167,26 @@ def learning(name: str) -> Outcome:
         texts = list(WORDS[:2])
         grid, condition = space.grid(z), denoiser.encode(texts) if denoiser.encode else {}
         end = integrate(denoiser, build_solver("ddim", denoiser.noise_schedule), grid, x_T, condition=condition).x
-        (gradient,) = torch.autograd.grad(end.float().square().mean(), z)
     except TsAdaptError as error:
         raise ended("refused", str(error)) from error
     except Exception as error:
         raise ended("crashed", error) from error
-    if not (gradient.isfinite().all() and gradient.abs().max() > 0):
-        raise ended("differs", "no gradient reaches the grid")
-    given = {**denoiser.arguments.of(condition, 2), "latents": x_T, "num_inference_steps": LEARNED_STEPS}
-    given = {key: value for key, value in given.items() if key in denoiser.arguments.takes}
     try:
-        last = _last_state(pipe, grid.times.detach(), given)
-    except Exception as error:
-        raise ended("crashed", error) from error
+        (gradient,) = torch.autograd.grad(end.float().square().mean(), z)
+    except RuntimeError as error:  # states that are changed in place
+        raise ended("no gradient", error) from error
+    if not (gradient.isfinite().all() and gradient.abs().max() > 0):
+        raise ended("no gradient")
+    if "latents" not in denoiser.arguments.takes:
+        return Outcome("equal", "its noise cannot be given when it is attached")
+    given = {**denoiser.arguments.of(condition, 2), "latents": x_T, "num_inference_steps": LEARNED_STEPS}
+    given["output_type"] = "latent"
+    last = _last_state(pipe, grid.times.detach(), {k: v for k, v in given.items() if k in denoiser.arguments.takes})
     return compared(last[:2].float(), end.detach().float(), LEARNED_ALIKE)
 
 
 def _last_state(pipe: Any, times: Tensor, given: dict[str, Any]) -> Tensor:
-    """Where the scheduler leaves `pipe`, called with what is `given` on the grid of `times`."""
+    """Where the scheduler leaves `pipe`, called with what is `given` on the grid of `times`, whatever follows."""
     scheduler, ends = attached(pipe, times).scheduler, list[Tensor]()
     step = scheduler.step
 
@@ -193,9 +195,13 @@ def _last_state(pipe: Any, times: Tensor, given: dict[str, Any]) -> Tensor:
         return out
 
     scheduler.step = noted
+    torch.manual_seed(0)
     try:
         with torch.no_grad():
             pipe(**given)
+    except Exception as error:
+        if len(ends) < LEARNED_STEPS:
+            raise ended("crashed", error) from error
     finally:
         detach(pipe)
     return ends[-1]

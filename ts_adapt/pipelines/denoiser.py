@@ -12,8 +12,8 @@ images and packed tokens are the pipeline's own business, so that what is learne
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -231,13 +231,15 @@ class PipelineDenoiser(Denoiser):
         call: Any = type(self.pipe).__call__
         around_networks = nullcontext() if by is None else called(self._networks, by)
         try:
-            with quiet(), called(self._encoders, self._encoded.by), around_networks:
+            with quiet(), _drawn_alike(), called(self._encoders, self._encoded.by), around_networks:
                 made = call.__wrapped__(self.pipe, **arguments)
         except Left:
             return None
         except torch.OutOfMemoryError:
             raise
-        except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+        except (
+            TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError, ArithmeticError
+        ) as error:  # fmt: skip
             raise TsAdaptError(
                 f"{self.arguments.name} cannot be run ({one_line(error)}); check what `call` gives it"
             ) from error
@@ -374,6 +376,15 @@ def _encoded_prompts(prompts: Sequence[str]) -> Condition:
 
 def _modules(pipe: Any) -> dict[str, nn.Module]:
     return {key: module for key, module in pipe.components.items() if isinstance(module, nn.Module)}
+
+
+@contextmanager
+def _drawn_alike() -> Iterator[None]:
+    """Within the block what is drawn without a generator, as some draw the latents of control images, is always the
+    same."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        yield
 
 
 def _private(pipe: Any) -> Any:
