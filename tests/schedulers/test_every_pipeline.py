@@ -10,12 +10,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from diffusers_zoo.building import classes
-from diffusers_zoo.trial import own_times, shared_times
+from diffusers_zoo.trial import learning, own_times, shared_times
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.schedulers.plan import usual_lists
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
-HONEST = ("equal", "refused", "not built", "not run")
+HONEST = ("equal", "refused", "no gradient", "not built", "not run")
 """How a trial may end: what the tests cannot build, or diffusers not run, is no fault of ours."""
 SHARED = (
     "BriaPipeline", "CogView4Pipeline", "FluxKontextPipeline", "HunyuanDiTPipeline",
@@ -32,8 +32,8 @@ REFUSED = {
     "CycleDiffusionPipeline": "asks its scheduler for _get_variance, alphas_cumprod",
     "LatentConsistencyModelPipeline": r"asks its scheduler for set_timesteps\(original_inference_steps=...\)",
 }
-LEAST = 170
-"""How many classes are equal with shared times."""
+LEAST, LEARNED = 170, 70
+"""How many classes are equal with shared times, and how many are learned on."""
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -51,10 +51,11 @@ def test_a_grid_for_each_sample(name: str) -> None:
 
 @pytest.mark.slow
 def test_no_class_is_silently_wrong_or_fails_after_it_was_accepted() -> None:
-    found = {name: (shared_times(name), own_times(name)) for name in classes()}
-    bad = {name: both for name, both in found.items() if any(one.kind not in HONEST for one in both)}
+    found = {name: (shared_times(name), own_times(name), learning(name)) for name in classes()}
+    bad = {name: outcomes for name, outcomes in found.items() if any(one.kind not in HONEST for one in outcomes)}
     assert not bad
-    assert sum(shared.kind == "equal" for shared, _ in found.values()) >= LEAST
+    assert sum(shared.kind == "equal" for shared, *_ in found.values()) >= LEAST
+    assert sum(learned.kind == "equal" for *_, learned in found.values()) >= LEARNED
 
 
 @pytest.mark.parametrize("name", REFUSED)

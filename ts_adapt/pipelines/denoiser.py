@@ -80,6 +80,7 @@ class PipelineDenoiser(Denoiser):
         if "mask_image" in (arguments := Arguments(pipe, call or {})).takes:
             raise TsAdaptError(f"{name} blends a known part in behind its last step, which a state does not hold")
         self.arguments = arguments
+        networks_of(pipe)  # which refuses what has no scheduler, or no network that is told the time
         self.scheduler_config = scheduler_config(pipe.scheduler)
         self.noise_schedule, self.prediction = noise_of(self.scheduler_config)
         self.evaluations = 0
