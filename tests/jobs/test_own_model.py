@@ -11,12 +11,21 @@ import ts_adapt
 from small_job import Job
 
 MODELS = '''
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
 import ts_adapt
 from sizes import CHANNELS  # beside this file
 from ts_adapt.noise import RectifiedFlow
+
+
+@dataclass
+class Size:  # dataclasses look for the module that they are in
+    side: int = 6
 
 
 class Small(nn.Module):
@@ -48,7 +57,9 @@ class Preconditioned(nn.Module):
 
 
 def edm():
-    return ts_adapt.from_edm(Preconditioned(small()), shape=(CHANNELS, 6, 6))
+    from sizes import CHANNELS
+
+    return ts_adapt.from_edm(Preconditioned(small()), shape=(CHANNELS, Size().side, 6))
 
 
 def flow():

@@ -52,7 +52,8 @@ def from_code(name: str, device: torch.device | str | None = None, dtype: torch.
         known = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
         raise TsAdaptError(f"{name!r}: there is no function {function}; there are {known or 'none'}")
     try:
-        made = make()
+        with _beside(Path(found["file"]).expanduser().resolve().parent if found["file"] else Path.cwd()):
+            made = make()
     except TsAdaptError:
         raise
     except Exception as error:
@@ -74,8 +75,10 @@ def from_code(name: str, device: torch.device | str | None = None, dtype: torch.
 def _of_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise TsAdaptError(f"there is no file {path}; check the path of the function that makes the model")
-    spec: Any = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"ts_adapt_from_{path.stem}"
+    spec: Any = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # as an import does: dataclasses and pickle look there
     with _beside(path.resolve().parent):
         spec.loader.exec_module(module)
     return module

@@ -46,7 +46,7 @@ from ts_adapt.pipelines.ending import Ending
 from ts_adapt.pipelines.networks import By, Recorded, called
 from ts_adapt.pipelines.student import Left, Prepared, StudentScheduler
 from ts_adapt.policies import FollowGrid
-from ts_adapt.schedulers.attach import attach, network_of, networks_of
+from ts_adapt.schedulers.attach import attach, detach, network_of, networks_of
 from ts_adapt.schedulers.hook import TimeHook
 from ts_adapt.schedulers.plan import Plan, Source
 
@@ -77,8 +77,11 @@ class PipelineDenoiser(Denoiser):
         name = type(pipe).__name__
         if not hasattr(type(pipe).__call__, "__wrapped__"):
             raise TsAdaptError(f"the call of {name} cannot be differentiated: it has no __wrapped__ without no_grad")
-        if "mask_image" in (arguments := Arguments(pipe, call or {})).takes:
+        arguments = Arguments(pipe, call or {})
+        if "mask_image" in arguments.takes or getattr(pipe.config, "expand_timesteps", False):
             raise TsAdaptError(f"{name} blends a known part in behind its last step, which a state does not hold")
+        if "strength" in arguments.takes:
+            raise TsAdaptError(f"{name} begins inside, from an image; schedules are learned from pure noise")
         self.arguments = arguments
         networks_of(pipe)  # which refuses what has no scheduler, or no network that is told the time
         self.scheduler_config = scheduler_config(pipe.scheduler)
@@ -100,7 +103,11 @@ class PipelineDenoiser(Denoiser):
         except TsAdaptError as error:
             self.tells, self._cannot_tell = False, str(error)
             self._student, self._hook = self._attached()
-            self.shape = self._probe()
+            try:
+                self.shape = self._probe()
+            except TsAdaptError:
+                detach(self.pipe)
+                raise
 
     @property
     def step_aware(self) -> tuple[StepAware, ...]:

@@ -1,7 +1,8 @@
 """Text and image encoders of a pipeline, run once for each prompt and not at every gradient step.
 
-Within `kept_by` a call of an encoder is looked up row by row, by the very numbers that it is given: token ids, masks,
-pixels. Rows that are new are run together, without gradient. The oldest are forgotten beyond `LIMIT` bytes.
+Within `called(encoders, Encoded().by)` a call of an encoder is looked up row by row, by the very numbers that it is
+given: token ids, masks, pixels. Rows that are new are run together, without gradient. The oldest are forgotten beyond
+`LIMIT` bytes.
 """
 
 from __future__ import annotations
@@ -81,8 +82,14 @@ def _hash(arguments: dict[str, Any], row: int | None = None) -> str:
             digest.update(f"{name} {part.dtype} {tuple(part.shape)} ".encode())
             digest.update(part.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         else:
-            digest.update(f"{name} {value!r} ".encode())
+            digest.update(f"{name} {changed(value, _without_numbers)!r} ".encode())
+            for part in tensors_in(value):
+                digest.update(part.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _without_numbers(value: Tensor) -> str:
+    return f"{value.dtype} {tuple(value.shape)}"
 
 
 def _picked(arguments: dict[str, Any], rows: list[int]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import prediction_of
+from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.pipelines.student import Left
 
 PROCESSORS = ("image_processor", "video_processor")
@@ -61,6 +62,8 @@ class Ending:
         images: Tensor = decoded[0] if self.way == "autoencoder" else made[0]
         if images.ndim == 5:  # (B, frames, C, H, W)
             images = images.permute(0, 2, 3, 1, 4).flatten(3)
+        if len(images) != len(x):
+            raise TsAdaptError(f"{len(x)} states have become {len(images)} pictures; decode one at a time")
         return images.to(x.dtype)
 
     def _found(self, x: Tensor, run: Callable[[Tensor], Any]) -> str:

@@ -2,7 +2,7 @@
 
     with called(networks, by):          by(network, forward, arguments) in place of forward(...)
 
-Hooks on the networks see the call as ever, those before it and those after it. `recorded` keeps what a network
+Hooks on the networks see the call as ever, those before it and those after it. `Recorded` keeps what a network
 answered, `silent` answers zeros like that, for a run in which nothing is to be evaluated.
 """
 
@@ -54,10 +54,12 @@ def rows_of(arguments: dict[str, Any]) -> int:
     return 1
 
 
-def changed(answer: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def changed(answer: Any, change: Callable[[Tensor], Any]) -> Any:
     """`answer`, a tensor or what holds tensors, with `change` of each of them."""
     if isinstance(answer, Tensor):
         return change(answer)
+    if type(answer) is dict:
+        return {key: changed(value, change) for key, value in answer.items()}
     if isinstance(answer, dict):  # the outputs of diffusers and transformers are some
         return type(answer)(**{key: changed(value, change) for key, value in answer.items()})
     if isinstance(answer, list | tuple):
@@ -78,22 +80,15 @@ def tensors_in(answer: Any) -> list[Tensor]:
 
 
 class Recorded:
-    """In what form networks answered last; in its place zeros of any number of rows.
-
-    shapes  of the tensors that each was called with, by the names of the arguments
-    """
+    """In what form networks answered last; in its place zeros of any number of rows."""
 
     def __init__(self) -> None:
         self.answers: dict[nn.Module, tuple[int, Any]] = {}
-        self.shapes: dict[nn.Module, dict[str, tuple[int, ...]]] = {}
 
     def listen(self, network: nn.Module, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Call the network and keep the form of its answer."""
         answer = forward(**arguments)
         self.answers[network] = rows_of(arguments), changed(answer, torch.zeros_like)
-        self.shapes[network] = {
-            name: tuple(value.shape) for name, value in arguments.items() if isinstance(value, Tensor)
-        }
         return answer
 
     def silent(self, network: nn.Module, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -101,7 +96,13 @@ class Recorded:
         if network not in self.answers:
             return self.listen(network, forward, arguments)
         then, answer = self.answers[network]
-        rows = rows_of(arguments)
-        if isinstance(answer, list) and len(answer) == then:  # one tensor for each sample
-            return [answer[0]] * rows
-        return changed(answer, lambda value: value[:1].expand(rows, *value.shape[1:]).clone())
+        return _with_rows(answer, then, rows_of(arguments))
+
+
+def _with_rows(answer: Any, then: int, rows: int) -> Any:
+    """`answer`, which was to `then` rows, as one to `rows`."""
+    if isinstance(answer, list) and len(answer) == then and isinstance(answer[0], Tensor):  # one for each sample
+        return [answer[0]] * rows
+    if isinstance(answer, tuple):
+        return tuple(_with_rows(value, then, rows) for value in answer)
+    return changed(answer, lambda value: value[:1].expand(rows, *value.shape[1:]).clone())
