@@ -5,13 +5,15 @@
     number         (B,): of each folder of pictures that an argument names, the one of this number, modulo their number
 
 What all share is given by name, as in the pipeline's own documentation; a `negative_prompt`, or a `prompt_2`, is for
-every sample. What a pipeline draws beside its starting noise, each sample draws alike.
+every sample. What a pipeline draws by its generators beside its starting noise, each sample draws alike; what it draws
+without them is the same in every call of as many samples.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ class Arguments:
         }
         self.shared = {key: value for key, value in call.items() if key not in self.folders}
 
-    @property
+    @cached_property
     def numbered(self) -> str | None:
         """What identifies the pictures of all folders; None: there are none."""
         if not self.folders:
