@@ -1,6 +1,7 @@
-"""Train the feature network of the zoo, and write all that lies in ts_adapt/zoo/fashion-mnist.
+"""Train the networks of the zoo that look at Fashion-MNIST, and write all that lies in ts_adapt/zoo/fashion-mnist.
 
     python scripts/train_zoo.py classifier --epochs 10
+    python scripts/train_zoo.py judge --images 900000 --seed 1
 
 A classifier of Fashion-MNIST: label smoothing, shifts of up to two pixels, SGD with Nesterov momentum, the learning
 rate warmed up and then falling along a cosine. Batch normalisation is folded into the convolutions at the end:
@@ -8,6 +9,9 @@ rate warmed up and then falling along a cosine. Batch normalisation is folded in
     gamma (w * x - mean) / std + beta  =  (gamma / std) w * x + (beta - gamma mean / std)
 
 Written are the folded weights, the statistics of the training images' pooled features, and the test images.
+
+The judge is a classifier too, of another architecture and seed, by AdamW; written are its weights, the statistics of
+its features of the training images, and those features of some test images.
 """
 
 from __future__ import annotations
@@ -23,18 +27,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training import Plan
+from training import train as train_on
+from ts_adapt.evaluation.metrics import FeatureStatistics
+from ts_adapt.storage.files import write_tensors
 from ts_adapt.zoo.data import load_fashion_mnist, to_model_range
-from ts_adapt.zoo.features import (
-    CHANNELS,
-    FOLDER,
-    IMAGE_SHAPE,
-    STATISTICS,
-    STRIDES,
-    TEST_IMAGES,
-    WEIGHTS,
-    FeatureNet,
-    pooled_features,
-)
+from ts_adapt.zoo.features import FASHION, FOLDER, JUDGE, JUDGED, STATISTICS, TEST_IMAGES, WEIGHTS, pooled_features
+from ts_adapt.zoo.networks import CHANNELS, GREY, STRIDES, FeatureNet, Judge, Shape
+
+JUDGED_APART = 2000
+"""Test images whose features the judge's file holds."""
 
 
 class Normalised(nn.Module):
@@ -45,7 +47,7 @@ class Normalised(nn.Module):
         channels: tuple[int, ...] = CHANNELS,
         strides: tuple[int, ...] = STRIDES,
         classes: int = 10,
-        shape: tuple[int, int, int] = IMAGE_SHAPE,
+        shape: Shape = GREY,
     ) -> None:
         super().__init__()
         self.made_with = channels, strides, classes, shape
@@ -126,3 +128,44 @@ def train_classifier(out: Path | None, epochs: int, batch: int, peak: float, see
     np.savez_compressed(out / TEST_IMAGES, images=test.squeeze(1).numpy(), labels=test_labels.to(torch.uint8).numpy())
     for name in (WEIGHTS, STATISTICS):
         (out / name).chmod(0o644)
+
+
+def train_judge(plan: Plan) -> None:
+    """Train the judge, or on; what lies in the zoo of it is written under `plan.out`."""
+    torch.manual_seed(plan.seed)
+    (images, labels), (test, test_labels) = load_fashion_mnist("train"), load_fashion_mnist("test")
+
+    def loss(net: Judge, count: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(images), (count,), generator=generator)
+        return F.cross_entropy(net(shifted(to_model_range(images[rows]), 2)), labels[rows], label_smoothing=0.1)
+
+    def measure(net: Judge) -> float:
+        return F.cross_entropy(_seen(net, test), test_labels).item()
+
+    def write(net: Judge) -> None:
+        right = (_seen(net, test).argmax(1) == test_labels).double().mean().item()
+        print(json.dumps({"test_accuracy": right}), flush=True)
+        write_tensors(plan.out / JUDGE, net.state_dict())
+        write_tensors(plan.out / JUDGED, judged(net, images, test[:JUDGED_APART]))
+
+    train_on(FASHION.judge(), plan, {"what": "judge"}, loss, measure, write)
+
+
+@torch.no_grad()
+def judged(net: Judge, images: Tensor, others: Tensor) -> dict[str, Tensor]:
+    """What `JUDGED` holds: statistics of the features of uint8 `images`, and the features of `others` in float16."""
+    of_data = FeatureStatistics()
+    for part in images.split(500):
+        of_data.update(net.features(to_model_range(part)).pooled)
+    features = torch.cat([net.features(to_model_range(part)).pooled for part in others.split(500)])
+    return {
+        "mean": torch.from_numpy(of_data.mean),
+        "covariance": torch.from_numpy(of_data.covariance),
+        "count": torch.tensor([of_data.count]),
+        "features": features.half(),
+    }
+
+
+@torch.no_grad()
+def _seen(net: Judge, images: Tensor) -> Tensor:
+    return torch.cat([net(to_model_range(part)) for part in images.split(500)])

@@ -1,9 +1,10 @@
-"""Train the embedded models on Fashion-MNIST: two DDPMs, a class-conditional twin, the feature classifier.
+"""Train the embedded models on Fashion-MNIST: two DDPMs, a class-conditional twin, the feature classifier, the judge.
 
     python scripts/train_zoo.py plain --images 360000 --half
     python scripts/train_zoo.py ddpm --images 3000000
     python scripts/train_zoo.py twin --images 600000 --init ts_adapt/zoo/fashion-ddpm
     python scripts/train_zoo.py classifier --epochs 10
+    python scripts/train_zoo.py judge --images 900000 --seed 1
     python scripts/train_zoo.py ddpm --schedule squaredcos_cap_v2 --prediction epsilon
 
 On several cores, `torchrun --nproc-per-node 2 scripts/train_zoo.py ddpm`; --batch is the batch of all processes
@@ -13,7 +14,7 @@ mean squared error of what is predicted: of v = alpha eps - sigma x0, as in the 
 it. `plain` is trained the way nearly all published models are, at integer timesteps uniform on 0..999 with the time
 embedding as it comes; `ddpm` and `twin` at real-valued times and without the embedding's fastest frequencies, so that
 they are smooth in t. The schedule is linear, as in DDPM, or the cosine of Nichol and Dhariwal 2021 (squaredcos_cap_v2).
-The classifier takes minutes; it is in train_classifier.py.
+The classifier and the judge take minutes; they are in train_classifier.py.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from noising import PREDICTIONS, noised, training_times, validation_times
-from train_classifier import train_classifier
+from train_classifier import train_classifier, train_judge
 from training import Plan, train
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import BetaTable
@@ -127,7 +128,7 @@ def validation_loss(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("plain", "ddpm", "twin", "classifier"))
+    parser.add_argument("what", choices=("plain", "ddpm", "twin", "classifier", "judge"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--images", type=int, default=2_000_000)
     parser.add_argument("--batch", type=int, default=96)
@@ -148,6 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.lr = args.lr or 1.5e-3
     args.out = args.out or Path("train_data/zoo") / args.what
     try:
+        if args.what == "judge":
+            train_judge(Plan(args.out, args.images, args.batch, args.lr, args.every, args.seed))
+            return
         train_diffusion(args, conditional=args.what == "twin", smooth=args.what != "plain")
     except TsAdaptError as error:
         raise SystemExit(f"train_zoo: {error}") from None

@@ -8,7 +8,7 @@ behind one for the selection of its calibration set; `none` is neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.denoisers.execution import execute
 from ts_adapt.interfaces import MAX_STEPS, Denoiser, Distance, NoiseSchedule, Solver, TsAdaptError, one_line, unknown
 from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniP, UniPC
+from ts_adapt.zoo.networks import GREY
 
 if TYPE_CHECKING:
     from ts_adapt.quantizers.layers.plan import LayerOptions
@@ -128,9 +129,9 @@ def build_solver(name: str, noise_schedule: NoiseSchedule) -> Solver:
     return Corrected(solver) if name.endswith(CORRECTOR) else solver
 
 
-def build_distance(name: str, device: str = "cpu") -> Distance:
-    """The distance called `name`."""
-    distance: Distance = distances.make(name, device=device)
+def build_distance(name: str, device: str = "cpu", shape: Sequence[int] = GREY) -> Distance:
+    """The distance called `name`, of images of `shape`."""
+    distance: Distance = distances.make(name, device=device, shape=shape)
     return distance
 
 

@@ -53,6 +53,12 @@ class TeacherOptions:
     """One class for all samples of a class-conditional model; None: drawn for each sample."""
     prompts: str | None = None
     """A file of prompts, for text-conditional models: one a line, PartiPrompts' TSV, or COCO's captions in JSON."""
+    test_prompts: str | None = None
+    """Such a file for the test noises; None: the same."""
+
+    def prompts_of(self, split: str) -> str | None:
+        """The file of the prompts of the split, train or test."""
+        return self.test_prompts if split == "test" and self.test_prompts is not None else self.prompts
 
 
 @dataclass

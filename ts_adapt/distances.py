@@ -10,13 +10,14 @@ All `(B, ...), (B, ...) -> (B,)`, in the dtype of x, differentiable in both; zer
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ts_adapt.interfaces import Distance, TsAdaptError, unknown
-from ts_adapt.zoo import load_features
+from ts_adapt.zoo.features import load_features
+from ts_adapt.zoo.networks import GREY
 
 _SMALL = 1e-6  # under the root of |h|: keeps gradients finite where a map is silent
 
@@ -105,33 +106,41 @@ def towards(distance: Distance, y: Tensor) -> Callable[[Tensor], Tensor]:
     return once(y) if once is not None else lambda x: distance(x, y)
 
 
-def _features(device: torch.device | str, network: nn.Module | None) -> Distance:
-    return FeatureDistance(load_features(device=device) if network is None else _frozen(network, device))
+def _features(device: torch.device | str, network: nn.Module | None, shape: Sequence[int]) -> Distance:
+    known = load_features(shape=tuple(shape)) if network is None else network
+    return FeatureDistance(_frozen(known, device))
 
 
-def _lpips(device: torch.device | str, network: nn.Module | None) -> Distance:
+def _lpips(device: torch.device | str, network: nn.Module | None, shape: Sequence[int]) -> Distance:
     return LPIPSDistance(_frozen(network if network is not None else _pretrained_lpips(), device))
 
 
-DISTANCES: dict[str, Callable[[torch.device | str, nn.Module | None], Distance]] = {
-    "l2": lambda device, network: l2,
-    "l1": lambda device, network: l1,
+DISTANCES: dict[str, Callable[[torch.device | str, nn.Module | None, Sequence[int]], Distance]] = {
+    "l2": lambda device, network, shape: l2,
+    "l1": lambda device, network, shape: l1,
     "features": _features,
     "lpips": _lpips,
 }
 
 
-def make(name: str, device: torch.device | str = "cpu", network: nn.Module | None = None) -> Distance:
+def make(
+    name: str,
+    device: torch.device | str = "cpu",
+    network: nn.Module | None = None,
+    shape: Sequence[int] = GREY,
+) -> Distance:
     """The distance called `name`, its network on `device`.
 
     network  another feature network in place of the zoo's (see `FeatureDistance`), or a built `lpips.LPIPS`; it is
              frozen and put in evaluation mode; l1 and l2 have none
+    shape    (C, H, W) of the images, for which the zoo's network is chosen
 
-    Raises TsAdaptError for an unknown name, and for lpips where its pretrained weights cannot be had.
+    Raises TsAdaptError for an unknown name, for a shape that the zoo has no network for, and for lpips where its
+    pretrained weights cannot be had.
     """
     if name not in DISTANCES:
         raise unknown("distance", name, DISTANCES)
-    return DISTANCES[name](device, network)
+    return DISTANCES[name](device, network, shape)
 
 
 def _pretrained_lpips() -> nn.Module:

@@ -2,10 +2,12 @@
 
 Pictures are matched to names by their code points. Of the combinations of style, name and tones TEST are held out,
 those whose hash with the seed is the lowest; but never all of one name, so that every word of a test prompt has been
-seen. The set is two files in a folder:
+seen. The set is four files in a folder:
 
     pictures.safetensors   pictures (n, 3, 64, 64) uint8
     captions.json          of each picture caption, style, name, tones, group, and whether it is held out
+    prompts.txt            to learn schedules by: captions that trainings see, shuffled
+    test-prompts.txt       to compare them by: captions held out and other ones seen, by turns
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from torch import Tensor
 
 from emoji.captions import CodePoints, Thing, caption, code_points, things
 from emoji.packages import FLUENT, NAMES, NOTO, fetched, members
-from ts_adapt.storage.files import read_json, read_tensors, write_json, write_tensors
+from ts_adapt.storage.files import read_json, read_tensors, write_bytes, write_json, write_tensors
 
 FOLDER = Path("train_data/emoji")
-SIZE, TEST = 64, 0.05
+SIZE, TEST, PROMPTS = 64, 0.05, 2048
 STYLES = {"noto": (NOTO, "package/img/google/64/"), "fluent": (FLUENT, "package/assets/")}
 """The package of each style, and where its pictures are."""
 
@@ -88,6 +90,16 @@ def save(data: Data, folder: Path) -> None:
     """Write the set into the `folder`."""
     write_tensors(folder / "pictures.safetensors", {"pictures": data.pictures})
     write_json(folder / "captions.json", [asdict(entry) for entry in data.entries])
+    for name, prompts in prompt_lists(data).items():
+        write_bytes(folder / name, "".join(f"{prompt}\n" for prompt in prompts).encode())
+
+
+def prompt_lists(data: Data) -> dict[str, list[str]]:
+    """What is in prompts.txt and test-prompts.txt; no prompt is in both."""
+    seen, held_out = (sorted(data.part(out).captions, key=_share) for out in (False, True))
+    beside, learned_by = seen[: len(held_out)], seen[len(held_out) :]
+    by_turns = [prompt for pair in zip(held_out, beside, strict=True) for prompt in pair]
+    return {"prompts.txt": learned_by[:PROMPTS], "test-prompts.txt": by_turns}
 
 
 def load(folder: Path) -> Data:
@@ -117,17 +129,18 @@ def on_white(image: Image.Image) -> Image.Image:
 def held_out(combinations: list[tuple[str, Thing]], seed: int) -> list[bool]:
     """Of each combination of style and thing, whether it is one for tests."""
 
-    def share(style: str, thing: Thing) -> float:
-        digest = hashlib.sha256(f"{seed}|{caption(style, thing.name, thing.tones)}".encode()).digest()
-        return int.from_bytes(digest[:8]) / 2**64
-
-    shares = [share(style, thing) for style, thing in combinations]
+    shares = [_share(f"{seed}|{caption(style, thing.name, thing.tones)}") for style, thing in combinations]
     last: dict[str, float] = {}
     for (_, thing), of_this in zip(combinations, shares, strict=True):
         last[thing.name] = max(of_this, last.get(thing.name, 0.0))
     return [
         of_this < TEST and of_this < last[thing.name] for (_, thing), of_this in zip(combinations, shares, strict=True)
     ]
+
+
+def _share(text: str) -> float:
+    """Its hash, in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
 def summary(data: Data) -> dict[str, object]:

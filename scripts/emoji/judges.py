@@ -11,7 +11,6 @@ pictures in accuracy.json.
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -19,57 +18,14 @@ from torch.nn import functional as F
 
 from emoji.captions import GROUPS
 from emoji.data import SIZE, STYLES, Data, in_model_range
-from train_classifier import Normalised
+from train_classifier import Normalised, judged
 from training import Plan, train
 from ts_adapt.storage.files import write_json, write_tensors
-from ts_adapt.zoo.features import Features
+from ts_adapt.zoo.features import EMOJI, JUDGE, JUDGED, WEIGHTS
+from ts_adapt.zoo.networks import Judge
 
-REACH, RARE = 3, 20
-CHANNELS, STRIDES = (24, 32, 64, 96, 128), (2, 1, 2, 2, 2)
-WIDTHS = (24, 48, 96, 160)
-
-
-class Block(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))))), twice as coarse if `halved`."""
-
-    def __init__(self, inputs: int, outputs: int, halved: bool) -> None:
-        super().__init__()
-        stride = 2 if halved else 1
-        self.norms = nn.ModuleList(nn.GroupNorm(8, width) for width in (inputs, outputs))
-        self.convolutions = nn.ModuleList(
-            (nn.Conv2d(inputs, outputs, 3, stride, 1), nn.Conv2d(outputs, outputs, 3, 1, 1))
-        )
-        self.beside = nn.Conv2d(inputs, outputs, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x
-        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
-            y = convolution(F.silu(norm(y)))
-        found: Tensor = self.beside(x) + y
-        return found
-
-
-class Judge(nn.Module):
-    """Pictures `(B, 3, 64, 64)` in [-1, 1] -> the `Features` of a residual network, and of these scores of words."""
-
-    def __init__(self, classes: int, widths: tuple[int, ...] = WIDTHS) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, widths[0], 4, 2, 1)
-        self.blocks = nn.ModuleList(Block(inputs, outputs, halved=True) for inputs, outputs in pairwise(widths))
-        self.norm = nn.GroupNorm(8, widths[-1])
-        self.head = nn.Linear(widths[-1], classes)
-
-    def features(self, x: Tensor) -> Features:
-        """One map a block, and the mean of the last over its places."""
-        maps, x = [], self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-            maps.append(x)
-        return Features(tuple(maps), F.silu(self.norm(x)).mean((2, 3)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.head(self.features(x).pooled)
-        return scores
+REACH, RARE, APART = 3, 20, 7
+"""Pixels of movement; how often a word is said to be known; of how many pictures one is left out of statistics."""
 
 
 def train_distance(data: Data, plan: Plan) -> None:
@@ -90,12 +46,12 @@ def train_distance(data: Data, plan: Plan) -> None:
 
     def write(net: Normalised) -> None:
         folded = net.folded()
-        write_tensors(plan.out / "distance.safetensors", folded.state_dict())
+        write_tensors(plan.out / WEIGHTS, folded.state_dict())
         answers = torch.stack([part.argmax(1) for part in scored(folded.classify, x).split(shapes, 1)], 1)
         right = (answers == of_x).double().mean(0).tolist()
         write_json(plan.out / "accuracy.json", dict(zip(("group", "style"), right, strict=True)))
 
-    net = Normalised(CHANNELS, STRIDES, sum(shapes), (3, SIZE, SIZE))
+    net = Normalised(EMOJI.channels, EMOJI.strides, sum(shapes), EMOJI.shape)
     train(net, plan, {"what": "distance"}, loss, lambda net: apart(scored(net, x), of_x).item(), write)
 
 
@@ -107,6 +63,7 @@ def train_judge(data: Data, plan: Plan) -> None:
     words = sorted(word for word, count in counts.items() if count >= RARE)
     said, said_of_held_out = _words(seen, words), _words(held_out, words)
     rows, x = seen.pictures, held_out.pictures
+    apart = torch.arange(len(data.pictures)) % APART == 0
 
     def loss(net: Judge, count: int, generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(rows), (count,), generator=generator)
@@ -117,14 +74,15 @@ def train_judge(data: Data, plan: Plan) -> None:
         return F.binary_cross_entropy_with_logits(scored(net, x), said_of_held_out).item() * len(words)
 
     def write(net: Judge) -> None:
-        write_tensors(plan.out / "judge.safetensors", net.state_dict())
+        write_tensors(plan.out / JUDGE, net.state_dict())
+        write_tensors(plan.out / JUDGED, judged(net, data.pictures[~apart], data.pictures[apart]))
         write_json(plan.out / "words.json", words)
         found = scored(net, x) > 0
         right = (found & said_of_held_out.bool()).sum().double()
         accuracy = {"precision": right / found.sum().clamp(min=1), "recall": right / said_of_held_out.sum()}
         write_json(plan.out / "accuracy.json", {name: share.item() for name, share in accuracy.items()})
 
-    train(Judge(len(words)), plan, {"what": "judge"}, loss, measure, write)
+    train(Judge(len(words), EMOJI.shape), plan, {"what": "judge"}, loss, measure, write)
 
 
 def moved(pictures: Tensor, generator: torch.Generator) -> Tensor:

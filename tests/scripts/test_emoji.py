@@ -21,6 +21,7 @@ from emoji.data import Data, Entry
 from training import Plan
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.storage.files import read_tensors
+from ts_adapt.zoo.networks import DualEncoder
 
 PICTURES = 24
 WIDTHS = (8, 8, 16)
@@ -212,8 +213,8 @@ def test_words_of_captions_are_one_token_and_anything_can_be_written(made_up: Da
 
 def test_a_caption_scores_the_same_beside_longer_ones() -> None:
     torch.manual_seed(0)
-    net, words = matching.DualEncoder(4), ["a", "b", "c", "d"]
-    alone, beside = (net.captions(matching.numbers(of, words))[0] for of in (["a b"], ["a b", "a b c d a b"]))
+    net = DualEncoder(["a", "b", "c", "d"])
+    alone, beside = (net.captions(net.numbers(of))[0] for of in (["a b"], ["a b", "a b c d a b"]))
     torch.testing.assert_close(alone, beside)
 
 

@@ -1,4 +1,7 @@
-"""Features of images: those of Inception, those of the zoo's classifier, which works offline, or the pixels themselves.
+"""Features of images: those of Inception, those of the zoo's networks, which work offline, or the pixels themselves.
+
+The zoo's networks know images of the shapes that its models make. `zoo` is the one that the distance `features`
+compares images by; `judge` is another, of another architecture, which no loss has seen.
 
 Inception (Szegedy et al. 2015; the weights of 2015-12-05, read by clean-fid), which makes Frechet and kernel distances
 FID and KID proper, says more than its features:
@@ -24,9 +27,9 @@ from torch import Tensor
 
 from ts_adapt.interfaces import TsAdaptError, one_line, unknown
 from ts_adapt.pictures import picture_files, read_picture
-from ts_adapt.zoo import load_features
 from ts_adapt.zoo.data import to_model_range, to_uint8
-from ts_adapt.zoo.features import IMAGE_SHAPE
+from ts_adapt.zoo.features import load_features, load_judge
+from ts_adapt.zoo.networks import GREY, Features
 
 Extractor = Callable[[Tensor], Tensor]
 """Images `(B, C, H, W)` in [-1, 1] -> features `(B, D)`."""
@@ -95,47 +98,56 @@ def _network(folder: Path | None, device: torch.device) -> Any:
         raise TsAdaptError(f"Inception's weights cannot be had ({one_line(error)}); {offline}") from error
 
 
-def make_extractor(name: str, *, device: torch.device | str = "cpu", inception: str | Path | None = None) -> Extractor:
-    """The feature extractor called `name`: "zoo" (grey 28x28, offline), "inception" (any size, resized by clean-fid),
-    or "pixels" (the samples themselves, unrounded: for small analytic models).
+def make_extractor(
+    name: str,
+    *,
+    shape: Sequence[int] = GREY,
+    device: torch.device | str = "cpu",
+    inception: str | Path | None = None,
+) -> Extractor:
+    """The feature extractor called `name`: "zoo" and "judge" (see the module's head), "inception" (any size, resized by
+    clean-fid), or "pixels" (the samples themselves, unrounded: for small analytic models).
 
+    shape      (C, H, W) of the images, for which the zoo's networks are chosen
     inception  the folder of clean-fid's Inception weights (`inception-2015-12-05.pt`); None: clean-fid downloads them
 
-    Raises TsAdaptError for an unknown name, and where Inception's weights are not to be had.
+    Raises TsAdaptError for an unknown name, for a shape that the zoo's networks do not know, and where Inception's
+    weights are not to be had.
     """
     if name not in EXTRACTORS:
         raise unknown("feature extractor", name, EXTRACTORS)
-    return EXTRACTORS[name](None if inception is None else Path(inception), torch.device(device))
+    return EXTRACTORS[name](None if inception is None else Path(inception), torch.device(device), tuple(shape))
 
 
-def _zoo(folder: Path | None, device: torch.device) -> Extractor:
-    network = load_features(device=device)
+def _zoo(folder: Path | None, device: torch.device, shape: tuple[int, ...]) -> Extractor:
+    return _pooled(load_features(device=device, shape=shape), device)
 
+
+def _judge(folder: Path | None, device: torch.device, shape: tuple[int, ...]) -> Extractor:
+    return _pooled(load_judge(shape, device).features, device)
+
+
+def _pooled(network: Callable[[Tensor], Features], device: torch.device) -> Extractor:
     @torch.no_grad()
     def extract(images: Tensor) -> Tensor:
-        pooled: Tensor = network(to_model_range(to_uint8(images)).to(device)).pooled
-        return pooled
+        return network(to_model_range(to_uint8(images)).to(device)).pooled
 
     return extract
 
 
-def _pixels(folder: Path | None, device: torch.device) -> Extractor:
-    return lambda images: images.flatten(1).double().cpu()
-
-
-EXTRACTORS: dict[str, Callable[[Path | None, torch.device], Extractor]] = {
+EXTRACTORS: dict[str, Callable[[Path | None, torch.device, tuple[int, ...]], Extractor]] = {
     "zoo": _zoo,
-    "inception": Inception,
-    "pixels": _pixels,
+    "judge": _judge,
+    "inception": lambda folder, device, shape: Inception(folder, device),
+    "pixels": lambda folder, device, shape: lambda images: images.flatten(1).double().cpu(),
 }
+"""By name: (folder of Inception's weights, device, shape of the images) -> the extractor."""
 
 
 def taken_shape(name: str, model: Sequence[int] | None) -> Sequence[int] | None:
-    """Of the images (C, H, W) that the extractor called `name` takes; None: of any size.
-
-    model  the shape of the images of a model, whose `pixels` are compared
-    """
-    return {"zoo": IMAGE_SHAPE, "pixels": model}.get(name)
+    """Of the images (C, H, W) that the extractor called `name` takes, `model` being that of a model's images; None: of
+    any size."""
+    return None if name == "inception" else model
 
 
 def folder_features(

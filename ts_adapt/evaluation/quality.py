@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ts_adapt.evaluation.features import Extractor, Inception, folder_features, taken_shape
 from ts_adapt.evaluation.metrics import FeatureStatistics, Manifold, frechet, inception_score, kid
-from ts_adapt.zoo import reference_statistics, test_images
 from ts_adapt.zoo.data import to_model_range
-from ts_adapt.zoo.features import TRAINING_IMAGES
+from ts_adapt.zoo.features import TRAINING_IMAGES, judged, reference_statistics, test_images
+from ts_adapt.zoo.networks import GREY
 
 NEIGHBOURS = 3
 SUBSET, SUBSETS = 1000, 20
@@ -98,9 +98,9 @@ def reference_of(
 ) -> Reference | None:
     """Real images under the extractor called `name`; None where there are none.
 
-    folder  of real images; None: the embedded statistics of the zoo's 60,000 training images, and the features of its
-            10,000 test images, which are there for the zoo's features alone
-    shape   (C, H, W) of the model's images, as which those in the folder are read where their pixels are compared
+    folder  of real images; None: the zoo's own, of the data whose pictures are of `shape`. The judge has statistics and
+            features of both data sets, the other network those of Fashion-MNIST's 60,000 and 10,000 images
+    shape   (C, H, W) of the model's images, as which those in the folder are read, but for Inception
 
     Raises TsAdaptError as `folder_features` does.
     """
@@ -113,7 +113,15 @@ def reference_of(
             found = folder_features(lambda x: inception.looks(x)["spatial"], folder, shape, batch_size=batch_size)
             spatial = FeatureStatistics.of(found)
         return Reference(FeatureStatistics.of(features), features, False, spatial)
-    if name != "zoo":
+    if name == "judge" and shape is not None:
+        known = judged(tuple(shape))
+        count = int(known["count"][0])
+        return Reference(
+            FeatureStatistics.from_moments(known["mean"], known["covariance"], count),
+            torch.from_numpy(known["features"]),
+            True,
+        )
+    if name != "zoo" or shape != GREY:
         return None
     test = torch.cat([extract(to_model_range(part)).cpu() for part in torch.split(test_images()[0], 500)])
     return Reference(FeatureStatistics.from_moments(*reference_statistics(), TRAINING_IMAGES), test, True)

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ts_adapt import distributed
 from ts_adapt.evaluation.comparison import Results, differences, score
 from ts_adapt.evaluation.conclusions import conclusions
-from ts_adapt.evaluation.features import Extractor, folder_features, make_extractor, taken_shape
+from ts_adapt.evaluation.features import Extractor, folder_features, taken_shape
 from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
 from ts_adapt.evaluation.quality import Reference, quality_of, reference_of
 from ts_adapt.evaluation.records import ORACLE, STATIC, Entry, Row, Run, kept_run
@@ -56,7 +56,7 @@ def score_runs(session: Session) -> tuple[list[Row], Path]:
 def _score_runs(session: Session) -> tuple[list[Row], Path]:
     config, options, folder = session.config, session.config.evaluate, session.workspace.evaluation
     store, batch = session.teacher("test", options.samples)
-    extractor = make_extractor(options.features, device=config.model.device, inception=options.inception)
+    extractor = session.extractor()
     runs, left = _runs(session)
     reference = _reference(session, extractor)
     of_teacher = teacher_features(session, extractor)
@@ -221,7 +221,7 @@ def _panels(session: Session, rows: list[Row], runs: list[tuple[Entry, Run]], ta
 def evaluate_images(session: Session, folder: Path) -> float:
     """The Frechet distance of a folder of images to the data."""
     options = session.config.evaluate
-    extractor = make_extractor(options.features, device=session.config.model.device, inception=options.inception)
+    extractor = session.extractor()
     reference = _reference(session, extractor)
     if reference is None:
         raise TsAdaptError(

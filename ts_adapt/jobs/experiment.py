@@ -13,6 +13,7 @@ from torch import Tensor
 from ts_adapt.assembly import build_distance, build_solver, steps_of
 from ts_adapt.config import Config, StudentOptions
 from ts_adapt.denoisers.guidance import Guided
+from ts_adapt.evaluation.features import Extractor, make_extractor
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid, TsAdaptError
 from ts_adapt.pipelines.load import build_denoiser
@@ -76,19 +77,19 @@ class Experiment:
         x, _ = self.denoiser.shown(torch.zeros(1, *self.shape, device=self.config.model.device), {})
         return tuple(x.shape[1:])
 
-    @property
+    @cached_property
     def image_shape(self) -> tuple[int, ...]:
         """Of an image, (C, H, W): what a sample is decoded to."""
         with torch.inference_mode():
             return tuple(self.denoiser.decode(torch.zeros(1, *self.shape, device=self.config.model.device)).shape[1:])
 
-    def condition_source(self) -> ConditionSource | None:
+    def condition_source(self, split: str = "train") -> ConditionSource | None:
         """Where the teacher's conditions come from."""
-        return self.conditions(self.config.teacher.label)
+        return self.conditions(self.config.teacher.label, split)
 
-    def conditions(self, label: int | None) -> ConditionSource | None:
+    def conditions(self, label: int | None, split: str = "train") -> ConditionSource | None:
         """Where conditions come from: the prompts' file, class labels (one for all, or drawn), numbers of pictures."""
-        prompts, denoiser, sources = self.config.teacher.prompts, self.denoiser, list[ConditionSource]()
+        prompts, denoiser, sources = self.config.teacher.prompts_of(split), self.denoiser, list[ConditionSource]()
         if prompts is not None:
             if denoiser.encode is None:
                 raise TsAdaptError(f"the model {self.config.model.name!r} takes no prompts; leave teacher.prompts out")
@@ -114,7 +115,7 @@ class Experiment:
         return teacher_config(
             self.denoiser, options.solver, self.teacher_grid(),
             model=model.name, seed=options.seed, first=SPLITS[split], shape=self.shape,
-            shard_size=options.shard_size, batch_size=options.batch_size, condition=self.condition_source(),
+            shard_size=options.shard_size, batch_size=options.batch_size, condition=self.condition_source(split),
             trajectory=options.trajectory, dtype=model.dtype, guidance=self.config.guidance,
             **({"call": model.call} if model.call else {}),
         )  # fmt: skip
@@ -128,11 +129,17 @@ class Experiment:
 
     def objective(self, solver: Solver) -> Objective:
         config = self.config
-        distance = build_distance(config.distance, config.model.device)
+        by_network = config.distance == "features"
+        distance = build_distance(config.distance, config.model.device, self.image_shape if by_network else ())
         return Objective(
             self.denoiser, solver, distance, config.checkpointing, config.teacher.seed,
             config.derivative, config.derivative_width,
         )  # fmt: skip
+
+    def extractor(self) -> Extractor:
+        """The features that the config compares images in."""
+        options, device = self.config.evaluate, self.config.model.device
+        return make_extractor(options.features, shape=self.image_shape, device=device, inception=options.inception)
 
     def about(self, solver: str) -> dict[str, Any]:
         """What a schedule file says of the model and of the solver."""

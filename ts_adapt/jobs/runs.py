@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt import distributed
-from ts_adapt.evaluation.features import Extractor, make_extractor
+from ts_adapt.evaluation.features import Extractor
 from ts_adapt.evaluation.records import ORACLE, Entry, as_bytes, fingerprint, kept_run
 from ts_adapt.evaluation.sample import Clip, RunError, join_parts, missing_parts, sample_part
 from ts_adapt.grids.corrections import corrected
@@ -79,7 +79,7 @@ def _generate(session: Session) -> None:
             )
         teach(session, ("test",))
     _, batch = session.teacher("test", options.samples)
-    extractor = make_extractor(options.features, device=config.model.device, inception=options.inception)
+    extractor = session.extractor()
     distributed.first(lambda: _keep_teacher_features(session, extractor))
     plan, clip = planned(session), _clip(session, batch)
     refused = skipped(session)
@@ -237,7 +237,7 @@ def teacher_features(session: Session, extractor: Extractor) -> Tensor:
 
 def _clip(session: Session, batch: Batch) -> Clip | None:
     """The CLIP scores of images of the samples of `batch`; None where no model for them is asked for."""
-    weights, path = session.config.evaluate.clip, session.config.teacher.prompts
+    weights, path = session.config.evaluate.clip, session.config.teacher.prompts_of("test")
     if weights is None:
         return None
     if path is None:

@@ -14,14 +14,14 @@ from ts_adapt.teacher.store import TeacherStore
 def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_png: bool = False) -> None:
     """Generate the teacher's end points for each split; finished shards are kept."""
     options = session.config.teacher
-    solver, grid, condition = session.solver(options.solver), session.teacher_grid(), session.condition_source()
+    solver, grid = session.solver(options.solver), session.teacher_grid()
     for split in splits:
         samples = options.train_samples if split == "train" else options.test_samples
         folder, config = session.workspace.teacher(split), session.teacher_config(split)
         store = distributed.first(partial(TeacherStore.create, folder, config))
         generate(
             session.denoiser, solver, grid, store,
-            samples=samples, batch_size=options.batch_size, condition=condition, save_png=save_png,
-            progress=session.progress,
+            samples=samples, batch_size=options.batch_size, condition=session.condition_source(split),
+            save_png=save_png, progress=session.progress,
         )  # fmt: skip
         print(f"teacher, {split}: {samples} samples in {store.folder}")

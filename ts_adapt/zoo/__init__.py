@@ -3,13 +3,16 @@ denoiser."""
 
 from pathlib import Path
 
-from ts_adapt.zoo.features import FeatureNet, Features, load_features, reference_statistics, test_images
+from ts_adapt.zoo.features import load_features, load_judge, load_matching, reference_statistics, test_images
+from ts_adapt.zoo.networks import FeatureNet, Features
 
 __all__ = [
     "MODELS",
     "FeatureNet",
     "Features",
     "load_features",
+    "load_judge",
+    "load_matching",
     "paths",
     "reference_statistics",
     "schedules",

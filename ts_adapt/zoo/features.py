@@ -1,102 +1,111 @@
-"""The feature network of the zoo, the statistics of the training images under it, and the test images.
+"""The data sets that models of the zoo were trained on, as networks know them: one folder each.
 
-    h_0 = x,   h_k = relu(conv_k(h_{k-1})),   k = 1..5      maps of 28x28, 14x14, 14x14, 7x7 and 4x4 places
-    f   = mean over places of h_5                           pooled features, 128 numbers
-    class scores = W f + b
-
-Trained as a classifier with batch normalisation, which is then folded into the convolutions: normalising by fixed
-statistics is an affine map of each channel, so what is left are plain convolutions, fast enough to differentiate
-through in a search. The maps serve a perceptual distance, the pooled features a Frechet distance.
+features.safetensors    a `FeatureNet`: its maps serve a perceptual distance, its pooled features a Frechet distance
+judge.safetensors       a `Judge`, which only scores
+judged.safetensors      mean (D,), covariance (D, D) and count of the judge's features of real pictures, and the
+                        features (m, D) of others, which say what is the least to be expected of any model
+matching.safetensors    a `DualEncoder`, and words.json, the words that it knows; of captioned data
+statistics.safetensors  of the feature network, and test-images.npz: of Fashion-MNIST alone
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file as load_arrays
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.storage.files import read_tensors
+from ts_adapt.storage.files import read_json, read_tensors
+from ts_adapt.zoo.networks import CHANNELS, GREY, STRIDES, DualEncoder, FeatureNet, Judge, Shape
 
-FOLDER = Path(__file__).parent / "fashion-mnist"
 WEIGHTS, STATISTICS, TEST_IMAGES = "features.safetensors", "statistics.safetensors", "test-images.npz"
-IMAGE_SHAPE = (1, 28, 28)
+JUDGE, JUDGED = "judge.safetensors", "judged.safetensors"
+MATCHING, WORDS = "matching.safetensors", "words.json"
 TRAINING_IMAGES = 60_000
-CHANNELS = (16, 32, 48, 96, 128)
-STRIDES = (1, 2, 1, 2, 2)
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Features:
-    """maps    one `(B, C_k, H_k, W_k)` a stage, non-negative
-    pooled  `(B, 128)`: the mean of the last map over its places
-    """
+class DataSet:
+    """Pictures of one `shape`, (C, H, W), and how the networks that know them are built."""
 
-    maps: tuple[Tensor, ...]
-    pooled: Tensor
+    name: str
+    shape: Shape
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    classes: int
+    """Of the feature network."""
+    judged: int
+    """Classes of the judge."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(__file__).parent / self.name
+
+    def feature_net(self) -> FeatureNet:
+        return FeatureNet(self.channels, self.strides, self.classes, self.shape)
+
+    def judge(self) -> Judge:
+        return Judge(self.judged, self.shape)
 
 
-class FeatureNet(nn.Module):
-    """A small classifier of images `(B, *shape)` in [-1, 1], 28x28 and grey, -> `Features`; see the module's head.
+FASHION = DataSet("fashion-mnist", GREY, CHANNELS, STRIDES, classes=10, judged=10)
+EMOJI = DataSet("emoji", (3, 64, 64), (24, 32, 64, 96, 128), (2, 1, 2, 2, 2), classes=12, judged=157)
+DATA = {data.shape: data for data in (FASHION, EMOJI)}
+FOLDER = FASHION.folder
 
-    Smaller or larger networks of the same kind come from other `channels` and `strides`, one number a stage, and
-    networks for other images from another `shape`.
-    """
 
-    def __init__(
-        self,
-        channels: tuple[int, ...] = CHANNELS,
-        strides: tuple[int, ...] = STRIDES,
-        classes: int = 10,
-        shape: tuple[int, int, int] = IMAGE_SHAPE,
-    ) -> None:
-        super().__init__()
-        self.shape = shape
-        inputs = (shape[0], *channels[:-1])
-        self.stages = nn.ModuleList(
-            nn.Conv2d(i, o, 3, stride, padding=1) for i, o, stride in zip(inputs, channels, strides, strict=True)
+def data_of(shape: tuple[int, ...]) -> DataSet:
+    """The data set whose pictures are of `shape`; TsAdaptError where the zoo has none."""
+    if shape not in DATA:
+        known = " and ".join(f"{' x '.join(map(str, each))} ({data.name})" for each, data in DATA.items())
+        raise TsAdaptError(
+            f"the zoo's networks know images of {known}, and these are {' x '.join(map(str, shape))}: use a distance "
+            "without a network (l2, l1) or lpips, and features of inception or pixels"
         )
-        self.head = nn.Linear(channels[-1], classes)
-
-    def forward(self, x: Tensor) -> Features:
-        """The feature maps and pooled features of `x`; TsAdaptError for images of another shape."""
-        if tuple(x.shape[1:]) != self.shape:
-            raise TsAdaptError(
-                f"the zoo's feature network takes images (B, {', '.join(map(str, self.shape))}); got {tuple(x.shape)}: "
-                "give a network of your own, or use a distance without one (l2, l1)"
-            )
-        maps = []
-        for stage in self.stages:
-            x = F.relu(stage(x))
-            maps.append(x)
-        return Features(tuple(maps), x.mean((2, 3)))
-
-    def classify(self, x: Tensor) -> Tensor:
-        """The class scores (logits) `(B, classes)` of images `x`."""
-        scores: Tensor = self.head(self.forward(x).pooled)
-        return scores
+    return DATA[shape]
 
 
 def load_features(
-    path: str | Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    shape: tuple[int, ...] = GREY,
 ) -> FeatureNet:
-    """The trained network, frozen and in evaluation mode. `path`: a safetensors file; None: the zoo's own.
+    """The feature network for images of `shape`, frozen. `path`: a safetensors file; None: the zoo's own.
 
-    Raises TsAdaptError for a file that is missing, damaged, or of another network.
+    Raises TsAdaptError for a shape that it has none for, and for a file that is missing, damaged, of another network.
     """
-    network, file = FeatureNet(), _existing(Path(path) if path is not None else FOLDER / WEIGHTS)
-    tensors = read_tensors(file, {name: tuple(value.shape) for name, value in network.state_dict().items()})
-    network.load_state_dict({name: tensors[name] for name in network.state_dict()})
-    return network.eval().requires_grad_(False).to(device=device, dtype=dtype)
+    data = data_of(shape)
+    net = data.feature_net()
+    return _read(net, data.folder / WEIGHTS if path is None else Path(path)).to(device=device, dtype=dtype)
+
+
+def load_judge(shape: tuple[int, ...], device: torch.device | str = "cpu") -> Judge:
+    """The judge of images of `shape`, frozen; TsAdaptError as `load_features`."""
+    data = data_of(shape)
+    return _read(data.judge(), data.folder / JUDGE).to(device)
+
+
+def load_matching(device: torch.device | str = "cpu") -> DualEncoder:
+    """The dual encoder of emoji, frozen; TsAdaptError where its file is missing or damaged."""
+    words = read_json(_existing(EMOJI.folder / WORDS))
+    return _read(DualEncoder(words), EMOJI.folder / MATCHING).to(device)
+
+
+def judged(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """What the judge sees in real pictures of `shape`: mean, covariance, count, features of others; float64."""
+    stored = load_arrays(_existing(data_of(shape).folder / JUDGED))
+    return {name: value.astype(np.float64) for name, value in stored.items()}
 
 
 def reference_statistics() -> tuple[np.ndarray, np.ndarray]:
-    """Mean `(128,)` and covariance `(128, 128)`, float64, of the pooled features of the 60,000 training images.
+    """Mean `(128,)` and covariance `(128, 128)`, float64, of the pooled features of Fashion-MNIST's training images.
 
     The covariance is the unbiased one (n - 1), as in clean-fid.
     """
@@ -105,7 +114,7 @@ def reference_statistics() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_images() -> tuple[Tensor, Tensor]:
-    """The 10,000 test images `(10000, 1, 28, 28)` uint8 and their labels `(10000,)` int64."""
+    """The 10,000 test images `(10000, 1, 28, 28)` uint8 and their labels `(10000,)` int64 of Fashion-MNIST."""
     with np.load(_existing(FOLDER / TEST_IMAGES), allow_pickle=False) as stored:
         images, labels = torch.from_numpy(stored["images"]), torch.from_numpy(stored["labels"])
     return images.unsqueeze(1), labels.long()
@@ -113,11 +122,18 @@ def test_images() -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def pooled_features(network: FeatureNet, images: Tensor, batch: int = 500) -> Tensor:
-    """The pooled features `(n, 128)` of float images `(n, 1, 28, 28)` in [-1, 1], a batch at a time."""
+    """The pooled features `(n, D)` of float images `(n, C, H, W)` in [-1, 1], a batch at a time."""
     return torch.cat([network(part).pooled for part in torch.split(images, batch)])
+
+
+def _read(net: Net, path: Path) -> Net:
+    """`net` with the weights in the file, frozen and in evaluation mode."""
+    tensors = read_tensors(_existing(path), {name: tuple(value.shape) for name, value in net.state_dict().items()})
+    net.load_state_dict({name: tensors[name] for name in net.state_dict()})
+    return net.eval().requires_grad_(False)
 
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise TsAdaptError(f"{path} is missing; reinstall ts_adapt, or make it with scripts/train_classifier.py")
+        raise TsAdaptError(f"{path} is missing; reinstall ts_adapt")
     return path
