@@ -11,7 +11,7 @@ FILES ?= 100000
 RUNS ?= 10000
 SEED ?= 0
 SOLVERS := unipc-3 dpmpp-2m
-EMOJI := data autoencoder sd sheet-sd sd3 sheet-sd3 judges
+EMOJI := data autoencoder judges sd sheet-sd quality-sd sd3 sheet-sd3 quality-sd3
 METHODS := static dmn gits oss
 CORRECTIONS := shift,scale,coefficients
 BENCHMARKS := scheduler_overhead pipeline_overhead search_batching network_share search_memory scaling cacher_cost
@@ -150,6 +150,9 @@ emoji-data: $(STAMP)
 
 emoji-sheet-%: $(STAMP)
 	PYTHONPATH=scripts $(BIN)/python -m emoji sheet --of $* --out train_data/emoji/$*.png
+
+emoji-quality-%: $(STAMP)
+	PYTHONPATH=scripts $(BIN)/python -m emoji quality --of $* | tee train_data/emoji/quality-$*.json
 
 emoji-%: $(STAMP)
 	PYTHONPATH=scripts OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m emoji $*

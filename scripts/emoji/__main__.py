@@ -1,4 +1,4 @@
-"""python -m emoji data | autoencoder | sd | sd3 | judges | sheet, in this order; each takes --help.
+"""python -m emoji data | autoencoder | sd | sd3 | judges | sheet | quality, in this order; each takes --help.
 
 Trainings run under `torchrun --nproc-per-node 2 -m emoji` too, and go on where they were killed; all that they write
 lies in --folder, under their names.
@@ -15,6 +15,7 @@ from emoji import data
 from emoji.autoencoder import train_autoencoder
 from emoji.judges import train_distance, train_judge
 from emoji.matching import train_matching
+from emoji.quality import quality
 from emoji.sd import train_sd
 from emoji.sd3 import train_sd3
 from emoji.sheet import sheet
@@ -28,6 +29,8 @@ LENGTHS = {
     "judges": (300_000, 64, 2e-3),
 }
 """Of each training: images, batch, and the highest learning rate."""
+OF_PIPELINES = {"sheet": 64, "quality": 960}
+"""Of what looks at a trained pipeline: how many prompts."""
 JUDGES = {"distance": train_distance, "judge": train_judge, "matching": train_matching}
 """In the order of their seeds: the first has that after the one given."""
 
@@ -35,7 +38,7 @@ JUDGES = {"distance": train_distance, "judge": train_judge, "matching": train_ma
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="emoji", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    for what in ("data", *LENGTHS, "sheet"):
+    for what in ("data", *LENGTHS, *OF_PIPELINES):
         command = commands.add_parser(what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         command.add_argument("--folder", type=Path, default=data.FOLDER)
         command.add_argument("--seed", type=int, default=0)
@@ -45,12 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command.add_argument("--batch", type=int, default=batch, help="of all processes together")
             command.add_argument("--lr", type=float, default=peak, help="the highest learning rate")
             command.add_argument("--every", type=int, default=500, help="steps between checkpoints")
-    page = commands.choices["sheet"]
-    page.add_argument("--of", choices=("sd", "sd3"), default="sd", help="the model whose pictures are shown")
-    page.add_argument("--count", type=int, default=64, help="of prompts")
-    page.add_argument("--steps", type=int, default=30)
-    page.add_argument("--guidance", type=float, default=4.0)
-    page.add_argument("--out", type=Path, default=data.FOLDER / "sheet.png")
+    for what, count in OF_PIPELINES.items():
+        command = commands.choices[what]
+        command.add_argument("--of", choices=("sd", "sd3"), default="sd", help="the model whose pictures are looked at")
+        command.add_argument("--count", type=int, default=count, help="of prompts")
+        command.add_argument("--steps", type=int, default=30)
+        command.add_argument("--guidance", type=float, default=4.0)
+    commands.choices["sheet"].add_argument("--out", type=Path, default=data.FOLDER / "sheet.png")
     given = parser.parse_args(arguments)
     try:
         run(given)
@@ -65,9 +69,12 @@ def run(given: argparse.Namespace) -> None:
         print(json.dumps(data.summary(data.build(folder, given.seed))))
         return
     pictures = data.load(folder)
-    if given.what == "sheet":
-        page = sheet(pictures, folder / given.of / "pipeline", given.count, given.steps, given.guidance, given.seed)
-        page.save(given.out)
+    if given.what in OF_PIPELINES:
+        pipeline, how = folder / given.of / "pipeline", (given.count, given.steps, given.guidance, given.seed)
+        if given.what == "sheet":
+            sheet(pictures, pipeline, *how).save(given.out)
+        else:
+            print(json.dumps(quality(pictures, pipeline, folder, *how)))
         return
 
     def plan(name: str, seed: int) -> Plan:

@@ -64,7 +64,7 @@ def clip_scorer(weights: str, device: torch.device | str = "cpu") -> ClipScore:
 
 
 def _by_zoo(device: torch.device | str) -> ClipScore:
-    net = load_matching(device)
+    net = load_matching(device=device)
 
     @torch.no_grad()
     def score(images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -60,12 +60,13 @@ class EvaluateOptions:
     """Test samples of every schedule but the oracle, which is measured on its labels' samples."""
     batch_size: Count = 64
     features: str = "zoo"
-    """The extractor of the Frechet distance: zoo (offline), inception, or pixels (the samples as they are)."""
+    """The extractor of the Frechet distance: zoo (offline, what the distance `features` looks at too), judge (offline, in
+    no loss), inception, or pixels (the samples as they are)."""
     inception: str | None = None
     """A folder with clean-fid's Inception weights; None: downloaded."""
     reference: str | None = None
-    """A folder of real images, of the model's size but for inception; None: the embedded statistics of the zoo's
-    training images."""
+    """A folder of real images, of the model's size but for inception; None: the embedded statistics of the data that
+    the zoo's models were trained on."""
     grids: list[str] | None = None
     """Fixed grids to compare, with +native or +rounded behind a name for other forms of it; None: all that fit the
     model, between the same ends."""
@@ -73,7 +74,8 @@ class EvaluateOptions:
     """What to compare as well, for the solver and every NFE that it was learned for: schedule files, schedules of the
     zoo by name, folders or hub ids of a LearnedScheduler."""
     clip: str | None = None
-    """A CLIP model of transformers, a folder or hub id, for the CLIP score of prompts; None: no score."""
+    """A CLIP model of transformers, a folder or hub id, for the CLIP score of prompts; zoo: the embedded dual encoder,
+    which knows emoji; None: no score."""
     columns: list[Annotated[str, OneOf(COLUMNS)]] | None = None
     """What the tables show, by the names of the columns in results.csv (distance, kid, sfid, flops, ...) as far as
     they have values; None: the usual ones."""

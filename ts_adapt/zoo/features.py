@@ -86,16 +86,22 @@ def load_features(
     return _read(net, data.folder / WEIGHTS if path is None else Path(path)).to(device=device, dtype=dtype)
 
 
-def load_judge(shape: tuple[int, ...], device: torch.device | str = "cpu") -> Judge:
-    """The judge of images of `shape`, frozen; TsAdaptError as `load_features`."""
+def load_judge(shape: tuple[int, ...], device: torch.device | str = "cpu", folder: Path | None = None) -> Judge:
+    """The judge of images of `shape`, frozen; its file is in `folder`, or None: in the zoo.
+
+    Raises TsAdaptError as `load_features`.
+    """
     data = data_of(shape)
-    return _read(data.judge(), data.folder / JUDGE).to(device)
+    return _read(data.judge(), (folder or data.folder) / JUDGE).to(device)
 
 
-def load_matching(device: torch.device | str = "cpu") -> DualEncoder:
-    """The dual encoder of emoji, frozen; TsAdaptError where its file is missing or damaged."""
-    words = read_json(_existing(EMOJI.folder / WORDS))
-    return _read(DualEncoder(words), EMOJI.folder / MATCHING).to(device)
+def load_matching(folder: Path | None = None, device: torch.device | str = "cpu") -> DualEncoder:
+    """The dual encoder of emoji, frozen, whose files are in `folder`, or None: in the zoo.
+
+    Raises TsAdaptError where a file is missing or damaged.
+    """
+    folder = folder or EMOJI.folder
+    return _read(DualEncoder(read_json(_existing(folder / WORDS))), folder / MATCHING).to(device)
 
 
 def judged(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
