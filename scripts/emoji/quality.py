@@ -1,7 +1,7 @@
 """How good a pipeline's pictures are, beside real ones of the same captions, as networks see them that no training saw.
 
-    frechet       to the statistics of the other real pictures, in the judge's features
-    right of 64   how often the dual encoder finds a picture's own caption among 64
+frechet       to the statistics of the other real pictures, in the judge's features
+right of 64   how often the dual encoder finds a picture's own caption among 64
 """
 
 from __future__ import annotations
