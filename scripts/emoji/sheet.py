@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 from emoji.data import SIZE, Data
-from ts_adapt.storage.files import read_json
+from ts_adapt.denoisers.load import load_pipeline
 
 ACROSS, GAP = 8, 4
 
@@ -34,13 +33,8 @@ def sheet(data: Data, pipeline: Path, count: int, steps: int, guidance: float, s
 
 
 def load(folder: Path) -> Any:
-    """The pipeline in the folder, in float32.
-
-    What it goes without is said to diffusers once more: it takes a StableDiffusion3Pipeline without a T5 only so.
-    """
-    index = read_json(folder / "model_index.json")
-    absent = {name: None for name, where in index.items() if where == [None, None]}
-    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **absent)
+    """The pipeline in the folder, in float32."""
+    pipe = load_pipeline(str(folder))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -24,6 +24,7 @@ import torch
 from ts_adapt import zoo
 from ts_adapt.denoisers.from_code import is_place
 from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.storage.files import read_json
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SINGLE_FILES = {
@@ -135,7 +136,15 @@ def _from_folder(folder: Path, dtype: torch.dtype | None) -> Any:
         raise TsAdaptError(
             f"{folder} has no model_index.json: it is not a folder that a diffusers pipeline's save_pretrained wrote"
         )
-    return _read(str(folder), f"the pipeline in {folder} cannot be loaded ({{}})", dtype, local_files_only=True)
+    failure = f"the pipeline in {folder} cannot be loaded ({{}})"
+    return _read(str(folder), failure, dtype, local_files_only=True, **_absent(folder))
+
+
+def _absent(folder: Path) -> dict[str, None]:
+    """The parts that the pipeline was saved without, which diffusers has to be told for some: T5 of SD3."""
+    index = read_json(folder / "model_index.json")
+    parts = index.items() if isinstance(index, dict) else ()
+    return {name: None for name, place in parts if place == [None, None]}
 
 
 def _from_hub(name: str, dtype: torch.dtype | None) -> Any:

@@ -60,7 +60,7 @@ class EvaluateOptions:
     """Test samples of every schedule but the oracle, which is measured on its labels' samples."""
     batch_size: Count = 64
     features: str = "zoo"
-    """The extractor of the Frechet distance: zoo (offline, what the distance `features` looks at too), judge (offline, in
+    """The extractor of the Frechet distance: zoo (offline, what the distance `features` sees too), judge (offline, of
     no loss), inception, or pixels (the samples as they are)."""
     inception: str | None = None
     """A folder with clean-fid's Inception weights; None: downloaded."""
