@@ -27,7 +27,7 @@ from training import Plan, train
 from ts_adapt.storage.files import sha256_of_file
 
 CHANNELS, LATENTS = (16, 32, 64), 4
-EDGES, KL = 0.5, 1e-2
+EDGES, KL = 0.5, 1e-3
 SIDE = SIZE // 2 ** (len(CHANNELS) - 1)
 """Of the latents, in pixels."""
 
