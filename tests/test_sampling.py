@@ -177,13 +177,15 @@ def test_the_callback_sees_every_evaluation() -> None:
 
 
 class Recorder:
+    runs = 0
+
     def __init__(self) -> None:
         self.heard: list[tuple[int, ...]] = []
 
     def begin(self, steps: int, batch: int) -> None:
         self.heard.append((steps, batch))
 
-    def at(self, index: int) -> None:
+    def at(self, index: int | None) -> None:
         self.heard.append((index,))
 
     def end(self) -> None:

@@ -392,14 +392,19 @@ class Nominal(Protocol):
 
 @runtime_checkable
 class StepAware(Protocol):
-    """Something inside the network that has to know the step: a cacher."""
+    """Something inside the network that has to know the step: a cacher.
+
+    runs  how many have begun
+    """
+
+    runs: int
 
     def begin(self, steps: int, batch: int) -> None:
         """A run of `steps` steps for `batch` samples begins; the network may see them twice, guided."""
         ...
 
-    def at(self, index: int) -> None:
-        """The calls of the network that follow belong to step `index`, from 0."""
+    def at(self, index: int | None) -> None:
+        """The calls of the network that follow belong to step `index`, from 0; None: to none, for the time being."""
         ...
 
     def end(self) -> None:

@@ -98,7 +98,7 @@ def integrate(
 
     node, state = policy.init(x_T, condition)
     memory, x = solver.init(x_T), x_T
-    with _told(parts, node.steps, x_T.shape[0]):
+    with told(parts, node.steps, x_T.shape[0]):
         while node.index < node.steps:
             for part in parts:
                 part.at(node.index)
@@ -160,7 +160,7 @@ class _Course:
 
 
 @contextmanager
-def _told(parts: Sequence[StepAware], steps: int, batch: int) -> Iterator[None]:
+def told(parts: Sequence[StepAware], steps: int, batch: int) -> Iterator[None]:
     """A run of `parts`, which ends however the block does."""
     try:
         for part in parts:

@@ -238,8 +238,9 @@ def test_a_pipeline_without_guidance_is_told_the_step_as_well(tiny: Any, kind: s
             heard.append((steps, batch))
             super().begin(steps, batch)
 
-        def at(self, index: int) -> None:
-            heard.append(index)
+        def at(self, index: int | None) -> None:
+            if index is not None:
+                heard.append(index)
             super().at(index)
 
     cacher = Listening(2)

@@ -2,17 +2,21 @@
 
 with attached(denoiser.network, DeepCache(interval=3)):      or *named("deepcache-3+tgate-5")
     integrate(denoiser, ...)
+with attached(pipe, DeepCache(interval=3)):                  a pipeline of diffusers, with any scheduler
+    pipe(...)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import nn
 
 from ts_adapt.cachers.cacher import Cacher
 from ts_adapt.cachers.deepcache import DeepCache
+from ts_adapt.cachers.loops import heard
 from ts_adapt.cachers.registry import CACHERS, named
 from ts_adapt.cachers.tgate import TGate
 
@@ -20,9 +24,14 @@ __all__ = ["CACHERS", "Cacher", "DeepCache", "TGate", "attached", "named"]
 
 
 @contextmanager
-def attached(network: nn.Module, *cachers: Cacher) -> Iterator[nn.Module]:
-    """`network` with `cachers` for as long as the block runs."""
+def attached(to: Any, *cachers: Cacher) -> Iterator[nn.Module]:
+    """The network `to`, or that of the pipeline `to`, with `cachers` for as long as the block runs.
+
+    Who samples with a network tells them the step: `integrate`, or a pipeline with a schedule attached. A pipeline that
+    is given itself does so in any case.
+    """
     with ExitStack() as stack:
+        network = to if isinstance(to, nn.Module) or not cachers else stack.enter_context(heard(to))
         for cacher in cachers:
             cacher.attach(network)
             stack.callback(cacher.remove, network)

@@ -7,12 +7,13 @@
     network = cacher.remove(network)        the network as it was
 
 A solver with two evaluations a step (Heun) stays at one index for both. Who runs the loop tells the step:
-`sampling.integrate` and, in pipelines, `schedulers.attach`; the step is never guessed from a timestep. Outside a run
-the network is called as if nothing were attached.
+`sampling.integrate` and, in pipelines, `schedulers.attach` or `loops`; the step is never guessed from a timestep.
+Outside a run the network is called as if nothing were attached, with a warning until there was a first one.
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -35,6 +36,7 @@ class Cacher(ABC):
 
     network  what it is attached to, or None
     steps, batch, index  of the run; index is None outside of one
+    runs     how many have begun
     """
 
     kind: ClassVar[str]
@@ -43,6 +45,7 @@ class Cacher(ABC):
         self.network: nn.Module | None = None
         self.steps = self.batch = 0
         self.index: int | None = None
+        self.runs = 0
         self._hooked: list[nn.Module] = []
 
     @abstractmethod
@@ -108,13 +111,23 @@ class Cacher(ABC):
         self.network, self._hooked = None, []
 
     def begin(self, steps: int, batch: int) -> None:
+        self.end()
         if self.network is not None:
             self._refuse_checkpointing(self.network)
-        self.end()
-        self.steps, self.batch = steps, batch
+        self.steps, self.batch, self.runs = steps, batch, self.runs + 1
 
-    def at(self, index: int) -> None:
+    def at(self, index: int | None) -> None:
         self.index = index
+
+    def outside(self) -> bool:
+        """Whether a call of the network is outside of a run."""
+        if not self.runs:
+            warnings.warn(
+                f"{self.kind} is told no step, so that nothing is cached; sample by `integrate`, or give the pipeline "
+                "in place of its network: `with cachers.attached(pipe, ...)`",
+                stacklevel=2,
+            )
+        return self.index is None
 
     def end(self) -> None:
         self.index = None

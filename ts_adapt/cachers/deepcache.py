@@ -135,7 +135,7 @@ class DeepCache(Cacher):
             raise TsAdaptError(
                 "deepcache skips the layers that a ControlNet or an adapter adds to; remove it, or sample without them"
             )
-        self._shallow = self.index is not None and self.index not in self._full and self._feature is not None
+        self._shallow = not self.outside() and self.index not in self._full and self._feature is not None
         return forward(*args, **kwargs)
 
     def _pass(self, forward: Action, *args: Any, **kwargs: Any) -> Any:

@@ -75,7 +75,7 @@ class TGate(Cacher):
 
     def _call(self, forward: Action, *args: Any, **kwargs: Any) -> Any:
         """The network itself: after the gate the conditional half of a guided batch runs alone."""
-        if self.index is None:
+        if self.outside() or self.index is None:
             return forward(*args, **kwargs)
         rows = (args[0] if args else kwargs["sample"]).shape[0]
         if rows not in (self.batch, 2 * self.batch):

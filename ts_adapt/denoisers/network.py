@@ -36,6 +36,8 @@ NetworkCall = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], Tensor]
 _STEP_AWARE = "_ts_adapt_step_aware"
 QUANTIZATION = "ts_adapt_quantization"
 """The attribute of a network that is quantized at present."""
+ATTACHMENT = "_ts_adapt_attachment"
+"""The attribute of a pipeline to which a schedule is attached at present."""
 
 
 class NetworkDenoiser(Denoiser):

@@ -26,7 +26,7 @@ from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.experiment import SPLITS
 from ts_adapt.jobs.session import Session
 from ts_adapt.remedies import command
-from ts_adapt.sampling import noise_for
+from ts_adapt.sampling import noise_for, told
 from ts_adapt.storage.files import read_json, sha256_of_file, sha256_of_json, write_json
 from ts_adapt.storage.folders import beside, if_free, making, replace_folder
 from ts_adapt.storage.layout import CONFIG, REDONE, TENSORS
@@ -89,7 +89,7 @@ def check_gradients(session: Session) -> None:
     one, times = session.teacher("train", 1)[1], session.teacher_grid().times
     handle, reason = network.register_forward_hook(left, with_kwargs=True), "passes none"
     try:
-        with torch.enable_grad():
+        with told(session.denoiser.step_aware, 1, 1), torch.enable_grad():
             session.denoiser(one.x_T.clone().requires_grad_(), times[len(times) // 2], **one.condition)
             x, said = calls[-1]
             gradient = torch.autograd.grad(said.float().square().sum(), x, allow_unused=True)[0]

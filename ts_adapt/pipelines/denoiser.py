@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.load import quiet
-from ts_adapt.denoisers.network import step_aware_parts
+from ts_adapt.denoisers.network import ATTACHMENT, step_aware_parts
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import (
     Advance,
@@ -397,7 +397,7 @@ def _drawn_alike() -> Iterator[None]:
 
 def _private(pipe: Any) -> Any:
     """A copy of `pipe` with the same networks, on which a scheduler can be put."""
-    if getattr(pipe, "_ts_adapt_attachment", None) is not None:
+    if hasattr(pipe, ATTACHMENT):
         raise TsAdaptError("a schedule is attached to this pipeline; detach it, to learn one")
     own = copy.copy(pipe)
     own.set_progress_bar_config(disable=True)

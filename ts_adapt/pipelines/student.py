@@ -55,9 +55,7 @@ class StudentScheduler(LearnedScheduler):
 
     def forget(self) -> None:
         """End the run: what it told the step is told that it is over."""
-        if self.run is not None and not self.run.finished:
-            for part in self.run.step_aware:
-                part.end()
+        self.end()
         self._forget_runs()
         self._prepared = None
 

@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ts_adapt.denoisers.network import ATTACHMENT
 from ts_adapt.denoisers.scheduler_config import REPLACED, differences, noise_of, scheduler_config
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.schedulers.asked import asked_of_scheduler
@@ -31,14 +32,17 @@ OWN = {"timesteps", "num_inference_steps", "config"}
 """What a scheduler has of itself, and not of its class."""
 FOLDED = {"UNet3DConditionModel", "I2VGenXLUNet"}
 """Networks of films whose pipelines step every frame as a sample of its own."""
-_MARK = "_ts_adapt_attachment"
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """What `detach` puts back: the scheduler of the pipelines, which are it and those inside it, and the hooks."""
+    """What `detach` puts back: the scheduler of the pipelines, which are it and those inside it, and the hooks.
+
+    own  the scheduler that is in place of that one
+    """
 
     scheduler: Any
+    own: LearnedScheduler
     pipes: tuple[Any, ...]
     handles: tuple[RemovableHandle, ...]
 
@@ -62,7 +66,7 @@ def attach(pipe: Any, schedule: LearnedScheduler, *, strict: bool = True) -> Any
             "LearnedScheduler.from_pretrained"
         )
     networks = networks_of(pipe)
-    attached = getattr(pipe, _MARK, None)
+    attached = getattr(pipe, ATTACHMENT, None)
     former = attached.scheduler if attached is not None else pipe.scheduler
     pipes = (pipe, *(inner for inner in vars(pipe).values() if _is_pipeline_of(inner, pipe.scheduler)))
     for one in pipes:
@@ -93,7 +97,7 @@ def attach(pipe: Any, schedule: LearnedScheduler, *, strict: bool = True) -> Any
     ]
     for one in pipes:
         one.scheduler = own
-    setattr(pipe, _MARK, Attachment(former, pipes, tuple(handles)))
+    setattr(pipe, ATTACHMENT, Attachment(former, own, pipes, tuple(handles)))
     return pipe
 
 
@@ -102,14 +106,15 @@ def detach(pipe: Any) -> Any:
 
     Raises TsAdaptError if nothing is attached.
     """
-    attached = getattr(pipe, _MARK, None)
+    attached = getattr(pipe, ATTACHMENT, None)
     if attached is None:
         raise TsAdaptError(f"no schedule is attached to this {type(pipe).__name__}; there is nothing to detach")
     for handle in attached.handles:
         handle.remove()
+    attached.own.end()
     for one in attached.pipes:
         one.scheduler = attached.scheduler
-    delattr(pipe, _MARK)
+    delattr(pipe, ATTACHMENT)
     return pipe
 
 

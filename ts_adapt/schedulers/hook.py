@@ -63,6 +63,8 @@ class TimeHook:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # in a graph it would be traced anew at every step
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run, parts = self.run, step_aware_parts(module)
+        for part in [] if run is None else run.told():
+            part.at(None)  # until the call is known to be one of the run's
         timestep = args[self.place] if self.place < len(args) else kwargs.get(self.name)
         if run is None or run.finished or timestep is None:
             return None
@@ -121,9 +123,10 @@ class TimeHook:
         """Tell `parts` where the run is; they begin anew should the first step have shown another batch."""
         batch = run.batch or x.shape[0] // self._copies(run, self._shown(x, given))
         if self._begun != (run.number, run.begin, batch):
-            self._begun, run.step_aware = (run.number, run.begin, batch), parts
+            self._begun = run.number, run.begin, batch
             for part in parts:
                 part.begin(run.steps, batch)
+            run.step_aware = [(part, part.runs) for part in parts]
         for part in parts:
             part.at(run.done)
 

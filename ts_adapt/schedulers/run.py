@@ -94,7 +94,8 @@ class Run:
     noised                         whether samples that begin inside are known to be at the loop's times
     batch                          the number of samples; None: no step has told it yet
     advance                        what follows an evaluation
-    step_aware                     parts of the network that were told that the run began; they are told when it is over
+    step_aware                     parts of the network that were told that the run began, each with the number of it
+                                   there; they are told when it is over
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Run:
         self.done = 0
         self.batch: int | None = None
         self.node: Node | None = None
-        self.step_aware: tuple[StepAware, ...] = ()
+        self.step_aware: list[tuple[StepAware, int]] = []
         self.noised = True
         self._nominal: list[float] = timesteps.tolist()
         self._form: tuple[int, ...] = ()
@@ -134,6 +135,15 @@ class Run:
     @property
     def finished(self) -> bool:
         return self.done == self.steps
+
+    def told(self) -> list[StepAware]:
+        """The parts of the network to which this is the run of now."""
+        return [part for part, number in self.step_aware if part.runs == number]
+
+    def end(self) -> None:
+        """Tell the parts of the network that the run is over, or was broken off."""
+        for part in self.told():
+            part.end()
 
     def find(self, timestep: Any, x: Tensor, divisors: Sequence[int] = (1,)) -> tuple[int, int] | None:
         """The place in the loop that a call with `timestep` is for, and what that was divided by; None: for none.
@@ -274,8 +284,7 @@ class Run:
         )
         self.done, self._begin_is_known, self._told_at = self.done + 1, True, None
         if self.finished:
-            for part in self.step_aware:
-                part.end()
+            self.end()
         if copies > 1:
             x_s, x0 = (torch.cat([value] * copies) for value in (x_s, x0))
         return x_s.to(x_t.dtype), x0.to(x_t.dtype)

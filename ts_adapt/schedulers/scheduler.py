@@ -334,10 +334,16 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         for a number of steps that was not learned, or is not that of the given times, and for times given to a
         schedule that chooses them by itself.
         """
+        self.end()
         plan = self.source.asked(num_inference_steps, timesteps, sigmas, self.noise_schedule, self.lists)
         self.num_inference_steps = plan.steps
         self.timesteps = (plan.times[:-1] * self.noise_schedule.time_scale).to(device=device, dtype=torch.float32)
         self._begin(plan, build_solver(self.config["solver"], OnGrid(self.noise_schedule, plan.times)))
+
+    def end(self) -> None:
+        """End the run, should it have been broken off, for what is told its steps."""
+        if self.run is not None:
+            self.run.end()
 
     def _begin(self, plan: Plan, solver: Solver, begin: int | None = None) -> None:
         self.run = Run(plan, self.timesteps, solver, self.prediction, begin, self.config["clip_x0"])
