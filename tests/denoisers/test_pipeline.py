@@ -23,6 +23,7 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ts_adapt import zoo
@@ -269,3 +270,16 @@ def test_load_without_model_index_or_network(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", unreachable)
     with pytest.raises(TsAdaptError, match=r"could not be had from the Hugging Face hub.*model of the zoo"):
         load("owner/name")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_folder_without_some_of_the_weights_is_refused(part: str, tiny: Any, tmp_path: Path) -> None:
+    tiny.pipeline("sd").save_pretrained(tmp_path)
+    load_pipeline(str(tmp_path))
+    (file,) = (tmp_path / part).glob("*.safetensors")
+    tensors = load_file(file)
+    left_out = sorted(tensors)[len(tensors) // 2]
+    del tensors[left_out]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(TsAdaptError, match=f"{part} is incomplete, without the weights {left_out}"):
+        load_pipeline(str(tmp_path), device="cpu")

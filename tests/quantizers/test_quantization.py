@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ts_adapt.denoisers.load import load_pipeline
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.layers.activations import DynamicActivation
@@ -210,3 +212,15 @@ def test_twice_and_not_at_all_are_refused(denoiser: Any) -> None:
     quantize(network, build("hqq4")[0])
     with pytest.raises(TsAdaptError, match="quantized already, by hqq; restore it first"):
         quantize(network, build("hqq3")[0])
+
+
+def test_a_quantized_pipeline_is_not_saved_as_if_it_were_whole(tiny: Any, tmp_path: Path) -> None:
+    pipe = tiny.pipeline("sd")
+    quantize(pipe.unet, build("hqq4")[0])
+    for saved in (pipe, pipe.unet, copy.deepcopy(pipe.unet)):
+        with pytest.raises(TsAdaptError, match="the network is quantized"):
+            saved.save_pretrained(tmp_path / "quantized")
+    restore(pipe.unet)
+    pipe.save_pretrained(tmp_path / "whole")
+    weights = load_pipeline(str(tmp_path / "whole")).unet.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in pipe.unet.state_dict().items())

@@ -12,6 +12,7 @@ Weights are read as safetensors only: the other formats are pickles, which run c
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ts_adapt import zoo
 from ts_adapt.denoisers.from_code import is_place
@@ -161,11 +163,48 @@ def _read(source: str, failure: str, dtype: torch.dtype | None, read: Any = None
 
     read = read or DiffusionPipeline.from_pretrained
     try:
-        with quiet():
-            return read(source, dtype=dtype or torch.float32, use_safetensors=True, **options)
+        with quiet(), _lacking() as lacking:
+            pipe = read(source, dtype=dtype or torch.float32, use_safetensors=True, **options)
     except Exception as error:
         cause = one_line(error, 160)
         raise TsAdaptError(failure.format(cause)) from error
+    for name, part in pipe.components.items():
+        tensors = part.state_dict() if isinstance(part, nn.Module) else {}
+        keys = lacking.get(id(part)) or [key for key, value in tensors.items() if value.is_meta]
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            cause = f"its {name} is incomplete, without the weights {keys[0]}{more}"
+            raise TsAdaptError(f"{failure.format(cause)}; fetch or save it again")
+    return pipe
+
+
+@contextmanager
+def _lacking() -> Iterator[dict[int, list[str]]]:
+    """Of the models of transformers that are loaded in the block, by their ids, the names of the weights that no file
+    holds, which would be random numbers. Those of diffusers are left on the device "meta"."""
+    from diffusers.utils.import_utils import is_transformers_available
+
+    found: dict[int, list[str]] = {}
+    if not is_transformers_available():
+        yield found
+        return
+    from transformers import PreTrainedModel
+
+    former: Any = vars(PreTrainedModel)["from_pretrained"]
+
+    @functools.wraps(former.__func__)
+    def reporting(kind: type, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("output_loading_info"):
+            return former.__func__(kind, *args, **kwargs)
+        model, report = former.__func__(kind, *args, **kwargs, output_loading_info=True)
+        found[id(model)] = sorted(report["missing_keys"])
+        return model
+
+    PreTrainedModel.from_pretrained = classmethod(reporting)
+    try:
+        yield found
+    finally:
+        PreTrainedModel.from_pretrained = former
 
 
 @contextmanager

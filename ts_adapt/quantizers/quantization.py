@@ -118,7 +118,8 @@ class Quantization:
         self.originals.clear()
         if self._listener is not None:
             self._listener.stop()
-        self.network.__dict__.pop(QUANTIZATION, None)
+        for name in (QUANTIZATION, "save_pretrained"):
+            self.network.__dict__.pop(name, None)
 
 
 def quantize(
@@ -162,7 +163,18 @@ def begin(network: nn.Module, method: str, options: dict[str, Any], layers: Laye
         )
     to = Quantization(network, method, options, layers)
     network.__dict__[QUANTIZATION] = to
+    if hasattr(network, "save_pretrained"):
+        network.__dict__["save_pretrained"] = _refuse_to_save
     return to
+
+
+def _refuse_to_save(*_: Any, safe_serialization: bool = True, **__: Any) -> None:
+    """In place of the network's `save_pretrained`, whose files would be loaded as a network in full precision."""
+    raise TsAdaptError(
+        "the network is quantized, and what save_pretrained wrote of it would load as another network; save the "
+        "pipeline after ts_adapt.quantizers.quantization.restore(network), and what was found by "
+        "ts_adapt.quantizers.storage.save(network, folder), which load(network, folder) puts back"
+    )
 
 
 def restore(network: nn.Module) -> nn.Module:
