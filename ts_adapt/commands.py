@@ -251,9 +251,11 @@ class Sample(Command):
     """Make images along any schedule: of the config's model, or with --pipeline of any pipeline of diffusers.
 
     The schedule is a grid, the workspace's, a schedule file, a predictor's folder, or the folder, hub id or zoo name of
-    a LearnedScheduler, such as `export --format diffusers` writes; with --pipeline not the workspace's. Pipelines of
-    text are given --prompt, image to image starts from --init-image. What is not said is the pipeline's own, --guidance
-    too. Of the config count those of the model but its name, and the defaults below. An image depends on --seed and its
+    a LearnedScheduler, such as `export --format diffusers` writes; with --pipeline not the workspace's. Models of text
+    are given --prompt, or else the config's prompts.
+
+    With --pipeline image to image starts from --init-image, and what is not said is the pipeline's own, --guidance too;
+    of the config count the student, the model but its name, and the defaults below. An image depends on --seed and its
     number only, not on the others that are made along with it.
     """
 
@@ -284,16 +286,17 @@ class Sample(Command):
             guidance = config.guidance if "guidance" in given else None
             sample_pipeline(config, Request(**asked, guidance=guidance), progress=self.progress)
             return
-        for name in ("prompt", "prompts", "negative", "init_image", "strength"):
+        for name in ("negative", "init_image", "strength"):
             if getattr(self, name) is not None:
                 raise TsAdaptError(
                     f"--{name.replace('_', '-')} is for pipelines of diffusers; name one with --pipeline"
                 )
         from ts_adapt.jobs.sample import sample_to_folder
+        from ts_adapt.prompts import given_prompts
 
         sample_to_folder(
             self.session(config), self.schedule, self.solver, self.steps, self.count, self.seed, self.label, self.out,
-            self.batch,
+            self.batch, given_prompts(self.prompt, self.prompts),
         )  # fmt: skip
 
 

@@ -54,6 +54,11 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
+def given_prompts(texts: Iterable[str] | None, path: str | Path | None) -> list[str]:
+    """`texts`, and behind them the prompts of a file; None of either: nothing was given."""
+    return [*(texts or []), *([] if path is None else read_prompts(path))]
+
+
 def prompts_of(prompts: Sequence[str], index: Iterable[int]) -> list[str]:
     """Those of the samples `index`: sample i has the prompt i modulo their number."""
     return [prompts[int(i) % len(prompts)] for i in index]

@@ -16,7 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, attach
+from ts_adapt.cachers import attached, named
 from ts_adapt.cli import main
+from ts_adapt.quantizers.methods.registry import build
+from ts_adapt.quantizers.quantization import quantize
 from ts_adapt.sampling import generator_for
 from ts_adapt.teacher.generate import ClassLabels
 
@@ -115,6 +118,40 @@ def test_text_to_image(kind: str, saved: Path, tmp_path: Path, evaluations: list
     texts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
     arguments = {"prompt": texts, "negative_prompt": ["grey"] * 3, "guidance_scale": 3.0}
     same(found, two_lines(pipe, saved / f"sd-{kind}", **arguments))
+
+
+def test_a_cacher_and_a_quantizer_are_applied(saved: Path, tmp_path: Path, capsys) -> None:
+    flags = ["--student.cacher", "tgate-2+deepcache-2", "--student.quantizer", "hqq4"]
+    found = sample(saved, tmp_path / "a", "sd", "sd-static", *TEXTS, *flags)
+    assert "with tgate-2+deepcache-2" in capsys.readouterr().out
+    pipe = StableDiffusionPipeline.from_pretrained(saved / "sd")
+    texts = {"prompt": [PROMPTS[0], PROMPTS[1], PROMPTS[0]]}
+    plain = two_lines(pipe, saved / "sd-static", **texts)
+    quantize(pipe.unet, build("hqq4")[0])
+    quantized = two_lines(pipe, saved / "sd-static", **texts)
+    with attached(pipe.unet, *named("tgate-2+deepcache-2")):
+        same(found, two_lines(pipe, saved / "sd-static", **texts))
+    assert float((found - quantized).abs().max()) > 1 < float((quantized - plain).abs().max())
+
+
+@pytest.mark.parametrize("call", [[], ["--model.call", "{guidance_scale: 3.0}"]])
+def test_text_to_image_without_a_pipeline(call: list[str], saved: Path, tmp_path: Path, capsys) -> None:
+    """Of the network called directly, with guidance by the package, and by the pipeline's own loop."""
+    words = ["sample", "--model.name", str(saved / "sd"), "--schedule", str(saved / "sd-static"), "--count", "3"]
+    words += ["--quiet", *(call or ["--guidance", "3"])]
+    assert main([*words, *TEXTS, "--out", str(tmp_path / "a")]) == 0
+    found = written(tmp_path / "a")
+    (tmp_path / "list.txt").write_text("\n".join(PROMPTS))
+    assert main([*words, "--teacher.prompts", str(tmp_path / "list.txt"), "--out", str(tmp_path / "b")]) == 0
+    assert torch.equal(written(tmp_path / "b"), found)
+    same(found, sample(saved, tmp_path / "c", "sd", "sd-static", *TEXTS, "--guidance", "3"))
+    assert main([*words, "--out", str(tmp_path / "d")]) == 2
+    assert "is told what to make" in capsys.readouterr().err
+
+
+def test_a_model_without_prompts_is_given_none(capsys) -> None:
+    assert main(["sample", "--schedule", "karras", "--prompt", "x"]) == 2
+    assert "takes no prompts; leave --prompt and --prompts out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["static", "recursive"])
@@ -248,6 +285,8 @@ def test_half_precision_and_the_default_folder(saved: Path, tmp_path: Path, caps
         (["IMG2IMG", "sd-static", "--prompt", "x"], "starts from an image; give --init-image FILE"),
         (["dit", "dit-static", "--prompt", "x"], "DiTPipeline takes no prompt"),
         (["dit", "dit-static", "--label", "1000"], "has classes 0 to 999"),
+        (["dit", "dit-static", "--student.cacher", "deepcache-2"], "has no UNet, and cachers are put on one"),
+        (["ddpm", "ddpm-static", "--student.quantizer", "minmax-w8a8"], "--model.name in place of --pipeline"),
         (["dit", "karras", "--solver", "ddpm"], "gives schedulers no generator for it; choose another solver"),
     ],
 )
@@ -303,7 +342,7 @@ def test_what_goes_wrong_in_a_pipeline_is_one_sentence(
     assert expected in message and message.count("\n") == 1
 
 
-@pytest.mark.parametrize("flags", [["--prompt", "x"], ["--init-image", "x.png"], ["--strength", ".5"]])
+@pytest.mark.parametrize("flags", [["--negative", "x"], ["--init-image", "x.png"], ["--strength", ".5"]])
 def test_flags_of_pipelines_need_one(flags: list[str], capsys) -> None:
     assert main(["sample", "--schedule", "karras", *flags]) == 2
     assert f"{flags[0]} is for pipelines of diffusers; name one with --pipeline" in capsys.readouterr().err

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import EDMEulerScheduler
 from PIL import Image
 from torch import Tensor
 
 from ts_adapt.assembly import build_solver
+from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
@@ -135,6 +137,29 @@ def test_what_blends_a_known_part_in_at_its_end_is_refused(tiny: Any) -> None:
 def test_what_draws_its_noise_where_none_can_be_given_is_refused(tiny: Any) -> None:
     with pytest.raises(TsAdaptError, match="noise"):
         PipelineDenoiser(tiny.pipeline("ddpm"))
+
+
+@pytest.mark.parametrize("way", ["no noise", "interrupted", "no schedule"])
+def test_a_pipeline_that_is_refused_is_left_as_it_was(way: str, tiny: Any) -> None:
+    pipe = tiny.pipeline("ddpm" if way == "no noise" else "sd")
+    network, scheduler = pipe.unet.train().requires_grad_(True), pipe.scheduler
+    network.conv_in.requires_grad_(False).eval()
+    trained = [(module.training, *(p.requires_grad for p in module.parameters())) for module in network.modules()]
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if way == "interrupted":
+        handle = network.mid_block.register_forward_hook(interrupt)
+    if way == "no schedule":
+        pipe.scheduler = EDMEulerScheduler()
+    with pytest.raises(KeyboardInterrupt if way == "interrupted" else TsAdaptError):
+        (from_pipeline if way == "no schedule" else PipelineDenoiser)(pipe)
+    if way == "interrupted":
+        handle.remove()
+    left = [(module.training, *(p.requires_grad for p in module.parameters())) for module in network.modules()]
+    assert left == trained and not network._forward_pre_hooks and "forward" not in vars(network)
+    assert pipe.scheduler is scheduler or way == "no schedule"
 
 
 def test_own_times_are_refused_with_the_reason_where_the_network_cannot_be_told_them(tiny: Any) -> None:

@@ -19,7 +19,8 @@ Its result may be a tensor, a tuple that begins with one, or an object with `.sa
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -157,6 +158,23 @@ def x0_from_raw(
     if output_scale is not None:
         raw = scale(torch.as_tensor(output_scale), raw)
     return to_x0(raw, x_t, noise_schedule.alpha(t), noise_schedule.sigma(t), prediction)
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """`modules` in evaluation mode and frozen from now on; as they were before, should the block raise."""
+    training = [(part, part.training) for module in modules for part in module.modules()]
+    wanted = [(value, value.requires_grad) for module in modules for value in module.parameters()]
+    try:
+        for module in modules:
+            module.eval().requires_grad_(False)
+        yield
+    except BaseException:
+        for part, mode in training:
+            part.training = mode
+        for value, wants in wanted:
+            value.requires_grad_(wants)
+        raise
 
 
 def step_aware_parts(network: nn.Module) -> tuple[StepAware, ...]:

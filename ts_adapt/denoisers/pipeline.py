@@ -49,10 +49,8 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
             "take PipelineDenoiser(pipe), or build NetworkDenoiser(network, noise_schedule, prediction) by hand"
         )
     network_name, decoder_name = PIPELINES[family]
-    network = getattr(pipe, network_name).eval().requires_grad_(False)
-    decoder = None
-    if decoder_name is not None:
-        decoder = LatentDecoder(getattr(pipe, decoder_name)).eval().requires_grad_(False)
+    network = getattr(pipe, network_name)
+    decoder = None if decoder_name is None else LatentDecoder(getattr(pipe, decoder_name))
     config = scheduler_config(pipe.scheduler)
     noise_schedule, predicted = noise_of(config, prediction=prediction)
     if prediction is not None:
@@ -67,10 +65,14 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
         def encode(prompts: Sequence[str]) -> Condition:
             return encode_prompts(pipe, prompts)[0]
 
-    return NetworkDenoiser(
+    denoiser = NetworkDenoiser(
         network, noise_schedule, predicted, clip_x0=clip_x0, decoder=decoder, null_condition=null, encode=encode,
         scheduler_config=config,
     )  # fmt: skip
+    for module in (network, decoder):
+        if module is not None:
+            module.eval().requires_grad_(False)
+    return denoiser
 
 
 def is_direct(pipe: Any) -> bool:

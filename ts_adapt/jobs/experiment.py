@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
@@ -87,16 +88,22 @@ class Experiment:
         """Where the teacher's conditions come from."""
         return self.conditions(self.config.teacher.label, split)
 
-    def conditions(self, label: int | None, split: str = "train") -> ConditionSource | None:
-        """Where conditions come from: the prompts' file, class labels (one for all, or drawn), numbers of pictures."""
+    def conditions(
+        self, label: int | None, split: str = "train", texts: Sequence[str] = ()
+    ) -> ConditionSource | None:
+        """Where conditions come from: `texts` or the prompts' file, class labels (one for all, or drawn), numbers of
+        pictures."""
         prompts, denoiser, sources = self.config.teacher.prompts_of(split), self.denoiser, list[ConditionSource]()
-        if prompts is not None:
+        if texts or prompts is not None:
             if denoiser.encode is None:
-                raise TsAdaptError(f"the model {self.config.model.name!r} takes no prompts; leave teacher.prompts out")
-            sources.append(Prompts.read(prompts, denoiser.encode))
-        elif denoiser.encode is not None and denoiser.loop is not None:
+                given = "--prompt and --prompts" if texts else "teacher.prompts"
+                raise TsAdaptError(f"the model {self.config.model.name!r} takes no prompts; leave {given} out")
+            encode = denoiser.encode
+            sources.append(Prompts(texts, encode) if texts else Prompts.read(str(prompts), encode))
+        elif denoiser.encode is not None:
             raise TsAdaptError(
-                f"the model {self.config.model.name!r} is told what to make; give teacher.prompts, a file"
+                f"the model {self.config.model.name!r} is told what to make; give teacher.prompts, a file, or to "
+                "`sample` --prompt TEXT"
             )
         else:
             labels = class_labels_for(denoiser, label)
@@ -145,6 +152,12 @@ class Experiment:
         """What a schedule file says of the model and of the solver."""
         model, prediction = self.config.model.name, self.denoiser.prediction
         return {"order": self.solver(solver).order, "model": model, "prediction": prediction}
+
+    @property
+    def shape_that_counts(self) -> list[int] | None:
+        """That of a sample, where the pipeline's own scheduler shifts its times by the size of what is made."""
+        shifts = (self.denoiser.scheduler_config or {}).get("use_dynamic_shifting")
+        return list(self.shape) if shifts else None
 
     def fixed_grids(self, steps: int) -> dict[str, TimeGrid]:
         """The fixed grids that the config compares; else every one that fits the model, equal ones under one name."""

@@ -320,5 +320,7 @@ def _listed(session: Session) -> Listed:
             if twice or parse(name).kind != PLACE:
                 other = "another one of evaluate.schedules" if twice else "a schedule of the comparison"
                 raise TsAdaptError(f"{source} would be called {name!r}, as is {other}; rename the file or folder")
-            found[solver, nfe][name] = given.shared(solver, nfe)[0].grid
+            shared = given.shared(solver, nfe)[0]
+            session.compare_size(source, shared)
+            found[solver, nfe][name] = shared.grid
     return found

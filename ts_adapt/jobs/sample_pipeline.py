@@ -10,8 +10,9 @@ without prompts that of `sample` without a pipeline. Everything else is left to 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ts_adapt.assembly import device_and_dtype, prepare
-from ts_adapt.config import Config
+from ts_adapt.assembly import build_cachers, build_quantizer, device_and_dtype, prepare
+from ts_adapt.cachers import attached
+from ts_adapt.config import Config, StudentOptions
 from ts_adapt.denoisers.load import image_to_image, load_pipeline, starts_from_image
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
 from ts_adapt.jobs.diffusers_schedules import find_scheduler, make_scheduler
 from ts_adapt.jobs.sample import write_images
 from ts_adapt.pictures import read_picture
-from ts_adapt.prompts import prompts_of, read_prompts
+from ts_adapt.prompts import given_prompts, prompts_of
 from ts_adapt.sampling import generator_for
 from ts_adapt.schedulers.attach import attach, network_of
 from ts_adapt.schedulers.scheduler import LearnedScheduler
@@ -73,7 +75,7 @@ class Request:
 def sample_pipeline(config: Config, request: Request, *, progress: bool = True) -> Path:
     """The images of `request` as PNG files and one grid of the first of them; returns the folder.
 
-    Of the config the options of the model, and what the request leaves open are taken. Raises TsAdaptError for a
+    Of the config the options of the model and of the student, and what the request leaves open are taken. Raises TsAdaptError for a
     request that the pipeline or the schedule cannot meet.
     """
     image = None if request.init_image is None else read_picture(request.init_image)
@@ -93,19 +95,39 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
     schedule.set_timesteps(steps)
     pipe.set_progress_bar_config(disable=True)
     _refuse_noise_without_generators(pipe, schedule)
-    workspace = replace(config.workspace, student="")
-    kept = workspace.samples(f"{Path(request.pipeline).name}-{found.called}", name, steps)
+    kept = config.workspace.samples(f"{Path(request.pipeline).name}-{found.called}", name, steps)
     folder = Path(request.out) if request.out else kept
 
     def make(index: range) -> Tensor:
         generators = [generator_for(request.seed, i) for i in index]
         return _call(pipe, len(index), num_inference_steps=steps, generator=generators, **arguments(index))
 
-    write_images(folder, make, request.count, request.batch or config.evaluate.batch_size, progress=progress)
+    with _cheaper(pipe, config.student):
+        write_images(folder, make, request.count, request.batch or config.evaluate.batch_size, progress=progress)
     evaluations = schedule.run.done if schedule.run is not None else steps
-    made = f"{request.count} images of {request.pipeline} along {request.schedule}, {name}, NFE {evaluations}"
+    student = f" with {config.student.name}" if config.student.name else ""
+    made = f"{request.count} images of {request.pipeline}{student} along {request.schedule}, {name}, NFE {evaluations}"
     print(f"{made}{others}: {folder}")
     return folder
+
+
+@contextmanager
+def _cheaper(pipe: Any, student: StudentOptions) -> Iterator[None]:
+    """`pipe` with the cacher and the quantizer of `student`; TsAdaptError for one that is calibrated or trained."""
+    quantizing, network = build_quantizer(student.quantizer), network_of(pipe)
+    with ExitStack() as stack:
+        if quantizing is not None:
+            from ts_adapt.quantizers.quantization import quantize, restore
+
+            if quantizing.method.needs_calls or quantizing.method.needs_training:
+                raise TsAdaptError(
+                    f"{student.quantizer} is made from samples of the model, which are an experiment's; name the model "
+                    "with --model.name in place of --pipeline, or take a quantizer such as hqq4"
+                )
+            quantize(network, quantizing.method, layers=quantizing.layers)
+            stack.callback(restore, network)
+        stack.enter_context(attached(pipe, *build_cachers(student.cacher)))
+        yield
 
 
 def _call(pipe: Any, count: int, **arguments: Any) -> Tensor:
@@ -135,7 +157,7 @@ def _arguments(pipe: Any, request: Request, image: Image.Image | None) -> Callab
     """What `pipe` is given for the images of a batch, by their numbers; TsAdaptError for what it does not take."""
     name, takes = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
     labels = _labels(pipe, request.label, takes)
-    texts = [*(request.prompt or []), *([] if request.prompts is None else read_prompts(request.prompts))]
+    texts = given_prompts(request.prompt, request.prompts)
     for flag, given, what, argument in (
         ("--prompt and --prompts", texts or None, "prompt", "prompt"),
         ("--negative", request.negative, "negative prompt", "negative_prompt"),

@@ -221,7 +221,7 @@ def keep_shared(
     batch, measured = validation_samples(session), {}
     paired = {"evaluator": config.distance, "samples": config.static_samples, "split": "validation"}
     drawn, said = {called: grid.times}, f"{name}, NFE {nfe}: "
-    about = {**session.about(name), "method": called, "seed": seed}
+    about = {**session.about(name), "method": called, "seed": seed, "shape": session.shape_that_counts}
     if batch is not None:
         distances = session.objective(solver).measure(grid, batch)
         distance, median = float(distances.mean()), float(distances.median())

@@ -18,7 +18,7 @@ from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, nfes_of
 from ts_adapt.remedies import command
-from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.schedules.file import LearnedGrid, of_another_size
 from ts_adapt.schedules.name import SHARED_NAMES, parse
 from ts_adapt.schedules.resolve import Found, Predicted, check_steps, predicted
 from ts_adapt.search.labels import LabelStore, start_entries
@@ -171,8 +171,15 @@ class Session(Experiment):
         """Where the times of a solve come from, along what a name stands for."""
         part = found.at(solver, nfe)
         if isinstance(part, LearnedGrid):
+            self.compare_size(found.called, part)
             return part.grid
         return part.predictor.to(self.config.model.device).eval().policy(part.steps)
+
+
+    def compare_size(self, name: str, learned: LearnedGrid) -> None:
+        """Say on stderr that the schedule `name` was found for another size, where that counts."""
+        if (then := learned.about.get("shape")) and tuple(then) != tuple(self.shape):
+            print(f"ts-adapt: warning: of {name}: {of_another_size(then, self.shape)}", file=sys.stderr)
 
 
 def stays(path: Path, check: Callable[[], object], redo: bool) -> bool:

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.load import quiet
-from ts_adapt.denoisers.network import ATTACHMENT, step_aware_parts
+from ts_adapt.denoisers.network import ATTACHMENT, frozen, step_aware_parts
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import (
     Advance,
@@ -87,27 +87,31 @@ class PipelineDenoiser(Denoiser):
         self.scheduler_config = scheduler_config(pipe.scheduler)
         self.noise_schedule, self.prediction = noise_of(self.scheduler_config)
         self.evaluations = 0
-        for module in _modules(pipe).values():
-            module.eval().requires_grad_(False)
         self.pipe = _private(pipe)
+        with frozen(*_modules(pipe).values()):
+            self._begin()
+
+    def _begin(self) -> None:
+        """Put the student on the pipeline, and run it once; TsAdaptError, with nothing left on it, where that fails."""
         self.network = network_of(self.pipe)
         told = networks_of(self.pipe).values()  # a ControlNet, or the expert for the rest of the times, among them
         self._networks = [self.network, *(module for module in told if module is not self.network)]
-        self._encoders = [module for key, module in _modules(pipe).items() if key.startswith(ENCODERS)]
+        self._encoders = [module for key, module in _modules(self.pipe).items() if key.startswith(ENCODERS)]
         self._encoded, self._recorded, self._ending = Encoded(), Recorded(), Ending(self.pipe)
         self._solver = build_solver("ddim", self.noise_schedule)
         self.tells, self._cannot_tell = True, ""
         try:
-            self._student, self._hook = self._attached()
-            self.shape = self._probe()
-        except TsAdaptError as error:
-            self.tells, self._cannot_tell = False, str(error)
-            self._student, self._hook = self._attached()
             try:
+                self._student, self._hook = self._attached()
                 self.shape = self._probe()
-            except TsAdaptError:
+            except TsAdaptError as error:
+                self.tells, self._cannot_tell = False, str(error)
+                self._student, self._hook = self._attached()
+                self.shape = self._probe()
+        except BaseException:
+            if hasattr(self.pipe, ATTACHMENT):
                 detach(self.pipe)
-                raise
+            raise
 
     @property
     def step_aware(self) -> tuple[StepAware, ...]:

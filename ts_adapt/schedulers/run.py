@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ from ts_adapt.interfaces import Advance, Condition, Node, Solver, StepAware, Ste
 from ts_adapt.sampling import advance
 from ts_adapt.schedulers.plan import Plan
 from ts_adapt.schedulers.view import View
+from ts_adapt.schedules.file import of_another_size
 
 _numbers = itertools.count()
 
@@ -91,6 +93,7 @@ class Run:
     solver, prediction, clip_x0    as in `NetworkDenoiser` and `integrate`
     begin                          the place of the nominal times where it begins; None: that of the first step
     number, thread                 the later of two runs has the greater number; the thread that began it
+    learned_at                     the shape of the samples that the times were found for; None: it does not count
     noised                         whether samples that begin inside are known to be at the loop's times
     batch                          the number of samples; None: no step has told it yet
     advance                        what follows an evaluation
@@ -112,6 +115,7 @@ class Run:
         self.node: Node | None = None
         self.step_aware: list[tuple[StepAware, int]] = []
         self.noised = True
+        self.learned_at: Any = None
         self._nominal: list[float] = timesteps.tolist()
         self._form: tuple[int, ...] = ()
         self._shape: tuple[int, ...] = ()
@@ -294,6 +298,8 @@ class Run:
         rows, form = x_t.shape[0], x_t.shape[1:]
         if self.batch is None:
             self.batch, self._form = self._settle(x_t), form
+            if isinstance(self.learned_at, list) and tuple(self.learned_at) != tuple(form):
+                warnings.warn(of_another_size(self.learned_at, form), stacklevel=4)
         if form != self._form:
             raise TsAdaptError(
                 f"the run began with samples of shape {tuple(self._form)} and step {self.done} has {tuple(form)}; call "

@@ -20,6 +20,7 @@ and in `about`, each where it is known (null or left out where not):
     teacher           the hash of the teacher's manifest, that is of everything its samples depend on
     teacher_solver, teacher_nfe, teacher_grid, teacher_seed    the fine solve itself
     made_with         the options of the search that found it, by the names that they have in a config
+    shape             of the samples that it was found on, where the pipeline's own scheduler shifts its times by their size
     measured          name -> {"value": number, "evaluator": what measured it, "samples": how many, ...}
 
 Whatever else it holds travels along. A plain list of sigmas cannot carry corrections; this file does. Grids per sample
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ REQUIRED: Schema = {
 ABOUT: Schema = {
     "order": int, "model": str, "prediction": str, "method": str, "source": str, "seed": int, "distance": str,
     "teacher": str, "teacher_solver": str, "teacher_nfe": int, "teacher_grid": str, "teacher_seed": int,
-    "made_with": dict, "measured": dict,
+    "made_with": dict, "shape": list, "measured": dict,
 }  # fmt: skip
 """The named places of `about` and the type that each has, if it is not null."""
 LOG_SNR_TOLERANCE = 1e-3
@@ -154,6 +155,15 @@ class LearnedGrid:
                 f"{float(self.grid.times[place]):.6g} its log-SNR is {float(self.log_snr[place]):.4g}, this model's "
                 f"{float(there[place]):.4g}; give the model it was made for, or export it as sigmas and import these"
             )
+
+
+def of_another_size(then: Sequence[int], now: Sequence[int]) -> str:
+    """What is to be said where a schedule that was found for samples of the shape `then` meets some of the shape `now`.
+    """
+    return (
+        f"the schedule was found for samples of shape {tuple(then)}, and these are of {tuple(now)}: pipelines of this kind "
+        "shift their times by the size, so find one for it"
+    )
 
 
 def check_about(about: Mapping[str, Any], what: Path | str) -> None:
