@@ -139,6 +139,13 @@ def test_what_draws_its_noise_where_none_can_be_given_is_refused(tiny: Any) -> N
         PipelineDenoiser(tiny.pipeline("ddpm"))
 
 
+def test_a_network_that_does_not_see_the_state_is_refused(tiny: Any) -> None:
+    pipe = tiny.pipeline("sd")
+    pipe.unet.register_forward_pre_hook(lambda module, args: (torch.zeros_like(args[0]), *args[1:]))
+    with pytest.raises(TsAdaptError, match="is shown the same of different states"):
+        PipelineDenoiser(pipe)
+
+
 @pytest.mark.parametrize("way", ["no noise", "interrupted", "no schedule"])
 def test_a_pipeline_that_is_refused_is_left_as_it_was(way: str, tiny: Any) -> None:
     pipe = tiny.pipeline("ddpm" if way == "no noise" else "sd")

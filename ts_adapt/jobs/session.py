@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ts_adapt import distributed
 from ts_adapt.config import Config
 from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
@@ -180,6 +181,12 @@ class Session(Experiment):
         """Say on stderr that the schedule `name` was found for another size, where that counts."""
         if (then := learned.about.get("shape")) and tuple(then) != tuple(self.shape):
             print(f"ts-adapt: warning: of {name}: {of_another_size(then, self.shape)}", file=sys.stderr)
+
+
+def announce(what: str, evaluations: int) -> None:
+    """Say once, before the work begins, about how many evaluations of the network `what` will take; none: nothing."""
+    if evaluations and distributed.rank() == 0:
+        print(f"{what}: about {evaluations:,} evaluations of the network to do", flush=True)
 
 
 def stays(path: Path, check: Callable[[], object], redo: bool) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ts_adapt import distributed
-from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.session import Session, announce
 from ts_adapt.teacher.generate import generate
 from ts_adapt.teacher.store import TeacherStore
 
@@ -23,5 +23,6 @@ def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_p
             session.denoiser, solver, grid, store,
             samples=samples, batch_size=options.batch_size, condition=session.condition_source(split),
             save_png=save_png, progress=session.progress,
+            announce=lambda to_do, split=split: announce(f"teacher, {split}", to_do * options.nfe),
         )  # fmt: skip
         print(f"teacher, {split}: {samples} samples in {store.folder}")

@@ -337,6 +337,9 @@ class PipelineDenoiser(Denoiser):
         begun = [seen[-1]] if "latents" in self.arguments.takes else seen[0].split(2)
         if not all(torch.equal(x, given.to(x)) for x in begun):
             raise TsAdaptError(f"{name} does not begin with the noise that it is given; no sample can be given its own")
+        shown = seen[0]
+        if len(shown) > 1 and all(torch.equal(row, shown[0]) for row in shown[1:]):
+            raise TsAdaptError(f"the network of {name} is shown the same of different states; nothing can be learned")
         return shape
 
 

@@ -55,6 +55,12 @@ class TrainOptions:
     hidden: Annotated[int, Between(1, 8192)] = 128
     seed: Seed = 0
 
+    def solves(self, train: int, validation: int) -> int:
+        """About how many solves of one sample, for each NFE, a training takes that does not end early."""
+        through = self.epochs * (train + validation)
+        regressed = -(-self.label_epochs // self.validate_every) * validation
+        return validation + {"end_to_end": through, "labels": regressed, "both": through + regressed}[self.loss]
+
 
 @dataclass(frozen=True)
 class Phase:

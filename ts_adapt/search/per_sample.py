@@ -51,6 +51,11 @@ class PerSampleOptions:
     """What is searched beside the times: shift (of the model times), scale (of the output), coefficients."""
     seed: Seed = 0
 
+    @property
+    def solves(self) -> int:
+        """Of each sample, from the static grid and the random starts."""
+        return 2 + (1 + self.random_starts) * self.iterations + self.random_starts * self.candidates
+
 
 @dataclass(frozen=True)
 class LabelBatch:

@@ -97,6 +97,17 @@ class StaticOptions:
     soft_teacher: bool = False
     seed: Seed = 0
 
+    def solves(self, train: int, validation: int) -> int:
+        """About how many solves of one sample a search takes that does not end early, from numbers of samples."""
+        batch, validations = min(self.batch_size, train), -(-self.iterations // self.validate_every)
+        lbfgs = self.starts * self.iterations * (train + validation)
+        forward = self.evaluations * (train + validation // 4)  # two validations a generation of eight or more
+        adam = self.iterations * batch + validations * validation
+        return {
+            "lbfgs": lbfgs, "forward": forward, "auto": lbfgs + forward // 2, "adam": adam,
+            "smoothed": adam + self.iterations * batch,
+        }[self.method]  # fmt: skip
+
 
 @dataclass
 class StaticResult:

@@ -193,6 +193,7 @@ def generate(
     condition: ConditionSource | None = None,
     save_png: bool = False,
     progress: bool = True,
+    announce: Callable[[int], None] | None = None,
 ) -> None:
     """Bring `store` to `samples` samples; shards that are there and intact stay, damaged ones are made anew.
 
@@ -201,6 +202,7 @@ def generate(
     grid       one time grid for all samples, that of the store's config
     condition  as in the store's config; None: unconditional
     save_png   also write the decoded targets to `images/<index>.png`
+    announce   is told how many samples are to be solved, before the first one is
 
     Raises TsAdaptError if an argument is not what the config says, if training samples would run into the test's,
     if another process generates into the same folder, and for whatever goes wrong with a file.
@@ -211,7 +213,10 @@ def generate(
     ranges = {shard: store.range_of(shard, samples) for shard in store.shards(samples)}
     with store.writing():
         missing = distributed.first(lambda: [shard for shard in ranges if not store.finished(shard, samples)])
-        done, own = samples - sum(len(ranges[shard]) for shard in missing), distributed.own_share(missing)
+        to_do, own = sum(len(ranges[shard]) for shard in missing), distributed.own_share(missing)
+        if announce is not None:
+            announce(to_do)
+        done = samples - to_do
         bar = tqdm(
             total=done + sum(len(ranges[shard]) for shard in own),
             initial=done,
