@@ -29,7 +29,7 @@ def images(pipe: Any, steps: int = STEPS, **call: Any) -> Tensor:
     """Of two samples; guided where the pipeline has prompts."""
     generators = [torch.Generator().manual_seed(row) for row in range(ROWS)]
     texts = {"prompt": ["a cat", "dog"], "guidance_scale": 3.0} if hasattr(pipe, "encode_prompt") else {}
-    own = {"batch_size": ROWS} if not texts else texts
+    own = texts or {"batch_size": ROWS}
     made = pipe(generator=generators, num_inference_steps=steps, output_type="np", **{**own, **call}).images
     return torch.from_numpy(made)
 

@@ -88,9 +88,7 @@ class Experiment:
         """Where the teacher's conditions come from."""
         return self.conditions(self.config.teacher.label, split)
 
-    def conditions(
-        self, label: int | None, split: str = "train", texts: Sequence[str] = ()
-    ) -> ConditionSource | None:
+    def conditions(self, label: int | None, split: str = "train", texts: Sequence[str] = ()) -> ConditionSource | None:
         """Where conditions come from: `texts` or the prompts' file, class labels (one for all, or drawn), numbers of
         pictures."""
         prompts, denoiser, sources = self.config.teacher.prompts_of(split), self.denoiser, list[ConditionSource]()

@@ -75,8 +75,8 @@ class Request:
 def sample_pipeline(config: Config, request: Request, *, progress: bool = True) -> Path:
     """The images of `request` as PNG files and one grid of the first of them; returns the folder.
 
-    Of the config the options of the model and of the student, and what the request leaves open are taken. Raises TsAdaptError for a
-    request that the pipeline or the schedule cannot meet.
+    Of the config the options of the model and of the student, and what the request leaves open are taken. Raises
+    TsAdaptError for a request that the pipeline or the schedule cannot meet.
     """
     image = None if request.init_image is None else read_picture(request.init_image)
     device, dtype = device_and_dtype(config.model)

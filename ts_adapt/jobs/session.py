@@ -176,7 +176,6 @@ class Session(Experiment):
             return part.grid
         return part.predictor.to(self.config.model.device).eval().policy(part.steps)
 
-
     def compare_size(self, name: str, learned: LearnedGrid) -> None:
         """Say on stderr that the schedule `name` was found for another size, where that counts."""
         if (then := learned.about.get("shape")) and tuple(then) != tuple(self.shape):

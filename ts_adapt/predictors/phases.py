@@ -57,9 +57,10 @@ class TrainOptions:
 
     def solves(self, train: int, validation: int) -> int:
         """About how many solves of one sample, for each NFE, a training takes that does not end early."""
-        through = self.epochs * (train + validation)
-        regressed = -(-self.label_epochs // self.validate_every) * validation
-        return validation + {"end_to_end": through, "labels": regressed, "both": through + regressed}[self.loss]
+        validated = 2 * validation  # its spread is looked at too
+        through = self.epochs * (train + validated)
+        regressed = -(-self.label_epochs // self.validate_every) * validated
+        return train + validated + {"end_to_end": through, "labels": regressed, "both": through + regressed}[self.loss]
 
 
 @dataclass(frozen=True)

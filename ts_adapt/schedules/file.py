@@ -20,7 +20,7 @@ and in `about`, each where it is known (null or left out where not):
     teacher           the hash of the teacher's manifest, that is of everything its samples depend on
     teacher_solver, teacher_nfe, teacher_grid, teacher_seed    the fine solve itself
     made_with         the options of the search that found it, by the names that they have in a config
-    shape             of the samples that it was found on, where the pipeline's own scheduler shifts its times by their size
+    shape             of the samples that it was found on, where the pipeline's scheduler shifts its times by their size
     measured          name -> {"value": number, "evaluator": what measured it, "samples": how many, ...}
 
 Whatever else it holds travels along. A plain list of sigmas cannot carry corrections; this file does. Grids per sample
@@ -158,11 +158,10 @@ class LearnedGrid:
 
 
 def of_another_size(then: Sequence[int], now: Sequence[int]) -> str:
-    """What is to be said where a schedule that was found for samples of the shape `then` meets some of the shape `now`.
-    """
+    """What there is to say where a schedule found for samples of the shape `then` meets some of the shape `now`."""
     return (
-        f"the schedule was found for samples of shape {tuple(then)}, and these are of {tuple(now)}: pipelines of this kind "
-        "shift their times by the size, so find one for it"
+        f"the schedule was found for samples of shape {tuple(then)}, and these are of {tuple(now)}: pipelines of this "
+        "kind shift their times by the size, so find one for it"
     )
 
 
