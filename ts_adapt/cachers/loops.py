@@ -53,7 +53,8 @@ class _Loop:
     """
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe, self.scheduler = pipe, None
+        self.pipe = pipe
+        self.scheduler: Any = None
         self.coming, self.done, self.total = False, 0, 0
 
     def listen_to(self, scheduler: Any) -> None:
@@ -98,7 +99,7 @@ class _Loop:
 
     def _left_from(self, t: Any) -> int:
         """How many of the scheduler's steps there are from its timestep `t` on."""
-        timesteps: Tensor = self.scheduler.timesteps  # type: ignore[attr-defined]
+        timesteps: Tensor = self.scheduler.timesteps
         same = timesteps == torch.as_tensor(t, device=timesteps.device).flatten()[0]
         return len(timesteps) - int(same.int().argmax())
 

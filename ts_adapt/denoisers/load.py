@@ -188,9 +188,10 @@ def _lacking() -> Iterator[dict[int, list[str]]]:
     if not is_transformers_available():
         yield found
         return
-    from transformers import PreTrainedModel
+    import transformers
 
-    former: Any = vars(PreTrainedModel)["from_pretrained"]
+    kind_of_all: Any = transformers.PreTrainedModel
+    former: Any = vars(kind_of_all)["from_pretrained"]
 
     @functools.wraps(former.__func__)
     def reporting(kind: type, *args: Any, **kwargs: Any) -> Any:
@@ -200,11 +201,11 @@ def _lacking() -> Iterator[dict[int, list[str]]]:
         found[id(model)] = sorted(report["missing_keys"])
         return model
 
-    PreTrainedModel.from_pretrained = classmethod(reporting)
+    kind_of_all.from_pretrained = classmethod(reporting)
     try:
         yield found
     finally:
-        PreTrainedModel.from_pretrained = former
+        kind_of_all.from_pretrained = former
 
 
 @contextmanager

@@ -23,6 +23,10 @@ def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_p
             session.denoiser, solver, grid, store,
             samples=samples, batch_size=options.batch_size, condition=session.condition_source(split),
             save_png=save_png, progress=session.progress,
-            announce=lambda to_do, split=split: announce(f"teacher, {split}", to_do * options.nfe),
+            announce=partial(_announce, split, options.nfe),
         )  # fmt: skip
         print(f"teacher, {split}: {samples} samples in {store.folder}")
+
+
+def _announce(split: str, nfe: int, samples: int) -> None:
+    announce(f"teacher, {split}", samples * nfe)
