@@ -35,7 +35,7 @@ import matplotlib.pyplot
 import torch
 from accelerate import Accelerator
 
-import ts_adapt.jobs.demo  # noqa: F401  (what the jobs import when they need it)
+import ts_adapt.jobs.learn  # noqa: F401  (what the jobs import when they need it)
 from ts_adapt.cli import main as ts_adapt_main
 from ts_adapt.storage.files import read_tensors, sha256_of_tensors
 

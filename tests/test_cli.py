@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -99,3 +100,22 @@ def test_a_commands_own_flags_come_first_in_its_help(command: str, capsys: pytes
     own = [flag_of(option.name) for option in fields(COMMANDS[command]) if "positional" not in option.metadata]
     listed = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
     assert {*listed[: len(own) + 2]} == {*own, "--config", "--print_config"}
+
+
+SAYS = """
+import sys
+from ts_adapt import cli
+cli.run = lambda arguments: print("a \N{EN DASH} b \N{SNOWMAN}", file=getattr(sys, arguments[0]))
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("latin-1", r"a - b \u2603"), ("cp932", r"a - b \u2603"), ("ascii", r"a - b \u2603"), ("utf-8", "a – b ☃")],
+)
+def test_no_sign_is_lost_on_any_console(stream: str, encoding: str, shown: str) -> None:
+    how = {"env": {**os.environ, "PYTHONIOENCODING": encoding}, "capture_output": True, "check": True}
+    done = subprocess.run([sys.executable, "-c", SAYS, stream], **how)
+    assert getattr(done, stream).decode(encoding).strip() == shown

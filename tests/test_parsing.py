@@ -13,6 +13,7 @@ from ts_adapt.config import Config
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.remedies import command, experiment
+from ts_adapt.solvers import DDIM
 
 
 def config(*words: str) -> Config:
@@ -40,6 +41,70 @@ def test_a_config_file_writes_lists_alike_and_flags_behind_it_override_it(tmp_pa
     assert config("--nfe", "3", "--config", str(path)).nfe == [7]
     assert config(f"--config={path}", "--nfe", "3", "--teacher.nfe", "9").nfe == [3]
     assert config("--config", str(path), "--teacher.nfe", "9").teacher.nfe == 9
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("nfe: 010", [10]),
+        ("nfe: [03, 1e1]", [3, 10]),
+        ("static_samples: 1_000", 1000),
+        ("static_samples: 1e3", 1000),
+        ("name: 010", "010"),
+        ("name: 2024-01-01", "2024-01-01"),
+        ("teacher:", Config().teacher),
+        ("name: ü ö", "ü ö"),
+    ],
+)
+def test_a_number_is_what_a_person_reads_in_a_file_and_on_the_command_line(
+    tmp_path: Path, line: str, found: object
+) -> None:
+    path = tmp_path / "my own ü.yml"
+    path.write_text(line)
+    option, _, value = line.partition(":")
+    assert getattr(config("--config", str(path)), option) == found
+    if value:
+        assert getattr(config(f"--{option}", value.strip()), option) == found
+
+
+@pytest.mark.parametrize("value", ["1:30", "0x10", "0b11", "0o7", "1.5", "yes"])
+def test_a_number_that_people_read_otherwise_is_refused(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "a.yml"
+    path.write_text(f"teacher: {{nfe: {value}}}")
+    for words in (["--config", str(path)], ["--teacher.nfe", value]):
+        with pytest.raises(TsAdaptError, match=f"option teacher.nfe is {value}; give"):
+            config(*words)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("teacher: {nfe: 50}\nname: x\nteacher: {seed: 3}", "teacher"),
+        ("teacher: {nfe: 50, nfe: 3}", "nfe"),
+        ("model: {call: {height: 8, width: 8, height: 9}}", "height"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_named(tmp_path: Path, text: str, key: str) -> None:
+    path = tmp_path / "a.yml"
+    path.write_text(text)
+    with pytest.raises(TsAdaptError, match=f"gives '{key}' twice"):
+        config("--config", str(path))
+
+
+def test_paths_mean_what_they_mean_in_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "/my data/ü")
+    path = tmp_path / "a.yml"
+    path.write_text("data_root: ~/a b\nlog_root: $DATA/logs\nevaluate: {schedules: [~/s.json], reference: '${DATA}'}")
+    given = config("--config", str(path), "--teacher.prompts", "$DATA/p.txt")
+    assert (given.data_root, given.log_root) == ("/home/me/a b", "/my data/ü/logs")
+    assert (given.evaluate.schedules, given.evaluate.reference) == (["/home/me/s.json"], "/my data/ü")
+    assert given.teacher.prompts == "/my data/ü/p.txt"
+    assert parse(["sample", "--out", "~/o", "--prompt", "~ $DATA"]).command.out == "/home/me/o"
+    assert parse(["sample", "--prompt", "~ $DATA"]).command.prompt == ["~ $DATA"]
+    for value, what in (("$NOWHERE/x", r"\$NOWHERE"), ("~nobody-here/x", "~nobody-here")):
+        with pytest.raises(TsAdaptError, match=f"option data_root is .*, where {what} stands for nothing here"):
+            config("--data_root", value)
 
 
 def test_a_family_of_solvers_stands_for_one_of_them() -> None:
@@ -94,3 +159,19 @@ def test_a_command_in_a_message_is_for_the_experiment_at_work() -> None:
         "--method", "static", "--nfe", "5",
     ]  # fmt: skip
     assert command("search", "--method", "static") == "`ts-adapt search --method static`"
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddim-eta0.5", 0.5), ("ddim-eta.25", 0.25), ("ddim-eta1", 1.0)])
+def test_ddim_takes_any_share_of_the_noise(name: str, eta: float) -> None:
+    noise_schedule = example_mixture().noise_schedule
+    solver = build_solver(name, noise_schedule)
+    assert vars(solver) == vars(DDIM(noise_schedule, eta=eta)) and solver.needs_noise
+    assert config("--solvers", name).solvers == [name]
+    with pytest.raises(TsAdaptError, match="cannot be corrected"):
+        build_solver(f"{name}+corrector", noise_schedule)
+
+
+@pytest.mark.parametrize("name", ["ddim-eta1.5", "ddim-eta-1", "ddim-eta", "ddpm-eta0.5"])
+def test_other_shares_are_refused(name: str) -> None:
+    with pytest.raises(TsAdaptError, match="unknown solver"):
+        config("--solvers", name)

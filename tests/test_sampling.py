@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ts_adapt.denoisers.guidance import Guided
+from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.interfaces import Denoiser, Node, TimeGrid, TsAdaptError
-from ts_adapt.noise import Cosine
+from ts_adapt.noise import BetaTable, Cosine, VarianceExploding
 from ts_adapt.numerics import expand
 from ts_adapt.sampling import Solution, initial_noise, integrate, noise_for
-from ts_adapt.solvers import DDIM, Heun
+from ts_adapt.solvers import DDIM, IPNDM, Corrected, Heun
 
 NOISE = Cosine()
 TIMES = torch.tensor([0.95, 0.6, 0.3, 0.05], dtype=torch.float64)
@@ -234,3 +237,36 @@ def test_initial_noise_is_standard_normal_and_streams_are_unrelated() -> None:
 
 def test_no_samples_is_an_empty_batch() -> None:
     assert initial_noise(0, [], (3, 2)).shape == (0, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("solver", "schedule", "made"), [("ddim", "karras", "solver"), (DDIM(NOISE), "karras", "grid")]
+)
+def test_a_name_is_told_what_it_stands_for(solver: Any, schedule: Any, made: str) -> None:
+    with pytest.raises(TsAdaptError, match=rf"is the name of a {made}; .*build_{made}\("):
+        integrate(Tiny(), solver, schedule, torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("factor", [0.01, 1.0, 80.0, 6400.0])
+def test_noise_of_another_scale_is_noticed(factor: float) -> None:
+    denoiser = Tiny()
+    denoiser.noise_schedule = VarianceExploding(t_min=0.002, t_max=80.0)
+    times, x_T = torch.tensor([80.0, 0.002], dtype=torch.float64), initial_noise(0, range(300), (4,))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        integrate(denoiser, DDIM(denoiser.noise_schedule), times, factor * x_T)
+        integrate(denoiser, DDIM(denoiser.noise_schedule), times, factor * x_T, check=False)
+    assert [f"{80.0:.3g}" in str(warning.message) for warning in told] == ([] if factor == 80.0 else [True])
+
+
+def test_solvers_grids_and_denoisers_say_what_they_are() -> None:
+    assert all(part in repr(DDIM(NOISE, eta=0.5)) for part in ("DDIM(", "eta=0.5", "Cosine("))
+    assert all(part in repr(Corrected(IPNDM(NOISE, order=3))) for part in ("Corrected(", "IPNDM(", "order=3"))
+    assert repr(TimeGrid(TIMES)) == "TimeGrid(3 steps: 0.95, 0.6, 0.3, 0.05)"
+    each = TimeGrid(TIMES.expand(7, 4), model_times=TIMES[:-1])
+    assert repr(each) == "TimeGrid(3 steps for each of 7 samples: 0.95 to 0.05; model_times)"
+    network = NetworkDenoiser(nn.Identity(), BetaTable(torch.full((10,), 0.1)), "v", shape=(3, 8, 8))
+    assert all(
+        part in repr(Guided(network, 2.0, {"class_labels": 0}))
+        for part in ("Guided(", "(3, 8, 8)", "predicts v", "t from 9 to 0")
+    )

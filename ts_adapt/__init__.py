@@ -5,6 +5,7 @@ solver = ts_adapt.build_solver("unipc-3", denoiser.noise_schedule)
 grid = ts_adapt.build_grid("karras", denoiser.noise_schedule, steps=5)  # or a learned one: LearnedGrid.load(path).grid
 x_T = ts_adapt.initial_noise(seed=0, index=range(16), shape=denoiser.shape)
 images = denoiser.decode(ts_adapt.integrate(denoiser, solver, grid, x_T).x)
+print(ts_adapt.compare(denoiser, ["karras", "log_snr"], steps=5))       # or learned ones; .figure() draws them
 
 schedule = ts_adapt.LearnedScheduler.from_pretrained(path)     # in a pipeline of diffusers: these two lines
 ts_adapt.attach(pipe, schedule)
@@ -32,6 +33,7 @@ from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.per_sample import search_per_sample
 
 if TYPE_CHECKING:
+    from ts_adapt.evaluation.side_by_side import compare
     from ts_adapt.pipelines.denoiser import PipelineDenoiser
     from ts_adapt.schedulers.attach import attach, detach
     from ts_adapt.schedulers.scheduler import LearnedScheduler
@@ -60,6 +62,7 @@ __all__ = [
     "build_distance",
     "build_grid",
     "build_solver",
+    "compare",
     "detach",
     "from_edm",
     "from_pipeline",
@@ -76,6 +79,7 @@ _LATER = {
     "SchedulerMixin": "schedulers.scheduler",  # diffusers asks for it here, to load a pipeline with our scheduler
     "PipelineDenoiser": "pipelines.denoiser",
     "attach": "schedulers.attach",
+    "compare": "evaluation.side_by_side",
     "detach": "schedulers.attach",
     "search_static": "search.static",
 }

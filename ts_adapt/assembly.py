@@ -1,13 +1,14 @@
 """From names to objects: the one place where options become denoisers, solvers, distances, cachers, quantizers.
 
-Solvers are named `family-order`, or by the family alone (`FAMILIES`), with `+corrector` behind any of the multistep
-family or DDIM for UniPC's corrector; names of schedules are those of `schedules.name`. Names of cachers are those of
-`cachers.registry`, names of quantizers those of `quantizers.methods.registry`, with `@uniform`, `@normal` or `@active`
-behind one for the selection of its calibration set; `none` is neither.
+Solvers are named `family-order`, or by the family alone (`FAMILIES`), or `ddim-eta0.5`, with `+corrector` behind any of
+the multistep family or DDIM for UniPC's corrector; names of schedules are those of `schedules.name`. Names of cachers
+are those of `cachers.registry`, names of quantizers those of `quantizers.methods.registry`, with `@uniform`, `@normal`
+or `@active` behind one for the selection of its calibration set; `none` is neither.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from ts_adapt import cachers, distances, pruning
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.denoisers.execution import execute
 from ts_adapt.interfaces import MAX_STEPS, Denoiser, Distance, NoiseSchedule, Solver, TsAdaptError, one_line, unknown
+from ts_adapt.options import PathText
 from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniP, UniPC
 from ts_adapt.zoo.networks import GREY
 
@@ -52,6 +54,8 @@ SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
 }
 FAMILIES = {"dpmpp": "dpmpp-2m", "unipc": "unipc-2", "unip": "unip-2", "deis": "deis-2", "ipndm": "ipndm-4"}
 """A solver's name without its order stands for the order that diffusers' scheduler of that name has by default."""
+WITH_ETA = re.compile(r"ddim-eta(1|0?\.\d+)")
+"""DDIM with some of the noise of `ddpm`."""
 ANALYTIC: dict[str, Callable[[], Denoiser]] = {"gaussian-mixture": example_mixture}
 CORRECTOR = "+corrector"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -65,7 +69,7 @@ SELECTION = {"tinydm": "active"}
 class ModelOptions:
     """Which model samples, and how it is called."""
 
-    name: str = "fashion-ddpm"
+    name: PathText = "fashion-ddpm"
     """A zoo name, a pipeline folder, a hub id, a function that makes a denoiser (package.module:function or
     path/file.py:function), or gaussian-mixture (analytic)."""
     prediction: str | None = None
@@ -79,7 +83,7 @@ class ModelOptions:
     """One product for query, key and value of each attention layer; not with quantizers."""
     compile: str | None = None
     """A backend of torch.compile, such as inductor; not with cachers."""
-    pruned: str | None = None
+    pruned: PathText | None = None
     """A file that `ts-adapt prune` wrote: the model without these blocks."""
     call: dict[str, Any] = field(default_factory=dict)
     """Arguments of the pipeline's call, as diffusers documents them: {guidance_scale: 5, height: 768, ...}."""
@@ -123,9 +127,10 @@ def build_solver(name: str, noise_schedule: NoiseSchedule) -> Solver:
     """The solver called `name` for `noise_schedule`; TsAdaptError for an unknown one."""
     name = solver_name(name)
     base = name.removesuffix(CORRECTOR)
-    if base not in SOLVERS:
-        raise unknown("solver", base, [*SOLVERS, *FAMILIES])
-    solver = SOLVERS[base](noise_schedule)
+    eta = WITH_ETA.fullmatch(base)
+    if base not in SOLVERS and eta is None:
+        raise unknown("solver", base, [*SOLVERS, *FAMILIES, "ddim-eta0.5"])
+    solver = SOLVERS[base](noise_schedule) if eta is None else DDIM(noise_schedule, eta=float(eta[1]))
     return Corrected(solver) if name.endswith(CORRECTOR) else solver
 
 

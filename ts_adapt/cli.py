@@ -5,12 +5,14 @@ Errors of the user's input are one sentence and exit code 2; what was finished b
 
 from __future__ import annotations
 
+import codecs
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import reduce
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from ts_adapt import distributed, remedies
@@ -22,6 +24,8 @@ from ts_adapt.parsing import HELP, Line, Refused, read_line
 
 if TYPE_CHECKING:
     from ts_adapt.config import Config
+
+PLAIN = {"\N{EN DASH}": "-", "\N{MINUS SIGN}": "-", "\N{HORIZONTAL ELLIPSIS}": "..."}
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,23 @@ def run(arguments: Sequence[str] | None = None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script: 0 when done, 2 for bad input, 130 when interrupted, 143 when terminated."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=_spelled.__name__)
     with _terminable():
         return _outcome(arguments)
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """What a console shows for a sign that its encoding lacks: a plain one, else its number, so that none is lost."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    plain = (PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs)
+    return "".join(plain), error.end
+
+
+codecs.register_error(_spelled.__name__, _spelled)
 
 
 def _outcome(arguments: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ commands that run them, so that options are read, and help is given, without the
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_origin
@@ -17,7 +17,7 @@ from jsonargparse import set_parsing_settings
 from ts_adapt import distributed
 from ts_adapt._version import __version__
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.options import Between, Count, Evaluations, OneOf, Seed, hints_of, taken_apart
+from ts_adapt.options import Between, Count, Evaluations, OneOf, PathText, Seed, hints_of, taken_apart
 from ts_adapt.parsing import Help, Parser, flag_of
 from ts_adapt.predictors.store import PREDICTOR_NAMES
 
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Learned schedules for few-step diffusion sampling.
 
-The main job, in order (each keeps what is finished, and goes on from there):
-  ts-adapt teach    --config configs/fashion.yml                        fine solves to learn from
+A config of your model, and one command that makes everything; interrupted, it goes on where it was:
+  ts-adapt learn    --config configs/fashion.yml --plan                what it takes, without starting
+  ts-adapt learn    --config configs/fashion.yml                       teach, static, recursive, evaluate
+  ts-adapt sample   --config configs/fashion.yml --schedule recursive  images
+What to learn: recursive first, it gains most; one-shot where the sampling loop cannot be touched; static for exports to
+other programs. `ts-adapt demo` is `learn` in small, without a config. One by one, between `teach` and `evaluate`:
   ts-adapt search   --config configs/fashion.yml --method static        one grid for all samples
-  ts-adapt search   --config configs/fashion.yml --method per-sample    the oracle: one grid for each
-  ts-adapt train    --config configs/fashion.yml --predictor one-shot   a network that predicts grids
-  ts-adapt evaluate --config configs/fashion.yml                        the comparison, with a report
-  ts-adapt sample   --config configs/fashion.yml --schedule static      images
-`ts-adapt demo` does all of it in small, without a config. To and from ComfyUI, stable-diffusion.cpp, diffusers, ...:
+  ts-adapt train    --config configs/fashion.yml --predictor recursive  times that follow the sample
+To and from ComfyUI, stable-diffusion.cpp, diffusers, ...:
   ts-adapt export   train_data/fashion/static/unipc-3-nfe5.json --format sigmas
   ts-adapt import   sigmas.txt --format sigmas --model.name fashion-ddpm --solver unipc-3 --out imported.json
   ts-adapt export   static --config configs/fashion.yml --format diffusers --out fashion-static
@@ -83,6 +84,31 @@ class Command:
         from ts_adapt.jobs.session import Session
 
         return Session(config, progress=self.progress)
+
+
+@dataclass
+class Learn(Command):
+    """Everything that the config asks for, in order: teach, then what `learn` lists, then evaluate.
+
+      static     one grid for all samples: for exports to other programs
+      one-shot   the grid is predicted from the noise: where the sampling loop cannot be touched
+      recursive  the next time is chosen at every step, from the state: gains most
+
+    static+shift+scale+coefficients, oracle and the methods of `search` may be listed too. What is finished stays."""
+
+    brief = "teach, learn and evaluate, all that a config asks for"
+    kept = "finished steps are kept, and the same command goes on from there"
+    shared = True
+    plan: bool = flag(False, "say what is missing and what it takes, without starting")
+    redo: bool = flag(False, REDO)
+
+    def run(self, config: Config, given: Collection[str]) -> None:
+        from ts_adapt.jobs.learn import learn, show_plan
+
+        if self.plan:
+            distributed.first(lambda: show_plan(config))
+        else:
+            learn(config, redo=self.redo, progress=self.progress)
 
 
 @dataclass
@@ -200,7 +226,7 @@ class Evaluate(Command):
     brief = "compare every schedule on test noises, with a report"
     kept = "finished measurements are kept, and the same command goes on with the next"
     shared = True
-    images: str | None = flag(None, "score a folder of images instead of schedules")
+    images: PathText | None = flag(None, "score a folder of images instead of schedules")
     generate_only: bool = flag(False, "sample, and leave the scoring for later")
     score_only: bool = flag(False, "score what was sampled, and say what is missing")
 
@@ -237,8 +263,8 @@ class Prune(Command):
     kept = "nothing is kept, and the same command begins anew"
     schedule: str = flag("log_snr", "as of `sample`; of the images that are compared")
     solver: str | None = flag(None, "default: the first of `solvers`")
-    steps: Evaluations | None = flag(None, "evaluations; default: the first of `nfe`")
-    out: str | None = flag(None, "the file to write; default: under `data_root`")
+    steps: Evaluations | None = flag(None, "evaluations; default: the largest of `nfe`")
+    out: PathText | None = flag(None, "the file to write; default: under `data_root`")
 
     def run(self, config: Config, given: Collection[str]) -> None:
         from ts_adapt.jobs.prune import prune
@@ -261,21 +287,21 @@ class Sample(Command):
 
     brief = "make images along any schedule"
     kept = "the images that are written stay, and the same command makes all of them again"
-    schedule: str = flag(
+    schedule: PathText = flag(
         "static", "a grid, static, blackbox, one-shot, recursive, recursive-all, or a file, folder or zoo name"
     )
     solver: str | None = flag(None, "default: the schedule's, or the first of `solvers`")
-    steps: Evaluations | None = flag(None, "evaluations; default: the schedule's, or the first of `nfe`")
+    steps: Evaluations | None = flag(None, "evaluations; default: the schedule's, or the largest of `nfe`")
     count: Annotated[int, Between(1, 1_000_000)] = flag(16, "how many images")
     batch: Count | None = flag(None, "at a time; default: `evaluate.batch_size`")
     seed: Seed = flag(1, "of the starting noises")
     label: int | None = flag(None, "a class, for class-conditional models")
-    out: str | None = flag(None, "folder of the images; default: under `log_root`")
-    pipeline: str | None = flag(None, "a pipeline of diffusers: a folder, a hub id, or a zoo name")
+    out: PathText | None = flag(None, "a folder of their own; default: under `log_root`, by the pipeline's name")
+    pipeline: PathText | None = flag(None, "a pipeline of diffusers: a folder, a hub id, or a zoo name")
     prompt: list[str] | None = flag(None, "a text; several take turns, image by image", action="append")
-    prompts: str | None = flag(None, "a file of prompts: one a line, PartiPrompts', COCO's")
+    prompts: PathText | None = flag(None, "a file of prompts: one a line, PartiPrompts', COCO's")
     negative: str | None = flag(None, "the negative prompt of all images")
-    init_image: str | None = flag(None, "an image file to start from")
+    init_image: PathText | None = flag(None, "an image file to start from")
     strength: float | None = flag(None, "how far from that image, above 0 to 1")
 
     def run(self, config: Config, given: Collection[str]) -> None:
@@ -284,6 +310,7 @@ class Sample(Command):
 
             asked = {name: getattr(self, name) for name in hints_of(Request) if name != "guidance"}
             guidance = config.guidance if "guidance" in given else None
+            config = config if "name" in given else replace(config, name=Path(self.pipeline).absolute().name)
             sample_pipeline(config, Request(**asked, guidance=guidance), progress=self.progress)
             return
         for name in ("negative", "init_image", "strength"):
@@ -324,8 +351,8 @@ class Export(Command):
     schedule: str = argument("as of `sample`")
     format: Literal["json", "sigmas", "comfyui", "a1111", "timesteps", "diffusers"] = flag("json", "what is written")
     solver: str | None = flag(None, "of a schedule given by name; default: the first of `solvers`")
-    steps: Evaluations | None = flag(None, "evaluations, likewise; default: the first of `nfe`")
-    out: str | None = flag(None, "the file to write, for diffusers the folder; default: stdout")
+    steps: Evaluations | None = flag(None, "evaluations, likewise; default: the largest of `nfe`")
+    out: PathText | None = flag(None, "the file to write, for diffusers the folder; default: stdout")
 
     def run(self, config: Config, given: Collection[str]) -> None:
         if self.format == "diffusers":
@@ -355,7 +382,7 @@ class Import(Command):
     file: str = argument("the list or schedule file; - reads stdin")
     format: Literal["sigmas", "timesteps", "json"] | None = flag(None, "what the file is; needed for lists")
     solver: str | None = flag(None, "that the schedule is for; default: the first of `solvers`")
-    out: str | None = flag(None, "the schedule file to write; default: stdout")
+    out: PathText | None = flag(None, "the schedule file to write; default: stdout")
 
     def run(self, config: Config, given: Collection[str]) -> None:
         from ts_adapt.jobs.import_schedule import import_schedule
@@ -364,27 +391,17 @@ class Import(Command):
 
 
 @dataclass
-class Demo(Command):
-    """The main job in small, on the embedded model: minutes on two cores, then a report. What it sets is refused.
+class Demo(Learn):
+    """`learn` in small, on the embedded model: minutes on two cores, then a report. What it sets is refused; what an
+    earlier demo searched and trained stays until --redo is given along with other options."""
 
-    What an earlier demo searched and trained stays until --redo is given along with other options; its teacher stays.
-    """
-
-    brief = "the main job in small, on the embedded model"
-    kept = "finished steps are kept, and the same command goes on from there"
-    shared = True
+    brief = "learn in small, on the embedded model"
     base = ("--config", str(Path(__file__).parent / "demo.yml"))
-    redo: bool = flag(False, REDO)
-
-    def run(self, config: Config, given: Collection[str]) -> None:
-        from ts_adapt.jobs.demo import demo
-
-        demo(config, redo=self.redo, progress=self.progress)
 
 
 COMMANDS: dict[str, type[Command]] = {
-    "teach": Teach, "search": Search, "train": Train, "quantize": Quantize, "evaluate": Evaluate, "prune": Prune,
-    "sample": Sample, "export": Export, "import": Import, "demo": Demo,
+    "learn": Learn, "teach": Teach, "search": Search, "train": Train, "quantize": Quantize, "evaluate": Evaluate,
+    "prune": Prune, "sample": Sample, "export": Export, "import": Import, "demo": Demo,
 }  # fmt: skip
 
 

@@ -10,15 +10,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from ts_adapt.assembly import NONE, ModelOptions, build_cachers, build_quantizer, solver_name
+from ts_adapt.assembly import NONE, ModelOptions, build_cachers, build_quantizer, build_solver, solver_name
 from ts_adapt.distances import DISTANCES
 from ts_adapt.evaluation.records import EvaluateOptions
 from ts_adapt.grids.corrections import corrected
-from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES, TsAdaptError
-from ts_adapt.options import MANY, SMALL, Between, Count, Evaluations, OneOf, Positive, Seed, check_options
+from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES, TsAdaptError, unknown
+from ts_adapt.noise import ContinuousVP
+from ts_adapt.options import MANY, SMALL, Between, Count, Evaluations, OneOf, PathText, Positive, Seed, check_options
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.store import PREDICTOR_NAMES
 from ts_adapt.pruning import PruneOptions
+from ts_adapt.schedules.name import ORACLE, PREDICTOR, SHARED, SHARED_NAMES, fixed_name, parse
 from ts_adapt.search.blackbox import BlackboxOptions
 from ts_adapt.search.objective import AUTO
 from ts_adapt.search.optimized import OptimizedOptions
@@ -51,9 +53,9 @@ class TeacherOptions:
     """Keep every state of the solve, not only its end."""
     label: int | None = None
     """One class for all samples of a class-conditional model; None: drawn for each sample."""
-    prompts: str | None = None
+    prompts: PathText | None = None
     """A file of prompts, for text-conditional models: one a line, PartiPrompts' TSV, or COCO's captions in JSON."""
-    test_prompts: str | None = None
+    test_prompts: PathText | None = None
     """Such a file for the test noises; None: the same."""
 
     def prompts_of(self, split: str) -> str | None:
@@ -84,7 +86,7 @@ class QATOptions:
     """Of Adam; falls to 0 along a cosine."""
     loss: Literal["diffusion", "teacher"] = "diffusion"
     """diffusion (as the network was trained), or teacher (what the network in full precision says)."""
-    data: str = "fashion"
+    data: PathText = "fashion"
     """fashion (the embedded model's training images), or a folder of images of the model's size."""
     images: Count = 10_000
     """Of the data, the first ones, at most."""
@@ -126,8 +128,11 @@ class Config:
     """What evaluate attaches to the network: none, deepcache-3, deepcache-5-branch2, tgate-5, tgate-5+deepcache-2."""
     quantizers: list[str] = field(default_factory=lambda: [NONE])
     """How evaluate quantizes it: none, hqq4, minmax-w8a8, tdq-w4a8, tinydm-w8a8, vqdm4, torchao-int8."""
-    distance: Annotated[str, OneOf(DISTANCES)] = "features"
-    """What is minimised: features (the embedded network), l2, or lpips."""
+    learn: list[str] | None = None
+    """What `learn` makes, of static, static+shift+scale+coefficients, blackbox, dmn, gits, oss, klub, oracle, one-shot,
+    recursive, recursive-all; None: static, with static.corrections too where there are any, and recursive."""
+    distance: Annotated[str, OneOf(DISTANCES)] | None = None
+    """What is minimised: features (the embedded network), l2, or lpips; None: features where they fit, else l2."""
     rescale_published: bool = False
     """Fit published tables (AYS) to the model's sigma range."""
     derivative: Annotated[str, OneOf((AUTO, *DERIVATIVES))] = AUTO
@@ -158,9 +163,9 @@ class Config:
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     qat: QATOptions = field(default_factory=QATOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
-    data_root: str = "train_data"
+    data_root: PathText = "train_data"
     """Where what is generated and learned is kept."""
-    log_root: str = "logs"
+    log_root: PathText = "logs"
     """Where results, samples and TensorBoard files are kept."""
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
     """Where scalars and figures go: tensorboard always, and wandb where it is listed."""
@@ -217,6 +222,9 @@ class Config:
                 raise TsAdaptError(f"option {option} is {getattr(self, option)}; give a folder, URLs have no locks")
         if self.name in ("", ".", "..") or re.search(r"[/\\\0]", self.name):
             raise TsAdaptError(f"option name is {self.name!r}; give one folder name, without / or ..")
+        for name in map(parse, self.learn or []):
+            if name.kind not in (SHARED, ORACLE, PREDICTOR) or name.student:
+                raise unknown("schedule to learn", str(name), [*SHARED_NAMES, "oracle", *PREDICTOR_NAMES])
         for option in ("solvers", "nfe", "cachers", "quantizers", "trackers"):
             values = getattr(self, option)
             if not values:
@@ -224,6 +232,10 @@ class Config:
             twice = [value for place, value in enumerate(values) if value in values[:place]]
             if twice:
                 raise TsAdaptError(f"option {option} lists {twice[0]!r} twice; leave one of them out")
+        for name in (*self.solvers, self.teacher.solver):
+            build_solver(name, ContinuousVP())
+        for name in (self.teacher.grid, *(self.evaluate.grids or ())):
+            fixed_name(name)
         for cacher in (*self.cachers, self.student.cacher):
             build_cachers(cacher)
         for quantizer in (*self.quantizers, self.student.quantizer):

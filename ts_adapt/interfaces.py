@@ -72,6 +72,9 @@ class NoiseSchedule(Protocol):
         """The inverse of `log_snr`."""
         ...
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(t from {self.t_max:g} to {self.t_min:g})"
+
     @property
     def time_scale(self) -> float:
         """The network's timestep for t = 1: at t it is told time_scale * t."""
@@ -146,6 +149,10 @@ class Denoiser(Protocol):
         """
         ...
 
+    def __repr__(self) -> str:
+        predicts = f", predicts {self.prediction}" if self.prediction else ""
+        return f"{type(self).__name__}(shape {tuple(self.shape)}{predicts}, {self.noise_schedule!r})"
+
     @property
     def step_aware(self) -> tuple[StepAware, ...]:
         """What is attached to the network and has to know the step; `sampling.integrate` tells it."""
@@ -185,7 +192,7 @@ OUTPUT_SCALE = Field("output_scale", "output_scale")
 COEFFICIENTS = Field("coefficients", "coefficients", dims=1, ends=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TimeGrid:
     """Where the evaluations of a few-step solve are placed, with the corrections that travel along.
 
@@ -207,6 +214,12 @@ class TimeGrid:
     def of(cls, times: Tensor, held: Mapping[Field, Tensor]) -> TimeGrid:
         """The grid of `times` with the corrections `held`; see `held`."""
         return cls(times, *_own_and_others(held))
+
+    def __repr__(self) -> str:
+        count = "" if self.own_rows is None else f" for each of {self.own_rows} samples"
+        shown = self.times.flatten()[: self.times.shape[-1]].tolist()
+        times = ", ".join(f"{t:.4g}" for t in shown) if self.times.ndim == 1 else f"{shown[0]:.4g} to {shown[-1]:.4g}"
+        return f"TimeGrid({'; '.join([f'{self.steps} steps{count}: {times}', *self.corrections])})"
 
     @property
     def steps(self) -> int:

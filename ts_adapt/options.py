@@ -4,11 +4,14 @@ iterations: Count = 20                             a whole number from 1 on
 ema: Annotated[float, Between(0, 0.999999)]        a number between two, which are allowed themselves
 method: Literal["lbfgs", "adam"] = "lbfgs"         one of these
 columns: list[Annotated[str, OneOf(COLUMNS)]]      each of them a name of a registry
+prompts: PathText | None = None                    a file or folder
 teacher: TeacherOptions                            a group of options
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, is_dataclass
 from types import NoneType, UnionType
@@ -40,6 +43,24 @@ class OneOf:
         return ", ".join(self.names)
 
 
+@dataclass(frozen=True, repr=False)
+class Place:
+    """Says that a text is a file or folder, whose `~` and `$NAME` stand for what they do in a shell."""
+
+    def __repr__(self) -> str:
+        return "a path"
+
+    def expanded(self, option: str, text: str) -> str:
+        """TsAdaptError, naming the `option`, for a variable that is not set and a user that there is not."""
+        found = os.path.expanduser(os.path.expandvars(text))
+        missing = re.search(r"\$\w+|\$\{\w+\}", found)
+        if missing or found.startswith("~"):
+            what = missing.group() if missing else found.partition("/")[0]
+            raise TsAdaptError(f"option {option} is {text}, where {what} stands for nothing here; give the path itself")
+        return found
+
+
+PathText = Annotated[str, Place()]
 Count = Annotated[int, Between(1, MANY)]
 Evaluations = Annotated[int, Between(1, MAX_STEPS)]
 Seed = Annotated[int, Between(0, 2**32 - 1)]
@@ -91,29 +112,41 @@ def check(option: str, value: Any, hint: Any) -> None:
     elif isinstance(limits, OneOf):
         if value not in limits.names:
             raise unknown(option, str(value), limits.names)
-    elif limits is not None:
+    elif isinstance(limits, Between):
         _check_limits(option, value, kind, limits)
     elif kind in WORDS and not isinstance(value, (int, float) if kind is float else kind):
         raise TsAdaptError(f"option {option} is {value!r}; give {WORDS[kind]}")
 
 
-def read(value: Any, hint: Any) -> Any:
-    """What `value`, a text or what a YAML file holds, means where `hint` is expected; what it cannot mean, as it is."""
-    kind, _, optional = taken_apart(hint)
+def read(value: Any, hint: Any, option: str) -> Any:
+    """What `value`, a text or what a YAML file holds, means where `hint` is expected; what it cannot mean, as it is.
+
+    Raises TsAdaptError, naming the `option`, for a path that means nothing here.
+    """
+    kind, limits, optional = taken_apart(hint)
     if value == "null" and optional:
         return None
     if get_origin(kind) is list and isinstance(value, list):
-        return [read(entry, get_args(kind)[0]) for entry in value]
+        return [read(entry, get_args(kind)[0], option) for entry in value]
+    if isinstance(limits, Place) and isinstance(value, str):
+        return limits.expanded(option, value)
     if kind is bool and isinstance(value, str):
         return {"true": True, "false": False}.get(value.lower(), value)
     if kind is str and isinstance(value, int | float):
         return str(value)
-    if kind in (int, float) and isinstance(value, str):
-        try:
-            return kind(value)
-        except ValueError:
-            return value
+    if kind in (int, float) and isinstance(value, str | float):
+        return _number(value, kind)
     return value
+
+
+def _number(value: str | float, kind: type) -> Any:
+    try:
+        if kind is int and isinstance(value, str) and value.strip("+-_0123456789") == "":
+            return int(value)
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if kind is int and number.is_integer() else number
 
 
 def is_list(hint: Any) -> bool:

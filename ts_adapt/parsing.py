@@ -1,6 +1,8 @@
 """How the command line is read, and what is said where it cannot be.
 
 A list is one value, or has commas (`--nfe 5`, `--solvers unipc-3,ddim`), with or without brackets, in a YAML file too.
+YAML's plain words are read as JSON's: what is no number there (010, 1_000, 1:30, a date) is a text, which an option
+that is a number reads as people do, or refuses; a key given twice is refused; a group without options gives none.
 Every option is checked by what its dataclass says of it (`options`), wherever it is given; jsonargparse is then handed
 what holds.
 """
@@ -13,16 +15,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.options import check, is_list, read
+from ts_adapt.options import Place, check, is_list, read
 
 HELP = ("--help", "-h")
 CONFIG, PRINT = "--config", "--print_config"
 _NOTHING = re.compile(r"(, )?default: %\(default\)s|required")
+_WORDS = (
+    ("bool", re.compile(r"(true|false|True|False|TRUE|FALSE)$"), list("tTfF")),
+    ("null", re.compile(r"(null|Null|NULL|~|)$"), ["n", "N", "~", ""]),
+    ("int", re.compile(r"-?(0|[1-9][0-9]*)$"), list("-0123456789")),
+    ("float", re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$|-?\.inf$|\.nan$"), list("-0123456789.")),
+    ("merge", re.compile(r"<<$"), ["<"]),
+)
+"""Tags of YAML, the plain words that have them, and what these begin with."""
 MAX_BYTES, MAX_VALUES = 2**20, 10_000
 """Of a config file; its aliases count as what they stand for."""
 
@@ -92,45 +102,86 @@ def read_line(command: str, words: Sequence[str], flags: Mapping[str, Any], opti
             raise TsAdaptError(f"{option} has no value; give one behind it")
         line.experiment += [(option, value)] if option not in own else []
         if option == CONFIG:
-            value = _config_text(Path(value), command, known, line.given)
+            value = _config_text(Path(Place().expanded(CONFIG, value)), command, known, line.given)
         elif option in own:
-            _check_flag(line, name, value, known[name])
+            value = _flag(line, name, value, known[name])
         else:
             value = _checked(line, command, name, value, known)
         line.words += [option, value]
     return line
 
 
-def _check_flag(line: Line, name: str, value: str, hint: Any) -> None:
+def _flag(line: Line, name: str, value: str, hint: Any) -> str:
+    """The value of a command's own flag, as jsonargparse takes it."""
     if is_list(hint):  # one more of them
         line.given.setdefault(name, []).append(value)
-        return
-    line.given[name] = read(value, hint)
+        return value
+    line.given[name] = read(value, hint, name)
     check(name, line.given[name], hint)
+    return value if line.given[name] is None else str(line.given[name])
 
 
 def _checked(line: Line, command: str, name: str, value: str, known: Mapping[str, Any]) -> str:
     """The value of an option of the config, as jsonargparse takes it."""
     hint = known[name]
+    nested = _is_group(hint) or is_list(hint) or hint == dict[str, Any]
     if is_list(hint) and value != "null":
         value = _in_brackets(value)
-    group = isinstance(hint, type) and is_dataclass(hint)
-    content = {name: _yaml(value) if group or is_list(hint) else value}
+    content = {name: _yaml(value, f"option {name}") if nested else value}
     line.given |= _entries(content, command, known)
-    return value
+    if not nested and isinstance(content[name], str):
+        return content[name]
+    return _text(content[name]).strip().removesuffix("\n...")
 
 
 def _in_brackets(value: str) -> str:
     return value if value[:1] == "[" else f"[{value}]"
 
 
-def _yaml(text: str) -> Any:
+def _is_group(hint: Any) -> bool:
+    return isinstance(hint, type) and is_dataclass(hint)
+
+
+def _yaml(text: str, what: str) -> Any:
+    """What a word says, or the word itself; TsAdaptError, naming `what` it is, for a key that is given twice."""
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        return _load(text, what)
     except (ValueError, RecursionError, yaml.YAMLError):
         return text
+
+
+def _load(text: str, what: str) -> Any:
+    """The content of YAML, whose plain words are those of JSON."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: dict[str, int] = {}
+            for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+                name, row = str(key.value), key.start_mark.line + 1
+                if name in seen:
+                    raise TsAdaptError(f"{what} gives {name!r} twice, in lines {seen[name]} and {row}; leave one out")
+                seen[name] = row
+            return super().construct_mapping(node, deep)
+
+    for tag, pattern, first in _WORDS:
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", pattern, first)
+    loader = Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def _text(content: Any) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=2**20, default_flow_style=True)
+    return text
 
 
 def _entries(content: dict[Any, Any], command: str, known: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -141,12 +192,15 @@ def _entries(content: dict[Any, Any], command: str, known: Mapping[str, Any], pr
         if name not in known:
             raise _unknown(command, name, known)
         hint = known[name]
-        if isinstance(value, dict) and isinstance(hint, type) and is_dataclass(hint):
+        if isinstance(value, dict) and _is_group(hint):
             found |= _entries(value, command, known, f"{name}.")
             continue
+        if value is None and _is_group(hint):
+            content[key] = {}
+            continue
         if is_list(hint) and isinstance(value, str | int):
-            value = content[key] = _yaml(_in_brackets(str(value)))
-        found[name] = read(value, hint)
+            value = _yaml(_in_brackets(str(value)), f"option {name}")
+        found[name] = content[key] = read(value, hint, name)
         check(name, found[name], hint)
     return found
 
@@ -158,7 +212,7 @@ def _config_text(path: Path, command: str, known: Mapping[str, Any], given: dict
     from ts_adapt.storage.files import check_plain, read_bytes
 
     try:
-        content = yaml.safe_load(read_bytes(path, limit=MAX_BYTES).decode())
+        content = _load(read_bytes(path, limit=MAX_BYTES).decode(), str(path))
         check_plain(content, path, most=MAX_VALUES)
     except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         deep = isinstance(error, RecursionError)
@@ -168,8 +222,7 @@ def _config_text(path: Path, command: str, known: Mapping[str, Any], given: dict
         found = "is empty" if content is None else f"holds a {type(content).__name__}, not options"
         raise TsAdaptError(f"{path} {found}; give a YAML file of lines like `name: fashion`")
     given |= _entries(content, command, known)
-    text: str = yaml.safe_dump(content, sort_keys=False)
-    return text
+    return _text(content)
 
 
 def _unknown(command: str, given: str, known: Mapping[str, Any]) -> TsAdaptError:

@@ -15,6 +15,7 @@ happens around a step, `_Course`, is the same in both.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ from ts_adapt.interfaces import (
 )
 from ts_adapt.numerics import check_finite
 from ts_adapt.policies import as_policy
+
+ENOUGH = 1000
+"""Numbers of which the standard deviation is looked at."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,16 @@ def integrate(
     checkpoint  recompute the denoiser in the backward pass
     check       refuse a NaN or infinity in the denoiser's output, naming the step
 
-    Raises TsAdaptError for bad grids, non-finite outputs, missing noise, and a cache under checkpointing.
+    Raises TsAdaptError for bad grids, non-finite outputs, missing noise, a name in the place of a solver or a schedule,
+    and a cache under checkpointing. With `check`, warns of noise of another scale than that of the first time.
     """
+    for what, given in (("solver", solver), ("grid", schedule)):
+        if isinstance(given, str):
+            more = ", steps=5" if what == "grid" else ""
+            raise TsAdaptError(
+                f"{given!r} is the name of a {what}; give what it stands for, "
+                f"build_{what}({given!r}, denoiser.noise_schedule{more})"
+            )
     policy = as_policy(schedule, denoiser.noise_schedule)
     condition = dict(condition or {})
     if solver.needs_noise and step_noise is None:
@@ -97,6 +109,8 @@ def integrate(
         return _evaluate(denoiser, x_t, at, condition, checkpoint)
 
     node, state = policy.init(x_T, condition)
+    if check:
+        _look_at(x_T, node.t, denoiser.noise_schedule)
     memory, x = solver.init(x_T), x_T
     with told(parts, node.steps, x_T.shape[0]):
         while node.index < node.steps:
@@ -105,6 +119,20 @@ def integrate(
             x0 = evaluate(x, node)
             x, node, state, memory = course.advance(policy, solver, x, x0, node, state, memory, evaluate=evaluate)
     return course.solution()
+
+
+def _look_at(x_T: Tensor, t: Tensor, noise_schedule: NoiseSchedule) -> None:
+    """Warn where the spread of the noise is not that of states at t, whatever data there is in them."""
+    if x_T.numel() < ENOUGH:
+        return
+    spread, first = float(x_T.detach().float().std()), t.detach().mean()
+    sigma, alpha = float(noise_schedule.sigma(first)), float(noise_schedule.alpha(first))
+    if not sigma / 2 <= spread <= 2 * sigma + 20 * alpha:
+        warnings.warn(
+            f"x_T has a standard deviation of {spread:.3g}, states at t = {float(first):.4g} one of about {sigma:.3g}; "
+            "multiply standard normal noise by denoiser.noise_schedule.noise_scale",
+            stacklevel=3,
+        )
 
 
 class _Course:

@@ -64,3 +64,17 @@ def test_what_cannot_be_is_refused() -> None:
         from_edm(D, (2, 4, 4), sigma_min=0.0)
     with pytest.raises(TsAdaptError, match="2 times for a batch of 3"):
         from_edm(D, (2, 4, 4))(X, torch.tensor([1.0, 2.0]))
+
+
+def test_the_size_is_read_off_a_network_that_says_it() -> None:
+    class Network(torch.nn.Module):
+        img_channels, img_resolution, sigma_data = 3, 16, 1.0
+
+        def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            return x
+
+    denoiser = from_edm(Network())
+    assert (denoiser.shape, denoiser.sigma_data) == ((3, 16, 16), 1.0)
+    assert from_edm(Network(), (1, 8, 8), sigma_data=0.5).sigma_data == 0.5
+    with pytest.raises(TsAdaptError, match=r"give shape=\(C, H, W\)"):
+        from_edm(lambda x, sigma: x)

@@ -16,6 +16,7 @@ from diffusers import (
     DDPMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     LDMPipeline,
@@ -27,12 +28,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ts_adapt import zoo
+from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers import Guided, NetworkDenoiser, encode_prompts, from_pipeline
 from ts_adapt.denoisers.load import image_to_image, load_pipeline
 from ts_adapt.denoisers.scheduler_config import noise_of
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import RectifiedFlow
 from ts_adapt.pipelines.load import load
+from ts_adapt.sampling import integrate
 
 
 @pytest.fixture(autouse=True)
@@ -283,3 +286,36 @@ def test_a_folder_without_some_of_the_weights_is_refused(part: str, tiny: Any, t
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(TsAdaptError, match=f"{part} is incomplete, without the weights {left_out}"):
         load_pipeline(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("kind", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_edms_schedulers_give_their_own_x0_and_eulers_solve(kind: Any, prediction_type: str) -> None:
+    network = unet()
+    scheduler = kind(prediction_type=prediction_type, sigma_data=0.7, sigma_max=40.0)
+    denoiser = from_pipeline(DDPMPipeline(network, scheduler))
+    noise_schedule = denoiser.noise_schedule
+    assert (noise_schedule.t_min, noise_schedule.t_max, denoiser.shape) == (0.002, 40.0, (1, 8, 8))
+    x, sigma = 3 * torch.randn(2, 1, 8, 8), torch.tensor(2.5)
+    with torch.no_grad():
+        told = scheduler.precondition_inputs(x, sigma), scheduler.precondition_noise(sigma)
+        expected = scheduler.precondition_outputs(x, network(*told).sample, sigma)
+        torch.testing.assert_close(denoiser(x, sigma), expected, rtol=1e-4, atol=1e-5)
+    assert denoiser.network is network and denoiser.evaluations == 1
+    euler = EDMEulerScheduler(prediction_type=prediction_type, sigma_data=0.7, sigma_max=40.0)
+    euler.set_timesteps(4)
+    times = torch.cat([euler.sigmas[:-1].double(), torch.tensor([0.002], dtype=torch.float64)])
+    times[0] = 40.0
+    x_T = noise_schedule.noise_scale * torch.randn(2, 1, 8, 8)
+    y = x_T
+    with torch.no_grad():
+        for t in euler.timesteps[:-1]:
+            y = euler.step(network(euler.scale_model_input(y, t), t).sample, t, y).prev_sample
+        ours = integrate(denoiser, build_solver("euler", noise_schedule), times[:4], x_T).x
+    torch.testing.assert_close(ours, y, rtol=1e-3, atol=1e-3)
+
+
+def test_other_predictions_of_edms_schedulers_are_refused() -> None:
+    for prediction in ("velocity", "v"):
+        with pytest.raises(TsAdaptError, match="its network predicts epsilon"):
+            from_pipeline(DDPMPipeline(unet(), EDMEulerScheduler()), prediction)

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ts_adapt.evaluation.clip import clip_scorer
 from ts_adapt.evaluation.features import TO_SPATIAL, WEIGHTS, Inception, looks_of
 from ts_adapt.evaluation.metrics import FeatureStatistics, Manifold, frechet, inception_score
-from ts_adapt.evaluation.quality import Quality, Reference, quality_of
+from ts_adapt.evaluation.quality import Quality, Reference, quality_of, reference_of
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.storage.files import read_tensors
 
@@ -190,3 +191,34 @@ def test_clips_weights_are_never_read_from_a_pickle(tmp_path: Path, tiny: Any) -
 def test_clip_without_weights_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(TsAdaptError, match="cannot be had"):
         clip_scorer(str(tmp_path))
+
+
+def test_a_file_of_moments_is_a_reference_of_the_frechet_distance_alone(tmp_path: Path) -> None:
+    real, own = gaussian(200), gaussian(100, 1, 0.5)
+    moments = {"mu": real.numpy().mean(0), "sigma": np.cov(real.numpy().astype(np.float64), rowvar=False)}
+    np.savez(tmp_path / "real.npz", **moments)
+    reference = reference_of(lambda images: images, "inception", tmp_path / "real.npz")
+    assert reference is not None and not reference.apart
+    expected = frechet(FeatureStatistics.of(own), FeatureStatistics.of(real))
+    assert frechet(FeatureStatistics.of(own), reference.statistics) == pytest.approx(expected, rel=1e-5)
+    assert quality_of({"features": own}, 100, reference) == Quality()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"mu": np.zeros(3)}, "no numbers mu and sigma"),
+        ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"mu of \(3,\) and sigma of \(2, 2\)"),
+        ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "expected finite"),
+        ({"mu": np.array([{}]), "sigma": np.zeros((1, 1))}, "no numbers"),
+        (b"junk", "no numbers"),
+    ],
+)
+def test_what_are_no_moments_is_named(tmp_path: Path, content: Any, said: str) -> None:
+    path = tmp_path / "real.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content)
+    with pytest.raises(TsAdaptError, match=rf"real.npz holds .*{said}|real.npz holds {said}"):
+        reference_of(lambda images: images, "inception", path)

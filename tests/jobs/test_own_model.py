@@ -97,6 +97,52 @@ def models(tmp_path):
     return tmp_path / "models.py"
 
 
+PLAIN = """
+name: small
+model: {{name: "{model}"}}
+solvers: [dpmpp-2m]
+nfe: [3]
+static_samples: 8
+teacher: {{nfe: 12, train_samples: 16, test_samples: 16}}
+static: {{iterations: 2, evaluations: 16, starts: 1}}
+train: {{samples: 16, epochs: 1, width: 4, hidden: 16}}
+evaluate: {{samples: 16, grids: [karras, linear]}}
+"""
+
+
+def test_one_command_learns_for_a_model_of_ones_own_by_the_defaults(models, capsys):
+    job = Job.begun(models.parent, PLAIN.format(model=f"{models}:edm"))
+    assert job.run("learn") == 0
+    said = capsys.readouterr()
+    assert said.err.count("by default distance: l2") == 1 and "evaluate.features: pixels" in said.err
+    results = json.loads((job.folder / "logs/small/results.json").read_text())
+    assert {row["schedule"] for row in results["rows"]} == {"karras", "linear", "static", "recursive"}
+    assert results["facts"]["comparison"]["distance"] == "l2"
+    assert results["facts"]["comparison"]["features"] == "pixels"
+
+
+@pytest.mark.parametrize("command", ["teach", "search", "train", "evaluate", "learn"])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--solvers", "unipc3"], "did you mean 'unipc-3'"),
+        (["--teacher.solver", "unipc3"], "did you mean 'unipc-3'"),
+        (["--teacher.grid", "karass"], "did you mean 'karras'"),
+        (["--evaluate.grids", "karras,linaer"], "did you mean 'linear'"),
+        (["--evaluate.grids", "ays-sd15"], "another table"),
+        (["--evaluate.features", "inceptoin"], "did you mean 'inception'"),
+        (["--evaluate.features", "zoo"], "these are 2 x 6 x 6"),
+        (["--distance", "features"], "these are 2 x 6 x 6"),
+        (["--evaluate.reference", "nowhere"], "no folder"),
+        (["--solvers", "heun"], "NFE 3 is no multiple"),
+    ],
+)
+def test_what_a_later_job_would_refuse_is_refused_before_any_work(models, capsys, command, flags, said):
+    job = Job.begun(models.parent, PLAIN.format(model=f"{models}:edm"))
+    assert said in job.refused(capsys, command, *flags)
+    assert not job.data.exists() and not (job.folder / "logs").exists()
+
+
 @pytest.mark.parametrize("function", ["edm", "flow"])
 def test_the_whole_job_on_a_model_from_a_file(models, function, capsys):
     job = Job.begun(models.parent, CONFIG.format(model=f"{models}:{function}"))

@@ -236,6 +236,24 @@ def test_half_precision_and_the_default_folder(saved: Path, tmp_path: Path, caps
     assert main(["sample", *words, "--model.dtype", "bfloat16", "--log_root", str(tmp_path), "--name", "x"]) == 0
     half = written(tmp_path / "x/samples/ddpm-ddpm-static-unipc-3-nfe4")
     assert 0 < float((half - in_full).abs().mean()) < 60
+    assert main(["sample", *words, "--log_root", str(tmp_path / "logs")]) == 0
+    assert torch.equal(written(tmp_path / "logs/ddpm/samples/ddpm-static-unipc-3-nfe4"), in_full)
+
+
+@pytest.mark.parametrize("other", ["notes.txt", "images/00003.png", "images/cat.png"])
+def test_images_are_not_mixed_with_what_else_a_folder_holds(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str
+) -> None:
+    out = tmp_path / "out"
+    before = sample(saved, out, "ddpm", "ddpm-static")
+    same(sample(saved, out, "ddpm", "ddpm-static"), before)
+    (out / other).write_text("mine")
+    words = ["--pipeline", str(saved / "ddpm"), "--schedule", str(saved / "ddpm-static"), "--out", str(out), "--quiet"]
+    assert main(["sample", *words, "--count", "3"]) == 2
+    assert f"holds {other} already" in capsys.readouterr().err and (out / other).read_text() == "mine"
+    words = ["--model.name", "gaussian-mixture", "--schedule", "karras", "--out", str(out), "--quiet"]
+    assert main(["sample", *words, "--count", "3"]) == 2
+    assert f"holds {other} already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def exported_to_diffusers(world: World, name: str, out: Path) -> Tensor:
 
 def evaluated(world: World, name: str, out: Path) -> Tensor:
     world.session.config.evaluate.schedules = [name]
-    (grid,) = runs._listed(world.session)[SOLVER, NFE].values()
+    (grid,) = runs.listed(world.session)[SOLVER, NFE].values()
     return world.images(grid)
 
 

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from postgres_server import server
 from small_job import Job
+from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search import workers
 from ts_adapt.search.workers import AGAIN, Worker, complete, open_study
@@ -175,3 +176,19 @@ def test_four_workers_on_a_journal_one_killed(tmp_path: Path) -> None:
 def test_four_workers_on_postgresql_one_killed(tmp_path: Path) -> None:
     with server() as url:
         check_four_workers(tmp_path, url)
+
+
+def test_a_journal_at_a_relative_path_is_locked_and_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        open_study("s", "journal:///sub/t.log", optuna.samplers.RandomSampler())
+    assert (tmp_path / "sub/t.log").exists() and sorted(path.name for path in (tmp_path / "sub").iterdir()) == ["t.log"]
+
+
+def test_nobody_is_told_to_remove_a_database_that_others_write_to(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    open_study("s", url, optuna.samplers.RandomSampler())
+    with pytest.raises(TsAdaptError, match=r"locked.*run the same command again") as refused, workers.explained(url):
+        raise OSError("database is locked")
+    assert "remove the" not in str(refused.value)

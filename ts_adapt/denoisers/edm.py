@@ -21,7 +21,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import Denoiser, NoiseSchedule, TsAdaptError, as_node_times
+from ts_adapt.denoisers.network import NetworkDenoiser, step_aware_parts
+from ts_adapt.interfaces import Denoiser, NoiseSchedule, StepAware, TsAdaptError, as_node_times
 from ts_adapt.noise import VarianceExploding
 from ts_adapt.numerics import combine, scale
 
@@ -38,6 +39,10 @@ class EDMDenoiser(Denoiser):
         self.noise_schedule = noise_schedule
         self.sigma_data = sigma_data
         self.evaluations = 0
+
+    @property
+    def step_aware(self) -> tuple[StepAware, ...]:
+        return () if self.network is None else step_aware_parts(self.network)
 
     def __call__(
         self,
@@ -81,27 +86,52 @@ class EDMDenoiser(Denoiser):
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the network, if it is a module; returns the denoiser itself."""
-        if self.network is not None:
-            self.network.to(device=device, dtype=dtype)
+        for module in (self.network, self.decoder):
+            if isinstance(module, nn.Module):
+                module.to(device=device, dtype=dtype)
         return self
+
+
+def around(raw: NetworkDenoiser, sigma_data: float, sign: float = 1.0) -> EDMDenoiser:
+    """The denoiser of a network F that is not preconditioned yet, as pipelines of diffusers have it.
+
+    raw   hands F out: its prediction is "sample", its times are sigma, its range theirs
+    sign  of c_out: -1 where F predicts v
+    """
+
+    def D(x: Tensor, sigma: Tensor, **condition: Any) -> Tensor:
+        c_skip, c_out, c_in = denoiser._preconditioning(sigma.to(torch.float64))
+        F = raw(scale(c_in, x), sigma, model_time=sigma.to(torch.float64).log() / 4, **condition)
+        return combine((c_skip, x), (sign * c_out, F))
+
+    denoiser = EDMDenoiser(D, raw.shape, raw.noise_schedule, sigma_data)
+    denoiser.network, denoiser.decoder = raw.network, raw.decoder
+    denoiser.encode, denoiser.null_condition = raw.encode, raw.null_condition
+    return denoiser
 
 
 def from_edm(
     D: Callable[..., Tensor],
-    shape: Sequence[int],
+    shape: Sequence[int] | None = None,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
-    sigma_data: float = 0.5,
+    sigma_data: float | None = None,
 ) -> EDMDenoiser:
     """A denoiser from EDM's D(x, sigma, class_labels=...) -> x0.
 
     D           x `(B, C, H, W)`, sigma `(B,)` float32; `class_labels` and the like by name (NVlabs' are one-hot)
-    shape       (C, H, W) of a sample
+    shape       (C, H, W) of a sample; None: as NVlabs' networks say it (img_channels, img_resolution)
     sigma_min, sigma_max  the range of edm_sigma, i.e. t_min and t_max
-    sigma_data  the standard deviation of the data that D was preconditioned with
+    sigma_data  the standard deviation of the data that D was preconditioned with; None: what D says, else 0.5
 
-    Raises TsAdaptError unless 0 < sigma_min < sigma_max and sigma_data > 0.
+    Raises TsAdaptError unless 0 < sigma_min < sigma_max and sigma_data > 0, and for a shape that is not known.
     """
+    if shape is None:
+        size = getattr(D, "img_resolution", None)
+        if size is None:
+            raise TsAdaptError("the network does not say its img_resolution; give shape=(C, H, W), that of a sample")
+        shape = (getattr(D, "img_channels", 3), size, size)
+    sigma_data = float(getattr(D, "sigma_data", 0.5)) if sigma_data is None else sigma_data
     if not 0 < sigma_min < sigma_max or sigma_data <= 0:
         raise TsAdaptError(
             f"sigma_min {sigma_min}, sigma_max {sigma_max}, sigma_data {sigma_data}; "

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
-from ts_adapt.noise import BetaTable, RectifiedFlow
+from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding
 from ts_adapt.parameterization import PARAMETERIZATIONS, PREDICTION_TYPES
 from ts_adapt.storage.files import shortened
 
@@ -73,6 +73,8 @@ NOT_SAMPLED = {
     "PiflowScheduler": "its network predicts a step, not one x0",
     "RePaintScheduler": "it goes back to noise between its steps",
 }
+EDM = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
+"""Schedulers without betas, in edm_sigma (`edm_noise_of`): of networks that are called by themselves alone."""
 MAX_TABLE = 1_000_000
 
 Noise = tuple[NoiseSchedule, str]
@@ -123,6 +125,14 @@ def noise_of(config: Mapping[str, Any], name: str | None = None, prediction: str
             "x0 there; give a scheduler with one of them alone"
         )
     return table, prediction
+
+
+def edm_noise_of(config: Mapping[str, Any]) -> Noise:
+    """The noise schedule and the prediction of a scheduler of `EDM`, whose network is told log(sigma) / 4."""
+    predicted = PREDICTION_TYPES.get(config["prediction_type"])
+    if predicted not in ("epsilon", "v"):
+        raise TsAdaptError(f"prediction_type {config['prediction_type']!r} is not known to EDM's schedulers")
+    return VarianceExploding(t_min=config["sigma_min"], t_max=config["sigma_max"]), predicted
 
 
 def _own(config: Mapping[str, Any], name: str | None = None) -> tuple[dict[str, Any], str, dict[str, Any] | None]:

@@ -35,6 +35,9 @@ class Wrapped(Denoiser):
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.denoiser!r})"
+
     def __getattr__(self, name: str) -> Any:
         """What only some denoisers have is the denoiser's too."""
         if name == "denoiser":

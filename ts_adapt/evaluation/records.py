@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 
 from ts_adapt.assembly import NONE
+from ts_adapt.evaluation.features import EXTRACTORS
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.options import MANY, Between, Count, OneOf
+from ts_adapt.options import MANY, Between, Count, OneOf, PathText
 from ts_adapt.storage.files import check_shapes, read_tensors, write_tensors
 from ts_adapt.storage.layout import run_file, run_part
 
@@ -59,21 +60,22 @@ class EvaluateOptions:
     samples: Annotated[int, Between(2, MANY)] = 2000
     """Test samples of every schedule but the oracle, which is measured on its labels' samples."""
     batch_size: Count = 64
-    features: str = "zoo"
+    features: Annotated[str, OneOf(EXTRACTORS)] | None = None
     """The extractor of the Frechet distance: zoo (offline, what the distance `features` sees too), judge (offline, of
-    no loss), inception, or pixels (the samples as they are)."""
-    inception: str | None = None
+    no loss), inception, or pixels (the samples as they are); None: zoo where it knows such images, else pixels of small
+    ones, else inception."""
+    inception: PathText | None = None
     """A folder with clean-fid's Inception weights; None: downloaded."""
-    reference: str | None = None
-    """A folder of real images, of the model's size but for inception; None: the embedded statistics of the data that
-    the zoo's models were trained on."""
+    reference: PathText | None = None
+    """A folder of real images, of the model's size but for inception, or an .npz file of the mu and sigma of their
+    features; None: the embedded statistics of the data that the zoo's models were trained on."""
     grids: list[str] | None = None
     """Fixed grids to compare, with +native or +rounded behind a name for other forms of it; None: all that fit the
     model, between the same ends."""
-    schedules: list[str] = field(default_factory=list)
+    schedules: list[PathText] = field(default_factory=list)
     """What to compare as well, for the solver and every NFE that it was learned for: schedule files, schedules of the
     zoo by name, folders or hub ids of a LearnedScheduler."""
-    clip: str | None = None
+    clip: PathText | None = None
     """A CLIP model of transformers, a folder or hub id, for the CLIP score of prompts; zoo: the embedded dual encoder,
     which knows emoji; None: no score."""
     columns: list[Annotated[str, OneOf(COLUMNS)]] | None = None

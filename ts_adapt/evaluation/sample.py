@@ -146,9 +146,9 @@ def _cost(schedule: StepPolicy | TimeGrid, objective: Objective, batch: Batch) -
 
     flops, memory = count_flops(solve) / len(part), peak_memory(solve, part.x_T.device)
     network = objective.denoiser.network
-    if network is None:
+    size = None if network is None else size_of(network)
+    if size is None or not size.all_weights:
         return RunCost(None, None, flops, memory)
-    size = size_of(network)
     return RunCost(size.bits or 8 * size.weight_bytes / size.all_weights, size.weight_bytes, flops, memory)
 
 

@@ -89,13 +89,13 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
         title=f"{config.name}: schedules compared", notes=_notes(session, results.facts), columns=options.columns,
     )  # fmt: skip
     _to_tensorboard(session, rows)
-    shown = options.features, options.columns
+    shown = session.features, options.columns
     tables = [*group_tables(plain(rows), *shown).values(), *cost_tables(rows, *shown)]
     print("\n\n".join([*map(as_text, tables), LEGEND]))
     for one in facts["skipped"]:
         print(f"\nskipped: cacher {one['cacher']}, quantizer {one['quantizer']}: {one['reason']}")
     print(_notes(session, facts)[1])
-    for table in worth_tables(plain(results.rows), options.features):
+    for table in worth_tables(plain(results.rows), session.features):
         print(f"\n{as_text(table)}")
     for conclusion in conclusions(fresh):
         print("\n  - ".join([f"\n{conclusion.heading}, paired distance to the teacher:", *conclusion.lines]))
@@ -152,7 +152,7 @@ def _notes(session: Session, facts: Mapping[str, Any]) -> tuple[str, str]:
     counts, floor = facts["teacher"], facts["floor"]
     compared = (
         f"Fixed, optimised and learned schedules from the same unseen noises. Model {config.model.name}; teacher "
-        f"{config.teacher.solver} with {config.teacher.nfe} evaluations; distance to it: {config.distance}."
+        f"{config.teacher.solver} with {config.teacher.nfe} evaluations; distance to it: {session.distance}."
     )
     if not counts:
         return compared, "No real images to compare with; evaluate.reference names a folder of them."
@@ -161,7 +161,7 @@ def _notes(session: Session, facts: Mapping[str, Any]) -> tuple[str, str]:
         scores += f", real test images {' / '.join(written([*floor.values()]))}"
     return (
         compared,
-        f"{frechet_name(config.evaluate.features)} to the data at {' / '.join(counts)} samples: {scores}.",
+        f"{frechet_name(session.features)} to the data at {' / '.join(counts)} samples: {scores}.",
     )
 
 
@@ -172,7 +172,7 @@ def _reference(session: Session, extractor: Extractor) -> Reference | None:
     others = None if drawn is None else draw(10_000, seed=2)
     if drawn is None or others is None:
         return reference_of(
-            extractor, options.features, options.reference, shape=session.image_shape, batch_size=options.batch_size
+            extractor, session.features, options.reference, shape=session.image_shape, batch_size=options.batch_size
         )
     return Reference(FeatureStatistics.of(extractor(drawn)), extractor(others), True)
 
@@ -192,8 +192,8 @@ def _facts(
 
     return {
         "comparison": {
-            "model": config.model.name, "teacher": teacher, "distance": config.distance, "samples": options.samples,
-            "features": options.features, "reference": options.reference,
+            "model": config.model.name, "teacher": teacher, "distance": session.distance, "samples": options.samples,
+            "features": session.features, "reference": options.reference,
         },
         "teacher": to_data(features),
         "floor": to_data(real),
@@ -225,11 +225,11 @@ def evaluate_images(session: Session, folder: Path) -> float:
     reference = _reference(session, extractor)
     if reference is None:
         raise TsAdaptError(
-            f"there are no embedded statistics of {options.features} features; name a folder of real images in "
+            f"there are no embedded statistics of {session.features} features; name a folder of real images in "
             "evaluate.reference"
         )
-    shape = taken_shape(options.features, session.image_shape)
+    shape = taken_shape(session.features, session.image_shape)
     features = folder_features(extractor, folder, shape, batch_size=options.batch_size)
     value = frechet(FeatureStatistics.of(features), reference.statistics)
-    print(f"{folder}: {len(features)} images, Frechet distance to the data {value:.3f} ({options.features} features)")
+    print(f"{folder}: {len(features)} images, Frechet distance to the data {value:.3f} ({session.features} features)")
     return value

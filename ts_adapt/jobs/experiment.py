@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from ts_adapt import distributed
 from ts_adapt.assembly import build_distance, build_solver, steps_of
 from ts_adapt.config import Config, StudentOptions
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.evaluation.features import Extractor, make_extractor
+from ts_adapt.evaluation.quality import MOMENTS
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid, TsAdaptError
 from ts_adapt.pipelines.load import build_denoiser
@@ -25,7 +29,11 @@ from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.teacher.generate import ConditionSource, Numbers, Prompts, Together, class_labels_for, teacher_config
 from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of
+from ts_adapt.zoo.features import DATA
 
+FEW_PIXELS = 3 * 32 * 32
+IN_COLOUR = (1, 3)
+"""Channels of the images that Inception takes."""
 SPLITS = {"train": TRAIN_START, "test": TEST_START}
 
 
@@ -36,6 +44,7 @@ class Experiment:
         self.config, self.progress = config, progress
         self.workspace = config.workspace
         self._batches: dict[str, tuple[TeacherStore, Batch]] = {}
+        self._said: set[str] = set()
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -61,9 +70,13 @@ class Experiment:
 
     def of_student(self, cacher: str, quantizer: str) -> Self:
         """The same experiment, whose schedules are those learned for the network with this cacher and quantizer."""
+        return self.changed(student=StudentOptions(cacher, quantizer))
+
+    def changed(self, **options: Any) -> Self:
+        """The same experiment with other options, on which neither its model nor its teacher depends."""
         _ = self.denoiser  # which both have
         other = copy.copy(self)
-        other.config = replace(self.config, student=StudentOptions(cacher, quantizer))
+        other.config = replace(self.config, **options)
         other.workspace = other.config.workspace
         return other
 
@@ -81,8 +94,48 @@ class Experiment:
     @cached_property
     def image_shape(self) -> tuple[int, ...]:
         """Of an image, (C, H, W): what a sample is decoded to."""
+        denoiser = self.denoiser  # made outside of the block, or its weights could not be learned through
         with torch.inference_mode():
-            return tuple(self.denoiser.decode(torch.zeros(1, *self.shape, device=self.config.model.device)).shape[1:])
+            return tuple(denoiser.decode(torch.zeros(1, *self.shape, device=self.config.model.device)).shape[1:])
+
+    @cached_property
+    def distance(self) -> str:
+        """What is minimised: the config's, else the embedded features where they know images like the model's."""
+        return self.config.distance or ("features" if self.image_shape in DATA else "l2")
+
+    @cached_property
+    def features(self) -> str:
+        """What Frechet distances are of: the config's, else the embedded network's, pixels', or Inception's."""
+        shape, wanted = self.image_shape, self.config.evaluate.features
+        small = torch.Size(shape).numel() <= FEW_PIXELS or len(shape) != 3 or shape[0] not in IN_COLOUR
+        return wanted or ("zoo" if shape in DATA else "pixels" if small else "inception")
+
+    def check(self) -> None:
+        """TsAdaptError for what a later job of the config would refuse; says once what is taken by default.
+
+        Names are known by then (`Config.validate`): here is what depends on the model.
+        """
+        config, shape = self.config, self.image_shape
+        image = torch.zeros(1, *shape, device=config.model.device)
+        with torch.no_grad():
+            build_distance(self.distance, config.model.device, shape)(image, image)
+        if self.features != "inception":  # which may be for another machine to fetch
+            self.extractor()
+        reference = config.evaluate.reference
+        if reference is not None and not (Path(reference).is_dir() or Path(reference).suffix == MOMENTS):
+            raise TsAdaptError(f"evaluate.reference is {reference}, which is no folder; give one of real images")
+        for solver in config.solvers:
+            for nfe in config.nfe:
+                self.fixed_grids(self.steps(solver, nfe))
+        self.teacher_grid()
+        taken = []
+        if config.distance is None and self.distance != "features":
+            taken.append(f"distance: {self.distance} (lpips is nearer to what people see, and needs its weights)")
+        if config.evaluate.features is None and self.features != "zoo":
+            taken.append(f"evaluate.features: {self.features}")
+        if taken and "defaults" not in self._said and distributed.rank() == 0:
+            print(f"ts-adapt: for images of {shape} by default {', '.join(taken)}", file=sys.stderr)
+        self._said.add("defaults")
 
     def condition_source(self, split: str = "train") -> ConditionSource | None:
         """Where the teacher's conditions come from."""
@@ -134,8 +187,8 @@ class Experiment:
 
     def objective(self, solver: Solver) -> Objective:
         config = self.config
-        by_network = config.distance == "features"
-        distance = build_distance(config.distance, config.model.device, self.image_shape if by_network else ())
+        by_network = self.distance == "features"
+        distance = build_distance(self.distance, config.model.device, self.image_shape if by_network else ())
         return Objective(
             self.denoiser, solver, distance, config.checkpointing, config.teacher.seed,
             config.derivative, config.derivative_width,
@@ -144,7 +197,7 @@ class Experiment:
     def extractor(self) -> Extractor:
         """The features that the config compares images in."""
         options, device = self.config.evaluate, self.config.model.device
-        return make_extractor(options.features, shape=self.image_shape, device=device, inception=options.inception)
+        return make_extractor(self.features, shape=self.image_shape, device=device, inception=options.inception)
 
     def about(self, solver: str) -> dict[str, Any]:
         """What a schedule file says of the model and of the solver."""

@@ -41,7 +41,7 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
     static = static if static in session.shared_names(name, nfe) else "static"
     start = session.shared(static, name, nfe).grid
     spec = {
-        "teacher": teacher.hash, "solver": name, "nfe": nfe, "distance": config.distance, "batch": config.label_batch,
+        "teacher": teacher.hash, "solver": name, "nfe": nfe, "distance": session.distance, "batch": config.label_batch,
         "options": config.made_with("per-sample")["per_sample"],
         "derivative": [config.derivative, config.derivative_width], **start_entries(static, start),
     }  # fmt: skip

@@ -73,7 +73,7 @@ def prune(
         )
     path = Path(out) if out else session.workspace.pruned(solver, nfe)
     about = {"model": config.model.name, "schedule": schedule, "solver": solver, "nfe": nfe, **asdict(options)}
-    save(path, network, rounds, {**about, "distance_name": config.distance})
+    save(path, network, rounds, {**about, "distance_name": session.distance})
     print(table(rounds, options.measure))
     print(f"{len(rounds)} blocks left out, for --model.pruned: {path}")
     return path

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt import distributed
+from ts_adapt.config import Config
 from ts_adapt.evaluation.features import Extractor
 from ts_adapt.evaluation.records import ORACLE, Entry, as_bytes, fingerprint, kept_run
 from ts_adapt.evaluation.sample import Clip, RunError, join_parts, missing_parts, sample_part
@@ -53,6 +54,7 @@ def generate(session: Session) -> None:
     The teacher's test samples are generated first, as far as they are missing. What an earlier evaluation left of the
     very same stays as it is. Raises TsAdaptError if another process is at this comparison.
     """
+    session.check()
     with distributed.held(comparing(session)):
         _generate(session)
 
@@ -69,7 +71,7 @@ def comparing(session: Session) -> Iterator[None]:
 
 def _generate(session: Session) -> None:
     config, options, folder = session.config, session.config.evaluate, session.workspace.runs
-    _listed(session)
+    listed(session)
     if distributed.first(lambda: _lacking(session)):
         if config.teacher.test_samples < options.samples:
             teaching = command("teach", "--split", "test", "--teacher.test_samples", options.samples)
@@ -186,18 +188,14 @@ def planned(session: Session) -> dict[Pair, list[Entry]]:
 
     Raises TsAdaptError where the student of the config is none of them.
     """
-    config, student = session.config, session.config.student
-    if student.name and not (student.cacher in config.cachers and student.quantizer in config.quantizers):
-        raise TsAdaptError(
-            f"schedules are learned for the student {student.name}, which is not evaluated; add its cacher "
-            f"{student.cacher} to cachers and its quantizer {student.quantizer} to quantizers"
-        )
+    config = session.config
+    check_student(config)
 
     def entries(of: Session, further: Listed) -> list[Entry]:
         cells = [(solver, nfe) for solver in config.solvers for nfe in config.nfe]
         return [entry for cell in cells for entry in _entries(of, *cell, further.get(cell, {}))]
 
-    full = entries(session.of_student(*FULL), _listed(session))
+    full = entries(session.of_student(*FULL), listed(session))
     plan = {}
     for quantizer in config.quantizers:
         for cacher in config.cachers:
@@ -213,6 +211,16 @@ def planned(session: Session) -> dict[Pair, list[Entry]]:
     return plan
 
 
+def check_student(config: Config) -> None:
+    """TsAdaptError where the student of `config` is none of the networks that it compares."""
+    student = config.student
+    if student.name and not (student.cacher in config.cachers and student.quantizer in config.quantizers):
+        raise TsAdaptError(
+            f"schedules are learned for the student {student.name}, which is not evaluated; add its cacher "
+            f"{student.cacher} to cachers and its quantizer {student.quantizer} to quantizers"
+        )
+
+
 def _unfinished(entries: list[Entry], folder: Path) -> list[int]:
     """The places of the entries whose run is missing."""
     return [place for place, entry in enumerate(entries) if kept_run(entry, folder) is None]
@@ -226,7 +234,7 @@ def teacher_features(session: Session, extractor: Extractor) -> Tensor:
     """The features `(n, D)` of the teacher's images for all test samples, kept beside the run files."""
     options, path = session.config.evaluate, session.workspace.runs / TEACHER_FEATURES
     store, batch = session.teacher("test", options.samples)
-    key = as_bytes(fingerprint(store.hash, options.features, options.samples))
+    key = as_bytes(fingerprint(store.hash, session.features, options.samples))
     try:
         kept = read_tensors(path, {"features": (options.samples, None), "fingerprint": (len(key),)})
         if torch.equal(kept["fingerprint"], key):
@@ -259,7 +267,7 @@ def _entries(session: Session, solver: str, nfe: int, further: dict[str, TimeGri
     config = session.config
     samples, steps = config.evaluate.samples, session.steps(solver, nfe)
     teacher, _ = session.teacher("test")
-    base: tuple[object, ...] = (teacher.hash, solver, config.distance, config.evaluate.features)
+    base: tuple[object, ...] = (teacher.hash, solver, session.distance, session.features)
     if config.evaluate.clip is not None:
         base += ("clip", config.evaluate.clip)
     if config.model.execution:
@@ -299,7 +307,7 @@ def _entries(session: Session, solver: str, nfe: int, further: dict[str, TimeGri
     return entries
 
 
-def _listed(session: Session) -> Listed:
+def listed(session: Session) -> Listed:
     """What `evaluate.schedules` names, for the solvers and NFEs of the config.
 
     Raises TsAdaptError for a schedule that none of them meets, or a name met twice.

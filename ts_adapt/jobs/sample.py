@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid
+from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network
 from ts_adapt.jobs.session import Session
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
@@ -63,6 +63,7 @@ def sample_to_folder(
     name, taken, others = found.choose(solver, nfe, config)
     policy, method = session.policy(found, name, taken), session.solver(name)
     folder = Path(out) if out else session.workspace.samples(found.called, name, taken)
+    check_folder(folder, count)
 
     def make(index: range) -> Tensor:
         return (sample(session, policy, method, index, seed, label, texts).float().clamp(-1, 1) + 1) / 2
@@ -71,6 +72,15 @@ def sample_to_folder(
         write_images(folder, make, count, batch or config.evaluate.batch_size, progress=session.progress)
     print(f"{count} images along {schedule}, {name}, NFE {taken}{others}: {folder}")
     return folder
+
+
+def check_folder(folder: Path, count: int) -> None:
+    """TsAdaptError unless `folder` is a new one, or holds nothing but what `count` images will replace."""
+    ours = {CONTACT_SHEET, IMAGES, *(image_file(number) for number in range(count))}
+    there = [path for place in (folder, folder / IMAGES) if place.is_dir() for path in place.glob("[!.]*")]
+    other = next((path for path in sorted(there) if path.relative_to(folder).as_posix() not in ours), None)
+    if other is not None:
+        raise TsAdaptError(f"{folder} holds {other.relative_to(folder)} already; give a folder of its own with --out")
 
 
 def write_images(

@@ -27,7 +27,7 @@ from ts_adapt.denoisers.load import image_to_image, load_pipeline, starts_from_i
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
 from ts_adapt.jobs.diffusers_schedules import find_scheduler, make_scheduler
-from ts_adapt.jobs.sample import write_images
+from ts_adapt.jobs.sample import check_folder, write_images
 from ts_adapt.pictures import read_picture
 from ts_adapt.prompts import given_prompts, prompts_of
 from ts_adapt.sampling import generator_for
@@ -95,8 +95,10 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
     schedule.set_timesteps(steps)
     pipe.set_progress_bar_config(disable=True)
     _refuse_noise_without_generators(pipe, schedule)
-    kept = config.workspace.samples(f"{Path(request.pipeline).name}-{found.called}", name, steps)
-    folder = Path(request.out) if request.out else kept
+    of = Path(request.pipeline).absolute().name
+    about = found.called if of == config.name else f"{of}-{found.called}"
+    folder = Path(request.out) if request.out else config.workspace.samples(about, name, steps)
+    check_folder(folder, request.count)
 
     def make(index: range) -> Tensor:
         generators = [generator_for(request.seed, i) for i in index]

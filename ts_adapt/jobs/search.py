@@ -22,7 +22,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
-from ts_adapt.config import Config
 from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.grids.optimized import dmn
@@ -54,6 +53,7 @@ def search(session: Session, method: str, split: str = "train", *, redo: bool = 
     redo  replace what was made with other options or does not fit; what was made with these is kept all the same
     """
     config = session.config
+    session.check()
     with cheaper_network(session, config.student.cacher, config.student.quantizer):
         if method == "per-sample" or (method == "static" and config.static.method in ("lbfgs", "adam")):
             check_gradients(session)
@@ -119,7 +119,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     onwards = called != method and method in session.shared_names(name, nfe)
     starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
     searched = asdict(config.static), config.derivative, config.derivative_width
-    key = fingerprint(store.hash, config.distance, count, *searched, *student_options(config))
+    key = fingerprint(store.hash, session.distance, count, *searched, *student_options(config))
     journal = Journal(session.workspace.journal(called, name, nfe), key)
     with SummaryWriter(str(make_folder(session.workspace.curves(called, name, nfe)))) as writer:
         result = search_static(
@@ -142,7 +142,7 @@ def _search_blackbox(
     """The best grid of one study, of which all processes make trials, as many together as are asked for."""
     config, trials = session.config, session.workspace.trials
     url = config.blackbox.storage or f"sqlite:///{trials}"
-    study = _study_name(store, config, name, nfe, start)
+    study = _study_name(session, store, name, nfe, start)
 
     def begin() -> None:
         make_folder(trials.parent)
@@ -183,11 +183,11 @@ def _of_full(session: Session, solver: str, nfe: int) -> dict[str, TimeGrid]:
     return {"static": full.static(solver, nfe).grid}
 
 
-def _study_name(store: TeacherStore, config: Config, solver: str, nfe: int, start: TimeGrid) -> str:
+def _study_name(session: Session, store: TeacherStore, solver: str, nfe: int, start: TimeGrid) -> str:
     """One study for each thing that is searched, so that trials of another never mix in."""
-    options = config.blackbox
+    config, options = session.config, session.config.blackbox
     key = fingerprint(
-        store.hash, config.distance, config.static_samples, start, options.radius, options.sampler, options.seed,
+        store.hash, session.distance, config.static_samples, start, options.radius, options.sampler, options.seed,
         *student_options(config),
     )  # fmt: skip
     return f"{solver}-nfe{nfe}-{key}"
@@ -207,7 +207,7 @@ def best_fixed_known(session: Session, solver: str, nfe: int) -> tuple[str, floa
     if "static" not in session.shared_names(solver, nfe):
         return None
     kept = (session.static(solver, nfe).about.get("measured") or {}).get("best_fixed_distance")
-    now = {"samples": session.config.static_samples, "evaluator": session.config.distance}
+    now = {"samples": session.config.static_samples, "evaluator": session.distance}
     if not isinstance(kept, dict) or any(kept.get(key) != value for key, value in now.items()):
         return None
     return str(kept.get("grid")), float(kept["value"])
@@ -224,7 +224,7 @@ def keep_shared(
     """
     config, solver, path = session.config, session.solver(name), session.workspace.shared(called, name, nfe)
     batch, measured = validation_samples(session), {}
-    paired = {"evaluator": config.distance, "samples": config.static_samples, "split": "validation"}
+    paired = {"evaluator": session.distance, "samples": config.static_samples, "split": "validation"}
     drawn, said = {called: grid.times}, f"{name}, NFE {nfe}: "
     about = {**session.about(name), "method": called, "seed": seed, "shape": session.shape_that_counts}
     if batch is not None:
@@ -232,7 +232,7 @@ def keep_shared(
         distance, median = float(distances.mean()), float(distances.median())
         measured["distance"] = {"value": distance, **paired}
         about |= {
-            "distance": config.distance, "teacher": session.teacher("train")[0].hash,
+            "distance": session.distance, "teacher": session.teacher("train")[0].hash,
             "teacher_solver": config.teacher.solver, "teacher_nfe": config.teacher.nfe,
             "teacher_grid": config.teacher.grid, "teacher_seed": config.teacher.seed,
         }  # fmt: skip

@@ -63,7 +63,7 @@ class Session(Experiment):
 
     def check_origin(self, path: Path, about: Mapping[str, Any], remedy: str) -> None:
         """TsAdaptError if what is in `path` was learned from another teacher or under another distance."""
-        now = {"teacher": self.teacher("train")[0].hash, "distance": self.config.distance}
+        now = {"teacher": self.teacher("train")[0].hash, "distance": self.distance}
         for key, value in now.items():
             if about.get(key) != value:
                 raise TsAdaptError(
@@ -86,7 +86,10 @@ class Session(Experiment):
             return
         sentence = f"{path} was made with another {', '.join(others)}"
         if strict:
-            raise TsAdaptError(f"{sentence}; set it back, or give --redo to replace it")
+            raise TsAdaptError(
+                f"{sentence}; set it back, or give --redo to replace it (the teacher's samples stay, what was learned "
+                "from this is learned anew)"
+            )
         self._warned.add(path)
         print(f"ts-adapt: warning: {sentence}; made again with --redo, it is replaced", file=sys.stderr)
 

@@ -13,6 +13,7 @@ from ts_adapt.teacher.store import TeacherStore
 
 def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_png: bool = False) -> None:
     """Generate the teacher's end points for each split; finished shards are kept."""
+    session.check()
     options = session.config.teacher
     solver, grid = session.solver(options.solver), session.teacher_grid()
     for split in splits:

@@ -24,9 +24,6 @@ from ts_adapt.storage.files import make_folder, read_json, sha256_of_json
 from ts_adapt.storage.folders import beside, making, replace_folder
 from ts_adapt.storage.layout import ALL, CONFIG, LABELS, checkpoint_file
 
-MOST_VALIDATION = 512
-"""Samples that validate a predictor, at most; else the last fifth of its training samples."""
-
 
 def train(session: Session, kind: str, *, redo: bool = False) -> None:
     """Train a predictor for every solver and NFE of the config, on its student; `redo` as in `search`.
@@ -34,6 +31,7 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
     kind  of `PREDICTORS`; with `ALL` behind it, one predictor for every solver, which serves all NFEs
     """
     config = session.config
+    session.check()
     with cheaper_network(session, config.student.cacher, config.student.quantizer):
         if config.train.loss != "labels":
             check_gradients(session)
@@ -55,13 +53,13 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     if config.train.loss != "end_to_end":
         labels = {steps[nfe]: _labels_for(session, name, nfe) for nfe in served}
     store, batch = session.teacher("train", config.train.samples)
-    cut = len(batch) - min(max(1, len(batch) // 5), MOST_VALIDATION)
+    cut = len(batch) - config.train.validating
     static = [session.static(name, nfe).grid.times for nfe in served]
     classes = int((store.config["condition"] or {}).get("classes", 0))
     first = batch.rows(slice(0, 1))
     text = session.denoiser.shown(first.x_T, first.condition)[1].get("encoder_hidden_states")
     learned = asdict(config.train), config.derivative, config.derivative_width
-    key = fingerprint(store.hash, config.distance, static, *learned, len(batch), *student_options(config))
+    key = fingerprint(store.hash, session.distance, static, *learned, len(batch), *student_options(config))
     checkpoint = checkpoint_file(folder, key)
     torch.manual_seed(config.train.seed)
     predictor = PREDICTORS[kind.removesuffix(ALL)](
@@ -79,7 +77,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     )  # fmt: skip
     about = {
         "model": config.model.name, "teacher": store.hash, "solver": name, "nfe": served,
-        "distance": config.distance, "seed": config.train.seed,
+        "distance": session.distance, "seed": config.train.seed,
         "labels": None if labels is None else _labels_hashes(session, name, served),
         "made_with": config.made_with(kind),
         "measured": {**asdict(result), "gain": result.gain},
@@ -99,6 +97,12 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
             f"{kind}, {name}, NFE {nfe}: validation distance {now:.5f}, "
             f"{compared(now, before)} the static grid's {before:.5f}; {folder}"
         )
+        if now >= before:
+            print(
+                f"{kind}, {name}, NFE {nfe}: it stayed the static grid, as it gained no more than chance on "
+                f"{len(batch) - cut} validation samples; more train.samples (now {len(batch)}) or train.epochs (now "
+                f"{config.train.epochs}) may help"
+            )
 
 
 def _labels_for(session: Session, name: str, nfe: int) -> Labelled:

@@ -24,6 +24,7 @@ from ts_adapt.search.objective import Batch, Objective
 
 WARM_UP = 20
 """Steps over which the learning rate rises."""
+MOST_VALIDATION = 512
 LAST_RATE = 0.04
 """Share of the learning rate at the end of its cosine."""
 
@@ -37,7 +38,9 @@ class TrainOptions:
     corrections: list[CorrectionName] = field(default_factory=lambda: ["shift", "scale", "coefficients"])
     """What is predicted beside the times."""
     samples: Annotated[int, Between(10, MANY)] = 512
-    """Training samples; the last fifth, at most 512, validates."""
+    """Training samples, the last of which validate."""
+    validation: Count | None = None
+    """How many of them do; None: a fifth, at most 512."""
     epochs: Count = 4
     """Passes through the solver."""
     lr: Positive = 2e-3
@@ -54,6 +57,14 @@ class TrainOptions:
     width: Annotated[int, Between(1, 1024)] = 24
     hidden: Annotated[int, Between(1, 8192)] = 128
     seed: Seed = 0
+
+    @property
+    def validating(self) -> int:
+        """The number of samples that validate; TsAdaptError where none is left to learn from."""
+        count = min(max(1, self.samples // 5), MOST_VALIDATION) if self.validation is None else self.validation
+        if count >= self.samples:
+            raise TsAdaptError(f"train.validation is {count} of train.samples {self.samples}; leave some to learn from")
+        return count
 
     def solves(self, train: int, validation: int) -> int:
         """About how many solves of one sample, for each NFE, a training takes that does not end early."""

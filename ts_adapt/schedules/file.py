@@ -34,7 +34,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -53,6 +53,9 @@ from ts_adapt.storage.files import (
     write_bytes,
 )
 from ts_adapt.storage.layout import SCHEDULE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_BYTES = 16 * 2**20
 """A longer file is refused before it is read whole; MAX_STEPS steps with all corrections take less."""
@@ -104,6 +107,13 @@ class LearnedGrid:
             **self.about,
         }
         return json.dumps(null_for_infinite(content), indent=2, ensure_ascii=False) + "\n"
+
+    def plot(self, noise_schedule: NoiseSchedule) -> Figure:
+        """Its log-SNR at every step, as a figure of matplotlib; `noise_schedule` is that of the model."""
+        from ts_adapt.plots import plot_schedules
+
+        name = str(self.about.get("method") or "learned")
+        return plot_schedules({name: self.grid.times}, noise_schedule, f"{self.solver}, NFE {self.nfe}")
 
     def save(self, path: Path, noise_schedule: NoiseSchedule | None = None) -> None:
         """Write the schedule to `path`, atomically; see `text`."""

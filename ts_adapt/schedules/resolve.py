@@ -105,9 +105,9 @@ class Found:
     def choose(self, solver: str | None, nfe: int | None, config: Any) -> tuple[str, int, str]:
         """The solver and the NFE that are taken, and what is to be said of other NFEs.
 
-        Those that are asked for by `solver` and `nfe`; else its own, of several NFEs the one of the `Config` if that
-        names one of them, else the largest; else the first of the config. Raises TsAdaptError where something is asked
-        for that it is not for.
+        Those that are asked for by `solver` and `nfe`; else its own, or those of the `Config`: of several NFEs the one
+        that the config names alone, else the largest. Raises TsAdaptError where something is asked for that it is not
+        for.
         """
         if self.solver is not None and solver not in (None, self.solver):
             raise TsAdaptError(f"{self.name} is for {self.solver}, not for {solver}; leave --solver out")
@@ -115,8 +115,8 @@ class Found:
         listed = ", ".join(map(str, there))
         if self.kind in (FILE, FOLDER) and nfe not in (None, *there):
             raise TsAdaptError(f"{self.name} is for NFE {listed}, not for {nfe}; leave --steps out")
-        first = self.learned is None or (len(config.nfe) == 1 and config.nfe[0] in there)
-        taken = nfe if nfe is not None else config.nfe[0] if first else max(there)
+        alone = len(config.nfe) == 1 and config.nfe[0] in there
+        taken = nfe if nfe is not None else config.nfe[0] if alone else max(there)
         name = self.solver or solver or config.solvers[0]
         steps_of(build_solver(name, ANY), taken)
         return name, taken, f" (of {listed}; --steps takes another)" if nfe is None and {*there} != {taken} else ""

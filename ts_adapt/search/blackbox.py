@@ -74,7 +74,6 @@ def search_blackbox(
     """
     check_options(options, "blackbox.")
     centre = times_to_logits(start.times, noise_schedule).detach()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = {f"logit_{i}": FloatDistribution(-options.radius, options.radius) for i in range(start.steps)}
 
     def grid_of(values: dict[str, Any]) -> TimeGrid:

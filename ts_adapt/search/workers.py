@@ -29,6 +29,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.options import Place
 
 SIGN = 5.0
 """Seconds between two signs of life."""
@@ -46,6 +47,7 @@ def open_study(name: str, url: str, sampler: optuna.samplers.BaseSampler) -> opt
 
     Raises TsAdaptError for a storage that cannot be used.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with explained(url):
             return optuna.create_study(study_name=name, storage=_storage(url), sampler=sampler, load_if_exists=True)
@@ -71,10 +73,15 @@ def explained(url: str) -> Iterator[None]:
 
 def _unusable(url: str, error: Exception) -> TsAdaptError:
     reason = one_line(error.__cause__ or error)
-    return TsAdaptError(
-        f"the storage {url!r} cannot be used ({reason}); give a URL such as sqlite:///file.db in a folder that exists "
-        "and has space, or remove the damaged file"
-    )
+    remedy = "give a URL such as sqlite:///file.db in a folder that exists and has space"
+    if "locked" in reason:
+        remedy = (
+            "others write to it: run the same command again when they have ended, its trials are kept; for many "
+            "workers take journal:///FILE or a database server"
+        )
+    elif any(word in reason for word in ("malformed", "not a database", "JSON")):
+        remedy += ", or remove the damaged file"
+    return TsAdaptError(f"the storage {url!r} cannot be used ({reason}); {remedy}")
 
 
 def draw_of(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:
@@ -181,7 +188,7 @@ def _first_of(trial: FrozenTrial) -> int:
 
 def _storage(url: str) -> BaseStorage:
     if url.startswith(JOURNAL):
-        path = url.removeprefix(JOURNAL)
+        path = os.path.abspath(Place().expanded("blackbox.storage", url.removeprefix(JOURNAL)))
         return JournalStorage(JournalFileBackend(path, lock_obj=_Mending(path)))
     several: dict[str, Any] = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     return RDBStorage(url, engine_kwargs=several)

@@ -26,6 +26,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,12 @@ from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
 
 _TAYLOR_TERMS = 18
 _POWERS = torch.arange(_TAYLOR_TERMS, dtype=torch.float64)
+
+
+def shown(solver: Any) -> str:
+    """The class of a solver and the options that it has, as its `repr`."""
+    options = {name: value for name, value in vars(solver).items() if name != "needs_noise"}
+    return f"{type(solver).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from ts_adapt.solvers.coefficients import (
     first_order,
     half_weight,
     place,
+    shown,
 )
 from ts_adapt.solvers.multistep import UniP
 
@@ -60,6 +61,7 @@ class Corrected:
 
     evaluations_per_step = 1
     needs_noise = False
+    __repr__ = shown
 
     def __init__(self, solver: Solver, order: int = 2, variant: str = "bh2", lower_order_final: bool = True) -> None:
         if solver.needs_noise or solver.evaluations_per_step != 1 or isinstance(solver, Corrected):

@@ -37,6 +37,7 @@ from ts_adapt.solvers.coefficients import (
     learned_terms,
     moments,
     place,
+    shown,
 )
 
 FEW_STEPS = 15
@@ -58,6 +59,7 @@ class Multistep:
     evaluations_per_step = 1
     needs_noise = False
     interpolates = "x0"
+    __repr__ = shown
 
     def __init__(self, noise_schedule: NoiseSchedule, order: int) -> None:
         self.noise_schedule, self.order = noise_schedule, order

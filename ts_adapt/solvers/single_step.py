@@ -26,7 +26,7 @@ from torch import Tensor
 from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
 from ts_adapt.numerics import combine, scale
 from ts_adapt.parameterization import to_epsilon
-from ts_adapt.solvers.coefficients import History, Place, first_order, learned_terms, place
+from ts_adapt.solvers.coefficients import History, Place, first_order, learned_terms, place, shown
 
 
 class DDIM:
@@ -39,6 +39,7 @@ class DDIM:
 
     order = 1
     evaluations_per_step = 1
+    __repr__ = shown
 
     def __init__(self, noise_schedule: NoiseSchedule, eta: float = 0.0) -> None:
         if not 0 <= eta <= 1:
@@ -92,6 +93,7 @@ class Heun:
     order = 2
     evaluations_per_step = 2
     needs_noise = False
+    __repr__ = shown
 
     def __init__(self, noise_schedule: NoiseSchedule) -> None:
         self.noise_schedule = noise_schedule

@@ -16,7 +16,7 @@
         runs/                                     a file of each run, parts/, skipped.json, teacher.safetensors
         samples/static-unipc-3-nfe5/              grid.png, images/00000.png
         tensorboard/<job>/
-        config.yml                                what the demo ran with
+        config.yml                                what `learn` ran with
 
 Whoever writes a file or looks for one takes its name from here.
 """

@@ -1,0 +1,266 @@
+"""learn: a config in one command; the demo is one of its configs, whose printed commands must run on its files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from small_job import Job
+from ts_adapt.cli import main, parse
+from ts_adapt.commands import Demo
+from ts_adapt.config import Config
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.jobs import learn, plan
+from ts_adapt.jobs import train as training
+from ts_adapt.jobs.session import Session
+from ts_adapt.predictors.phases import TrainOptions
+from ts_adapt.predictors.training import TrainResult
+from ts_adapt.schedules.name import parse as name_of
+
+SMALL = """
+name: demo
+solvers: [unipc-3]
+nfe: [5]
+learn: [static, static+shift, oracle, one-shot, recursive]
+rescale_published: true
+static_samples: 8
+oracle_samples: 8
+optimized: {samples: 16}
+teacher: {nfe: 8, train_samples: 16, test_samples: 12, shard_size: 128}
+static: {iterations: 1, starts: 1, corrections: []}
+per_sample: {iterations: 1, random_starts: 0}
+train: {samples: 12, epochs: 1, width: 4, hidden: 16}
+evaluate: {samples: 12, grids: [karras, ays-svd]}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The demo on a dozen samples."""
+    path = tmp_path_factory.mktemp("config") / "demo.yml"
+    path.write_text(SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Demo, "base", ("--config", str(path)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a demo, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        text = folder / "stdout"
+        with text.open("w") as file, pytest.MonkeyPatch.context() as output:
+            output.setattr(sys, "stdout", file)
+            assert main(["demo", "--quiet", "--log_root", "results of mine"]) == 0
+    return folder, text.read_text()
+
+
+def commands(text: str) -> list[list[str]]:
+    _, _, offered = text.partition("To go on")
+    return [shlex.split(line) for line in offered.splitlines() if line.startswith("    ")]
+
+
+def test_it_ends_with_its_findings_and_the_next_commands(run: tuple[Path, str]) -> None:
+    _, text = run
+    findings = text[text.index("unipc-3, NFE 5, paired distance to the teacher:") :]
+    better = "(better than|worse than|no different from)"
+    share = r"[+-][\d.]+ %"
+    found = rf"mean {share} \(95 % interval {share} to {share}\), median {share}, nearer on \d+ % of \d+ samples"
+    assert re.search(rf"- static is {better} the best fixed grid, (karras|ays-svd): {found}\.", findings)
+    for name in ("static\\+shift", "one-shot", "recursive"):
+        assert re.search(rf"- {name} is {better} static: {found}\.", findings)
+    assert re.search(rf"- oracle is {better} static: {found}; times alone", findings)
+    assert {words[words.index("--config") + 1] for words in commands(findings)} == {"results of mine/demo/config.yml"}
+
+
+def test_the_next_commands_run_as_they_stand(run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, text = run
+    monkeypatch.chdir(folder)
+    printed = commands(text)
+    assert {words[3] for words in printed} == {"sample", "export", "evaluate"}
+    for words in printed:
+        assert words[:3] == [sys.executable, "-m", "ts_adapt.cli"]
+        assert main([*words[3:], "--quiet"]) == 0, words
+    logs = folder / "results of mine/demo"
+    assert (logs / "samples/static+shift-unipc-3-nfe5/grid.png").exists()
+    assert (logs / "scheduler/config.json").exists() or list((logs / "scheduler").iterdir())
+    rows = json.loads((logs / "results.json").read_text())["rows"]
+    assert {"static", "static+shift", "oracle", "one-shot", "recursive"} <= {row["schedule"] for row in rows}
+
+
+def test_a_command_runs_in_a_process_of_its_own(run: tuple[Path, str]) -> None:
+    folder, text = run
+    words = next(words for words in commands(text) if "sigmas" in words)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split(",")) == 6
+
+
+def test_the_config_is_the_one_it_ran_with(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    ran = parse(["demo", "--log_root", "results of mine"]).config
+    for command in ("sample", "demo"):
+        assert parse([command, "--config", str(folder / "results of mine/demo/config.yml")]).config == ran
+    assert (ran.teacher.nfe, ran.log_root) == (8, "results of mine")
+
+
+def test_other_options_are_refused_and_redo_takes_them(
+    run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(run[0], tmp_path / "demo"))
+    monkeypatch.chdir(folder)
+    words = ["demo", "--quiet", "--log_root", "results of mine", "--static.lr", "0.02", "--train.lr", "0.02"]
+    static, kept = folder / "train_data/demo/static/unipc-3-nfe5.json", folder / "results of mine/demo/config.yml"
+    before, options = static.read_bytes(), kept.read_bytes()
+    capsys.readouterr()
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert "static.lr (0.08, now 0.02)" in message and "--redo" in message and message.count("\n") == 1
+    assert static.read_bytes() == before and kept.read_bytes() == options
+    monkeypatch.setattr(learn, "evaluate", lambda session: ([], Path("report.html")))
+    assert main([*words, "--redo"]) == 0
+    assert json.loads(static.read_text())["made_with"]["static"]["lr"] == 0.02
+    for kind in ("one-shot", "recursive"):
+        config = folder / f"train_data/demo/predictors/{kind}/unipc-3-nfe5/config.json"
+        assert json.loads(config.read_text())["made_with"]["train"]["lr"] == 0.02
+    assert kept.read_bytes() != options
+
+
+def test_the_program_is_called_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "bin" / "ts-adapt"
+    script.parent.mkdir()
+    script.write_text("")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    monkeypatch.setenv("PATH", "")
+    assert shlex.split(learn.next_commands(Config(), Path("c.yml"))[0])[0] == str(script)
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert shlex.split(learn.next_commands(Config(), Path("c.yml"))[0])[0] == "ts-adapt"
+
+
+def test_a_config_is_learned_in_one_command_which_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Job.begun(tmp_path)
+    monkeypatch.setattr(learn, "train", interrupted)
+    with pytest.raises(RuntimeError, match="killed"):
+        job.run("learn")
+    assert job.static.exists() and job.labels().exists()
+    kept = job.content()
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert job.run("learn") == 0
+    text = capsys.readouterr().out
+    assert "5 of 5" in text and "is there already" in text
+    assert {name: text for name, text in job.content().items() if name in kept} == kept
+    assert (job.data / "predictors/recursive/unipc-2-nfe3/config.json").exists()
+    schedules = {row["schedule"] for row in json.loads((tmp_path / "logs/small/results.json").read_text())["rows"]}
+    assert schedules == {"karras", "linear", "static", "recursive"}
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise RuntimeError("killed")
+
+
+def test_a_plan_begins_nothing_and_what_is_there_is_not_counted(
+    finished: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Job.begun(tmp_path)
+    assert job.run("learn", "--plan") == 0
+    text = capsys.readouterr().out
+    assert not job.data.exists() and not (tmp_path / "logs/small/runs").exists()
+    counted = {line.split()[0]: line.split()[1:3] for line in text.splitlines()[1:6]}
+    assert counted["teach"] == [f"{12 * (40 + 20)}", "0"]
+    assert counted["evaluate"] == [f"{3 * 20 * (2 + 2)}", "0"]
+    assert list(counted) == ["teach", "static", "labels", "recursive", "evaluate"]
+    assert finished.run("learn", "--plan") == 0
+    text = capsys.readouterr().out
+    counted = {line.split()[0]: line.split()[1:3] for line in text.splitlines()[1:6]}
+    assert [counted[name] for name in ("teach", "static", "labels")] == [["0", "0"]] * 3
+    assert counted["recursive"] != ["0", "0"]
+
+
+def test_every_evaluation_of_a_search_without_gradient_is_planned(finished: Job) -> None:
+    config = parse(["learn", "--config", str(finished.folder / "small.yml"), "--static.method", "forward"]).config
+    session = Session(config, progress=False)
+    work = plan.of_result(session.changed(name="another"), name_of("static"))
+    assert work == plan.Work(plain=3 * config.static_samples * (config.static.evaluations + plan.FIXED))
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [
+        ([], ["static", "recursive"]),
+        (["--static.corrections", "shift,scale"], ["static", "static+shift+scale", "recursive"]),
+        (["--learn", "one-shot,static"], ["static", "one-shot"]),
+        (["--learn", "blackbox"], ["blackbox"]),
+    ],
+)
+def test_what_is_learned_is_listed_and_begins_at_the_static_grid(asked: list[str], made: list[str]) -> None:
+    assert [str(name) for name in learn.wanted(parse(["learn", *asked]).config)] == made
+
+
+def test_what_cannot_be_learned_is_refused_by_name() -> None:
+    with pytest.raises(TsAdaptError, match=r"karras.*known: static, blackbox"):
+        parse(["learn", "--learn", "static,karras"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--static_samples", "30"], "static_samples takes 60 train samples, there are 40"),
+        (["--train.samples", "50"], "train.samples takes 50 train samples, there are 40"),
+        (["--evaluate.samples", "21"], "evaluate.samples takes 21 test samples, there are 20"),
+        (["--learn", "oracle", "--oracle_samples", "30"], "oracle_samples takes 30 test samples, there are 20"),
+        (["--student.quantizer", "hqq4"], "hqq4, which is not evaluated"),
+    ],
+)
+def test_counts_that_do_not_fit_are_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], named: str
+) -> None:
+    job = Job.begun(tmp_path)
+    assert named in job.refused(capsys, "learn", *flags)
+    assert not job.data.exists()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs").glob("*.yml")), ids=lambda path: path.stem
+)
+def test_the_configs_teach_as_many_samples_as_they_learn_from(path: Path) -> None:
+    config = parse(["learn", "--config", str(path)]).config
+    learn.check_counts(config, learn.wanted(config))
+
+
+def test_a_predictor_that_stayed_the_static_grid_says_so_and_what_may_help(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for learned, stayed in ((1.0, True), (0.9, False)):
+        monkeypatch.setattr(training, "train_predictor", lambda *_, at=learned, **__: TrainResult({3: 1.0}, {3: at}))
+        words = ("train", "--predictor", "recursive", "--train.loss", "end_to_end", "--train.validation", "7", "--redo")
+        assert job.run(*words, "--train.lr", f"{learned / 1000}") == 0
+        text = capsys.readouterr().out
+        assert ("it stayed the static grid" in text) == stayed
+        assert ("on 7 validation samples; more train.samples (now 20) or train.epochs (now 1)" in text) == stayed
+
+
+def test_more_samples_continue_or_the_price_is_named(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.run("teach", "--teacher.train_samples", "48") == 0
+    message = job.refused(capsys, "search", "--static_samples", "10")
+    assert "static_samples (8, now 10)" in message and "--redo" in message and "teacher's samples stay" in message
+
+
+@pytest.mark.parametrize(("options", "count"), [({}, 102), ({"validation": 7}, 7), ({"samples": 10_000}, 512)])
+def test_as_many_samples_validate_as_are_asked_for(options: dict[str, int], count: int) -> None:
+    assert TrainOptions(**options).validating == count
+    with pytest.raises(TsAdaptError, match="leave some to learn from"):
+        _ = TrainOptions(samples=20, validation=20).validating

@@ -1,0 +1,184 @@
+"""learn: everything that a config asks for, in order, by the ordinary jobs: teach, search and train, then evaluate.
+
+    teach      the teacher's samples
+    NAME       each of the config's `learn`, behind what it is learned from
+    evaluate   all of them and the fixed grids, on the same test noises
+
+What is there already stays, so that the same command goes on where it was interrupted. The config that it ran with is
+left beside its results, so that every other command can go on with its files. The demo is such a config.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from ts_adapt.config import Config
+from ts_adapt.evaluation.records import STATIC
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.jobs import plan
+from ts_adapt.jobs.evaluate import evaluate
+from ts_adapt.jobs.runs import check_student, listed
+from ts_adapt.jobs.search import search
+from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.teach import teach
+from ts_adapt.jobs.train import train
+from ts_adapt.schedules.name import ORACLE, PREDICTOR, SHARED, Name, parse
+from ts_adapt.storage.files import write_bytes
+from ts_adapt.storage.layout import REPORT
+
+PROGRAM = "ts-adapt"
+SAID = {
+    "static": "one grid for all samples",
+    "blackbox": "one grid for all samples, without gradients",
+    "oracle": "the best grid for each test sample",
+    "one-shot": "a network that predicts the grid from the noise",
+    "recursive": "a network that chooses the next time at every step",
+}
+CORRECTED = {"static": "static", "oracle": "per_sample"}
+"""What corrections may stand behind -> the group of options that has them."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One job: what it makes, what `run` does, and how much of it is missing."""
+
+    name: str
+    said: str
+    run: Callable[[], object]
+    work: plan.Work
+
+
+def learn(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
+    """Do all of `config`, print what came out and how to go on, and return the report's path.
+
+    redo  as in `search` and `train`: what was searched or trained with other options is replaced
+    """
+    session, began = Session(config, progress=progress), time.monotonic()
+    steps = steps_of(session, redo=redo)
+    left, made = sum(step.work.seconds() for step in steps), 0.0
+    for number, step in enumerate(steps, 1):
+        so_far = time.monotonic() - began
+        rest = f", about {plan.spoken(so_far * left / made)} to go" if made else ""
+        print(f"[{number} of {len(steps)}, {so_far:.0f} s{rest}] {step.name}: {step.said}", flush=True)
+        step.run()
+        left, made = left - step.work.seconds(), made + step.work.seconds()
+    kept, report = write_config(config, session.workspace.config), session.workspace.evaluation / REPORT
+    print(f"[{time.monotonic() - began:.0f} s] done\n\nThe report is {report}. To go on with what was learned here:")
+    print("\n".join(next_commands(config, kept)))
+    return report
+
+
+def show_plan(config: Config) -> None:
+    """Print what `learn` would do, what is missing of it, and what that takes; a few samples are solved to time it."""
+    session = Session(config, progress=False)
+    steps, each = steps_of(session), plan.measured(session)
+    rows = [(step.name, step.work, plan.spoken(step.work.seconds(each))) for step in steps]
+    total = sum((step.work for step in steps), plan.Work())
+    print(f"{'':28}{'evaluations':>14}{'with gradient':>15}{'about':>9}")
+    for name, work, took in [*rows, ("in all, at most", total, plan.spoken(total.seconds(each)))]:
+        print(f"{name:28}{work.plain:14,.0f}{work.gradient:15,.0f}{took:>9}")
+    print(
+        f"one evaluation of one sample: {each[0]:.2g} s, with a gradient {each[1]:.2g} s; samples on disk: "
+        f"{plan.disk(session) / 2**20:,.0f} MiB; weights: {plan.weights(session) / 2**20:,.0f} MiB of memory\n"
+        f"kept in {session.workspace.data} and {session.workspace.logs}; nothing was begun"
+    )
+
+
+def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
+    """The jobs of a config, in order; TsAdaptError for what one of them would refuse after the work of others."""
+    config, names = session.config, wanted(session.config)
+    session.check()
+    listed(session)
+    check_counts(config, names)
+    taught = f"{config.teacher.nfe}-step solves, for learning and for the test"
+    compared = f"every schedule on the same {config.evaluate.samples} test noises"
+    return [
+        Step("teach", taught, lambda: teach(session), plan.of_teacher(session)),
+        *(step for name in names for step in _steps(session, name, redo)),
+        Step("evaluate", compared, lambda: evaluate(session), plan.of_evaluation(config, len(names))),
+    ]
+
+
+def _steps(session: Session, name: Name, redo: bool) -> list[Step]:
+    """The job that makes `name`, behind that of the labels that it is learned from."""
+    config, work = session.config, plan.of_result(session, name)
+    said = SAID.get(name.base, "one grid for all samples")
+    said += f", with {', '.join(name.corrections)}" if name.corrections else ""
+    if name.kind == PREDICTOR:
+        training = Step(str(name), said, lambda: train(session, str(name), redo=redo), work)
+        if config.train.loss == "end_to_end":
+            return [training]
+        own = session.changed(per_sample=replace(config.per_sample, corrections=[]))
+        labels = plan.of_result(session, Name(ORACLE, "oracle"), "train")
+        run = partial(search, own, "per-sample", "train", redo=redo)
+        return [Step("labels", "the best grid for each training sample", run, labels), training]
+    own = session
+    if name.base in CORRECTED:
+        group = CORRECTED[name.base]
+        own = session.changed(**{group: replace(getattr(config, group), corrections=[*name.corrections])})
+    method, split = ("per-sample", "test") if name.kind == ORACLE else (name.base, "train")
+    return [Step(str(name), said, partial(search, own, method, split, redo=redo), work)]
+
+
+def wanted(config: Config) -> list[Name]:
+    """What the config's `learn` names, each once, and first of all the static grid that the others begin at."""
+    asked = config.learn or [STATIC, config.static_name, "recursive"]
+    names = list(dict.fromkeys(map(parse, asked)))
+    onwards = any(name.kind != SHARED or name.corrections for name in names)
+    return list(dict.fromkeys([*([parse(STATIC)] if onwards else []), *names]))
+
+
+def check_counts(config: Config, names: list[Name]) -> None:
+    """TsAdaptError where fewer samples are taught than learned from, or than are compared."""
+    train, test, learned = config.teacher.train_samples, config.teacher.test_samples, {name.kind for name in names}
+    needed = [("static_samples", 2 * config.static_samples, "train", train)]
+    needed += [("train.samples", config.train.samples, "train", train)] if PREDICTOR in learned else []
+    if PREDICTOR in learned and config.train.loss != "end_to_end":
+        needed.append(("label_samples", config.label_samples, "train", train))
+    needed.append(("evaluate.samples", config.evaluate.samples, "test", test))
+    if ORACLE in learned:
+        needed.append(("oracle_samples", config.oracle_samples, "test", min(test, config.evaluate.samples)))
+    for option, count, split, there in needed:
+        if count > there:
+            raise TsAdaptError(
+                f"option {option} takes {count} {split} samples, there are {there}; lower it, or raise "
+                f"teacher.{split}_samples"
+            )
+    check_student(config)
+
+
+def write_config(config: Config, path: Path) -> Path:
+    """`config`, every option of it, as a YAML file that --config takes."""
+    write_bytes(path, yaml.safe_dump(asdict(config), sort_keys=False).encode())
+    return path
+
+
+def next_commands(config: Config, kept: Path) -> list[str]:
+    """Commands that run as they stand, in the folder of this run, on what the run of the config `kept` left."""
+    names = [str(name) for name in wanted(config) if name.kind != ORACLE]
+    commands = [["sample", "--config", kept, "--schedule", name, "--count", "64"] for name in reversed(names)]
+    if STATIC in names:
+        commands.append(["export", STATIC, "--config", kept, "--format", "sigmas"])
+        commands.append(
+            ["export", STATIC, "--config", kept, "--format", "diffusers", "--out", kept.parent / "scheduler"]
+        )
+    commands.append(["evaluate", "--config", kept])
+    return [f"    {shlex.join(map(str, [*_program(), *words]))}" for words in commands]
+
+
+def _program() -> list[str]:
+    """How this program is called here: by its name where the shell finds it, else by its file, else by python."""
+    called = Path(sys.argv[0])
+    if called.name != PROGRAM:
+        return [sys.executable, "-m", "ts_adapt.cli"]
+    found = shutil.which(PROGRAM)
+    return [PROGRAM] if found and Path(found).resolve() == called.resolve() else [str(called)]

@@ -1,0 +1,169 @@
+"""What learning takes, said before it begins: evaluations of the network from the options, time from a first few.
+
+evaluations   one of one sample, guided or not; with a gradient they are counted apart
+of a search   as many as it makes where it does not end early, of what is missing yet
+seconds       (per evaluation without gradient, with one), measured on a solve of a few samples
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ts_adapt.assembly import steps_of
+from ts_adapt.config import Config
+from ts_adapt.grids.corrections import corrected
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.jobs.session import Session
+from ts_adapt.schedules.name import ORACLE, PREDICTOR, Name
+from ts_adapt.search.objective import Batch
+from ts_adapt.storage.layout import CONFIG, LABELS, MANIFEST
+from ts_adapt.teacher.store import TeacherStore
+
+FEW = 8
+"""Samples that are timed."""
+FIXED = 8
+"""Fixed grids that a search, or an evaluation, looks at, about."""
+TRIALS = 1.5
+"""Gradients that L-BFGS takes an iteration, its line search included, about."""
+SLOWER = 3
+"""How much longer an evaluation with a gradient takes, where it is not measured."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Evaluations of one sample: `plain` ones, and those through which a `gradient` passes."""
+
+    plain: float = 0
+    gradient: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.plain + other.plain, self.gradient + other.gradient)
+
+    def times(self, count: float) -> Work:
+        return Work(self.plain * count, self.gradient * count)
+
+    def seconds(self, each: tuple[float, float] = (1.0, float(SLOWER))) -> float:
+        """How long it takes, by the seconds of each kind; by default in plain evaluations."""
+        return self.plain * each[0] + self.gradient * each[1]
+
+
+def of_teacher(session: Session) -> Work:
+    """The samples that the teacher has not yet made."""
+    options, missing = session.config.teacher, 0
+    for split, wanted in (("train", options.train_samples), ("test", options.test_samples)):
+        folder = session.workspace.teacher(split)
+        made = len(TeacherStore.open(folder).indices) if (folder / MANIFEST).exists() else 0
+        missing += max(0, wanted - made)
+    return Work(plain=missing * options.nfe)
+
+
+def of_result(session: Session, name: Name, split: str = "test") -> Work:
+    """What `name` stands for, for those solvers and NFEs for which it is missing; `split` of grids of samples."""
+    config, work = session.config, Work()
+    for solver in config.solvers:
+        for nfe in config.nfe:
+            if not _is_there(session, name, split, solver, nfe):
+                work += _solves(config, name, split).times(nfe)
+    return work
+
+
+def of_evaluation(config: Config, learned: int) -> Work:
+    """Fixed grids and `learned` schedules on the test noises."""
+    grids = FIXED if config.evaluate.grids is None else len(config.evaluate.grids)
+    ways = len(config.solvers) * len(config.cachers) * len(config.quantizers)
+    return Work(plain=sum(config.nfe) * config.evaluate.samples * ways * (grids + learned))
+
+
+def _is_there(session: Session, name: Name, split: str, solver: str, nfe: int) -> bool:
+    at = session.workspace
+    if name.kind == PREDICTOR:
+        return (at.predictor(str(name), solver, nfe) / CONFIG).exists()
+    if name.kind == ORACLE:
+        return (at.labels(corrected(split, name.corrections), solver, nfe) / LABELS).exists()
+    return at.shared(str(name), solver, nfe).exists()
+
+
+def _solves(config: Config, name: Name, split: str) -> Work:
+    """The few-step solves of one search or training."""
+    if name.kind == PREDICTOR:
+        options = config.train
+        learned_on = options.samples - options.validating
+        through = Work(options.validating * (options.epochs + 1), learned_on * options.epochs)
+        return Work() if options.loss == "labels" else through
+    if name.kind == ORACLE:
+        own, count = config.per_sample, config.oracle_samples if split == "test" else config.label_samples
+        return Work(own.random_starts * own.candidates + 1, (1 + own.random_starts) * own.iterations).times(count)
+    if name.base == "static":
+        return _static(config, onwards=bool(name.corrections)).times(config.static_samples)
+    if name.base == "blackbox":
+        return Work(plain=(config.blackbox.trials + FIXED) * config.static_samples)
+    return Work()  # a few solves at most
+
+
+def _static(config: Config, *, onwards: bool) -> Work:
+    """Solves of all samples; `onwards`: from the static grid alone."""
+    options = config.static
+    batches = min(1.0, options.batch_size / config.static_samples)
+    starts = 1 if onwards else options.starts
+    down = Work(starts * options.iterations, starts * options.iterations * TRIALS)
+    return (
+        Work(plain=FIXED)
+        + {
+            "lbfgs": down,
+            "auto": down + Work(plain=options.evaluations / 2),
+            "adam": Work(options.iterations / options.validate_every, options.iterations * batches),
+            "smoothed": Work(options.iterations * (2 * batches + 1 / options.validate_every)),
+            "forward": Work(plain=options.evaluations),
+        }[options.method]
+    )
+
+
+def measured(session: Session) -> tuple[float, float]:
+    """Seconds of an evaluation of a sample, without a gradient and with one, of a first few-step solve."""
+    config = session.config
+    index, x_T, condition = session.training_noises(min(FEW, config.teacher.batch_size))
+    batch = Batch(torch.tensor(list(index)), x_T, x_T, condition)
+    name, nfe = config.solvers[0], min(config.nfe)
+    objective = session.objective(session.solver(name))
+    times = session.starts(steps_of(objective.solver, nfe))["log_snr"].times
+
+    def once(run: Any) -> float:
+        began = time.perf_counter()
+        run()
+        if x_T.is_cuda:
+            torch.cuda.synchronize(x_T.device)
+        return (time.perf_counter() - began) / (len(batch) * nfe)
+
+    def with_gradient() -> None:
+        objective(TimeGrid(times.clone().requires_grad_()), batch).sum().backward()
+
+    once(lambda: objective.measure(TimeGrid(times), batch))  # what is made once, is made now
+    plain = once(lambda: objective.measure(TimeGrid(times), batch))
+    try:
+        return plain, once(with_gradient)
+    except TsAdaptError:
+        return plain, SLOWER * plain
+
+
+def disk(session: Session) -> float:
+    """Bytes of the teacher's samples, by far the most of what is kept."""
+    options, numbers = session.config.teacher, torch.Size(session.shape).numel()
+    states = 2 + (options.nfe if options.trajectory else 0)
+    return 4.0 * numbers * states * (options.train_samples + options.test_samples)
+
+
+def weights(session: Session) -> float:
+    """Bytes of the network's parameters."""
+    network = session.denoiser.network
+    return 0.0 if network is None else float(sum(each.nbytes for each in network.parameters()))
+
+
+def spoken(seconds: float) -> str:
+    """A time in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
