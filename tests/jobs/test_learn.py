@@ -35,7 +35,7 @@ static_samples: 8
 oracle_samples: 8
 optimized: {samples: 16}
 teacher: {nfe: 8, train_samples: 16, test_samples: 12, shard_size: 128}
-static: {iterations: 1, starts: 1, corrections: []}
+static: {iterations: 1, evaluations: 8, starts: 1, corrections: []}
 per_sample: {iterations: 1, random_starts: 0}
 train: {samples: 12, epochs: 1, width: 4, hidden: 16}
 evaluate: {samples: 12, grids: [karras, ays-svd]}
