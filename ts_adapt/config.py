@@ -232,10 +232,10 @@ class Config:
             twice = [value for place, value in enumerate(values) if value in values[:place]]
             if twice:
                 raise TsAdaptError(f"option {option} lists {twice[0]!r} twice; leave one of them out")
-        for name in (*self.solvers, self.teacher.solver):
-            build_solver(name, ContinuousVP())
-        for name in (self.teacher.grid, *(self.evaluate.grids or ())):
-            fixed_name(name)
+        for solver in (*self.solvers, self.teacher.solver):
+            build_solver(solver, ContinuousVP())
+        for grid in (self.teacher.grid, *(self.evaluate.grids or ())):
+            fixed_name(grid)
         for cacher in (*self.cachers, self.student.cacher):
             build_cachers(cacher)
         for quantizer in (*self.quantizers, self.student.quantizer):
