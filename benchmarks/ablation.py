@@ -23,6 +23,7 @@ from workload import Experiment, last_line  # isort: skip  (first: it loads ts_a
 import ts_adapt
 from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.training import train_predictor
 
@@ -32,7 +33,7 @@ class Variant:
     """`shared`: the network is frozen at zero, only what all samples share is learned; `share` of the samples."""
 
     kind: type[OneShot | Recursive] = Recursive
-    corrections: tuple[str, ...] = tuple(CORRECTIONS)
+    corrections: tuple[str, ...] = tuple(TrainOptions().corrections)
     shared: bool = False
     share: float = 1.0
 
@@ -47,6 +48,7 @@ VARIANTS: dict[str, Variant] = {
     "recursive, times and scale": Variant(corrections=("scale",)),
     "recursive, times and coefficients": Variant(corrections=("coefficients",)),
     "recursive, all": Variant(),
+    "recursive, all and history": Variant(corrections=tuple(CORRECTIONS)),
     "recursive, all, a half of the samples": Variant(share=0.5),
     "recursive, all, a quarter of the samples": Variant(share=0.25),
 }

@@ -10,8 +10,8 @@ The search of a sample's grid is not convex. Its starts:
     other    the oracle grid of the sample that follows: what any oracle grid is worth
     random   the best of a few random perturbations of the static logits, by forward solves
 
-"Corrected" is the search from static with all corrections of a grid beside the times (model times, output scale,
-coefficients): what predictors that choose them too could reach.
+"Corrected" is the search from static with the corrections that predictors learn by default beside the times (model
+times, output scale, coefficients): what predictors that choose them too could reach.
 
 Oracle grids of other samples are those of the search from static within the same budget, which whoever labels many has
 at hand; of 32 samples the nearest is not near, more make it so. Strategies share a budget among their starts: what
@@ -38,8 +38,8 @@ import torch
 from torch import Tensor
 
 from ts_adapt import Batch, Objective, TimeGrid, search_per_sample
-from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
+from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.search.blackbox import BlackboxOptions
 from ts_adapt.search.per_sample import LabelBatch, PerSampleOptions
 
@@ -136,7 +136,7 @@ def main() -> None:
                 oracle[budget] = labels.grid.times
             note(name, budget, labels.distance, took)
     for budget in asked.budgets:
-        labels, took = timed(lambda: searches.run(("static",), budget, None, tuple(CORRECTIONS)))  # noqa: B023
+        labels, took = timed(lambda: searches.run(("static",), budget, None, tuple(TrainOptions().corrections)))  # noqa: B023
         note(CORRECTED, budget, labels.distance, took)
     for budget in asked.budgets:
         found, took = timed(lambda: population(objective, batch, static, budget))  # noqa: B023

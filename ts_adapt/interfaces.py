@@ -190,6 +190,7 @@ class Field:
 MODEL_TIMES = Field("model_times", "model_time")
 OUTPUT_SCALE = Field("output_scale", "output_scale")
 COEFFICIENTS = Field("coefficients", "coefficients", dims=1, ends=True)
+HISTORY = Field("history", "history", dims=1, ends=True)
 
 
 @dataclass(frozen=True, repr=False)

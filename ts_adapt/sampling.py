@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from ts_adapt.interfaces import (
+    HISTORY,
     Condition,
     Denoiser,
     Node,
@@ -38,6 +39,7 @@ from ts_adapt.interfaces import (
 )
 from ts_adapt.numerics import check_finite
 from ts_adapt.policies import as_policy
+from ts_adapt.solvers.history import Past, weighted
 
 ENOUGH = 1000
 """Numbers of which the standard deviation is looked at."""
@@ -213,14 +215,18 @@ def advance(
     """What follows an evaluation x0 at `node`: where to go, then there. Returns x_s, its node, and both memories.
 
     state     the policy's
-    memory    the solver's
+    memory    the solver's; where the grid has a history, with what was met before (`solvers.history`)
     evaluate  (x, node) -> x0, for solvers with more than one evaluation a step
     """
     next_node, state = policy.next(x_t, x0, node, state)
+    past = memory if isinstance(memory, Past) else Past(memory)
     if solver.evaluations_per_step == 1:
-        x_s, memory = solver.update(x_t, x0, node, next_node, memory, noise)
+        x_s, memory = solver.update(x_t, x0, node, next_node, past.memory, noise)
     else:
-        x_s, memory = solver.step(evaluate, x_t, x0, node, next_node, memory)  # type: ignore[attr-defined]
+        x_s, memory = solver.step(evaluate, x_t, x0, node, next_node, past.memory)  # type: ignore[attr-defined]
+    if HISTORY in next_node.held:
+        x_s = weighted(x_s, x_t, x0, past.x0, node, next_node, solver.noise_schedule)
+        memory = Past(memory, (x0, *past.x0))
     return x_s, next_node, state, memory
 
 

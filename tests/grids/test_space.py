@@ -8,7 +8,7 @@ import torch
 from ts_adapt.grids.corrections import CORRECTIONS, SCALE_BOUND
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import HISTORY, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.numerics import validate_grid
 
@@ -19,7 +19,7 @@ NOISES = {
     "ve": VarianceExploding(0.002, 80.0),
     "flow": RectifiedFlow(),
 }
-WITH = [(), ("shift",), ("scale",), ("coefficients",), CORRECTIONS]
+WITH = [(), *((name,) for name in CORRECTIONS), CORRECTIONS]
 
 
 @pytest.fixture(params=NOISES)
@@ -38,21 +38,19 @@ def test_numbers_are_the_inverse_of_grid(noise_schedule, corrections, shape):
     z = 0.5 * torch.randn(*shape, here.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grid = validate_grid(here.grid(z), noise_schedule)
     again = here.grid(here.numbers(grid))
-    for name in ("times", "model_times", "output_scale", "coefficients"):
-        first, second = getattr(grid, name), getattr(again, name)
-        assert (first is None) == (second is None)
-        if first is not None:
-            torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-6 * float(grid.times.abs().max()))
+    assert grid.held.keys() == again.held.keys() == {CORRECTIONS[name].field for name in corrections}
+    for first, second in ((grid.times, again.times), *((grid.held[field], again.held[field]) for field in grid.held)):
+        torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-6 * float(grid.times.abs().max()))
 
 
 def test_zeros_behind_the_logits_are_no_corrections(noise_schedule):
     here = space(noise_schedule)
     z = here.numbers(TimeGrid(make("log_snr", noise_schedule, STEPS)))
-    assert z.shape == (here.size,) == (STEPS * 6,)
+    assert z.shape == (here.size,) == (STEPS * (6 + STEPS + 1),)
     grid = here.grid(z)
     assert torch.equal(grid.model_times, grid.times[:-1])
     assert torch.equal(grid.output_scale, torch.ones(STEPS, dtype=torch.float64))
-    assert not bool(grid.coefficients.any())
+    assert not bool(grid.coefficients.any()) and not bool(grid.held[HISTORY].any())
 
 
 @pytest.mark.parametrize("value", [-1e3, 1e3])
@@ -70,7 +68,7 @@ def test_the_grid_is_differentiable_in_its_numbers():
 
     def flat(z):
         grid = here.grid(z)
-        return torch.cat([grid.times, grid.model_times, grid.output_scale, grid.coefficients.flatten()])
+        return torch.cat([grid.times, *(value.flatten() for value in grid.held.values())])
 
     assert torch.autograd.gradcheck(flat, z.requires_grad_())
 
@@ -79,15 +77,17 @@ def test_what_does_not_fit_is_refused(noise_schedule):
     times = make("log_snr", noise_schedule, STEPS)
     far = TimeGrid(times, output_scale=torch.full((STEPS,), 2.0, dtype=torch.float64))
     other = TimeGrid(times, coefficients=torch.zeros(STEPS, 2, dtype=torch.float64))
+    short = TimeGrid.of(times, {HISTORY: torch.zeros(STEPS, 3, dtype=torch.float64)})
     for grid, corrections, message in (
         (TimeGrid(make("log_snr", noise_schedule, 4)), (), "has 4 steps; expected 5"),
         (far, (), "output_scale, which are not learned here"),
         (far, ("scale",), "further off than can be learned"),
         (other, ("coefficients",), "has 2 coefficients a step; expected 3"),
+        (short, ("history",), "has 3 history a step; expected 6"),
     ):
         with pytest.raises(TsAdaptError, match=message):
             space(noise_schedule, corrections).numbers(grid)
     with pytest.raises(TsAdaptError, match="did you mean 'shift'"):
         space(noise_schedule, ("shft",))
-    with pytest.raises(TsAdaptError, match=r"expected \(..., 30\)"):
+    with pytest.raises(TsAdaptError, match=r"expected \(..., 60\)"):
         space(noise_schedule).grid(torch.zeros(4))

@@ -37,7 +37,7 @@ class Offset(Correction):
     field = Field("offsets", "offset")
     unit = 0.1
 
-    def neutral(self, times, order):
+    def neutral(self, times, width):
         return torch.zeros_like(times)
 
 

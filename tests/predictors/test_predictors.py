@@ -11,7 +11,7 @@ from small_predictors import KINDS, STEPS, build
 from ts_adapt.grids import fixed
 from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.grids.parametric import positions, times_at
-from ts_adapt.interfaces import Node, TsAdaptError
+from ts_adapt.interfaces import HISTORY, Node, TsAdaptError
 from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.predictors.encoder import Encoder, shorten_gradient
 from ts_adapt.predictors.one_shot import OneShot
@@ -101,6 +101,7 @@ def test_each_correction_moves_the_samples_and_alone(kind, correction, problem):
         "shift": all(node.model_time is not None and not torch.equal(node.model_time, node.t) for node in inner),
         "scale": all(node.output_scale is not None and bool((node.output_scale > 1).all()) for node in inner),
         "coefficients": all(node.coefficients is not None and bool((node.coefficients > 0).all()) for node in nodes),
+        "history": all(HISTORY in node.held and bool((node.held[HISTORY] > 0).all()) for node in nodes),
     }
     assert has == {name: name == correction for name in CORRECTIONS}
     assert (last.coefficients is None) == (correction != "coefficients")

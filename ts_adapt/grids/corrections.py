@@ -3,9 +3,11 @@
     shift         model_times   t'_i = t_i + w min(t_{i-1} - t_i, t_i - t_{i+1}) tanh(d_i),   t'_0 = t_0
     scale         output_scale  s_i = 1 + b tanh(o_i / b)
     coefficients  coefficients  c_ik, as they are
+    history       history       b_i, a_i0, a_i1, .., as they are
 
 The model times are LD3's decoupled set (Tong et al. 2025) and INDIS's shift, the output scale is INDIS's (2026), the
-coefficients are the additive corrections of GS (2025) to a multistep solver of order K. Zeros are no corrections.
+coefficients are additive corrections to a multistep solver of order K, the history GS's (2025) to all that a solve has
+met, whatever the order (`solvers.history`). Zeros are no corrections.
 
 A row says where its correction is kept in a grid (`interfaces.Field`) and how unconstrained numbers z become it;
 searches, predictors, labels, files and names ask the table. Whoever uses a correction, a denoiser or a solver, takes it
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.grids.parametric import positions, times_at
-from ts_adapt.interfaces import COEFFICIENTS, MODEL_TIMES, OUTPUT_SCALE, Field, NoiseSchedule, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import COEFFICIENTS, HISTORY, MODEL_TIMES, OUTPUT_SCALE, Field, NoiseSchedule, TimeGrid, TsAdaptError
 from ts_adapt.numerics import finite_log_snr_range
 from ts_adapt.options import OneOf
 
@@ -33,7 +35,7 @@ SCALE_BOUND = 0.2
 INSIDE = 1 - 1e-6
 """How near to its bound a correction still has a finite z."""
 SMALL_UNIT = 0.2
-"""Of output scales and coefficients: a change of 1 in them moves the solve much further than one in a logit does."""
+"""Of output scales, coefficients and history: a change of 1 in them moves the solve much further than one in a logit does."""
 
 
 class Correction(ABC):
@@ -46,13 +48,13 @@ class Correction(ABC):
     field: ClassVar[Field]
     unit: ClassVar[float] = 1.0
 
-    def width(self, order: int) -> int:
-        """How many numbers a step it has, for a solver of `order`."""
-        return order if self.field.dims else 1
+    def width(self, steps: int, order: int) -> int:
+        """How many numbers a step it has, in solves of `steps` steps with a solver of `order`."""
+        return 1
 
     @abstractmethod
-    def neutral(self, times: Tensor, order: int) -> Tensor:
-        """What changes nothing in the steps at `times` `(...)`: `(...)`, with dims 1 `(..., order)`."""
+    def neutral(self, times: Tensor, width: int) -> Tensor:
+        """What changes nothing in the steps at `times` `(...)`: `(...)`, with dims 1 `(..., width)`."""
 
     def value(self, z: Tensor, times: Tensor) -> Tensor:
         """The correction of a grid of `times` `(..., N+1)`, from z `(..., N, width)`; differentiable."""
@@ -81,7 +83,7 @@ class Shift(Correction):
 
     field = MODEL_TIMES
 
-    def neutral(self, times: Tensor, order: int) -> Tensor:
+    def neutral(self, times: Tensor, width: int) -> Tensor:
         return times
 
     def value(self, z: Tensor, times: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ class Scale(Correction):
 
     field, unit = OUTPUT_SCALE, SMALL_UNIT
 
-    def neutral(self, times: Tensor, order: int) -> Tensor:
+    def neutral(self, times: Tensor, width: int) -> Tensor:
         return torch.ones_like(times)
 
     def value(self, z: Tensor, times: Tensor) -> Tensor:
@@ -121,11 +123,25 @@ class Coefficients(Correction):
 
     field, unit = COEFFICIENTS, SMALL_UNIT
 
-    def neutral(self, times: Tensor, order: int) -> Tensor:
-        return times.new_zeros(*times.shape, order)
+    def width(self, steps: int, order: int) -> int:
+        return order
+
+    def neutral(self, times: Tensor, width: int) -> Tensor:
+        return times.new_zeros(*times.shape, width)
 
 
-CORRECTIONS: dict[str, Correction] = {"shift": Shift(), "scale": Scale(), "coefficients": Coefficients()}
+class History(Coefficients):
+    """Weights on all that was met before."""
+
+    field = HISTORY
+
+    def width(self, steps: int, order: int) -> int:
+        return steps + 1
+
+
+CORRECTIONS: dict[str, Correction] = {
+    "shift": Shift(), "scale": Scale(), "coefficients": Coefficients(), "history": History(),
+}  # fmt: skip
 """By the name that users give; the order is that of the numbers z, of names and of files."""
 
 

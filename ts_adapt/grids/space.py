@@ -8,12 +8,12 @@ One after the other in z; what is not learned takes no place. Zeros behind the l
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
 
-from ts_adapt.grids.corrections import CORRECTIONS
+from ts_adapt.grids.corrections import CORRECTIONS, Correction
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
 
@@ -36,7 +36,7 @@ class GridSpace:
                 raise unknown("correction", str(name), CORRECTIONS)
         self.noise_schedule, self.steps, self.order = noise_schedule, steps, order
         self.learned = [correction for name, correction in CORRECTIONS.items() if name in corrections]
-        self.widths = [1, *(correction.width(order) for correction in self.learned)]
+        self.widths = [1, *(correction.width(steps, order) for correction in self.learned)]
         """How many numbers a step has of the logits and of each correction."""
 
     @property
@@ -54,7 +54,7 @@ class GridSpace:
     def completed(self, grid: TimeGrid) -> TimeGrid:
         """`grid` with a correction that changes nothing in the place of each that is learned here and that it lacks."""
         steps = grid.times[..., :-1]
-        neutral = {correction.field: correction.neutral(steps, self.order) for correction in self.learned}
+        neutral = {each.field: each.neutral(steps, width) for each, width in self._learned_widths()}
         return TimeGrid.of(grid.times, neutral | grid.held)
 
     def grid(self, z: Tensor) -> TimeGrid:
@@ -79,17 +79,20 @@ class GridSpace:
         """
         if grid.steps != self.steps:
             raise TsAdaptError(f"the grid has {grid.steps} steps; expected {self.steps}")
-        fields = {correction.field for correction in self.learned}
+        widths = {correction.field: width for correction, width in self._learned_widths()}
         for field, value in grid.held.items():
-            if field not in fields:
+            if field not in widths:
                 raise TsAdaptError(f"the grid has {field.name}, which are not learned here; learn them too")
-            if field.dims and value.shape[-1] != self.order:
-                raise TsAdaptError(f"the grid has {value.shape[-1]} {field.name} a step; expected {self.order}")
+            if field.dims and value.shape[-1] != widths[field]:
+                raise TsAdaptError(f"the grid has {value.shape[-1]} {field.name} a step; expected {widths[field]}")
         parts = [times_to_logits(grid.times, self.noise_schedule)]
-        for correction in self.learned:
+        for correction, width in self._learned_widths():
             if correction.field in grid.held:
                 parts.append(correction.numbers(grid.held[correction.field], grid.times).flatten(-2))
             else:
-                parts.append(torch.zeros_like(parts[0]).repeat_interleave(correction.width(self.order), -1))
+                parts.append(torch.zeros_like(parts[0]).repeat_interleave(width, -1))
         shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
         return torch.cat([part.expand(*shape, -1) for part in parts], -1)
+
+    def _learned_widths(self) -> Iterator[tuple[Correction, int]]:
+        return zip(self.learned, self.widths[1:], strict=True)

@@ -1,7 +1,7 @@
 """What a predictor does, and how much of it depends on the sample.
 
     spread   standard deviation over samples, in the mean over steps: of the inner times and of the shift (both in
-             log-SNR), of the output scale, of the coefficients
+             log-SNR), of the output scale, of the coefficients, of the weights of the history
 
 Without a spread a predictor has collapsed: it is one more static grid.
 """
@@ -69,9 +69,9 @@ def _grid_of(nodes: list[Node], batch: int) -> TimeGrid:
     for correction in CORRECTIONS.values():
         field = correction.field
         steps = nodes[1:] if field.ends else nodes[:-1]
-        order = next((node.held[field].shape[-1] if field.dims else 1 for node in steps if field in node.held), None)
-        if order is not None:
-            values = [node.held.get(field, correction.neutral(node.t, order)) for node in steps]
+        width = next((node.held[field].shape[-1] if field.dims else 1 for node in steps if field in node.held), None)
+        if width is not None:
+            values = [node.held.get(field, correction.neutral(node.t, width)) for node in steps]
             held[field] = stacked(values, field.dims)
     return TimeGrid.of(stacked([node.t for node in nodes]), held)
 

@@ -22,7 +22,7 @@ from ts_adapt.predictors.encoder import Encoder
 class Predictor(nn.Module):
     """Corrects `static_times` `(N+1,)`, or several of them with each another N, for samples of `shape` `(C, H, W)`.
 
-    corrections    what is learned beside the times: some of shift, scale, coefficients
+    corrections    what is learned beside the times: some of shift, scale, coefficients, history
     order          the solver's, for the number of coefficients
     width, hidden  of the network (`encoder`)
     classes, text  what it sees of a condition (`encoder`)

@@ -6,10 +6,10 @@ f = f(x_t, x0, x0 - x0 of the step before, i, N):
     times         r_i = sigmoid(logit(r_static,i) + f_t)      u_{i+1} = u_i + r_i (1 - u_i)       u_N = 1
     shift         the model time of t_{i+1} is at u_{i+1} + f_d / L
     scale         the output scale at t_{i+1} is 1 + b tanh(f_o / b)
-    coefficients  c_k = f_k, in the step from t_i to t_{i+1}
+    coefficients  c_k = f_k, in the step from t_i to t_{i+1}; the weights of a history likewise
 
-A step takes a share r of the rest that is left. The last three are learned where asked for; the last step ends at t_N
-whatever f_t, and has coefficients only. f is zero before training: an untrained predictor *is* the static grid.
+A step takes a share r of the rest that is left. All but the times are learned where asked for; the last step ends at
+t_N whatever f_t, and has coefficients and weights only. f is zero before training: an untrained predictor *is* the static grid.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Recursive(Predictor):
             u = positions(node.t, self.noise_schedule).to(numbers.device)
             u = u + self.share(numbers, steps, node.index) * (1 - u)
             t = times_at(u, self.noise_schedule)
-        _, *parts = numbers.split(space.widths, 1)
+        _, *parts = numbers[:, : sum(space.widths)].split(space.widths, 1)
         held = {
             each.field: each.at(each.unit * part, u, self.noise_schedule)
             for each, part in zip(space.learned, parts, strict=True)

@@ -7,6 +7,7 @@
     model_times       N times told to the network in place of the times themselves, or null
     output_scale      N factors on the network's predictions, or null
     coefficients      N rows of corrections to the solver's coefficients, or null
+    history           N rows of N + 1 weights on what was met before, or null
     ...               and any other correction of `grids.corrections`
 
 and in `about`, each where it is known (null or left out where not):

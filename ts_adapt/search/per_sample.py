@@ -48,7 +48,8 @@ class PerSampleOptions:
     clip: Annotated[float, Between(SMALL, MANY)] = 1.0
     """Each sample's gradient is clipped to this norm."""
     corrections: list[CorrectionName] = field(default_factory=list)
-    """What is searched beside the times: shift (of the model times), scale (of the output), coefficients."""
+    """What is searched beside the times: shift (of the model times), scale (of the output), coefficients,
+    history (weights on all past predictions)."""
     seed: Seed = 0
 
     @property

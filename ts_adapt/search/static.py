@@ -93,7 +93,8 @@ class StaticOptions:
     validate_every: Count = 5
     """adam, smoothed: iterations; lbfgs validates after each."""
     corrections: list[CorrectionName] = field(default_factory=list)
-    """What is learned beside the times: shift (of the model times), scale (of the output), coefficients."""
+    """What is learned beside the times: shift (of the model times), scale (of the output), coefficients,
+    history (weights on all past predictions)."""
     soft_teacher: bool = False
     seed: Seed = 0
 
