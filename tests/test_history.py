@@ -1,7 +1,8 @@
-"""The learned weights on all that a solve has met: nothing at zero, any multistep step by the right ones, everywhere."""
+"""The learned weights on all that a solve has met: nothing at zero, any multistep step by the right ones."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_the_right_weights_make_ddim_a_solver_of_higher_order(noise_schedule, or
     denoiser, x_T = problem(noise_schedule)
     times, name = make("log_snr", noise_schedule, STEPS), {2: "dpmpp-2m", 3: "dpmpp-3m-exact"}[order]
     places, weights = [place(noise_schedule, t) for t in times], torch.zeros(STEPS, STEPS + 1, dtype=torch.float64)
-    for i, (t, s) in enumerate(zip(places, places[1:], strict=False)):
+    for i, (t, s) in enumerate(pairwise(places)):
         past = [before.log_snr for before in places[:i][::-1]][: min(order, STEPS - i) - 1]
         published = order == 2 and past
         found = [half_weight(t, s, past[0] - t.log_snr, "bh2")] if published else data_weights(t, s, past)

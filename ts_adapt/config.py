@@ -96,6 +96,17 @@ class QATOptions:
 
 
 @dataclass
+class DistributionOptions:
+    """The real images that --static.distribution and --train.distribution match; those that judge are others."""
+
+    data: str | None = None
+    """A folder of images of the model's size; None: the last of the embedded test images, which are not among those of
+    the embedded statistics, and of an analytic model samples of its own."""
+    images: Annotated[int, Between(2, MANY)] = 5000
+    """At most; of a folder the first ones."""
+
+
+@dataclass
 class StudentOptions:
     """The network that schedules are learned for: the teacher's own, or a cheaper one that is made of it."""
 
@@ -154,6 +165,7 @@ class Config:
     """CPU threads of a process, on which the last bits depend; 0: as the environment says, under a launcher 1."""
     teacher: TeacherOptions = field(default_factory=TeacherOptions)
     static: StaticOptions = field(default_factory=StaticOptions)
+    distribution: DistributionOptions = field(default_factory=DistributionOptions)
     per_sample: PerSampleOptions = field(default_factory=PerSampleOptions)
     blackbox: BlackboxOptions = field(default_factory=BlackboxOptions)
     optimized: OptimizedOptions = field(default_factory=OptimizedOptions)
@@ -202,6 +214,10 @@ class Config:
         found.get("qat", {}).pop("checkpoint_every", None)
         for group in ("static", "per_sample"):
             found.get(group, {}).pop("corrections", None)  # the result's name says them
+        for group in ("static", "train"):
+            if group in found:
+                weight = found[group].pop("distribution")
+                found["distribution"] = {"weight": weight, **asdict(self.distribution)} if weight else None
         return found
 
     @property
@@ -240,3 +256,16 @@ class Config:
             build_cachers(cacher)
         for quantizer in (*self.quantizers, self.student.quantizer):
             build_quantizer(quantizer)
+        if self.static.distribution or self.train.distribution:
+            self._check_images()
+
+    def _check_images(self) -> None:
+        """TsAdaptError where the images that a distribution is learned from also judge."""
+        data, reference = self.distribution.data, self.evaluate.reference
+        if data is not None and reference is not None:
+            one, other = Path(data).resolve(), Path(reference).resolve()
+            if one.is_relative_to(other) or other.is_relative_to(one):
+                raise TsAdaptError(
+                    f"options distribution.data and evaluate.reference are {data} and {reference}: images that are "
+                    "learned from may not judge; give folders apart from one another"
+                )

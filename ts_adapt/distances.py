@@ -11,6 +11,7 @@ All `(B, ...), (B, ...) -> (B,)`, in the dtype of x, differentiable in both; zer
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,17 @@ class FeatureDistance:
 
         return distance
 
+    def features(self, x: Tensor) -> Tensor:
+        """The last map's mean over its places, `(B, C)`."""
+        return self._maps(x)[-1].flatten(2).mean(2)
+
     def _units(self, x: Tensor) -> list[Tensor]:
         """The maps of `x`, of norm 1 at each place."""
-        return [_unit(h) for h in self.network(x.to(_dtype_of(self.network, x.dtype))).maps]
+        return [_unit(h) for h in self._maps(x)]
+
+    def _maps(self, x: Tensor) -> Sequence[Tensor]:
+        maps: Sequence[Tensor] = self.network(x.to(_dtype_of(self.network, x.dtype))).maps
+        return maps
 
 
 class LPIPSDistance:
@@ -71,15 +80,22 @@ class LPIPSDistance:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         _check(x, y)
+        distance: Tensor = self.network(self._colours(x), self._colours(y))
+        return distance.flatten(1).mean(1).to(x.dtype)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The means of VGG's maps over their places, one behind the other, `(B, D)`."""
+        network: Any = self.network
+        maps = network.net(network.scaling_layer(self._colours(x)))
+        return torch.cat([h.flatten(2).mean(2) for h in maps], 1)
+
+    def _colours(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise TsAdaptError(
                 f"lpips compares images (B, 1, H, W) or (B, 3, H, W); got {tuple(x.shape)}: "
                 "decode latents first, or use l2"
             )
-        dtype = _dtype_of(self.network, x.dtype)
-        x3, y3 = (image.to(dtype).expand(-1, 3, -1, -1) for image in (x, y))
-        distance: Tensor = self.network(x3, y3)
-        return distance.flatten(1).mean(1).to(x.dtype)
+        return x.to(_dtype_of(self.network, x.dtype)).expand(-1, 3, -1, -1)
 
 
 class Logarithm:
@@ -106,6 +122,12 @@ def towards(distance: Distance, y: Tensor) -> Callable[[Tensor], Tensor]:
     return once(y) if once is not None else lambda x: distance(x, y)
 
 
+def features_of(distance: Distance) -> Callable[[Tensor], Tensor]:
+    """x `(B, ...)` -> the features `(B, D)` that `distance` sees images by: its network's, else their values."""
+    look: Callable[[Tensor], Tensor] | None = getattr(distance, "features", None)
+    return look if look is not None else lambda x: x.flatten(1)
+
+
 def _features(device: torch.device | str, network: nn.Module | None, shape: Sequence[int]) -> Distance:
     known = load_features(shape=tuple(shape)) if network is None else network
     return FeatureDistance(_frozen(known, device))
@@ -121,6 +143,10 @@ DISTANCES: dict[str, Callable[[torch.device | str, nn.Module | None, Sequence[in
     "features": _features,
     "lpips": _lpips,
 }
+
+
+LOOKS = {"l2": "pixels", "l1": "pixels", "features": "zoo", "lpips": "vgg"}
+"""Of each distance, whose features `features_of` gives: the name of the extractor of `evaluation` that has the same."""
 
 
 def make(

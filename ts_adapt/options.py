@@ -65,6 +65,8 @@ Count = Annotated[int, Between(1, MANY)]
 Evaluations = Annotated[int, Between(1, MAX_STEPS)]
 Seed = Annotated[int, Between(0, 2**32 - 1)]
 Positive = Annotated[float, Between(SMALL, 1000)]
+Weight = Annotated[float, Between(0, 1000)]
+"""Of a part of a loss."""
 Decay = Annotated[float, Between(0, 0.999999)]
 """Of a moving average."""
 

@@ -151,7 +151,7 @@ def test_smoothed_gradient_is_the_exact_one_of_a_smooth_loss(problem):
     space = GridSpace(noise_schedule, STEPS)
     z = space.numbers(TimeGrid(fixed.make("log_snr", noise_schedule, STEPS))).requires_grad_()
     draws = torch.randn((len(many), STEPS), generator=torch.Generator().manual_seed(0), dtype=z.dtype)
-    _, estimate = _smoothed_gradient(Quadratic(), space, z.detach(), many, 0.05, draws)
+    _, estimate = _smoothed_gradient(Quadratic(), space.grid, z.detach(), many, 0.05, draws)
     exact = torch.autograd.grad((noise_schedule.log_snr(space.grid(z).times) - goal).square().sum(), z)[0]
     assert torch.nn.functional.cosine_similarity(estimate, exact, dim=0) > 0.98
 

@@ -24,7 +24,16 @@ import torch
 from torch import Tensor
 
 from ts_adapt.grids.parametric import positions, times_at
-from ts_adapt.interfaces import COEFFICIENTS, HISTORY, MODEL_TIMES, OUTPUT_SCALE, Field, NoiseSchedule, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import (
+    COEFFICIENTS,
+    HISTORY,
+    MODEL_TIMES,
+    OUTPUT_SCALE,
+    Field,
+    NoiseSchedule,
+    TimeGrid,
+    TsAdaptError,
+)
 from ts_adapt.numerics import finite_log_snr_range
 from ts_adapt.options import OneOf
 
@@ -35,7 +44,7 @@ SCALE_BOUND = 0.2
 INSIDE = 1 - 1e-6
 """How near to its bound a correction still has a finite z."""
 SMALL_UNIT = 0.2
-"""Of output scales, coefficients and history: a change of 1 in them moves the solve much further than one in a logit does."""
+"""Of output scales, coefficients and weights: 1 in them moves the solve much further than 1 in a logit does."""
 
 
 class Correction(ABC):

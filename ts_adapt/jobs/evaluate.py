@@ -22,6 +22,7 @@ from ts_adapt.evaluation.report import Panel, write_report
 from ts_adapt.evaluation.tables import LEGEND, as_text, cost_tables, frechet_name, group_tables, plain, written
 from ts_adapt.evaluation.worth import worth_tables
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.jobs.matched_images import distribution_said
 from ts_adapt.jobs.runs import comparing, generate, planned, skipped, teacher_features
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.store import PREDICTORS
@@ -154,6 +155,8 @@ def _notes(session: Session, facts: Mapping[str, Any]) -> tuple[str, str]:
         f"Fixed, optimised and learned schedules from the same unseen noises. Model {config.model.name}; teacher "
         f"{config.teacher.solver} with {config.teacher.nfe} evaluations; distance to it: {session.distance}."
     )
+    for what, weight in (("Static grids", config.static.distribution), ("Predictors", config.train.distribution)):
+        compared += "".join(f" {what}: {line}." for line in distribution_said(session, weight))
     if not counts:
         return compared, "No real images to compare with; evaluate.reference names a folder of them."
     scores = f"the teacher's own images {' / '.join(written([*counts.values()]))}"

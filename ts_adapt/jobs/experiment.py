@@ -17,6 +17,7 @@ from ts_adapt import distributed
 from ts_adapt.assembly import build_distance, build_solver, steps_of
 from ts_adapt.config import Config, StudentOptions
 from ts_adapt.denoisers.guidance import Guided
+from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.features import Extractor, make_extractor
 from ts_adapt.evaluation.quality import MOMENTS
 from ts_adapt.grids.published import PUBLISHED
@@ -119,6 +120,11 @@ class Experiment:
         image = torch.zeros(1, *shape, device=config.model.device)
         with torch.no_grad():
             build_distance(self.distance, config.model.device, shape)(image, image)
+        if (config.static.distribution or config.train.distribution) and LOOKS[self.distance] == self.features:
+            raise TsAdaptError(
+                f"option evaluate.features is {self.features}, and so are the features of distance {self.distance}, in "
+                "which a distribution is matched: who is learned by may not judge; set one of the two to another"
+            )
         if self.features != "inception":  # which may be for another machine to fetch
             self.extractor()
         reference = config.evaluate.reference

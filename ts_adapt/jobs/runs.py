@@ -282,11 +282,15 @@ def _entries(session: Session, solver: str, nfe: int, further: dict[str, TimeGri
     fixed = {} if student else session.fixed_grids(steps)
     entries = [entry(name, "fixed", grid, grid) for name, grid in fixed.items()]
     for name in session.shared_names(solver, nfe):
-        grid = session.shared(name, solver, nfe).grid
+        shared = session.shared(name, solver, nfe)
+        session.check_judge(name, shared.about)
+        grid = shared.grid
         entries.append(entry(name, "static" if name.startswith("static") else "optimized", grid, grid))
     entries += [entry(name, "optimized", grid, grid) for name, grid in further.items()]
     for name in session.predictor_names(solver, nfe):
-        predictor = session.predictor(name, solver, nfe).predictor
+        predicted = session.predictor(name, solver, nfe)
+        session.check_judge(name, predicted.about)
+        predictor = predicted.predictor
         entries.append(entry(name, predictor.kind, predictor.policy(steps), predictor.state_dict()))
     for corrections in session.oracles(solver, nfe):
         labels = session.labelled("test", solver, nfe, corrections)

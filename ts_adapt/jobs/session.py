@@ -12,6 +12,7 @@ import torch
 
 from ts_adapt import distributed
 from ts_adapt.config import Config
+from ts_adapt.distances import LOOKS
 from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.diffusers_schedules import find_scheduler
@@ -92,6 +93,15 @@ class Session(Experiment):
             )
         self._warned.add(path)
         print(f"ts-adapt: warning: {sentence}; made again with --redo, it is replaced", file=sys.stderr)
+
+    def check_judge(self, name: str, about: Mapping[str, Any]) -> None:
+        """TsAdaptError where `name` was learned to match a distribution in the very features that judge here."""
+        matched, judge = about["made_with"].get("distribution"), self.features
+        if matched and LOOKS.get(about["distance"]) == judge:
+            raise TsAdaptError(
+                f"{name} was learned to match a distribution in {judge} features, which may not judge it too; give "
+                "another evaluate.features"
+            )
 
     def predictor_names(self, solver: str, nfe: int) -> list[str]:
         """The predictors for `solver` and `nfe` that the workspace has."""

@@ -16,6 +16,7 @@ from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.interfaces import Solver, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.labels import student_options
+from ts_adapt.jobs.matched_images import distribution_said, matched_images
 from ts_adapt.jobs.session import Session, announce, command_for, compared, stays
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.store import PREDICTORS, save_predictor
@@ -58,7 +59,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     classes = int((store.config["condition"] or {}).get("classes", 0))
     first = batch.rows(slice(0, 1))
     text = session.denoiser.shown(first.x_T, first.condition)[1].get("encoder_hidden_states")
-    learned = asdict(config.train), config.derivative, config.derivative_width
+    learned = asdict(config.train), asdict(config.distribution), config.derivative, config.derivative_width
     key = fingerprint(store.hash, session.distance, static, *learned, len(batch), *student_options(config))
     checkpoint = checkpoint_file(folder, key)
     torch.manual_seed(config.train.seed)
@@ -73,7 +74,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     result = train_predictor(
         predictor, session.objective(solver), batch.rows(slice(0, cut)), batch.rows(slice(cut, None)),
         config.train, make_folder(logs), labels=labels,
-        checkpoint=checkpoint, progress=session.progress,
+        checkpoint=checkpoint, images=matched_images(session, config.train.distribution), progress=session.progress,
     )  # fmt: skip
     about = {
         "model": config.model.name, "teacher": store.hash, "solver": name, "nfe": served,
@@ -91,6 +92,8 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     distributed.first(keep)
     if result.agreement is not None and distributed.rank() == 0:
         print(f"{kind}, {name}: {result.agreement}")
+    for line in distribution_said(session, config.train.distribution):
+        print(f"{kind}, {name}: {line}")
     for nfe in served:
         now, before = result.learned[steps[nfe]], result.static[steps[nfe]]
         print(

@@ -1,7 +1,9 @@
 """What predictors are trained by, for every number of steps N that they serve:
 
     end to end   the distance itself, through the solver: sum_b distance(student_b, teacher_b). A row's gradient with
-                 respect to what is predicted for it is shortened to a length of 1 (`shorten_gradient`)
+                 respect to what is predicted for it is shortened to a length of 1 (`shorten_gradient`). Where it is
+                 asked for, the distance has that to real images beside it (`search.distribution`), and each N a
+                 memory of its own
     labels       regression on the oracle's grids: the squared error of the positions u in log-SNR (see `recursive`),
                  over the variance of the labels, so that 1 is what predicting their mean scores. The recursive
                  predictor sees the states that the solver meets along the label. Learns the times only (ALD3)
@@ -39,11 +41,11 @@ class Labelled:
         return Labelled(self.batch.rows(rows), self.grid.rows(rows), self.distance[rows])
 
 
-def end_to_end(predictor: OneShot | Recursive, objective: Objective, data: Batch) -> Loss:
-    """The distance through the solver; rows that end in no number count nothing."""
+def end_to_end(predictor: OneShot | Recursive, objectives: Mapping[int, Objective], data: Batch) -> Loss:
+    """The distance through the solver, of the objective of each N; rows that end in no number count nothing."""
 
     def loss(steps: int, rows: Tensor) -> Tensor:
-        distances = objective(predictor.policy(steps), data.rows(rows))
+        distances = objectives[steps](predictor.policy(steps), data.rows(rows))
         return torch.where(torch.isfinite(distances), distances, torch.zeros_like(distances)).sum()
 
     return loss

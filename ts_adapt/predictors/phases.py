@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ts_adapt.grids.corrections import CorrectionName
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.options import MANY, Between, Count, Decay, Positive, Seed, check_options
+from ts_adapt.options import MANY, Between, Count, Decay, Positive, Seed, Weight, check_options
 from ts_adapt.predictors.losses import Labelled, Loss, end_to_end, regression
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
@@ -37,6 +37,8 @@ class TrainOptions:
     """end_to_end, labels (needs those of search --method per-sample), or both: labels first."""
     corrections: list[CorrectionName] = field(default_factory=lambda: ["shift", "scale", "coefficients"])
     """What is predicted beside the times."""
+    distribution: Weight = 0.0
+    """end_to_end: weight of the distance to real images as a set, as in the group static."""
     samples: Annotated[int, Between(10, MANY)] = 512
     """Training samples, the last of which validate."""
     validation: Count | None = None
@@ -90,21 +92,22 @@ class Phase:
 
 
 def phases_of(
-    options: TrainOptions, predictor: OneShot | Recursive, objective: Objective, train: Batch,
+    options: TrainOptions, predictor: OneShot | Recursive, objectives: Mapping[int, Objective], train: Batch,
     labels: Mapping[int, Labelled] | None,
 ) -> list[Phase]:  # fmt: skip
     """The phases of a training; TsAdaptError for an unknown loss, and for labels that are missing or have corrections.
 
+    objectives     what is minimised through the solver, for each number of steps
     train, labels  what is learned from through the solver, and by regression
     """
-    given = labels or {}
+    given, objective = labels or {}, next(iter(objectives.values()))
     regressed = Phase(
         "labels", options.label_epochs, options.label_lr, options.validate_every,
         {steps: len(data.batch) for steps, data in given.items()}, lambda: regression(predictor, objective, given),
     )  # fmt: skip
     through = Phase(
         "end-to-end", options.epochs, options.lr, 1,
-        dict.fromkeys(predictor.learned, len(train)), lambda: end_to_end(predictor, objective, train),
+        dict.fromkeys(predictor.learned, len(train)), lambda: end_to_end(predictor, objectives, train),
     )  # fmt: skip
     check_options(options, "train.")
     known = {"end_to_end": [through], "labels": [regressed], "both": [regressed, through]}

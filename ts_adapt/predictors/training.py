@@ -34,6 +34,7 @@ from ts_adapt.predictors.phases import Phase, TrainOptions, batches_of, phases_o
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.sampling import generator_for
 from ts_adapt.search.derivative import Agreement, trusted
+from ts_adapt.search.distribution import forget, matching
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.storage.checkpoint import Checkpoint
 
@@ -73,6 +74,7 @@ def train_predictor(
     *,
     labels: Mapping[int, Labelled] | None = None,
     checkpoint: Path | None = None,
+    images: Tensor | None = None,
     progress: bool = True,
 ) -> TrainResult:
     """Train `predictor` in place; scalars, schedules and samples go to `folder/tensorboard`.
@@ -82,17 +84,24 @@ def train_predictor(
     checkpoint  the file of a training under way: begun anew without it, continued with it, on any number of processes.
                 Its name stands for what is learned from: objective, samples and labels. It stays, for the caller to
                 remove once the predictor is kept
+    images      `(m, C, H, W)` in [-1, 1]: the real ones that `options.distribution` asks for; the distances of the
+                result have that to them beside the paired one
 
     Raises TsAdaptError for an unknown loss, labels that are missing or have corrections, where there is nothing to
-    learn (one step and no corrections), and for the checkpoint of another predictor or of other options.
+    learn (one step and no corrections), for a distribution with regression alone or without images, and for the
+    checkpoint of another predictor or of other options.
     """
     if any(space.size == 1 for space in predictor.spaces.values()):
         raise TsAdaptError("a grid of one step has no free time to predict; use nfe 2 or more, or learn corrections")
-    phases_of(options, predictor, objective, train, labels)  # what it refuses is refused before anything is begun
+    if options.distribution and options.loss == "labels":
+        raise TsAdaptError(
+            "labels teach times, no distribution; set train.loss to end_to_end, or train.distribution to 0"
+        )
+    phases_of(options, predictor, dict.fromkeys(predictor.learned, objective), train, labels)  # refuses at once
     about = {"predictor": predictor.kind, "network": predictor.options, "options": asdict(options)}
     kept = Checkpoint(checkpoint, {**about, "static": predictor.static_times.tolist()})
-    training = _Training(predictor, objective, train, validation, options, folder, kept)
-    phases = phases_of(options, predictor, training.objective, train, labels)
+    training = _Training(predictor, objective, train, validation, options, folder, kept, images)
+    phases = phases_of(options, predictor, training.objectives, train, labels)
     for phase in phases[training.phase :]:
         training.run(phase, progress)
     training.end()
@@ -104,7 +113,7 @@ class _Training:
 
     def __init__(
         self, predictor: OneShot | Recursive, objective: Objective, train: Batch, validation: Batch,
-        options: TrainOptions, folder: Path, kept: Checkpoint,
+        options: TrainOptions, folder: Path, kept: Checkpoint, images: Tensor | None,
     ) -> None:  # fmt: skip
         from accelerate import Accelerator
 
@@ -118,7 +127,9 @@ class _Training:
             steps = sorted(predictor.learned)[len(predictor.learned) // 2]
             objective, self.agreement = trusted(objective, steps, train, options.batch_size, together=True)
             self.objective = objective
-        self.static = {steps: self.measure(TimeGrid(predictor.static(steps))) for steps in predictor.learned}
+        whole = matching(objective, images, options.distribution) if options.distribution else objective
+        self.objectives = {steps: replace(whole, distance=copy.copy(whole.distance)) for steps in predictor.learned}
+        self.static = {steps: self.measure(steps, TimeGrid(predictor.static(steps))) for steps in predictor.learned}
         means = {steps: float(values.mean()) for steps, values in self.static.items()}
         self.result = TrainResult(means, dict(means))
         for steps in predictor.learned:
@@ -137,11 +148,11 @@ class _Training:
         else:
             self.log({f"distance/{steps}-steps": value for steps, value in means.items()})
 
-    def measure(self, schedule: StepPolicy | TimeGrid) -> Tensor:
-        """The distances `(n,)` of all validation samples along `schedule`."""
+    def measure(self, steps: int, schedule: StepPolicy | TimeGrid) -> Tensor:
+        """The distances `(n,)` of all validation samples along `schedule`, of `steps` steps."""
 
         def part(rows: Tensor) -> Tensor:
-            return self.objective.measure(schedule, self.validation.rows(rows))
+            return self.objectives[steps].measure(schedule, self.validation.rows(rows))
 
         return by_rows(part, len(self.validation), self.validation.x_T.device)
 
@@ -170,6 +181,8 @@ class _Training:
             disable=not (progress and rank() == 0), leave=False,
         )  # fmt: skip
         while self.epoch < phase.epochs and self.since_best < options.patience:
+            for objective in self.objectives.values():
+                forget(objective)
             total, generator = 0.0, generator_for(options.seed, self.epoch, stream=self.phase)
             for number, rows in batches_of(phase.samples, options.batch_size, generator):
                 for group in optimizer.param_groups:
@@ -205,7 +218,7 @@ class _Training:
         """Whether the predictor `now` is better than all before; if so it is kept, but for the N that it is bad at."""
         candidate, learned = copy.deepcopy(now), dict(self.result.static)
         for steps, static in self.static.items():
-            distance = self.measure(now.policy(steps))
+            distance = self.measure(steps, now.policy(steps))
             gain, value = static - distance, float(distance.mean())
             if float(gain.mean()) > float(gain.std()) / len(gain) ** 0.5:
                 learned[steps] = value

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_BYTES = 16 * 2**20
-"""A longer file is refused before it is read whole; MAX_STEPS steps with all corrections take less."""
+"""A longer file is refused before it is read whole; MAX_STEPS steps with all corrections but a history take less."""
 
 CARRIED = ("format", "version", "solver", "nfe", "times", "edm_sigmas", "log_snr")
 REQUIRED: Schema = {

@@ -24,8 +24,9 @@ The grid of the lowest distance on the validation samples is kept, so that the r
 best start. Everything computed is noted in a journal, if one is given: a search that was killed goes on from there, to
 the same result.
 
-Corrections (model times, output scales, solver coefficients: `grids.space`) are learned along with the times where
-they are asked for. Another option of LD3, with adam only, is the soft teacher: the student may start anywhere within
+Corrections (`grids.corrections`) are learned along with the times where they are asked for; Adam and CMA-ES measure
+them in their units. Adam may also lower the distance to real images as a set (`distribution`), which takes many noises
+rather than a few. Another option of LD3, with adam only, is the soft teacher: the student may start anywhere within
 r = 0.001 D / N^2 of x_T (D data dimensions); each visit makes one gradient step on the start, projected, kept only
 where the distance falls.
 """
@@ -47,8 +48,9 @@ from ts_adapt.distances import Logarithm
 from ts_adapt.grids.corrections import CorrectionName
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
-from ts_adapt.options import MANY, SMALL, Between, Count, Decay, Positive, Seed, check_options
+from ts_adapt.options import MANY, SMALL, Between, Count, Decay, Positive, Seed, Weight, check_options
 from ts_adapt.search.derivative import Agreement, trusted
+from ts_adapt.search.distribution import forget, matching
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 
@@ -56,6 +58,8 @@ Method = Literal["auto", "lbfgs", "adam", "smoothed", "forward"]
 Target = Literal["mean", "geometric"]
 BY_GRADIENT = ("auto", "lbfgs", "adam")
 Bar: TypeAlias = "tqdm[Any]"
+GridAt: TypeAlias = Callable[[Tensor], TimeGrid]
+"""v `(P,)` or `(B, P)`, steps from the start in `GridSpace.unit`, -> the grid there."""
 FIRST_STEP = 0.1
 """The length of L-BFGS's first trial step in the logits, before it knows any curvature."""
 
@@ -96,6 +100,9 @@ class StaticOptions:
     """What is learned beside the times: shift (of the model times), scale (of the output), coefficients,
     history (weights on all past predictions)."""
     soft_teacher: bool = False
+    distribution: Weight = 0.0
+    """adam: weight of the distance to real images as a set (the kernel distance of KID, unbiased, in the features of
+    the distance's network), beside the paired distance to the teacher; images are those of the group distribution."""
     seed: Seed = 0
 
     def solves(self, train: int, validation: int) -> int:
@@ -183,6 +190,7 @@ def search_static(
     *,
     means: Mapping[str, float] | None = None,
     journal: Journal | None = None,
+    images: Tensor | None = None,
     progress: bool = True,
     on_step: Callable[[int, float], None] | None = None,
 ) -> StaticResult:
@@ -190,17 +198,28 @@ def search_static(
 
     starts   grids of N steps by name; the best on `validation` is the one that the result is measured against
     means    their mean distances on `validation`, where `best_start` has measured them before; of no use for another
-             target
-    journal  of the same search, with what it computed before it was killed; soft starts are no part of it
+             target, and with `options.distribution`
+    journal  of the same search, with what it computed before it was killed; soft starts and the memory of a
+             distribution are no part of it
+    images   `(m, C, H, W)` in [-1, 1]: the real ones that `options.distribution` asks for; what is validated then, and
+             said of the result, is that loss
 
-    Raises TsAdaptError for an unknown method or target, for soft teaching without minibatches of exact gradients, and
-    if no start has a finite distance.
+    Raises TsAdaptError for an unknown method or target, for soft teaching or a distribution without minibatches of
+    exact gradients, and if no start has a finite distance.
     """
     check_options(options, "static.")
     if options.soft_teacher and options.method != "adam":
         raise TsAdaptError("soft_teacher moves the starts by their gradient at each visit; set static.method to adam")
+    if options.distribution and (options.method != "adam" or options.target != "mean" or options.soft_teacher):
+        raise TsAdaptError(
+            "a distribution is matched by minibatches, in the mean, from the noises as they are; set static.method to "
+            "adam, static.target to mean and static.soft_teacher to false"
+        )
     if options.target == "geometric":
         objective, means = replace(objective, distance=Logarithm(objective.distance)), None
+    paired = objective
+    if options.distribution:
+        objective, means = matching(objective, images, options.distribution), None
     if means is None:
         _, means = best_start(objective, starts, validation)
     start = min(starts, key=means.__getitem__)
@@ -208,10 +227,11 @@ def search_static(
         raise TsAdaptError("no grid to start from gives a finite distance; try a higher precision, or more steps")
     noise_schedule, steps = objective.denoiser.noise_schedule, starts[start].steps
     space = GridSpace(noise_schedule, steps, options.corrections, objective.solver.order)
-    journal = Journal() if journal is None or options.soft_teacher else journal
+    journal = Journal() if journal is None or options.soft_teacher or options.distribution else journal
     agreement = None
     if options.method in BY_GRADIENT:
-        objective, agreement = trusted(objective, steps, train, options.batch_size, journal.recall)
+        taken, agreement = trusted(paired, steps, train, options.batch_size, journal.recall)
+        objective = replace(taken, distance=objective.distance) if options.distribution else taken
     track = _Track(objective, validation, space, starts[start], means[start], journal, on_step)
     result = StaticResult(starts[start], means[start], start, means[start], agreement=agreement)
 
@@ -311,9 +331,14 @@ def _descend_adam(
     objective: Objective, train: Batch, space: GridSpace, origin: Tensor, options: StaticOptions, journal: Journal,
     track: _Track, bar: Bar,
 ) -> None:  # fmt: skip
-    z = origin.clone().requires_grad_()
-    average = origin.clone()
-    optimizer = torch.optim.Adam([z], lr=options.lr, betas=(0.9, 0.95))
+    unit = space.unit.to(origin)
+
+    def grid_at(v: Tensor) -> TimeGrid:
+        return space.grid(origin + unit * v)
+
+    v = torch.zeros_like(origin, requires_grad=True)
+    average = torch.zeros_like(origin)
+    optimizer = torch.optim.Adam([v], lr=options.lr, betas=(0.9, 0.95))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.iterations, eta_min=0.05 * options.lr)
     offsets = torch.zeros_like(train.x_T) if options.soft_teacher else None
     generator = torch.Generator().manual_seed(options.seed)
@@ -322,18 +347,20 @@ def _descend_adam(
         size = min(options.batch_size, len(train))
         if len(order) < size:
             order = torch.randperm(len(train), generator=generator).tolist()
+            if options.distribution:
+                forget(objective)
         rows = torch.tensor([order.pop(0) for _ in range(size)])
-        draws = torch.randn((size, len(z)), generator=generator, dtype=z.dtype).to(z.device)
-        step = partial(_gradient, objective, space, z, train.rows(rows), rows, offsets, draws, options)
-        loss, *gradient = journal.recall([*rows.tolist(), *z.tolist()], step)
-        z.grad = torch.tensor(gradient, dtype=z.dtype, device=z.device)
+        draws = torch.randn((size, len(v)), generator=generator, dtype=v.dtype).to(v.device)
+        step = partial(_gradient, objective, grid_at, v, train.rows(rows), rows, offsets, draws, options)
+        loss, *gradient = journal.recall([*rows.tolist(), *(origin + unit * v).tolist()], step)
+        v.grad = torch.tensor(gradient, dtype=v.dtype, device=v.device)
         optimizer.step()
-        average.lerp_(z.detach(), 1 - options.ema if iteration > 1 else 1.0)
+        average.lerp_(v.detach(), 1 - options.ema if iteration > 1 else 1.0)
         decay.step()
         track.step(loss)
         bar.update()
         if iteration % options.validate_every == 0 or iteration == options.iterations:
-            track.validate(average.clone(), bar)
+            track.validate(origin + unit * average, bar)
 
 
 def _descend_forward(
@@ -363,42 +390,42 @@ def _descend_forward(
 
 
 def _gradient(
-    objective: Objective, space: GridSpace, z: Tensor, batch: Batch, rows: Tensor, offsets: Tensor | None,
+    objective: Objective, grid_at: GridAt, v: Tensor, batch: Batch, rows: Tensor, offsets: Tensor | None,
     draws: Tensor, options: StaticOptions,
 ) -> list[float]:  # fmt: skip
-    """The mean distance of a minibatch, and its gradient in `z` `(P,)`, one number after the other."""
+    """The mean distance of a minibatch, and its gradient in `v` `(P,)`, one number after the other."""
     if options.method == "smoothed":
-        loss, gradient = _smoothed_gradient(objective, space, z.detach(), batch, options.smoothing, draws)
+        loss, gradient = _smoothed_gradient(objective, grid_at, v.detach(), batch, options.smoothing, draws)
     else:
-        loss, gradient = _exact_gradient(objective, space, z, batch, rows, offsets, options.clip)
+        loss, gradient = _exact_gradient(objective, grid_at, v, batch, rows, offsets, options.clip)
     return [loss, *gradient.tolist()]
 
 
 def _smoothed_gradient(
-    objective: Objective, space: GridSpace, z: Tensor, batch: Batch, spread: float, draws: Tensor
+    objective: Objective, grid_at: GridAt, v: Tensor, batch: Batch, spread: float, draws: Tensor
 ) -> tuple[float, Tensor]:
-    """The mean distance met and the gradient in `z`, from antithetic pairs of perturbed grids, one pair a sample.
+    """The mean distance met and the gradient in `v`, from antithetic pairs of perturbed grids, one pair a sample.
 
     draws  xi, `(B, P)`, standard normal
     """
     up, down = (
-        objective.measure(space.grid(z + sign * spread * draws), batch, len(batch)).to(z.dtype) for sign in (1, -1)
+        objective.measure(grid_at(v + sign * spread * draws), batch, len(batch)).to(v.dtype) for sign in (1, -1)
     )
     slope = torch.nan_to_num((up - down) / (2 * spread), nan=0.0, posinf=0.0, neginf=0.0)
     return float((0.5 * (up + down)).mean()), (slope[:, None] * draws).mean(0)
 
 
 def _exact_gradient(
-    objective: Objective, space: GridSpace, z: Tensor, batch: Batch, rows: Tensor, offsets: Tensor | None, clip: float
+    objective: Objective, grid_at: GridAt, v: Tensor, batch: Batch, rows: Tensor, offsets: Tensor | None, clip: float
 ) -> tuple[float, Tensor]:
     """The mean distance and its gradient in `z`, through the solver; moves the starts `offsets` where they are soft."""
     x_T = batch.x_T if offsets is None else (batch.x_T + offsets[rows]).requires_grad_()
-    distances = objective(space.grid(_per_sample(z, len(batch), clip)), batch, x_T)
+    distances = objective(grid_at(_per_sample(v, len(batch), clip)), batch, x_T)
     finite = torch.isfinite(distances)
     loss = torch.where(finite, distances, torch.zeros_like(distances)).sum() / finite.sum().clamp_min(1)
-    gradient, *pull = torch.autograd.grad(loss, [z] if offsets is None else [z, x_T])
+    gradient, *pull = torch.autograd.grad(loss, [v] if offsets is None else [v, x_T])
     if offsets is not None:
-        offsets[rows] = _soft_start(objective, space.grid(z.detach()), batch, offsets[rows], pull[0], distances)
+        offsets[rows] = _soft_start(objective, grid_at(v.detach()), batch, offsets[rows], pull[0], distances)
     return float(loss.detach()), gradient
 
 

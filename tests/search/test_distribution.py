@@ -1,0 +1,196 @@
+"""The distance to real images as a set: unbiased, with the right gradient, learned from beside the paired one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from small_job import SMALL, Job
+from small_predictors import build
+from ts_adapt.config import Config
+from ts_adapt.distances import features_of, l2
+from ts_adapt.distances import make as make_distance
+from ts_adapt.grids import fixed
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.phases import TrainOptions
+from ts_adapt.predictors.training import train_predictor
+from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.search.distribution import Matching, Real, forget, shares_of
+from ts_adapt.search.static import StaticOptions, search_static
+
+STEPS = 3
+
+
+def drawn(count, seed, width=6, mean=0.0):
+    return mean + torch.randn(count, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def by_loops(x, y):
+    """MMD^2 pair by pair."""
+
+    def k(f, g):
+        return (float(f @ g) / len(f) + 1) ** 3
+
+    def among(z):
+        return sum(k(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j) / (len(z) * (len(z) - 1))
+
+    return among(x) + among(y) - 2 * sum(k(f, g) for f in x for g in y) / (len(x) * len(y))
+
+
+def test_the_shares_add_up_to_the_unbiased_estimate_pair_by_pair():
+    x, y = drawn(7, 0), drawn(9, 1, mean=0.4)
+    shares = shares_of(x, x, Real(y, l2))
+    assert shares.shape == (7,)
+    assert float(shares.mean()) == pytest.approx(by_loops(x, y), rel=1e-10)
+
+
+def test_it_is_zero_in_the_mean_for_equal_laws_also_with_a_memory_and_not_for_others():
+    means = {}
+    for mean in (0.0, 0.5):
+        found = []
+        for seed in range(0, 1200, 3):
+            x, y = drawn(20, seed, width=3, mean=mean), drawn(24, seed + 1, width=3)
+            found.append(float(shares_of(x[:8], x, Real(y, l2)).mean()))
+        values = torch.tensor(found)
+        means[mean] = float(values.mean() / values.std() * len(values) ** 0.5)
+    assert abs(means[0.0]) < 3 < 10 < means[0.5]
+
+
+def test_the_gradient_is_that_of_the_estimate():
+    x, y = drawn(6, 0).requires_grad_(), drawn(9, 1)
+    ours = torch.autograd.grad(shares_of(x, x, Real(y, l2)).mean(), x)[0]
+
+    def estimate(x):
+        k = (x @ x.T / 6 + 1).pow(3)
+        return (k.sum() - k.diagonal().sum()) / 30 - 2 * (x @ y.T / 6 + 1).pow(3).mean()
+
+    assert torch.allclose(ours, torch.autograd.grad(estimate(x), x)[0], rtol=1e-10)
+
+
+def test_only_what_is_learned_from_is_remembered_until_it_is_forgotten(problem):
+    x, y, real = drawn(6, 0).requires_grad_(), drawn(6, 1), Real(drawn(9, 2), l2)
+    loss = Matching(l2, real, 0.5)
+    objective = replace(problem[0], distance=loss)
+    alone = loss(x.detach(), y)
+    assert torch.allclose(alone, l2(x, y) + 0.5 * shares_of(x, x, real))
+    assert torch.allclose(loss(x, y), alone)
+    later = drawn(6, 3).requires_grad_()
+    both = torch.cat([later, x])
+    assert torch.allclose(loss(later, y), l2(later, y) + 0.5 * shares_of(later, both, real))
+    assert torch.allclose(loss(x.detach(), y), alone)
+    forget(objective)
+    assert torch.allclose(loss(x, y), alone)
+
+
+def test_an_image_that_is_not_finite_counts_for_no_other_and_a_lone_one_is_compared_with_none():
+    x, real = drawn(5, 0), Real(drawn(9, 2), l2)
+    broken = torch.cat([x, torch.full((1, 6), torch.nan, dtype=torch.float64)])
+    assert torch.allclose(shares_of(broken, broken, real)[:5], shares_of(x, x, real))
+    assert torch.equal(shares_of(x[:1], x[:1], real), torch.zeros(1, dtype=torch.float64))
+    with pytest.raises(TsAdaptError, match="at least 2"):
+        Real(x[:1], l2)
+
+
+def test_features_are_those_of_the_network_of_the_distance():
+    images = torch.rand(3, 1, 28, 28)
+    zoo = make_distance("features")
+    assert torch.equal(features_of(zoo)(images), zoo.network(images).pooled)
+    assert torch.equal(features_of(l2)(images), images.flatten(1))
+
+
+def split(batch):
+    return batch.rows(slice(0, 32)), batch.rows(slice(32, None))
+
+
+@torch.no_grad()
+def mmd(objective, grid, batch, images):
+    ends = objective.denoiser.decode(objective.student(grid, batch)).flatten(1).double()
+    return float(shares_of(ends, ends, Real(images, l2)).mean())
+
+
+@pytest.fixture
+def narrow(problem):
+    """A teacher whose samples are drawn together, and samples of the law that it should have."""
+    objective, batch = problem
+    return objective, replace(batch, target=0.4 * batch.target), objective.denoiser.draw(500, 1)
+
+
+def test_a_search_nears_the_data_where_the_teacher_is_far_from_them(narrow):
+    objective, batch, images = narrow
+    train, validation = split(batch)
+    starts = {"log_snr": TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, STEPS))}
+    far, paired = {}, {}
+    for weight in (0.0, 10.0):
+        options = StaticOptions(
+            method="adam", iterations=25, lr=0.15, batch_size=16, corrections=["scale", "history"], distribution=weight
+        )
+        given = images if weight else None
+        result = search_static(objective, train, validation, starts, options, images=given, progress=False)
+        far[weight] = mmd(objective, result.grid, batch, images)
+        paired[weight] = float(objective.measure(result.grid, validation).mean())
+        whole = paired[weight] + weight * mmd(objective, result.grid, validation, images)
+        assert result.distance == pytest.approx(whole, rel=1e-3)
+    assert far[10.0] < 0.5 * far[0.0] and paired[10.0] > paired[0.0]
+
+
+def test_a_predictor_learns_it_too(narrow, tmp_path):
+    objective, batch, images = narrow
+    train, validation = split(batch)
+    far = {}
+    for weight in (0.0, 10.0):
+        predictor = build(OneShot, objective.denoiser.noise_schedule, STEPS, corrections=["scale", "history"])
+        options = TrainOptions(epochs=8, lr=0.03, batch_size=16, distribution=weight)
+        given = images if weight else None
+        train_predictor(
+            predictor, objective, train, validation, options, tmp_path / str(weight), images=given, progress=False
+        )
+        far[weight] = mmd(objective, predictor.policy(), batch, images)
+    assert far[10.0] < 0.5 * far[0.0]
+
+
+def test_what_cannot_be_matched_is_refused(problem, tmp_path):
+    objective, batch = problem
+    starts = {"log_snr": TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, STEPS))}
+    images = objective.denoiser.draw(10, 1)
+    for options, given, message in (
+        (StaticOptions(distribution=1.0), images, "set static.method to adam"),
+        (StaticOptions(distribution=1.0, method="adam", target="geometric"), images, "static.target to mean"),
+        (StaticOptions(distribution=1.0, method="adam"), None, "none were given"),
+    ):
+        with pytest.raises(TsAdaptError, match=message):
+            search_static(objective, batch, batch, starts, options, images=given, progress=False)
+    predictor = build(OneShot, objective.denoiser.noise_schedule)
+    with pytest.raises(TsAdaptError, match=r"train\.distribution to 0"):
+        options = TrainOptions(loss="labels", distribution=1.0)
+        train_predictor(predictor, objective, batch, batch, options, tmp_path, images=images)
+
+
+def test_images_that_are_learned_from_may_not_judge(tmp_path):
+    config = Config()
+    config.static.distribution = 1.0
+    config.distribution.data, config.evaluate.reference = str(tmp_path / "real"), str(tmp_path)
+    with pytest.raises(TsAdaptError, match="folders apart"):
+        config.validate()
+    config.evaluate.reference = str(tmp_path / "others")
+    config.validate()
+
+
+def test_it_is_a_job_that_says_what_was_minimised(tmp_path, capsys):
+    config = SMALL.replace("features: pixels", "features: inception")
+    job = Job.begun(tmp_path, config + "distribution: {images: 50}\n")
+    assert job.run("teach") == 0
+    flags = ("--static.method", "adam", "--static.distribution", "2.0")
+    assert "may not judge; set one of the two" in job.refused(capsys, "search", *flags, "--evaluate.features", "pixels")
+    assert job.run("search", *flags) == 0
+    said = capsys.readouterr().out
+    assert "2 times the unbiased MMD^2" in said and "at most 50 images of the model's own law" in said
+    kept = LearnedGrid.load(job.static).about["made_with"]
+    assert kept["distribution"] == {"weight": 2.0, "data": None, "images": 50}
+    assert "made with another distribution" in job.refused(capsys, "search", "--static.method", "adam")
+    assert job.run("train", *flags, "--train.loss", "end_to_end", "--train.distribution", "1.0") == 0
+    assert "1 times the unbiased MMD^2" in capsys.readouterr().out
+    assert job.run("evaluate", "--evaluate.features", "pixels") == 2
+    assert "static was learned to match a distribution in pixels features" in capsys.readouterr().err

@@ -1,0 +1,115 @@
+"""The loss that asks for the data: how far the student's images are from real ones as a set.
+
+    k(f, g) = (f.g / D + 1)^3                       f, g: features `(D,)` of images, of the network of the distance
+    MMD^2   = mean_{i != j} k(x_i, x_j) - 2 mean_ij k(x_i, y_j) + mean_{i != j} k(y_i, y_j)      x student's, y real
+    r_b     = mean_{x' in X_b} k(x_b, x') - 2 mean_j k(x_b, y_j) + mean_{i != j} k(y_i, y_j)     mean_b r_b = MMD^2
+    L_b     = distance_b + weight r_b
+
+the unbiased kernel distance of KID (Binkowski et al. 2018), as a number of each sample, so that it goes wherever a
+distance goes. X_b are the other images of the minibatch and, in learning, those of the minibatches before it, as they
+were then: of a few dozen images alone the estimate is mostly noise. They are forgotten when the samples come round
+again, as no image may be compared with itself. Learning follows the gradient of the expectation,
+2 E grad (k(x, x') - k(x, y)) with x' held fixed.
+
+A paired distance cannot be better than its teacher; the data can. Alone this loss learns to please its network, which
+is why that network may not judge the result (`config`), and the paired distance stays beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ts_adapt.distances import features_of, towards
+from ts_adapt.interfaces import Distance, TsAdaptError
+from ts_adapt.search.objective import Objective
+
+MEMORY = 512
+"""How many images of minibatches before are compared with, at most."""
+CHUNK = 256
+"""Images, or rows of a matrix of kernels, that are in memory at once."""
+
+
+def kernel(f: Tensor, g: Tensor) -> Tensor:
+    """k `(n, m)` of features `(n, D)` and `(m, D)`."""
+    return (f @ g.T / f.shape[1] + 1).pow(3)
+
+
+class Real:
+    """Features `(m, D)` of real `images` `(m, C, H, W)` in [-1, 1] as `distance` sees them, and k among themselves.
+
+    Raises TsAdaptError for fewer than two images.
+    """
+
+    @torch.no_grad()
+    def __init__(self, images: Tensor, distance: Distance) -> None:
+        if len(images) < 2:
+            raise TsAdaptError(f"there are {len(images)} real images; a distribution needs at least 2")
+        look = features_of(distance)
+        self.features = torch.cat([look(part).double() for part in images.split(CHUNK)])
+        count = len(self.features)
+        total = sum(kernel(part, self.features).sum() for part in self.features.split(CHUNK))
+        own = (self.features.square().mean(1) + 1).pow(3).sum()
+        self.among = (total - own) / (count * (count - 1))
+
+
+@dataclass
+class Matching:
+    """A Distance: the `paired` one and `weight` times each sample's share in MMD^2 to the `real` images.
+
+    Where a gradient is asked for, the images met before are remembered and compared with, until they are forgotten.
+    """
+
+    paired: Distance
+    real: Real
+    weight: float
+    memory: Tensor | None = None
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.towards(y)(x)
+
+    def towards(self, y: Tensor) -> Callable[[Tensor], Tensor]:
+        """x -> the loss of x whose pairs are `y`."""
+        paired = towards(self.paired, y)
+        return lambda x: paired(x) + self.weight * self._shares(x).to(x.dtype)
+
+    def _shares(self, x: Tensor) -> Tensor:
+        """r_b `(B,)`, float64."""
+        found = features_of(self.paired)(x).double()
+        if not found.requires_grad:
+            return shares_of(found, found, self.real)
+        met = torch.cat([found.detach(), *([] if self.memory is None else [self.memory])])
+        self.memory = met[:MEMORY]
+        return shares_of(found, met, self.real)
+
+
+def shares_of(found: Tensor, met: Tensor, real: Real) -> Tensor:
+    """r_b `(B,)` of features `(B, D)`, each compared with all others in `met` `(n, D)`, which begins with the same.
+
+    What is not finite counts for no other; 0 where nothing is left to compare with.
+    """
+    finite = torch.isfinite(met).all(1)
+    others = finite & ~torch.eye(len(found), len(met), dtype=torch.bool, device=found.device)
+    there = torch.where(finite[:, None], met, 0.0).detach()
+    count = others.sum(1)
+    near = torch.where(others, kernel(found, there), 0.0).sum(1) / count.clamp_min(1)
+    shares = 2 * near - near.detach() - 2 * kernel(found, real.features).mean(1) + real.among
+    return torch.where(count > 0, shares, 0.0)
+
+
+def matching(objective: Objective, images: Tensor | None, weight: float) -> Objective:
+    """`objective` with `weight` times each sample's share in MMD^2 to real `images` beside its distance."""
+    if images is None:
+        raise TsAdaptError(
+            f"a distribution of weight {weight:g} is that of real images, and none were given; give some"
+        )
+    return replace(objective, distance=Matching(objective.distance, Real(images, objective.distance), weight))
+
+
+def forget(objective: Objective) -> None:
+    """Let `objective` remember no images: what follows depends on nothing before."""
+    if isinstance(objective.distance, Matching):
+        objective.distance.memory = None
