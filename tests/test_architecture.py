@@ -46,7 +46,7 @@ ORDER = [
 IN_QUANTIZERS = [{"methods", "storage", "report"}, {"training"}, {"quantization"}, {"calibration"}, {"layers"}]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 MAY_IMPORT_DIFFUSERS = {"denoisers", "schedulers", "cachers", "quantizers"}
-LONGEST = 450
+LONGEST = 500
 NAMES_FILES = {"storage", "zoo", "denoisers", "commands"}
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
