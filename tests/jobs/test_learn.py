@@ -18,12 +18,10 @@ from ts_adapt.cli import main, parse
 from ts_adapt.commands import Demo
 from ts_adapt.config import Config
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs import learn, plan
+from ts_adapt.jobs import learn
 from ts_adapt.jobs import train as training
-from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.training import TrainResult
-from ts_adapt.schedules.name import parse as name_of
 
 SMALL = """
 name: demo
@@ -188,13 +186,6 @@ def test_a_plan_begins_nothing_and_what_is_there_is_not_counted(
     counted = {line.split()[0]: line.split()[1:3] for line in text.splitlines()[1:6]}
     assert [counted[name] for name in ("teach", "static", "labels")] == [["0", "0"]] * 3
     assert counted["recursive"] != ["0", "0"]
-
-
-def test_every_evaluation_of_a_search_without_gradient_is_planned(finished: Job) -> None:
-    config = parse(["learn", "--config", str(finished.folder / "small.yml"), "--static.method", "forward"]).config
-    session = Session(config, progress=False)
-    work = plan.of_result(session.changed(name="another"), name_of("static"))
-    assert work == plan.Work(plain=3 * config.static_samples * (config.static.evaluations + plan.FIXED))
 
 
 @pytest.mark.parametrize(

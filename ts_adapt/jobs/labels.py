@@ -54,7 +54,7 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
     if missing:
         objective, agreement = trusted(objective, start.steps, session.teacher("train")[1], together=True)
     to_do = sum(len(parts[part]) for part in missing)
-    announce(f"{corrected('oracle', corrections)}, {name}, NFE {nfe}", nfe * to_do * config.per_sample.solves)
+    announce(f"{corrected('oracle', corrections)}, {name}, NFE {nfe}", config.per_sample.solves.times(nfe * to_do))
     done = len(batch) - sum(len(parts[part]) for part in own) if distributed.world() == 1 else 0
     bar = tqdm(
         total=done + sum(len(parts[part]) for part in own), initial=done, unit="sample", leave=False,

@@ -32,6 +32,7 @@ from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.teach import teach
 from ts_adapt.jobs.train import train
 from ts_adapt.schedules.name import ORACLE, PREDICTOR, SHARED, Name, parse
+from ts_adapt.search.work import Work
 from ts_adapt.storage.files import write_bytes
 from ts_adapt.storage.layout import REPORT
 
@@ -54,7 +55,7 @@ class Step:
     name: str
     said: str
     run: Callable[[], object]
-    work: plan.Work
+    work: Work
 
 
 def learn(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
@@ -82,7 +83,7 @@ def show_plan(config: Config) -> None:
     session = Session(config, progress=False)
     steps, each = steps_of(session), plan.measured(session)
     rows = [(step.name, step.work, plan.spoken(step.work.seconds(each))) for step in steps]
-    total = sum((step.work for step in steps), plan.Work())
+    total = sum((step.work for step in steps), Work())
     print(f"{'':28}{'evaluations':>14}{'with gradient':>15}{'about':>9}")
     for name, work, took in [*rows, ("in all, at most", total, plan.spoken(total.seconds(each)))]:
         print(f"{name:28}{work.plain:14,.0f}{work.gradient:15,.0f}{took:>9}")

@@ -8,7 +8,6 @@ seconds       (per evaluation without gradient, with one), measured on a solve o
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +16,11 @@ from ts_adapt.assembly import steps_of
 from ts_adapt.config import Config
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.jobs.search import shared_solves
 from ts_adapt.jobs.session import Session
 from ts_adapt.schedules.name import ORACLE, PREDICTOR, Name
 from ts_adapt.search.objective import Batch
+from ts_adapt.search.work import SLOWER, Work
 from ts_adapt.storage.layout import CONFIG, LABELS, MANIFEST
 from ts_adapt.teacher.store import TeacherStore
 
@@ -27,28 +28,6 @@ FEW = 8
 """Samples that are timed."""
 FIXED = 8
 """Fixed grids that a search, or an evaluation, looks at, about."""
-TRIALS = 1.5
-"""Gradients that L-BFGS takes an iteration, its line search included, about."""
-SLOWER = 3
-"""How much longer an evaluation with a gradient takes, where it is not measured."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """Evaluations of one sample: `plain` ones, and those through which a `gradient` passes."""
-
-    plain: float = 0
-    gradient: float = 0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.plain + other.plain, self.gradient + other.gradient)
-
-    def times(self, count: float) -> Work:
-        return Work(self.plain * count, self.gradient * count)
-
-    def seconds(self, each: tuple[float, float] = (1.0, float(SLOWER))) -> float:
-        """How long it takes, by the seconds of each kind; by default in plain evaluations."""
-        return self.plain * each[0] + self.gradient * each[1]
 
 
 def of_teacher(session: Session) -> Work:
@@ -90,36 +69,12 @@ def _is_there(session: Session, name: Name, split: str, solver: str, nfe: int) -
 def _solves(config: Config, name: Name, split: str) -> Work:
     """The few-step solves of one search or training."""
     if name.kind == PREDICTOR:
-        options = config.train
-        learned_on = options.samples - options.validating
-        through = Work(options.validating * (options.epochs + 1), learned_on * options.epochs)
-        return Work() if options.loss == "labels" else through
+        return config.train.solves(config.train.samples - config.train.validating, config.train.validating)
     if name.kind == ORACLE:
-        own, count = config.per_sample, config.oracle_samples if split == "test" else config.label_samples
-        return Work(own.random_starts * own.candidates + 1, (1 + own.random_starts) * own.iterations).times(count)
-    if name.base == "static":
-        return _static(config, onwards=bool(name.corrections)).times(config.static_samples)
-    if name.base == "blackbox":
-        return Work(plain=(config.blackbox.trials + FIXED) * config.static_samples)
+        return config.per_sample.solves.times(config.oracle_samples if split == "test" else config.label_samples)
+    if name.base in ("static", "blackbox"):
+        return shared_solves(config, name.base, FIXED)
     return Work()  # a few solves at most
-
-
-def _static(config: Config, *, onwards: bool) -> Work:
-    """Solves of all samples; `onwards`: from the static grid alone."""
-    options = config.static
-    batches = min(1.0, options.batch_size / config.static_samples)
-    starts = 1 if onwards else options.starts
-    down = Work(starts * options.iterations, starts * options.iterations * TRIALS)
-    return (
-        Work(plain=FIXED)
-        + {
-            "lbfgs": down,
-            "auto": down + Work(plain=options.evaluations / 2),
-            "adam": Work(options.iterations / options.validate_every, options.iterations * batches),
-            "smoothed": Work(options.iterations * (2 * batches + 1 / options.validate_every)),
-            "forward": Work(plain=options.evaluations),
-        }[options.method]
-    )
 
 
 def measured(session: Session) -> tuple[float, float]:

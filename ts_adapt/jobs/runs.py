@@ -34,6 +34,7 @@ from ts_adapt.remedies import command
 from ts_adapt.schedules.name import OF_STUDENT, PLACE, parse
 from ts_adapt.schedules.resolve import resolve
 from ts_adapt.search.objective import Batch
+from ts_adapt.search.work import Work
 from ts_adapt.storage.files import read_json, read_tensors, write_json, write_tensors
 from ts_adapt.storage.folders import hold, remove_leftovers
 from ts_adapt.storage.layout import LOCK, MANIFEST, PARTS, PLOTS, SKIPPED, TEACHER_FEATURES
@@ -90,7 +91,7 @@ def _generate(session: Session) -> None:
         pair: [entries[place] for place in distributed.first(partial(_unfinished, entries, folder))]
         for pair, entries in plan.items()
     }
-    announce("evaluate", sum(entry.samples * entry.nfe for entries in left.values() for entry in entries))
+    announce("evaluate", Work(sum(entry.samples * entry.nfe for entries in left.values() for entry in entries)))
     with tqdm(total=total, desc="evaluate", unit="image", disable=not session.progress) as bar:
         for (cacher, quantizer), entries in plan.items():
             todo = left[cacher, quantizer]

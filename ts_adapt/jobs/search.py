@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
+from ts_adapt.config import Config
 from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.grids.optimized import dmn
@@ -38,6 +39,7 @@ from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.optimized import METHODS as OPTIMIZED
 from ts_adapt.search.optimized import search_optimized
 from ts_adapt.search.static import best_start, search_static
+from ts_adapt.search.work import Work
 from ts_adapt.search.workers import open_study
 from ts_adapt.storage.files import make_folder
 from ts_adapt.storage.folders import making
@@ -109,8 +111,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     train, validation = both.rows(slice(0, count)), both.rows(slice(count, 2 * count))
     objective = session.objective(solver)
     fixed = session.starts(steps_of(solver, nfe))
-    solves = config.static.solves(count, count) if method == "static" else config.blackbox.trials * count
-    announce(f"{called}, {name}, NFE {nfe}", nfe * (solves + (len(fixed) + 1) * count))
+    announce(f"{called}, {name}, NFE {nfe}", shared_solves(config, method, len(fixed)).times(nfe))
     best, means = best_start(objective, fixed, validation)
     if method == "blackbox":
         grid = _search_blackbox(session, objective, train, store, name, nfe, fixed[best])
@@ -159,6 +160,13 @@ def _search_blackbox(
     return found.grid
 
 
+def shared_solves(config: Config, method: str, fixed: int) -> Work:
+    """About how many solves the search of one shared grid takes, that of its start among `fixed` grids included."""
+    count = config.static_samples
+    own = config.static.solves(count, count) if method == "static" else Work(config.blackbox.trials * count)
+    return own + Work((fixed + 1) * count)
+
+
 def search_optimized_grid(session: Session, name: str, solver: Solver, nfe: int, method: str, redo: bool) -> None:
     """Find the grid of a method of `search.optimized`, unless it is there and stays."""
     if _shared_stays(session, method, name, nfe, redo):
@@ -171,7 +179,7 @@ def search_optimized_grid(session: Session, name: str, solver: Solver, nfe: int,
         fine, places = session.solver(config.teacher.solver), session.teacher_grid(config.optimized.places)
         spent = config.optimized.places
         spent += 1 + (steps - 1) * (spent - steps + 1) if method == "oss" else 0
-        announce(f"{method}, {name}, NFE {nfe}", spent * len(looked_at) + nfe * config.static_samples)
+        announce(f"{method}, {name}, NFE {nfe}", Work(spent * len(looked_at) + nfe * config.static_samples))
         grid = search_optimized(method, session.objective(solver), looked_at, fine, places, steps)
     keep_shared(session, method, name, nfe, grid, best_fixed_known(session, name, nfe))
 

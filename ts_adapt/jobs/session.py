@@ -24,6 +24,7 @@ from ts_adapt.schedules.file import LearnedGrid, of_another_size
 from ts_adapt.schedules.name import SHARED_NAMES, parse
 from ts_adapt.schedules.resolve import Found, Predicted, check_steps, predicted
 from ts_adapt.search.labels import LabelStore, start_entries
+from ts_adapt.search.work import Work
 from ts_adapt.storage.files import differing, read_json
 from ts_adapt.storage.layout import ALL, CONFIG, LABELS
 
@@ -195,10 +196,10 @@ class Session(Experiment):
             print(f"ts-adapt: warning: of {name}: {of_another_size(then, self.shape)}", file=sys.stderr)
 
 
-def announce(what: str, evaluations: int) -> None:
+def announce(what: str, evaluations: Work) -> None:
     """Say once, before the work begins, about how many evaluations of the network `what` will take; none: nothing."""
-    if evaluations and distributed.rank() == 0:
-        print(f"{what}: about {evaluations:,} evaluations of the network to do", flush=True)
+    if evaluations.count and distributed.rank() == 0:
+        print(f"{what}: about {evaluations.count:,} evaluations of the network to do", flush=True)
 
 
 def stays(path: Path, check: Callable[[], object], redo: bool) -> bool:

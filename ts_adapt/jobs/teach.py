@@ -7,6 +7,7 @@ from functools import partial
 
 from ts_adapt import distributed
 from ts_adapt.jobs.session import Session, announce
+from ts_adapt.search.work import Work
 from ts_adapt.teacher.generate import generate
 from ts_adapt.teacher.store import TeacherStore
 
@@ -30,4 +31,4 @@ def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_p
 
 
 def _announce(split: str, nfe: int, samples: int) -> None:
-    announce(f"teacher, {split}", samples * nfe)
+    announce(f"teacher, {split}", Work(samples * nfe))

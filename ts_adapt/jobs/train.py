@@ -69,7 +69,8 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
         text=0 if text is None else text.shape[-1],
     ).to(config.model.device)  # fmt: skip
     announce(
-        f"{kind}, {name}, NFE {', '.join(map(str, served))}", sum(served) * config.train.solves(cut, len(batch) - cut)
+        f"{kind}, {name}, NFE {', '.join(map(str, served))}",
+        config.train.solves(cut, len(batch) - cut).times(sum(served)),
     )
     result = train_predictor(
         predictor, session.objective(solver), batch.rows(slice(0, cut)), batch.rows(slice(cut, None)),

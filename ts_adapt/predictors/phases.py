@@ -21,6 +21,7 @@ from ts_adapt.predictors.losses import Labelled, Loss, end_to_end, regression
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.work import Work
 
 WARM_UP = 20
 """Steps over which the learning rate rises."""
@@ -68,12 +69,13 @@ class TrainOptions:
             raise TsAdaptError(f"train.validation is {count} of train.samples {self.samples}; leave some to learn from")
         return count
 
-    def solves(self, train: int, validation: int) -> int:
-        """About how many solves of one sample, for each NFE, a training takes that does not end early."""
+    def solves(self, train: int, validation: int) -> Work:
+        """About how many solves, for each NFE, a training takes that does not end early."""
         validated = 2 * validation  # its spread is looked at too
-        through = self.epochs * (train + validated)
-        regressed = -(-self.label_epochs // self.validate_every) * validated
-        return train + validated + {"end_to_end": through, "labels": regressed, "both": through + regressed}[self.loss]
+        through = Work(validated, train).times(self.epochs)
+        regressed = Work(-(-self.label_epochs // self.validate_every) * validated)
+        first = Work(train + validated)
+        return first + {"end_to_end": through, "labels": regressed, "both": through + regressed}[self.loss]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from ts_adapt.options import MANY, SMALL, Between, Count, Positive, Seed
 from ts_adapt.sampling import initial_noise
 from ts_adapt.search.derivative import trusted
 from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.work import Work
 
 
 @dataclass
@@ -53,9 +54,9 @@ class PerSampleOptions:
     seed: Seed = 0
 
     @property
-    def solves(self) -> int:
+    def solves(self) -> Work:
         """Of each sample, from the static grid and the random starts."""
-        return 2 + (1 + self.random_starts) * self.iterations + self.random_starts * self.candidates
+        return Work(2 + self.random_starts * self.candidates, (1 + self.random_starts) * self.iterations)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ from ts_adapt.search.derivative import Agreement, trusted
 from ts_adapt.search.distribution import forget, matching
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.work import Work
 
 Method = Literal["auto", "lbfgs", "adam", "smoothed", "forward"]
 Target = Literal["mean", "geometric"]
@@ -105,16 +106,18 @@ class StaticOptions:
     the distance's network), beside the paired distance to the teacher; images are those of the group distribution."""
     seed: Seed = 0
 
-    def solves(self, train: int, validation: int) -> int:
-        """About how many solves of one sample a search takes that does not end early, from numbers of samples."""
+    def solves(self, train: int, validation: int) -> Work:
+        """About how many solves a search takes that does not end early, from numbers of samples."""
         batch, validations = min(self.batch_size, train), -(-self.iterations // self.validate_every)
-        lbfgs = self.starts * self.iterations * (train + validation)
-        forward = self.evaluations * (train + validation // 4)  # two validations a generation of eight or more
-        adam = self.iterations * batch + validations * validation
+        lbfgs = Work(validation, train).times(self.starts * self.iterations)
+        forward = Work(self.evaluations * (train + validation // 4))  # two validations a generation of eight or more
         return {
-            "lbfgs": lbfgs, "forward": forward, "auto": lbfgs + forward // 2, "adam": adam,
-            "smoothed": adam + self.iterations * batch,
-        }[self.method]  # fmt: skip
+            "lbfgs": lbfgs,
+            "forward": forward,
+            "auto": lbfgs + forward.times(0.5),
+            "adam": Work(validations * validation, self.iterations * batch),
+            "smoothed": Work(validations * validation + 2 * self.iterations * batch),
+        }[self.method]
 
 
 @dataclass
