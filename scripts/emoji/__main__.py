@@ -23,10 +23,10 @@ from training import Plan
 from ts_adapt.interfaces import TsAdaptError
 
 LENGTHS = {
-    "autoencoder": (140_000, 32, 1.5e-3),
-    "sd": (900_000, 64, 1.2e-3),
+    "autoencoder": (112_000, 32, 1.5e-3),
+    "sd": (600_000, 64, 1.2e-3),
     "sd3": (800_000, 64, 8e-4),
-    "judges": (300_000, 64, 2e-3),
+    "judges": (200_000, 64, 2e-3),
 }
 """Of each training: images, batch, and the highest learning rate."""
 OF_PIPELINES = {"sheet": 64, "quality": 960}
