@@ -75,7 +75,7 @@ def test_features_have_the_promised_shapes_and_gradients(network: FeatureNet, im
 
 def test_files_stay_small_and_carry_their_licence() -> None:
     assert (FOLDER / features.WEIGHTS).stat().st_size < 1.2e6
-    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 6e6
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 10e6
     assert "Zalando" in (FOLDER / "LICENSE").read_text()
 
 
