@@ -97,7 +97,7 @@ class Session(Experiment):
 
     def check_judge(self, name: str, about: Mapping[str, Any]) -> None:
         """TsAdaptError where `name` was learned to match a distribution in the very features that judge here."""
-        matched, judge = about["made_with"].get("distribution"), self.features
+        matched, judge = (about.get("made_with") or {}).get("distribution"), self.features
         if matched and LOOKS.get(about["distance"]) == judge:
             raise TsAdaptError(
                 f"{name} was learned to match a distribution in {judge} features, which may not judge it too; give "
