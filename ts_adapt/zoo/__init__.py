@@ -23,6 +23,7 @@ MODELS = {
     "fashion-ddpm": None,
     "fashion-ddpm-plain": None,
     "fashion-ddpm-class": 10,
+    "emoji-sd": None,
 }
 """Name of a model -> its null class, which stands for "no class"; None: the model has no classes."""
 
