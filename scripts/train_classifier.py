@@ -1,7 +1,7 @@
 """Train the networks of the zoo that look at Fashion-MNIST, and write all that lies in ts_adapt/zoo/fashion-mnist.
 
     python scripts/train_zoo.py classifier --epochs 10
-    python scripts/train_zoo.py judge --images 900000 --seed 1
+    python scripts/train_zoo.py judge --images 400000 --batch 128 --lr 2e-3 --seed 1
 
 A classifier of Fashion-MNIST: label smoothing, shifts of up to two pixels, SGD with Nesterov momentum, the learning
 rate warmed up and then falling along a cosine. Batch normalisation is folded into the convolutions at the end:

@@ -4,7 +4,7 @@
     python scripts/train_zoo.py ddpm --images 3000000
     python scripts/train_zoo.py twin --images 600000 --init ts_adapt/zoo/fashion-ddpm
     python scripts/train_zoo.py classifier --epochs 10
-    python scripts/train_zoo.py judge --images 900000 --seed 1
+    python scripts/train_zoo.py judge --images 400000 --batch 128 --lr 2e-3 --seed 1
     python scripts/train_zoo.py ddpm --schedule squaredcos_cap_v2 --prediction epsilon
 
 On several cores, `torchrun --nproc-per-node 2 scripts/train_zoo.py ddpm`; --batch is the batch of all processes

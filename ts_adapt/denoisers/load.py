@@ -15,6 +15,7 @@ import difflib
 import functools
 import inspect
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,8 @@ SINGLE_FILES = {
     "flux-schnell": "FluxPipeline",
 }
 """Diffusers' name of the kind of an original file -> the pipeline that it is loaded as."""
+ONE_AT_A_TIME = threading.Lock()
+"""Held while a pipeline is read, as what its libraries report is listened to in one place."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -163,7 +166,7 @@ def _read(source: str, failure: str, dtype: torch.dtype | None, read: Any = None
 
     read = read or DiffusionPipeline.from_pretrained
     try:
-        with quiet(), _lacking() as lacking:
+        with ONE_AT_A_TIME, quiet(), _lacking() as lacking:
             pipe = read(source, dtype=dtype or torch.float32, use_safetensors=True, **options)
     except Exception as error:
         cause = one_line(error, 160)

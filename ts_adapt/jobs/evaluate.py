@@ -169,11 +169,14 @@ def _notes(session: Session, facts: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _reference(session: Session, extractor: Extractor) -> Reference | None:
-    """The data, and other real samples: drawn, where the data's law is known; None where there are none."""
+    """The data, and other real samples: drawn, where the data's law is known, the embedded ones for models of the zoo;
+    None where there are none."""
     options, draw = session.config.evaluate, session.denoiser.draw
     drawn = draw(20_000, seed=1) if options.reference is None else None
     others = None if drawn is None else draw(10_000, seed=2)
     if drawn is None or others is None:
+        if options.reference is None and not session.of_zoo:
+            return None
         return reference_of(
             extractor, session.features, options.reference, shape=session.image_shape, batch_size=options.batch_size
         )

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ts_adapt import distributed
+from ts_adapt import distributed, zoo
 from ts_adapt.assembly import build_distance, build_solver, steps_of
 from ts_adapt.config import Config, StudentOptions
 from ts_adapt.denoisers.guidance import Guided
@@ -30,7 +30,6 @@ from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.teacher.generate import ConditionSource, Numbers, Prompts, Together, class_labels_for, teacher_config
 from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of
-from ts_adapt.zoo.features import DATA
 
 FEW_PIXELS = 3 * 32 * 32
 IN_COLOUR = (1, 3)
@@ -99,17 +98,22 @@ class Experiment:
         with torch.inference_mode():
             return tuple(denoiser.decode(torch.zeros(1, *self.shape, device=self.config.model.device)).shape[1:])
 
+    @property
+    def of_zoo(self) -> bool:
+        """Whether the model is one of the zoo's, whose data the zoo's networks and statistics are of."""
+        return self.config.model.name in zoo.MODELS
+
     @cached_property
     def distance(self) -> str:
-        """What is minimised: the config's, else the embedded features where they know images like the model's."""
-        return self.config.distance or ("features" if self.image_shape in DATA else "l2")
+        """What is minimised: the config's, else the embedded features for the models that they were made for."""
+        return self.config.distance or ("features" if self.of_zoo else "l2")
 
     @cached_property
     def features(self) -> str:
         """What Frechet distances are of: the config's, else the embedded network's, pixels', or Inception's."""
         shape, wanted = self.image_shape, self.config.evaluate.features
         small = torch.Size(shape).numel() <= FEW_PIXELS or len(shape) != 3 or shape[0] not in IN_COLOUR
-        return wanted or ("zoo" if shape in DATA else "pixels" if small else "inception")
+        return wanted or ("zoo" if self.of_zoo else "pixels" if small else "inception")
 
     def check(self) -> None:
         """TsAdaptError for what a later job of the config would refuse; says once what is taken by default.
