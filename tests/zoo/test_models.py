@@ -1,4 +1,4 @@
-"""The embedded diffusion models: they make clothes, and the class-conditional one the clothes it is asked for."""
+"""The embedded diffusion models make clothes, clothes of the class asked for, and emoji of what a prompt says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import ts_adapt
 from ts_adapt import zoo
 from ts_adapt.pipelines.load import load
-from ts_adapt.zoo import load_features, paths, reference_statistics
+from ts_adapt.zoo import load_features, load_matching, paths, reference_statistics
 from ts_adapt.zoo.data import to_model_range
 
 
@@ -36,7 +36,7 @@ def nearest(images, class_means):
 def test_weights_are_small_and_safetensors():
     for folder in paths().values():
         files = list(folder.rglob("*.safetensors"))
-        assert sum(file.stat().st_size for file in files) < 8e6
+        assert sum(file.stat().st_size for file in files) < 12e6
         assert not list(folder.rglob("*.bin"))
 
 
@@ -56,6 +56,20 @@ def test_the_twin_makes_the_class_it_is_asked_for_and_guidance_insists(class_mea
     insisted = (nearest(guided, class_means) == labels).float().mean()
     assert plain > 0.5
     assert insisted >= plain
+
+
+def test_the_text_model_makes_what_it_is_told_to():
+    prompts = [
+        "noto woman astronaut with dark skin tone", "fluent red heart", "noto man running with medium light skin tone",
+        "fluent thumbs up with light skin tone", "noto flag sweden", "fluent grinning face", "noto santa claus",
+        "fluent person in lotus position with medium dark skin tone",
+    ]  # fmt: skip
+    denoiser = load("emoji-sd")
+    images = denoiser.decode(solve(ts_adapt.Guided(denoiser, 4.0), len(prompts), **denoiser.encode(prompts)))
+    net = load_matching()
+    with torch.inference_mode():
+        found = net(images.clamp(-1, 1), net.numbers(prompts)).argmax(1)
+    assert (found == torch.arange(len(prompts))).double().mean() >= 0.75
 
 
 def test_networks_are_smooth_in_time():
