@@ -75,7 +75,9 @@ def train_judge(data: Data, plan: Plan) -> None:
 
     def write(net: Judge) -> None:
         write_tensors(plan.out / JUDGE, net.state_dict())
-        write_tensors(plan.out / JUDGED, judged(net, data.pictures[~apart], data.pictures[apart]))
+        others = data.pictures[apart]
+        mixed = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))]
+        write_tensors(plan.out / JUDGED, judged(net, data.pictures[~apart], mixed))  # any first ones are of all kinds
         write_json(plan.out / "words.json", words)
         found = scored(net, x) > 0
         right = (found & said_of_held_out.bool()).sum().double()
