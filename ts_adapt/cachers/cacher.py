@@ -56,20 +56,24 @@ class Cacher(ABC):
     def forget(self) -> None:
         """Drop all that is kept."""
 
-    def attach(self, network: nn.Module) -> nn.Module:
-        """Put the cacher on `network`, a UNet2DModel or UNet2DConditionModel, and return it.
-
-        Raises TsAdaptError if the cacher is in use, if one of its kind is attached, under gradient checkpointing, and
-        for a network that is compiled or has not the blocks it needs. Whatever is raised, an interrupt too, leaves the
-        network as it was.
-        """
-        if self.network is not None:
-            raise TsAdaptError(f"this {self.kind} is attached to a network already; remove it there, or build another")
+    def refuse(self, network: nn.Module) -> None:
+        """TsAdaptError for a kind of network that this is not for; in general, all but UNets."""
         if not any(ancestor.__name__ in NETWORKS for ancestor in type(network).__mro__):
             raise TsAdaptError(
                 f"{self.kind} works on diffusers' {' and '.join(NETWORKS)}; got {type(network).__name__} "
                 "(compile or wrap a network after attaching)"
             )
+
+    def attach(self, network: nn.Module) -> nn.Module:
+        """Put the cacher on `network`, and return it.
+
+        Raises TsAdaptError if the cacher is in use, if one of its kind is attached, under gradient checkpointing, and
+        for a network of another kind, that is compiled or has not the blocks it needs. Whatever is raised, an interrupt too, leaves the
+        network as it was.
+        """
+        if self.network is not None:
+            raise TsAdaptError(f"this {self.kind} is attached to a network already; remove it there, or build another")
+        self.refuse(network)
         if execution_of(network).compile is not None:
             raise TsAdaptError(
                 f"{self.kind} changes from step to step what is run of the network, and this {type(network).__name__} "

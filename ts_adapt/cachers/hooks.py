@@ -20,7 +20,7 @@ from torch import nn
 
 from ts_adapt.interfaces import TsAdaptError
 
-NESTING = ("tgate", "deepcache")
+NESTING = ("firstblock", "magcache", "taylorseer", "pab", "fastercache", "tgate", "deepcache")
 _REGISTRY = "_diffusers_hook"
 
 
@@ -59,7 +59,33 @@ def uninstall(module: nn.Module, name: str) -> None:
         return
     with _lifted(registry, lambda top: top != name):
         registry.remove_hook(name, recurse=False)
-    if not registry.hooks:
+    _tidy(module)
+
+
+def taken(network: nn.Module, apply: Callable[[nn.Module], None]) -> list[tuple[nn.Module, ModelHook]]:
+    """The hooks that `apply` puts on modules of `network`, each with its module; none of them is left there."""
+    before = {hook for module in network.modules() for hook in _hooks_of(module).values()}
+    found = []
+    try:
+        apply(network)
+    finally:
+        for module in network.modules():
+            for name, hook in [*_hooks_of(module).items()]:
+                if hook not in before:
+                    found.append((module, hook))
+                    uninstall(module, name)
+            _tidy(module)
+    return found
+
+
+def _hooks_of(module: nn.Module) -> dict[str, ModelHook]:
+    hooks: dict[str, ModelHook] = getattr(getattr(module, _REGISTRY, None), "hooks", {})
+    return hooks
+
+
+def _tidy(module: nn.Module) -> None:
+    """Leave nothing on a `module` without hooks."""
+    if hasattr(module, _REGISTRY) and not _hooks_of(module):
         delattr(module, _REGISTRY)
         if vars(module).get("forward") == MethodType(type(module).forward, module):
             del module.forward

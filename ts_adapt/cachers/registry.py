@@ -2,6 +2,11 @@
 
     deepcache[-INTERVAL][-branchB][-quadratic]     `DeepCache`'s interval, branch and refresh
     tgate[-STEP][-selfINTERVAL][-warmupSTEPS]      `TGate`'s gate_step, self_attention_interval and warm_up
+    firstblock[-THRESHOLD]                         `FirstBlock`'s threshold, as .1
+    magcache[-THRESHOLD][-skipSTEPS]               `MagCache`'s threshold and max_skip
+    taylorseer[-INTERVAL][-orderN][-warmupSTEPS]   `TaylorSeer`'s interval, order and warm_up
+    pab[-INTERVAL][-crossINTERVAL][-temporalINTERVAL]    `PyramidAttention`'s interval, cross and temporal
+    fastercache[-INTERVAL][-uncondINTERVAL]        `FasterCache`'s interval and unconditional
     A+B                                            both at once, in any order
     none                                           no cacher
 
@@ -15,21 +20,31 @@ from typing import Any
 
 from ts_adapt.cachers.cacher import Cacher
 from ts_adapt.cachers.deepcache import REFRESH, DeepCache
+from ts_adapt.cachers.of_diffusers import FasterCache, FirstBlock, MagCache, PyramidAttention, TaylorSeer
 from ts_adapt.cachers.tgate import TGate
 from ts_adapt.interfaces import TsAdaptError, unknown
 
 CACHERS: dict[str, type[Cacher]] = {
     "deepcache": DeepCache,
     "tgate": TGate,
+    "firstblock": FirstBlock,
+    "magcache": MagCache,
+    "taylorseer": TaylorSeer,
+    "pab": PyramidAttention,
+    "fastercache": FasterCache,
 }
 NUMBERS: dict[str, dict[str, str]] = {
     "deepcache": {"": "interval", "branch": "branch"},
     "tgate": {"": "gate_step", "self": "self_attention_interval", "warmup": "warm_up"},
+    "firstblock": {"": "threshold"},
+    "magcache": {"": "threshold", "skip": "max_skip"},
+    "taylorseer": {"": "interval", "order": "order", "warmup": "warm_up"},
+    "pab": {"": "interval", "cross": "cross", "temporal": "temporal"},
+    "fastercache": {"": "interval", "uncond": "unconditional"},
 }
 """Cacher -> what stands before a number in its name -> the option that the number is."""
 WORDS: dict[str, dict[str, dict[str, Any]]] = {
     "deepcache": {refresh: {"refresh": refresh} for refresh in REFRESH},
-    "tgate": {},
 }
 NONE = "none"
 
@@ -55,14 +70,16 @@ def named(name: str) -> list[Cacher]:
 def _options(name: str, kind: str, words: list[str]) -> dict[str, Any]:
     """The options that the `words` behind `kind` set."""
     found: dict[str, Any] = {}
+    known_words = WORDS.get(kind, {})
     for word in words:
-        match = re.fullmatch(r"(?P<before>[a-z]*)(?P<number>\d+)", word, re.ASCII)
+        match = re.fullmatch(r"(?P<before>[a-z]*)(?P<number>\d*\.?\d+)", word, re.ASCII)
         if match is not None and match["before"] in NUMBERS[kind]:
-            more: dict[str, Any] = {NUMBERS[kind][match["before"]]: int(match["number"])}
-        elif word in WORDS[kind]:
-            more = WORDS[kind][word]
+            number = match["number"]
+            more: dict[str, Any] = {NUMBERS[kind][match["before"]]: float(number) if "." in number else int(number)}
+        elif word in known_words:
+            more = known_words[word]
         else:
-            known = [f"{before}NUMBER" for before in NUMBERS[kind]] + list(WORDS[kind])
+            known = [f"{before}NUMBER" for before in NUMBERS[kind]] + list(known_words)
             raise TsAdaptError(f"{word!r} in the cacher {name!r} is not known; behind {kind} stands {', '.join(known)}")
         if found.keys() & more.keys():
             raise TsAdaptError(f"the cacher {name!r} gives {', '.join(more)} twice; leave one of them out")
