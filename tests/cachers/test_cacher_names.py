@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from ts_adapt.cachers import DeepCache, TGate, named
+from ts_adapt.cachers import (
+    DeepCache,
+    FasterCache,
+    FirstBlock,
+    MagCache,
+    PyramidAttention,
+    SeaCache,
+    TaylorSeer,
+    TGate,
+    named,
+)
 from ts_adapt.interfaces import TsAdaptError
 
 
@@ -21,6 +31,12 @@ from ts_adapt.interfaces import TsAdaptError
         ("tgate", [TGate], [{"gate_step": None}]),
         ("tgate-5", [TGate], [{"gate_step": 5, "self_attention_interval": 1, "warm_up": 2}]),
         ("tgate-5-self4-warmup0", [TGate], [{"gate_step": 5, "self_attention_interval": 4, "warm_up": 0}]),
+        ("firstblock-.1", [FirstBlock], [{"threshold": 0.1}]),
+        ("magcache-0.06-skip2", [MagCache], [{"threshold": 0.06, "max_skip": 2}]),
+        ("seacache-1", [SeaCache], [{"threshold": 1.0}]),
+        ("taylorseer-3-order2-warmup1", [TaylorSeer], [{"interval": 3, "order": 2, "warm_up": 1}]),
+        ("pab-2-cross4-temporal3", [PyramidAttention], [{"interval": 2, "cross": 4, "temporal": 3}]),
+        ("fastercache-3-uncond4", [FasterCache], [{"interval": 3, "unconditional": 4}]),
         ("tgate-5+deepcache-2", [TGate, DeepCache], [{"gate_step": 5}, {"interval": 2}]),
     ],
 )
@@ -39,6 +55,9 @@ def test_a_name_sets_what_it_says(name: str, kinds: list[type], options: list[di
         ("", "unknown cacher"),
         ("none+deepcache-2", "unknown cacher 'none'"),
         ("deepcache-0", "interval is 0"),
+        ("deepcache-.5", "interval is 0.5"),
+        ("taylorseer-3-warmup0", "warm_up is 0"),
+        ("firstblock-.", "'.' in the cacher"),
         ("deepcache-two", "'two' in the cacher"),
         ("deepcache-2-3", "gives interval twice"),
         ("deepcache-self2", "behind deepcache stands NUMBER, branchNUMBER"),

@@ -17,13 +17,13 @@ from torch import nn
 from ts_adapt.cachers.cacher import Cacher
 from ts_adapt.cachers.deepcache import DeepCache
 from ts_adapt.cachers.loops import heard
-from ts_adapt.cachers.of_diffusers import FasterCache, FirstBlock, MagCache, PyramidAttention, TaylorSeer
+from ts_adapt.cachers.of_diffusers import FasterCache, FirstBlock, MagCache, PyramidAttention, SeaCache, TaylorSeer
 from ts_adapt.cachers.registry import CACHERS, named
 from ts_adapt.cachers.tgate import TGate
 
 __all__ = [
-    "CACHERS", "Cacher", "DeepCache", "FasterCache", "FirstBlock", "MagCache", "PyramidAttention", "TGate",
-    "TaylorSeer", "attached", "named",
+    "CACHERS", "Cacher", "DeepCache", "FasterCache", "FirstBlock", "MagCache", "PyramidAttention", "SeaCache",
+    "TGate", "TaylorSeer", "attached", "named",
 ]  # fmt: skip
 
 

@@ -68,8 +68,8 @@ class Cacher(ABC):
         """Put the cacher on `network`, and return it.
 
         Raises TsAdaptError if the cacher is in use, if one of its kind is attached, under gradient checkpointing, and
-        for a network of another kind, that is compiled or has not the blocks it needs. Whatever is raised, an interrupt too, leaves the
-        network as it was.
+        for a network that it is not for, that is compiled or has not the blocks it needs. Whatever is raised, an
+        interrupt too, leaves the network as it was.
         """
         if self.network is not None:
             raise TsAdaptError(f"this {self.kind} is attached to a network already; remove it there, or build another")

@@ -20,7 +20,7 @@ from torch import nn
 
 from ts_adapt.interfaces import TsAdaptError
 
-NESTING = ("firstblock", "magcache", "taylorseer", "pab", "fastercache", "tgate", "deepcache")
+NESTING = ("firstblock", "magcache", "seacache", "taylorseer", "pab", "fastercache", "tgate", "deepcache")
 _REGISTRY = "_diffusers_hook"
 
 

@@ -1,7 +1,8 @@
 """A pipeline's own loop tells cachers the step, whichever scheduler of diffusers it runs on.
 
     scheduler.set_timesteps(...)    the run before is over, however it ended
-    network(x, t)                   the first call begins a run, at the place of t: of the steps that are left
+    network(x, t)                   the first call begins a run, at the place of t, told as such or from 0 to 1: of the
+                                    steps that are left
     scheduler.step(...)             the calls that follow belong to the next step; behind the last the run is over
 
 A scheduler that takes two evaluations a step (Heun) is called twice for each. While a schedule is attached to the
@@ -19,23 +20,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.denoisers.network import ATTACHMENT, step_aware_parts
+from ts_adapt.denoisers.network import ATTACHMENT, argument_names, stacked, step_aware_parts, time_argument
 from ts_adapt.interfaces import TsAdaptError
 
+NETWORKS = ("unet", "transformer")
 COPIES = (2, 3)
 """How often a guided network sees each sample."""
 
 
 @contextmanager
 def heard(pipe: Any) -> Iterator[nn.Module]:
-    """The UNet of `pipe`, whose cachers are told the step of its loop for as long as the block runs.
+    """The UNet or transformer of `pipe`, whose cachers are told the step of its loop for as long as the block runs.
 
-    Raises TsAdaptError for a pipeline that has none.
+    Raises TsAdaptError for a pipeline that has neither.
     """
-    network = getattr(pipe, "unet", None)
-    if not isinstance(network, nn.Module):
-        raise TsAdaptError(f"{type(pipe).__name__} has no UNet, and cachers are put on one; leave the cacher out")
-    loop = _Loop(pipe)
+    network = next((part for name in NETWORKS if isinstance(part := getattr(pipe, name, None), nn.Module)), None)
+    if network is None:
+        raise TsAdaptError(
+            f"{type(pipe).__name__} has neither a UNet nor a transformer, and cachers are put on one; leave the cacher "
+            "out"
+        )
+    loop = _Loop(pipe, network)
     handle = network.register_forward_pre_hook(loop.call, with_kwargs=True, prepend=True)
     try:
         loop.listen_to(pipe.scheduler)
@@ -52,8 +57,8 @@ class _Loop:
     done, total  of the run: how many of the scheduler's steps are done, of how many
     """
 
-    def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: Any, network: nn.Module) -> None:
+        self.pipe, self.network = pipe, network
         self.scheduler: Any = None
         self.coming, self.done, self.total = False, 0, 0
 
@@ -89,7 +94,9 @@ class _Loop:
             self.listen_to(self.pipe.scheduler)
         order: int = getattr(self.scheduler, "order", 1)
         if self.coming:
-            x, t = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(("sample", "timestep")))
+            names = argument_names(network)
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            x, t = stacked(given[names[0]]), given[time_argument(network) or "timestep"]
             self.coming, self.done, self.total = False, 0, self._left_from(t)
             for part in parts:
                 part.begin(-(-self.total // order), len(x) // self._copies(x))
@@ -98,10 +105,11 @@ class _Loop:
                 part.at(self.done // order)
 
     def _left_from(self, t: Any) -> int:
-        """How many of the scheduler's steps there are from its timestep `t` on."""
-        timesteps: Tensor = self.scheduler.timesteps
-        same = timesteps == torch.as_tensor(t, device=timesteps.device).flatten()[0]
-        return len(timesteps) - int(same.int().argmax())
+        """How many of the scheduler's steps there are from the timestep on that the network is told as `t`."""
+        timesteps: Tensor = self.scheduler.timesteps.double()
+        t = torch.as_tensor(t, device=timesteps.device).double().flatten()[0]
+        away = torch.stack([(timesteps - told).abs() for told in (t, 1000 * t, 1000 * (1 - t))])
+        return len(timesteps) - int(away.min(0).values.argmin())
 
     def _copies(self, x: Tensor) -> int:
         """How often each sample is among the rows of `x`."""
@@ -121,5 +129,5 @@ class _Loop:
 
     def _end(self) -> None:
         if not hasattr(self.pipe, ATTACHMENT):
-            for part in step_aware_parts(self.pipe.unet):
+            for part in step_aware_parts(self.network):
                 part.end()

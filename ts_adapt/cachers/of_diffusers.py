@@ -7,6 +7,8 @@
                   blocks add is than at the step before                                           arXiv:2506.09045
     taylorseer    attention runs every `interval`-th step, and is a Taylor polynomial in the step between  2503.06923
     pab           attention runs every `interval`-th step, and is used again between             2408.12588
+    seacache      all blocks are skipped, and what they add is extrapolated, while the summed change of the input, its
+                  frequencies weighted by how far they can be seen at this noise, stays below the threshold  2602.18993
     fastercache   attention runs every second time and is extrapolated between; the unconditional half of a guided batch
                   is the conditional one and the last difference of both, low and high frequencies apart  2410.19355
 
@@ -22,6 +24,7 @@ import inspect
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.cachers.cacher import Action, Cacher, whole
-from ts_adapt.denoisers.network import step_aware_parts
+from ts_adapt.denoisers.load import quiet
+from ts_adapt.denoisers.network import argument_names, step_aware_parts
 from ts_adapt.interfaces import TsAdaptError, one_line
 
 START = 1000.0
@@ -76,7 +80,8 @@ class OfDiffusers(Cacher):
         from ts_adapt.cachers.hooks import taken
 
         try:
-            found = taken(network, self.apply)
+            with quiet():
+                found = taken(network, self.apply)
         except ValueError as error:
             raise TsAdaptError(
                 f"{self.kind} does not know the blocks of this {type(network).__name__}: {one_line(error)}"
@@ -102,27 +107,32 @@ class OfDiffusers(Cacher):
         self._states.clear()
         self._last = None
 
-    def prepare(self, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """What else is to be settled before the network is called with `rows` rows."""
+    def context(self, name: str, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What diffusers' hooks are told of a call, whose cache is called `name`."""
+        from diffusers.hooks.hooks import CacheContext
+
+        return CacheContext(name)
+
+    def prepare(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What else is to be settled before the network is called with the states `x`."""
 
     def _call(self, network: nn.Module, forward: Action, *args: Any, **kwargs: Any) -> Any:
         """The network itself: which of the caches this call is for is settled here."""
         if self.outside() or self.index is None:
             return forward(*args, **kwargs)
-        from diffusers.hooks.hooks import CacheContext
-
-        rows = len(kwargs["hidden_states"] if "hidden_states" in kwargs else (*args, *kwargs.values())[0])
+        x = kwargs["hidden_states"] if "hidden_states" in kwargs else (*args, *kwargs.values())[0]
         self._call_of_step = self._call_of_step + 1 if self.index == self._last else 0
         self._last = self.index
-        name = f"{self._call_of_step}: {rows} rows"
+        name = f"{self._call_of_step}: {len(x)} rows"
         self._timestep = START * (1 - self.index / self.steps) if name in self._states else START
         states = self._states.setdefault(name, {})
+        context = self.context(name, network, args, kwargs)
         for manager in self._managers:
-            manager.set_context(CacheContext(name))
+            manager.set_context(context)
         for hook in self._hooks:
             if hasattr(hook, "state"):
                 hook.state = states.setdefault(hook, type(hook.state)())
-        self.prepare(rows, args, kwargs)
+        self.prepare(x, args, kwargs)
         if self._root is None:
             return forward(*args, **kwargs)
         return self._do(self._root, network, forward, *args, **kwargs)
@@ -132,7 +142,9 @@ class OfDiffusers(Cacher):
         if self.index is None:
             return forward(*args, **kwargs)
         hook.fn_ref.original_forward = forward
-        return hook.new_forward(module, *args, **kwargs)
+        args, kwargs = hook.pre_forward(module, *args, **kwargs)
+        made = hook.new_forward(module, *args, **kwargs) if hasattr(hook, "new_forward") else forward(*args, **kwargs)
+        return hook.post_forward(module, made)
 
 
 class FirstBlock(OfDiffusers):
@@ -224,6 +236,47 @@ class MagCache(OfDiffusers):
         super().end()
 
 
+class SeaCache(OfDiffusers):
+    """SeaCache: what all blocks add is extrapolated from the last two whole steps while the input hardly changes.
+
+    threshold  of the summed change, 0: nothing is skipped. The mean is over the whole batch, as with `FirstBlock`
+
+    For Wan's networks from text alone, which are those that diffusers has it for and that take samples by the batch;
+    their timestep is 1000 times sigma. The first and the last step run, and at most two in a row do not. It keeps what
+    it keeps without gradients.
+    """
+
+    kind = "seacache"
+
+    def __init__(self, threshold: float = 0.25) -> None:
+        self.threshold = _threshold(threshold)
+        super().__init__()
+
+    def apply(self, network: nn.Module) -> None:
+        from diffusers.hooks import SeaCacheConfig, apply_sea_cache
+
+        config: Any = network.config
+        if type(network).__name__ != "WanTransformer3DModel" or config.in_channels != config.out_channels:
+            raise TsAdaptError(
+                f"seacache works on Wan's networks from text alone; got {type(network).__name__}: take firstblock, or "
+                "no cacher"
+            )
+        apply_sea_cache(network, SeaCacheConfig(self.threshold))
+
+    def context(self, name: str, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.is_grad_enabled():
+            raise TsAdaptError(
+                "seacache keeps no gradients; sample under torch.no_grad(), search without a gradient (--static.method "
+                "forward), or take another cacher"
+            )
+        given = {**dict(zip(argument_names(network), args, strict=False)), **kwargs}
+        sigma = float(torch.as_tensor(given["timestep"]).double().mean()) / 1000
+        return replace(
+            super().context(name, network, args, kwargs), step_index=self.index, num_inference_steps=self.steps,
+            sigma=sigma,
+        )  # fmt: skip
+
+
 class TaylorSeer(OfDiffusers):
     """TaylorSeer: attention is extrapolated between the steps at which it runs.
 
@@ -297,21 +350,25 @@ class FasterCache(OfDiffusers):
     def apply(self, network: nn.Module) -> None:
         from diffusers.hooks import FasterCacheConfig, apply_faster_cache
 
+        if "class_labels" in argument_names(network):
+            raise TsAdaptError(
+                "fastercache takes the second half of a guided batch for the conditional one, and the pipeline of "
+                f"{type(network).__name__} gives it first; take another cacher"
+            )
         config = FasterCacheConfig(
             self.interval, unconditional_batch_skip_range=self.unconditional, tensor_format="BCHW",
             attention_weight_callback=lambda _: 0.5, current_timestep_callback=lambda: self._timestep,
         )  # fmt: skip
         apply_faster_cache(network, config)
 
-    def prepare(self, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        guided = rows == 2 * self.batch
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if guided and given[0].ndim < 4:
+    def prepare(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        guided = len(x) == 2 * self.batch
+        if guided and x.ndim < 4:
             raise TsAdaptError(
                 "fastercache splits images into frequencies, and this network is given tokens of a guided batch; "
                 "guide in two calls, or take another cacher"
             )
-        if guided and torch.is_grad_enabled() and any(value.requires_grad for value in given):
+        if guided and torch.is_grad_enabled() and x.requires_grad:
             raise TsAdaptError(
                 "fastercache estimates the unconditional half without a gradient; search without one (--static.method "
                 "forward), or take another cacher"
@@ -319,7 +376,7 @@ class FasterCache(OfDiffusers):
         for hook in self._hooks:
             hook.is_guidance_distilled = not guided
         self._root.uncond_cond_input_kwargs_identifiers = [
-            name for name, value in kwargs.items() if isinstance(value, Tensor) and value.ndim and len(value) == rows
+            name for name, value in kwargs.items() if isinstance(value, Tensor) and value.ndim and len(value) == len(x)
         ]
 
 
@@ -339,10 +396,15 @@ def _refuse_blocks(kind: str, network: nn.Module, alike: bool = False) -> None:
     blocks = _blocks(network)
     if len(blocks) < 2:
         raise TsAdaptError(f"{kind} skips the blocks behind the first, and this {type(network).__name__} has one")
-    known = [TransformerBlockRegistry.get(type(block)) for block in blocks]
-    returns = {metadata.return_encoder_hidden_states_index is None for metadata in known}
-    names = {metadata.hidden_states_argument_name for metadata in known}
-    if alike and (len(returns) > 1 or names != {"hidden_states"}):
+    texts = set()
+    for block in blocks:
+        known = TransformerBlockRegistry.get(type(block))
+        texts.add(known.return_encoder_hidden_states_index is not None)
+        names = {"hidden_states" if alike else known.hidden_states_argument_name}
+        names |= {"encoder_hidden_states"} if known.return_encoder_hidden_states_index is not None else set()
+        if not names <= {*argument_names(block)}:
+            raise ValueError(f"{type(block).__name__} is not called with {' and '.join(sorted(names))}")
+    if alike and len(texts) > 1:
         raise TsAdaptError(
             f"{kind} compares what the first and the last block return, and those of this {type(network).__name__} "
             "return different things; take another cacher"

@@ -4,6 +4,7 @@
     tgate[-STEP][-selfINTERVAL][-warmupSTEPS]      `TGate`'s gate_step, self_attention_interval and warm_up
     firstblock[-THRESHOLD]                         `FirstBlock`'s threshold, as .1
     magcache[-THRESHOLD][-skipSTEPS]               `MagCache`'s threshold and max_skip
+    seacache[-THRESHOLD]                           `SeaCache`'s threshold
     taylorseer[-INTERVAL][-orderN][-warmupSTEPS]   `TaylorSeer`'s interval, order and warm_up
     pab[-INTERVAL][-crossINTERVAL][-temporalINTERVAL]    `PyramidAttention`'s interval, cross and temporal
     fastercache[-INTERVAL][-uncondINTERVAL]        `FasterCache`'s interval and unconditional
@@ -20,7 +21,7 @@ from typing import Any
 
 from ts_adapt.cachers.cacher import Cacher
 from ts_adapt.cachers.deepcache import REFRESH, DeepCache
-from ts_adapt.cachers.of_diffusers import FasterCache, FirstBlock, MagCache, PyramidAttention, TaylorSeer
+from ts_adapt.cachers.of_diffusers import FasterCache, FirstBlock, MagCache, PyramidAttention, SeaCache, TaylorSeer
 from ts_adapt.cachers.tgate import TGate
 from ts_adapt.interfaces import TsAdaptError, unknown
 
@@ -29,6 +30,7 @@ CACHERS: dict[str, type[Cacher]] = {
     "tgate": TGate,
     "firstblock": FirstBlock,
     "magcache": MagCache,
+    "seacache": SeaCache,
     "taylorseer": TaylorSeer,
     "pab": PyramidAttention,
     "fastercache": FasterCache,
@@ -38,6 +40,7 @@ NUMBERS: dict[str, dict[str, str]] = {
     "tgate": {"": "gate_step", "self": "self_attention_interval", "warmup": "warm_up"},
     "firstblock": {"": "threshold"},
     "magcache": {"": "threshold", "skip": "max_skip"},
+    "seacache": {"": "threshold"},
     "taylorseer": {"": "interval", "order": "order", "warmup": "warm_up"},
     "pab": {"": "interval", "cross": "cross", "temporal": "temporal"},
     "fastercache": {"": "interval", "uncond": "unconditional"},

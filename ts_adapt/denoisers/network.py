@@ -35,6 +35,8 @@ NetworkCall = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], Tensor]
 """(network, x_t `(B, ...)`, timestep `(B,)`, condition) -> the raw prediction `(B, ...)`."""
 
 _STEP_AWARE = "_ts_adapt_step_aware"
+TIMES = ("timestep", "timesteps", "t")
+"""The names by which networks are told the time."""
 QUANTIZATION = "ts_adapt_quantization"
 """The attribute of a network that is quantized at present."""
 ATTACHMENT = "_ts_adapt_attachment"
@@ -194,6 +196,22 @@ def remove_step_aware(network: nn.Module, part: StepAware) -> None:
     delattr(network, _STEP_AWARE)
     if others:
         setattr(network, _STEP_AWARE, others)
+
+
+def argument_names(network: nn.Module) -> list[str]:
+    """The names of the arguments of the network's forward: the state's, then the others."""
+    forward: Any = type(getattr(network, "_orig_mod", network)).forward  # type: ignore[attr-defined]
+    return list(inspect.signature(forward).parameters)[1:]
+
+
+def time_argument(network: nn.Module) -> str | None:
+    """The name of the argument by which `network` is told the time; None if it is not."""
+    return next((name for name in TIMES if name in argument_names(network)[1:]), None)
+
+
+def stacked(x: Any) -> Tensor:
+    """The samples `(rows, ...)`, where a network is given a list of them, each `(C, 1, H, W)`, as Z-Image's is."""
+    return x if isinstance(x, Tensor) else torch.stack(list(x)).squeeze(2)
 
 
 def positional_call(network: nn.Module, x: Tensor, timestep: Tensor, condition: dict[str, Any]) -> Tensor:

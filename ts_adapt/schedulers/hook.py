@@ -20,14 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.denoisers.network import step_aware_parts
+from ts_adapt.denoisers.network import TIMES, argument_names, stacked, step_aware_parts, time_argument
 from ts_adapt.interfaces import StepAware
 from ts_adapt.schedulers.run import Run, Shown
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedulers.view import view_of
 
-TIMES = ("timestep", "timesteps", "t")
-"""The names by which networks are told the time."""
 DIVISORS = (1, 1000, -1000)
 """How pipelines tell it: t, t / 1000, 1 - t / 1000."""
 COPIES = (2, 3)
@@ -71,7 +69,7 @@ class TimeHook:
         if not (run.plan.told or parts) or run is not last_run(module):
             return None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        x = _stacked(given[self.names[0]])
+        x = stacked(given[self.names[0]])
         found = run.find(timestep, x, DIVISORS)
         if found is None or (found[0] != run.place and not run.plan.inside):
             return None
@@ -138,16 +136,6 @@ def last_run(network: nn.Module) -> Run | None:
     return max(runs, key=lambda run: run.number, default=None)
 
 
-def _stacked(x: Any) -> Tensor:
-    """The samples `(rows, ...)`, where a network is given a list of them, each `(C, 1, H, W)`, as Z-Image's is."""
-    return x if isinstance(x, Tensor) else torch.stack(list(x)).squeeze(2)
-
-
-def time_argument(network: nn.Module) -> str | None:
-    """The name of the argument by which `network` is told the time; None if it is not."""
-    return next((name for name in TIMES if name in argument_names(network)[1:]), None)
-
-
 def _casts_by_time(network: nn.Module) -> bool:
     """Whether the network computes in the precision of its timestep, as HunyuanDiT does."""
     forward: Any = type(getattr(network, "_orig_mod", network)).forward  # type: ignore[attr-defined]
@@ -155,9 +143,3 @@ def _casts_by_time(network: nn.Module) -> bool:
         return f"{time_argument(network)}.dtype" in inspect.getsource(forward)
     except (OSError, TypeError):
         return False
-
-
-def argument_names(network: nn.Module) -> list[str]:
-    """The names of the arguments of the network's forward: the state's, then the others."""
-    forward: Any = type(getattr(network, "_orig_mod", network)).forward  # type: ignore[attr-defined]
-    return list(inspect.signature(forward).parameters)[1:]
