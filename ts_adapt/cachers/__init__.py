@@ -1,6 +1,7 @@
 """Cachers: parts of the network's work are done at some steps only, and used again at the others.
 
-with attached(denoiser.network, DeepCache(interval=3)):      or *named("deepcache-3+tgate-5")
+with attached(denoiser.network, DeepCache(interval=3)):      or *named("deepcache-3+tgate-5"); of a transformer,
+                                                             FirstBlock(threshold=0.1), or *named("firstblock-.1")
     integrate(denoiser, ...)
 with attached(pipe, DeepCache(interval=3)):                  a pipeline of diffusers, with any scheduler
     pipe(...)

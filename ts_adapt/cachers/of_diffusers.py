@@ -198,7 +198,9 @@ class MagCache(OfDiffusers):
         self, threshold: float = 0.06, max_skip: int = 3, ratios: Sequence[float] | None = None, measure: bool = False
     ) -> None:
         self.threshold, self.max_skip, self.measure = _threshold(threshold), whole("max_skip", max_skip, 0), measure
-        self.ratios = None if ratios is None else list(ratios)
+        self.ratios = None if ratios is None else [float(ratio) for ratio in ratios]
+        if self.ratios is not None and not (self.ratios and all(ratio > 0 for ratio in self.ratios)):
+            raise TsAdaptError(f"ratios are {self.ratios}; expected a positive number for each step of a run")
         self._config: Any = None
         super().__init__()
 

@@ -3,9 +3,9 @@
 With i the step, m the gate, A(h) the output of an attention layer before its residual:
 
     i < m     guided as usual; self-attention is computed at the first `warm_up` steps and then every
-              `self_attention_interval`-th, in between the last A is used again (the authors' package computes it where
-              the interval divides i, and at i = m - 1, which leaves little in few steps); if guidance is switched off before the
-              gate, that of the conditional half
+              `self_attention_interval`-th, in between the last A is used again; if guidance is switched off before the
+              gate, that of the conditional half. The authors' package computes it at i = warm_up, where the interval
+              divides i, and at i = m - 1, which leaves little to use again in few steps
     i >= m    cross-attention is not computed: A is the mean of what the conditional and the unconditional half gave at
               step m - 1. Guidance is dropped: the conditional half of the batch runs alone, and its output is given
               for both, as r + w (r - r) = r. Self-attention is computed
