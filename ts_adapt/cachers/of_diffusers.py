@@ -48,7 +48,9 @@ class OfDiffusers(Cacher):
         self._root: Any = None
         self._managers: list[Any] = []
         self._states: dict[str, dict[Any, Any]] = {}
-        self._timestep, self._call_of_step, self._last = START, 0, None
+        self._timestep: Any = START
+        self._call_of_step = 0
+        self._last: int | None = None
         super().__init__()
 
     @abstractmethod
@@ -163,7 +165,7 @@ class FirstBlock(OfDiffusers):
         super().__init__()
 
     def apply(self, network: nn.Module) -> None:
-        from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
+        from diffusers.hooks.first_block_cache import FirstBlockCacheConfig, apply_first_block_cache
 
         _refuse_blocks(self.kind, network, alike=True)
         apply_first_block_cache(network, FirstBlockCacheConfig(self.threshold))
@@ -205,8 +207,7 @@ class MagCache(OfDiffusers):
         super().__init__()
 
     def apply(self, network: nn.Module) -> None:
-        from diffusers.hooks import MagCacheConfig, apply_mag_cache
-        from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
+        from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS, MagCacheConfig, apply_mag_cache
 
         _refuse_blocks(self.kind, network)
         if self.ratios is None and not self.measure:
@@ -255,7 +256,7 @@ class SeaCache(OfDiffusers):
         super().__init__()
 
     def apply(self, network: nn.Module) -> None:
-        from diffusers.hooks import SeaCacheConfig, apply_sea_cache
+        from diffusers.hooks.sea_cache import SeaCacheConfig, apply_sea_cache
 
         config: Any = network.config
         if type(network).__name__ != "WanTransformer3DModel" or config.in_channels != config.out_channels:
@@ -295,7 +296,7 @@ class TaylorSeer(OfDiffusers):
         super().__init__()
 
     def apply(self, network: nn.Module) -> None:
-        from diffusers.hooks import TaylorSeerCacheConfig, apply_taylorseer_cache
+        from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig, apply_taylorseer_cache
 
         names = [re.escape(name) for name in _attentions(network)]
         if names:
@@ -323,7 +324,10 @@ class PyramidAttention(OfDiffusers):
         super().__init__()
 
     def apply(self, network: nn.Module) -> None:
-        from diffusers.hooks import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
+        from diffusers.hooks.pyramid_attention_broadcast import (
+            PyramidAttentionBroadcastConfig,
+            apply_pyramid_attention_broadcast,
+        )
 
         config = PyramidAttentionBroadcastConfig(
             self.interval, self.temporal, self.cross, current_timestep_callback=lambda: self._timestep
@@ -350,7 +354,7 @@ class FasterCache(OfDiffusers):
         super().__init__()
 
     def apply(self, network: nn.Module) -> None:
-        from diffusers.hooks import FasterCacheConfig, apply_faster_cache
+        from diffusers.hooks.faster_cache import FasterCacheConfig, apply_faster_cache
 
         if "class_labels" in argument_names(network):
             raise TsAdaptError(
