@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel, WanTransformer3DModel, hooks
+from diffusers import (
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    LatteTransformer3DModel,
+    SD3Transformer2DModel,
+    WanTransformer3DModel,
+    hooks,
+)
 from torch import Tensor, nn
 
 from tiny_families import family
@@ -71,6 +78,13 @@ PAIRS = [pair for pair in product(NETWORKS, EVERY) if pair not in NOT_FOR]
 def network(name: str) -> Any:
     torch.manual_seed(0)
     return NETWORKS[name]().eval().requires_grad_(False)
+
+
+def latte() -> Any:
+    return LatteTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=4, num_layers=2, sample_size=8,
+        patch_size=2, cross_attention_dim=8, caption_channels=WIDTH, video_length=2,
+    ).eval()  # fmt: skip
 
 
 def problem(name: str, guided: bool = False) -> tuple[Any, Tensor, dict[str, Any]]:
@@ -339,6 +353,8 @@ def test_what_it_does_not_work_on_is_refused_and_left_as_it_was(kit: Any, cacher
         (lambda: family("sana")[0].transformer, "firstblock", "has one"),
         (lambda: pipeline("sana")[0].transformer, "firstblock", "does not know the blocks"),
         (lambda: pipeline("sana")[0].transformer, "magcache", "does not know the blocks"),
+        (latte, "firstblock", "by turns"),
+        (latte, "magcache", "by turns"),
         (lambda: network("sd3"), "magcache-.1", "ratios of the model"),
         (lambda: network("sd3"), "seacache", "Wan's networks"),
         (lambda: network("dit"), "fastercache", "gives it first"),
@@ -351,6 +367,20 @@ def test_networks_that_lack_what_is_needed_are_refused(kit: Any, make: Any, cach
     with pytest.raises(TsAdaptError, match=expected):
         found.attach(made)
     assert kit.marks(made) == marks
+
+
+@torch.no_grad()
+def test_what_is_added_to_a_guided_batch_is_not_halved_with_it() -> None:
+    denoiser, x_T, condition = problem("sd3")
+    twice = {key: torch.cat([value, value]) for key, value in condition.items()}
+    with attached(denoiser.network, cacher := FasterCache()):
+        cacher.begin(STEPS, BATCH)
+        cacher.at(0)
+        with pytest.raises(TsAdaptError, match="a ControlNet or the like"):
+            denoiser.network(
+                torch.cat([x_T, x_T]), timestep=torch.full((2 * BATCH,), 900.0), **twice,
+                block_controlnet_hidden_states=[torch.zeros(2 * BATCH, 16, 8)] * LAYERS,
+            )  # fmt: skip
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ from ts_adapt.cachers.cacher import Action, Cacher, whole
 from ts_adapt.denoisers.load import quiet
 from ts_adapt.denoisers.network import argument_names, step_aware_parts
 from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.numerics import each_tensor
 
 START = 1000.0
 """The timestep that stands for the beginning of a run, to `pab` and `fastercache`."""
@@ -95,8 +96,8 @@ class OfDiffusers(Cacher):
         inner = [(module, partial(self._do, hook, module)) for module, hook in found if module is not network]
         if not inner:
             raise TsAdaptError(
-                f"this {type(network).__name__} has none of the layers that {self.kind} works on; take firstblock, or "
-                "no cacher"
+                f"this {type(network).__name__} has none of the layers that {self.kind} works on; take another "
+                "cacher, or none"
             )
         return [(network, partial(self._call, network)), *inner]
 
@@ -379,6 +380,12 @@ class FasterCache(OfDiffusers):
                 "fastercache estimates the unconditional half without a gradient; search without one (--static.method "
                 "forward), or take another cacher"
             )
+        inside = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
+        if guided and any(part.ndim and len(part) == len(x) for part in _tensors(inside)):
+            raise TsAdaptError(
+                "fastercache halves a guided batch, and not what a ControlNet or the like adds to it; remove that, or "
+                "take another cacher"
+            )
         for hook in self._hooks:
             hook.is_guidance_distilled = not guided
         self._root.uncond_cond_input_kwargs_identifiers = [
@@ -402,6 +409,11 @@ def _refuse_blocks(kind: str, network: nn.Module, alike: bool = False) -> None:
     blocks = _blocks(network)
     if len(blocks) < 2:
         raise TsAdaptError(f"{kind} skips the blocks behind the first, and this {type(network).__name__} has one")
+    if hasattr(network, "temporal_transformer_blocks"):
+        raise TsAdaptError(
+            f"{kind} skips blocks that follow one another, and those of {type(network).__name__} go over space and "
+            "over time by turns; take another cacher"
+        )
     texts = set()
     for block in blocks:
         known = TransformerBlockRegistry.get(type(block))
@@ -427,6 +439,13 @@ def _attentions(network: nn.Module) -> list[str]:
         for name, module in network.named_modules()
         if isinstance(module, _ATTENTION_CLASSES) and id(module) in inside
     ]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """All tensors in `value`."""
+    found: list[Tensor] = []
+    each_tensor(value, lambda part: found.append(part) or part)  # type: ignore[func-returns-value]
+    return found
 
 
 def _threshold(value: Any) -> float:
