@@ -303,7 +303,7 @@ def test_images_are_not_mixed_with_what_else_a_folder_holds(
         (["IMG2IMG", "sd-static", "--prompt", "x"], "starts from an image; give --init-image FILE"),
         (["dit", "dit-static", "--prompt", "x"], "DiTPipeline takes no prompt"),
         (["dit", "dit-static", "--label", "1000"], "has classes 0 to 999"),
-        (["dit", "dit-static", "--student.cacher", "deepcache-2"], "has no UNet, and cachers are put on one"),
+        (["dit", "dit-static", "--student.cacher", "deepcache-2"], "got DiTTransformer2DModel"),
         (["ddpm", "ddpm-static", "--student.quantizer", "minmax-w8a8"], "--model.name in place of --pipeline"),
         (["dit", "karras", "--solver", "ddpm"], "gives schedulers no generator for it; choose another solver"),
     ],
