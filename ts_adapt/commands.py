@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Learned schedules for few-step diffusion sampling.
 
 A config of your model, and one command that makes everything; interrupted, it goes on where it was:
-  ts-adapt learn    --config configs/fashion.yml --plan                what it takes, without starting
+  ts-adapt learn    --plan --config configs/fashion.yml                what it takes, without starting
   ts-adapt learn    --config configs/fashion.yml                       teach, static, recursive, evaluate
   ts-adapt sample   --config configs/fashion.yml --schedule recursive  images
 What to learn: recursive first, it gains most; one-shot where the sampling loop cannot be touched; static for exports to

@@ -132,7 +132,7 @@ def test_no_share_falls_by_more_than_all() -> None:
 
 def test_the_zoo_extractor_reproduces_the_reference_on_real_images() -> None:
     extract = make_extractor("zoo")
-    found = reference_of(extract, "zoo")
+    found = reference_of(extract, "zoo", shape=(1, 28, 28))
     data, test = found.statistics, found.features
     assert found.apart and test.shape == (10_000, 128)
     assert data.count == 60_000
@@ -159,7 +159,7 @@ def test_features_of_a_folder_are_those_of_its_images(folder: Path) -> None:
     extract = make_extractor("zoo")
     images = to_model_range(zoo.test_images()[0][[0, 2, 4, 1, 3]])
     torch.testing.assert_close(folder_features(extract, folder, (1, 28, 28), batch_size=2), extract(images))
-    found = reference_of(extract, "zoo", folder)
+    found = reference_of(extract, "zoo", folder, shape=(1, 28, 28))
     assert not found.apart and found.spatial is None and found.features.shape == (5, 128)
     np.testing.assert_allclose(found.statistics.mean, extract(images).double().mean(0).numpy(), rtol=1e-5, atol=1e-7)
 

@@ -60,11 +60,11 @@ def test_a_job_says_before_it_begins_how_much_it_will_evaluate(
     roots = ["--data_root", str(tmp_path / "data"), "--log_root", str(tmp_path / "logs")]
     for (command, *flags), share in JOBS:
         met[0] = 0
-        assert main([command, "--config", str(tmp_path / "small.yml"), "--quiet", *flags, *roots]) == 0
+        assert main([command, "--config", str(tmp_path / "small.yml"), *flags, *roots]) == 0
         said = re.findall(r"about ([\d,]+) evaluations of the network to do", capsys.readouterr().out)
         announced = sum(int(number.replace(",", "")) for number in said)
         assert abs(announced - met[0]) <= share * met[0], (command, flags, announced, met[0])
     for command in ("teach", "search", "evaluate"):  # what is finished is not announced again
-        flags = ["--static.method", "lbfgs", "--static.iterations", "6", "--quiet"]
+        flags = ["--static.method", "lbfgs", "--static.iterations", "6"]
         assert main([command, "--config", str(tmp_path / "small.yml"), *flags, *roots]) == 0
         assert "evaluations of the network" not in capsys.readouterr().out

@@ -129,7 +129,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     *(({"measured": {"fid": value}}, "measured.fid of .* holds a") for value in ([1], 0.5)),
     ({"measured": {"fid": {"value": 1.0}}}, "measured.fid of .* has no 'evaluator'"),
     ({"measured": {"fid": {"value": "low", "evaluator": "x"}}}, "'value' of measured.fid"),
-    *(({key: [1]}, f"'{key}' of .* is a list") for key in ABOUT if key != "measured"),
+    *(({key: [1]}, f"'{key}' of .* is a list") for key in ABOUT if key not in ("measured", "shape")),
+    ({"shape": 3}, "'shape' of .* is a int"),
 ]
 
 

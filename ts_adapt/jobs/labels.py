@@ -17,7 +17,7 @@ from ts_adapt import distributed
 from ts_adapt.config import Config
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import Solver, TsAdaptError
-from ts_adapt.jobs.session import Session, announce, compared
+from ts_adapt.jobs.session import Session, compared
 from ts_adapt.search.derivative import trusted
 from ts_adapt.search.labels import LabelStore, start_entries
 from ts_adapt.search.objective import Batch
@@ -54,7 +54,8 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
     if missing:
         objective, agreement = trusted(objective, start.steps, session.teacher("train")[1], together=True)
     to_do = sum(len(parts[part]) for part in missing)
-    announce(f"{corrected('oracle', corrections)}, {name}, NFE {nfe}", config.per_sample.solves.times(nfe * to_do))
+    what = f"{corrected('oracle', corrections)}, {name}, NFE {nfe}"
+    session.announce(what, config.per_sample.solves.times(nfe * to_do))
     done = len(batch) - sum(len(parts[part]) for part in own) if distributed.world() == 1 else 0
     bar = tqdm(
         total=done + sum(len(parts[part]) for part in own), initial=done, unit="sample", leave=False,

@@ -27,7 +27,7 @@ from ts_adapt.evaluation.sample import Clip, RunError, join_parts, missing_parts
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import FULL, Impossible, cheaper_network, key_of
-from ts_adapt.jobs.session import Session, announce
+from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.teach import teach
 from ts_adapt.prompts import prompts_of, read_prompts
 from ts_adapt.remedies import command
@@ -91,7 +91,7 @@ def _generate(session: Session) -> None:
         pair: [entries[place] for place in distributed.first(partial(_unfinished, entries, folder))]
         for pair, entries in plan.items()
     }
-    announce("evaluate", Work(sum(entry.samples * entry.nfe for entries in left.values() for entry in entries)))
+    session.announce("evaluate", Work(sum(entry.samples * entry.nfe for entries in left.values() for entry in entries)))
     with tqdm(total=total, desc="evaluate", unit="image", disable=not session.progress) as bar:
         for (cacher, quantizer), entries in plan.items():
             todo = left[cacher, quantizer]

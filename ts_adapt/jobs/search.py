@@ -30,7 +30,7 @@ from ts_adapt.interfaces import Solver, TimeGrid
 from ts_adapt.jobs.cheaper_network import FULL, cheaper_network, check_gradients
 from ts_adapt.jobs.labels import search_labels, student_options
 from ts_adapt.jobs.matched_images import distribution_said, matched_images
-from ts_adapt.jobs.session import Session, announce, compared, stays
+from ts_adapt.jobs.session import Session, compared, stays
 from ts_adapt.plots import plot_schedules
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search.blackbox import SAMPLERS, search_blackbox
@@ -111,7 +111,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     train, validation = both.rows(slice(0, count)), both.rows(slice(count, 2 * count))
     objective = session.objective(solver)
     fixed = session.starts(steps_of(solver, nfe))
-    announce(f"{called}, {name}, NFE {nfe}", shared_solves(config, method, len(fixed)).times(nfe))
+    session.announce(f"{called}, {name}, NFE {nfe}", shared_solves(config, method, len(fixed)).times(nfe))
     best, means = best_start(objective, fixed, validation)
     if method == "blackbox":
         grid = _search_blackbox(session, objective, train, store, name, nfe, fixed[best])
@@ -179,7 +179,7 @@ def search_optimized_grid(session: Session, name: str, solver: Solver, nfe: int,
         fine, places = session.solver(config.teacher.solver), session.teacher_grid(config.optimized.places)
         spent = config.optimized.places
         spent += 1 + (steps - 1) * (spent - steps + 1) if method == "oss" else 0
-        announce(f"{method}, {name}, NFE {nfe}", Work(spent * len(looked_at) + nfe * config.static_samples))
+        session.announce(f"{method}, {name}, NFE {nfe}", Work(spent * len(looked_at) + nfe * config.static_samples))
         grid = search_optimized(method, session.objective(solver), looked_at, fine, places, steps)
     keep_shared(session, method, name, nfe, grid, best_fixed_known(session, name, nfe))
 

@@ -190,16 +190,15 @@ class Session(Experiment):
             return part.grid
         return part.predictor.to(self.config.model.device).eval().policy(part.steps)
 
+    def announce(self, what: str, evaluations: Work) -> None:
+        """Say, before the work begins, about how many evaluations of the network `what` takes; none, or --quiet: no."""
+        if self.progress and evaluations.count and distributed.rank() == 0:
+            print(f"{what}: about {evaluations.count:,} evaluations of the network to do", flush=True)
+
     def compare_size(self, name: str, learned: LearnedGrid) -> None:
         """Say on stderr that the schedule `name` was found for another size, where that counts."""
         if (then := learned.about.get("shape")) and tuple(then) != tuple(self.shape):
             print(f"ts-adapt: warning: of {name}: {of_another_size(then, self.shape)}", file=sys.stderr)
-
-
-def announce(what: str, evaluations: Work) -> None:
-    """Say once, before the work begins, about how many evaluations of the network `what` will take; none: nothing."""
-    if evaluations.count and distributed.rank() == 0:
-        print(f"{what}: about {evaluations.count:,} evaluations of the network to do", flush=True)
 
 
 def stays(path: Path, check: Callable[[], object], redo: bool) -> bool:

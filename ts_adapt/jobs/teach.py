@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ts_adapt import distributed
-from ts_adapt.jobs.session import Session, announce
+from ts_adapt.jobs.session import Session
 from ts_adapt.search.work import Work
 from ts_adapt.teacher.generate import generate
 from ts_adapt.teacher.store import TeacherStore
@@ -25,10 +25,10 @@ def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_p
             session.denoiser, solver, grid, store,
             samples=samples, batch_size=options.batch_size, condition=session.condition_source(split),
             save_png=save_png, progress=session.progress,
-            announce=partial(_announce, split, options.nfe),
+            announce=partial(_announce, session, split),
         )  # fmt: skip
         print(f"teacher, {split}: {samples} samples in {store.folder}")
 
 
-def _announce(split: str, nfe: int, samples: int) -> None:
-    announce(f"teacher, {split}", Work(samples * nfe))
+def _announce(session: Session, split: str, samples: int) -> None:
+    session.announce(f"teacher, {split}", Work(samples * session.config.teacher.nfe))

@@ -17,7 +17,7 @@ from ts_adapt.interfaces import Solver, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.labels import student_options
 from ts_adapt.jobs.matched_images import distribution_said, matched_images
-from ts_adapt.jobs.session import Session, announce, command_for, compared, stays
+from ts_adapt.jobs.session import Session, command_for, compared, stays
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.store import PREDICTORS, save_predictor
 from ts_adapt.predictors.training import train_predictor
@@ -68,7 +68,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
         width=config.train.width, hidden=config.train.hidden, classes=classes,
         text=0 if text is None else text.shape[-1],
     ).to(config.model.device)  # fmt: skip
-    announce(
+    session.announce(
         f"{kind}, {name}, NFE {', '.join(map(str, served))}",
         config.train.solves(cut, len(batch) - cut).times(sum(served)),
     )
