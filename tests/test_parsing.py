@@ -166,9 +166,26 @@ def test_ddim_takes_any_share_of_the_noise(name: str, eta: float) -> None:
     noise_schedule = example_mixture().noise_schedule
     solver = build_solver(name, noise_schedule)
     assert vars(solver) == vars(DDIM(noise_schedule, eta=eta)) and solver.needs_noise
-    assert config("--solvers", name).solvers == [name]
+    assert config("--solvers", name).solvers == [solver_name(name)]
     with pytest.raises(TsAdaptError, match="cannot be corrected"):
         build_solver(f"{name}+corrector", noise_schedule)
+
+
+@pytest.mark.parametrize(
+    ("name", "one"),
+    [
+        ("ddim-eta.50", "ddim-eta0.5"), ("ddim-eta0.5", "ddim-eta0.5"), ("ddim-eta00.125", "ddim-eta0.125"),
+        ("ddim-eta1.0", "ddpm"), ("ddim-eta0", "ddim"), ("ddim-eta0.0+corrector", "ddim+corrector"),
+        ("ddim-eta0.0000001", "ddim-eta0.0000001"),
+    ],
+)  # fmt: skip
+def test_a_share_has_one_spelling(name: str, one: str) -> None:
+    given = config("--solvers", name, "--teacher.solver", name)
+    assert given.solvers == [given.teacher.solver] == [one] == [solver_name(one)]
+    noise_schedule = example_mixture().noise_schedule
+    share = float(name.removesuffix("+corrector").removeprefix("ddim-eta"))
+    if "+" not in name:
+        assert vars(build_solver(name, noise_schedule)) == vars(DDIM(noise_schedule, eta=share))
 
 
 @pytest.mark.parametrize("name", ["ddim-eta1.5", "ddim-eta-1", "ddim-eta", "ddpm-eta0.5"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,7 +55,7 @@ SOLVERS: dict[str, Callable[[NoiseSchedule], Any]] = {
 }
 FAMILIES = {"dpmpp": "dpmpp-2m", "unipc": "unipc-2", "unip": "unip-2", "deis": "deis-2", "ipndm": "ipndm-4"}
 """A solver's name without its order stands for the order that diffusers' scheduler of that name has by default."""
-WITH_ETA = re.compile(r"ddim-eta(1|0?\.\d+)")
+WITH_ETA = re.compile(r"ddim-eta(\d*\.?\d+)", re.ASCII)
 """DDIM with some of the noise of `ddpm`."""
 ANALYTIC: dict[str, Callable[[], Denoiser]] = {"gaussian-mixture": example_mixture}
 CORRECTOR = "+corrector"
@@ -118,9 +119,14 @@ def prepare(network: nn.Module, options: ModelOptions) -> nn.Module:
 
 
 def solver_name(name: str) -> str:
-    """`name` in full: `unipc` is `unipc-2`, `unipc+corrector` likewise; any other name as it is."""
+    """The one name of a solver: `unipc` is `unipc-2`, `ddim-eta.50` is `ddim-eta0.5`, whose 0 is `ddim` and 1 `ddpm`,
+    with +corrector likewise; any other name as it is."""
     base = name.removesuffix(CORRECTOR)
-    return FAMILIES.get(base, base) + name[len(base) :]
+    full, eta = FAMILIES.get(base, base), WITH_ETA.fullmatch(base)
+    if eta is not None:
+        share = f"{Decimal(eta[1]).normalize():f}"
+        full = {"0": "ddim", "1": "ddpm"}.get(share, f"ddim-eta{share}")
+    return full + name[len(base) :]
 
 
 def build_solver(name: str, noise_schedule: NoiseSchedule) -> Solver:
@@ -128,7 +134,7 @@ def build_solver(name: str, noise_schedule: NoiseSchedule) -> Solver:
     name = solver_name(name)
     base = name.removesuffix(CORRECTOR)
     eta = WITH_ETA.fullmatch(base)
-    if base not in SOLVERS and eta is None:
+    if base not in SOLVERS and (eta is None or float(eta[1]) > 1):
         raise unknown("solver", base, [*SOLVERS, *FAMILIES, "ddim-eta0.5"])
     solver = SOLVERS[base](noise_schedule) if eta is None else DDIM(noise_schedule, eta=float(eta[1]))
     return Corrected(solver) if name.endswith(CORRECTOR) else solver

@@ -19,7 +19,7 @@ from ts_adapt import distributed, remedies
 from ts_adapt.assembly import solver_name
 from ts_adapt.commands import COMMANDS, Command, Demo, build_parser
 from ts_adapt.interfaces import TsAdaptError, one_line, unknown
-from ts_adapt.options import hints_of
+from ts_adapt.options import hints_of, read
 from ts_adapt.parsing import HELP, Line, Refused, read_line
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def _called(name: str, kind: type[Command], words: Sequence[str]) -> Called:
     config = Config(**{option.name: made[option.name] for option in fields(Config)})
     config.validate()
     values = {option.name: made[option.name] for option in fields(kind)}
+    values |= {option: read(values[option], flags[option], option) for option in behind}
     if values.get("solver") is not None:
         values["solver"] = solver_name(values["solver"])
     _check_fixed(config, line, base)

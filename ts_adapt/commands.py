@@ -106,7 +106,7 @@ class Learn(Command):
         from ts_adapt.jobs.learn import learn, show_plan
 
         if self.plan:
-            distributed.first(lambda: show_plan(config))
+            distributed.first(lambda: show_plan(config, redo=self.redo))
         else:
             learn(config, redo=self.redo, progress=self.progress)
 
@@ -261,7 +261,7 @@ class Prune(Command):
 
     brief = "leave out the blocks of a UNet that cost most for what they do"
     kept = "nothing is kept, and the same command begins anew"
-    schedule: str = flag("log_snr", "as of `sample`; of the images that are compared")
+    schedule: PathText = flag("log_snr", "as of `sample`; of the images that are compared")
     solver: str | None = flag(None, "default: the first of `solvers`")
     steps: Evaluations | None = flag(None, "evaluations; default: the largest of `nfe`")
     out: PathText | None = flag(None, "the file to write; default: under `data_root`")
@@ -348,7 +348,7 @@ class Export(Command):
 
     brief = "write a schedule for other programs"
     kept = "the same command begins anew"
-    schedule: str = argument("as of `sample`")
+    schedule: PathText = argument("as of `sample`")
     format: Literal["json", "sigmas", "comfyui", "a1111", "timesteps", "diffusers"] = flag("json", "what is written")
     solver: str | None = flag(None, "of a schedule given by name; default: the first of `solvers`")
     steps: Evaluations | None = flag(None, "evaluations, likewise; default: the largest of `nfe`")
@@ -379,7 +379,7 @@ class Import(Command):
 
     brief = "make a schedule file of a list of sigmas or timesteps"
     kept = "the same command begins anew"
-    file: str = argument("the list or schedule file; - reads stdin")
+    file: PathText = argument("the list or schedule file; - reads stdin")
     format: Literal["sigmas", "timesteps", "json"] | None = flag(None, "what the file is; needed for lists")
     solver: str | None = flag(None, "that the schedule is for; default: the first of `solvers`")
     out: PathText | None = flag(None, "the schedule file to write; default: stdout")

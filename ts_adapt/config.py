@@ -58,6 +58,9 @@ class TeacherOptions:
     test_prompts: PathText | None = None
     """Such a file for the test noises; None: the same."""
 
+    def __post_init__(self) -> None:
+        self.solver = solver_name(self.solver) if isinstance(self.solver, str) else self.solver
+
     def prompts_of(self, split: str) -> str | None:
         """The file of the prompts of the split, train or test."""
         return self.test_prompts if split == "test" and self.test_prompts is not None else self.prompts
@@ -99,7 +102,7 @@ class QATOptions:
 class DistributionOptions:
     """The real images that --static.distribution and --train.distribution match; those that judge are others."""
 
-    data: str | None = None
+    data: PathText | None = None
     """A folder of images of the model's size; None: the last of the embedded test images, which are not among those of
     the embedded statistics, and of an analytic model samples of its own."""
     images: Annotated[int, Between(2, MANY)] = 5000

@@ -240,7 +240,7 @@ def test_half_precision_and_the_default_folder(saved: Path, tmp_path: Path, caps
     assert torch.equal(written(tmp_path / "logs/ddpm/samples/ddpm-static-unipc-3-nfe4"), in_full)
 
 
-@pytest.mark.parametrize("other", ["notes.txt", "images/00003.png", "images/cat.png"])
+@pytest.mark.parametrize("other", ["notes.txt", "images/3.png", "images/cat.png"])
 def test_images_are_not_mixed_with_what_else_a_folder_holds(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str
 ) -> None:
@@ -254,6 +254,18 @@ def test_images_are_not_mixed_with_what_else_a_folder_holds(
     words = ["--model.name", "gaussian-mixture", "--schedule", "karras", "--out", str(out), "--quiet"]
     assert main(["sample", *words, "--count", "3"]) == 2
     assert f"holds {other} already" in capsys.readouterr().err
+
+
+def test_fewer_images_replace_all_of_an_earlier_command_and_none_of_anyone_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample", "--model.name", "gaussian-mixture", "--schedule", "karras", "--out", str(tmp_path), "--quiet"]
+    assert main([*words, "--count", "12"]) == main([*words, "--count", "4"]) == 0
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [f"{number:05d}.png" for number in range(4)]
+    (tmp_path / "grid.png").unlink()  # by which they are known
+    capsys.readouterr()
+    assert main([*words, "--count", "3"]) == 2
+    assert "holds images/00003.png already" in capsys.readouterr().err and (tmp_path / "images/00003.png").exists()
 
 
 @pytest.mark.parametrize(

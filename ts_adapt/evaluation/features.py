@@ -40,6 +40,8 @@ TO_SPATIAL = (
 )  # fmt: skip
 """The layers that lead to the spatial features."""
 SPATIAL_CHANNELS = 7
+INCEPTION_WIDTH = 2048
+"""Features of an image."""
 
 
 class Inception:

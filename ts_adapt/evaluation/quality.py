@@ -96,7 +96,7 @@ def quality_of(run: Mapping[str, Tensor], samples: int, reference: Reference | N
     )
 
 
-def _moments(path: Path) -> FeatureStatistics:
+def moments(path: Path) -> FeatureStatistics:
     """The mean `(D,)` and covariance `(D, D)` in a file of numpy's; TsAdaptError where there are none."""
     try:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as kept:
@@ -129,7 +129,7 @@ def reference_of(
     Raises TsAdaptError as `folder_features` does.
     """
     if folder is not None and Path(folder).suffix == MOMENTS:
-        statistics = _moments(Path(folder))
+        statistics = moments(Path(folder))
         return Reference(statistics, torch.empty(0, len(statistics.mean)), False)
     if folder is not None:
         shape = taken_shape(name, shape)

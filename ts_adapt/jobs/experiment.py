@@ -18,8 +18,8 @@ from ts_adapt.assembly import build_distance, build_solver, steps_of
 from ts_adapt.config import Config, StudentOptions
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.distances import LOOKS
-from ts_adapt.evaluation.features import Extractor, make_extractor
-from ts_adapt.evaluation.quality import MOMENTS
+from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extractor
+from ts_adapt.evaluation.quality import MOMENTS, moments
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid, TsAdaptError
 from ts_adapt.pipelines.load import build_denoiser
@@ -129,11 +129,15 @@ class Experiment:
                 f"option evaluate.features is {self.features}, and so are the features of distance {self.distance}, in "
                 "which a distribution is matched: who is learned by may not judge; set one of the two to another"
             )
-        if self.features != "inception":  # which may be for another machine to fetch
-            self.extractor()
-        reference = config.evaluate.reference
-        if reference is not None and not (Path(reference).is_dir() or Path(reference).suffix == MOMENTS):
-            raise TsAdaptError(f"evaluate.reference is {reference}, which is no folder; give one of real images")
+        width = INCEPTION_WIDTH  # of what may be for another machine to fetch
+        if self.features != "inception":
+            width = self.extractor()(image).shape[-1]
+        self._check_reference(width)
+        for split in SPLITS:
+            if config.teacher.prompts_of(split) is not None:
+                self.condition_source(split)
+        if config.evaluate.clip is not None and config.teacher.prompts_of("test") is None:
+            raise TsAdaptError("evaluate.clip scores images by their prompts; give teacher.prompts, or leave it out")
         for solver in config.solvers:
             for nfe in config.nfe:
                 self.fixed_grids(self.steps(solver, nfe))
@@ -146,6 +150,19 @@ class Experiment:
         if taken and "defaults" not in self._said and distributed.rank() == 0:
             print(f"ts-adapt: for images of {shape} by default {', '.join(taken)}", file=sys.stderr)
         self._said.add("defaults")
+
+    def _check_reference(self, width: int) -> None:
+        """TsAdaptError unless the reference is a folder, or moments of features of `width` numbers."""
+        reference = self.config.evaluate.reference
+        if reference is not None and Path(reference).suffix == MOMENTS:
+            kept = len(moments(Path(reference)).mean)
+            if kept != width:
+                raise TsAdaptError(
+                    f"evaluate.reference {reference} is of {kept} features, evaluate.features {self.features} are "
+                    f"{width}; give moments of these, or the evaluate.features that it was made of"
+                )
+        elif reference is not None and not Path(reference).is_dir():
+            raise TsAdaptError(f"evaluate.reference is {reference}, which is no folder; give one of real images")
 
     def condition_source(self, split: str = "train") -> ConditionSource | None:
         """Where the teacher's conditions come from."""

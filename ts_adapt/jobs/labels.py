@@ -31,6 +31,15 @@ def student_options(config: Config) -> list[Any]:
     return [made[name] for name in ("student", "calibration", "qat") if name in made]
 
 
+def label_options(config: Config) -> dict[str, Any]:
+    """What the spec of labels says of the options that they are searched with."""
+    spec = {
+        "batch": config.label_batch, "options": config.made_with("per-sample")["per_sample"],
+        "derivative": [config.derivative, config.derivative_width],
+    }  # fmt: skip
+    return spec | ({"student": student_options(config)} if config.student.name else {})
+
+
 def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: str, redo: bool) -> None:
     """Search the oracle grids of the samples of `split`; a part that is there stays."""
     config = session.config
@@ -41,11 +50,9 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
     static = static if static in session.shared_names(name, nfe) else "static"
     start = session.shared(static, name, nfe).grid
     spec = {
-        "teacher": teacher.hash, "solver": name, "nfe": nfe, "distance": session.distance, "batch": config.label_batch,
-        "options": config.made_with("per-sample")["per_sample"],
-        "derivative": [config.derivative, config.derivative_width], **start_entries(static, start),
+        "teacher": teacher.hash, "solver": name, "nfe": nfe, "distance": session.distance,
+        **label_options(config), **start_entries(static, start),
     }  # fmt: skip
-    spec |= {"student": student_options(config)} if config.student.name else {}
     folder = session.workspace.labels(corrected(split, corrections), name, nfe)
     store = distributed.first(partial(_label_store, folder, spec, redo))
     parts = batch.split(config.label_batch)

@@ -32,6 +32,7 @@ from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.teach import teach
 from ts_adapt.jobs.train import train
 from ts_adapt.schedules.name import ORACLE, PREDICTOR, SHARED, Name, parse
+from ts_adapt.search.optimized import ON_MODEL
 from ts_adapt.search.work import Work
 from ts_adapt.storage.files import write_bytes
 from ts_adapt.storage.layout import REPORT
@@ -78,10 +79,10 @@ def learn(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
     return report
 
 
-def show_plan(config: Config) -> None:
+def show_plan(config: Config, *, redo: bool = False) -> None:
     """Print what `learn` would do, what is missing of it, and what that takes; a few samples are solved to time it."""
     session = Session(config, progress=False)
-    steps, each = steps_of(session), plan.measured(session)
+    steps, each = steps_of(session, redo=redo), plan.measured(session)
     rows = [(step.name, step.work, plan.spoken(step.work.seconds(each))) for step in steps]
     total = sum((step.work for step in steps), Work())
     print(f"{'':28}{'evaluations':>14}{'with gradient':>15}{'about':>9}")
@@ -102,16 +103,17 @@ def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
     check_counts(config, names)
     taught = f"{config.teacher.nfe}-step solves, for learning and for the test"
     compared = f"every schedule on the same {config.evaluate.samples} test noises"
+    learned = {step.name: step for name in names for step in _steps(session, name, redo)}  # labels serve all predictors
     return [
         Step("teach", taught, lambda: teach(session), plan.of_teacher(session)),
-        *(step for name in names for step in _steps(session, name, redo)),
+        *learned.values(),
         Step("evaluate", compared, lambda: evaluate(session), plan.of_evaluation(config, len(names))),
     ]
 
 
 def _steps(session: Session, name: Name, redo: bool) -> list[Step]:
     """The job that makes `name`, behind that of the labels that it is learned from."""
-    config, work = session.config, plan.of_result(session, name)
+    config, work = session.config, plan.of_result(session, name, redo=redo)
     said = SAID.get(name.base, "one grid for all samples")
     said += f", with {', '.join(name.corrections)}" if name.corrections else ""
     if name.kind == PREDICTOR:
@@ -119,7 +121,7 @@ def _steps(session: Session, name: Name, redo: bool) -> list[Step]:
         if config.train.loss == "end_to_end":
             return [training]
         own = session.changed(per_sample=replace(config.per_sample, corrections=[]))
-        labels = plan.of_result(session, Name(ORACLE, "oracle"), "train")
+        labels = plan.of_result(session, Name(ORACLE, "oracle"), "train", redo=redo)
         run = partial(search, own, "per-sample", "train", redo=redo)
         return [Step("labels", "the best grid for each training sample", run, labels), training]
     own = session
@@ -131,9 +133,10 @@ def _steps(session: Session, name: Name, redo: bool) -> list[Step]:
 
 
 def wanted(config: Config) -> list[Name]:
-    """What the config's `learn` names, each once, and first of all the static grid that the others begin at."""
-    asked = config.learn or [STATIC, config.static_name, "recursive"]
-    names = list(dict.fromkeys(map(parse, asked)))
+    """What the config's `learn` names, each once: the static grid that the others begin at, then whatever is one grid
+    for all samples, as grids of samples begin at such a one with their corrections where there is one."""
+    asked = [STATIC, config.static_name, "recursive"] if config.learn is None else config.learn
+    names = sorted(dict.fromkeys(map(parse, asked)), key=lambda name: name.kind != SHARED)
     onwards = any(name.kind != SHARED or name.corrections for name in names)
     return list(dict.fromkeys([*([parse(STATIC)] if onwards else []), *names]))
 
@@ -145,6 +148,8 @@ def check_counts(config: Config, names: list[Name]) -> None:
     needed += [("train.samples", config.train.samples, "train", train)] if PREDICTOR in learned else []
     if PREDICTOR in learned and config.train.loss != "end_to_end":
         needed.append(("label_samples", config.label_samples, "train", train))
+    if any(name.base in ON_MODEL for name in names):
+        needed.append(("optimized.samples", config.optimized.samples, "train", train))
     needed.append(("evaluate.samples", config.evaluate.samples, "test", test))
     if ORACLE in learned:
         needed.append(("oracle_samples", config.oracle_samples, "test", min(test, config.evaluate.samples)))

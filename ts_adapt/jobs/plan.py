@@ -16,11 +16,15 @@ from ts_adapt.assembly import steps_of
 from ts_adapt.config import Config
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.jobs.labels import label_options
 from ts_adapt.jobs.search import shared_solves
-from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.session import Session, stays
+from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.name import ORACLE, PREDICTOR, Name
+from ts_adapt.search.labels import LabelStore
 from ts_adapt.search.objective import Batch
 from ts_adapt.search.work import SLOWER, Work
+from ts_adapt.storage.files import read_json
 from ts_adapt.storage.layout import CONFIG, LABELS, MANIFEST
 from ts_adapt.teacher.store import TeacherStore
 
@@ -40,12 +44,15 @@ def of_teacher(session: Session) -> Work:
     return Work(plain=missing * options.nfe)
 
 
-def of_result(session: Session, name: Name, split: str = "test") -> Work:
-    """What `name` stands for, for those solvers and NFEs for which it is missing; `split` of grids of samples."""
+def of_result(session: Session, name: Name, split: str = "test", *, redo: bool = False) -> Work:
+    """What `name` stands for, for those solvers and NFEs for which it is missing; `split` of grids of samples.
+
+    redo  what was made with other options is made again; without it TsAdaptError
+    """
     config, work = session.config, Work()
     for solver in config.solvers:
         for nfe in config.nfe:
-            if not _is_there(session, name, split, solver, nfe):
+            if not _is_there(session, name, split, solver, nfe, redo):
                 work += _solves(config, name, split).times(nfe)
     return work
 
@@ -57,13 +64,19 @@ def of_evaluation(config: Config, learned: int) -> Work:
     return Work(plain=sum(config.nfe) * config.evaluate.samples * ways * (grids + learned))
 
 
-def _is_there(session: Session, name: Name, split: str, solver: str, nfe: int) -> bool:
+def _is_there(session: Session, name: Name, split: str, solver: str, nfe: int, redo: bool) -> bool:
     at = session.workspace
-    if name.kind == PREDICTOR:
-        return (at.predictor(str(name), solver, nfe) / CONFIG).exists()
     if name.kind == ORACLE:
-        return (at.labels(corrected(split, name.corrections), solver, nfe) / LABELS).exists()
-    return at.shared(str(name), solver, nfe).exists()
+        folder = at.labels(corrected(split, name.corrections), solver, nfe)
+        return stays(folder / LABELS, lambda: LabelStore.open(folder).compare(label_options(session.config)), redo)
+    learned = name.kind == PREDICTOR
+    path = at.predictor(str(name), solver, nfe) / CONFIG if learned else at.shared(str(name), solver, nfe)
+
+    def check() -> None:
+        about = read_json(path, {}) if learned else LearnedGrid.load(path, session.noise_schedule).about
+        session.check_options(path, about.get("made_with"), str(name), strict=True)
+
+    return stays(path, check, redo)
 
 
 def _solves(config: Config, name: Name, split: str) -> Work:
@@ -100,15 +113,23 @@ def measured(session: Session) -> tuple[float, float]:
     plain = once(lambda: objective.measure(TimeGrid(times), batch))
     try:
         return plain, once(with_gradient)
-    except TsAdaptError:
+    except torch.OutOfMemoryError:
+        raise
+    except (TsAdaptError, RuntimeError):  # this denoiser has no gradient
         return plain, SLOWER * plain
 
 
 def disk(session: Session) -> float:
-    """Bytes of the teacher's samples, by far the most of what is kept."""
-    options, numbers = session.config.teacher, torch.Size(session.shape).numel()
-    states = 2 + (options.nfe if options.trajectory else 0)
-    return 4.0 * numbers * states * (options.train_samples + options.test_samples)
+    """Bytes of the teacher's samples, by far the most of what is kept: the target, the condition, and of a trajectory
+    its N+1 states and N x0."""
+    options = session.config.teacher
+    _, x_T, condition = session.training_noises(1)
+    states = 1 + (2 * session.teacher_grid().steps + 1 if options.trajectory else 0)
+    return float(x_T.nbytes * states + _bytes(condition)) * (options.train_samples + options.test_samples)
+
+
+def _bytes(condition: dict[str, Any]) -> int:
+    return sum(_bytes(part) if isinstance(part, dict) else part.nbytes for part in condition.values())
 
 
 def weights(session: Session) -> float:

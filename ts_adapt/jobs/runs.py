@@ -252,10 +252,8 @@ def teacher_features(session: Session, extractor: Extractor) -> Tensor:
 def _clip(session: Session, batch: Batch) -> Clip | None:
     """The CLIP scores of images of the samples of `batch`; None where no model for them is asked for."""
     weights, path = session.config.evaluate.clip, session.config.teacher.prompts_of("test")
-    if weights is None:
+    if weights is None or path is None:
         return None
-    if path is None:
-        raise TsAdaptError("evaluate.clip scores images by their prompts; give teacher.prompts, or leave it out")
     from ts_adapt.evaluation.clip import clip_scorer
 
     scorer, of_samples = clip_scorer(weights, session.config.model.device), prompts_of(read_prompts(path), batch.index)

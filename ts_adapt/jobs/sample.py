@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -75,18 +76,27 @@ def sample_to_folder(
 
 
 def check_folder(folder: Path, count: int) -> None:
-    """TsAdaptError unless `folder` is a new one, or holds nothing but what `count` images will replace."""
-    ours = {CONTACT_SHEET, IMAGES, *(image_file(number) for number in range(count))}
+    """TsAdaptError unless `folder` is a new one, or holds nothing but what `count` images will replace: images beyond
+    them only beside the contact sheet, by which they are known to be of an earlier `write_images`."""
     there = [path for place in (folder, folder / IMAGES) if place.is_dir() for path in place.glob("[!.]*")]
-    other = next((path for path in sorted(there) if path.relative_to(folder).as_posix() not in ours), None)
+    images = _images_in(folder) if (folder / CONTACT_SHEET).exists() else _images_in(folder, count)
+    ours = {folder / CONTACT_SHEET, folder / IMAGES, *images}
+    other = next((path for path in sorted(there) if path not in ours), None)
     if other is not None:
         raise TsAdaptError(f"{folder} holds {other.relative_to(folder)} already; give a folder of its own with --out")
+
+
+def _images_in(folder: Path, count: float = math.inf, *, first: int = 0) -> list[Path]:
+    """What is under `folder` of its images first .. count - 1, by their names."""
+    numbered = [(int(path.stem), path) for path in (folder / IMAGES).glob("*.png") if path.stem.isdecimal()]
+    return [path for number, path in numbered if first <= number < count and path == folder / image_file(number)]
 
 
 def write_images(
     folder: Path, make: Callable[[range], Tensor], count: int, batch: int, *, progress: bool = True
 ) -> None:
-    """The images 0 .. count - 1 as `images/<number>.png` under `folder`, and the first of them as `grid.png`.
+    """The images 0 .. count - 1 as `images/<number>.png` under `folder`, and the first of them as `grid.png`; what an
+    earlier call left there beyond them is removed.
 
     make  the numbers of a batch -> its images `(n, C, H, W)` in [0, 1]
     """
@@ -101,6 +111,8 @@ def write_images(
                 _save_png(picture, folder / image_file(number))
             shown.append(pictures[: max(0, MAX_SHOWN - start)].cpu())
             bar.update(len(index))
+    for path in _images_in(folder, first=count):
+        path.unlink()
     pictures = torch.cat(shown)
     factor = max(1, SHOWN_SIDE // max(pictures.shape[-2:]))
     pictures = pictures.repeat_interleave(factor, -2).repeat_interleave(factor, -1)

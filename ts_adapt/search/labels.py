@@ -43,12 +43,9 @@ class LabelStore:
         kept = read_json(folder / LABELS) if (folder / LABELS).exists() else {}
         if not isinstance(kept, dict):
             raise TsAdaptError(f"{folder / LABELS} holds no labels' spec; remove {folder} and search again")
-        others = differing(_named(kept), _named(store.spec))
-        if kept and others and any(folder.glob(LABEL_PARTS)):
-            raise TsAdaptError(
-                f"{folder} holds labels made with another {', '.join(others)}; set it back, or replace them with --redo"
-            )
-        if others:
+        if kept:
+            cls(folder, kept).compare(store.spec)
+        if differing(kept, store.spec):
             write_json(folder / LABELS, store.spec)
         return store
 
@@ -66,6 +63,15 @@ class LabelStore:
                 "search them again for this teacher"
             )
         return cls(folder, spec)
+
+    def compare(self, spec: dict[str, Any]) -> None:
+        """TsAdaptError if there are labels here, and an entry of `spec` is another than theirs."""
+        others = differing(_named(self.spec), _named(spec))
+        if others and any(self.folder.glob(LABEL_PARTS)):
+            raise TsAdaptError(
+                f"{self.folder} holds labels made with another {', '.join(others)}; set it back, or replace them with "
+                "--redo"
+            )
 
     def path(self, part: int) -> Path:
         return self.folder / label_file(part)
