@@ -12,6 +12,7 @@ from ts_adapt.cli import main, parse
 from ts_adapt.config import Config
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.jobs.learn import write_config
 from ts_adapt.remedies import command, experiment
 from ts_adapt.solvers import DDIM
 
@@ -52,6 +53,14 @@ def test_a_config_file_writes_lists_alike_and_flags_behind_it_override_it(tmp_pa
         ("static_samples: 1e3", 1000),
         ("name: 010", "010"),
         ("name: 2024-01-01", "2024-01-01"),
+        ("name: 1.10", "1.10"),
+        ("name: 1e3", "1e3"),
+        ("name: +1e3", "+1e3"),
+        ("name: true", "true"),
+        ("name: 99999999999999999999", "99999999999999999999"),
+        ("solvers: [ddim-eta.10]", ["ddim-eta0.1"]),
+        ("guidance: 1e0", 1.0),
+        ("checkpointing: True", True),
         ("teacher:", Config().teacher),
         ("name: ü ö", "ü ö"),
     ],
@@ -65,6 +74,24 @@ def test_a_number_is_what_a_person_reads_in_a_file_and_on_the_command_line(
     assert getattr(config("--config", str(path)), option) == found
     if value:
         assert getattr(config(f"--{option}", value.strip()), option) == found
+
+
+def test_a_call_is_given_numbers_and_truths_and_no_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.yml"
+    path.write_text("model: {call: {height: 64, scale: 1e1, flags: [true, {deep: 2}]}}")
+    given = config("--config", str(path)).model.call
+    assert given == {"height": 64, "scale": 10.0, "flags": [True, {"deep": 2}]}
+    assert [type(given[key]) for key in ("height", "scale")] == [int, float]
+    for number in (".nan", "99999999999999999999"):
+        path.write_text(f"model: {{call: {{scale: {number}}}}}")
+        with pytest.raises(TsAdaptError, match=r"numbers are finite|more than 64 bits"):
+            config("--config", str(path))
+
+
+@pytest.mark.parametrize("name", ["1e3", "+1e3", "1.10", "010", "true", "null", "1_0", "-", "2024-01-01", "ü"])
+def test_a_config_that_is_written_is_the_config(tmp_path: Path, name: str) -> None:
+    written = Config(name=name, guidance=1e-7, nfe=[3, 5])
+    assert config("--config", str(write_config(written, tmp_path / "config.yml"))) == written
 
 
 @pytest.mark.parametrize("value", ["1:30", "0x10", "0b11", "0o7", "1.5", "yes"])
@@ -101,6 +128,10 @@ def test_paths_mean_what_they_mean_in_a_shell(tmp_path: Path, monkeypatch: pytes
     assert (given.evaluate.schedules, given.evaluate.reference) == (["/home/me/s.json"], "/my data/ü")
     assert given.teacher.prompts == "/my data/ü/p.txt"
     assert parse(["sample", "--out", "~/o", "--prompt", "~ $DATA"]).command.out == "/home/me/o"
+    assert parse(["prune", "--schedule", "~/s.json"]).command.schedule == "/home/me/s.json"
+    assert parse(["export", "$DATA/s.json"]).command.schedule == "/my data/ü/s.json"
+    assert parse(["import", "~/sigmas.txt"]).command.file == "/home/me/sigmas.txt"
+    assert config("--distribution.data", "~/real").distribution.data == "/home/me/real"
     assert parse(["sample", "--prompt", "~ $DATA"]).command.prompt == ["~ $DATA"]
     for value, what in (("$NOWHERE/x", r"\$NOWHERE"), ("~nobody-here/x", "~nobody-here")):
         with pytest.raises(TsAdaptError, match=f"option data_root is .*, where {what} stands for nothing here"):

@@ -15,7 +15,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, is_dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from ts_adapt.interfaces import MAX_STEPS, TsAdaptError, unknown
 
@@ -120,6 +120,43 @@ def check(option: str, value: Any, hint: Any) -> None:
         raise TsAdaptError(f"option {option} is {value!r}; give {WORDS[kind]}")
 
 
+class Scalar(str):
+    """A word of YAML as it is written, and the number or truth `value` that it is where no text is expected."""
+
+    value: Any
+
+    def __new__(cls, text: str, value: Any) -> Self:
+        found = super().__new__(cls, text)
+        found.value = value
+        return found
+
+
+def plain(value: Any) -> Any:
+    """`value` with what its words are in place of how they are written."""
+    if isinstance(value, dict):
+        return {plain(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return value.value if isinstance(value, Scalar) else value
+
+
+def yaml_text(content: Any, **how: Any) -> str:
+    """`content` as YAML, where no text can be taken for a number, whoever reads it: PyYAML writes 1e3 without quotes.
+
+    how  further arguments of `yaml.dump`
+    """
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+            sign: [*known] for sign, known in yaml.SafeDumper.yaml_implicit_resolvers.items()
+        }
+
+    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile("."), list("-+.0123456789"))
+    text: str = yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True, **how)
+    return text
+
+
 def read(value: Any, hint: Any, option: str) -> Any:
     """What `value`, a text or what a YAML file holds, means where `hint` is expected; what it cannot mean, as it is.
 
@@ -130,12 +167,11 @@ def read(value: Any, hint: Any, option: str) -> Any:
         return None
     if get_origin(kind) is list and isinstance(value, list):
         return [read(entry, get_args(kind)[0], option) for entry in value]
+    value = str(value) if kind is str and isinstance(value, Scalar) else plain(value)
     if isinstance(limits, Place) and isinstance(value, str):
         return limits.expanded(option, value)
     if kind is bool and isinstance(value, str):
         return {"true": True, "false": False}.get(value.lower(), value)
-    if kind is str and isinstance(value, int | float):
-        return str(value)
     if kind in (int, float) and isinstance(value, str | float):
         return _number(value, kind)
     return value

@@ -12,15 +12,16 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.options import Place, check, is_list, read
+from ts_adapt.options import Place, Scalar, check, is_list, read, yaml_text
 
 HELP = ("--help", "-h")
 CONFIG, PRINT = "--config", "--print_config"
@@ -153,7 +154,7 @@ def _yaml(text: str, what: str) -> Any:
 
 
 def _load(text: str, what: str) -> Any:
-    """The content of YAML, whose plain words are those of JSON."""
+    """The content of YAML, whose plain words are those of JSON, and `Scalar`s where they are numbers or truths."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -168,8 +169,14 @@ def _load(text: str, what: str) -> Any:
                 seen[name] = row
             return super().construct_mapping(node, deep)
 
+    def scalar(make: Callable[[Loader, Any], Any], loader: Loader, node: Any) -> Scalar:
+        return Scalar(str(node.value), make(loader, node))
+
     for tag, pattern, first in _WORDS:
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", pattern, first)
+    for tag in ("bool", "int", "float"):
+        made = yaml.SafeLoader.yaml_constructors[f"tag:yaml.org,2002:{tag}"]
+        Loader.add_constructor(f"tag:yaml.org,2002:{tag}", partial(scalar, made))
     loader = Loader(text)
     try:
         return loader.get_single_data()
@@ -178,10 +185,7 @@ def _load(text: str, what: str) -> Any:
 
 
 def _text(content: Any) -> str:
-    import yaml
-
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=2**20, default_flow_style=True)
-    return text
+    return yaml_text(content, width=2**20, default_flow_style=True)
 
 
 def _entries(content: dict[Any, Any], command: str, known: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -198,8 +202,8 @@ def _entries(content: dict[Any, Any], command: str, known: Mapping[str, Any], pr
         if value is None and _is_group(hint):
             content[key] = {}
             continue
-        if is_list(hint) and isinstance(value, str | int):
-            value = _yaml(_in_brackets(str(value)), f"option {name}")
+        if is_list(hint) and isinstance(value, str):
+            value = _yaml(_in_brackets(value), f"option {name}")
         found[name] = content[key] = read(value, hint, name)
         check(name, found[name], hint)
     return found
@@ -222,6 +226,7 @@ def _config_text(path: Path, command: str, known: Mapping[str, Any], given: dict
         found = "is empty" if content is None else f"holds a {type(content).__name__}, not options"
         raise TsAdaptError(f"{path} {found}; give a YAML file of lines like `name: fashion`")
     given |= _entries(content, command, known)
+    check_plain(content, path)  # its numbers, where numbers are meant
     return _text(content)
 
 

@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from ts_adapt.config import Config
 from ts_adapt.evaluation.records import STATIC
 from ts_adapt.interfaces import TsAdaptError
@@ -31,6 +29,7 @@ from ts_adapt.jobs.search import search
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.teach import teach
 from ts_adapt.jobs.train import train
+from ts_adapt.options import yaml_text
 from ts_adapt.schedules.name import ORACLE, PREDICTOR, SHARED, Name, parse
 from ts_adapt.search.optimized import ON_MODEL
 from ts_adapt.search.work import Work
@@ -164,7 +163,7 @@ def check_counts(config: Config, names: list[Name]) -> None:
 
 def write_config(config: Config, path: Path) -> Path:
     """`config`, every option of it, as a YAML file that --config takes."""
-    write_bytes(path, yaml.safe_dump(asdict(config), sort_keys=False).encode())
+    write_bytes(path, yaml_text(asdict(config)).encode())
     return path
 
 
