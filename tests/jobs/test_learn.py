@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from small_job import Job
@@ -20,6 +21,7 @@ from ts_adapt.config import Config
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import learn
 from ts_adapt.jobs import train as training
+from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.training import TrainResult
 
@@ -195,6 +197,8 @@ def test_a_plan_begins_nothing_and_what_is_there_is_not_counted(
         (["--static.corrections", "shift,scale"], ["static", "static+shift+scale", "recursive"]),
         (["--learn", "one-shot,static"], ["static", "one-shot"]),
         (["--learn", "blackbox"], ["blackbox"]),
+        (["--learn", "oracle+shift,recursive,static+shift"], ["static", "static+shift", "oracle+shift", "recursive"]),
+        (["--learn", "[]"], []),
     ],
 )
 def test_what_is_learned_is_listed_and_begins_at_the_static_grid(asked: list[str], made: list[str]) -> None:
@@ -214,6 +218,9 @@ def test_what_cannot_be_learned_is_refused_by_name() -> None:
         (["--evaluate.samples", "21"], "evaluate.samples takes 21 test samples, there are 20"),
         (["--learn", "oracle", "--oracle_samples", "30"], "oracle_samples takes 30 test samples, there are 20"),
         (["--student.quantizer", "hqq4"], "hqq4, which is not evaluated"),
+        (["--learn", "gits", "--optimized.samples", "50"], "optimized.samples takes 50 train samples, there are 40"),
+        (["--evaluate.clip", "zoo"], "evaluate.clip scores images by their prompts"),
+        (["--evaluate.reference", "nowhere.npz"], "nowhere.npz"),
     ],
 )
 def test_counts_that_do_not_fit_are_refused_before_any_work(
@@ -222,6 +229,40 @@ def test_counts_that_do_not_fit_are_refused_before_any_work(
     job = Job.begun(tmp_path)
     assert named in job.refused(capsys, "learn", *flags)
     assert not job.data.exists()
+
+
+def test_moments_of_other_features_are_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, path = Job.begun(tmp_path), tmp_path / "real.npz"
+    np.savez(path, mu=np.zeros(5), sigma=np.eye(5))
+    assert f"{path} is of 5 features" in job.refused(capsys, "learn", "--evaluate.reference", str(path))
+    assert not job.data.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (("--static.iterations", "3"), "static.iterations (2, now 3)"),
+        (("--per_sample.iterations", "3"), "per_sample.iterations (2, now 3)"),
+        (("--train.epochs", "2"), "train.epochs (1, now 2)"),
+    ],
+)
+def test_what_was_made_with_other_options_is_refused_before_anything_new_is_made(
+    job: Job, capsys: pytest.CaptureFixture[str], changed: tuple[str, ...], named: str
+) -> None:
+    before, asked = job.content(), ("learn", "--nfe", "2,3", "--learn", "static,one-shot", *changed)
+    message = job.refused(capsys, *asked)
+    assert named in message and "--redo" in message
+    assert job.content() == before
+    assert job.run(*asked, "--plan", "--redo") == 0
+    assert job.content() == before
+
+
+def test_labels_are_searched_once_for_all_that_learn_from_them() -> None:
+    words = ["learn", "--model.name", "gaussian-mixture", "--learn", "one-shot,recursive", "--train.loss", "both"]
+    made = learn.steps_of(Session(parse(words).config, progress=False))
+    assert [step.name for step in made] == ["teach", "static", "labels", "one-shot", "recursive", "evaluate"]
 
 
 @pytest.mark.parametrize(

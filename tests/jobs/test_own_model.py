@@ -66,6 +66,16 @@ def flow():
     return ts_adapt.NetworkDenoiser(small(), RectifiedFlow(), "velocity", shape=(CHANNELS, 6, 6))
 
 
+class Sealed(Small):
+    def forward(self, x, time):
+        with torch.inference_mode():
+            return super().forward(x, time)
+
+
+def sealed():
+    return ts_adapt.NetworkDenoiser(Sealed(), RectifiedFlow(), "velocity", shape=(CHANNELS, 6, 6))
+
+
 def number():
     return 3
 
@@ -108,6 +118,12 @@ static: {{iterations: 2, evaluations: 16, starts: 1}}
 train: {{samples: 16, epochs: 1, width: 4, hidden: 16}}
 evaluate: {{samples: 16, grids: [karras, linear]}}
 """
+
+
+def test_a_network_without_a_gradient_has_a_plan(models, capsys):
+    job = Job.begun(models.parent, PLAIN.format(model=f"{models}:sealed"))
+    assert job.run("learn", "--plan", "--learn", "blackbox") == 0
+    assert "one evaluation of one sample" in capsys.readouterr().out
 
 
 def test_one_command_learns_for_a_model_of_ones_own_by_the_defaults(models, capsys):
