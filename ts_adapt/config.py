@@ -103,8 +103,8 @@ class DistributionOptions:
     """The real images that --static.distribution and --train.distribution match; those that judge are others."""
 
     data: PathText | None = None
-    """A folder of images of the model's size; None: the last of the embedded test images, which are not among those of
-    the embedded statistics, and of an analytic model samples of its own."""
+    """A folder of images of the model's size; None: the second half of the embedded test images, as the first may
+    judge, and of an analytic model samples of its own."""
     images: Annotated[int, Between(2, MANY)] = 5000
     """At most; of a folder the first ones."""
 

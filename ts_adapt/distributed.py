@@ -212,11 +212,12 @@ def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def by_rows(compute: Callable[[Tensor], Tensor], rows: int, device: torch.device) -> Tensor:
-    """`compute` of the indices 0 .. rows - 1, `(rows,)`, each process computing its share of them."""
-    whole = torch.zeros(rows, device=device)
+    """`compute` of the indices 0 .. rows - 1, `(rows, ...)` float64, each process computing its share of them."""
     own = share(torch.arange(rows))
+    made = compute(own) if len(own) else torch.empty(0)
+    whole = torch.zeros(rows, *gathered(made.shape[1:])[0], dtype=torch.float64, device=device)
     if len(own):
-        whole[own] = compute(own).to(whole)
+        whole[own] = made.to(whole)
     return total_of(whole)
 
 

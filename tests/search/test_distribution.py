@@ -12,8 +12,11 @@ from small_predictors import build
 from ts_adapt.config import Config
 from ts_adapt.distances import features_of, l2
 from ts_adapt.distances import make as make_distance
+from ts_adapt.evaluation import quality
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.jobs import matched_images
+from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.training import train_predictor
@@ -45,6 +48,13 @@ def test_the_shares_add_up_to_the_unbiased_estimate_pair_by_pair():
     shares = shares_of(x, x, Real(y, l2))
     assert shares.shape == (7,)
     assert float(shares.mean()) == pytest.approx(by_loops(x, y), rel=1e-10)
+
+
+def test_their_spread_says_how_far_the_estimate_may_be_off():
+    real, count = Real(drawn(4000, 1, width=3), l2), 60
+    shares = torch.stack([shares_of(x, x, real) for x in drawn(400 * count, 0, width=3, mean=0.3).split(count)])
+    true = float(shares.mean(1).std())
+    assert float(shares.std(1).mean()) / count**0.5 == pytest.approx(true, rel=0.15)
 
 
 def test_it_is_zero_in_the_mean_for_equal_laws_also_with_a_memory_and_not_for_others():
@@ -94,6 +104,22 @@ def test_an_image_that_is_not_finite_counts_for_no_other_and_a_lone_one_is_compa
         Real(x[:1], l2)
 
 
+def test_what_is_validated_does_not_depend_on_how_the_samples_are_cut(problem):
+    objective, batch = problem
+    grid = TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, STEPS))
+    objective = replace(objective, distance=Matching(l2, Real(objective.denoiser.draw(50, 1), l2), 1.0))
+    whole = objective(grid, batch).float()
+    for size in (len(batch), 13, len(batch) - 1):
+        assert torch.allclose(objective.measure(grid, batch, size), whole, rtol=1e-5)
+
+
+def test_features_of_large_images_are_asked_of_a_network():
+    parts = iter(drawn(2 * 5, 0).split(5))
+    assert Real(parts, l2).features.shape == (10, 6)
+    with pytest.raises(TsAdaptError, match="give a distance with a network"):
+        Real(torch.zeros(2, 3, 64, 64), l2)
+
+
 def test_features_are_those_of_the_network_of_the_distance():
     images = torch.rand(3, 1, 28, 28)
     zoo = make_distance("features")
@@ -127,8 +153,8 @@ def test_a_search_nears_the_data_where_the_teacher_is_far_from_them(narrow):
         options = StaticOptions(
             method="adam", iterations=25, lr=0.15, batch_size=16, corrections=["scale", "history"], distribution=weight
         )
-        given = images if weight else None
-        result = search_static(objective, train, validation, starts, options, images=given, progress=False)
+        given = Real(images, l2) if weight else None
+        result = search_static(objective, train, validation, starts, options, real=given, progress=False)
         far[weight] = mmd(objective, result.grid, batch, images)
         paired[weight] = float(objective.measure(result.grid, validation).mean())
         whole = paired[weight] + weight * mmd(objective, result.grid, validation, images)
@@ -143,9 +169,9 @@ def test_a_predictor_learns_it_too(narrow, tmp_path):
     for weight in (0.0, 10.0):
         predictor = build(OneShot, objective.denoiser.noise_schedule, STEPS, corrections=["scale", "history"])
         options = TrainOptions(epochs=8, lr=0.03, batch_size=16, distribution=weight)
-        given = images if weight else None
+        given = Real(images, l2) if weight else None
         train_predictor(
-            predictor, objective, train, validation, options, tmp_path / str(weight), images=given, progress=False
+            predictor, objective, train, validation, options, tmp_path / str(weight), real=given, progress=False
         )
         far[weight] = mmd(objective, predictor.policy(), batch, images)
     assert far[10.0] < 0.5 * far[0.0]
@@ -154,18 +180,33 @@ def test_a_predictor_learns_it_too(narrow, tmp_path):
 def test_what_cannot_be_matched_is_refused(problem, tmp_path):
     objective, batch = problem
     starts = {"log_snr": TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, STEPS))}
-    images = objective.denoiser.draw(10, 1)
+    real = Real(objective.denoiser.draw(10, 1), l2)
     for options, given, message in (
-        (StaticOptions(distribution=1.0), images, "set static.method to adam"),
-        (StaticOptions(distribution=1.0, method="adam", target="geometric"), images, "static.target to mean"),
+        (StaticOptions(distribution=1.0), real, "set static.method to adam"),
+        (StaticOptions(distribution=1.0, method="adam", target="geometric"), real, "static.target to mean"),
         (StaticOptions(distribution=1.0, method="adam"), None, "none were given"),
     ):
         with pytest.raises(TsAdaptError, match=message):
-            search_static(objective, batch, batch, starts, options, images=given, progress=False)
+            search_static(objective, batch, batch, starts, options, real=given, progress=False)
     predictor = build(OneShot, objective.denoiser.noise_schedule)
     with pytest.raises(TsAdaptError, match=r"train\.distribution to 0"):
         options = TrainOptions(loss="labels", distribution=1.0)
-        train_predictor(predictor, objective, batch, batch, options, tmp_path, images=images)
+        train_predictor(predictor, objective, batch, batch, options, tmp_path, real=real)
+
+
+def test_embedded_images_that_are_learned_from_do_not_judge(monkeypatch):
+    images = torch.arange(10_000).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28).to(torch.float32)
+    for module in (matched_images.zoo, quality):
+        monkeypatch.setattr(module, "test_images", lambda: (images, None))
+    for module in (matched_images, quality):
+        monkeypatch.setattr(module, "to_model_range", lambda part: part)
+    judge = quality.reference_of(lambda x: x[:, 0, 0, :1], "zoo", shape=(1, 28, 28)).features.flatten()
+    session = Session(Config())
+    session.config.distance = "l2"
+    session.config.distribution.images = 9000
+    learned_from = session.real_images.features[:, 0]
+    assert len(learned_from) == 5000 and not set(learned_from.tolist()) & set(judge.tolist())
+    assert session.real_images is session.real_images
 
 
 def test_images_that_are_learned_from_may_not_judge(tmp_path):

@@ -28,7 +28,7 @@ from ts_adapt.evaluation.metrics import FeatureStatistics, Manifold, frechet, in
 from ts_adapt.interfaces import TsAdaptError, one_line
 from ts_adapt.storage.files import read_bytes
 from ts_adapt.zoo.data import to_model_range
-from ts_adapt.zoo.features import TRAINING_IMAGES, judged, reference_statistics, test_images
+from ts_adapt.zoo.features import JUDGING_IMAGES, TRAINING_IMAGES, judged, reference_statistics, test_images
 from ts_adapt.zoo.networks import GREY
 
 MOMENTS = ".npz"
@@ -123,7 +123,7 @@ def reference_of(
     folder  of real images, or an .npz file of the moments `mu` and `sigma` of their features, as references of FID are
             published, with which only the Frechet distance is measured; None: the zoo's own, of the data whose pictures
             are of `shape`. The judge has statistics and features of both data sets, the other network those of
-            Fashion-MNIST's 60,000 and 10,000 images
+            Fashion-MNIST's 60,000 training images and of the first JUDGING_IMAGES test images
     shape   (C, H, W) of the model's images, as which those in the folder are read, but for Inception
 
     Raises TsAdaptError as `folder_features` does.
@@ -150,5 +150,5 @@ def reference_of(
         )
     if name != "zoo" or shape != GREY:
         return None
-    test = torch.cat([extract(to_model_range(part)).cpu() for part in torch.split(test_images()[0], 500)])
+    test = torch.cat([extract(to_model_range(part)).cpu() for part in test_images()[0][:JUDGING_IMAGES].split(500)])
     return Reference(FeatureStatistics.from_moments(*reference_statistics(), TRAINING_IMAGES), test, True)

@@ -21,7 +21,7 @@ from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extractor
 from ts_adapt.evaluation.quality import MOMENTS, moments
 from ts_adapt.grids.published import PUBLISHED
-from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError
 from ts_adapt.pipelines.load import build_denoiser
 from ts_adapt.remedies import command
 from ts_adapt.sampling import initial_noise, noise_scale
@@ -212,12 +212,15 @@ class Experiment:
         """Of a solve by `solver` with `nfe` evaluations."""
         return steps_of(self.solver(solver), nfe)
 
+    def compared_by(self) -> Distance:
+        """The distance, its network on the model's device."""
+        by_network = self.distance == "features"
+        return build_distance(self.distance, self.config.model.device, self.image_shape if by_network else ())
+
     def objective(self, solver: Solver) -> Objective:
         config = self.config
-        by_network = self.distance == "features"
-        distance = build_distance(self.distance, config.model.device, self.image_shape if by_network else ())
         return Objective(
-            self.denoiser, solver, distance, config.checkpointing, config.teacher.seed,
+            self.denoiser, solver, self.compared_by(), config.checkpointing, config.teacher.seed,
             config.derivative, config.derivative_width,
         )  # fmt: skip
 

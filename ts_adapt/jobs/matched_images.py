@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,43 +11,57 @@ from ts_adapt import zoo
 from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.features import read_image
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.pictures import picture_files
+from ts_adapt.search.distribution import Real
 from ts_adapt.zoo.data import to_model_range
+from ts_adapt.zoo.features import JUDGING_IMAGES
 
 SEED = 3
 """Of samples of a model whose law is known; those that results are compared with have others."""
+PART = 64
+"""Images that are in memory at once."""
 
 
-def matched_images(session: Session, weight: float) -> Tensor | None:
-    """`(m, C, H, W)` in [-1, 1], beside the model; None where `weight` asks for none.
+def real_images(session: Experiment) -> Real:
+    """What the distance of `session` sees in the images of its config.
 
-    Raises TsAdaptError for images of another size than the model's, and for fewer than two.
+    Raises TsAdaptError for images of another size than the model's, and as `Real` does.
     """
-    if not weight:
-        return None
+    return Real(_parts(session), session.compared_by())
+
+
+def _parts(session: Experiment) -> Iterator[Tensor]:
+    """`(m, C, H, W)` in [-1, 1], beside the model."""
     options, shape = session.config.distribution, session.image_shape
     if options.data is not None:
         files = picture_files(options.data)[: options.images]
-        images = torch.cat([read_image(file, shape) for file in files])
+        parts = (torch.cat([read_image(one, shape) for one in files[i : i + PART]]) for i in range(0, len(files), PART))
     else:
-        drawn = session.denoiser.draw(options.images, SEED)
-        images = to_model_range(zoo.test_images()[0][-options.images :]) if drawn is None else drawn
-    if tuple(images.shape[1:]) != shape:
-        raise TsAdaptError(
-            f"the embedded images are of {tuple(images.shape[1:])}, the model's of {shape}; give a folder of real ones "
-            "as --distribution.data"
-        )
-    return images.to(session.config.model.device)
+        found = session.denoiser.draw(options.images, SEED)
+        if found is None:
+            found = to_model_range(zoo.test_images()[0][JUDGING_IMAGES:][-options.images :])
+        parts = iter(found.split(PART))
+    for images in parts:
+        if tuple(images.shape[1:]) != shape:
+            raise TsAdaptError(
+                f"the embedded images are of {tuple(images.shape[1:])}, the model's of {shape}; give a folder of real "
+                "ones as --distribution.data"
+            )
+        yield images.to(session.config.model.device)
 
 
-def distribution_said(session: Session, weight: float) -> list[str]:
+def distribution_said(session: Experiment, weight: float) -> list[str]:
     """What is minimised beside the paired distance, in which features, to which images; nothing without `weight`."""
     if not weight:
         return []
     options, source = session.config.distribution, session.config.distribution.data
     if source is None:
-        source = "the embedded test set" if session.denoiser.draw(1, SEED) is None else "the model's own law"
+        source = (
+            "the embedded test images that do not judge"
+            if session.denoiser.draw(1, SEED) is None
+            else "the model's own law"
+        )
     return [
         f"minimised are distance {session.distance} to the teacher and {weight:g} times the unbiased MMD^2 (cubic "
         f"kernel, {LOOKS[session.distance]} features) to at most {options.images} images of {source}"

@@ -29,7 +29,7 @@ from ts_adapt.grids.optimized import dmn
 from ts_adapt.interfaces import Solver, TimeGrid
 from ts_adapt.jobs.cheaper_network import FULL, cheaper_network, check_gradients
 from ts_adapt.jobs.labels import search_labels, student_options
-from ts_adapt.jobs.matched_images import distribution_said, matched_images
+from ts_adapt.jobs.matched_images import distribution_said
 from ts_adapt.jobs.session import Session, compared, stays
 from ts_adapt.plots import plot_schedules
 from ts_adapt.schedules.file import LearnedGrid
@@ -127,8 +127,8 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
         result = search_static(
             objective, train, validation, starts, config.static,
             means=means if starts.keys() == fixed.keys() else None,
-            journal=journal, images=matched_images(session, config.static.distribution), progress=session.progress,
-            on_step=lambda step, loss: writer.add_scalar("train/distance", loss, step),
+            journal=journal, real=session.real_images if config.static.distribution else None,
+            progress=session.progress, on_step=lambda step, loss: writer.add_scalar("train/distance", loss, step),
         )  # fmt: skip
         for line in [*distribution_said(session, config.static.distribution), *result.remarks()]:
             print(f"{name}, NFE {nfe}: {line}")

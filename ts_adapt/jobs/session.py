@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.diffusers_schedules import find_scheduler
 from ts_adapt.jobs.experiment import Experiment
+from ts_adapt.jobs.matched_images import real_images
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, nfes_of
 from ts_adapt.remedies import command
@@ -33,6 +35,7 @@ class Session(Experiment):
     """An experiment, and the schedules, labels and predictors in its workspace."""
 
     scheduler = find_scheduler
+    real_images = cached_property(real_images)
 
     def __init__(self, config: Config, *, progress: bool = True) -> None:
         super().__init__(config, progress=progress)

@@ -16,7 +16,7 @@ from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.interfaces import Solver, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.labels import student_options
-from ts_adapt.jobs.matched_images import distribution_said, matched_images
+from ts_adapt.jobs.matched_images import distribution_said
 from ts_adapt.jobs.session import Session, command_for, compared, stays
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.store import PREDICTORS, save_predictor
@@ -75,7 +75,8 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     result = train_predictor(
         predictor, session.objective(solver), batch.rows(slice(0, cut)), batch.rows(slice(cut, None)),
         config.train, make_folder(logs), labels=labels,
-        checkpoint=checkpoint, images=matched_images(session, config.train.distribution), progress=session.progress,
+        checkpoint=checkpoint, real=session.real_images if config.train.distribution else None,
+        progress=session.progress,
     )  # fmt: skip
     about = {
         "model": config.model.name, "teacher": store.hash, "solver": name, "nfe": served,

@@ -34,7 +34,7 @@ from ts_adapt.predictors.phases import Phase, TrainOptions, batches_of, phases_o
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.sampling import generator_for
 from ts_adapt.search.derivative import Agreement, trusted
-from ts_adapt.search.distribution import forget, matching
+from ts_adapt.search.distribution import Real, forget, matching
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.storage.checkpoint import Checkpoint
 
@@ -74,7 +74,7 @@ def train_predictor(
     *,
     labels: Mapping[int, Labelled] | None = None,
     checkpoint: Path | None = None,
-    images: Tensor | None = None,
+    real: Real | None = None,
     progress: bool = True,
 ) -> TrainResult:
     """Train `predictor` in place; scalars, schedules and samples go to `folder/tensorboard`.
@@ -84,8 +84,8 @@ def train_predictor(
     checkpoint  the file of a training under way: begun anew without it, continued with it, on any number of processes.
                 Its name stands for what is learned from: objective, samples and labels. It stays, for the caller to
                 remove once the predictor is kept
-    images      `(m, C, H, W)` in [-1, 1]: the real ones that `options.distribution` asks for; the distances of the
-                result have that to them beside the paired one
+    real        the images that `options.distribution` asks for; the distances of the result have that to them beside
+                the paired one
 
     Raises TsAdaptError for an unknown loss, labels that are missing or have corrections, where there is nothing to
     learn (one step and no corrections), for a distribution with regression alone or without images, and for the
@@ -100,7 +100,7 @@ def train_predictor(
     phases_of(options, predictor, dict.fromkeys(predictor.learned, objective), train, labels)  # refuses at once
     about = {"predictor": predictor.kind, "network": predictor.options, "options": asdict(options)}
     kept = Checkpoint(checkpoint, {**about, "static": predictor.static_times.tolist()})
-    training = _Training(predictor, objective, train, validation, options, folder, kept, images)
+    training = _Training(predictor, objective, train, validation, options, folder, kept, real)
     phases = phases_of(options, predictor, training.objectives, train, labels)
     for phase in phases[training.phase :]:
         training.run(phase, progress)
@@ -113,7 +113,7 @@ class _Training:
 
     def __init__(
         self, predictor: OneShot | Recursive, objective: Objective, train: Batch, validation: Batch,
-        options: TrainOptions, folder: Path, kept: Checkpoint, images: Tensor | None,
+        options: TrainOptions, folder: Path, kept: Checkpoint, real: Real | None,
     ) -> None:  # fmt: skip
         from accelerate import Accelerator
 
@@ -127,7 +127,7 @@ class _Training:
             steps = sorted(predictor.learned)[len(predictor.learned) // 2]
             objective, self.agreement = trusted(objective, steps, train, options.batch_size, together=True)
             self.objective = objective
-        whole = matching(objective, images, options.distribution) if options.distribution else objective
+        whole = matching(objective, real, options.distribution) if options.distribution else objective
         self.objectives = {steps: replace(whole, distance=copy.copy(whole.distance)) for steps in predictor.learned}
         self.static = {steps: self.measure(steps, TimeGrid(predictor.static(steps))) for steps in predictor.learned}
         means = {steps: float(values.mean()) for steps, values in self.static.items()}
@@ -151,10 +151,12 @@ class _Training:
     def measure(self, steps: int, schedule: StepPolicy | TimeGrid) -> Tensor:
         """The distances `(n,)` of all validation samples along `schedule`, of `steps` steps."""
 
-        def part(rows: Tensor) -> Tensor:
-            return self.objectives[steps].measure(schedule, self.validation.rows(rows))
+        objective = self.objectives[steps]
 
-        return by_rows(part, len(self.validation), self.validation.x_T.device)
+        def part(rows: Tensor) -> Tensor:
+            return objective.apart(schedule, self.validation.rows(rows))
+
+        return objective.whole(by_rows(part, len(self.validation), self.validation.x_T.device))
 
     def total(self, value: float) -> float:
         """The sum of the values of all processes."""

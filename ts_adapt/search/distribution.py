@@ -2,14 +2,16 @@
 
     k(f, g) = (f.g / D + 1)^3                       f, g: features `(D,)` of images, of the network of the distance
     MMD^2   = mean_{i != j} k(x_i, x_j) - 2 mean_ij k(x_i, y_j) + mean_{i != j} k(y_i, y_j)      x student's, y real
-    r_b     = mean_{x' in X_b} k(x_b, x') - 2 mean_j k(x_b, y_j) + mean_{i != j} k(y_i, y_j)     mean_b r_b = MMD^2
+    k_b     = mean_{x' in X_b} k(x_b, x')
+    r_b     = 2 k_b - 2 mean_j k(x_b, y_j) + mean_{i != j} k(y_i, y_j) - mean_b k_b     mean_b r_b = MMD^2
     L_b     = distance_b + weight r_b
 
 the unbiased kernel distance of KID (Binkowski et al. 2018), as a number of each sample, so that it goes wherever a
-distance goes. X_b are the other images of the minibatch and, in learning, those of the minibatches before it, as they
-were then: of a few dozen images alone the estimate is mostly noise. They are forgotten when the samples come round
-again, as no image may be compared with itself. Learning follows the gradient of the expectation,
-2 E grad (k(x, x') - k(x, y)) with x' held fixed.
+distance goes. Each sample is in the pairs of the others too, whence 2 k_b: the spread of r_b over sqrt(n) is the
+standard error of MMD^2 over the student's n samples. X_b are the other images of the minibatch and, in learning, those
+of the minibatches before it, as they were then: of a few dozen images alone the estimate is mostly noise. They are
+forgotten when the samples come round again, as no image may be compared with itself. Learning follows the gradient of
+the expectation, 2 E grad (k(x, x') - k(x, y)) with x' and mean_b k_b held fixed.
 
 A paired distance cannot be better than its teacher; the data can. Alone this loss learns to please its network, which
 is why that network may not judge the result (`config`), and the paired distance stays beside it.
@@ -17,7 +19,7 @@ is why that network may not judge the result (`config`), and the paired distance
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +33,8 @@ MEMORY = 512
 """How many images of minibatches before are compared with, at most."""
 CHUNK = 256
 """Images, or rows of a matrix of kernels, that are in memory at once."""
+WIDEST = 4096
+"""Features of an image, at most: of the networks, and of the values of small images."""
 
 
 def kernel(f: Tensor, g: Tensor) -> Tensor:
@@ -41,16 +45,25 @@ def kernel(f: Tensor, g: Tensor) -> Tensor:
 class Real:
     """Features `(m, D)` of real `images` `(m, C, H, W)` in [-1, 1] as `distance` sees them, and k among themselves.
 
-    Raises TsAdaptError for fewer than two images.
+    images  at once, or part by part, none of which is kept
+
+    Raises TsAdaptError for fewer than two images, and where the features of one are more than WIDEST.
     """
 
     @torch.no_grad()
-    def __init__(self, images: Tensor, distance: Distance) -> None:
-        if len(images) < 2:
-            raise TsAdaptError(f"there are {len(images)} real images; a distribution needs at least 2")
-        look = features_of(distance)
-        self.features = torch.cat([look(part).double() for part in images.split(CHUNK)])
-        count = len(self.features)
+    def __init__(self, images: Tensor | Iterable[Tensor], distance: Distance) -> None:
+        look, found = features_of(distance), []
+        for part in images.split(CHUNK) if isinstance(images, Tensor) else images:
+            found.append(look(part).double())
+            if (width := found[-1].shape[1]) > WIDEST:
+                raise TsAdaptError(
+                    f"a distribution is matched in at most {WIDEST} features of an image, and the distance has "
+                    f"{width}; give a distance with a network (features, lpips)"
+                )
+        count = sum(map(len, found))
+        if count < 2:
+            raise TsAdaptError(f"there are {count} real images; a distribution needs at least 2")
+        self.features = torch.cat(found)
         total = sum(kernel(part, self.features).sum() for part in self.features.split(CHUNK))
         own = (self.features.square().mean(1) + 1).pow(3).sum()
         self.among = (total - own) / (count * (count - 1))
@@ -76,6 +89,16 @@ class Matching:
         paired = towards(self.paired, y)
         return lambda x: paired(x) + self.weight * self._shares(x).to(x.dtype)
 
+    def apart(self, x: Tensor, y: Tensor) -> Tensor:
+        """The paired distances and the features of x, `(B, 1 + D)`: of a part of the samples, for `whole`."""
+        paired = self.paired(x, y).double()
+        return torch.cat([paired[:, None], features_of(self.paired)(x).double()], 1)
+
+    def whole(self, parts: Tensor) -> Tensor:
+        """The losses `(n,)` of all samples, of what `apart` has of them `(n, 1 + D)`."""
+        found = parts[:, 1:]
+        return parts[:, 0] + self.weight * shares_of(found, found, self.real)
+
     def _shares(self, x: Tensor) -> Tensor:
         """r_b `(B,)`, float64."""
         found = features_of(self.paired)(x).double()
@@ -92,21 +115,26 @@ def shares_of(found: Tensor, met: Tensor, real: Real) -> Tensor:
     What is not finite counts for no other; 0 where nothing is left to compare with.
     """
     finite = torch.isfinite(met).all(1)
-    others = finite & ~torch.eye(len(found), len(met), dtype=torch.bool, device=found.device)
     there = torch.where(finite[:, None], met, 0.0).detach()
-    count = others.sum(1)
-    near = torch.where(others, kernel(found, there), 0.0).sum(1) / count.clamp_min(1)
-    shares = 2 * near - near.detach() - 2 * kernel(found, real.features).mean(1) + real.among
-    return torch.where(count > 0, shares, 0.0)
+    places = torch.arange(len(met), device=found.device)
+    apart, near, count = [], [], []
+    for part, own in zip(found.split(CHUNK), places[: len(found)].split(CHUNK), strict=True):
+        others = finite & (own[:, None] != places)
+        count.append(others.sum(1))
+        near.append(torch.where(others, kernel(part, there), 0.0).sum(1) / count[-1].clamp_min(1))
+        apart.append(near[-1] - kernel(part, real.features).mean(1))
+    there_is = torch.cat(count) > 0
+    level = torch.cat(near).detach()[there_is & finite[: len(found)]].mean()
+    return torch.where(there_is, 2 * torch.cat(apart) + real.among - level, 0.0)
 
 
-def matching(objective: Objective, images: Tensor | None, weight: float) -> Objective:
-    """`objective` with `weight` times each sample's share in MMD^2 to real `images` beside its distance."""
-    if images is None:
+def matching(objective: Objective, real: Real | None, weight: float) -> Objective:
+    """`objective` with `weight` times each sample's share in MMD^2 to the `real` images beside its distance."""
+    if real is None:
         raise TsAdaptError(
             f"a distribution of weight {weight:g} is that of real images, and none were given; give some"
         )
-    return replace(objective, distance=Matching(objective.distance, Real(images, objective.distance), weight))
+    return replace(objective, distance=Matching(objective.distance, real, weight))
 
 
 def forget(objective: Objective) -> None:

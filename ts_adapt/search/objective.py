@@ -126,9 +126,24 @@ class Objective:
     @torch.no_grad()
     def measure(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, batch_size: int = 128) -> Tensor:
         """Distances `(B,)` without gradient, in parts of `batch_size`; non-finite ones become infinity."""
+        return self.whole(self.apart(schedule, batch, batch_size))
+
+    @torch.no_grad()
+    def apart(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, batch_size: int = 128) -> Tensor:
+        """What `whole` makes distances of, `(B,)` or `(B, K)`: of any rows of the samples, in parts of `batch_size`.
+
+        A distance that compares samples with one another has a method `apart`, of a part of them, and `whole`, of all.
+        """
+        objective = replace(self, distance=getattr(self.distance, "apart", self.distance))
         parts = []
         for start in range(0, len(batch), batch_size):
             rows = slice(start, start + batch_size)
             part = schedule.rows(rows) if isinstance(schedule, TimeGrid) else schedule
-            parts.append(self(part, batch.rows(rows)))
-        return torch.nan_to_num(torch.cat(parts).float(), nan=torch.inf, posinf=torch.inf)
+            parts.append(objective(part, batch.rows(rows)))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def whole(self, parts: Tensor) -> Tensor:
+        """The distances `(B,)` of all samples; non-finite ones become infinity."""
+        found = getattr(self.distance, "whole", lambda found: found)(parts)
+        return torch.nan_to_num(found.float(), nan=torch.inf, posinf=torch.inf)

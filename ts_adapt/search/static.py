@@ -50,7 +50,7 @@ from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.options import MANY, SMALL, Between, Count, Decay, Positive, Seed, Weight, check_options
 from ts_adapt.search.derivative import Agreement, trusted
-from ts_adapt.search.distribution import forget, matching
+from ts_adapt.search.distribution import Real, forget, matching
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.work import Work
@@ -193,7 +193,7 @@ def search_static(
     *,
     means: Mapping[str, float] | None = None,
     journal: Journal | None = None,
-    images: Tensor | None = None,
+    real: Real | None = None,
     progress: bool = True,
     on_step: Callable[[int, float], None] | None = None,
 ) -> StaticResult:
@@ -204,8 +204,8 @@ def search_static(
              target, and with `options.distribution`
     journal  of the same search, with what it computed before it was killed; soft starts and the memory of a
              distribution are no part of it
-    images   `(m, C, H, W)` in [-1, 1]: the real ones that `options.distribution` asks for; what is validated then, and
-             said of the result, is that loss
+    real     the images that `options.distribution` asks for; what is validated then, and said of the result, is that
+             loss
 
     Raises TsAdaptError for an unknown method or target, for soft teaching or a distribution without minibatches of
     exact gradients, and if no start has a finite distance.
@@ -222,7 +222,7 @@ def search_static(
         objective, means = replace(objective, distance=Logarithm(objective.distance)), None
     paired = objective
     if options.distribution:
-        objective, means = matching(objective, images, options.distribution), None
+        objective, means = matching(objective, real, options.distribution), None
     if means is None:
         _, means = best_start(objective, starts, validation)
     start = min(starts, key=means.__getitem__)
@@ -421,7 +421,7 @@ def _smoothed_gradient(
 def _exact_gradient(
     objective: Objective, grid_at: GridAt, v: Tensor, batch: Batch, rows: Tensor, offsets: Tensor | None, clip: float
 ) -> tuple[float, Tensor]:
-    """The mean distance and its gradient in `z`, through the solver; moves the starts `offsets` where they are soft."""
+    """The mean distance and its gradient in `v`, through the solver; moves the starts `offsets` where they are soft."""
     x_T = batch.x_T if offsets is None else (batch.x_T + offsets[rows]).requires_grad_()
     distances = objective(grid_at(_per_sample(v, len(batch), clip)), batch, x_T)
     finite = torch.isfinite(distances)

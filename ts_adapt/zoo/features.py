@@ -27,6 +27,8 @@ WEIGHTS, STATISTICS, TEST_IMAGES = "features.safetensors", "statistics.safetenso
 JUDGE, JUDGED = "judge.safetensors", "judged.safetensors"
 MATCHING, WORDS = "matching.safetensors", "words.json"
 TRAINING_IMAGES = 60_000
+JUDGING_IMAGES = 5_000
+"""Of Fashion-MNIST's test images the first ones judge; a distribution may be learned from the others."""
 Net = TypeVar("Net", bound=nn.Module)
 
 
