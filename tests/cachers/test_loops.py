@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -84,21 +85,66 @@ def test_a_pipeline_without_a_schedule_is_cached(kind: str, scheduler: str, made
     steps = -(-len(pipe.scheduler.timesteps) // order)
     with told_by_hand(pipe.unet, CACHERS[made](), steps, order):
         expected = images(pipe)
-    before = set(vars(pipe.scheduler))
+    before, kind = set(vars(pipe.scheduler)), type(pipe.scheduler)
     with attached(pipe, *CACHERS[made]()):
         assert torch.equal(images(pipe), expected) and torch.equal(images(pipe), expected)
     assert not torch.equal(expected, plain) and torch.equal(images(pipe), plain)
-    assert set(vars(pipe.scheduler)) == before and not pipe.unet._forward_pre_hooks
+    assert set(vars(pipe.scheduler)) == before and type(pipe.scheduler) is kind and not pipe.unet._forward_pre_hooks
+
+
+@pytest.mark.parametrize("scheduler", ["DDIM", "HeunDiscrete"])
+@torch.no_grad()
+def test_image_to_image_has_the_steps_that_are_left(scheduler: str, tiny: Any) -> None:
+    pipe = tiny.pipeline("sd-img2img")
+    pipe.scheduler = getattr(diffusers, f"{scheduler}Scheduler").from_config(pipe.scheduler.config)
+    call = {"image": [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")], "strength": 0.6}
+    with told_by_hand(pipe.unet, CACHERS["both"](), 3, pipe.scheduler.order):
+        expected = images(pipe, **call)
+    with attached(pipe, *(cachers := CACHERS["both"]())):
+        assert torch.equal(images(pipe, **call), expected)
+        assert all(cacher.index is None for cacher in cachers)
 
 
 @torch.no_grad()
-def test_image_to_image_has_the_steps_that_are_left(tiny: Any) -> None:
-    pipe = tiny.pipeline("sd-img2img")
-    call = {"image": [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")], "strength": 0.6}
-    with told_by_hand(pipe.unet, CACHERS["both"](), 3, 1):
-        expected = images(pipe, **call)
-    with attached(pipe, *CACHERS["both"]()):
-        assert torch.equal(images(pipe, **call), expected)
+def test_a_copy_of_the_scheduler_is_not_heard(tiny: Any) -> None:
+    pipe = tiny.pipeline("ddpm")
+    cacher = DeepCache(2)
+    with attached(pipe, cacher):
+        for other in (copy.copy(pipe.scheduler), copy.deepcopy(pipe.scheduler)):
+            pipe.scheduler.set_timesteps(STEPS)
+            x, t = torch.zeros(ROWS, 1, 8, 8), pipe.scheduler.timesteps[0]
+            other.set_timesteps(2)
+            assert len(pipe.scheduler.timesteps) == STEPS and len(other.timesteps) == 2
+            eps = pipe.unet(x, t).sample
+            other.step(eps, other.timesteps[0], x)
+            assert (cacher.index, cacher.steps) == (0, STEPS)
+
+
+@torch.no_grad()
+def test_a_pipeline_is_given_all_its_cachers_at_once(tiny: Any) -> None:
+    pipe = tiny.pipeline("sd")
+    with attached(pipe, TGate(3)):
+        expected = images(pipe)
+        with pytest.raises(TsAdaptError, match="already; give all of them in one"), attached(pipe, DeepCache(2)):
+            pass
+        assert torch.equal(images(pipe), expected)
+
+
+@pytest.mark.parametrize("views", [False, True])
+@torch.no_grad()
+def test_a_loop_with_several_calls_a_step_is_refused(views: bool, tiny: Any) -> None:
+    """Each with a step of its own, as views of a panorama have, or one for both."""
+    pipe = tiny.pipeline("ddpm")
+    x = torch.zeros(ROWS, 1, 8, 8)
+    with attached(pipe, DeepCache(2)):
+        pipe.scheduler.set_timesteps(STEPS)
+        t = pipe.scheduler.timesteps[0]
+        eps = pipe.unet(x, t).sample
+        if views:
+            pipe.scheduler.step(eps, t, x)
+        with pytest.raises(TsAdaptError, match="DDPMPipeline calls its network several times a step"):
+            pipe.unet(x, t)
+        assert images(pipe).isfinite().all()
 
 
 @torch.no_grad()

@@ -37,9 +37,11 @@ class Cacher(ABC):
     network  what it is attached to, or None
     steps, batch, index  of the run; index is None outside of one
     runs     how many have begun
+    once_a_step  whether it takes the calls of a step for one
     """
 
     kind: ClassVar[str]
+    once_a_step: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.network: nn.Module | None = None

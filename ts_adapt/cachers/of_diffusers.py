@@ -44,6 +44,8 @@ START = 1000.0
 class OfDiffusers(Cacher):
     """A cache of diffusers, on one of its transformers. One at a time: they would skip one another's modules."""
 
+    once_a_step = False
+
     def __init__(self) -> None:
         self._hooks: list[Any] = []
         self._root: Any = None
