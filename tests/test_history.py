@@ -15,7 +15,7 @@ from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.distances import l2
 from ts_adapt.grids.fixed import make
-from ts_adapt.interfaces import HISTORY, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import HISTORY, Node, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.policies import FollowGrid
 from ts_adapt.search.objective import Batch, Objective
@@ -143,6 +143,28 @@ def test_a_solve_that_begins_inside_weighs_what_it_has_met():
     ends = [integrate(denoiser, solver, FollowGrid(weighed(times, w), first=2), x_T).x for w in (weights, unmet)]
     assert torch.equal(*ends)
     assert not torch.allclose(ends[0], integrate(denoiser, solver, FollowGrid(times, first=2), x_T).x, rtol=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc-3", "heun"])
+def test_a_step_without_weights_is_one_with_zeros_and_is_remembered(solver):
+    class Some(FollowGrid):
+        def next(self, x_t, x0, node, state):
+            following, state = super().next(x_t, x0, node, state)
+            if following.index == 2:
+                others = {field: value for field, value in following.held.items() if field is not HISTORY}
+                following = Node.of(following.index, following.steps, following.t, others)
+            return following, state
+
+    denoiser, x_T = problem(NOISES["vp"])
+    times, weights = inside(NOISES["vp"]), random_weights(scale=0.3)
+    zeros = weights.clone()
+    zeros[1] = 0.0
+    solver = build_solver(solver, NOISES["vp"])
+    some, all_of_them = (
+        integrate(denoiser, solver, schedule, x_T).x
+        for schedule in (Some(weighed(times, weights)), FollowGrid(weighed(times, zeros)))
+    )
+    assert torch.equal(some, all_of_them)
 
 
 def test_weights_of_another_number_of_steps_are_refused():

@@ -215,10 +215,11 @@ def advance(
     """What follows an evaluation x0 at `node`: where to go, then there. Returns x_s, its node, and both memories.
 
     state     the policy's
-    memory    the solver's; where the grid has a history, with what was met before (`solvers.history`)
+    memory    the solver's; from the first weights of history on, with what was met since (`solvers.history`)
     evaluate  (x, node) -> x0, for solvers with more than one evaluation a step
     """
     next_node, state = policy.next(x_t, x0, node, state)
+    remembers = isinstance(memory, Past) or HISTORY in next_node.held
     past = memory if isinstance(memory, Past) else Past(memory)
     if solver.evaluations_per_step == 1:
         x_s, memory = solver.update(x_t, x0, node, next_node, past.memory, noise)
@@ -226,6 +227,7 @@ def advance(
         x_s, memory = solver.step(evaluate, x_t, x0, node, next_node, past.memory)  # type: ignore[attr-defined]
     if HISTORY in next_node.held:
         x_s = weighted(x_s, x_t, x0, past.x0, node, next_node, solver.noise_schedule)
+    if remembers:
         memory = Past(memory, (x0, *past.x0))
     return x_s, next_node, state, memory
 

@@ -302,6 +302,7 @@ def test_edms_schedulers_give_their_own_x0_and_eulers_solve(kind: Any, predictio
         expected = scheduler.precondition_outputs(x, network(*told).sample, sigma)
         torch.testing.assert_close(denoiser(x, sigma), expected, rtol=1e-4, atol=1e-5)
     assert denoiser.network is network and denoiser.evaluations == 1
+    assert denoiser.scheduler_config is not None and denoiser.scheduler_config["sigma_max"] == 40.0
     euler = EDMEulerScheduler(prediction_type=prediction_type, sigma_data=0.7, sigma_max=40.0)
     euler.set_timesteps(4)
     times = torch.cat([euler.sigmas[:-1].double(), torch.tensor([0.002], dtype=torch.float64)])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline
+from diffusers import DDIMScheduler, DDPMPipeline, EDMEulerScheduler
 
 import ts_adapt
 from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, TsAdaptError, attach
@@ -209,6 +209,16 @@ def test_a_folder_that_holds_something_else_is_left_alone(done: Path, tmp_path: 
     message = capsys.readouterr().err
     assert "which is of no schedule that could be replaced" in message and message.count("\n") == 1
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_edms_schedulers_have_no_counterpart(tmp_path: Path, tiny: Any, capsys) -> None:
+    pipe = tiny.pipeline("ddpm")
+    pipe.scheduler = EDMEulerScheduler()
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "small.yml").write_text(SMALL)
+    assert export(tmp_path, tmp_path / "out", "karras") == 2
+    message = capsys.readouterr().err
+    assert "is EDMEulerScheduler" in message and "no counterpart of EDM's" in message
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,9 @@ from torch import Tensor
 from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, attach
 from ts_adapt.cachers import attached, named
 from ts_adapt.cli import main
+from ts_adapt.config import Config
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.jobs.session import Session
 from ts_adapt.quantizers.methods.registry import build
 from ts_adapt.quantizers.quantization import quantize
 from ts_adapt.sampling import generator_for
@@ -152,6 +155,10 @@ def test_text_to_image_without_a_pipeline(call: list[str], saved: Path, tmp_path
 def test_a_model_without_prompts_is_given_none(capsys) -> None:
     assert main(["sample", "--schedule", "karras", "--prompt", "x"]) == 2
     assert "takes no prompts; leave --prompt and --prompts out" in capsys.readouterr().err
+    config = Config()
+    config.teacher.test_prompts = "list.txt"
+    with pytest.raises(TsAdaptError, match=r"leave teacher\.test_prompts out"):
+        Session(config).condition_source("test")
 
 
 @pytest.mark.parametrize("kind", ["static", "recursive"])

@@ -107,6 +107,7 @@ def around(raw: NetworkDenoiser, sigma_data: float, sign: float = 1.0) -> EDMDen
     denoiser = EDMDenoiser(D, raw.shape, raw.noise_schedule, sigma_data)
     denoiser.network, denoiser.decoder = raw.network, raw.decoder
     denoiser.encode, denoiser.null_condition = raw.encode, raw.null_condition
+    denoiser.scheduler_config = raw.scheduler_config
     return denoiser
 
 

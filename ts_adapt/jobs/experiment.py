@@ -174,7 +174,9 @@ class Experiment:
         prompts, denoiser, sources = self.config.teacher.prompts_of(split), self.denoiser, list[ConditionSource]()
         if texts or prompts is not None:
             if denoiser.encode is None:
-                given = "--prompt and --prompts" if texts else "teacher.prompts"
+                of_test = split == "test" and self.config.teacher.test_prompts is not None
+                own = "teacher.test_prompts" if of_test else "teacher.prompts"
+                given = "--prompt and --prompts" if texts else own
                 raise TsAdaptError(f"the model {self.config.model.name!r} takes no prompts; leave {given} out")
             encode = denoiser.encode
             sources.append(Prompts(texts, encode) if texts else Prompts.read(str(prompts), encode))

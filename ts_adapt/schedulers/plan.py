@@ -7,7 +7,7 @@ Between two learned numbers of steps n < N < m a grid is interpolated in log-SNR
 
     lambda_N(i/N) = (1 - w) lambda_n(i/N) + w lambda_m(i/N),      w = (N - n) / (m - n)
 
-Corrections (model times, output scales, coefficients) belong to the steps they were learned with and are not
+Corrections (model times, output scales, coefficients, history) belong to the steps they were learned with and are not
 interpolated. A predictor has no such rule, so an N it was not learned for is refused.
 """
 

@@ -53,7 +53,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class History:
+class Met:
     """The memory of a multistep solver, newest first.
 
     values    past predictions (x0, or eps for the solvers that interpolate eps), each `(B, ...)`
@@ -63,9 +63,9 @@ class History:
     values: tuple[Tensor, ...] = ()
     log_snrs: tuple[Tensor, ...] = ()
 
-    def push(self, value: Tensor, log_snr: Tensor, keep: int) -> History:
+    def push(self, value: Tensor, log_snr: Tensor, keep: int) -> Met:
         """The history with `value` in front, no longer than `keep`."""
-        return History((value, *self.values)[:keep], (log_snr, *self.log_snrs)[:keep])
+        return Met((value, *self.values)[:keep], (log_snr, *self.log_snrs)[:keep])
 
 
 def place(noise_schedule: NoiseSchedule, t: Tensor) -> Place:

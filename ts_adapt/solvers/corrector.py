@@ -20,7 +20,7 @@ from torch import Tensor
 from ts_adapt.interfaces import Node, NoiseSchedule, Solver, TsAdaptError
 from ts_adapt.numerics import combine
 from ts_adapt.solvers.coefficients import (
-    History,
+    Met,
     Place,
     check_order,
     check_variant,
@@ -44,7 +44,7 @@ class CorrectorMemory:
     inner: Any
     x: Tensor | None = None
     at: Place | None = None
-    history: History = field(default_factory=History)
+    history: Met = field(default_factory=Met)
 
 
 class Corrected:
@@ -88,7 +88,7 @@ class Corrected:
         history = memory.history.push(x0, t.log_snr, keep=self.corrector_order)
         return x_s, CorrectorMemory(inner, x_t, t, history)
 
-    def _correct(self, x_r: Tensor, r: Place, t: Place, x0: Tensor, history: History, node: Node) -> Tensor:
+    def _correct(self, x_r: Tensor, r: Place, t: Place, x0: Tensor, history: Met, node: Node) -> Tensor:
         order = min(self.corrector_order, len(history.values))
         if self.lower_order_final:
             order = min(order, node.steps - node.index + 1)

@@ -25,7 +25,7 @@ from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
 from ts_adapt.numerics import combine
 from ts_adapt.parameterization import to_epsilon
 from ts_adapt.solvers.coefficients import (
-    History,
+    Met,
     Place,
     check_order,
     check_variant,
@@ -64,12 +64,12 @@ class Multistep:
     def __init__(self, noise_schedule: NoiseSchedule, order: int) -> None:
         self.noise_schedule, self.order = noise_schedule, order
 
-    def init(self, x: Tensor) -> History:
-        return History()
+    def init(self, x: Tensor) -> Met:
+        return Met()
 
     def update(
-        self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: History, noise: Tensor | None = None
-    ) -> tuple[Tensor, History]:
+        self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: Met, noise: Tensor | None = None
+    ) -> tuple[Tensor, Met]:
         """x_s at `next_node.t` and the memory with this step's prediction; states `(B, ...)`."""
         t, s = place(self.noise_schedule, node.t), place(self.noise_schedule, next_node.t)
         value = x0 if self.interpolates == "x0" else to_epsilon(x0, x_t, t.alpha, t.sigma)
@@ -168,8 +168,8 @@ class DEIS(Multistep):
         return _lowered(self.order, node) if self.lower_order_final and node.steps < FEW_STEPS else self.order
 
     def update(
-        self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: History, noise: Tensor | None = None
-    ) -> tuple[Tensor, History]:
+        self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: Met, noise: Tensor | None = None
+    ) -> tuple[Tensor, Met]:
         """x_s at `next_node.t` and the memory with this step's eps; states `(B, ...)`."""
         if bool((self.noise_schedule.sigma(next_node.t.detach()) == 0).any()):
             raise TsAdaptError(

@@ -26,7 +26,7 @@ from torch import Tensor
 from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
 from ts_adapt.numerics import combine, scale
 from ts_adapt.parameterization import to_epsilon
-from ts_adapt.solvers.coefficients import History, Place, first_order, learned_terms, place, shown
+from ts_adapt.solvers.coefficients import Met, Place, first_order, learned_terms, place, shown
 
 
 class DDIM:
@@ -47,12 +47,12 @@ class DDIM:
         self.noise_schedule, self.eta = noise_schedule, eta
         self.needs_noise = eta > 0
 
-    def init(self, x: Tensor) -> History:
-        return History()
+    def init(self, x: Tensor) -> Met:
+        return Met()
 
     def update(
-        self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: History, noise: Tensor | None = None
-    ) -> tuple[Tensor, History]:
+        self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: Met, noise: Tensor | None = None
+    ) -> tuple[Tensor, Met]:
         """x_s at `next_node.t`, from x_t, x0 and, for eta > 0, standard normal `noise`, all `(B, ...)`."""
         t, s = place(self.noise_schedule, node.t), place(self.noise_schedule, next_node.t)
         weight_x, weight_x0 = first_order(t, s)
@@ -98,12 +98,12 @@ class Heun:
     def __init__(self, noise_schedule: NoiseSchedule) -> None:
         self.noise_schedule = noise_schedule
 
-    def init(self, x: Tensor) -> History:
-        return History()
+    def init(self, x: Tensor) -> Met:
+        return Met()
 
     def update(
-        self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: History, noise: Tensor | None = None
-    ) -> tuple[Tensor, History]:
+        self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: Met, noise: Tensor | None = None
+    ) -> tuple[Tensor, Met]:
         """Refused: a step of Heun evaluates the denoiser, which `update` never does."""
         raise TsAdaptError(
             "Heun evaluates the denoiser inside a step: use `step` (or sampling.integrate), not `update`"
@@ -116,8 +116,8 @@ class Heun:
         x0: Tensor,
         node: Node,
         next_node: Node,
-        memory: History,
-    ) -> tuple[Tensor, History]:
+        memory: Met,
+    ) -> tuple[Tensor, Met]:
         """x_s at `next_node.t` from x_t and x0, `(B, ...)`; `evaluate(x, node)` -> x0 is called once, at `next_node`.
 
         Raises TsAdaptError at a terminal sigma of 0 and for learned coefficients, of which Heun has none.
