@@ -1,4 +1,5 @@
-"""python -m emoji data | autoencoder | sd | sd3 | judges | sheet | quality, in this order; each takes --help.
+"""python -m emoji data | autoencoder | judges | sd | sd3 | sheet | quality, in this order; each takes --help.
+`steps` draws what few steps make with the model and the schedules of the zoo, and needs none of the others.
 
 Trainings run under `torchrun --nproc-per-node 2 -m emoji` too, and go on where they were killed; all that they write
 lies in --folder, under their names.
@@ -19,6 +20,7 @@ from emoji.quality import quality
 from emoji.sd import train_sd
 from emoji.sd3 import train_sd3
 from emoji.sheet import sheet
+from emoji.steps import steps
 from training import Plan
 from ts_adapt.interfaces import TsAdaptError
 
@@ -38,7 +40,7 @@ JUDGES = {"distance": train_distance, "judge": train_judge, "matching": train_ma
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="emoji", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    for what in ("data", *LENGTHS, *OF_PIPELINES):
+    for what in ("data", *LENGTHS, *OF_PIPELINES, "steps"):
         command = commands.add_parser(what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         command.add_argument("--folder", type=Path, default=data.FOLDER)
         command.add_argument("--seed", type=int, default=0)
@@ -55,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument("--steps", type=int, default=30)
         command.add_argument("--guidance", type=float, default=4.0)
     commands.choices["sheet"].add_argument("--out", type=Path, default=data.FOLDER / "sheet.png")
+    commands.choices["steps"].add_argument("--guidance", type=float, default=4.0)
+    commands.choices["steps"].add_argument("--out", type=Path, default=Path("docs/emoji-steps.png"))
     given = parser.parse_args(arguments)
     try:
         run(given)
@@ -67,6 +71,9 @@ def run(given: argparse.Namespace) -> None:
     folder: Path = given.folder
     if given.what == "data":
         print(json.dumps(data.summary(data.build(folder, given.seed))))
+        return
+    if given.what == "steps":
+        steps(given.guidance, given.out)
         return
     pictures = data.load(folder)
     if given.what in OF_PIPELINES:
