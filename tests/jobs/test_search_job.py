@@ -76,8 +76,8 @@ def test_the_oracle_with_corrections_has_a_row_of_its_own(job: Job, capsys) -> N
 
 
 def test_the_oracle_with_corrections_starts_from_the_static_grid_with_them_where_there_is_one(job: Job, capsys) -> None:
-    static = ("search", "--static.corrections", "shift,scale", "--static.method", "adam", "--static.iterations")
-    assert job.run(*static, "20") == 0
+    static = ("search", "--static.corrections", "shift,scale", "--static.iterations", "20", "--static.method")
+    assert job.run(*static, "lbfgs") == 0
     assert job.run(*CORRECTED, "--split", "test") == 0
     assert "the static+shift+scale grid's" in capsys.readouterr().out
     kept = json.loads(shared(job, "static+shift+scale").read_text())
@@ -86,7 +86,7 @@ def test_the_oracle_with_corrections_starts_from_the_static_grid_with_them_where
     assert start == {name: kept[name] for name in ("model_times", "output_scale")} | {"name": "static+shift+scale"}
     part = read_tensors(folder / "part-00000.safetensors")
     assert bool((part["distance"] <= part["static_distance"]).all())
-    assert job.run(*static, "40", "--redo") == 0
+    assert job.run(*static, "forward", "--redo") == 0
     assert json.loads(shared(job, "static+shift+scale").read_text())["model_times"] != kept["model_times"]
     assert job.run("evaluate") == 2
     message = capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import EDMEulerScheduler
+from diffusers import CMStochasticIterativeScheduler
 from PIL import Image
 from torch import Tensor
 
@@ -159,7 +159,7 @@ def test_a_pipeline_that_is_refused_is_left_as_it_was(way: str, tiny: Any) -> No
     if way == "interrupted":
         handle = network.mid_block.register_forward_hook(interrupt)
     if way == "no schedule":
-        pipe.scheduler = EDMEulerScheduler()
+        pipe.scheduler = CMStochasticIterativeScheduler()
     with pytest.raises(KeyboardInterrupt if way == "interrupted" else TsAdaptError):
         (from_pipeline if way == "no schedule" else PipelineDenoiser)(pipe)
     if way == "interrupted":
