@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument("--steps", type=int, default=30)
         command.add_argument("--guidance", type=float, default=4.0)
     commands.choices["sheet"].add_argument("--out", type=Path, default=data.FOLDER / "sheet.png")
+    commands.choices["quality"].add_argument("--held-out", action="store_true", help="pictures that no training saw")
     commands.choices["steps"].add_argument("--guidance", type=float, default=4.0)
     commands.choices["steps"].add_argument("--out", type=Path, default=Path("docs/emoji-steps.png"))
     given = parser.parse_args(arguments)
@@ -81,7 +82,7 @@ def run(given: argparse.Namespace) -> None:
         if given.what == "sheet":
             sheet(pictures, pipeline, *how).save(given.out)
         else:
-            print(json.dumps(quality(pictures, pipeline, folder, *how)))
+            print(json.dumps(quality(pictures, pipeline, folder, *how, given.held_out)))
         return
 
     def plan(name: str, seed: int) -> Plan:

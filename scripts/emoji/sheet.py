@@ -6,14 +6,14 @@ Prompts are spread evenly over all that are held out; of each pair the left one 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from emoji.data import SIZE, Data
-from ts_adapt.denoisers.load import load_pipeline
+from emoji.making import load, made
+from ts_adapt.zoo.data import to_uint8
 
 ACROSS, GAP = 8, 4
 
@@ -23,20 +23,8 @@ def sheet(data: Data, pipeline: Path, count: int, steps: int, guidance: float, s
     pictures = data.part(True)
     rows = chosen(len(pictures.entries), count)
     prompts = [pictures.entries[row].caption for row in rows]
-    pipe = load(pipeline)
-    generators = [torch.Generator().manual_seed(seed + number) for number in range(len(prompts))]
-    made = pipe(
-        prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
-    ).images
-    real = pictures.pictures[rows].permute(0, 2, 3, 1).numpy()
-    return pairs(real, (255 * made).round().astype(np.uint8))
-
-
-def load(folder: Path) -> Any:
-    """The pipeline in the folder, in float32."""
-    pipe = load_pipeline(str(folder))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    real, own = pictures.pictures[rows], to_uint8(made(load(pipeline), prompts, steps, guidance, seed))
+    return pairs(*(x.permute(0, 2, 3, 1).numpy() for x in (real, own)))
 
 
 def chosen(of: int, count: int) -> list[int]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 import ts_adapt
+from emoji.making import load, made
 from ts_adapt import zoo
-from ts_adapt.denoisers.load import load_pipeline
 from ts_adapt.plots import plot_images
 
 PROMPTS = (
@@ -32,23 +32,18 @@ LEARNED, OWN = (3, 5, 10), (5, 10, 40)
 
 def steps(guidance: float, out: Path) -> None:
     """Draw the rows into the file `out`."""
-    pipe = load_pipeline("emoji-sd")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load("emoji-sd")
 
-    def made(count: int) -> Tensor:
-        generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
-        images = pipe(
-            list(PROMPTS), num_inference_steps=count, guidance_scale=guidance, generator=generators, output_type="pt"
-        ).images
-        return torch.nn.functional.interpolate(2 * images - 1, scale_factor=2, mode="bicubic")
+    def row(count: int) -> Tensor:
+        return interpolate(made(pipe, list(PROMPTS), count, guidance, seed=0), scale_factor=2, mode="bicubic")
 
     rows = {}
     ts_adapt.attach(pipe, ts_adapt.LearnedScheduler.from_pretrained(zoo.schedules()["emoji-sd-unipc-3-recursive"]))
     for count in LEARNED:
-        rows[f"recursive, learned\n{count} steps"] = made(count)
+        rows[f"recursive, learned\n{count} steps"] = row(count)
     ts_adapt.detach(pipe)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     for count in OWN:
-        rows[f"DPM-Solver++\n{count} steps"] = made(count)
+        rows[f"DPM-Solver++\n{count} steps"] = row(count)
     figure = plot_images(rows, f"emoji-sd, guidance {guidance:g}")
     figure.savefig(out, dpi=120, bbox_inches="tight", metadata={"Software": None})

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from emoji import autoencoder, captions, data, judges, matching, packages, sd, sd3, sheet, text
+from emoji import autoencoder, captions, data, judges, making, matching, packages, sd, sd3, sheet, text
 from emoji.__main__ import main
 from emoji.data import Data, Entry
 from training import Plan
@@ -137,7 +137,7 @@ def test_what_is_trained_is_what_the_pipelines_compute(made_up: Data, vae: Path,
     with torch.no_grad():
         net = sd.Networks(tokenizer, (16, 32)).half().float()
         sd.write_pipeline(net, tokenizer, vae, tmp_path / "sd")
-        pipe = sheet.load(tmp_path / "sd")
+        pipe = making.load(tmp_path / "sd")
         of = pipe.encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=False)[0]
         torch.testing.assert_close(pipe.unet(z, t, of).sample, net(z, t, tokens), rtol=1e-4, atol=1e-4)
         net = sd3.Networks(tokenizer, layers=2)
@@ -145,7 +145,7 @@ def test_what_is_trained_is_what_the_pipelines_compute(made_up: Data, vae: Path,
             torch.nn.init.normal_(parameter, std=0.1)
         net = net.half().float()
         sd3.write_pipeline(net, tokenizer, vae, tmp_path / "sd3")
-        pipe = sheet.load(tmp_path / "sd3")
+        pipe = making.load(tmp_path / "sd3")
         for count, asked in ((sd3.ZEROS, {}), (5, {"max_sequence_length": 5})):
             of = pipe.encode_prompt(prompts, None, None, do_classifier_free_guidance=False, **asked)
             found = pipe.transformer(z, of[0], of[2], t).sample

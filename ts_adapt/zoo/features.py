@@ -106,9 +106,12 @@ def load_matching(folder: Path | None = None, device: torch.device | str = "cpu"
     return _read(DualEncoder(read_json(_existing(folder / WORDS))), folder / MATCHING).to(device)
 
 
-def judged(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """What the judge sees in real pictures of `shape`: mean, covariance, count, features of others; float64."""
-    stored = load_arrays(_existing(data_of(shape).folder / JUDGED))
+def judged(shape: tuple[int, ...], folder: Path | None = None) -> dict[str, np.ndarray]:
+    """What the judge sees in real pictures of `shape`: mean, covariance, count, features of others; float64.
+
+    folder  as of `load_judge`
+    """
+    stored = load_arrays(_existing((folder or data_of(shape).folder) / JUDGED))
     return {name: value.astype(np.float64) for name, value in stored.items()}
 
 
