@@ -7,6 +7,8 @@ pipeline gives the transformer `max_sequence_length` tokens that are zero, 256 b
 prompt has. They have no places and are thus alike in every layer, so one of them stands for m in training if its weight
 in every softmax is m times that of a token, that is if log m is added to its score (`Repeated`). m is drawn anew for
 each picture, log-uniform on 1..256: the model may be called with any max_sequence_length.
+
+The transformer learns in bfloat16 but for its attention, whose derivative is much slower so on a CPU.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ ZEROS = 256
 
 
 class Repeated(TorchFunctionMode):
-    """While it is entered, attention counts the last key `times` `(B,)` times."""
+    """While it is entered, attention counts the last key `times` `(B,)` times, and is done in float32."""
 
     def __init__(self, times: Tensor) -> None:
         super().__init__()
@@ -47,12 +49,13 @@ class Repeated(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function is F.scaled_dot_product_attention:
-            key = args[1]
-            bias = key.new_zeros(len(key), 1, 1, key.shape[2])
-            bias[..., -1] = self.times.log()[:, None, None]
-            kwargs = kwargs | {"attn_mask": bias}
-        return function(*args, **kwargs)
+        if function is not F.scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        query, key, value = (part.float() for part in args)
+        bias = key.new_zeros(len(key), 1, 1, key.shape[2])
+        bias[..., -1] = self.times.log()[:, None, None]
+        with torch.autocast("cpu", enabled=False):
+            return function(query, key, value, **kwargs | {"attn_mask": bias})
 
 
 class Networks(nn.Module):
@@ -81,9 +84,9 @@ class Networks(nn.Module):
         of = [encoder(tokens, output_hidden_states=True) for encoder in (self.text_encoder, self.text_encoder_2)]
         prompts = F.pad(torch.cat([found.hidden_states[-2] for found in of], dim=2), (0, 0, 0, 1))
         pooled = torch.cat([found.text_embeds for found in of], dim=1)
-        with Repeated(zeros):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training), Repeated(zeros):
             velocity: Tensor = self.transformer(z_t, prompts, pooled, t).sample
-        return velocity
+        return velocity.float()
 
 
 def scheduler() -> FlowMatchEulerDiscreteScheduler:
