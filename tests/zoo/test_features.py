@@ -102,7 +102,7 @@ def test_other_images_and_missing_files_are_refused(network: FeatureNet, tmp_pat
 
 
 def test_paths_name_the_models() -> None:
-    assert set(zoo.paths()) == {"fashion-ddpm", "fashion-ddpm-plain", "fashion-ddpm-class", "emoji-sd"}
+    assert set(zoo.paths()) == {"fashion-ddpm", "fashion-ddpm-plain", "fashion-ddpm-class", "emoji-sd", "emoji-sd3"}
     assert all(folder.parent == FOLDER.parent for folder in zoo.paths().values())
 
 

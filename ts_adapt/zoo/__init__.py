@@ -24,6 +24,7 @@ MODELS = {
     "fashion-ddpm-plain": None,
     "fashion-ddpm-class": 10,
     "emoji-sd": None,
+    "emoji-sd3": None,
 }
 """Name of a model -> its null class, which stands for "no class"; None: the model has no classes."""
 
