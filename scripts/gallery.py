@@ -46,8 +46,10 @@ def main() -> None:
             policy = labels.grid if schedule == "oracle" else session.policy(resolve(schedule, session), name, NFE)
             distance = float(objective.measure(policy, batch).mean())
             first = policy.rows(slice(0, COUNT)) if isinstance(policy, TimeGrid) else policy
-            pictures[f"{title}\n{distance:.3f}"] = session.denoiser.decode(objective.student(first, shown))
-        teacher = session.denoiser.decode(shown.target)
+            pictures[f"{title}\n{distance:.3f}"] = session.denoiser.decode(
+                objective.student(first, shown), shown.condition
+            )
+        teacher = session.denoiser.decode(shown.target, shown.condition)
     pictures[f"teacher\n{config.teacher.nfe} evaluations"], legend = teacher, ""
     if teacher.shape[1] == 1:
         pictures = {title: torch.cat([images, teacher, teacher], 1) for title, images in pictures.items()}

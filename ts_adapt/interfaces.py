@@ -116,7 +116,7 @@ class Denoiser(Protocol):
     loop            runs a whole solve, in place of the loop of `sampling.integrate`; None: it has no loop of its own
     parts           other modules that a solve depends on, by name
     numbered        what identifies the list that each sample takes one thing of, by the `number` in its condition, such
-                    as pictures to start from; None: a condition has no number
+                    as pictures to start from, or what is drawn for it; None: a condition has no number
     """
 
     evaluations: int
@@ -162,8 +162,8 @@ class Denoiser(Protocol):
         """What a step policy is shown of states `x` `(B, ...)` and of their condition: `(B, C, H, W)`, and by name."""
         return x, condition
 
-    def decode(self, x: Tensor) -> Tensor:
-        """Images in [-1, 1] from states `x` `(B, ...)` at the end of a solve."""
+    def decode(self, x: Tensor, condition: Condition | None = None) -> Tensor:
+        """Images in [-1, 1] from states `x` `(B, ...)` at the end of a solve under `condition`."""
         return x if self.decoder is None else self.decoder(x)
 
     def draw(self, count: int, seed: int) -> Tensor | None:

@@ -24,6 +24,7 @@ from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.pipelines.arguments import OURS
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
+from ts_adapt.pipelines.draws import OwnDraws, drawn_alike
 from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
@@ -195,9 +196,8 @@ def _last_state(pipe: Any, times: Tensor, given: dict[str, Any]) -> Tensor:
         return out
 
     scheduler.step = noted
-    torch.manual_seed(0)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), drawn_alike(), OwnDraws([0] * 2):
             pipe(**given)
     except Exception as error:
         if len(ends) < LEARNED_STEPS:  # as diffusers' own run of two samples does

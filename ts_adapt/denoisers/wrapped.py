@@ -51,8 +51,8 @@ class Wrapped(Denoiser):
     def shown(self, x: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
         return self.denoiser.shown(x, condition)
 
-    def decode(self, x: Tensor) -> Tensor:
-        return self.denoiser.decode(x)
+    def decode(self, x: Tensor, condition: Condition | None = None) -> Tensor:
+        return self.denoiser.decode(x, condition)
 
     def to(self, *where: Any, **given: Any) -> Self:
         """Move the denoiser inside; returns the one around it."""

@@ -121,13 +121,15 @@ def _sampled(
         part = batch.rows(rows)
         began = time.perf_counter()
         solution = objective.student_solution(_rows(schedule, rows), part, check=True)
-        images = objective.denoiser.decode(solution.x).float()
+        images = objective.denoiser.decode(solution.x, part.condition).float()
         if images.device.type == "cuda":
             torch.cuda.synchronize(images.device)
         seconds.append((time.perf_counter() - began) / len(part))
         seen = looks_of(extractor, images) | ({} if clip is None else {"clip": clip(images, rows)})
         seen = {name: tensor.cpu().float() for name, tensor in seen.items()}
-        seen["distance"] = objective.distance(images, objective.denoiser.decode(part.target)).cpu().float()
+        seen["distance"] = (
+            objective.distance(images, objective.denoiser.decode(part.target, part.condition)).cpu().float()
+        )
         seen["times"] = solution.times.expand(len(part), -1).cpu()
         if start < PICTURES:
             seen["pictures"] = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
@@ -142,7 +144,7 @@ def _cost(schedule: StepPolicy | TimeGrid, objective: Objective, batch: Batch) -
     part, policy = batch.rows(rows), _rows(schedule, rows)
 
     def solve() -> Tensor:
-        return objective.denoiser.decode(objective.student(policy, part))
+        return objective.denoiser.decode(objective.student(policy, part), part.condition)
 
     flops, memory = count_flops(solve) / len(part), peak_memory(solve, part.x_T.device)
     network = objective.denoiser.network

@@ -98,10 +98,13 @@ def compare(
     x_T = initial_noise(seed, range(samples), denoiser.shape).to(device) * noise_schedule.noise_scale
     fine = build_grid("log_snr", noise_schedule, teacher_steps)
     given = dict(condition or {})
+    if denoiser.numbered is not None:
+        given.setdefault("number", torch.arange(samples))
     with torch.no_grad():
         target = integrate(denoiser, build_solver("unipc-3", noise_schedule), fine, x_T, condition=given).x
-        shape = tuple(denoiser.decode(target[:1]).shape[1:])
-    batch, measure = Batch(torch.arange(samples), x_T, target, given), build_distance(distance, device, shape)
+        batch = Batch(torch.arange(samples), x_T, target, given)
+        shape = tuple(denoiser.decode(target[:1], batch.rows(slice(1)).condition).shape[1:])
+    measure = build_distance(distance, device, shape)
     sides = []
     for each in schedules:
         if isinstance(each, LearnedGrid):

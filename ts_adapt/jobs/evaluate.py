@@ -27,6 +27,7 @@ from ts_adapt.jobs.runs import comparing, generate, planned, skipped, teacher_fe
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.remedies import command
+from ts_adapt.search.objective import Batch
 from ts_adapt.storage.files import make_folder
 from ts_adapt.storage.layout import stem
 
@@ -86,7 +87,7 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     fresh = Results(rows, apart, facts)
     results = fresh.joined(Results.read(folder))
     path = write_report(
-        folder, results, _panels(session, rows, runs, batch.target), session.noise_schedule,
+        folder, results, _panels(session, rows, runs, batch.rows(slice(16))), session.noise_schedule,
         title=f"{config.name}: schedules compared", notes=_notes(session, results.facts), columns=options.columns,
     )  # fmt: skip
     _to_tensorboard(session, rows)
@@ -208,11 +209,11 @@ def _facts(
     }  # fmt: skip
 
 
-def _panels(session: Session, rows: list[Row], runs: list[tuple[Entry, Run]], target: Tensor) -> list[Panel]:
+def _panels(session: Session, rows: list[Row], runs: list[tuple[Entry, Run]], shown: Batch) -> list[Panel]:
     """What is drawn: of `plain` rows, as there may be many others."""
     panels = []
     drawn = {row.sampler for row in plain(rows)}
-    images = session.denoiser.decode(target[:16]).float().clamp(-1, 1)
+    images = session.denoiser.decode(shown.target, shown.condition).float().clamp(-1, 1)
     teacher = ((images + 1) * 127.5).round().to(torch.uint8).cpu()
     for sampler, nfe in dict.fromkeys((e.sampler, e.nfe) for e, _ in runs if e.sampler in drawn):
         here = {e.schedule: (e, run) for e, run in runs if (e.sampler, e.nfe) == (sampler, nfe)}

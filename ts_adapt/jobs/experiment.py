@@ -96,7 +96,8 @@ class Experiment:
         """Of an image, (C, H, W): what a sample is decoded to."""
         denoiser = self.denoiser  # made outside of the block, or its weights could not be learned through
         with torch.inference_mode():
-            return tuple(denoiser.decode(torch.zeros(1, *self.shape, device=self.config.model.device)).shape[1:])
+            x = torch.zeros(1, *self.shape, device=self.config.model.device)
+            return tuple(denoiser.decode(x, {"number": torch.zeros(1, dtype=torch.long)}).shape[1:])
 
     @property
     def of_zoo(self) -> bool:

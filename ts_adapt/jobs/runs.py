@@ -243,7 +243,10 @@ def teacher_features(session: Session, extractor: Extractor) -> Tensor:
     except TsAdaptError:
         pass
     with torch.inference_mode():
-        parts = [extractor(session.denoiser.decode(x).float()).cpu() for x in batch.target.split(options.batch_size)]
+        parts = [
+            extractor(session.denoiser.decode(part.target, part.condition).float()).cpu()
+            for part in batch.split(options.batch_size)
+        ]
     features = torch.cat(parts).float()
     write_tensors(path, {"features": features, "fingerprint": key})
     return features

@@ -46,7 +46,7 @@ def sample(
             session.denoiser, method, chosen, x_T, condition=condition,
             step_noise=noise_for(seed, index, x_T) if method.needs_noise else None,
         ).x  # fmt: skip
-        return session.denoiser.decode(end)
+        return session.denoiser.decode(end, condition)
 
 
 def sample_to_folder(

@@ -2,11 +2,11 @@
 
     prompt         (B, PROMPT_BYTES) uint8: the UTF-8 bytes of each sample's prompt, zeros behind them
     class_labels   (B,)
-    number         (B,): of each folder of pictures that an argument names, the one of this number, modulo their number
+    number         (B,): the sample's own, by which it draws; of each folder of pictures that an argument names, it has
+                   the one of this number, modulo how many there are
 
 What all share is given by name, as in the pipeline's own documentation; a `negative_prompt`, or a `prompt_2`, is for
-every sample. What a pipeline draws by its generators beside its starting noise, each sample draws alike; what it draws
-without them is the same in every call of as many samples.
+every sample. What a pipeline draws beside its starting noise it draws by these numbers (`draws`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ts_adapt.interfaces import Condition, TsAdaptError, unknown
 from ts_adapt.pictures import picture_files, read_picture
+from ts_adapt.pipelines.draws import generators
 from ts_adapt.storage.files import sha256_of_file, sha256_of_json
 
 PROMPT_BYTES = 4096
@@ -50,6 +51,12 @@ def as_bytes(prompts: Sequence[str]) -> Tensor:
 def as_texts(rows: Tensor) -> list[str]:
     """The prompts of `as_bytes`."""
     return [bytes(row).rstrip(b"\0").decode() for row in rows.cpu().numpy()]
+
+
+def numbers_of(condition: Condition, batch: int) -> list[int]:
+    """The samples' own; 0 for each where the condition says none."""
+    numbers: list[int] = condition["number"].tolist() if "number" in condition else [0] * batch
+    return numbers
 
 
 class Arguments:
@@ -88,7 +95,7 @@ class Arguments:
 
     def of(self, condition: Condition, batch: int) -> dict[str, Any]:
         """The arguments for `batch` samples; one that the condition says nothing of has an empty prompt, class 0."""
-        given = dict(self.shared)
+        given, numbers = dict(self.shared), numbers_of(condition, batch)
         if self.takes_prompts:
             given["prompt"] = as_texts(condition["prompt"]) if "prompt" in condition else [""] * batch
             given |= {key: [text] * batch for key, text in given.items() if "prompt" in key and isinstance(text, str)}
@@ -98,9 +105,8 @@ class Arguments:
         if "batch_size" in self.takes:
             given["batch_size"] = batch
         if "generator" in self.takes:
-            generators = [torch.Generator().manual_seed(0) for _ in range(batch)]
-            given["generator"] = generators if batch > 1 else generators[0]
-        numbers = condition["number"].tolist() if "number" in condition else [0] * batch
+            own = generators(numbers)
+            given["generator"] = own if batch > 1 else own[0]
         for key, files in self.folders.items():
             given[key] = [read_picture(files[i % len(files)]) for i in numbers]
         return given

@@ -12,8 +12,8 @@ images and packed tokens are the pipeline's own business, so that what is learne
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -40,7 +40,8 @@ from ts_adapt.interfaces import (
     as_node_times,
     one_line,
 )
-from ts_adapt.pipelines.arguments import Arguments, as_bytes
+from ts_adapt.pipelines.arguments import Arguments, as_bytes, numbers_of
+from ts_adapt.pipelines.draws import OwnDraws, drawn_alike
 from ts_adapt.pipelines.encoders import Encoded
 from ts_adapt.pipelines.ending import Ending
 from ts_adapt.pipelines.networks import By, Recorded, called
@@ -52,6 +53,8 @@ from ts_adapt.schedulers.plan import Plan, Source
 
 ENCODERS = ("text_encoder", "image_encoder")
 """What the names of components begin with whose answers are kept."""
+ASKED_FOR_ONE = 2
+"""How many steps a pipeline is asked for where one is run: some divide by half of them."""
 
 
 class PipelineDenoiser(Denoiser):
@@ -100,6 +103,7 @@ class PipelineDenoiser(Denoiser):
         self._encoded, self._recorded, self._ending = Encoded(), Recorded(), Ending(self.pipe)
         self._solver = build_solver("ddim", self.noise_schedule)
         self.tells, self._cannot_tell = True, ""
+        self._draws = self._draws_freely = True
         try:
             try:
                 self._student, self._hook = self._attached()
@@ -123,7 +127,8 @@ class PipelineDenoiser(Denoiser):
 
     @property
     def numbered(self) -> str | None:  # type: ignore[override]
-        return self.arguments.numbered
+        pictures = self.arguments.numbered
+        return f"draws {pictures or ''}".strip() if self._draws else pictures
 
     @property
     def encode(self) -> Any:  # type: ignore[override]
@@ -200,15 +205,25 @@ class PipelineDenoiser(Denoiser):
             )
         return policy.seen
 
-    def decode(self, x: Tensor) -> Tensor:
-        """Images `(B, C, H, W)` of states, in [-1, 1] but for what a decoder makes beyond it; see `ending`."""
+    def decode(self, x: Tensor, condition: Condition | None = None) -> Tensor:
+        """Images `(B, C, H, W)` of states, in [-1, 1] but for what a decoder makes beyond it; see `ending`.
+
+        Raises TsAdaptError where each has a picture of its own, and the condition does not say which.
+        """
+        if self.arguments.folders and "number" not in (condition or {}):
+            raise TsAdaptError(
+                f"{self.arguments.name} is given a picture for each sample, of which it may make others; give decode() "
+                "the condition of the states, with their `number`"
+            )
 
         def run(x: Tensor) -> Any:
+            given = {key: value[: len(x)] for key, value in (condition or {}).items()}
+
             def end(*_: Any) -> Any:
                 return x, Node(1, 1, as_node_times(self.noise_schedule.t_min)), None, None
 
             return self._run(
-                x.detach(), {}, _At(Node(0, 1, as_node_times(self.noise_schedule.t_max))), self._solver, end,
+                x.detach(), given, _At(Node(0, 1, as_node_times(self.noise_schedule.t_max))), self._solver, end,
                 by=self._recorded.silent, leave=False, output="pt",
             )  # fmt: skip
 
@@ -224,26 +239,31 @@ class PipelineDenoiser(Denoiser):
 
     def _run(
         self, x: Tensor | None, condition: Condition, policy: StepPolicy, solver: Solver, advance: Advance, *,
-        by: By | None = None, leave: bool = True, output: str = "latent",
+        by: By | None = None, leave: bool = True, output: str = "latent", draws: OwnDraws | None = None,
     ) -> Any:  # fmt: skip
         """One call of the pipeline that starts from `x`; None: from noise that it draws, for one sample.
 
         leave   the loop at its last step; else what the call returns is returned
         output  in what form that is
+        draws   what is told of what it draws
         """
         batch, takes = 1 if x is None else len(x), self.arguments.takes
         plan = self._plan(policy, batch)
         start = None if "latents" in takes else x
-        self._student.prepare(Prepared(plan, solver, advance, start, leave))
+        asked = ASKED_FOR_ONE if isinstance(policy, _At) else plan.steps
+        self._student.prepare(Prepared(plan, solver, advance, start, leave, asked))
         ours = {
-            "num_inference_steps": plan.steps, "latents": x, "output_type": output, "return_dict": False,
+            "num_inference_steps": asked, "latents": x, "output_type": output, "return_dict": False,
         }  # fmt: skip
         given = {key: value for key, value in ours.items() if key in takes and value is not None}
         arguments = {**self.arguments.of(condition, batch), **given}
         call: Any = type(self.pipe).__call__
         around_networks = nullcontext() if by is None else called(self._networks, by)
+        encoded = called(self._encoders, self._encoded.by)
+        if draws is None and self._draws_freely:
+            draws = OwnDraws(numbers_of(condition, batch))
         try:
-            with quiet(), _drawn_alike(), called(self._encoders, self._encoded.by), around_networks:
+            with quiet(), drawn_alike(), draws or nullcontext(), encoded, around_networks:
                 made = call.__wrapped__(self.pipe, **arguments)
         except Left:
             return None
@@ -257,6 +277,7 @@ class PipelineDenoiser(Denoiser):
             ) from error
         finally:
             self._student.forget()
+            self._encoded.settle()
         if leave:
             raise TsAdaptError(f"{self.arguments.name} has ended its loop before its {plan.steps} steps were taken")
         return made
@@ -328,12 +349,15 @@ class PipelineDenoiser(Denoiser):
             first = seen.pop()
             shape, device = tuple(first.shape[1:]), first.device
             given = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).to(device)
+            draws = OwnDraws([0, 0])
             try:
-                self._run(given, {}, at, self._solver, keep, by=look)
+                self._run(given, {}, at, self._solver, keep, by=look, draws=draws)
             except TsAdaptError as error:
                 raise TsAdaptError(
                     f"{name} takes no starting noise of two samples of shape {shape}: {error}"
                 ) from error
+        self._draws = draws.count > (0 if "latents" in self.arguments.takes else given.numel())
+        self._draws_freely = draws.free
         begun = [seen[-1]] if "latents" in self.arguments.takes else seen[0].split(2)
         if not all(torch.equal(x, given.to(x)) for x in begun):
             raise TsAdaptError(f"{name} does not begin with the noise that it is given; no sample can be given its own")
@@ -391,15 +415,6 @@ def _encoded_prompts(prompts: Sequence[str]) -> Condition:
 
 def _modules(pipe: Any) -> dict[str, nn.Module]:
     return {key: module for key, module in pipe.components.items() if isinstance(module, nn.Module)}
-
-
-@contextmanager
-def _drawn_alike() -> Iterator[None]:
-    """Within the block what is drawn without a generator, as some draw the latents of control images, is always the
-    same."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(0)
-        yield
 
 
 def _private(pipe: Any) -> Any:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 By = Callable[[nn.Module, Callable[..., Any], dict[str, Any]], Any]
@@ -88,7 +87,7 @@ class Recorded:
     def listen(self, network: nn.Module, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Call the network and keep the form of its answer."""
         answer = forward(**arguments)
-        self.answers[network] = rows_of(arguments), changed(answer, torch.zeros_like)
+        self.answers[network] = rows_of(arguments), changed(answer, _zeros)
         return answer
 
     def silent(self, network: nn.Module, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -97,6 +96,11 @@ class Recorded:
             return self.listen(network, forward, arguments)
         then, answer = self.answers[network]
         return _with_rows(answer, then, rows_of(arguments))
+
+
+def _zeros(value: Tensor) -> Tensor:
+    """As many zeros, of which one is kept."""
+    return value.new_zeros(()).expand(value.shape)
 
 
 def _with_rows(answer: Any, then: int, rows: int) -> Any:

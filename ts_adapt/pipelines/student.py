@@ -32,6 +32,7 @@ class Prepared:
     advance       what follows an evaluation
     start         what it begins with in place of what the pipeline has drawn, `(B, ...)`; None: the pipeline's
     leave         whether its last step leaves the loop
+    asked         how many steps the pipeline is asked for
     """
 
     plan: Plan
@@ -39,6 +40,7 @@ class Prepared:
     advance: Advance
     start: Tensor | None = None
     leave: bool = True
+    asked: int = 1
 
 
 class StudentScheduler(LearnedScheduler):
@@ -72,8 +74,8 @@ class StudentScheduler(LearnedScheduler):
             raise TsAdaptError("this scheduler belongs to a denoiser, which runs its pipeline; load another pipeline")
         plan, given = self._prepared.plan, sigmas if timesteps is None else timesteps
         asked = num_inference_steps if given is None else len(given)
-        if asked != plan.steps:
-            raise TsAdaptError(f"the pipeline asks for {asked} steps where it was called for {plan.steps}")
+        if asked != self._prepared.asked:
+            raise TsAdaptError(f"the pipeline asks for {asked} steps where it was called for {self._prepared.asked}")
         self.num_inference_steps = plan.steps
         self.timesteps = (plan.times[:-1] * self.noise_schedule.time_scale).to(device=device, dtype=torch.float32)
         self._begin(plan, self._prepared.solver)
@@ -102,6 +104,8 @@ class StudentScheduler(LearnedScheduler):
     ) -> LearnedSchedulerOutput | tuple[Tensor, ...]:
         """As that of a `LearnedScheduler`; the noise of a stochastic solver is the solve's. Raises Left."""
         sample = self.scale_model_input(sample)
+        if sample._is_view():  # of what the loop may write the next state into
+            sample = sample.clone()
         out = super().step(model_output, timestep, sample, generator, eta, use_clipped_model_output, return_dict)
         if self._running("step").finished and self._prepared is not None and self._prepared.leave:
             raise Left

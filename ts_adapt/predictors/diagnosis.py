@@ -104,5 +104,5 @@ def draw(
         "static": objective.student(TimeGrid(static), few), predictor.kind: objective.student(policy, few),
         "teacher": few.target,
     }  # fmt: skip
-    images = {name: objective.denoiser.decode(x) for name, x in ends.items()}
+    images = {name: objective.denoiser.decode(x, few.condition) for name, x in ends.items()}
     writer.add_figure(f"samples/{steps}-steps", plot_images(images, title), at)

@@ -92,8 +92,10 @@ class Objective:
     def towards(self, batch: Batch) -> Callable[..., Tensor]:
         """(schedule, x_T) -> what a call returns for `batch`, whose targets are decoded and looked at once."""
         with torch.no_grad():
-            distance = towards(self.distance, self.denoiser.decode(batch.target))
-        return lambda schedule, x_T=None: distance(self.denoiser.decode(self.student(schedule, batch, x_T)))
+            distance = towards(self.distance, self.denoiser.decode(batch.target, batch.condition))
+        return lambda schedule, x_T=None: distance(
+            self.denoiser.decode(self.student(schedule, batch, x_T), batch.condition)
+        )
 
     def student(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None) -> Tensor:
         """The end point of the few-step solve, `(B, ...)`."""

@@ -273,7 +273,8 @@ def _save_images(denoiser: Denoiser, store: TeacherStore, index: range, batch_si
     missing = [i for i in index if not paths[i].exists()]
     for rows in _batches(missing, batch_size):
         with torch.no_grad():
-            images = denoiser.decode(store.load(rows)["target"].to(device)).float().cpu()
+            kept = store.load(rows, device)
+            images = denoiser.decode(kept["target"], condition_of(kept)).float().cpu()
         for i, image in zip(rows, images, strict=True):
             files.write_bytes(paths[i], _png(image), durable=False)
 

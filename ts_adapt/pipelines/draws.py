@@ -1,0 +1,60 @@
+"""What a pipeline draws beside its starting noise: each sample's by its own number, whatever is drawn beside it.
+
+    by generators       one for each sample, seeded by its number
+    without             pictures, films or tokens (k B, C, ...) of B samples: row j is the next of the stream of sample
+                        j mod B, seeded alike
+
+What else is drawn without, such as the noise (H, W) of a decoder's layer, is the same in every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+LIKE = {torch.randn_like: torch.randn, torch.rand_like: torch.rand}
+DRAWN = {torch.randn, torch.rand, *LIKE}
+
+
+def generators(numbers: Sequence[int]) -> list[torch.Generator]:
+    """One for each sample."""
+    return [torch.Generator().manual_seed(number) for number in numbers]
+
+
+@contextmanager
+def drawn_alike() -> Iterator[None]:
+    """Within the block what is drawn without a generator is always the same; outside nothing was drawn."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        yield
+
+
+class OwnDraws(TorchFunctionMode):
+    """Within the block what is drawn without a generator is the samples' own, by their `numbers`.
+
+    count  how many numbers were drawn, by generators or without
+    free   whether some were drawn without
+    """
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        super().__init__()
+        self.streams = generators(numbers)
+        self.count, self.free = 0, False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        drawn = function(*args, **(kwargs or {}))
+        if function not in DRAWN:
+            return drawn
+        self.count += drawn.numel()
+        if (kwargs or {}).get("generator") is not None:
+            return drawn
+        self.free, several = True, len(self.streams)
+        if drawn.ndim < 3 or not len(drawn) or len(drawn) % several:
+            return drawn
+        draw = LIKE.get(function, function)
+        rows = [draw(row.shape, generator=self.streams[j % several], dtype=row.dtype) for j, row in enumerate(drawn)]
+        return torch.stack(rows).to(drawn.device)
