@@ -115,6 +115,7 @@ class Denoiser(Protocol):
     scheduler_config  of the pipeline's scheduler in diffusers; None: it is in no pipeline
     loop            runs a whole solve, in place of the loop of `sampling.integrate`; None: it has no loop of its own
     parts           other modules that a solve depends on, by name
+    alone           whether it takes one sample at a time: `sampling.integrate` solves for one after the other
     numbered        what identifies the list that each sample takes one thing of, by the `number` in its condition, such
                     as pictures to start from, or what is drawn for it; None: a condition has no number
     """
@@ -132,6 +133,7 @@ class Denoiser(Protocol):
     loop: Loop | None = None
     parts: Mapping[str, nn.Module] = MappingProxyType({})
     numbered: str | None = None
+    alone: bool = False
 
     def __call__(
         self,

@@ -16,7 +16,7 @@ happens around a step, `_Course`, is the same in both.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,7 @@ from ts_adapt.interfaces import (
     TsAdaptError,
 )
 from ts_adapt.numerics import check_finite
-from ts_adapt.policies import as_policy
+from ts_adapt.policies import FollowGrid, as_policy
 from ts_adapt.solvers.history import Past, weighted
 
 ENOUGH = 1000
@@ -79,7 +79,7 @@ def integrate(
 
     step_noise  step index -> standard normal noise `(B, ...)`, for solvers that need it (`noise_for` makes one)
     step_aware  cachers, told the step before each evaluation, beside those that are attached to the denoiser's network
-    callback    called with (node, x_t, x0) after each evaluation
+    callback    called with (node, x_t, x0) after each evaluation, of a single sample where the denoiser takes but one
     checkpoint  recompute the denoiser in the backward pass
     check       refuse a NaN or infinity in the denoiser's output, naming the step
 
@@ -100,6 +100,11 @@ def integrate(
     parts = (*denoiser.step_aware, *step_aware)
     if checkpoint and parts:
         raise TsAdaptError("a stateful cache cannot be used under gradient checkpointing; switch one of them off")
+    if denoiser.alone and len(x_T) > 1:
+        return _one_by_one(
+            denoiser, solver, policy, x_T, condition, step_noise, step_aware=step_aware, callback=callback,
+            keep_trajectory=keep_trajectory, checkpoint=checkpoint, check=check,
+        )  # fmt: skip
     course = _Course(x_T, step_noise if solver.needs_noise else None, callback, keep_trajectory, check)
     if denoiser.loop is not None and solver.evaluations_per_step == 1:
         if step_aware:
@@ -121,6 +126,36 @@ def integrate(
             x0 = evaluate(x, node)
             x, node, state, memory = course.advance(policy, solver, x, x0, node, state, memory, evaluate=evaluate)
     return course.solution()
+
+
+def condition_rows(condition: Condition, rows: slice | Tensor) -> dict[str, Any]:
+    """The condition of some samples: every tensor in it, nested ones included, has a row for each sample."""
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return condition_rows(value, rows)
+        return value[rows] if isinstance(value, Tensor) else value
+
+    return {key: pick(value) for key, value in condition.items()}
+
+
+def _one_by_one(
+    denoiser: Denoiser, solver: Solver, policy: StepPolicy, x_T: Tensor, condition: Condition,
+    step_noise: Callable[[int], Tensor] | None, **options: Any,
+) -> Solution:  # fmt: skip
+    """The solves of single samples, put together."""
+
+    def one(row: slice) -> Solution:
+        own = FollowGrid(policy.grid.rows(row), first=policy.first) if isinstance(policy, FollowGrid) else policy
+        noise = None if step_noise is None else lambda step: step_noise(step)[row]
+        given = condition_rows(condition, row)
+        return integrate(denoiser, solver, own, x_T[row], condition=given, step_noise=noise, **options)
+
+    solutions = [one(slice(i, i + 1)) for i in range(len(x_T))]
+    x, times, states, x0 = zip(*((s.x, s.times, s.states, s.x0) for s in solutions), strict=True)
+    shared = times[0].ndim == 1 and all(torch.equal(each, times[0]) for each in times)
+    met = times[0] if shared else torch.cat([each.expand(1, -1) for each in times])
+    return Solution(torch.cat(x), met, *(None if each[0] is None else torch.cat(each) for each in (states, x0)))
 
 
 def _look_at(x_T: Tensor, t: Tensor, noise_schedule: NoiseSchedule) -> None:

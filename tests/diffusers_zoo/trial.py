@@ -6,26 +6,32 @@ Where the two agree the grid is honoured. The oracle is diffusers' own Euler or 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MethodType
 from typing import Any
 
 import torch
 from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from PIL import Image
 from torch import Tensor
 
 from diffusers_zoo.building import NotBuilt, pipeline, put
 from diffusers_zoo.calling import WORDS, arguments, called
 from diffusers_zoo.others import others
+from diffusers_zoo.stand_ins import picture
 from ts_adapt.assembly import build_solver
+from ts_adapt.denoisers.pipeline import from_pipeline, is_direct
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.pipelines.arguments import OURS
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
 from ts_adapt.pipelines.draws import OwnDraws, drawn_alike
-from ts_adapt.sampling import initial_noise, integrate
+from ts_adapt.sampling import condition_rows, initial_noise, integrate
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
@@ -160,13 +166,23 @@ def learning(name: str) -> Outcome:
     """Gradients reach the logits of a grid, and the pipeline, attached, ends in the states that are learned on."""
     pipe = pipeline(name)
     call = {key: value for key, value in arguments(pipe, [0]).items() if key not in OURS}
+    with TemporaryDirectory() as folder:
+        for row in (0, 1):
+            picture(row).save(Path(folder) / f"{row}.png")
+        call |= {key: folder for key, value in call.items() if "image" in key and isinstance(value, Image.Image)}
+        return _learned(pipe, call)
+
+
+def _learned(pipe: Any, call: dict[str, Any]) -> Outcome:
     try:
-        denoiser = PipelineDenoiser(pipe, call)
+        denoiser = _denoiser(pipe, call)
         space = GridSpace(denoiser.noise_schedule, LEARNED_STEPS)
         z = space.numbers(TimeGrid(make("karras", denoiser.noise_schedule, LEARNED_STEPS))).clone().requires_grad_()
         x_T = initial_noise(0, [0, 1], denoiser.shape)
         texts = list(WORDS[:2])
-        grid, condition = space.grid(z), denoiser.encode(texts) if denoiser.encode else {}
+        grid, condition = space.grid(z), dict(denoiser.encode(texts) if denoiser.encode else {})
+        if denoiser.numbered is not None:
+            condition["number"] = torch.arange(2)
         end = integrate(denoiser, build_solver("ddim", denoiser.noise_schedule), grid, x_T, condition=condition).x
     except TsAdaptError as error:
         raise ended("refused", str(error)) from error
@@ -178,15 +194,29 @@ def learning(name: str) -> Outcome:
         raise ended("no gradient", error) from error
     if not (gradient.isfinite().all() and gradient.abs().max() > 0):
         raise ended("no gradient")
-    if "latents" not in denoiser.arguments.takes:
+    if not isinstance(denoiser, PipelineDenoiser) or "latents" not in denoiser.arguments.takes:
         return Outcome("equal", "its noise cannot be given when it is attached")
-    given = {**denoiser.arguments.of(condition, 2), "latents": x_T, "num_inference_steps": LEARNED_STEPS}
-    given["output_type"] = "latent"
-    last = _last_state(pipe, grid.times.detach(), {k: v for k, v in given.items() if k in denoiser.arguments.takes})
-    return compared(last[:2].float(), end.detach().float(), LEARNED_ALIKE)
+    ends, rows = [], [slice(2)] if not denoiser.alone else [slice(1), slice(1, 2)]
+    for row in rows:
+        noise = x_T[row].clone() if denoiser._form is None else denoiser._form(x_T[row])
+        here = denoiser.arguments.of(condition_rows(condition, row), len(noise))
+        given = {**here, "latents": noise, "num_inference_steps": LEARNED_STEPS, "output_type": "pt"}
+        given = {key: value for key, value in given.items() if key in denoiser.arguments.takes}
+        ends.append(_last_state(pipe, grid.times.detach(), given, [0, 1][row])[: len(noise)])
+    return compared(torch.cat(ends).float(), end.detach().float(), LEARNED_ALIKE)
 
 
-def _last_state(pipe: Any, times: Tensor, given: dict[str, Any]) -> Tensor:
+def _denoiser(pipe: Any, call: dict[str, Any]) -> Any:
+    """As a command makes it: of the few that are known by name the network alone, where no noise can be given."""
+    try:
+        return PipelineDenoiser(pipe, call)
+    except TsAdaptError:
+        if "latents" in inspect.signature(type(pipe).__call__).parameters or not is_direct(pipe):
+            raise
+        return from_pipeline(pipe)
+
+
+def _last_state(pipe: Any, times: Tensor, given: dict[str, Any], numbers: Sequence[int]) -> Tensor:
     """Where the scheduler leaves `pipe`, called with what is `given` on the grid of `times`, whatever follows."""
     scheduler, ends = attached(pipe, times).scheduler, list[Tensor]()
     step = scheduler.step
@@ -197,7 +227,7 @@ def _last_state(pipe: Any, times: Tensor, given: dict[str, Any]) -> Tensor:
 
     scheduler.step = noted
     try:
-        with torch.no_grad(), drawn_alike(), OwnDraws([0] * 2):
+        with torch.no_grad(), drawn_alike(), OwnDraws(numbers):
             pipe(**given)
     except Exception as error:
         if len(ends) < LEARNED_STEPS:  # as diffusers' own run of two samples does

@@ -39,7 +39,9 @@ def test_what_all_share_is_given_as_the_pipeline_takes_it() -> None:
     found = arguments.of({"prompt": as_bytes(["a", "b"])}, 2)
     assert found.pop("generator")[0].initial_seed() == found.get("generator", [0])[0] == 0
     assert found == {"prompt": ["a", "b"], "guidance_scale": 3.0, "negative_prompt": ["bad", "bad"]}
-    assert arguments.of({}, 1)["prompt"] == [""] and arguments.numbered is None
+    assert (
+        arguments.of({}, 1)["prompt"] == "" and arguments.of({}, 2)["prompt"] == [""] * 2 and arguments.numbered is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
 from ts_adapt.pipelines.draws import OwnDraws
-from ts_adapt.sampling import initial_noise, integrate
+from ts_adapt.pipelines.start import form_of
+from ts_adapt.sampling import initial_noise, integrate, noise_for
 
 STEPS = 2
 PROMPTS = ["a cat", "the big dog", "nothing"]
@@ -71,7 +72,7 @@ def test_rows_are_drawn_by_number_and_what_has_none_alike() -> None:
             once, many = torch.rand(4, 5), torch.randn(2 * len(numbers), 3, 2)
             like = torch.rand_like(many.double())
             given = torch.randn(2, generator=torch.Generator().manual_seed(1))
-        assert own.free and own.count == 2 * many.numel() + once.numel() + 2
+        assert own.free and own.shapes == [once.shape, many.shape, like.shape, given.shape]
         assert torch.equal(given, torch.randn(2, generator=torch.Generator().manual_seed(1)))
         return [many, like, once]
 
@@ -113,3 +114,74 @@ def test_a_state_is_decoded_with_its_own_picture(tiny: Any, pictures: Path) -> N
         denoiser.decode(x)
     sides = compare(denoiser, ["uniform"], steps=2, samples=3, teacher_steps=3, condition=denoiser.encode(PROMPTS))
     assert sides.sides[0].distance > 0
+
+
+def test_noise_is_given_in_the_form_that_the_pipeline_takes() -> None:
+    pipe = import_module("diffusers_zoo.building").pipeline("Flux2Pipeline")
+    denoiser = PipelineDenoiser(pipe, {"height": 32, "width": 32, "max_sequence_length": 8})
+    assert denoiser.shape == (64, 16) and denoiser._form is not None and denoiser._form.shape == (16, 8, 8)
+    x = initial_noise(0, range(3), denoiser.shape)
+    assert torch.equal(pipe._pack_latents(denoiser._form(x)), x)
+    met = ends(denoiser, [0, 1], [0, 0])
+    assert torch.allclose(ends(denoiser, [1], [0]), met[1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("permuted", "found"), [(True, True), (False, False)])
+def test_a_form_is_a_permutation_even_in_half_precision(permuted: bool, found: bool) -> None:
+    shape = (3, 20, 300)
+    order = torch.randperm(18000, generator=torch.Generator().manual_seed(0))
+
+    def begun(noise: Tensor) -> Tensor:
+        state = noise.bfloat16().flatten(1)[:, order]
+        return state if permuted else 0.5 * state
+
+    form = form_of(shape, begun)
+    assert (form is not None) is found
+    if form is not None:
+        x = torch.randn(2, 18000, generator=torch.Generator().manual_seed(1)).bfloat16()
+        assert torch.equal(form(x).flatten(1)[:, order], x) and form(x).shape == (2, *shape)
+
+
+@pytest.fixture(scope="module")
+def single(tiny: Any) -> PipelineDenoiser:
+    """A pipeline that takes one prompt a call."""
+    from diffusers import StableDiffusionPipeline
+
+    class Single(StableDiffusionPipeline):
+        def check_inputs(self, prompt: Any, *args: Any, **options: Any) -> None:
+            if not isinstance(prompt, str):
+                raise ValueError("one prompt, please")
+            super().check_inputs(prompt, *args, **options)
+
+    pipe = tiny.pipeline("sd")
+    return PipelineDenoiser(Single(**pipe.components, requires_safety_checker=False), {"guidance_scale": 3.0})
+
+
+def test_what_takes_one_sample_a_call_is_solved_one_by_one(single: PipelineDenoiser, tiny: Any) -> None:
+    several = PipelineDenoiser(tiny.pipeline("sd"), {"guidance_scale": 3.0})
+    assert single.alone and not several.alone
+    several.network.load_state_dict(single.network.state_dict())
+    x, noise_schedule = initial_noise(0, range(3), single.shape), single.noise_schedule
+    condition = single.encode(PROMPTS)
+    rows = fixed.make("karras", noise_schedule, STEPS) * torch.tensor(
+        [[1.0, 1.0, 1.0], [1.0, 0.9, 1.0], [1.0, 0.8, 1.0]]
+    )
+    for name, times in (("ddim", rows), ("ddim", rows[0]), ("ddpm", rows), ("heun", rows)):
+        solver, found = build_solver(name, noise_schedule), []
+        for denoiser in (single, several):
+            z = times.clone().requires_grad_()
+            noise = noise_for(0, range(3), x) if solver.needs_noise else None
+            solution = integrate(
+                denoiser, solver, z, x, condition=condition, step_noise=noise, keep_trajectory=True
+            )  # fmt: skip
+            found.append((*vars(solution).values(), *torch.autograd.grad(solution.x.square().mean(), z)))
+        for mine, theirs in zip(*found, strict=True):
+            assert mine.shape == theirs.shape and torch.allclose(mine.float(), theirs.float(), rtol=1e-3, atol=1e-3)
+    t = torch.tensor([100.0, 300.0, 900.0]).double()
+    for given in ({"t": t}, {"t": t[0], "model_time": t + 2, "output_scale": t / 500}):
+        assert torch.allclose(single(x, **given, **condition), several(x, **given, **condition), rtol=1e-3, atol=1e-4)
+    assert torch.allclose(single.decode(x, condition), several.decode(x, condition), atol=1e-5)
+    for mine, theirs in zip(
+        single.shown(x, condition)[1].values(), several.shown(x, condition)[1].values(), strict=True
+    ):
+        assert torch.allclose(mine, theirs, atol=1e-5)

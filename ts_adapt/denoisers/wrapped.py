@@ -31,6 +31,7 @@ class Wrapped(Denoiser):
     loop: Loop | None = _inner("loop")
     parts: Mapping[str, nn.Module] = _inner("parts")
     numbered: str | None = _inner("numbered")
+    alone: bool = _inner("alone")
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser

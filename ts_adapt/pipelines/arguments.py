@@ -62,8 +62,9 @@ def numbers_of(condition: Condition, batch: int) -> list[int]:
 class Arguments:
     """The arguments of the calls of `pipe`.
 
-    shared  those of `call` that all samples share
-    folders the pictures of each argument of `call` that names a folder of them
+    shared      those of `call` that all samples share
+    folders     the pictures of each argument of `call` that names a folder of them
+    generators  whether calls are given some: a few do not take them beside starting noise
 
     Raises TsAdaptError for what the pipeline does not take, or the program gives by itself.
     """
@@ -77,6 +78,7 @@ class Arguments:
             if key not in self.takes or key == "self":
                 known = [name for name in self.takes if name not in OURS and name != "self"]
                 raise unknown(f"argument of {self.name}, call.", key, known)
+        self.generators = True
         self.folders = {
             key: picture_files(Path(value).expanduser()) for key, value in call.items() if _is_folder(key, value)
         }
@@ -94,22 +96,37 @@ class Arguments:
         return "prompt" in self.takes
 
     def of(self, condition: Condition, batch: int) -> dict[str, Any]:
-        """The arguments for `batch` samples; one that the condition says nothing of has an empty prompt, class 0."""
-        given, numbers = dict(self.shared), numbers_of(condition, batch)
+        """The arguments for `batch` samples, lists where there are several; one that the condition says nothing of has
+        an empty prompt, class 0, picture 0."""
+        numbers = numbers_of(condition, batch)
+        given = {key: _for_each(value, batch) for key, value in self.shared.items()}
         if self.takes_prompts:
             given["prompt"] = as_texts(condition["prompt"]) if "prompt" in condition else [""] * batch
-            given |= {key: [text] * batch for key, text in given.items() if "prompt" in key and isinstance(text, str)}
+            if batch > 1:
+                given |= {
+                    key: [text] * batch for key, text in given.items() if "prompt" in key and isinstance(text, str)
+                }
+            else:
+                given["prompt"] = given["prompt"][0]
         if "class_labels" in self.takes:
             labels = condition.get("class_labels")
             given["class_labels"] = [0] * batch if labels is None else labels.tolist()
         if "batch_size" in self.takes:
             given["batch_size"] = batch
-        if "generator" in self.takes:
+        if "generator" in self.takes and self.generators:
             own = generators(numbers)
             given["generator"] = own if batch > 1 else own[0]
         for key, files in self.folders.items():
-            given[key] = [read_picture(files[i % len(files)]) for i in numbers]
+            pictures = [read_picture(files[i % len(files)]) for i in numbers]
+            given[key] = pictures if batch > 1 else pictures[0]
         return given
+
+
+def _for_each(value: Any, batch: int) -> Any:
+    """A tensor of one row, such as an embedding, as one for each sample."""
+    if isinstance(value, Tensor) and value.shape[:1] == (1,):
+        return value.repeat(batch, *[1] * (value.ndim - 1))
+    return value
 
 
 def _is_folder(key: str, value: Any) -> bool:

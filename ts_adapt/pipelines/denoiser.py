@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any, Self
 
 import torch
@@ -45,8 +46,10 @@ from ts_adapt.pipelines.draws import OwnDraws, drawn_alike
 from ts_adapt.pipelines.encoders import Encoded
 from ts_adapt.pipelines.ending import Ending
 from ts_adapt.pipelines.networks import By, Recorded, called
+from ts_adapt.pipelines.start import Form, form_of
 from ts_adapt.pipelines.student import Left, Prepared, StudentScheduler
 from ts_adapt.policies import FollowGrid
+from ts_adapt.sampling import condition_rows
 from ts_adapt.schedulers.attach import attach, detach, network_of, networks_of
 from ts_adapt.schedulers.hook import TimeHook
 from ts_adapt.schedulers.plan import Plan, Source
@@ -64,6 +67,7 @@ class PipelineDenoiser(Denoiser):
              one that takes pictures names a folder of them
     noise_schedule, prediction, scheduler_config    those of its scheduler
     shape    of a sample in the form in which the pipeline's loop has it: packed tokens, five dimensions for video
+    alone    whether the pipeline takes one sample a call, as it may with pictures or films
 
     A condition holds what each sample has of its own (`arguments`). The pipeline itself stays as it is but for its
     networks, which are put in evaluation mode and frozen. `evaluations` counts steps: whatever a step of the pipeline
@@ -104,6 +108,7 @@ class PipelineDenoiser(Denoiser):
         self._solver = build_solver("ddim", self.noise_schedule)
         self.tells, self._cannot_tell = True, ""
         self._draws = self._draws_freely = True
+        self._form: Form | None = None
         try:
             try:
                 self._student, self._hook = self._attached()
@@ -150,6 +155,17 @@ class PipelineDenoiser(Denoiser):
     ) -> Tensor:
         """x0 `(B, ...)` by one step of the pipeline; see `interfaces.Denoiser`."""
         t = as_node_times(t)
+        if self.alone and len(x_t) > 1:
+            told = {"t": t, "model_time": model_time, "output_scale": output_scale}
+            each = [
+                self(
+                    x_t[row],
+                    **{key: value[row] if value is not None and value.ndim else value for key, value in told.items()},
+                    **condition_rows(condition, row),
+                )
+                for row in _single(x_t)
+            ]  # fmt: skip
+            return torch.cat(each)
         found: list[Tensor] = []
 
         def keep(policy: StepPolicy, solver: Solver, x_t: Tensor, x0: Tensor, *_: Any) -> Any:
@@ -195,6 +211,10 @@ class PipelineDenoiser(Denoiser):
         """What a policy is shown of `x`, without a run of the network; TsAdaptError where it is shown nothing."""
         if not self.tells:
             raise TsAdaptError(self._cannot_tell)
+        if self.alone and len(x) > 1:
+            each = [self.shown(x[row], condition_rows(condition, row)) for row in _single(x)]
+            told = {key: torch.cat([of[key] for _, of in each]) for key in each[0][1]}
+            return torch.cat([seen for seen, _ in each]), told
         policy = _Shown(as_node_times(self.noise_schedule.t_max))
         with torch.no_grad():
             self._run(x, condition, policy, self._solver, _leave, by=self._recorded.silent)
@@ -216,15 +236,18 @@ class PipelineDenoiser(Denoiser):
                 "the condition of the states, with their `number`"
             )
 
+        if self.alone and len(x) > 1:
+            return torch.cat([self.decode(x[row], condition_rows(condition or {}, row)) for row in _single(x)])
+
         def run(x: Tensor) -> Any:
-            given = {key: value[: len(x)] for key, value in (condition or {}).items()}
+            given = condition_rows(condition or {}, slice(len(x)))
 
             def end(*_: Any) -> Any:
                 return x, Node(1, 1, as_node_times(self.noise_schedule.t_min)), None, None
 
             return self._run(
                 x.detach(), given, _At(Node(0, 1, as_node_times(self.noise_schedule.t_max))), self._solver, end,
-                by=self._recorded.silent, leave=False, output="pt",
+                by=self._recorded.silent, leave=False,
             )  # fmt: skip
 
         return self._ending.pictures(x, run)
@@ -239,21 +262,21 @@ class PipelineDenoiser(Denoiser):
 
     def _run(
         self, x: Tensor | None, condition: Condition, policy: StepPolicy, solver: Solver, advance: Advance, *,
-        by: By | None = None, leave: bool = True, output: str = "latent", draws: OwnDraws | None = None,
+        by: By | None = None, leave: bool = True, draws: OwnDraws | None = None,
     ) -> Any:  # fmt: skip
         """One call of the pipeline that starts from `x`; None: from noise that it draws, for one sample.
 
-        leave   the loop at its last step; else what the call returns is returned
-        output  in what form that is
-        draws   what is told of what it draws
+        leave  the loop at its last step; else what the call returns is returned
+        draws  what is told of what it draws
         """
         batch, takes = 1 if x is None else len(x), self.arguments.takes
         plan = self._plan(policy, batch)
         start = None if "latents" in takes else x
         asked = ASKED_FOR_ONE if isinstance(policy, _At) else plan.steps
         self._student.prepare(Prepared(plan, solver, advance, start, leave, asked))
+        noise = x if x is None else x.clone() if self._form is None else self._form(x)  # some loops write into it
         ours = {
-            "num_inference_steps": asked, "latents": x, "output_type": output, "return_dict": False,
+            "num_inference_steps": asked, "latents": noise, "output_type": "pt", "return_dict": False,
         }  # fmt: skip
         given = {key: value for key, value in ours.items() if key in takes and value is not None}
         arguments = {**self.arguments.of(condition, batch), **given}
@@ -345,24 +368,41 @@ class PipelineDenoiser(Denoiser):
 
         name, at = self.arguments.name, _At(Node(0, 1, as_node_times(self.noise_schedule.t_max)))
         with torch.inference_mode(False), torch.no_grad():
-            self._run(None, {}, at, self._solver, keep, by=self._recorded.listen)
+            draws = OwnDraws([0])
+            self._run(None, {}, at, self._solver, keep, by=self._recorded.listen, draws=draws)
             first = seen.pop()
             shape, device = tuple(first.shape[1:]), first.device
-            given = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).to(device)
-            draws = OwnDraws([0, 0])
-            try:
-                self._run(given, {}, at, self._solver, keep, by=look, draws=draws)
-            except TsAdaptError as error:
-                raise TsAdaptError(
-                    f"{name} takes no starting noise of two samples of shape {shape}: {error}"
-                ) from error
-        self._draws = draws.count > (0 if "latents" in self.arguments.takes else given.numel())
-        self._draws_freely = draws.free
-        begun = [seen[-1]] if "latents" in self.arguments.takes else seen[0].split(2)
-        if not all(torch.equal(x, given.to(x)) for x in begun):
+            drawn = [tuple(one[1:]) for one in draws.shapes if one.numel() == first.numel() and len(one) > 1]
+            noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).to(device)
+
+            def begun(given: Tensor) -> Tensor:
+                self._run(given.to(device), {}, at, self._solver, keep, by=self._recorded.silent)
+                return seen.pop()
+
+            reason: TsAdaptError | None = None
+            for generators, count, packed in product((True, False), (2, 1), (False, True)):
+                if packed and (not drawn or drawn[-1] == shape):
+                    continue
+                self.arguments.generators = generators
+                given, draws, self.alone, self._form = noise[:count], OwnDraws([0] * count), count == 1, None
+                seen.clear()
+                try:
+                    self._form = form_of(drawn[-1], begun) if packed else None
+                    self._run(given, {}, at, self._solver, keep, by=look, draws=draws)
+                    break
+                except TsAdaptError as error:
+                    reason = reason or error
+            else:
+                raise TsAdaptError(f"{name} takes no starting noise of shape {shape}: {reason}") from reason
+        beside = 0 if "latents" in self.arguments.takes else given.numel()
+        self._draws, self._draws_freely = sum(one.numel() for one in draws.shapes) > beside, draws.free
+        met = [seen[-1]]
+        if "latents" not in self.arguments.takes:
+            met = [part[:, : given.shape[1]] for part in seen[0].split(len(given))]
+        if not all(torch.equal(x, given.to(x)) for x in met):
             raise TsAdaptError(f"{name} does not begin with the noise that it is given; no sample can be given its own")
         shown = seen[0]
-        if len(shown) > 1 and all(torch.equal(row, shown[0]) for row in shown[1:]):
+        if not self.alone and len(shown) > 1 and all(torch.equal(row, shown[0]) for row in shown[1:]):
             raise TsAdaptError(f"the network of {name} is shown the same of different states; nothing can be learned")
         return shape
 
@@ -396,6 +436,11 @@ class _Shown(_At):
     def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
         self.seen = x_T, condition
         raise Left
+
+
+def _single(x: Tensor) -> list[slice]:
+    """Each row of `x`."""
+    return [slice(i, i + 1) for i in range(len(x))]
 
 
 def _shared(policy: Any) -> bool:

@@ -36,20 +36,20 @@ def drawn_alike() -> Iterator[None]:
 class OwnDraws(TorchFunctionMode):
     """Within the block what is drawn without a generator is the samples' own, by their `numbers`.
 
-    count  how many numbers were drawn, by generators or without
-    free   whether some were drawn without
+    shapes  of what was drawn, by generators or without
+    free    whether some was drawn without
     """
 
     def __init__(self, numbers: Sequence[int]) -> None:
         super().__init__()
         self.streams = generators(numbers)
-        self.count, self.free = 0, False
+        self.shapes, self.free = list[torch.Size](), False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         drawn = function(*args, **(kwargs or {}))
         if function not in DRAWN:
             return drawn
-        self.count += drawn.numel()
+        self.shapes.append(drawn.shape)
         if (kwargs or {}).get("generator") is not None:
             return drawn
         self.free, several = True, len(self.streams)

@@ -109,4 +109,6 @@ def _with_rows(answer: Any, then: int, rows: int) -> Any:
         return [answer[0]] * rows
     if isinstance(answer, tuple):
         return tuple(_with_rows(value, then, rows) for value in answer)
+    if isinstance(answer, dict) and type(answer) is not dict:
+        return type(answer)(**{key: _with_rows(value, then, rows) for key, value in answer.items()})
     return changed(answer, lambda value: value[:1].expand(rows, *value.shape[1:]).clone())

@@ -86,11 +86,13 @@ class StudentScheduler(LearnedScheduler):
         self.run = Run(plan, self.timesteps, solver, self.prediction, begin, clips, advance)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample itself; at the start what the run begins with, as often as the pipeline has its samples."""
+        """The sample itself; at the start what the run begins with, as often as the pipeline has its samples, before
+        the channels that it has beside them."""
         start = None if self._prepared is None else self._prepared.start
         if start is None or self.run is None or self.run.done:
             return sample
-        return torch.cat([start.to(sample)] * max(1, len(sample) // len(start)))
+        begun = torch.cat([start.to(sample)] * max(1, len(sample) // len(start)))
+        return torch.cat([begun, sample[:, begun.shape[1] :]], 1) if begun.ndim > 1 else begun
 
     def step(
         self,

@@ -5,7 +5,7 @@ L_b(grid) = distance(decode(student_b(grid)), decode(teacher_b))          studen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ts_adapt.distances import towards
 from ts_adapt.interfaces import DERIVATIVE_WIDTH, Denoiser, Distance, Solver, StepPolicy, TimeGrid
-from ts_adapt.sampling import Solution, integrate, noise_for
+from ts_adapt.sampling import Solution, condition_rows, integrate, noise_for
 
 AUTO = "auto"
 
@@ -36,17 +36,6 @@ class Batch:
 
     def split(self, size: int) -> list[Batch]:
         return [self.rows(slice(i, i + size)) for i in range(0, len(self), size)]
-
-
-def condition_rows(condition: Mapping[str, Any], rows: slice | Tensor) -> dict[str, Any]:
-    """The condition of some samples: every tensor in it, nested ones included, has a row for each sample."""
-
-    def pick(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return condition_rows(value, rows)
-        return value[rows] if isinstance(value, Tensor) else value
-
-    return {key: pick(value) for key, value in condition.items()}
 
 
 @dataclass(frozen=True)
