@@ -130,18 +130,24 @@ def test_a_pipeline_is_given_all_its_cachers_at_once(tiny: Any) -> None:
         assert torch.equal(images(pipe), expected)
 
 
+@pytest.mark.parametrize("schedule", [False, True])
 @pytest.mark.parametrize("views", [False, True])
 @torch.no_grad()
-def test_a_loop_with_several_calls_a_step_is_refused(views: bool, tiny: Any) -> None:
+def test_a_loop_with_several_calls_a_step_is_refused(views: bool, schedule: bool, tiny: Any) -> None:
     """Each with a step of its own, as views of a panorama have, or one for both."""
     pipe = tiny.pipeline("ddpm")
+    if schedule:
+        attach(pipe, LearnedScheduler.from_grid("karras", "ddim", pipe.scheduler.config))
     x = torch.zeros(ROWS, 1, 8, 8)
     with attached(pipe, DeepCache(2)):
         pipe.scheduler.set_timesteps(STEPS)
+        state = copy.deepcopy(vars(pipe.scheduler))
         t = pipe.scheduler.timesteps[0]
         eps = pipe.unet(x, t).sample
         if views:
             pipe.scheduler.step(eps, t, x)
+            if schedule:
+                vars(pipe.scheduler).update(state)  # as a panorama does
         with pytest.raises(TsAdaptError, match="DDPMPipeline calls its network several times a step"):
             pipe.unet(x, t)
         assert images(pipe).isfinite().all()

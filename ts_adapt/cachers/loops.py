@@ -112,10 +112,7 @@ class _Loop:
                 part.begin(-(-self.total // order), len(x) // self._copies(x))
         if self.done < self.total:
             if any(isinstance(part, Cacher) and part.once_a_step for part in parts) and self._again(t):
-                raise TsAdaptError(
-                    f"the loop of {type(self.pipe).__name__} calls its network several times a step, which a cacher "
-                    "takes for one; leave it out"
-                )
+                raise several_calls(self.pipe)
             self.called = True
             for part in parts:
                 part.at(self.done // order)
@@ -158,6 +155,14 @@ class _Loop:
         if not hasattr(self.pipe, ATTACHMENT):
             for part in step_aware_parts(self.network):
                 part.end()
+
+
+def several_calls(pipe: Any) -> TsAdaptError:
+    """What a cacher says that takes the calls of a step for one."""
+    return TsAdaptError(
+        f"the loop of {type(pipe).__name__} calls its network several times a step, which a cacher takes for one; "
+        "leave it out"
+    )
 
 
 def _one(t: Any) -> Tensor:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ts_adapt.cachers.cacher import Cacher
+from ts_adapt.cachers.loops import several_calls
 from ts_adapt.denoisers.network import TIMES, argument_names, stacked, step_aware_parts, time_argument
 from ts_adapt.interfaces import StepAware
 from ts_adapt.schedulers.run import Run, Shown
@@ -50,6 +52,7 @@ class TimeHook:
         self.null_class, self.channels = (getattr(config, key, None) for key in ("num_embeds_ada_norm", "in_channels"))
         self.divisor = 1
         self._begun: tuple[int, int, int] | None = None
+        self._told: tuple[int, int] | None = None
 
     @property
     def run(self) -> Run | None:
@@ -118,7 +121,13 @@ class TimeHook:
         return next((copies for copies in COPIES if shown.has_copies(copies)), 1)
 
     def _tell_step(self, parts: tuple[StepAware, ...], run: Run, x: Tensor, given: dict[str, Any]) -> None:
-        """Tell `parts` where the run is; they begin anew should the first step have shown another batch."""
+        """Tell `parts` where the run is; they begin anew should the first step have shown another batch.
+
+        Raises TsAdaptError for a second call in a step that a cacher takes for one.
+        """
+        before, self._told = self._told, (run.number, run.done)
+        if self._told == before and any(isinstance(part, Cacher) and part.once_a_step for part in parts):
+            raise several_calls(self.pipe)
         batch = run.batch or x.shape[0] // self._copies(run, self._shown(x, given))
         if self._begun != (run.number, run.begin, batch):
             self._begun = run.number, run.begin, batch
