@@ -17,7 +17,7 @@ from typing import Any
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusers_zoo.sizes import IF, MOTION, TEXT_OR_IMAGE, XL
-from diffusers_zoo.stand_ins import SIZE, WIDTH, picture
+from diffusers_zoo.stand_ins import SIZE, WIDTH, ImageEncoder, picture
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 NOT_ONE = ("DiffusionPipeline",)
@@ -64,6 +64,15 @@ IF_LARGER = {
 NEEDED = {"needed": True}
 
 
+def vocoder() -> Any:
+    from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+
+    return SpeechT5HifiGan(SpeechT5HifiGanConfig(
+        model_in_dim=32, sampling_rate=64, upsample_initial_channel=8, upsample_rates=[2], upsample_kernel_sizes=[4],
+        resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]],
+    ))  # fmt: skip
+
+
 def plain_flow() -> Any:
     return FlowMatchEulerDiscreteScheduler()
 
@@ -84,7 +93,28 @@ ATTENTION_FIRST = {
 }  # fmt: skip
 EDIT = '{"edit_instruction": "a red cat", "short_description": "a cat"}'
 
+SOUND = {
+    "sizes": {
+        "unet": {
+            "class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": WIDTH,
+            "class_embeddings_concat": True, "cross_attention_dim": (8, 16),
+        },
+        "vae": {"in_channels": 1, "out_channels": 1},
+    },
+    "given": {"vocoder": vocoder}, "leave": ("height",), "call": {"audio_length_in_s": 0.25},
+}  # fmt: skip
+
 OTHERS: dict[str, dict[str, Any]] = {
+    "AudioLDMPipeline": SOUND,
+    "HunyuanVideoImageToVideoPipeline": {
+        "sizes": {"transformer": {"in_channels": 9, "image_condition_type": "latent_concat"}},
+    },
+    "Krea2Pipeline": {"given": {"text_encoder_select_layers": (0, 1, 2)}},
+    "StableDiffusionXLControlNetUnionPipeline": {"sizes": {"unet": XL}, "call": {"control_mode": [0]}},
+    "StableDiffusionXLControlNetXSPipeline": {
+        "sizes": {"unet": XL, "controlnet": {"cross_attention_dim": 2 * WIDTH}},
+    },
+    "StableUnCLIPImg2ImgPipeline": {"sizes": {"image_encoder": {"needed": True}}, "leave": ("image_embeds",)},
     "AnimateDiffSDXLPipeline": {"sizes": {"unet": XL, "motion_adapter": {**MOTION, "use_motion_mid_block": False}}},
     "BriaFiboEditPipeline": {"call": {"prompt": EDIT}},
     "CogVideoXFunControlPipeline": {"sizes": {"transformer": {"in_channels": 8}}},
@@ -135,10 +165,11 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "StableDiffusionAttendAndExcitePipeline": {"call": {"token_indices": [1], "max_iter_to_alter": 1}},
     "StableDiffusionAdapterPipeline": {"sizes": {"unet": ATTENTION_FIRST}},
-    "StableDiffusionXLAdapterPipeline": {
-        "sizes": {"unet": {**XL, **ATTENTION_FIRST}, "adapter": {"adapter_type": "full_adapter_xl"}},
+    "StableDiffusionXLAdapterPipeline": {"sizes": {"unet": {**XL, **ATTENTION_FIRST}}},
+    "StableDiffusionGLIGENPipeline": {
+        "sizes": {"unet": {"attention_type": "gated"}},
+        "call": {"gligen_phrases": ["a cat"], "gligen_boxes": [[0.1, 0.2, 0.6, 0.7]]},
     },
-    "StableDiffusionGLIGENPipeline": {"call": {"gligen_phrases": ["a cat"], "gligen_boxes": [[0.1, 0.2, 0.6, 0.7]]}},
     "StableVideoDiffusionPipeline": {"sizes": {"image_encoder": NEEDED, "feature_extractor": NEEDED}},
     **each(("KandinskyPriorPipeline", "KandinskyV22PriorPipeline", "KandinskyV22PriorEmb2EmbPipeline"), {}),
     **each(("HunyuanDiTPipeline", "HunyuanDiTControlNetPipeline", "HunyuanDiTPAGPipeline"), {
@@ -170,9 +201,10 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "LDMTextToImagePipeline": {"sizes": {"unet": {"class": "UNet2DConditionModel"}}},
     **each(("PRXPipeline", "PRXPixelPipeline"), {"call": {"use_resolution_binning": False}}),
-    **each(("QwenImageEditPipeline", "QwenImageEditInpaintPipeline", "QwenImageEditPlusPipeline",
-                     "QwenImageLayeredPipeline"),
+    **each(("QwenImageEditPipeline", "QwenImageEditInpaintPipeline"),
            {"module": {"calculate_dimensions": lambda *area: (SIZE, SIZE, None)}}),
+    **each(("QwenImageEditPlusPipeline", "QwenImageLayeredPipeline"),
+           {"module": {"calculate_dimensions": lambda *area: (SIZE, SIZE)}}),
     **each(("MarigoldDepthPipeline", "MarigoldNormalsPipeline"), {
         "sizes": {"unet": {"in_channels": 8}}, "call": {"processing_resolution": 32, "output_type": "pt"},
     }),
@@ -194,7 +226,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "StableAudioPipeline": {"leave": ("height",), "call": {"audio_end_in_s": 1.0}, "scheduler": betas},
     "WanImageToVideoPipeline": {"sizes": {"transformer": {"in_channels": 36}}, "leave": ("image_embeds",)},
     "WanAnimatePipeline": {"leave": ("image_embeds",)},
-    "ZImageOmniPipeline": {"leave": ("image",)},
+    "ZImageOmniPipeline": {"leave": ("image",), "given": {"siglip": ImageEncoder}},
 }  # fmt: skip
 
 

@@ -373,11 +373,35 @@ SIZES: dict[str, dict[str, Any]] = {
         "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": WIDTH, "axes_dims": (8, 4, 4),
         "axes_lens": (64, 32, 32),
     },
+    "BriaFibo2Transformer2DModel": {
+        "in_channels": 4, "patch_size": 2, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2,
+        "cap_feat_dim": 3 * WIDTH, "injection_layer_ids": (0,), "perceiver_num_layers": 1, "min_num_gist_tokens": 4,
+        "max_num_gist_tokens": 8, "gist_step": 4, "gist_min_text_len": 8, "gist_max_text_len": 16,
+        "axes_dims": (8, 4, 4), "axes_lens": (64, 32, 32),
+    },
+    "ErnieImageTransformer2DModel": {
+        "hidden_size": 16, "num_attention_heads": 2, "num_layers": 1, "ffn_hidden_size": 16, "in_channels": 16,
+        "out_channels": 16, "text_in_dim": WIDTH, "rope_axes_dim": (4, 2, 2),
+    },
+    "Ideogram4Transformer2DModel": {
+        "in_channels": 16, "num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2, "intermediate_size": 16,
+        "adaln_dim": 8, "llm_features_dim": 13 * WIDTH, "mrope_section": (4, 2, 2),
+    },
     # networks beside them
     "ControlNetModel": {
         "block_out_channels": (8, 16), "layers_per_block": 1, "in_channels": 4, "down_block_types": DOWN,
         "conditioning_embedding_out_channels": (4, 8), "cross_attention_dim": WIDTH, "attention_head_dim": 2,
         "norm_num_groups": 4,
+    },
+    "ControlNetUnionModel": {
+        **XL, "block_out_channels": (8, 16), "layers_per_block": 1, "down_block_types": DOWN, "norm_num_groups": 4,
+        "conditioning_embedding_out_channels": (4, 8), "attention_head_dim": 2, "num_trans_channel": 8,
+        "num_trans_head": 2, "num_proj_channel": 8,
+    },
+    "ControlNetXSAdapter": {
+        "conditioning_embedding_out_channels": (4, 8), "num_attention_heads": 2, "block_out_channels": (4, 8),
+        "base_block_out_channels": (8, 16), "cross_attention_dim": WIDTH, "down_block_types": DOWN, "sample_size": 16,
+        "max_norm_num_groups": 4, "use_linear_projection": False, "learn_time_embedding": True,
     },
     "FluxControlNetModel": FLUX,
     "HunyuanDiT2DControlNetModel": {**HUNYUAN_DIT, "transformer_num_layers": 2},

@@ -42,6 +42,12 @@ class Prepared:
     leave: bool = True
     asked: int = 1
 
+    def __deepcopy__(self, memo: Any) -> Prepared:
+        raise TsAdaptError(
+            "the loop runs copies of its scheduler, each with steps of its own, and what is learned is a single solve; "
+            "learn on a pipeline without views or sound, and attach the schedule"
+        )
+
 
 class StudentScheduler(LearnedScheduler):
     """See the module's head; one run at a time."""
