@@ -189,7 +189,7 @@ def ltx() -> Any:
 
 SMALL = {"height": 16, "width": 16}
 FAMILIES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
-    "sd15": (tiny.stable_diffusion, {"guidance_scale": 3.0, "negative_prompt": "bad"}),
+    "sd15": (tiny.stable_diffusion, {"guidance_scale": 3.0, "negative_prompt": "bad", **SMALL}),
     "sdxl": (stable_diffusion_xl, {"guidance_scale": 3.0, "negative_prompt": "bad", **SMALL}),
     "sd35": (stable_diffusion_3, {"guidance_scale": 3.0, "max_sequence_length": TOKENS, **SMALL}),
     "flux": (flux, {"guidance_scale": 3.5, "max_sequence_length": TOKENS, **SMALL}),
