@@ -111,9 +111,12 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "Krea2Pipeline": {"given": {"text_encoder_select_layers": (0, 1, 2)}},
     "StableDiffusionXLControlNetUnionPipeline": {"sizes": {"unet": XL}, "call": {"control_mode": [0]}},
+    "StableDiffusionControlNetXSPipeline": {"sizes": {"unet": {"layers_per_block": 2}}},
     "StableDiffusionXLControlNetXSPipeline": {
-        "sizes": {"unet": XL, "controlnet": {"cross_attention_dim": 2 * WIDTH}},
+        "sizes": {"unet": {**XL, "layers_per_block": 2}, "controlnet": {"cross_attention_dim": 2 * WIDTH}},
     },
+    "BriaFibo2Pipeline": {"leave": ("image",)},
+    "Ideogram4Pipeline": {"call": {"guidance_schedule": None, "guidance_scale": 5.0, "max_sequence_length": 64}},
     "StableUnCLIPImg2ImgPipeline": {"sizes": {"image_encoder": {"needed": True}}, "leave": ("image_embeds",)},
     "AnimateDiffSDXLPipeline": {"sizes": {"unet": XL, "motion_adapter": {**MOTION, "use_motion_mid_block": False}}},
     "BriaFiboEditPipeline": {"call": {"prompt": EDIT}},

@@ -377,7 +377,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "in_channels": 4, "patch_size": 2, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2,
         "cap_feat_dim": 3 * WIDTH, "injection_layer_ids": (0,), "perceiver_num_layers": 1, "min_num_gist_tokens": 4,
         "max_num_gist_tokens": 8, "gist_step": 4, "gist_min_text_len": 8, "gist_max_text_len": 16,
-        "axes_dims": (8, 4, 4), "axes_lens": (64, 32, 32),
+        "axes_dims": (8, 4, 4), "axes_lens": (256, 64, 64),
     },
     "ErnieImageTransformer2DModel": {
         "hidden_size": 16, "num_attention_heads": 2, "num_layers": 1, "ffn_hidden_size": 16, "in_channels": 16,

@@ -69,6 +69,8 @@ class Tokenizer:
             found |= {"pixel_values": torch.zeros(len(ids), 3, 16, 16), "image_grid_thw": torch.tensor([[1, 4, 4]])}
         if options.get("return_tensors") != "pt":
             found = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in found.items()}
+            if isinstance(text, str):
+                found = {name: value[0] for name, value in found.items()}
         return Batch(found)
 
     def apply_chat_template(self, messages: Any, tokenize: bool = True, **options: Any) -> Any:
@@ -114,6 +116,7 @@ class Encoder(nn.Module):
             "hidden_size": width, "d_model": width, "num_hidden_layers": layers, "projection_dim": width,
             "max_position_embeddings": LENGTH, "vocab_size": VOCABULARY, "use_attention_mask": False, "image_size": 16,
             "patch_size": 4, "_name_or_path": "", "model_type": "stand-in", "image_token_id": 3, "image_token_index": 3,
+            "pad_token_id": PAD,
         }  # fmt: skip
         self.final_layer_norm = nn.Identity()
         self.config = SimpleNamespace(**sizes, text_config=SimpleNamespace(**sizes), to_dict=lambda: sizes)

@@ -45,7 +45,7 @@ from ts_adapt.pipelines.arguments import Arguments, as_bytes, numbers_of
 from ts_adapt.pipelines.draws import OwnDraws, drawn_alike
 from ts_adapt.pipelines.encoders import Encoded
 from ts_adapt.pipelines.ending import Ending
-from ts_adapt.pipelines.networks import By, Recorded, called
+from ts_adapt.pipelines.networks import By, Recorded, called, tensors_in
 from ts_adapt.pipelines.start import Form, form_of
 from ts_adapt.pipelines.student import Left, Prepared, StudentScheduler
 from ts_adapt.policies import FollowGrid
@@ -401,8 +401,8 @@ class PipelineDenoiser(Denoiser):
             met = [part[:, : given.shape[1]] for part in seen[0].split(len(given))]
         if not all(torch.equal(x, given.to(x)) for x in met):
             raise TsAdaptError(f"{name} does not begin with the noise that it is given; no sample can be given its own")
-        shown = seen[0]
-        if not self.alone and len(shown) > 1 and all(torch.equal(row, shown[0]) for row in shown[1:]):
+        shown = [tensors_in(row)[0] for row in seen[0]]
+        if not self.alone and all(torch.equal(row, shown[0]) for row in shown):
             raise TsAdaptError(f"the network of {name} is shown the same of different states; nothing can be learned")
         return shape
 
