@@ -9,6 +9,7 @@ import pytest
 from ts_adapt.config import Config
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.options import Between, hints_of
+from ts_adapt.storage.files import differing
 
 
 def with_option(option: str, value: object) -> Config:
@@ -77,3 +78,12 @@ def test_an_empty_or_repeating_nfe_is_refused() -> None:
     for values in ([], [3, 3]):
         with pytest.raises(TsAdaptError, match="option nfe "):
             Config(nfe=values).validate()
+
+
+def test_what_was_trained_before_there_was_dropout_is_that_without() -> None:
+    made = Config().made_with("recursive")
+    del made["train"]["dropout"]
+    assert differing(made, Config().made_with("recursive")) == []
+    dropped = with_option("train.dropout", 0.25).made_with("recursive")
+    assert differing(made, dropped) == ["train.dropout (None, now 0.25)"]
+    assert differing(dropped, Config().made_with("recursive")) == ["train.dropout (0.25, now None)"]

@@ -215,6 +215,7 @@ class Config:
             options += ["calibration"] if quantizing is not None and quantizing.method.needs_calls else []
             options += ["qat"] if quantizing is not None and quantizing.method.needs_training else []
         found = {name: value for name, value in asdict(self).items() if name in options}
+        found |= {"train": self.train.record} if "train" in found else {}
         found.get("blackbox", {}).pop("storage", None)
         found.get("qat", {}).pop("checkpoint_every", None)
         for group in ("static", "per_sample"):

@@ -17,14 +17,14 @@ from ts_adapt.noise import RectifiedFlow
 from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.predictors.losses import Labelled, regression
 from ts_adapt.predictors.one_shot import OneShot
-from ts_adapt.predictors.phases import TrainOptions
+from ts_adapt.predictors.phases import TrainOptions, kept_of
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.training import train_predictor
 from ts_adapt.sampling import initial_noise
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
 from ts_adapt.solvers import DDIM
-from ts_adapt.storage.files import write_tensors
+from ts_adapt.storage.files import read_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,42 @@ def test_nothing_to_predict_in_one_step_without_corrections(problem, tmp_path):
     predictor = build(Recursive, noise_schedule, 1, corrections=["coefficients"])
     options = TrainOptions(epochs=20, lr=1e-2, batch_size=8)
     assert train_predictor(predictor, objective, batch, batch, options, tmp_path, progress=False).gain > 0
+
+
+@pytest.mark.parametrize("loss", ["labels", "end_to_end"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_is_of_training_alone_and_none_at_zero(kind, loss, problem, labelled, tmp_path):
+    objective, batch = problem
+    met: list[tuple[bool, bool]] = []
+
+    def trained(folder, **options):
+        predictor = build(kind, objective.denoiser.noise_schedule)
+        predictor.encoder.register_forward_hook(
+            lambda encoder, args, out: met.append((out.requires_grad, encoder.kept is not None))
+        )
+        options = TrainOptions(loss=loss, epochs=1, label_epochs=1, validate_every=1, batch_size=12, lr=1e-3, **options)
+        training = {"labels": {STEPS: labelled}, "checkpoint": tmp_path / folder / "state.safetensors"}
+        train_predictor(
+            predictor, objective, batch, batch.rows(slice(0, 12)), options, tmp_path, progress=False, **training
+        )
+        assert predictor.encoder.kept is None
+        return read_tensors(training["checkpoint"])
+
+    none, zero = trained("none"), trained("zero", dropout=0.0)
+    assert {dropped for _, dropped in met} == {False}
+    met.clear()
+    half, again = trained("half", dropout=0.5), trained("again", dropout=0.5)
+    assert {(True, True), (False, False)} == set(met), "with gradients, and only with them, features are dropped"
+    for key, value in none.items():
+        assert torch.equal(value, zero[key]) and torch.equal(half[key], again[key])
+    assert any(not torch.equal(none[key], half[key]) for key in none)
+
+
+def test_what_is_kept_has_the_mean_of_all_and_each_sample_its_own():
+    kept = kept_of(0.25, 400, 200, torch.Generator().manual_seed(0))
+    assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert float(kept.mean()) == pytest.approx(1, abs=0.01) and len(kept.unique(dim=0)) == 400
+    assert kept_of(0.0, 4, 4, torch.Generator()) is None
 
 
 def test_unknown_loss_and_missing_labels_are_refused(problem, tmp_path):

@@ -1,18 +1,20 @@
 """The small network that both predictors share: a picture and the place it is from in, a few numbers out.
 
-    h = silu(dense(conv(... silu(conv((picture - m_p) / s_p) + e_p)))) + condition        f = 10 b_p + W_p h
+    h = silu(dense(conv(... silu(conv((picture - m_p) / s_p) + e_p)))) + condition        f = 10 b_p + W_p (k h)
 
 A place p is where it is asked: a step i of a solve of N steps. The convolutions and the dense layer are shared by all
 places, whatever their N; e_p, W_p and b_p are each place's own. m_p and s_p are the mean and the standard deviation of
 every pixel there, measured before training: x0 at high noise is the same grey picture for every sample but for a few
 thousandths, and these carry all there is to know. Strided convolutions halve the picture until it is at most 4x4. b_p,
 what all samples share, learns ten times as fast as the rest. b and W start at zero: an untrained predictor corrects
-nothing.
+nothing. k is 1 but in a training with dropout, where it is drawn for each sample and stays for all of its solve: a number
+of h is 0 with the probability p, else 1 / (1 - p) times itself (Gal & Ghahramani 2016).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,6 +54,16 @@ class Encoder(nn.Module):
         self.text = nn.Linear(text, hidden) if text else None
         self.weight = nn.Parameter(torch.zeros(places, hidden, outputs))
         self.bias = nn.Parameter(torch.zeros(places, outputs))
+        self.kept: Tensor | None = None
+
+    @contextmanager
+    def dropping(self, kept: Tensor | None) -> Iterator[None]:
+        """While the block runs, k is `kept` `(B, hidden)`; None: 1."""
+        self.kept = kept
+        try:
+            yield
+        finally:
+            self.kept = None
 
     @torch.no_grad()
     def standardise(self, place: int, pictures: Tensor) -> None:
@@ -85,6 +97,7 @@ class Encoder(nn.Module):
             if prompts is not None:
                 features = features + self.text(prompts.to(features.dtype).mean(1))
         features = nn.functional.silu(features)
+        features = features if self.kept is None else self.kept * features
         seen: Tensor = features @ self.weight[place]
         return seen + BIAS_RATE * self.bias[place]
 

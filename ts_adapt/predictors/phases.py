@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -59,7 +59,14 @@ class TrainOptions:
     """Epochs over the labels between two validations; end to end validates at every epoch."""
     width: Annotated[int, Between(1, 1024)] = 24
     hidden: Annotated[int, Between(1, 8192)] = 128
+    dropout: Annotated[float, Between(0, 0.9)] = 0.0
+    """Share of the hidden features that a sample is trained without, drawn anew for each of its solves."""
     seed: Seed = 0
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The options as what they make keeps them, where no dropout is none given."""
+        return {**asdict(self), "dropout": self.dropout or None}
 
     @property
     def validating(self) -> int:
@@ -130,6 +137,13 @@ def batches_of(samples: Mapping[int, int], size: int, generator: torch.Generator
         here = [steps for steps, parts in batches.items() if turn < len(parts)]
         for place in torch.randperm(len(here), generator=generator).tolist():
             yield here[place], batches[here[place]][turn]
+
+
+def kept_of(share: float, rows: int, width: int, generator: torch.Generator) -> Tensor | None:
+    """What dropout multiplies `(rows, width)` features by, 0 for a `share` of them; None where nothing is dropped."""
+    if not share:
+        return None
+    return (torch.rand(rows, width, generator=generator) >= share) / (1 - share)
 
 
 def rate(step: int, steps: int) -> float:

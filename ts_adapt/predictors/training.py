@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.predictors.diagnosis import draw, predicted, spread
 from ts_adapt.predictors.losses import Labelled, states_along
 from ts_adapt.predictors.one_shot import OneShot
-from ts_adapt.predictors.phases import Phase, TrainOptions, batches_of, phases_of, rate, warming_average
+from ts_adapt.predictors.phases import Phase, TrainOptions, batches_of, kept_of, phases_of, rate, warming_average
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.sampling import generator_for
 from ts_adapt.search.derivative import Agreement, trusted
@@ -98,7 +98,7 @@ def train_predictor(
             "labels teach times, no distribution; set train.loss to end_to_end, or train.distribution to 0"
         )
     phases_of(options, predictor, dict.fromkeys(predictor.learned, objective), train, labels)  # refuses at once
-    about = {"predictor": predictor.kind, "network": predictor.options, "options": asdict(options)}
+    about = {"predictor": predictor.kind, "network": predictor.options, "options": options.record}
     kept = Checkpoint(checkpoint, {**about, "static": predictor.static_times.tolist()})
     training = _Training(predictor, objective, train, validation, options, folder, kept, real)
     phases = phases_of(options, predictor, training.objectives, train, labels)
@@ -190,10 +190,11 @@ class _Training:
                 for group in optimizer.param_groups:
                     group["lr"] = phase.lr * rate(done, steps)
                 optimizer.zero_grad()
-                own = share(rows)
+                own, kept = share(rows), kept_of(options.dropout, len(rows), predictor.options["hidden"], generator)
                 if len(own):
-                    loss = loss_of(number, own)
-                    loss.backward()
+                    with predictor.encoder.dropping(None if kept is None else share(kept).to(self.validation.x_T.device)):
+                        loss = loss_of(number, own)
+                        loss.backward()
                     total += float(loss.detach())
                 add_gradients(predictor.parameters())
                 optimizer.step()
