@@ -28,7 +28,6 @@ from ts_adapt.search.per_sample import PerSampleOptions
 from ts_adapt.search.static import BY_GRADIENT, StaticOptions
 from ts_adapt.storage.layout import Workspace
 from ts_adapt.teacher.manifest import MAX_SHARD
-from ts_adapt.teacher.store import TEST_START
 
 DERIVATIVE = ["derivative", "derivative_width"]
 
@@ -42,7 +41,7 @@ class TeacherOptions:
     """A fixed grid's name."""
     nfe: Evaluations = 40
     """Evaluations of the fine solve."""
-    train_samples: Annotated[int, Between(1, TEST_START)] = 1024
+    train_samples: Count = 1024
     test_samples: Count = 2000
     batch_size: Count = 64
     seed: Seed = 0
@@ -70,7 +69,7 @@ class TeacherOptions:
 class CalibrationOptions:
     """The calls of the network that quantizers are calibrated on: along the teacher's grid, from training noises."""
 
-    noises: Annotated[int, Between(1, TEST_START)] = 32
+    noises: Count = 32
     """Training noises that are solved from."""
     nfe: Evaluations = 20
     """Evaluations of these solves."""
@@ -158,7 +157,7 @@ class Config:
     """Of slow and secant: the share of all times over which the derivative is a mean; .04 are 40 of 1000 timesteps."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    static_samples: Annotated[int, Between(1, TEST_START // 2)] = 128
+    static_samples: Annotated[int, Between(1, MANY // 2)] = 128
     """Training samples of the static search, and as many more for its validation."""
     label_samples: Annotated[int, Between(2, MANY)] = 512
     """Training samples with oracle labels."""

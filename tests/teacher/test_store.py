@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from small_teacher import TIMES, gaussian, make
+from small_teacher import SHAPE, TIMES, gaussian, make
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import ContinuousVP
+from ts_adapt.sampling import initial_noise
 from ts_adapt.storage import files
 from ts_adapt.teacher.generate import ClassLabels
-from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore
+from ts_adapt.teacher.store import TEST_END, TEST_START, TRAIN_START, TeacherStore, indices_of, place_of
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -187,8 +190,25 @@ def test_two_processes_on_one_folder(tmp_path: Path) -> None:
 
 
 def test_training_never_reaches_the_noises_of_the_test(tmp_path: Path) -> None:
-    assert TRAIN_START < TEST_START
-    with pytest.raises(TsAdaptError, match="at most 4 can be had"):
-        make(tmp_path / "train", 5, first=TEST_START - 4)
-    assert make(tmp_path / "last", 4, first=TEST_START - 4).indices == list(range(TEST_START - 4, TEST_START))
+    """However many of either there are."""
+    last, behind = range(TEST_START - 2, TEST_START), range(TEST_END, TEST_END + 5)
+    store = make(tmp_path / "train", 7, first=TEST_START - 2)
+    assert store.indices == [*last, *behind] and store.range_of(0, 7) == [*last, *behind[:2]]
+    found = store.load([TEST_END, TEST_START - 1, TEST_END + 4])
+    assert found["index"].tolist() == [TEST_END, TEST_START - 1, TEST_END + 4]
+    assert torch.equal(found["x_T"], initial_noise(7, found["index"], SHAPE))
+    for index in (TEST_START, TEST_START + 5, TEST_END - 1, TEST_END + 5):
+        with pytest.raises(TsAdaptError, match=f"sample {index} is not in"):
+            store.load([index])
     assert make(tmp_path / "test", 5, first=TEST_START).indices == list(range(TEST_START, TEST_START + 5))
+    with pytest.raises(TsAdaptError, match="at most 4 can be had"):
+        make(tmp_path / "beyond", 5, first=TEST_END - 4)
+    assert indices_of(TRAIN_START, range(TEST_START)) == list(range(TEST_START))
+
+
+@given(st.integers(0, 300_000), st.integers(0, TEST_END - TEST_START - 1))
+def test_no_index_is_of_both_and_places_are_found_again(train: int, test: int) -> None:
+    (of_train,), (of_test,) = indices_of(TRAIN_START, [train]), indices_of(TEST_START, [test])
+    assert of_train != of_test
+    assert place_of(TRAIN_START, of_train) == train and place_of(TEST_START, of_test) == test
+    assert place_of(TRAIN_START, of_test) < 0

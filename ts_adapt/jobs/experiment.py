@@ -29,7 +29,7 @@ from ts_adapt.schedules.name import grid_names
 from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.teacher.generate import ConditionSource, Numbers, Prompts, Together, class_labels_for, teacher_config
-from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of
+from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of, indices_of
 
 FEW_PIXELS = 3 * 32 * 32
 IN_COLOUR = (1, 3)
@@ -273,7 +273,7 @@ class Experiment:
         if split not in self._batches:
             store = TeacherStore.open(self.workspace.teacher(split), self.teacher_config(split))
             whole = range(len(store.indices))  # from the first sample on: one that is damaged is named, not left out
-            data = store.load([SPLITS[split] + i for i in whole], self.config.model.device)
+            data = store.load(indices_of(SPLITS[split], whole), self.config.model.device)
             batch = Batch(data["index"].cpu(), data["x_T"], data["target"], condition_of(data))
             self._batches[split] = store, batch
         store, batch = self._batches[split]
@@ -288,11 +288,11 @@ class Experiment:
             )
         return store, batch.rows(slice(0, count))
 
-    def training_noises(self, count: int) -> tuple[range, Tensor, dict[str, Any]]:
+    def training_noises(self, count: int) -> tuple[list[int], Tensor, dict[str, Any]]:
         """The first `count` training samples before they are solved: indices, x_T `(count, ...)`, condition; on the
         model's device."""
         seed, device, source = self.config.teacher.seed, self.config.model.device, self.condition_source()
-        index = range(TRAIN_START, TRAIN_START + count)
+        index = indices_of(TRAIN_START, range(count))
         drawn = source.draw(seed, index) if source is not None else {}
         x_T: Tensor = initial_noise(seed, index, self.shape) * noise_scale(self.noise_schedule)
         return index, x_T.to(device), condition_of({name: value.to(device) for name, value in drawn.items()})

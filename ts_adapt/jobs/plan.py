@@ -94,7 +94,7 @@ def measured(session: Session) -> tuple[float, float]:
     """Seconds of an evaluation of a sample, without a gradient and with one, of a first few-step solve."""
     config = session.config
     index, x_T, condition = session.training_noises(min(FEW, config.teacher.batch_size))
-    batch = Batch(torch.tensor(list(index)), x_T, x_T, condition)
+    batch = Batch(torch.tensor(index), x_T, x_T, condition)
     name, nfe = config.solvers[0], min(config.nfe)
     objective = session.objective(session.solver(name))
     times = session.starts(steps_of(objective.solver, nfe))["log_snr"].times

@@ -26,7 +26,7 @@ from ts_adapt.prompts import prompts_of, read_prompts
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.storage import files
 from ts_adapt.storage.layout import image_file
-from ts_adapt.teacher.store import TEST_START, TeacherStore, condition_of
+from ts_adapt.teacher.store import TEST_END, TEST_START, TeacherStore, condition_of
 
 LABEL_STREAM = -1
 """The stream of `initial_noise` that class labels are drawn from; x_T has 0, the solvers' noise those above."""
@@ -204,7 +204,7 @@ def generate(
     save_png   also write the decoded targets to `images/<index>.png`
     announce   is told how many samples are to be solved, before the first one is
 
-    Raises TsAdaptError if an argument is not what the config says, if training samples would run into the test's,
+    Raises TsAdaptError if an argument is not what the config says, if the test's samples would run into those of learning,
     if another process generates into the same folder, and for whatever goes wrong with a file.
     """
     times = _shared_times(grid)
@@ -267,7 +267,7 @@ def _solve(
     return {key: value.cpu() for key, value in part.items()}
 
 
-def _save_images(denoiser: Denoiser, store: TeacherStore, index: range, batch_size: int, device: torch.device) -> None:
+def _save_images(denoiser: Denoiser, store: TeacherStore, index: Sequence[int], batch_size: int, device: torch.device) -> None:
     """Write the images of these samples that are not there yet."""
     paths = {i: store.folder / image_file(i, digits=6) for i in index}
     missing = [i for i in index if not paths[i].exists()]
@@ -314,11 +314,10 @@ def _check_arguments(
     config = store.manifest["config"]
     if samples < 1 or batch_size < 1:
         raise TsAdaptError(f"samples is {samples} and batch_size {batch_size}; both are at least 1")
-    end = config["first"] + samples
-    if config["first"] < TEST_START < end:
+    if TEST_START <= config["first"] < TEST_END < config["first"] + samples:
         raise TsAdaptError(
-            f"{samples} samples from index {config['first']} on run into the test's, which begin at {TEST_START}; "
-            f"at most {TEST_START - config['first']} can be had"
+            f"{samples} test samples from index {config['first']} on run into those of learning, which go on at "
+            f"{TEST_END}; at most {TEST_END - config['first']} can be had"
         )
     given = {
         "times": [float(f"{t:.12g}") for t in times.tolist()],

@@ -6,8 +6,8 @@
     shard-00000.json          a receipt, samples and sha256 of a shard that the manifest does not list yet
 
 Sample i starts from x_T = noise_scale * initial_noise(seed, i), redrawn when it is asked for and never stored. Shard k
-holds the samples first + k S ... first + (k + 1) S - 1, with S the shard size; its content is a function of the config
-alone. A shard counts as finished once the manifest or a receipt has its checksum: a process killed between the two
+holds the samples at the places k S ... (k + 1) S - 1 of the store, with S the shard size; which samples these are says
+`indices_of`. Its content is a function of the config alone. A shard counts as finished once the manifest or a receipt has its checksum: a process killed between the two
 writes makes that shard again, to the same bytes. Of several processes (`distributed`) each writes shards; the first one
 holds the folder and writes the manifest, the others leave receipts, which it enters there. Everything in the config is
 hashed; versions are recorded only.
@@ -15,7 +15,8 @@ hashed; versions are recorded only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from ts_adapt import distributed
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.options import MANY
 from ts_adapt.remedies import command
 from ts_adapt.sampling import initial_noise
 from ts_adapt.storage import files
@@ -39,12 +41,28 @@ from ts_adapt.teacher.manifest import (
 )
 
 TRAIN_START = 0
-"""First noise index of training and validation, which end where the test begins."""
-TEST_START = 50_000
-"""First noise index of the test; evaluation draws from here on and learning never does."""
+"""First noise index of training and validation."""
+TEST_START, TEST_END = 50_000, 50_000 + MANY
+"""The noise indices of the test: evaluation draws from these alone, and learning goes on behind them."""
 
 NO_CONDITION = frozenset({"index", "x_T", "target", "trajectory", "trajectory_x0", "prompt_index"})
 """What `load` returns beside the condition's tensors."""
+
+
+def indices_of(first: int, places: Iterable[int]) -> list[int]:
+    """The noise indices of the samples at `places`, from 0 on, of a store that begins with `first`.
+
+    Those of learning leave out the test's: 49,999 is followed by TEST_END.
+    """
+    free = TEST_START - first if first < TEST_START else math.inf
+    return [first + place if place < free else first + place + TEST_END - TEST_START for place in places]
+
+
+def place_of(first: int, index: int) -> int:
+    """The place of a noise index in a store that begins with `first`, negative where it can have none."""
+    if first >= TEST_START or index < TEST_START:
+        return index - first
+    return index - first - (TEST_END - TEST_START) if index >= TEST_END else -1
 
 
 class TeacherStore:
@@ -177,10 +195,10 @@ class TeacherStore:
             self._list(distributed.first(lambda: read_receipts(self.folder, size)))
             yield
 
-    def range_of(self, shard: int, samples: int) -> range:
+    def range_of(self, shard: int, samples: int) -> list[int]:
         """The indices of a shard in a store of `samples` samples."""
         first, size = self.manifest["config"]["first"], self.manifest["config"]["shard_size"]
-        return range(first + shard * size, first + min((shard + 1) * size, samples))
+        return indices_of(first, range(shard * size, min((shard + 1) * size, samples)))
 
     def shards(self, samples: int) -> range:
         """The numbers of the shards that `samples` samples fill."""
@@ -224,16 +242,16 @@ class TeacherStore:
     def _names(self) -> list[str]:
         return sorted(self.manifest["shards"])
 
-    def _held(self, name: str) -> range:
+    def _held(self, name: str) -> list[int]:
         config = self.manifest["config"]
-        first = config["first"] + shard_number(name) * config["shard_size"]
-        return range(first, first + self.manifest["shards"][name]["samples"])
+        start = shard_number(name) * config["shard_size"]
+        return indices_of(config["first"], range(start, start + self.manifest["shards"][name]["samples"]))
 
     def _shard_with(self, index: int) -> int:
         config = self.manifest["config"]
-        number = (index - config["first"]) // config["shard_size"]
+        number, row = divmod(place_of(config["first"], index), config["shard_size"])
         name = shard_file(number) if number >= 0 else ""
-        if name not in self.manifest["shards"] or index not in self._held(name):
+        if name not in self.manifest["shards"] or row >= self.manifest["shards"][name]["samples"]:
             held = sum(shard["samples"] for shard in self.manifest["shards"].values())
             raise TsAdaptError(
                 f"sample {index} is not in the teacher folder {self.folder}, which has {held} samples from "
@@ -248,12 +266,12 @@ class TeacherStore:
         try:
             found = files.read_tensors(self.folder / name, shapes, sha256=recorded["sha256"])
             whole = all(value.ndim and len(value) == recorded["samples"] for value in found.values())
-            if not whole or found["index"].tolist() != list(self._held(name)):
+            if not whole or found["index"].tolist() != self._held(name):
                 raise TsAdaptError(f"{self.folder / name} holds other samples than the manifest says")
             return found
         except TsAdaptError as error:
             raise TsAdaptError(
-                f"the teacher's shard {self.folder / name} is missing or damaged (samples {self._held(name).start} to "
+                f"the teacher's shard {self.folder / name} is missing or damaged (samples {self._held(name)[0]} to "
                 f"{self._held(name)[-1]}; the others can be used); run {command('teach')} again to make it anew"
             ) from error
 
