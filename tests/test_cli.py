@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
 import ts_adapt
-from ts_adapt.cli import build_parser, parse
+from ts_adapt.cli import build_parser, main, parse
 from ts_adapt.commands import COMMANDS
 from ts_adapt.config import Config
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.options import hints_of
 from ts_adapt.parsing import flag_of
 
 ROOT = Path(__file__).parents[1]
 
 
-def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str, flag: str = "--help") -> str:
     with pytest.raises(SystemExit) as left:
-        build_parser().parse_args([*arguments, "--help"])
+        main([*arguments, flag])
     assert left.value.code == 0
     return capsys.readouterr().out
 
@@ -96,10 +97,23 @@ def test_the_demo_refuses_what_it_sets_itself(tmp_path: Path, option: str, value
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_commands_own_flags_come_first_in_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = help_of(capsys, command)
+    """What stands in a config is named in short, all of it, and explained where that is asked for."""
+    brief, whole = (help_of(capsys, command, flag=flag) for flag in ("--help", "--help-all"))
     own = [flag_of(option.name) for option in fields(COMMANDS[command]) if "positional" not in option.metadata]
-    listed = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
-    assert {*listed[: len(own) + 2]} == {*own, "--config", "--print_config"}
+    for text in (brief, whole):
+        listed = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
+        assert {*listed[: len(own) + 3]} == {*own, "--config", "--print_config", "--help-all"}
+    assert brief.count("\n") < 75 and f"`ts-adapt {command} --help-all`" in brief
+    named = [option.name for option in fields(Config)]
+    hints = hints_of(Config)
+    missing = [name for name in named if f" --{name}{'.*' if is_dataclass(hints[name]) else ''}" not in f" {brief}"]
+    assert not missing
+    assert all(f"  --{option} " in whole or f"  --{option}\n" in whole for option in hints if "." in option)
+
+
+def test_help_is_given_whatever_stands_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert help_of(capsys, "search", "--nef", "3") == help_of(capsys, "search")
+    assert help_of(capsys, "export", flag="-h") == help_of(capsys, "export")
 
 
 SAYS = """

@@ -159,7 +159,7 @@ def test_a_family_of_solvers_stands_for_one_of_them() -> None:
         (["search", "--methd", "static"], "unknown option 'methd'; did you mean 'method'?"),
         (["sample", "--shedule=karras"], "unknown option 'shedule'; did you mean 'schedule'?"),
         (["search", "--static.iters", "3"], "did you mean 'static.iterations'?"),
-        (["search", "--zzz", "3"], "unknown option 'zzz'; `ts-adapt search --help` lists the options"),
+        (["search", "--zzz", "3"], "unknown option 'zzz'; `ts-adapt search --help-all` lists the options"),
         (["search", "--nfe", "3", "5"], "'5' is no option and no value of one"),
         (["teach", "--method", "static"], "unknown option 'method'"),
         (["search", "--nfe"], "--nfe"),

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import reduce
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ts_adapt import distributed, remedies
 from ts_adapt.assembly import solver_name
-from ts_adapt.commands import COMMANDS, Command, Demo, build_parser
+from ts_adapt.commands import COMMANDS, Command, Demo, build_parser, command_parser
 from ts_adapt.interfaces import TsAdaptError, one_line, unknown
 from ts_adapt.options import hints_of, read
-from ts_adapt.parsing import HELP, Line, Refused, read_line
+from ts_adapt.parsing import HELP, HELP_ALL, Line, Parser, Refused, read_line
 
 if TYPE_CHECKING:
     from ts_adapt.config import Config
@@ -46,34 +46,41 @@ def parse(arguments: Sequence[str]) -> Called:
         raise TsAdaptError("no command is given; name one of the commands above")
     if name in COMMANDS:
         return _called(name, COMMANDS[name], arguments[1:])
-    if name in (*HELP, "--version"):
+    if name in HELP:
+        _show(build_parser([]))
+    if name == "--version":
         build_parser([]).parse_args([name])
     if name.startswith("-"):
         raise TsAdaptError(f"{name} is no command; the command comes first: `ts-adapt COMMAND [OPTION VALUE]...`")
     raise unknown("command", name, COMMANDS)
 
 
+def _show(parser: Parser) -> NoReturn:
+    """Print the help of `parser`, and leave."""
+    parser.print_help()
+    raise SystemExit(0)
+
+
 def _called(name: str, kind: type[Command], words: Sequence[str]) -> Called:
     from ts_adapt.config import Config
 
+    if {*HELP} & {*words}:
+        _show(command_parser(name, whole=HELP_ALL in words))
     flags, options = hints_of(kind), hints_of(Config)
     line, base = (read_line(name, each, flags, options) for each in (words, kind.base))
     behind = [option.name for option in fields(kind) if "positional" in option.metadata]
-    if not {*HELP} & {*words}:
-        if line.behind[len(behind) :]:
-            extra = line.behind[len(behind)]
-            raise TsAdaptError(
-                f"{extra!r} is no option and no value of one; `ts-adapt {name} --help` lists the options"
-            )
-        if behind[len(line.behind) :]:
-            missing = behind[len(line.behind)]
-            raise TsAdaptError(f"{name} needs a {missing} behind it; `ts-adapt {name} --help` says which there are")
+    if line.behind[len(behind) :]:
+        extra = line.behind[len(behind)]
+        raise TsAdaptError(f"{extra!r} is no option and no value of one; `ts-adapt {name} {HELP_ALL}` lists the options")
+    if behind[len(line.behind) :]:
+        missing = behind[len(line.behind)]
+        raise TsAdaptError(f"{name} needs a {missing} behind it; `ts-adapt {name} --help` says which there are")
     parser = build_parser([name])
     try:
         made = parser.instantiate(parser.parse_args([name, *base.words, *line.words]))[name]
     except (Refused, TypeError, AttributeError, ValueError, KeyError, OverflowError) as error:
         raise TsAdaptError(
-            f"the options cannot be understood ({one_line(error)}); `ts-adapt {name} --help` lists them"
+            f"the options cannot be understood ({one_line(error)}); `ts-adapt {name} {HELP_ALL}` lists them"
         ) from error
     config = Config(**{option.name: made[option.name] for option in fields(Config)})
     config.validate()

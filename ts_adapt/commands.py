@@ -6,10 +6,12 @@ commands that run them, so that options are read, and help is given, without the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from inspect import cleandoc
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from jsonargparse import set_parsing_settings
@@ -18,7 +20,7 @@ from ts_adapt import distributed
 from ts_adapt._version import __version__
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.options import Between, Count, Evaluations, OneOf, PathText, Seed, hints_of, taken_apart
-from ts_adapt.parsing import Help, Parser, flag_of
+from ts_adapt.parsing import HELP_ALL, Help, Parser, flag_of
 from ts_adapt.predictors.store import PREDICTOR_NAMES
 
 if TYPE_CHECKING:
@@ -40,9 +42,10 @@ To and from ComfyUI, stable-diffusion.cpp, diffusers, ...:
   ts-adapt import   sigmas.txt --format sigmas --model.name fashion-ddpm --solver unipc-3 --out imported.json
   ts-adapt export   static --config configs/fashion.yml --format diffusers --out fashion-static
   ts-adapt sample   --pipeline fashion-ddpm --schedule fashion-static --count 64
-`ts-adapt COMMAND --help` lists the options of a command."""
-OPTIONS = """Options of the config (a line `nfe: [3, 5]` or a group `teacher: {nfe: 40}` of the YAML file is --nfe 3,5
-and --teacher.nfe 40 here) follow those of the command itself."""
+The least config is `name: mine` and `model: {name: FOLDER_OR_HUB_ID}`, a line each; what else may stand in it, and is
+a flag as well, lists `ts-adapt learn --help-all`. `ts-adapt COMMAND --help` is about a command."""
+OPTIONS = """Options of the config: a line `nfe: [3, 5]` or a group `teacher: {nfe: 40}` of its YAML file is --nfe 3,5 and
+--teacher.nfe 40 here"""
 REDO = "replace what was made with other options, or does not fit any more, once the new one is complete"
 
 
@@ -417,22 +420,41 @@ def build_parser(commands: Collection[str] | None = None) -> Parser:
     return parser
 
 
-def command_parser(name: str) -> Parser:
-    """The parser of one command: its own flags, and behind them the options of the config."""
+def command_parser(name: str, *, whole: bool = True) -> Parser:
+    """The parser of one command: its own flags, and behind them the options of the config.
+
+    whole  False: of the latter only what there are, in a few lines, for its help
+    """
     from ts_adapt.config import Config
 
     command = COMMANDS[name]
     own = [option for option in fields(command) if option.name != "quiet"]
     behind = "".join(f" {option.name.upper()}" for option in own if "positional" in option.metadata)
     usage = f"ts-adapt {name}{behind} [--config FILE] [OPTION VALUE]..."
-    description = f"{cleandoc(command.__doc__ or '')}\n\n{OPTIONS}"
-    parser = Parser(usage=usage, description=description, allow_abbrev=False)
+    description, beside = cleandoc(command.__doc__ or ""), None
+    if whole:
+        description += f"\n\n{OPTIONS}. They follow those of the command itself."
+    else:
+        beside = f"{OPTIONS}.\n`ts-adapt {name} {HELP_ALL}` says what each of them is.\n\n{_outline(Config)}"
+    parser = Parser(usage=usage, description=description, epilog=beside, formatter_class=Help, allow_abbrev=False)
     for option in own:
         _add(parser, command, option)
     parser.add_argument("--config", action="config", help="a YAML file of options; flags behind it override it")
     _add(parser, command, next(option for option in fields(command) if option.name == "quiet"))
-    parser.add_class_arguments(Config, as_group=False)
+    parser.add_argument(HELP_ALL, action="help", help="Show this, and every option of the config, and exit.")
+    if whole:
+        parser.add_class_arguments(Config, as_group=False)
     return parser
+
+
+def _outline(config: type[Config]) -> str:
+    """The single options of the config by their names, and a line for each of its groups."""
+    hints = hints_of(config)
+    names = [option.name for option in fields(config)]
+    groups = {name: hints[name] for name in names if is_dataclass(hints[name])}
+    single = " ".join(f"--{name}" for name in names if name not in groups)
+    lines = [f"  --{name}.*".ljust(20) + re.split(r"[.:](?:\s|$)", str(kind.__doc__))[0] for name, kind in groups.items()]
+    return "\n".join([fill(single, 118, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False), *lines])
 
 
 def _add(parser: Parser, command: type[Command], option: Field[Any]) -> None:

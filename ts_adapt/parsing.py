@@ -23,7 +23,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.options import Place, Scalar, check, is_list, read, yaml_text
 
-HELP = ("--help", "-h")
+HELP_ALL = "--help-all"
+HELP = ("--help", "-h", HELP_ALL)
 CONFIG, PRINT = "--config", "--print_config"
 _NOTHING = re.compile(r"(, )?default: %\(default\)s|required")
 _WORDS = (
@@ -47,7 +48,8 @@ class Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text: str = super()._get_help_string(action)
-        return _NOTHING.sub("", text).replace(" ()", "") if action.default is None else text
+        absent = action.default is None or action.default is False
+        return _NOTHING.sub("", text).replace(" ()", "") if absent else text
 
 
 class Parser(ArgumentParser):
@@ -236,5 +238,5 @@ def _unknown(command: str, given: str, known: Mapping[str, Any]) -> TsAdaptError
     if not near:
         short = {name.rsplit(".", 1)[-1]: name for name in known}
         near = [short[name] for name in difflib.get_close_matches(given.rsplit(".", 1)[-1], list(short), 1, 0.6)]
-    hint = f"did you mean {near[0]!r}?" if near else f"`ts-adapt {command} --help` lists the options"
+    hint = f"did you mean {near[0]!r}?" if near else f"`ts-adapt {command} {HELP_ALL}` lists the options"
     return TsAdaptError(f"unknown option {given!r}; {hint}")
