@@ -71,7 +71,9 @@ def _called(name: str, kind: type[Command], words: Sequence[str]) -> Called:
     behind = [option.name for option in fields(kind) if "positional" in option.metadata]
     if line.behind[len(behind) :]:
         extra = line.behind[len(behind)]
-        raise TsAdaptError(f"{extra!r} is no option and no value of one; `ts-adapt {name} {HELP_ALL}` lists the options")
+        raise TsAdaptError(
+            f"{extra!r} is no option and no value of one; `ts-adapt {name} {HELP_ALL}` lists the options"
+        )
     if behind[len(line.behind) :]:
         missing = behind[len(line.behind)]
         raise TsAdaptError(f"{name} needs a {missing} behind it; `ts-adapt {name} --help` says which there are")

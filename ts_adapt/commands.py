@@ -283,7 +283,7 @@ class Sample(Command):
     a LearnedScheduler, such as `export --format diffusers` writes; with --pipeline not the workspace's. Models of text
     are given --prompt, or else the config's prompts.
 
-    With --pipeline image to image starts from --init-image, and what is not said is the pipeline's own, --guidance too;
+    With --pipeline image to image starts from --init-image, of which --mask says what is painted anew, and what is not said is the pipeline's own, --guidance too;
     of the config count the student, the model but its name, and the defaults below. An image depends on --seed and its
     number only, not on the others that are made along with it.
     """
@@ -306,6 +306,7 @@ class Sample(Command):
     negative: str | None = flag(None, "the negative prompt of all images")
     init_image: PathText | None = flag(None, "an image file to start from")
     strength: float | None = flag(None, "how far from that image, above 0 to 1")
+    mask: PathText | None = flag(None, "an image file of its size: what is white is painted anew, the rest of it kept")
 
     def run(self, config: Config, given: Collection[str]) -> None:
         if self.pipeline is not None:
@@ -316,7 +317,7 @@ class Sample(Command):
             config = config if "name" in given else replace(config, name=Path(self.pipeline).absolute().name)
             sample_pipeline(config, Request(**asked, guidance=guidance), progress=self.progress)
             return
-        for name in ("negative", "init_image", "strength"):
+        for name in ("negative", "init_image", "strength", "mask"):
             if getattr(self, name) is not None:
                 raise TsAdaptError(
                     f"--{name.replace('_', '-')} is for pipelines of diffusers; name one with --pipeline"
@@ -453,7 +454,9 @@ def _outline(config: type[Config]) -> str:
     names = [option.name for option in fields(config)]
     groups = {name: hints[name] for name in names if is_dataclass(hints[name])}
     single = " ".join(f"--{name}" for name in names if name not in groups)
-    lines = [f"  --{name}.*".ljust(20) + re.split(r"[.:](?:\s|$)", str(kind.__doc__))[0] for name, kind in groups.items()]
+    lines = [
+        f"  --{name}.*".ljust(20) + re.split(r"[.:](?:\s|$)", str(kind.__doc__))[0] for name, kind in groups.items()
+    ]
     return "\n".join([fill(single, 118, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False), *lines])
 
 

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DiTPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import (
+    DDPMPipeline,
+    DiTPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
@@ -178,6 +184,27 @@ def test_image_to_image(kind: str, saved: Path, tmp_path: Path, evaluations: lis
     same(again, found)
 
 
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_inpainting(strength: float | None, saved: Path, tmp_path: Path, evaluations: list[str]) -> None:
+    """What is white in the mask is painted anew, at the image's own size; a schedule's times are its own here too."""
+    image = Image.open(saved / "start.png").resize((32, 16))
+    mask = Image.fromarray(np.repeat([[0, 255]], (24, 8), 1).repeat(16, 0).astype(np.uint8))
+    image.save(tmp_path / "image.png")
+    mask.save(tmp_path / "mask.png")
+    flags = ["--init-image", str(tmp_path / "image.png"), "--mask", str(tmp_path / "mask.png"), *TEXTS]
+    flags += ["--strength", "0.5"] if strength else []
+    found = sample(saved, tmp_path / "a", "sd", "sd-static", *flags)
+    assert len(evaluations) == (STEPS // 2 if strength else STEPS)
+    pipe = StableDiffusionInpaintPipeline.from_pretrained(saved / "sd")
+    given = {"prompt": [PROMPTS[0], PROMPTS[1], PROMPTS[0]], "image": [image] * 3, "mask_image": [mask] * 3}
+    given |= {"height": 16, "width": 32} | ({"strength": strength} if strength else {})
+    same(found, two_lines(pipe, saved / "sd-static", **given))
+    pipe.save_pretrained(tmp_path / "inpaint")  # of the class itself
+    same(sample(saved, tmp_path / "b", str(tmp_path / "inpaint"), "sd-static", *flags, "--batch", "1"), found)
+    kept, new = (float(part.std(0).mean()) for part in found.tensor_split(2, dim=2))
+    assert new > 2 * kept, (kept, new)
+
+
 @pytest.mark.parametrize("label", [None, 7])
 def test_classes(label: int | None, saved: Path, tmp_path: Path) -> None:
     found = sample(saved, tmp_path / "a", "dit", "dit-one-shot", *([] if label is None else ["--label", str(label)]))
@@ -320,6 +347,14 @@ def test_fewer_images_replace_all_of_an_earlier_command_and_none_of_anyone_else(
         (["sd", "sd-one-shot", "--prompt", "x", "--init-image", "TALL"], "starts from a noised image"),
         (["sd", "sd-recursive", "--prompt", "x", "--init-image", "TALL"], "learned for samples of shape (4, 8, 8)"),
         (["IMG2IMG", "sd-static", "--prompt", "x"], "starts from an image; give --init-image FILE"),
+        (["INPAINT", "sd-static", "--prompt", "x", "--init-image", "START"], "give --init-image FILE and --mask FILE"),
+        (["sd", "sd-static", "--prompt", "x", "--mask", "START"], "give that along with it, --init-image FILE"),
+        (["sd", "sd-static", "--prompt", "x", "--init-image", "TALL", "--mask", "START"], "is 16x16, the image 16x32"),
+        (
+            ["ddpm", "ddpm-static", "--init-image", "START", "--mask", "START"],
+            "no inpainting pipeline for DDPMPipeline",
+        ),
+        (["sd", "sd-recursive", "--prompt", "x", "--init-image", "START", "--mask", "START"], "all images share"),
         (["dit", "dit-static", "--prompt", "x"], "DiTPipeline takes no prompt"),
         (["dit", "dit-static", "--label", "1000"], "has classes 0 to 999"),
         (["dit", "dit-static", "--student.cacher", "deepcache-2"], "got DiTTransformer2DModel"),
@@ -337,6 +372,9 @@ def test_bad_input_is_one_sentence(saved: Path, tmp_path: Path, capsys, argument
         names["JSON"] = tmp_path / "s.json"
         schedule = LearnedScheduler.from_pretrained(saved / "ddpm-static")
         LearnedGrid(schedule.source.grids[STEPS], "unipc-3", STEPS).save(names["JSON"], schedule.noise_schedule)
+    if "INPAINT" in arguments:
+        names["INPAINT"] = tmp_path / "inpaint"
+        StableDiffusionInpaintPipeline.from_pretrained(saved / "sd").save_pretrained(names["INPAINT"])
     if "IMG2IMG" in arguments:
         names["IMG2IMG"] = tmp_path / "img2img"
         StableDiffusionImg2ImgPipeline.from_pretrained(saved / "sd").save_pretrained(names["IMG2IMG"])
@@ -379,7 +417,9 @@ def test_what_goes_wrong_in_a_pipeline_is_one_sentence(
     assert expected in message and message.count("\n") == 1
 
 
-@pytest.mark.parametrize("flags", [["--negative", "x"], ["--init-image", "x.png"], ["--strength", ".5"]])
+@pytest.mark.parametrize(
+    "flags", [["--negative", "x"], ["--init-image", "x.png"], ["--strength", ".5"], ["--mask", "x.png"]]
+)
 def test_flags_of_pipelines_need_one(flags: list[str], capsys) -> None:
     assert main(["sample", "--schedule", "karras", *flags]) == 2
     assert f"{flags[0]} is for pipelines of diffusers; name one with --pipeline" in capsys.readouterr().err

@@ -58,27 +58,33 @@ def load_pipeline(name: str, device: torch.device | str | None = None, dtype: to
         return pipe if device is None else pipe.to(device)
 
 
-def image_to_image(pipe: Any) -> Any:
+def image_to_image(pipe: Any, *, masked: bool = False) -> Any:
     """The pipeline that starts from an image, of the parts of `pipe`; `pipe` itself if it is one.
+
+    masked  one that paints anew what a mask says, and keeps the rest of the image
 
     Raises TsAdaptError where diffusers has none for it.
     """
-    from diffusers import AutoPipelineForImage2Image
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
-    if starts_from_image(pipe):
+    if repaints(pipe) if masked else starts_from_image(pipe):
         return pipe
     try:
         with quiet():
-            return AutoPipelineForImage2Image.from_pipe(pipe)
+            return (AutoPipelineForInpainting if masked else AutoPipelineForImage2Image).from_pipe(pipe)
     except ValueError as error:
-        raise TsAdaptError(
-            f"diffusers has no image-to-image pipeline for {type(pipe).__name__}; leave the image to start from out"
-        ) from error
+        kind, out = ("inpainting", "the mask") if masked else ("image-to-image", "the image to start from")
+        raise TsAdaptError(f"diffusers has no {kind} pipeline for {type(pipe).__name__}; leave {out} out") from error
 
 
 def starts_from_image(pipe: Any) -> bool:
     """Whether the pipeline noises an image and starts from that."""
     return {"image", "strength"} <= inspect.signature(type(pipe).__call__).parameters.keys()
+
+
+def repaints(pipe: Any) -> bool:
+    """Whether the pipeline is given a mask, and keeps of an image what it does not cover."""
+    return {"image", "mask_image"} <= inspect.signature(type(pipe).__call__).parameters.keys()
 
 
 def _found(name: str, dtype: torch.dtype | None) -> Any:

@@ -1,7 +1,7 @@
 """sample --pipeline: images of any pipeline of diffusers, along any schedule.
 
     attach(pipe, schedule)
-    pipe(num_inference_steps=N, generator=[g_0, g_1, ...], prompt=..., class_labels=..., image=...)
+    pipe(num_inference_steps=N, generator=[g_0, g_1, ...], prompt=..., class_labels=..., image=..., mask_image=...)
 
 g_i is the generator of (seed, i), so that an image does not depend on the batch that it is made in, and is for a model
 without prompts that of `sample` without a pipeline. Everything else is left to the pipeline.
@@ -23,7 +23,7 @@ from torch import Tensor
 from ts_adapt.assembly import build_cachers, build_quantizer, device_and_dtype, prepare
 from ts_adapt.cachers import attached
 from ts_adapt.config import Config, StudentOptions
-from ts_adapt.denoisers.load import image_to_image, load_pipeline, starts_from_image
+from ts_adapt.denoisers.load import image_to_image, load_pipeline, repaints, starts_from_image
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
 from ts_adapt.jobs.diffusers_schedules import find_scheduler, make_scheduler
@@ -50,6 +50,7 @@ class Request:
     prompt, prompts     texts, and a file of them; image i has the text i modulo their number
     negative, guidance  the negative prompt of all, the scale of guidance; None: the pipeline's own
     init_image, strength   a file to start from, and how far from it; None: from noise, and the pipeline's own
+    mask                a file of the same size: what is white in it is painted anew, the rest kept; None: all is new
     label               a class for all; None: drawn for each, as `sample` draws it
     count, seed, batch  how many images, of which noises, how many at a time; None: `evaluate.batch_size`
     out                 the folder; None: under `log_root`
@@ -65,6 +66,7 @@ class Request:
     guidance: float | None = None
     init_image: str | None = None
     strength: float | None = None
+    mask: str | None = None
     label: int | None = None
     count: int = 16
     seed: int = 1
@@ -79,6 +81,7 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
     TsAdaptError for a request that the pipeline or the schedule cannot meet.
     """
     image = None if request.init_image is None else read_picture(request.init_image)
+    mask = None if request.mask is None else _read_mask(request.mask, image)
     device, dtype = device_and_dtype(config.model)
     if config.model.prediction is not None:
         raise TsAdaptError(
@@ -87,8 +90,8 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
         )
     pipe = load_pipeline(request.pipeline, device, dtype)
     prepare(network_of(pipe), config.model)
-    pipe = pipe if image is None else image_to_image(pipe)
-    arguments = _arguments(pipe, request, image)
+    pipe = pipe if image is None else image_to_image(pipe, masked=mask is not None)
+    arguments = _arguments(pipe, request, image, mask)
     found = resolve(request.schedule, _OfPipeline(pipe, config))
     name, steps, others = found.choose(request.solver, request.steps, config)
     schedule = attach(pipe, make_scheduler(found, name, [steps], scheduler_config(pipe.scheduler))).scheduler
@@ -155,7 +158,20 @@ def _call(pipe: Any, count: int, **arguments: Any) -> Tensor:
     return pictures.float().clamp(0, 1)
 
 
-def _arguments(pipe: Any, request: Request, image: Image.Image | None) -> Callable[[range], dict[str, Any]]:
+def _read_mask(path: str, image: Image.Image | None) -> Image.Image:
+    """The mask in grey; TsAdaptError unless it is of the size of the image that there is."""
+    if image is None:
+        raise TsAdaptError("--mask says what of an image is painted anew; give that along with it, --init-image FILE")
+    mask = read_picture(path, "L")
+    if mask.size != image.size:
+        found, wanted = ("x".join(map(str, each.size)) for each in (mask, image))
+        raise TsAdaptError(f"the mask {path} is {found}, the image {wanted}; give a mask of the image's size")
+    return mask
+
+
+def _arguments(
+    pipe: Any, request: Request, image: Image.Image | None, mask: Image.Image | None
+) -> Callable[[range], dict[str, Any]]:
     """What `pipe` is given for the images of a batch, by their numbers; TsAdaptError for what it does not take."""
     name, takes = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
     labels = _labels(pipe, request.label, takes)
@@ -170,12 +186,16 @@ def _arguments(pipe: Any, request: Request, image: Image.Image | None) -> Callab
             raise TsAdaptError(f"{name} takes no {what}; leave {flag} out")
     if "prompt" in takes and not texts:
         raise TsAdaptError(f"{name} makes images of prompts; give --prompt TEXT, or --prompts FILE")
+    if mask is None and repaints(pipe):
+        raise TsAdaptError(f"{name} paints anew what a mask says; give --init-image FILE and --mask FILE")
     if image is None and starts_from_image(pipe):
         raise TsAdaptError(f"{name} starts from an image; give --init-image FILE")
     strength = request.strength
     if strength is not None and (image is None or not 0 < strength <= 1):
         raise TsAdaptError(f"strength is {strength}; give a number above 0, at most 1, along with --init-image FILE")
     shared = {"guidance_scale": request.guidance, "strength": strength}
+    if mask is not None and {"height", "width"} <= takes.keys():  # of the image, as without a mask
+        shared["height"], shared["width"] = pipe.image_processor.get_default_height_width(image)
 
     def arguments(index: range) -> dict[str, Any]:
         own = {
@@ -184,6 +204,7 @@ def _arguments(pipe: Any, request: Request, image: Image.Image | None) -> Callab
             "class_labels": labels.draw(request.seed, index)["class_labels"].tolist() if labels else None,
             "batch_size": len(index) if "batch_size" in takes else None,
             "image": None if image is None else [image] * len(index),
+            "mask_image": None if mask is None else [mask] * len(index),
         }
         return {key: value for key, value in {**shared, **own}.items() if value is not None}
 

@@ -192,7 +192,9 @@ class _Training:
                 optimizer.zero_grad()
                 own, kept = share(rows), kept_of(options.dropout, len(rows), predictor.options["hidden"], generator)
                 if len(own):
-                    with predictor.encoder.dropping(None if kept is None else share(kept).to(self.validation.x_T.device)):
+                    with predictor.encoder.dropping(
+                        None if kept is None else share(kept).to(self.validation.x_T.device)
+                    ):
                         loss = loss_of(number, own)
                         loss.backward()
                     total += float(loss.detach())

@@ -267,7 +267,9 @@ def _solve(
     return {key: value.cpu() for key, value in part.items()}
 
 
-def _save_images(denoiser: Denoiser, store: TeacherStore, index: Sequence[int], batch_size: int, device: torch.device) -> None:
+def _save_images(
+    denoiser: Denoiser, store: TeacherStore, index: Sequence[int], batch_size: int, device: torch.device
+) -> None:
     """Write the images of these samples that are not there yet."""
     paths = {i: store.folder / image_file(i, digits=6) for i in index}
     missing = [i for i in index if not paths[i].exists()]
