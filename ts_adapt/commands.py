@@ -44,8 +44,8 @@ To and from ComfyUI, stable-diffusion.cpp, diffusers, ...:
   ts-adapt sample   --pipeline fashion-ddpm --schedule fashion-static --count 64
 The least config is `name: mine` and `model: {name: FOLDER_OR_HUB_ID}`, a line each; what else may stand in it, and is
 a flag as well, lists `ts-adapt learn --help-all`. `ts-adapt COMMAND --help` is about a command."""
-OPTIONS = """Options of the config: a line `nfe: [3, 5]` or a group `teacher: {nfe: 40}` of its YAML file is --nfe 3,5 and
---teacher.nfe 40 here"""
+OPTIONS = """Options of the config: a line `nfe: [3, 5]` or a group `teacher: {nfe: 40}` of its YAML file is --nfe 3,5
+and --teacher.nfe 40 here"""
 REDO = "replace what was made with other options, or does not fit any more, once the new one is complete"
 
 
@@ -283,9 +283,9 @@ class Sample(Command):
     a LearnedScheduler, such as `export --format diffusers` writes; with --pipeline not the workspace's. Models of text
     are given --prompt, or else the config's prompts.
 
-    With --pipeline image to image starts from --init-image, of which --mask says what is painted anew, and what is not said is the pipeline's own, --guidance too;
-    of the config count the student, the model but its name, and the defaults below. An image depends on --seed and its
-    number only, not on the others that are made along with it.
+    With --pipeline image to image starts from --init-image, of which --mask says what is painted anew. What is not said
+    is the pipeline's own, --guidance too; of the config count the student, the model but its name, and the defaults
+    below. An image depends on --seed and its number only, not on the others that are made along with it.
     """
 
     brief = "make images along any schedule"
@@ -293,7 +293,11 @@ class Sample(Command):
     schedule: PathText = flag(
         "static", "a grid, static, blackbox, one-shot, recursive, recursive-all, or a file, folder or zoo name"
     )
-    solver: str | None = flag(None, "default: the schedule's, or the first of `solvers`")
+    solver: str | None = flag(
+        None,
+        "such as unipc-3, dpmpp-2m, ddim-eta0.5 (eta between 0 and 1); default: the schedule's, or the first of "
+        "`solvers`",
+    )
     steps: Evaluations | None = flag(None, "evaluations; default: the schedule's, or the largest of `nfe`")
     count: Annotated[int, Between(1, 1_000_000)] = flag(16, "how many images")
     batch: Count | None = flag(None, "at a time; default: `evaluate.batch_size`")

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from small_job import Job
+from ts_adapt.assembly import ModelOptions
 from ts_adapt.cli import main, parse
 from ts_adapt.commands import Demo
 from ts_adapt.config import Config
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import learn
 from ts_adapt.jobs import train as training
+from ts_adapt.jobs.export_scheduler import is_for_diffusers
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.training import TrainResult
@@ -96,6 +98,14 @@ def test_the_next_commands_run_as_they_stand(run: tuple[Path, str], monkeypatch:
     assert (logs / "scheduler/config.json").exists() or list((logs / "scheduler").iterdir())
     rows = json.loads((logs / "results.json").read_text())["rows"]
     assert {"static", "static+shift", "oracle", "one-shot", "recursive"} <= {row["schedule"] for row in rows}
+
+
+def test_a_schedule_for_diffusers_is_offered_where_there_is_a_pipeline() -> None:
+    for name, there in (("fashion-ddpm", True), ("gaussian-mixture", False)):
+        config = Config(model=ModelOptions(name=name))
+        assert is_for_diffusers(Session(config, progress=False)) == there
+        offered = learn.next_commands(config, Path("c.yml"), for_diffusers=there)
+        assert [line.split()[-1] for line in offered if "diffusers" in line] == ["scheduler"] * there
 
 
 def test_a_command_runs_in_a_process_of_its_own(run: tuple[Path, str]) -> None:

@@ -225,6 +225,7 @@ def case(name: str, kind: str, *flags: str) -> Any:
         case("sd", "static", *TEXTS, "--init-image", "START"),
         case("dit", "recursive"),
         pytest.param("ddpm", "karras", ("--solver", "ddpm", "--steps", "3"), id="ddpm-noise"),
+        pytest.param("ddpm", "karras", ("--solver", "ddim-eta0.5", "--steps", "3"), id="ddpm-half-the-noise"),
         pytest.param("sd", "karras", ("--solver", "ddpm", "--steps", "3", *TEXTS), id="sd-noise"),
     ],
 )

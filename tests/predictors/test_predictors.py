@@ -164,7 +164,7 @@ def test_round_trip_on_disk(kind, problem, tmp_path):
     with torch.no_grad():
         predictor.encoder.weight.normal_(0, 0.2)
     save_predictor(tmp_path, predictor, {"solver": "unipc-3"})
-    loaded, config = load_predictor(tmp_path, objective.denoiser.noise_schedule)
+    loaded, config = load_predictor(str(tmp_path), objective.denoiser.noise_schedule)
     assert config["solver"] == "unipc-3"
     assert torch.equal(predicted(loaded, objective, batch).times, predicted(predictor, objective, batch).times)
 

@@ -58,6 +58,14 @@ def export_scheduler(
     return folder
 
 
+def is_for_diffusers(session: Session) -> bool:
+    """Whether there is a pipeline of diffusers that schedules of the session's model can be written for."""
+    try:
+        return bool(_scheduler_config(session))
+    except TsAdaptError:
+        return False
+
+
 def _scheduler_config(session: Session) -> Mapping[str, Any]:
     """The config of the scheduler in the model's pipeline, which has to mean what the session's denoiser does."""
     name, denoiser = session.config.model.name, session.denoiser

@@ -24,6 +24,7 @@ from ts_adapt.evaluation.records import STATIC
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import plan
 from ts_adapt.jobs.evaluate import evaluate
+from ts_adapt.jobs.export_scheduler import is_for_diffusers
 from ts_adapt.jobs.runs import check_student, listed
 from ts_adapt.jobs.search import search
 from ts_adapt.jobs.session import Session
@@ -74,7 +75,7 @@ def learn(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
         left, made = left - step.work.seconds(), made + step.work.seconds()
     kept, report = write_config(config, session.workspace.config), session.workspace.evaluation / REPORT
     print(f"[{time.monotonic() - began:.0f} s] done\n\nThe report is {report}. To go on with what was learned here:")
-    print("\n".join(next_commands(config, kept)))
+    print("\n".join(next_commands(config, kept, for_diffusers=is_for_diffusers(session))))
     return report
 
 
@@ -167,12 +168,16 @@ def write_config(config: Config, path: Path) -> Path:
     return path
 
 
-def next_commands(config: Config, kept: Path) -> list[str]:
-    """Commands that run as they stand, in the folder of this run, on what the run of the config `kept` left."""
+def next_commands(config: Config, kept: Path, *, for_diffusers: bool = True) -> list[str]:
+    """Commands that run as they stand, in the folder of this run, on what the run of the config `kept` left.
+
+    for_diffusers  whether there is a pipeline of diffusers for it
+    """
     names = [str(name) for name in wanted(config) if name.kind != ORACLE]
     commands = [["sample", "--config", kept, "--schedule", name, "--count", "64"] for name in reversed(names)]
     if STATIC in names:
         commands.append(["export", STATIC, "--config", kept, "--format", "sigmas"])
+    if STATIC in names and for_diffusers:
         commands.append(
             ["export", STATIC, "--config", kept, "--format", "diffusers", "--out", kept.parent / "scheduler"]
         )

@@ -33,9 +33,10 @@ def save_predictor(folder: Path, predictor: OneShot | Recursive, about: dict[str
     write_json(folder / CONFIG, config)
 
 
-def load_predictor(folder: Path, noise_schedule: NoiseSchedule) -> tuple[OneShot | Recursive, dict[str, Any]]:
+def load_predictor(folder: str | Path, noise_schedule: NoiseSchedule) -> tuple[OneShot | Recursive, dict[str, Any]]:
     """The predictor under `folder` for a model with this noise schedule, and its config; TsAdaptError naming what is
     wrong."""
+    folder = Path(folder)
     if not (folder / CONFIG).exists():
         raise TsAdaptError(f"there is no predictor in {folder}; train one with {command('train')}")
     config = read_json(folder / CONFIG)

@@ -116,14 +116,14 @@ class LearnedGrid:
         name = str(self.about.get("method") or "learned")
         return plot_schedules({name: self.grid.times}, noise_schedule, f"{self.solver}, NFE {self.nfe}")
 
-    def save(self, path: Path, noise_schedule: NoiseSchedule | None = None) -> None:
+    def save(self, path: str | Path, noise_schedule: NoiseSchedule | None = None) -> None:
         """Write the schedule to `path`, atomically; see `text`."""
-        write_bytes(path, self.text(noise_schedule).encode())
+        write_bytes(Path(path), self.text(noise_schedule).encode())
 
     @classmethod
-    def load(cls, path: Path, noise_schedule: NoiseSchedule | None = None) -> LearnedGrid:
+    def load(cls, path: str | Path, noise_schedule: NoiseSchedule | None = None) -> LearnedGrid:
         """Read `path`; TsAdaptError naming the file where it is no valid schedule (for `noise_schedule`, if given)."""
-        return cls.parse(read_bytes(path, limit=MAX_BYTES), path, noise_schedule)
+        return cls.parse(read_bytes(Path(path), limit=MAX_BYTES), path, noise_schedule)
 
     @classmethod
     def parse(cls, data: bytes, what: Path | str, noise_schedule: NoiseSchedule | None = None) -> LearnedGrid:

@@ -204,8 +204,8 @@ def generate(
     save_png   also write the decoded targets to `images/<index>.png`
     announce   is told how many samples are to be solved, before the first one is
 
-    Raises TsAdaptError if an argument is not what the config says, if the test's samples would run into those of learning,
-    if another process generates into the same folder, and for whatever goes wrong with a file.
+    Raises TsAdaptError if an argument is not what the config says, if the test's samples would run into those of
+    learning, if another process generates into the same folder, and for whatever goes wrong with a file.
     """
     times = _shared_times(grid)
     _check_arguments(store, times, samples, batch_size, condition, denoiser.noise_schedule)

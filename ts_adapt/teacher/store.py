@@ -7,10 +7,10 @@
 
 Sample i starts from x_T = noise_scale * initial_noise(seed, i), redrawn when it is asked for and never stored. Shard k
 holds the samples at the places k S ... (k + 1) S - 1 of the store, with S the shard size; which samples these are says
-`indices_of`. Its content is a function of the config alone. A shard counts as finished once the manifest or a receipt has its checksum: a process killed between the two
-writes makes that shard again, to the same bytes. Of several processes (`distributed`) each writes shards; the first one
-holds the folder and writes the manifest, the others leave receipts, which it enters there. Everything in the config is
-hashed; versions are recorded only.
+`indices_of`. Its content is a function of the config alone. A shard counts as finished once the manifest or a receipt
+has its checksum: a process killed between the two writes makes that shard again, to the same bytes. Of several
+processes (`distributed`) each writes shards; the first one holds the folder and writes the manifest, the others leave
+receipts, which it enters there. Everything in the config is hashed; versions are recorded only.
 """
 
 from __future__ import annotations
