@@ -214,14 +214,14 @@ def test_inception_from_a_folder_gets_resized_eight_bit_colour(tmp_path: Path, m
 
 
 def test_inception_without_weights_names_the_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TsAdaptError, match=r"has no inception-2015-12-05\.pt.*use the zoo's features"):
+    with pytest.raises(TsAdaptError, match=r"has no inception-2015-12-05\.pt.*set evaluate\.features to pixels"):
         make_extractor("inception", inception=tmp_path)
 
     def unreachable(fpath: str) -> None:
         raise URLError("name resolution failed")
 
     monkeypatch.setattr("cleanfid.inception_torchscript.check_download_inception", unreachable)
-    with pytest.raises(TsAdaptError, match=r"name resolution failed.*use the zoo's features, which need no network"):
+    with pytest.raises(TsAdaptError, match=r"name resolution failed.*set evaluate\.features to pixels .*which need no network"):
         make_extractor("inception")
 
 

@@ -88,7 +88,10 @@ class Inception:
 
 
 def _network(folder: Path | None, device: torch.device) -> Any:
-    offline = f"put {WEIGHTS} into a folder and name it, or use the zoo's features, which need no network"
+    offline = (
+        f"put {WEIGHTS} into a folder and name it by evaluate.inception, or set evaluate.features to pixels (zoo, for "
+        "its models), which need no network"
+    )
     if folder is not None and not (folder / WEIGHTS).is_file():
         raise TsAdaptError(f"{folder} has no {WEIGHTS}; {offline}")
     try:
