@@ -170,16 +170,17 @@ class Train(Command):
     """Train a predictor of grids and corrections through the solver, for every solver and NFE; with --train.loss labels
     on the oracle's grids, after `search --method per-sample`.
 
-    With -all behind the name (recursive-all) one network serves all NFEs of the config; it is kept, and compared,
-    apart. A predictor that is finished stays until --redo is given along with other options; one that was interrupted
-    goes on after its last finished epoch. --student.cacher and --student.quantizer as of search.
+    With -all behind the name (recursive-all) one network serves all NFEs of the config, and those between them; it is
+    kept, and compared, apart. After every validation it is said what one more pass promises. A predictor that is
+    finished stays until --redo is given along with other options; one that was interrupted goes on after its last
+    finished epoch. --student.cacher and --student.quantizer as of search.
     """
 
     brief = "train a predictor of grids and corrections"
     kept = "finished predictors and epochs are kept, and the same command goes on from there"
     shared = True
     predictor: Annotated[str, OneOf(PREDICTOR_NAMES)] = flag(
-        "one-shot", "one-shot, recursive; recursive-all: one for all NFEs"
+        "recursive", "recursive, one-shot; recursive-all: one for all NFEs"
     )
     redo: bool = flag(False, REDO)
 
@@ -352,6 +353,10 @@ class Export(Command):
     diffusers are lists for programs that denoise fully in their last step: where a grid ends at a small sigma, 0 is
     written in its place. Model times, output scales and grids per sample are dropped. `import` reads such a list back,
     so that it can be measured.
+
+    --steps may be a number that was not learned: the list is interpolated in log-SNR from those that were (of
+    recursive-all it is the mean of the grids that it chooses, where that is nearer), and what is lost by it is measured
+    on validation noises, if the teacher's samples are there.
     """
 
     brief = "write a schedule for other programs"

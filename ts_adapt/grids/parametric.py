@@ -1,4 +1,4 @@
-"""Time grids from unconstrained logits, the inverse, the same grid over other numbers of steps, positions in log-SNR.
+"""Time grids from unconstrained logits, the inverse, grids over other numbers of steps, positions in log-SNR.
 
     w     = (1 - eps) softmax(logits) + eps / N          N weights, positive, of sum 1
     u_i   = w_1 + .. + w_i,  u_0 = 0,  u_N = 1
@@ -9,9 +9,18 @@ eps keeps neighbouring times apart for any logits, so grids are strictly decreas
 infinite at an end, [lambda_a, lambda_b] is `numerics.finite_log_snr_range`: the interior times lie on this finite
 rest and the end is pinned outside it. N logits make N + 1 times in every case. Logits are defined up to a constant;
 the inverse returns those of mean 0.
+
+Over other numbers of steps N than those that were learned, log-SNR is interpolated at equal places i/N of the solve,
+linearly between the nodes of a grid, and between the nearest two learned n < N < m:
+
+    lambda_N(i/N) = (1 - w) lambda_n(i/N) + w lambda_m(i/N),      w = (N - n) / (m - n)
+
+Below or above all that were learned it is that of the nearest alone. Rising functions of i/N add up to a rising one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -96,6 +105,21 @@ def interpolate(times: Tensor, noise_schedule: NoiseSchedule, steps: int) -> Ten
     low = place.floor().long()
     inside = torch.lerp(log_snr[..., low], log_snr[..., low + 1], place - low)
     return torch.cat([times[..., :1], noise_schedule.time(inside), times[..., -1:]], -1)
+
+
+def between(learned: Mapping[int, Tensor], noise_schedule: NoiseSchedule, steps: int) -> Tensor:
+    """The grid `(steps+1,)`, float64, that those `learned` `(n+1,)`, by their numbers of steps n, make over others.
+
+    Of a number that was learned it is that grid. Raises TsAdaptError as `interpolate` does.
+    """
+    below, above = [n for n in learned if n <= steps], [n for n in learned if n >= steps]
+    low, *rest = sorted({*sorted(below)[-1:], *sorted(above)[:1]})
+    times = interpolate(learned[low], noise_schedule, steps) if low != steps else learned[low]
+    if not rest:
+        return times
+    other, weight = interpolate(learned[rest[0]], noise_schedule, steps), (steps - low) / (rest[0] - low)
+    inside = torch.lerp(*(noise_schedule.log_snr(grid[1:-1]) for grid in (times, other)), weight)
+    return torch.cat([times[:1], noise_schedule.time(inside), times[-1:]])
 
 
 def positions(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:

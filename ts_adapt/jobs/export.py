@@ -13,6 +13,7 @@ import torch
 
 from ts_adapt.config import Config
 from ts_adapt.evaluation.records import sampler_name
+from ts_adapt.jobs.other_steps import at_other_steps
 from ts_adapt.jobs.session import Session
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.formats import WRITERS
@@ -35,15 +36,16 @@ def export_schedule(
     """Write the schedule `source` in the format `kind` to the file `out`, or to stdout; returns the text.
 
     source       a name, as `schedules.resolve` has them; of a predictor the grid that it corrects is written
-    solver, nfe  of a schedule that is given by name; None: the first of the config
+    solver, nfe  of a schedule that is given by name; None: the first of the config. For an NFE that was not learned the
+                 grid is made of those that were (`other_steps`)
 
     What brings its noise schedule along needs no model, but for `timesteps` of a schedule file. Raises TsAdaptError for
     what is unknown, or has no such form.
     """
     session = Session(config)
     found = resolve(source, session, alone=True)
-    name, taken, others = found.choose(solver, nfe, config)
-    schedule, remarks = found.shared(name, taken)
+    name, taken, others = found.choose(solver, nfe, config, unlearned=True)
+    schedule, remarks = at_other_steps(session, found, name, taken) or found.shared(name, taken)
     remarks += [f"this is NFE {taken}{others}"] if others else []
     noise_schedule = found.noise_schedule
     if noise_schedule is None and (kind == "timesteps" or schedule.log_snr is None):

@@ -15,7 +15,7 @@ from ts_adapt import distributed
 from ts_adapt.config import Config
 from ts_adapt.distances import LOOKS
 from ts_adapt.grids.corrections import CORRECTIONS, corrected
-from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import MAX_STEPS, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.diffusers_schedules import find_scheduler
 from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.jobs.matched_images import real_images
@@ -46,6 +46,10 @@ class Session(Experiment):
         static, *others = SHARED_NAMES
         kept = [path.name for path in sorted(self.workspace.learned.glob("*")) if parse(path.name).base == static]
         return [name for name in (*kept, *others) if self.workspace.shared(name, solver, nfe).exists()]
+
+    def shared_nfes(self, method: str, solver: str) -> list[int]:
+        """The NFEs for which the workspace has a shared grid found by `method`."""
+        return [nfe for nfe in range(1, MAX_STEPS + 1) if self.workspace.shared(method, solver, nfe).exists()]
 
     def shared(self, method: str, solver: str, nfe: int, *, strict: bool = False) -> LearnedGrid:
         """The workspace's shared grid found by `method`; TsAdaptError if it is missing or of something else.
@@ -108,13 +112,22 @@ class Session(Experiment):
             )
 
     def predictor_names(self, solver: str, nfe: int) -> list[str]:
-        """The predictors for `solver` and `nfe` that the workspace has."""
-        found = {name: self.workspace.predictor(name, solver, nfe) / CONFIG for name in PREDICTOR_NAMES}
-        there = [name for name, path in found.items() if path.exists()]
-        return [name for name in there if not name.endswith(ALL) or nfe in nfes_of(read_json(found[name], {}))]
+        """The predictors for `solver` and `nfe` that the workspace has, those with ALL also for what they serve."""
+        found = {name: self.workspace.predictor(name, solver, nfe) for name in PREDICTOR_NAMES}
+        there = {name: folder for name, folder in found.items() if (folder / CONFIG).exists()}
+
+        def serves(folder: Path) -> bool:
+            if nfe in nfes_of(read_json(folder / CONFIG, {})):
+                return True
+            return load_predictor(folder, self.noise_schedule)[0].serves(self.steps(solver, nfe))
+
+        return [name for name, folder in there.items() if not name.endswith(ALL) or serves(folder)]
 
     def predictor(self, name: str, solver: str, nfe: int, *, strict: bool = False) -> Predicted:
-        """The workspace's predictor `name`; TsAdaptError if it is missing or for others; `strict` as in `shared`."""
+        """The workspace's predictor `name`; TsAdaptError if it is missing or for others.
+
+        strict  as in `shared`; and it is an error if it serves `nfe` without having been trained for it
+        """
         folder, kind = self.workspace.predictor(name, solver, nfe), name.removesuffix(ALL)
         if not (folder / CONFIG).exists():
             training = command_for(name, solver, nfe)
@@ -123,12 +136,16 @@ class Session(Experiment):
         predictor, config = load_predictor(folder, self.noise_schedule)
         if predictor.kind != kind:
             raise TsAdaptError(f"{folder} holds a {predictor.kind} predictor, not a {kind} one; replace it by {again}")
-        steps = dict(zip(nfes_of(config), predictor.learned, strict=False))
-        served = nfe if nfe in steps else ", ".join(map(str, steps))
-        self.check_fit(folder, config.get("solver"), served, steps.get(nfe, 0), wanted=(solver, nfe))
+        steps, own = dict(zip(nfes_of(config), predictor.learned, strict=False)), self.steps(solver, nfe)
+        between = nfe not in steps and not strict and name.endswith(ALL) and predictor.serves(own)
+        served = nfe if nfe in steps or between else ", ".join(map(str, steps))
+        taken = own if between else steps.get(nfe, 0)
+        self.check_fit(folder, config.get("solver"), served, taken, wanted=(solver, nfe))
         self.check_origin(folder, config, again)
-        if not torch.equal(predictor.static(self.steps(solver, nfe)), self.static(solver, nfe).grid.times):
-            raise TsAdaptError(f"{folder} corrects another static grid than today's; replace it by {again}")
+        for corrected_nfe in steps if between else [nfe]:
+            static = self.static(solver, corrected_nfe).grid.times
+            if not torch.equal(predictor.static(steps[corrected_nfe]), static):
+                raise TsAdaptError(f"{folder} corrects another static grid than today's; replace it by {again}")
         if tuple(predictor.options["shape"]) != self.seen_shape:
             shape = predictor.options["shape"]
             raise TsAdaptError(f"{folder} is for samples of {shape}, not {self.seen_shape}; replace it by {again}")

@@ -7,13 +7,13 @@ places, whatever their N; e_p, W_p and b_p are each place's own. m_p and s_p are
 every pixel there, measured before training: x0 at high noise is the same grey picture for every sample but for a few
 thousandths, and these carry all there is to know. Strided convolutions halve the picture until it is at most 4x4. b_p,
 what all samples share, learns ten times as fast as the rest. b and W start at zero: an untrained predictor corrects
-nothing. k is 1 but in a training with dropout, where it is drawn for each sample and stays for all of its solve: 0 with
+nothing. A place between others has the weighted means of their m, e, W and b, and the geometric one of their s. k is 1 but in a training with dropout, where it is drawn for each sample and stays for all of its solve: 0 with
 the probability p, else 1 / (1 - p) (Gal & Ghahramani 2016).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 BIAS_RATE = 10.0
 LEAST_DEVIATION = 0.05
 """Of a pixel, as a share of its channel's largest: below it a pixel is noise of the arithmetic."""
+Place = int | Sequence[tuple[int, float]]
+"""A place, or one between others: these, and the weight of each."""
 
 
 class Encoder(nn.Module):
@@ -79,12 +81,18 @@ class Encoder(nn.Module):
         self.weight[places] = 0
         self.bias[places] = 0
 
-    def forward(self, picture: Tensor, place: int = 0, condition: Mapping[str, Any] | None = None) -> Tensor:
-        features = (picture.to(self.mean) - self.mean[place]) / self.deviation[place]
+    def forward(self, picture: Tensor, place: Place = 0, condition: Mapping[str, Any] | None = None) -> Tensor:
+        def there(table: Tensor) -> Tensor:
+            if isinstance(place, int):
+                return table[place]
+            return torch.stack([share * table[number] for number, share in place]).sum(0)
+
+        deviation = self.deviation[place] if isinstance(place, int) else there(self.deviation.log()).exp()
+        features = (picture.to(self.mean) - there(self.mean)) / deviation
         for layer, convolution in enumerate(self.convolutions):
             features = convolution(features)
             if layer == 0:
-                features = features + self.step[place][:, None, None]
+                features = features + there(self.step)[:, None, None]
             features = nn.functional.silu(features)
         features = self.dense(features.flatten(1))
         condition = condition or {}
@@ -98,8 +106,8 @@ class Encoder(nn.Module):
                 features = features + self.text(prompts.to(features.dtype).mean(1))
         features = nn.functional.silu(features)
         features = features if self.kept is None else self.kept * features
-        seen: Tensor = features @ self.weight[place]
-        return seen + BIAS_RATE * self.bias[place]
+        seen: Tensor = features @ there(self.weight)
+        return seen + BIAS_RATE * there(self.bias)
 
 
 def shorten_gradient(numbers: Tensor, norm: float = 1.0) -> Tensor:

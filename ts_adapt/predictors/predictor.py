@@ -4,6 +4,8 @@ A predictor serves the numbers of steps N that it is given static grids for, one
 places: once for each N (one-shot), or at every step i of each (recursive). Places are numbered with N rising, then i:
 
     place(N, i) = i + sum of the places of all smaller N
+
+Between two of its N a predictor may serve others, whose static grids are those that `parametric.between` makes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ts_adapt.grids.parametric import between
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import NoiseSchedule, StepPolicy, TsAdaptError
 from ts_adapt.predictors.encoder import Encoder
@@ -62,20 +65,28 @@ class Predictor(nn.Module):
             classes=classes, text=text,
         )  # fmt: skip
 
+    def serves(self, steps: int) -> bool:
+        """Whether solves of `steps` steps may follow it."""
+        return steps in self.learned
+
+    @property
+    def served(self) -> list[int]:
+        """Every number of steps that it serves."""
+        return [steps for steps in range(self.learned[0], self.learned[-1] + 1) if self.serves(steps)]
+
     def _check(self, steps: int) -> None:
-        if steps not in self.learned:
+        if not self.serves(steps):
             known = ", ".join(map(str, self.learned))
             raise TsAdaptError(f"this predictor was learned for {known} steps, not for {steps}; give one of them")
 
     def static(self, steps: int) -> Tensor:
-        """The static grid of `steps` steps, `(N+1,)`; TsAdaptError where it was not learned for them."""
+        """The static grid of `steps` steps, `(N+1,)`; TsAdaptError where it does not serve them."""
         self._check(steps)
         grids: tuple[Tensor, ...] = self.static_times.split([other + 1 for other in self.learned])
-        return grids[self.learned.index(steps)]
+        return between(dict(zip(self.learned, grids, strict=True)), self.noise_schedule, steps)
 
     def places(self, steps: int) -> slice:
-        """The places of a solve of `steps` steps."""
-        self._check(steps)
+        """The places of a solve of `steps` steps, one of those that it was learned for."""
         counts = {other: other if self.every_step else 1 for other in self.learned}
         begin = sum(count for other, count in counts.items() if other < steps)
         return slice(begin, begin + counts[steps])

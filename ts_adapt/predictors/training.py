@@ -9,12 +9,14 @@ The weights kept are those of the moving average with the lowest mean over N of
 
 where an N whose mean gain over the static grid is less than the standard error of that gain counts as 1, and is left
 untrained: there the predictor stays the static grid itself. The spread of what is predicted is logged (`diagnosis`).
-Under accelerate or torchrun the training is data-parallel (`distributed`).
+After every validation it is said what one more pass promises (`phases.going_on`). Under accelerate or torchrun the
+training is data-parallel (`distributed`).
 """
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +32,17 @@ from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.predictors.diagnosis import draw, predicted, spread
 from ts_adapt.predictors.losses import Labelled, states_along
 from ts_adapt.predictors.one_shot import OneShot
-from ts_adapt.predictors.phases import Phase, TrainOptions, batches_of, kept_of, phases_of, rate, warming_average
+from ts_adapt.predictors.phases import (
+    Phase,
+    TrainOptions,
+    batches_of,
+    drawn_between,
+    going_on,
+    kept_of,
+    phases_of,
+    rate,
+    warming_average,
+)
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.sampling import generator_for
 from ts_adapt.search.derivative import Agreement, trusted
@@ -128,7 +140,7 @@ class _Training:
             objective, self.agreement = trusted(objective, steps, train, options.batch_size, together=True)
             self.objective = objective
         whole = matching(objective, real, options.distribution) if options.distribution else objective
-        self.objectives = {steps: replace(whole, distance=copy.copy(whole.distance)) for steps in predictor.learned}
+        self.objectives = {steps: replace(whole, distance=copy.copy(whole.distance)) for steps in predictor.served}
         self.static = {steps: self.measure(steps, TimeGrid(predictor.static(steps))) for steps in predictor.learned}
         means = {steps: float(values.mean()) for steps, values in self.static.items()}
         self.result = TrainResult(means, dict(means))
@@ -138,6 +150,8 @@ class _Training:
         agree(predictor.state_dict().values())
         self.best = copy.deepcopy(predictor.state_dict())
         self.phase = self.epoch = self.since_best = 0
+        self.curve: list[tuple[int, float]] = []
+        """(epochs of this phase, share of the static grid's distance) of its validations since it was begun here."""
         states = dict.fromkeys(("weights", "average", "best"), self.best)
         lengths = {"place": 4, "learned": len(means)}
         self.found = first(lambda: kept.load(states, predictor.parameters(), lengths))
@@ -182,11 +196,14 @@ class _Training:
             total=steps, initial=done, desc=f"{predictor.kind}, {phase.name}", unit="step",
             disable=not (progress and rank() == 0), leave=False,
         )  # fmt: skip
+        self.curve = [] if self.found else [(self.epoch, self.result.relative)]
+        began, first_epoch = time.monotonic(), self.epoch
         while self.epoch < phase.epochs and self.since_best < options.patience:
             for objective in self.objectives.values():
                 forget(objective)
             total, generator = 0.0, generator_for(options.seed, self.epoch, stream=self.phase)
-            for number, rows in batches_of(phase.samples, options.batch_size, generator):
+            batches = batches_of(phase.samples, options.batch_size, generator)
+            for number, rows in drawn_between(batches, phase.between, generator):
                 for group in optimizer.param_groups:
                     group["lr"] = phase.lr * rate(done, steps)
                 optimizer.zero_grad()
@@ -209,6 +226,9 @@ class _Training:
             if self.epoch % phase.validate_every and self.epoch < phase.epochs:
                 continue
             self.since_best = 0 if self.validate(average.module) else self.since_best + phase.validate_every
+            if progress and rank() == 0:
+                seconds = (time.monotonic() - began) / (self.epoch - first_epoch)
+                bar.write(f"{predictor.kind}, {phase.name}, {going_on(self.curve, seconds)}")
             bar.set_postfix(best=f"{self.result.relative:.4f} of static")
             if rank() == 0:
                 states = {"weights": predictor.state_dict(), "average": average.module.state_dict(), "best": self.best}
@@ -235,6 +255,7 @@ class _Training:
                 self.log({f"spread/{what}/{steps}-steps": s for what, s in spread(grid, self.objective).items()})
         better = replace(self.result, learned=learned)
         self.log({"relative": better.relative})
+        self.curve.append((self.epoch, better.relative))
         if better.relative >= self.result.relative:
             return False
         self.result, self.best = better, candidate.state_dict()

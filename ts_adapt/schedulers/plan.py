@@ -3,17 +3,15 @@
     Plan     the nominal times, which a pipeline's loop sees, and the step policy that the run follows
     Source   the plans of a schedule: of a fixed family of grids, for any N, or those that were learned for some
 
-Between two learned numbers of steps n < N < m a grid is interpolated in log-SNR, at equal places i/N of the solve:
-
-    lambda_N(i/N) = (1 - w) lambda_n(i/N) + w lambda_m(i/N),      w = (N - n) / (m - n)
-
+Over a number of steps that was not learned a grid is interpolated in log-SNR (`parametric.between`), with a warning.
 Corrections (model times, output scales, coefficients, history) belong to the steps they were learned with and are not
-interpolated. A predictor has no such rule, so an N it was not learned for is refused.
+interpolated; of predictors those serve other N that say so. Any other N is refused.
 """
 
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.grids.given import from_sigmas, from_timesteps
-from ts_adapt.grids.parametric import interpolate
+from ts_adapt.grids.parametric import between
 from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.numerics import validate_grid
 from ts_adapt.policies import FollowGrid
@@ -150,7 +148,8 @@ class Source:
         if self.family is not None:
             return Plan.of_grid(build_grid(self.family, noise_schedule, steps))
         if steps not in self.plans:
-            return Plan.of_grid(self._between(steps, noise_schedule))
+            serving = [predictor for predictor in self.predictors.values() if predictor.serves(steps)]
+            return Plan.of_predictor(serving[0], steps) if serving else self._between(steps, noise_schedule)
         plan = self.plans[steps]
         if plan is None:
             raise TsAdaptError(
@@ -175,7 +174,14 @@ class Source:
             count = whole(steps)
             if count is None or not 1 <= count <= MAX_STEPS:
                 raise TsAdaptError(f"num_inference_steps is {steps!r}; expected a whole number from 1 to {MAX_STEPS}")
-            return self.plan(count, noise_schedule)
+            plan = self.plan(count, noise_schedule)
+            if plan.grid is not None and self.family is None and count not in self.plans:
+                warnings.warn(
+                    f"{count} steps were not learned: their grid is interpolated in log-SNR from those for "
+                    f"{self._known()}; `ts-adapt export --steps` measures what that costs",
+                    stacklevel=3,
+                )
+            return plan
         if self.own_times:
             raise TsAdaptError(
                 "this schedule chooses the times of each image by itself; leave timesteps and sigmas out, or attach a "
@@ -189,20 +195,19 @@ class Source:
             )
         return plan
 
-    def _between(self, steps: int, noise_schedule: NoiseSchedule) -> TimeGrid:
+    def _known(self) -> str:
+        return ", ".join(map(str, self.plans))
+
+    def _between(self, steps: int, noise_schedule: NoiseSchedule) -> Plan:
         grids = self.grids
-        low, high = max((n for n in grids if n < steps), default=0), min((n for n in grids if n > steps), default=0)
-        pair = [grids[low], grids[high]] if low and high else []
-        if not pair or any(grid.per_sample or grid.corrections for grid in pair):
-            rule = "corrections and grids per image are not" if pair else "between them log-SNR is"
-            known = ", ".join(map(str, self.plans)) + (f" ({rule} interpolated)" if grids else "")
+        if not grids or any(grid.per_sample or grid.corrections for grid in grids.values()):
+            rule = " (corrections and grids per image are not interpolated)" if grids else ""
             raise TsAdaptError(
-                f"num_inference_steps is {steps}; this schedule was learned for {known}: give one of them"
+                f"num_inference_steps is {steps}; this schedule was learned for {self._known()}{rule}: give one of "
+                "them, or attach the one grid that `ts-adapt export --steps` makes of it"
             )
-        first, second = (interpolate(grid.times, noise_schedule, steps) for grid in pair)
-        weight = torch.tensor((steps - low) / (high - low)).double()
-        inside = torch.lerp(noise_schedule.log_snr(first[1:-1]), noise_schedule.log_snr(second[1:-1]), weight)
-        return validate_grid(TimeGrid(torch.cat([first[:1], noise_schedule.time(inside), first[-1:]])), noise_schedule)
+        times = between({n: grid.times for n, grid in grids.items()}, noise_schedule, steps)
+        return Plan.of_grid(validate_grid(TimeGrid(times), noise_schedule))
 
 
 def as_grid(given: Any, noise_schedule: NoiseSchedule | None = None) -> TimeGrid:

@@ -102,19 +102,24 @@ class Found:
         path = Path(self.name).absolute()
         return {SCHEDULER: path.name, FOLDER: path.name, FILE: path.stem}.get(self.kind, self.name)
 
-    def choose(self, solver: str | None, nfe: int | None, config: Any) -> tuple[str, int, str]:
+    def choose(
+        self, solver: str | None, nfe: int | None, config: Any, *, unlearned: bool = False
+    ) -> tuple[str, int, str]:
         """The solver and the NFE that are taken, and what is to be said of other NFEs.
 
         Those that are asked for by `solver` and `nfe`; else its own, or those of the `Config`: of several NFEs the one
         that the config names alone, else the largest. Raises TsAdaptError where something is asked for that it is not
-        for.
+        for; `unlearned`: an NFE that it was not learned for may be.
         """
         if self.solver is not None and solver not in (None, self.solver):
             raise TsAdaptError(f"{self.name} is for {self.solver}, not for {solver}; leave --solver out")
         there = list(config.nfe if self.learned is None else self.learned)
         listed = ", ".join(map(str, there))
-        if self.kind in (FILE, FOLDER) and nfe not in (None, *there):
-            raise TsAdaptError(f"{self.name} is for NFE {listed}, not for {nfe}; leave --steps out")
+        if self.kind == FILE and nfe not in (None, *there) and not unlearned:
+            making = command("export", self.name, "--steps", nfe)
+            raise TsAdaptError(
+                f"{self.name} is for NFE {listed}, not for {nfe}; leave --steps out, or make one for it with {making}"
+            )
         alone = len(config.nfe) == 1 and config.nfe[0] in there
         taken = nfe if nfe is not None else config.nfe[0] if alone else max(there)
         name = self.solver or solver or config.solvers[0]

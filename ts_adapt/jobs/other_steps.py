@@ -1,0 +1,128 @@
+"""Lists for a number of steps N that was not learned, and what is lost with them.
+
+    of shared grids    that which `parametric.between` makes of those that were learned
+    of a predictor     that which it makes of the static grids that the predictor corrects; where the predictor serves
+                       N, the mean over validation noises of the grids that it chooses, at each step in log-SNR, if that
+                       is nearer to the teacher there
+
+Corrections belong to the steps that they were learned with and are left out. The loss is the mean distance to the
+teacher on training noises that validate, beside that of the best fixed grid of N steps and of the one learned there, if
+the workspace has one; test noises have no part in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ts_adapt.grids.parametric import between, positions, times_at
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid
+from ts_adapt.jobs.cheaper_network import cheaper_network
+from ts_adapt.jobs.session import Session, compared
+from ts_adapt.predictors.diagnosis import predicted
+from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.schedules.name import PREDICTOR, SHARED, parse
+from ts_adapt.schedules.resolve import Found, Predicted
+from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.static import best_start
+from ts_adapt.storage.layout import MANIFEST
+
+OF_ITSELF = ("seed", "measured", "made_with")
+"""What is known of a grid that was learned, and not of one that is made of it."""
+
+
+def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tuple[LearnedGrid, list[str]] | None:
+    """The list that `found` gives for `nfe`, and what is to be said of it; None where that was learned, or is any's.
+
+    Raises TsAdaptError for a predictor of the workspace that does not serve `nfe`.
+    """
+    if found.kind == PREDICTOR:
+        parts = [found.at(solver, nfe)]
+    else:
+        nfes = session.shared_nfes(str(parse(found.name)), solver) if found.kind == SHARED else found.learned or []
+        parts = [] if nfe in nfes else [found.at(solver, each) for each in nfes]
+    steps, learned, lost = session.steps(solver, nfe) if parts else nfe, dict[int, Tensor](), dict[str, None]()
+    for part in parts:
+        if isinstance(part, Predicted):
+            learned |= {each: part.predictor.static(each).cpu() for each in part.predictor.learned}
+        else:
+            times = part.grid.times
+            learned[part.grid.steps] = times.mean(0) if part.grid.per_sample else times
+            lost |= dict.fromkeys(name.replace("_", " ") for name in part.grid.corrections)
+    if not parts or steps in learned:
+        return None
+    noise_schedule = found.noise_schedule or session.noise_schedule
+    for part in parts:
+        if isinstance(part, LearnedGrid):
+            part.check_noise(noise_schedule, found.name)
+    known = ", ".join(map(str, sorted(learned)))
+    remarks = [f"{found.name} was not learned for NFE {nfe}: this is interpolated in log-SNR from {known} steps"]
+    remarks += [f"{' and '.join(lost)} are not interpolated: dropped"] if lost else []
+    first, *rest = (part.about for part in parts)
+    about = {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
+    about = {key: value for key, value in about.items() if key not in OF_ITSELF} | {"source": found.called}
+    grid = TimeGrid(between(learned, noise_schedule, steps))
+    predictor = next((part.predictor for part in parts if isinstance(part, Predicted)), None)
+    batch = _validating(session, predictor is not None)
+    if batch is None or about.get("model") != session.config.model.name:
+        why = f"{session.workspace.teacher('train')} has not the teacher's samples"
+        if batch is not None:
+            why = f"it is for the model {about.get('model')}, those samples are {session.config.model.name}'s"
+        return LearnedGrid(grid, solver, nfe, about), [*remarks, f"what is lost by that is unmeasured: {why}"]
+    student, objective = session.config.student, session.objective(session.solver(solver))
+    with cheaper_network(session, student.cacher, student.quantizer):
+        distance = float(objective.measure(grid, batch).mean())
+        if isinstance(predictor, Recursive) and predictor.serves(steps):
+            mean = _mean_grid(predictor, objective, batch, steps, noise_schedule)
+            other = float(objective.measure(mean, batch).mean())
+            remarks.append(
+                f"on {len(batch)} validation noises its distance is {distance:.5f}, that of the mean of the grids that "
+                f"{found.name} chooses {other:.5f}: this is the {'mean' if other < distance else 'interpolated one'}"
+            )
+            grid, distance = (mean, other) if other < distance else (grid, distance)
+        about["measured"], said = _beside(session, objective, solver, nfe, batch, distance)
+    return LearnedGrid(grid, solver, nfe, about), [*remarks, said]
+
+
+def _beside(
+    session: Session, objective: Objective, solver: str, nfe: int, batch: Batch, distance: float
+) -> tuple[dict[str, Any], str]:
+    """What a file keeps of a mean `distance` over `batch`; and a sentence: beside the best fixed, and a learned grid."""
+    best, means = best_start(objective, session.starts(session.steps(solver, nfe)), batch)
+    paired = {"evaluator": session.distance, "samples": len(batch), "split": "validation"}
+    measured = {
+        "distance": {"value": distance, **paired},
+        "best_fixed_distance": {"value": means[best], **paired, "grid": best},
+    }
+    said = (
+        f"on {len(batch)} validation noises its distance ({session.distance}) is {distance:.5f}, "
+        f"{compared(distance, means[best])} the best fixed grid's {means[best]:.5f} ({best})"
+    )
+    if nfe in session.shared_nfes("static", solver):
+        own = float(objective.measure(session.static(solver, nfe).grid, batch).mean())
+        said += f", {compared(distance, own)} the {own:.5f} of the static grid learned for NFE {nfe}"
+    return measured, said
+
+
+def _validating(session: Session, of_predictor: bool) -> Batch | None:
+    """The training noises that a static grid, or a predictor, is validated on; None where there are not as many."""
+    config = session.config
+    count, validating = 2 * config.static_samples, config.static_samples
+    if of_predictor:
+        count, validating = config.train.samples, config.train.validating
+    begun = (session.workspace.teacher("train") / MANIFEST).exists()
+    if not begun or len(session.teacher("train")[1]) < count:
+        return None
+    return session.teacher("train", count)[1].rows(slice(count - validating, None))
+
+
+def _mean_grid(
+    predictor: Recursive, objective: Objective, batch: Batch, steps: int, noise_schedule: NoiseSchedule
+) -> TimeGrid:
+    """The mean over the samples, at each step in log-SNR, of the grids of N `steps` that `predictor` chooses."""
+    times = predicted(predictor.to(batch.x_T.device).eval(), objective, batch, steps).times.cpu()
+    inside = times_at(positions(times[:, 1:-1], noise_schedule).mean(0), noise_schedule)
+    return TimeGrid(torch.cat([times[0, :1], inside, times[0, -1:]]))
