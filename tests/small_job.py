@@ -64,7 +64,7 @@ class Job:
 
     @property
     def predictor(self) -> Path:
-        return self.data / "predictors/one-shot/unipc-2-nfe3"
+        return self.data / "predictors/recursive/unipc-2-nfe3"
 
     @property
     def runs(self) -> Path:

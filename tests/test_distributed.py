@@ -113,7 +113,7 @@ def test_real_launchers(tmp_path: Path, launcher: str) -> None:
             capture_output=True, text=True, timeout=600, check=False, cwd=TESTS.parent,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        said = [line for line in done.stdout.splitlines() if line.startswith(("teacher, ", "unipc-2", "one-shot"))]
+        said = [line for line in done.stdout.splitlines() if line.startswith(("teacher, ", "unipc-2", "recursive"))]
         assert said and len(set(said)) == len(said)
     if launcher == "torchrun":
         table = (tmp_path / "logs/small/results.csv").read_text()

@@ -19,7 +19,7 @@ def spoil(path: Path, harm: str) -> None:
 DAMAGED = [
     ("teacher/train/shard-00001.safetensors", [("search", "--nfe", "[4]")], [("teach",)]),
     ("labels/train/unipc-2-nfe3/part-00001.safetensors", [("train", "--redo", "--train.lr", "1e-3")], [LABEL]),
-    ("predictors/one-shot/unipc-2-nfe3/model.safetensors", [("train",), ("evaluate",)], [("train", "--redo")]),
+    ("predictors/recursive/unipc-2-nfe3/model.safetensors", [("train",), ("evaluate",)], [("train", "--redo")]),
     ("../../logs/small/runs/unipc-2-nfe3-static.safetensors", [], [("evaluate",)]),
     ("../../logs/small/runs/teacher.safetensors", [], [("evaluate",)]),
 ]

@@ -60,7 +60,7 @@ def test_predictors_that_are_damaged_or_of_another_nfe_are_refused(job: Job, cap
         {"network": {**network, "classes": 10**9}},
         {"network": {**network, "shape": [3, 2, 2]}},
         {"kind": []},
-        {"kind": "recursive"},
+        {"kind": "one-shot"},
         {"nfe": 4},
     ):
         config.write_text(whole)

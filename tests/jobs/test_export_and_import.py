@@ -134,7 +134,6 @@ def test_timesteps_of_a_model_with_a_table(tmp_path: Path, capsys) -> None:
         (["export", "karras", "--solver", "unip-4"], "unknown solver 'unip-4'"),
         (["export", "no/such.json"], "there is no file no/such.json"),
         (["export", "STATIC", "--solver", "heun"], "is for unipc-2, not for heun; leave --solver out"),
-        (["export", "STATIC", "--steps", "4"], "is for NFE 3, not for 4; leave --steps out"),
         (["export", "STATIC", "--format", "timesteps", "--model.name", "fashion-ddpm"], "another noise schedule"),
         (["export", "FOLDER"], "holds neither a predictor nor a schedule for diffusers"),
         (["export", "BAD"], "is damaged, or no JSON file"),

@@ -46,9 +46,9 @@ def done(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Path:
     tiny.pipeline("ddpm").save_pretrained(folder / "model")
     (folder / "small.yml").write_text(SMALL)
     learned = ("--nfe", "[2, 3]")
-    for step in (["teach"], ["search"], ["search", "--method", "per-sample"], ["train"]):
+    for step in (["teach"], ["search"], ["search", "--method", "per-sample"]):
         assert run(folder, *step, *learned) == 0, step
-    for kind in ("recursive", "recursive-all"):
+    for kind in ("one-shot", "recursive", "recursive-all"):
         assert run(folder, "train", "--predictor", kind, *learned) == 0
     return folder
 

@@ -43,7 +43,7 @@ def done(tmp_path_factory) -> Path:
         ["search", "--method", "per-sample"],
         ["search", "--method", "per-sample", "--split", "test"],
         ["train"],
-        ["train", "--predictor", "recursive"],
+        ["train", "--predictor", "one-shot"],
         ["evaluate"],
         ["sample", "--schedule", "recursive", "--count", "4"],
     ):

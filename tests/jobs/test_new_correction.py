@@ -87,8 +87,8 @@ def test_it_is_searched_kept_predicted_and_evaluated(tmp_path: Path) -> None:
         ("teach",), ("search",),
         ("search", "--static.corrections", "offset", "--static.method", "forward", "--static.evaluations", "200"),
         (*LABEL, "--split", "test"), (*LABEL, "--split", "test", "--per_sample.corrections", "offset"),
-        ("train", "--train.corrections", "offset,shift", "--train.loss", "end_to_end"),
-        ("train", "--predictor", "recursive", "--train.corrections", "offset", "--train.loss", "end_to_end"),
+        ("train", "--predictor", "one-shot", "--train.corrections", "offset,shift", "--train.loss", "end_to_end"),
+        ("train", "--train.corrections", "offset", "--train.loss", "end_to_end"),
         ("evaluate",),
     ):  # fmt: skip
         assert job.run(*step) == 0, step

@@ -56,7 +56,7 @@ def scalars(folder: Path) -> set[str]:
 def test_evaluate_writes_to_tensorboard_and_needs_no_tracker(job: Job) -> None:
     assert job.run("evaluate") == 0
     tags = scalars(job.folder / "logs/small/tensorboard/evaluate")
-    assert {"distance/unipc-2/static", "fid_data/unipc-2/one-shot", "flops/unipc-2/karras"} <= tags
+    assert {"distance/unipc-2/static", "fid_data/unipc-2/recursive", "flops/unipc-2/karras"} <= tags
 
 
 def test_wandb_follows_what_tensorboard_is_told(job: Job, tracker: type[Tracker]) -> None:

@@ -90,7 +90,7 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
 def _beside(
     session: Session, objective: Objective, solver: str, nfe: int, batch: Batch, distance: float
 ) -> tuple[dict[str, Any], str]:
-    """What a file keeps of a mean `distance` over `batch`; and a sentence: beside the best fixed, and a learned grid."""
+    """What a file keeps of a mean `distance` over `batch`; the same said, beside the best fixed and a learned grid."""
     best, means = best_start(objective, session.starts(session.steps(solver, nfe)), batch)
     paired = {"evaluator": session.distance, "samples": len(batch), "split": "validation"}
     measured = {
