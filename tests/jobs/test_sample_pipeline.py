@@ -313,7 +313,7 @@ def test_fewer_images_replace_all_of_an_earlier_command_and_none_of_anyone_else(
         (["ddpm", "ddpm-static", "--label", "1"], "DDPMPipeline takes no class label; leave --label out"),
         (["ddpm", "ddpm-static", "--init-image", "START"], "no image-to-image pipeline for DDPMPipeline"),
         (["ddpm", "ddpm-static", "--strength", ".5"], "along with --init-image FILE"),
-        (["ddpm", "ddpm-static", "--steps", "9"], "num_inference_steps is 9; this schedule was learned for 4"),
+        (["ddpm", "ddpm-one-shot", "--steps", "9"], "num_inference_steps is 9; this schedule was learned for 4"),
         (["ddpm", "ddpm-static", "--steps", "0"], "option steps is 0; give at least 1"),
         (["ddpm", "ddpm-static", "--solver", "ddim"], "is for unipc-3, not for ddim; leave --solver out"),
         (["ddpm", "sd-static"], "was learned for another model, which differs in"),

@@ -174,14 +174,7 @@ class Source:
             count = whole(steps)
             if count is None or not 1 <= count <= MAX_STEPS:
                 raise TsAdaptError(f"num_inference_steps is {steps!r}; expected a whole number from 1 to {MAX_STEPS}")
-            plan = self.plan(count, noise_schedule)
-            if plan.grid is not None and self.family is None and count not in self.plans:
-                warnings.warn(
-                    f"{count} steps were not learned: their grid is interpolated in log-SNR from those for "
-                    f"{self._known()}; `ts-adapt export --steps` measures what that costs",
-                    stacklevel=3,
-                )
-            return plan
+            return self.plan(count, noise_schedule)
         if self.own_times:
             raise TsAdaptError(
                 "this schedule chooses the times of each image by itself; leave timesteps and sigmas out, or attach a "
@@ -202,10 +195,20 @@ class Source:
         grids = self.grids
         if not grids or any(grid.per_sample or grid.corrections for grid in grids.values()):
             rule = " (corrections and grids per image are not interpolated)" if grids else ""
+            way = (
+                ", or attach the one grid that `ts-adapt export --steps` makes of it"
+                if grids or self.predictors
+                else ""
+            )
             raise TsAdaptError(
                 f"num_inference_steps is {steps}; this schedule was learned for {self._known()}{rule}: give one of "
-                "them, or attach the one grid that `ts-adapt export --steps` makes of it"
+                f"them{way}"
             )
+        warnings.warn(
+            f"{steps} steps were not learned: their grid is interpolated in log-SNR from those for {self._known()}; "
+            "`ts-adapt export --steps` measures what that costs",
+            stacklevel=5,
+        )
         times = between({n: grid.times for n, grid in grids.items()}, noise_schedule, steps)
         return Plan.of_grid(validate_grid(TimeGrid(times), noise_schedule))
 

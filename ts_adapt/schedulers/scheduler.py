@@ -55,7 +55,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     solver      a name that `assembly.build_solver` knows; Heun, with two evaluations a step, is refused
     grid        a fixed family of grids, by a name that `schedules.resolve.build_grid` knows; None: "uniform"
     grids       learned grids by their number of steps: {"5": {"times": [...], "model_times": ..., "output_scale": ...,
-                "coefficients": ..., "history": ...}}, in between interpolated in log-SNR
+                "coefficients": ..., "history": ...}}; for other numbers interpolated in log-SNR, with a warning
     predictors  the numbers of steps that predictors were learned for, [5, 10], or [[5, 10]] for one that serves both;
                 their weights come with `from_pretrained`
     learned_for what is known of where it was learned: model, teacher, distance, ...; carried along
@@ -331,8 +331,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Given times end in t_min, where nothing is evaluated. Lists that a pipeline gives where its user has not stand
         for their number: those of `plan.usual_lists`, and any that the user cannot give (`lists`). Raises TsAdaptError
-        for a number of steps that was not learned, or is not that of the given times, and for times given to a
-        schedule that chooses them by itself.
+        for a number of steps that the schedule does not serve, or is not that of the given times, and for times given
+        to a schedule that chooses them by itself.
         """
         self.end()
         plan = self.source.asked(num_inference_steps, timesteps, sigmas, self.noise_schedule, self.lists)
