@@ -12,6 +12,7 @@ the workspace has one; test noises have no part in it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,12 +40,10 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
 
     Raises TsAdaptError for a predictor of the workspace that does not serve `nfe`.
     """
-    if found.kind == PREDICTOR:
-        parts = [found.at(solver, nfe)]
-    else:
-        nfes = session.shared_nfes(str(parse(found.name)), solver) if found.kind == SHARED else found.learned or []
-        parts = [] if nfe in nfes else [found.at(solver, each) for each in nfes]
-    steps, learned, lost = session.steps(solver, nfe) if parts else nfe, dict[int, Tensor](), dict[str, None]()
+    parts = _learned(session, found, solver, nfe)
+    if not parts:
+        return None
+    steps, learned, lost = session.steps(solver, nfe), dict[int, Tensor](), dict[str, None]()
     for part in parts:
         if isinstance(part, Predicted):
             learned |= {each: part.predictor.static(each).cpu() for each in part.predictor.learned}
@@ -52,8 +51,6 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
             times = part.grid.times
             learned[part.grid.steps] = times.mean(0) if part.grid.per_sample else times
             lost |= dict.fromkeys(name.replace("_", " ") for name in part.grid.corrections)
-    if not parts or steps in learned:
-        return None
     noise_schedule = found.noise_schedule or session.noise_schedule
     for part in parts:
         if isinstance(part, LearnedGrid):
@@ -85,6 +82,15 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
             grid, distance = (mean, other) if other < distance else (grid, distance)
         about["measured"], said = _beside(session, objective, solver, nfe, batch, distance)
     return LearnedGrid(grid, solver, nfe, about), [*remarks, said]
+
+
+def _learned(session: Session, found: Found, solver: str, nfe: int) -> Sequence[LearnedGrid | Predicted]:
+    """What `found` has for other NFEs; nothing where it was learned for `nfe`, or for none."""
+    if found.kind == PREDICTOR:
+        part = found.at(solver, nfe)
+        return [part] if isinstance(part, Predicted) and part.steps not in part.predictor.learned else []
+    nfes = session.shared_nfes(str(parse(found.name)), solver) if found.kind == SHARED else found.learned or []
+    return [] if nfe in nfes else [found.at(solver, each) for each in nfes]
 
 
 def _beside(
