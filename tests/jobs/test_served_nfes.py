@@ -22,13 +22,14 @@ from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.storage.files import read_json, read_tensors, write_tensors
 
 CONFIG = SMALL.replace("nfe: [3]", "nfe: [3, 2, 5]").replace("loss: both", "loss: end_to_end")
+BETWEEN = ("--train.between", "true")
 MIXTURE = build_denoiser(ModelOptions(name="gaussian-mixture")).noise_schedule
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Job:
     job = Job.begun(tmp_path_factory.mktemp("served"), CONFIG)
-    for step in (("teach",), ("search",), ("train", "--predictor", "recursive-all")):
+    for step in (("teach",), ("search",), ("train", "--predictor", "recursive-all", *BETWEEN)):
         assert job.run(*step) == 0, step
     assert job.run("train", "--predictor", "recursive", "--nfe", "3") == 0
     return job

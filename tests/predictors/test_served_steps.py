@@ -72,10 +72,13 @@ def test_between_learned_numbers_of_steps_a_step_is_like_those_of_both():
 
 def test_recursive_serves_the_numbers_of_steps_between(problem):
     objective, batch = problem
-    predictor = randomised(build(Recursive, objective.denoiser.noise_schedule, (2, 3, 5, 7), corrections=["shift"]))
+    predictor = randomised(
+        build(Recursive, objective.denoiser.noise_schedule, (2, 3, 5, 7), corrections=["shift"], between=True)
+    )
     assert predictor.served == [2, 3, 4, 5, 6, 7]
-    assert build(Recursive, objective.denoiser.noise_schedule, (3, 5), corrections=["history"]).served == [3, 5]
-    assert build(OneShot, objective.denoiser.noise_schedule, (3, 5)).served == [3, 5]
+    for kind, options in ((Recursive, {}), (Recursive, {"between": True, "corrections": ["history"]}),
+                          (OneShot, {"between": True})):  # fmt: skip
+        assert build(kind, objective.denoiser.noise_schedule, (3, 5), **options).served == [3, 5]
     for steps in (4, 6):
         grid = predicted(predictor, objective, batch, steps)
         assert grid.times.shape == (len(batch), steps + 1) and bool((grid.times.diff() < 0).all())
@@ -90,7 +93,7 @@ def test_where_two_places_are_alike_so_is_what_is_between(problem):
     """With one set of weights at all places of N = 3 and 5, N = 4 asks the very network that has them."""
     objective, batch = problem
     noise_schedule = objective.denoiser.noise_schedule
-    predictor = randomised(build(Recursive, noise_schedule, (3, 5)))
+    predictor = randomised(build(Recursive, noise_schedule, (3, 5), between=True))
     alone = build(Recursive, noise_schedule, (4,))
     with torch.no_grad():
         predictor.encoder.deviation.uniform_(0.5, 2)
@@ -119,7 +122,7 @@ def test_half_of_the_batches_are_of_numbers_between(problem, tmp_path):
     counts = Counter(steps for steps, _ in found)
     for steps, share in {3: 1 / 6, 4: 1 / 4, 5: 1 / 6, 6: 1 / 4, 7: 1 / 6}.items():
         assert counts[steps] / len(found) == pytest.approx(share, abs=0.03)
-    predictor = build(Recursive, objective.denoiser.noise_schedule, (3, 5))
+    predictor = build(Recursive, objective.denoiser.noise_schedule, (3, 5), between=True)
     options = TrainOptions(epochs=8, lr=4e-3, batch_size=8, between=True)
     train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
     train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
@@ -127,7 +130,7 @@ def test_half_of_the_batches_are_of_numbers_between(problem, tmp_path):
     assert float(objective.measure(predictor.policy(4), validation).mean()) < float(static)
     for served in ((3, 4), (2, 4)):
         with pytest.raises(TsAdaptError, match=r"serves none between them; train recursive-all"):
-            one = build(Recursive, objective.denoiser.noise_schedule, served)
+            one = build(Recursive, objective.denoiser.noise_schedule, served, between=True)
             train_predictor(one, objective, train, validation, options, tmp_path, progress=False)
 
 

@@ -29,6 +29,7 @@ class Predictor(nn.Module):
     order          the solver's, for the number of coefficients
     width, hidden  of the network (`encoder`)
     classes, text  what it sees of a condition (`encoder`)
+    between        it serves other N, between these, as far as its kind can
 
     Raises TsAdaptError for two grids of the same N, and for none.
     """
@@ -42,7 +43,7 @@ class Predictor(nn.Module):
     def __init__(
         self, noise_schedule: NoiseSchedule, static_times: Tensor | Sequence[Tensor], shape: Sequence[int], *,
         corrections: Sequence[str] = (), order: int = 1, width: int = 24, hidden: int = 128, classes: int = 0,
-        text: int = 0,
+        text: int = 0, between: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         given = [static_times] if isinstance(static_times, Tensor) else list(static_times)
@@ -53,7 +54,7 @@ class Predictor(nn.Module):
         self.noise_schedule = noise_schedule
         self.options: dict[str, Any] = dict(
             steps=list(self.learned), shape=list(shape), corrections=list(corrections), order=order, width=width,
-            hidden=hidden, classes=classes, text=text,
+            hidden=hidden, classes=classes, text=text, between=between,
         )  # fmt: skip
         self.register_buffer("static_times", torch.cat(grids))
         self.static_times: Tensor

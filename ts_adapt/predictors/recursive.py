@@ -12,8 +12,9 @@ A step takes a share r of the rest that is left. All but the times are learned w
 t_N whatever f_t, and has coefficients and weights only. f is zero before training: an untrained predictor *is* the
 static grid.
 
-A predictor that was learned for several N serves those between them too, from 3 on, unless it has a history, which is
-N + 1 weights a step. Step i of N is then a place between those of the nearest two n < N < m: the first step is like the
+A predictor that is made to (`between`) and trained so serves the N between those of its static grids too, from 3 on,
+unless it has a history, which is N + 1 weights a step. Without such training places do not mix well where N is small:
+at 4 between 3 and 5 the network's numbers then end further off than the static grid. Step i of N is a place between those of the nearest two n < N < m: the first step is like the
 first, the last like the last, and the others like
 
     j = 1 + (i - 1) (n - 3) / (N - 3)        of n, with the weight 1 - w,       w = (N - n) / (m - n)
@@ -63,8 +64,9 @@ class Recursive(Predictor):
     every_step = True
 
     def serves(self, steps: int) -> bool:
-        between = any(2 < n < steps for n in self.learned) and steps < self.learned[-1]
-        return steps in self.learned or (between and "history" not in self.options["corrections"])
+        inside = any(2 < n < steps for n in self.learned) and steps < self.learned[-1]
+        between = self.options["between"] and "history" not in self.options["corrections"]
+        return steps in self.learned or (inside and between)
 
     def place(self, steps: int, step: int) -> Place:
         """The place of step i of N."""
