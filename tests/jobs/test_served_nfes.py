@@ -21,17 +21,16 @@ from ts_adapt.sampling import generator_for
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.storage.files import read_json, read_tensors, write_tensors
 
-CONFIG = SMALL.replace("nfe: [3]", "nfe: [3, 2, 5]").replace("loss: both", "loss: end_to_end")
-BETWEEN = ("--train.between", "true")
+CONFIG = SMALL.replace("nfe: [3]", "nfe: [3, 2, 5]").replace("loss: both", "loss: end_to_end, between: true")
 MIXTURE = build_denoiser(ModelOptions(name="gaussian-mixture")).noise_schedule
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Job:
     job = Job.begun(tmp_path_factory.mktemp("served"), CONFIG)
-    for step in (("teach",), ("search",), ("train", "--predictor", "recursive-all", *BETWEEN)):
+    for step in (("teach",), ("search",), ("train", "--predictor", "recursive-all")):
         assert job.run(*step) == 0, step
-    assert job.run("train", "--predictor", "recursive", "--nfe", "3") == 0
+    assert job.run("train", "--predictor", "recursive", "--nfe", "3", "--train.between", "false") == 0
     return job
 
 

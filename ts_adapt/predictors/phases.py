@@ -47,8 +47,8 @@ class TrainOptions:
     distribution: Weight = 0.0
     """end_to_end: weight of the distance to real images as a set, as in the group static."""
     between: bool = False
-    """recursive-all, end_to_end: serve the numbers of steps between those of `nfe` too; half of the batches are of one of
-    them, drawn anew for each."""
+    """recursive-all, end_to_end: serve the numbers of steps between those of `nfe` too; half of the batches are of one
+    of them, drawn anew for each."""
     samples: Annotated[int, Between(10, MANY)] = 512
     """Training samples, the last of which validate."""
     validation: Count | None = None

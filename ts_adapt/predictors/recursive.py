@@ -12,10 +12,10 @@ A step takes a share r of the rest that is left. All but the times are learned w
 t_N whatever f_t, and has coefficients and weights only. f is zero before training: an untrained predictor *is* the
 static grid.
 
-A predictor that is made to (`between`) and trained so serves the N between those of its static grids too, from 3 on,
-unless it has a history, which is N + 1 weights a step. Without such training places do not mix well where N is small:
-at 4 between 3 and 5 the network's numbers then end further off than the static grid. Step i of N is a place between those of the nearest two n < N < m: the first step is like the
-first, the last like the last, and the others like
+A predictor that is made to (`between`), and trained so, serves the N between those of its static grids too, from 3 on,
+unless it has a history, which is N + 1 weights a step. Without that training places may mix badly: at 4 between 3 and 5
+what they predict can end further off than the static grid. Step i of N is a place between those of the nearest two
+n < N < m: the first step is like the first, the last like the last, and the others like
 
     j = 1 + (i - 1) (n - 3) / (N - 3)        of n, with the weight 1 - w,       w = (N - n) / (m - n)
     j = 1 + (i - 1) (m - 3) / (N - 3)        of m, with the weight w
