@@ -7,8 +7,9 @@ places, whatever their N; e_p, W_p and b_p are each place's own. m_p and s_p are
 every pixel there, measured before training: x0 at high noise is the same grey picture for every sample but for a few
 thousandths, and these carry all there is to know. Strided convolutions halve the picture until it is at most 4x4. b_p,
 what all samples share, learns ten times as fast as the rest. b and W start at zero: an untrained predictor corrects
-nothing. A place between others has the weighted means of their m, e, W and b, and the geometric one of their s. k is 1 but in a training with dropout, where it is drawn for each sample and stays for all of its solve: 0 with
-the probability p, else 1 / (1 - p) (Gal & Ghahramani 2016).
+nothing. A place between others has the weighted means of their m, e, W and b, and the geometric one of their s. k is 1
+but in a training with dropout, where it is drawn for each sample and stays for all of its solve: 0 with the probability
+p, else 1 / (1 - p) (Gal & Ghahramani 2016).
 """
 
 from __future__ import annotations
