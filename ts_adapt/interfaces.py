@@ -179,7 +179,7 @@ class Field:
 
     name  what it is called in a TimeGrid, in files and in messages
     at    what one step's value is called in a Node
-    dims  of one step's value for one sample: 0, a number; 1, several
+    dims  of one step's value for one sample: 0, a number; 1, several; 3, a picture
     ends  whether a node has the value of the step that ends there; else that of its own evaluation
     """
 
@@ -193,6 +193,8 @@ MODEL_TIMES = Field("model_times", "model_time")
 OUTPUT_SCALE = Field("output_scale", "output_scale")
 COEFFICIENTS = Field("coefficients", "coefficients", dims=1, ends=True)
 HISTORY = Field("history", "history", dims=1, ends=True)
+START = Field("start", "start", dims=3, ends=True)
+"""In no grid: the change of x_T, of its shape, that the first step begins with once the network has seen x_T."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ts_adapt.interfaces import (
     HISTORY,
+    START,
     Condition,
     Denoiser,
     Node,
@@ -254,6 +255,8 @@ def advance(
     evaluate  (x, node) -> x0, for solvers with more than one evaluation a step
     """
     next_node, state = policy.next(x_t, x0, node, state)
+    if START in next_node.held:
+        x_t = _moved(x_t, next_node.held[START])
     remembers = isinstance(memory, Past) or HISTORY in next_node.held
     past = memory if isinstance(memory, Past) else Past(memory)
     if solver.evaluations_per_step == 1:
@@ -265,6 +268,15 @@ def advance(
     if remembers:
         memory = Past(memory, (x0, *past.x0))
     return x_s, next_node, state, memory
+
+
+def _moved(x_T: Tensor, start: Tensor) -> Tensor:
+    if start.shape != x_T.shape:
+        raise TsAdaptError(
+            f"the schedule changes the start of samples of shape {tuple(start.shape[1:])}, as pictures, and the "
+            f"solve's are {tuple(x_T.shape[1:])}; take one that was learned without start"
+        )
+    return x_T + start.to(x_T)
 
 
 def _evaluate(denoiser: Denoiser, x: Tensor, node: Node, condition: dict[str, Any], checkpoint: bool) -> Tensor:

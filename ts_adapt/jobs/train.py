@@ -13,7 +13,7 @@ import torch
 from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
 from ts_adapt.evaluation.records import fingerprint
-from ts_adapt.interfaces import Solver, TsAdaptError
+from ts_adapt.interfaces import START, Solver, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.labels import student_options
 from ts_adapt.jobs.matched_images import distribution_said
@@ -33,6 +33,11 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
     """
     config = session.config
     session.check()
+    if START.name in config.train.corrections and session.seen_shape != session.shape:
+        raise TsAdaptError(
+            f"train.corrections has start, a change of pictures, and {config.model.name} has samples of shape "
+            f"{session.shape} that are none; leave it out"
+        )
     with cheaper_network(session, config.student.cacher, config.student.quantizer):
         if config.train.loss != "labels":
             check_gradients(session)

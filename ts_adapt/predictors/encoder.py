@@ -28,6 +28,13 @@ Place = int | Sequence[tuple[int, float]]
 """A place, or one between others: these, and the weight of each."""
 
 
+def at(table: Tensor, place: Place) -> Tensor:
+    """The row of `table` `(places, ...)` at `place`."""
+    if isinstance(place, int):
+        return table[place]
+    return torch.stack([share * table[number] for number, share in place]).sum(0)
+
+
 class Encoder(nn.Module):
     """`(B, channels, H, W)`, the place and a condition -> `(B, outputs)`, zeros before training.
 
@@ -82,33 +89,35 @@ class Encoder(nn.Module):
         self.weight[places] = 0
         self.bias[places] = 0
 
-    def forward(self, picture: Tensor, place: Place = 0, condition: Mapping[str, Any] | None = None) -> Tensor:
-        def there(table: Tensor) -> Tensor:
-            if isinstance(place, int):
-                return table[place]
-            return torch.stack([share * table[number] for number, share in place]).sum(0)
+    def seen(self, picture: Tensor, place: Place) -> Tensor:
+        """`picture` by the mean and the deviation of its place."""
+        deviation = self.deviation[place] if isinstance(place, int) else at(self.deviation.log(), place).exp()
+        return (picture.to(self.mean) - at(self.mean, place)) / deviation
 
-        deviation = self.deviation[place] if isinstance(place, int) else there(self.deviation.log()).exp()
-        features = (picture.to(self.mean) - there(self.mean)) / deviation
+    def features(self, seen: Tensor, place: Place, condition: Mapping[str, Any] | None = None) -> Tensor:
+        """k h `(B, hidden)`, of what `seen` returned."""
+        features = seen
         for layer, convolution in enumerate(self.convolutions):
             features = convolution(features)
             if layer == 0:
-                features = features + there(self.step)[:, None, None]
+                features = features + at(self.step, place)[:, None, None]
             features = nn.functional.silu(features)
         features = self.dense(features.flatten(1))
         condition = condition or {}
         if self.classes is not None:
             labels = condition.get("class_labels")
-            none = torch.full((len(picture),), self.classes.num_embeddings - 1, device=picture.device)
+            none = torch.full((len(seen),), self.classes.num_embeddings - 1, device=seen.device)
             features = features + self.classes(none if labels is None else labels.clamp(max=int(none[0])))
         if self.text is not None:
             prompts = condition.get("encoder_hidden_states")
             if prompts is not None:
                 features = features + self.text(prompts.to(features.dtype).mean(1))
         features = nn.functional.silu(features)
-        features = features if self.kept is None else self.kept * features
-        seen: Tensor = features @ there(self.weight)
-        return seen + BIAS_RATE * there(self.bias)
+        return features if self.kept is None else self.kept * features
+
+    def forward(self, picture: Tensor, place: Place = 0, condition: Mapping[str, Any] | None = None) -> Tensor:
+        found: Tensor = self.features(self.seen(picture, place), place, condition) @ at(self.weight, place)
+        return found + BIAS_RATE * at(self.bias, place)
 
 
 def shorten_gradient(numbers: Tensor, norm: float = 1.0) -> Tensor:

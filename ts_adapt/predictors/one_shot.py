@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.policies import FromNoise
 from ts_adapt.predictors.encoder import shorten_gradient
 from ts_adapt.predictors.predictor import Predictor
@@ -29,19 +29,25 @@ class OneShot(Predictor):
     every_step = False
 
     def standardise(self, steps: int, states: Tensor, x0: Tensor) -> None:
-        self.encoder.standardise(self.places(steps).start, states[:, 0] / noise_scale(self.noise_schedule))
+        self.encoder.standardise(self.places(steps).start, self._picture(states[:, 0]))
+
+    def first_picture(self, x_T: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        return self._picture(x_T)
+
+    def _picture(self, x_T: Tensor) -> Tensor:
+        return x_T / noise_scale(self.noise_schedule)
 
     def forward(self, x_T: Tensor, condition: Mapping[str, Any] | None = None, *, steps: int | None = None) -> TimeGrid:
         """The grids `(B, N+1)` for the starting noise `(B, C, H, W)`; `steps` is N, as in `policy`."""
         steps = self._steps(steps)
         space, static = self.spaces[steps], self.static(steps)
-        seen = self.encoder(x_T / noise_scale(self.noise_schedule), self.places(steps).start, condition)
+        seen = self.encoder(self._picture(x_T), self.places(steps).start, condition)
         correction = shorten_gradient(seen[:, : space.size].double())
         return space.grid(space.numbers(TimeGrid(static)) + space.unit.to(correction.device) * correction)
 
-    def policy(self, steps: int | None = None, first: int = 0) -> FromNoise:
+    def policy(self, steps: int | None = None, first: int = 0) -> StepPolicy:
         """The step policy that asks this network once, at the start; TsAdaptError for a later `first`."""
         if first:
             raise TsAdaptError("a one-shot predictor looks at pure noise; it cannot begin inside a grid")
         steps = self._steps(steps)
-        return FromNoise(partial(self, steps=steps), self.static(steps))
+        return self._with_start(FromNoise(partial(self, steps=steps), self.static(steps)), steps)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
@@ -19,9 +20,9 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from ts_adapt.grids.corrections import CorrectionName
-from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.options import MANY, Between, Count, Decay, Positive, Seed, Weight, check_options
+from ts_adapt.grids.corrections import CORRECTIONS
+from ts_adapt.interfaces import START, TsAdaptError
+from ts_adapt.options import MANY, Between, Count, Decay, OneOf, Positive, Seed, Weight, check_options
 from ts_adapt.predictors.losses import Labelled, Loss, end_to_end, regression
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
@@ -34,6 +35,8 @@ MOST_VALIDATION = 512
 LAST_RATE = 0.04
 """Share of the learning rate at the end of its cosine."""
 SEEN = 3
+PredictedName = Annotated[str, OneOf(ChainMap({START.name: START}, CORRECTIONS))]
+"""What options name a correction by that a predictor may learn."""
 
 
 @dataclass
@@ -42,8 +45,8 @@ class TrainOptions:
 
     loss: Literal["end_to_end", "labels", "both"] = "end_to_end"
     """end_to_end, labels (needs those of search --method per-sample), or both: labels first."""
-    corrections: list[CorrectionName] = field(default_factory=lambda: ["shift", "scale", "coefficients"])
-    """What is predicted beside the times."""
+    corrections: list[PredictedName] = field(default_factory=lambda: ["shift", "scale", "coefficients"])
+    """What is predicted beside the times: what grids have, and start (a change of x_T, as a picture)."""
     distribution: Weight = 0.0
     """end_to_end: weight of the distance to real images as a set, as in the group static."""
     between: bool = False

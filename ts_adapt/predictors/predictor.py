@@ -11,6 +11,7 @@ Between two of its N a predictor may serve others, whose static grids are those 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,14 +19,16 @@ from torch import Tensor, nn
 
 from ts_adapt.grids.parametric import between
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import NoiseSchedule, StepPolicy, TsAdaptError
-from ts_adapt.predictors.encoder import Encoder
+from ts_adapt.interfaces import START, Condition, NoiseSchedule, StepPolicy, TsAdaptError
+from ts_adapt.numerics import scale
+from ts_adapt.predictors.encoder import Encoder, Place, shorten_gradient
+from ts_adapt.predictors.start import Moved, Start
 
 
 class Predictor(nn.Module):
     """Corrects `static_times` `(N+1,)`, or several of them with each another N, for samples of `shape` `(C, H, W)`.
 
-    corrections    what is learned beside the times: some of shift, scale, coefficients, history
+    corrections    what is learned beside the times: some of shift, scale, coefficients, history, start (`start`)
     order          the solver's, for the number of coefficients
     width, hidden  of the network (`encoder`)
     classes, text  what it sees of a condition (`encoder`)
@@ -58,13 +61,17 @@ class Predictor(nn.Module):
         )  # fmt: skip
         self.register_buffer("static_times", torch.cat(grids))
         self.static_times: Tensor
-        self.spaces = {steps: GridSpace(noise_schedule, steps, corrections, order) for steps in self.learned}
+        of_grids = [name for name in corrections if name != START.name]
+        self.spaces = {steps: GridSpace(noise_schedule, steps, of_grids, order) for steps in self.learned}
         largest = self.spaces[self.learned[-1]]
         self.encoder = Encoder(
             self.pictures * shape[0], largest.size // (largest.steps if self.every_step else 1),
             places=self.places(self.learned[-1]).stop, width=width, hidden=hidden, size=(shape[1], shape[2]),
             classes=classes, text=text,
         )  # fmt: skip
+        self.start: Start | None = None
+        if START.name in corrections:
+            self.start = Start(self.pictures * shape[0], shape[0], hidden, len(self.learned))
 
     def serves(self, steps: int) -> bool:
         """Whether solves of `steps` steps may follow it."""
@@ -92,17 +99,45 @@ class Predictor(nn.Module):
         begin = sum(count for other, count in counts.items() if other < steps)
         return slice(begin, begin + counts[steps])
 
+    def place(self, steps: int, step: int = 0) -> Place:
+        """The place of step i of N."""
+        return self.places(steps).start + step
+
+    def around(self, steps: int) -> list[tuple[int, float]]:
+        """The numbers of steps that it was learned for which N is, or is between; the weight of each."""
+        if steps in self.learned:
+            return [(steps, 1.0)]
+        low, high = max(n for n in self.learned if n < steps), min(n for n in self.learned if n > steps)
+        weight = (steps - low) / (high - low)
+        return [(low, 1 - weight), (high, weight)]
+
     def forget(self, steps: int) -> None:
         """Be the static grid itself in solves of `steps` steps, as before training."""
         self.encoder.forget(self.places(steps))
+        if self.start is not None:
+            self.start.weight.data[self.learned.index(steps)] = 0
 
     def standardise(self, steps: int, states: Tensor, x0: Tensor) -> None:
         """Measure the inputs on solves along the static grid: states and x0 `(n, N+1, ...)`, `(n, N, ...)`."""
         raise NotImplementedError
 
+    def first_picture(self, x_T: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """What the network sees at the first place."""
+        raise NotImplementedError
+
     def policy(self, steps: int | None = None, first: int = 0) -> StepPolicy:
         """The policy of solves of `steps` steps (None: the only number learned), from node `first` of the grid on."""
         raise NotImplementedError
+
+    def _with_start(self, policy: StepPolicy, steps: int) -> StepPolicy:
+        """`policy`, with the learned start where there is one."""
+        return policy if self.start is None else Moved(policy, partial(self._change, self.start, steps))
+
+    def _change(self, start: Start, steps: int, x_T: Tensor, x0: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        place, among = self.place(steps), [(self.learned.index(n), share) for n, share in self.around(steps)]
+        seen = self.encoder.seen(self.first_picture(x_T, x0, t), place)
+        found = start(seen, self.encoder.features(seen, place, condition), among)
+        return scale(self.noise_schedule.sigma(t), shorten_gradient(found.flatten(1)).view_as(found))
 
     def _steps(self, steps: int | None) -> int:
         if steps is None and len(self.learned) > 1:

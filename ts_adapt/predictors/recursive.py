@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.grids.parametric import positions, times_at
-from ts_adapt.interfaces import Condition, Node, NoiseSchedule
+from ts_adapt.interfaces import Condition, Node, NoiseSchedule, StepPolicy
 from ts_adapt.numerics import scale
 from ts_adapt.policies import check_next
 from ts_adapt.predictors.encoder import Place, shorten_gradient
@@ -68,15 +68,12 @@ class Recursive(Predictor):
         between = self.options["between"] and "history" not in self.options["corrections"]
         return steps in self.learned or (inside and between)
 
-    def place(self, steps: int, step: int) -> Place:
-        """The place of step i of N."""
+    def place(self, steps: int, step: int = 0) -> Place:
         if steps in self.learned:
-            return self.places(steps).start + step
-        low, high = max(n for n in self.learned if n < steps), min(n for n in self.learned if n > steps)
-        weight = (steps - low) / (high - low)
+            return super().place(steps, step)
         return [
             (self.places(n).start + j, share * part)
-            for n, share in ((low, 1 - weight), (high, weight))
+            for n, share in self.around(steps)
             for j, part in alike(step, steps, n)
         ]
 
@@ -90,6 +87,9 @@ class Recursive(Predictor):
         """What the network sees `(B, 3 C, H, W)`; `before` is the x0 of the step before, None at the first."""
         norm = (self.noise_schedule.alpha(t).square() + self.noise_schedule.sigma(t).square()).rsqrt()
         return torch.cat([scale(norm, x_t), x0, torch.zeros_like(x0) if before is None else x0 - before], 1)
+
+    def first_picture(self, x_T: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        return self.picture(x_T, x0, None, t)
 
     def share(self, numbers: Tensor, steps: int, step: int) -> Tensor:
         """r_i `(B,)` of the network's numbers `(B, P)` at step i of N."""
@@ -116,9 +116,10 @@ class Recursive(Predictor):
         }
         return Node.of(after, steps, t, held)
 
-    def policy(self, steps: int | None = None, first: int = 0) -> AtEveryStep:
+    def policy(self, steps: int | None = None, first: int = 0) -> StepPolicy:
         """The step policy that asks this network at every step."""
-        return AtEveryStep(self, self._steps(steps), first)
+        steps = self._steps(steps)
+        return self._with_start(AtEveryStep(self, steps, first), steps)
 
 
 @dataclass(frozen=True)

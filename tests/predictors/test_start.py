@@ -1,0 +1,156 @@
+"""The learned start: another x_T for the first step, nothing before training, all of x_T in every pixel of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from small_predictors import KINDS, STEPS, build
+from ts_adapt import LearnedScheduler, integrate
+from ts_adapt.assembly import build_solver
+from ts_adapt.denoisers.analytic import GaussianDenoiser
+from ts_adapt.denoisers.network import NetworkDenoiser
+from ts_adapt.interfaces import START, Node, TimeGrid, TsAdaptError
+from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
+from ts_adapt.policies import FollowGrid
+from ts_adapt.predictors.encoder import Encoder
+from ts_adapt.predictors.phases import TrainOptions
+from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.predictors.start import BOUND, Moved, Start
+from ts_adapt.predictors.store import load_predictor, save_predictor
+from ts_adapt.predictors.training import train_predictor
+
+NOISES = {"vp": ContinuousVP(), "flow": RectifiedFlow(), "ve": VarianceExploding()}
+CONFIG = DDIMScheduler().config
+
+
+def moving(kind, noise_schedule, **options):
+    """A predictor whose start is at random weights, and everything else as before training."""
+    predictor = build(kind, noise_schedule, corrections=["start"], **options)
+    torch.nn.init.normal_(predictor.start.weight, 0, 0.3)
+    return predictor
+
+
+@pytest.mark.parametrize("solver", ["ddim", "euler", "heun", "dpmpp-3m", "unipc-3", "ipndm-4"])
+@pytest.mark.parametrize("noise_schedule", NOISES.values(), ids=NOISES)
+def test_where_x0_does_not_depend_on_the_state_it_is_another_noise(noise_schedule, solver):
+    """Of data in one point: then the solve from x_T, moved, is the solve from the moved x_T."""
+    denoiser, solver = GaussianDenoiser(noise_schedule, 0.5, 1e-20, (1, 4, 4)), build_solver(solver, noise_schedule)
+    span = noise_schedule.t_max - noise_schedule.t_min
+    grid = FollowGrid(noise_schedule.t_min + span * torch.linspace(1, 0.05, STEPS + 1, dtype=torch.float64))
+    x_T, change = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    noise = lambda step: torch.ones_like(x_T)  # noqa: E731
+    moved = integrate(denoiser, solver, Moved(grid, lambda *_: change), x_T, step_noise=noise, check=False).x
+    torch.testing.assert_close(moved, integrate(denoiser, solver, grid, x_T + change, step_noise=noise, check=False).x)
+    assert not torch.allclose(moved, integrate(denoiser, solver, grid, x_T, step_noise=noise, check=False).x, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_untrained_it_changes_no_bit_and_trained_it_is_bounded(kind, problem):
+    objective, batch = problem
+    noise_schedule = objective.denoiser.noise_schedule
+    plain, started = (build(kind, noise_schedule, corrections=names) for names in ([], ["start"]))
+    started.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(*(objective.student(predictor.policy(), batch) for predictor in (plain, started)))
+    torch.nn.init.normal_(started.start.weight, 0, 100)
+    policy = started.policy()
+    node, state = policy.init(batch.x_T, {})
+    change = policy.next(batch.x_T, batch.target, node, state)[0].held[START]
+    reach = BOUND * float(noise_schedule.sigma(node.t).max())
+    assert 0.9 * reach < float(change.abs().max()) <= reach * (1 + 1e-6)
+    assert not torch.allclose(*(objective.student(predictor.policy(), batch) for predictor in (plain, started)))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (28, 28), (64, 64)])
+def test_every_pixel_of_it_sees_all_of_the_state(size):
+    torch.manual_seed(0)
+    encoder, start = Encoder(1, 1, size=size), Start(1, 1, 128, 1)
+    torch.nn.init.normal_(start.weight)
+    picture = torch.randn(1, 1, *size, requires_grad=True)
+    start(picture, encoder.features(picture, 0), 0)[0, 0, 0, 0].backward()
+    assert bool((picture.grad != 0).all())
+
+
+def test_only_the_first_step_has_it_and_none_of_a_solve_that_begins_inside(problem):
+    objective, batch = problem
+    predictor = moving(Recursive, objective.denoiser.noise_schedule)
+    for first in (0, 1):
+        nodes: list[Node] = []
+        policy = predictor.policy(first=first)
+        node, state = policy.init(batch.x_T, {})
+        while node.index < node.steps:
+            node, state = policy.next(batch.x_T, batch.target, node, state)
+            nodes.append(node)
+        assert [START in node.held for node in nodes] == [not first, *[False] * (len(nodes) - 1)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_condition_and_for_recursive_ones_x0_reach_it(kind, problem):
+    objective, batch = problem
+    predictor = moving(kind, objective.denoiser.noise_schedule, classes=2)
+
+    def change(label, x0):
+        policy = predictor.policy()
+        node, state = policy.init(batch.x_T, {"class_labels": torch.full((len(batch),), label)})
+        return policy.next(batch.x_T, x0, node, state)[0].held[START]
+
+    assert not torch.allclose(change(0, batch.target), change(1, batch.target))
+    assert torch.equal(change(0, batch.target), change(0, -batch.target)) == (kind is not Recursive)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_number_of_steps_has_its_own(kind, problem, tmp_path):
+    objective, batch = problem
+    predictor = moving(kind, objective.denoiser.noise_schedule, served=(2, 4))
+    save_predictor(tmp_path, predictor, {})
+    loaded, _ = load_predictor(tmp_path, objective.denoiser.noise_schedule)
+    before = {steps: objective.student(loaded.policy(steps), batch) for steps in (2, 4)}
+    assert all(torch.equal(before[n], objective.student(predictor.policy(n), batch)) for n in before)
+    loaded.forget(2)
+    assert torch.equal(before[4], objective.student(loaded.policy(4), batch))
+    assert not torch.allclose(before[2], objective.student(loaded.policy(2), batch), atol=1e-4)
+    static = TimeGrid(loaded.static(2))
+    torch.testing.assert_close(objective.student(loaded.policy(2), batch), objective.student(static, batch))
+
+
+def test_it_is_learned(problem, tmp_path):
+    objective, batch = problem
+    predictor = build(Recursive, objective.denoiser.noise_schedule, corrections=["start"])
+    with torch.no_grad():
+        before = float(objective.measure(predictor.policy(), batch).mean())
+    options = TrainOptions(epochs=20, batch_size=8)
+    train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
+    train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
+    assert bool(predictor.start.weight.any())
+    assert float(objective.measure(predictor.policy(), batch).mean()) < 0.9 * before
+
+
+class Half(torch.nn.Module):
+    def forward(self, x, t):
+        return 0.5 * x
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_scheduler_begins_where_a_solve_does(kind, tmp_path):
+    noise_schedule = BetaTable.from_config(CONFIG)
+    predictor = moving(kind, noise_schedule)
+    LearnedScheduler.from_predictors(predictor, "unipc-3", CONFIG).save_pretrained(tmp_path)
+    scheduler = LearnedScheduler.from_pretrained(tmp_path)
+    x = x_T = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    scheduler.set_timesteps(STEPS)
+    for t in scheduler.timesteps:
+        scheduler.network_timesteps(x, timestep=t)
+        x = scheduler.step(0.5 * x, t, x).prev_sample
+    denoiser, solver = NetworkDenoiser(Half(), noise_schedule, "epsilon", shape=(1, 4, 4)), scheduler.run.solver
+    torch.testing.assert_close(x, integrate(denoiser, solver, predictor.policy(), x_T).x, rtol=1e-4, atol=1e-4)
+    predictor.forget(STEPS)
+    assert not torch.allclose(x, integrate(denoiser, solver, predictor.policy(), x_T).x, atol=1e-2)
+
+
+def test_states_that_are_no_pictures_are_refused():
+    noise_schedule = NOISES["vp"]
+    denoiser = GaussianDenoiser(noise_schedule, 0.5, 0.3, (4, 4))
+    policy = Moved(FollowGrid(torch.tensor([1.0, 0.5, 0.1])), lambda x_T, *_: x_T[:, None])
+    with pytest.raises(TsAdaptError, match=r"samples of shape \(1, 4, 4\), as pictures, and the solve's are \(4, 4\)"):
+        integrate(denoiser, build_solver("ddim", noise_schedule), policy, torch.randn(2, 4, 4))

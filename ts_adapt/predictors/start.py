@@ -1,0 +1,71 @@
+"""A learned start: once the network has seen x_T, the first step begins at another state.
+
+    x_T' = x_T + sigma_T r tanh(W_N g / r)          g = blocks of dilated convolutions over (the picture, h)
+
+The picture is what the predictor sees at the first place, by its mean and deviation there, and h what its encoder makes
+of that and of the condition (`encoder`): what is far away in the state, and what was asked for, reaches every pixel
+through h. x0 is that of x_T, so that the change may depend on it and costs no evaluation. W_N, of solves of N steps,
+starts at zero: untrained, it changes nothing. ("Faithful previews", 2026, adds such a residual to the noise itself.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ts_adapt.interfaces import START, Condition, Node, Nominal, StepPolicy
+from ts_adapt.policies import check_next
+from ts_adapt.predictors.encoder import Place, at
+
+BOUND = 0.5
+"""r: how far a number of the state may be moved, in sigma_T."""
+WIDTH = 32
+DILATIONS = (1, 2, 4, 8)
+
+
+class Start(nn.Module):
+    """`(B, channels, H, W)`, h `(B, hidden)` and the place of N -> the change in sigma_T, `(B, outputs, H, W)`."""
+
+    def __init__(self, channels: int, outputs: int, hidden: int, places: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, WIDTH, 3, stride=2, padding=1)
+        self.context = nn.Linear(hidden, WIDTH)
+        self.blocks = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=d, dilation=d) for d in DILATIONS)
+        self.weight = nn.Parameter(torch.zeros(places, 4 * outputs, WIDTH))
+
+    def forward(self, seen: Tensor, h: Tensor, place: Place) -> Tensor:
+        features = self.first(seen) + self.context(h)[:, :, None, None]
+        for block in self.blocks:
+            features = features + block(nn.functional.silu(features))
+        coarse = torch.einsum("oc,bchw->bohw", at(self.weight, place), nn.functional.silu(features))
+        change = nn.functional.pixel_shuffle(coarse, 2)[..., : seen.shape[-2], : seen.shape[-1]]
+        return BOUND * torch.tanh(change / BOUND)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """`policy`, whose first step begins at x_T + `change(x_T, x0, t, condition)`; from inside it is `policy` itself."""
+
+    policy: StepPolicy
+    change: Callable[[Tensor, Tensor, Tensor, Condition], Tensor]
+
+    @property
+    def nominal(self) -> Tensor | None:
+        return self.policy.nominal if isinstance(self.policy, Nominal) else None
+
+    def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
+        node, state = self.policy.init(x_T, condition)
+        return node, (state, condition)
+
+    def next(self, x_t: Tensor, x0: Tensor, node: Node, state: Any) -> tuple[Node, Any]:
+        state, condition = state
+        found, state = self.policy.next(x_t, x0, node, state)
+        if node.index == 0:
+            change = self.change(x_t, x0, node.t, condition)
+            found = Node.of(found.index, found.steps, found.t, {**found.held, START: change})
+            check_next(node, found)
+        return found, (state, condition)
