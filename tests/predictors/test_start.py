@@ -6,18 +6,21 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from small_job import Job
 from small_predictors import KINDS, STEPS, build
 from ts_adapt import LearnedScheduler, integrate
 from ts_adapt.assembly import build_solver
-from ts_adapt.denoisers.analytic import GaussianDenoiser
+from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
 from ts_adapt.denoisers.network import NetworkDenoiser
+from ts_adapt.evaluation.cost import count_flops
+from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import START, Node, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.policies import FollowGrid
 from ts_adapt.predictors.encoder import Encoder
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.predictors.start import BOUND, Moved, Start
+from ts_adapt.predictors.start import BOUND, DILATIONS, WIDTH, Moved, Start
 from ts_adapt.predictors.store import load_predictor, save_predictor
 from ts_adapt.predictors.training import train_predictor
 
@@ -124,6 +127,30 @@ def test_it_is_learned(problem, tmp_path):
     train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
     assert bool(predictor.start.weight.any())
     assert float(objective.measure(predictor.policy(), batch).mean()) < 0.9 * before
+
+
+def test_its_operations_are_counted(problem):
+    objective, batch = problem
+    plain, started = (build(Recursive, objective.denoiser.noise_schedule, corrections=names) for names in ([], ["start"]))
+    few, one = (
+        count_flops(lambda: objective.student(predictor.policy(), batch))  # noqa: B023
+        for predictor in (plain, started)
+    )
+    convolutions = 2 * len(batch) * 2 * 2 * WIDTH * 9 * (3 + len(DILATIONS) * WIDTH)  # a state of 4x4 is 2x2 inside
+    assert one - few >= convolutions
+
+
+@pytest.mark.parametrize("kind", ["one-shot", "recursive"])
+def test_it_is_trained_by_name_and_no_grid_has_it(kind, tmp_path, capsys):
+    job = Job.begun(tmp_path)
+    assert job.run("teach") == job.run("search") == 0
+    wanted = ("--predictor", kind, "--train.corrections", "shift,start", "--train.loss", "end_to_end")
+    assert job.run("train", *wanted) == 0
+    folder = job.data / "predictors" / kind / "unipc-2-nfe3"
+    assert load_predictor(folder, example_mixture().noise_schedule)[0].start is not None
+    assert "start" in job.refused(capsys, "search", "--static.corrections", "start", "--redo")
+    with pytest.raises(TsAdaptError, match="train a predictor"):
+        GridSpace(NOISES["vp"], 3, ["start"])
 
 
 class Half(torch.nn.Module):
