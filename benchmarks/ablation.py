@@ -49,6 +49,9 @@ VARIANTS: dict[str, Variant] = {
     "recursive, times and coefficients": Variant(corrections=("coefficients",)),
     "recursive, all": Variant(),
     "recursive, all and history": Variant(corrections=tuple(CORRECTIONS)),
+    "recursive, start": Variant(corrections=("start",)),
+    "recursive, all and start": Variant(corrections=(*TrainOptions().corrections, "start")),
+    "one-shot, all and start": Variant(OneShot, (*TrainOptions().corrections, "start")),
     "recursive, all, a half of the samples": Variant(share=0.5),
     "recursive, all, a quarter of the samples": Variant(share=0.25),
 }
