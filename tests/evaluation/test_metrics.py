@@ -9,6 +9,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from cleanfid.fid import frechet_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -55,7 +56,7 @@ def test_statistics_are_float64_whatever_comes_in() -> None:
 
 
 def test_frechet_is_the_eigenvalue_formula() -> None:
-    """tr (C1 C2)^(1/2) sums the roots of the eigenvalues of C1 C2; fails if scipy changes sqrtm under clean-fid."""
+    """tr (C1 C2)^(1/2) sums the roots of the eigenvalues of C1 C2."""
     a, b = FeatureStatistics.of(draw(400, seed=1)), FeatureStatistics.of(draw(300, seed=2, shift=0.5))
     roots = np.sqrt(np.linalg.eigvals(a.covariance @ b.covariance).real.clip(0)).sum()
     apart = a.mean - b.mean
@@ -63,6 +64,27 @@ def test_frechet_is_the_eigenvalue_formula() -> None:
     assert frechet(a, b) == pytest.approx(expected, rel=1e-9)
     assert frechet(b, a) == pytest.approx(expected, rel=1e-9)
     assert frechet(a, a) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("counts", [(12, 17), (12, 300), (300, 12), (300, 280)])
+def test_frechet_of_few_and_of_many_samples_is_clean_fids(counts: tuple[int, int]) -> None:
+    """Fewer than the 40 features have: the covariances have no full rank, and a matrix root of them is delicate."""
+    first, second = (draw(n, 40, seed=n, shift=n / 1000) for n in counts)
+    a = FeatureStatistics.of(first[:5]).update(first[5:9]).update(first[9:])
+    direct = frechet_distance(first.mean(0), np.cov(first, rowvar=False), second.mean(0), np.cov(second, rowvar=False))
+    assert frechet(a, FeatureStatistics.of(second)) == pytest.approx(direct, rel=1e-6)
+
+
+def test_frechet_of_64_pictures_is_quick_and_exact() -> None:
+    """3072 features: what is shifted alone is as far as it was shifted, and two planes apart by the sum of traces."""
+    features = np.random.default_rng(0).normal(size=(64, 3072))
+    a, b = FeatureStatistics.of(features), FeatureStatistics.of(features + 0.5)
+    assert frechet(a, b) == pytest.approx(3072 / 4)
+    left, right = features.copy(), features.copy()
+    left[:, 1000:], right[:, :1000] = 0, 0
+    traces = np.var(left, axis=0, ddof=1).sum() + np.var(right, axis=0, ddof=1).sum()
+    apart = left.mean(0) - right.mean(0)
+    assert frechet(FeatureStatistics.of(left), FeatureStatistics.of(right)) == pytest.approx(apart @ apart + traces)
 
 
 def test_frechet_of_shifted_and_stretched_gaussians_in_closed_form() -> None:

@@ -1,6 +1,8 @@
 """Metrics of sets of images, in their features f, and bootstrap intervals of per-sample values.
 
     Frechet          |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))    means m and covariances C of features
+                     with C = F' F the last trace is the sum of the singular values of F_1 F_2'; of n < D features F
+                     are the n centred ones, so that nothing of D x D is made
     kernel           the unbiased MMD^2 with k(f, g) = (f.g / D + 1)^3    averaged over subsets; may be below zero
     M(F)             the balls around the features f_i of a set, each as wide as the distance to its k-th nearest other
     precision        the share of the samples' features in M(real): how many of them look real
@@ -10,13 +12,14 @@
                      or of the ratio of two means of the same samples
 
 Heusel et al. 2017 (FID), Binkowski et al. 2018 (KID), Kynkaanniemi et al. 2019 (arXiv:1904.06991; k = 3), Salimans et
-al. 2016, Efron 1979. Frechet and kernel distances are clean-fid's. Numbers of different features have nothing to do
+al. 2016, Efron 1979. Kernel distances are clean-fid's; Frechet distances agree with its. Numbers of different features have nothing to do
 with one another, and all but the intervals depend on how many samples there are: compare equal numbers only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -33,11 +36,13 @@ class FeatureStatistics:
     """The count, mean `(D,)` and covariance `(D, D)` of features met so far, in float64.
 
     Parts are merged exactly (Chan et al. 1983), so that neither the batches nor their order matter beyond rounding.
+    The scatter S, the sum of (f - m)(f - m)', is kept as rows R with S = R' R while these are fewer than D.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self._mean: np.ndarray | None = None
+        self._rows: np.ndarray | None = None
         self._scatter: np.ndarray | None = None
 
     @classmethod
@@ -65,18 +70,29 @@ class FeatureStatistics:
         if len(features) == 0:
             return self
         count, mean = len(features), features.mean(0)
-        scatter = (features - mean).T @ (features - mean)
-        if self._mean is None or self._scatter is None:
-            self.count, self._mean, self._scatter = count, mean, scatter
-            return self
+        rows = features - mean
+        if self._mean is None:
+            self._mean = np.zeros_like(mean)
         if mean.shape != self._mean.shape:
             raise TsAdaptError(f"features of width {mean.shape[0]} were added to some of width {self._mean.shape[0]}")
         total = self.count + count
-        apart = mean - self._mean
-        self._scatter = self._scatter + scatter + np.outer(apart, apart) * (self.count * count / total)
-        self._mean = self._mean + apart * (count / total)
+        if self.count:
+            rows = np.concatenate([rows, (mean - self._mean)[None] * np.sqrt(self.count * count / total)])
+        self._add(rows)
+        self._mean = self._mean + (mean - self._mean) * (count / total)
         self.count = total
+        self.__dict__.pop("factor", None)
         return self
+
+    def _add(self, rows: np.ndarray) -> None:
+        """R' R of `rows` `(r, D)` to the scatter."""
+        if self._scatter is None and self._rows is not None:
+            rows = np.concatenate([self._rows, rows])
+        if self._scatter is None and len(rows) < rows.shape[1]:
+            self._rows = rows
+            return
+        self._scatter = rows.T @ rows + (0 if self._scatter is None else self._scatter)
+        self._rows = None
 
     @property
     def mean(self) -> np.ndarray:
@@ -88,27 +104,32 @@ class FeatureStatistics:
     @property
     def covariance(self) -> np.ndarray:
         """`(D, D)`, unbiased (n - 1); TsAdaptError below two features."""
-        if self._scatter is None or self.count < 2:
+        scatter = self._rows.T @ self._rows if self._rows is not None else self._scatter
+        return scatter / self._freedom
+
+    @cached_property
+    def factor(self) -> np.ndarray:
+        """F `(r, D)`, r at most D, with F' F the covariance; TsAdaptError below two features."""
+        freedom = self._freedom
+        if self._rows is not None:
+            return self._rows / np.sqrt(freedom)
+        found, directions = np.linalg.eigh(self._scatter / freedom)
+        return np.sqrt(found.clip(0))[:, None] * directions.T
+
+    @property
+    def _freedom(self) -> int:
+        if self.count < 2:
             raise TsAdaptError(f"a covariance needs at least 2 features; there are {self.count}")
-        return self._scatter / (self.count - 1)
+        return self.count - 1
 
 
 def frechet(first: FeatureStatistics, second: FeatureStatistics) -> float:
-    """The Frechet distance of two Gaussians with these moments; clean-fid's.
-
-    Raises TsAdaptError for features of different widths, and where covariances of too few samples have no real root.
-    """
-    from cleanfid.fid import frechet_distance
-
+    """The Frechet distance of two Gaussians with these moments; TsAdaptError for features of different widths."""
     if first.mean.shape != second.mean.shape:
         raise TsAdaptError(f"features of widths {first.mean.shape[0]} and {second.mean.shape[0]} cannot be compared")
-    try:
-        return float(frechet_distance(first.mean, first.covariance, second.mean, second.covariance))
-    except ValueError as error:
-        raise TsAdaptError(
-            f"the covariances of {first.count} and {second.count} samples have no real root ({error}); "
-            "take more samples"
-        ) from error
+    a, b = first.factor, second.factor
+    apart = first.mean - second.mean
+    return float(apart @ apart + np.vdot(a, a) + np.vdot(b, b) - 2 * np.linalg.norm(a @ b.T, "nuc"))
 
 
 def kid(
