@@ -230,17 +230,19 @@ class Evaluate(Command):
     brief = "compare every schedule on test noises, with a report"
     kept = "finished measurements are kept, and the same command goes on with the next"
     shared = True
-    images: PathText | None = flag(None, "score a folder of images instead of schedules")
+    images: list[PathText] | None = flag(
+        None, "score a folder of images instead of schedules, or, given twice, compare two", action="append"
+    )
     generate_only: bool = flag(False, "sample, and leave the scoring for later")
     score_only: bool = flag(False, "score what was sampled, and say what is missing")
 
     def run(self, config: Config, given: Collection[str]) -> None:
-        from ts_adapt.jobs import evaluate, runs
+        from ts_adapt.jobs import evaluate, runs, score_folders
 
         session = self.session(config)
         if self.images is not None:
-            folder = Path(self.images)
-            distributed.first(lambda: evaluate.evaluate_images(session, folder))
+            folders = list(map(Path, self.images))
+            distributed.first(lambda: score_folders.score_folders(session, folders))
         elif self.generate_only and self.score_only:
             both = "--generate-only and --score-only"
             raise TsAdaptError(f"{both} are the two halves of evaluate; leave both out for both")

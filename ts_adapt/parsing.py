@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.options import Place, Scalar, check, is_list, read, yaml_text
+from ts_adapt.options import Place, Scalar, check, is_list, read, taken_apart, yaml_text
 
 HELP_ALL = "--help-all"
 HELP = ("--help", "-h", HELP_ALL)
@@ -117,6 +117,7 @@ def read_line(command: str, words: Sequence[str], flags: Mapping[str, Any], opti
 def _flag(line: Line, name: str, value: str, hint: Any) -> str:
     """The value of a command's own flag, as jsonargparse takes it."""
     if is_list(hint):  # one more of them
+        value = read(value, get_args(taken_apart(hint)[0])[0], name)
         line.given.setdefault(name, []).append(value)
         return value
     line.given[name] = read(value, hint, name)

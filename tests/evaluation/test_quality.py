@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -222,3 +223,32 @@ def test_what_are_no_moments_is_named(tmp_path: Path, content: Any, said: str) -
         np.savez(path, **content)
     with pytest.raises(TsAdaptError, match=rf"real.npz holds .*{said}|real.npz holds {said}"):
         reference_of(lambda images: images, "inception", path)
+
+
+def test_the_moments_of_adm_hold_spatial_ones_as_well(tmp_path: Path) -> None:
+    real, own = gaussian(200).double().numpy(), gaussian(100, 1, 0.5)
+    pooled = {"mu": real.mean(0), "sigma": np.cov(real, rowvar=False)}
+    np.savez(tmp_path / "real.npz", **pooled, mu_s=2 * real.mean(0), sigma_s=4 * np.cov(real, rowvar=False))
+    reference = reference_of(lambda images: images, "inception", tmp_path / "real.npz")
+    quality = quality_of({"features": own, "spatial": own}, 100, reference)
+    expected = frechet(FeatureStatistics.of(own), FeatureStatistics.of(2 * real))
+    assert quality == Quality(sfid=pytest.approx(expected))
+
+
+def test_clean_fids_names_lead_to_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def known(name: str, size: str, *, split: str) -> tuple[np.ndarray, np.ndarray]:
+        asked.append((name, split, size))
+        if name == "none":
+            raise URLError("no such file")
+        return np.arange(3.0), np.eye(3)
+
+    monkeypatch.setattr("cleanfid.features.get_reference_statistics", known)
+    reference = reference_of(lambda images: images, "inception", "clean-fid:lsun-church-train-256")
+    assert reference is not None and asked == [("lsun-church", "train", "256")]
+    assert reference.statistics.mean.tolist() == [0, 1, 2] and (reference.statistics.covariance == np.eye(3)).all()
+    with pytest.raises(TsAdaptError, match="clean-fid has no statistics clean-fid:none-test-32"):
+        reference_of(lambda images: images, "inception", "clean-fid:none-test-32")
+    with pytest.raises(TsAdaptError, match="no name of clean-fid's"):
+        reference_of(lambda images: images, "inception", "clean-fid:cifar10")

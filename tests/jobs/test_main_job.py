@@ -56,6 +56,11 @@ def run(folder: Path, command: str, *flags: str) -> int:
     return main([command, "--config", str(folder / "small.yml"), "--quiet", *flags, *roots])
 
 
+def scored_folders(folder: Path) -> list[tuple[dict[str, float], dict[str, str]]]:
+    kept = json.loads((folder / "logs/small/images.json").read_text())
+    return [(row, kept["facts"]) for row in kept["rows"]]
+
+
 def rows(folder: Path) -> list[dict[str, str]]:
     with open(folder / "logs/small/results.csv") as file:
         return list(csv.DictReader(file))
@@ -154,7 +159,20 @@ def test_a_folder_of_real_images_is_the_reference_of_their_pixels(done, tmp_path
     assert {row["schedule"] for row in rows(folder)} >= {"karras", "static"}
     capsys.readouterr()
     assert run(folder, "evaluate", *flags, "--images", str(real)) == 0
-    assert "48 images, Frechet distance to the data 0.000" in capsys.readouterr().out
+    capsys.readouterr()
+    ((row, facts),) = scored_folders(folder)
+    assert row["count"] == 48 and row["fid_data"] == pytest.approx(0, abs=1e-9) and row["precision"] == 1
+    assert row["fid_data_low"] < row["fid_data"] < row["fid_data_high"] and facts["reference"] == str(real)
+    shutil.copytree(real, tmp_path / "other")
+    for path in sorted((tmp_path / "other").glob("*.png"))[::2]:
+        path.unlink()
+    assert run(folder, "evaluate", *flags, "--images", str(tmp_path / "other"), "--images", str(real)) == 0
+    (other, _), (whole, _), (apart, _), (to, _) = scored_folders(folder)
+    assert whole["fid_data"] == row["fid_data"] and other["count"] == 24 and other["fid_data"] > 0
+    assert apart["fid_data"] == pytest.approx(other["fid_data"] - whole["fid_data"])
+    assert to["fid_data"] == pytest.approx(other["fid_data"])  # to that folder, which is the reference too
+    message = refused(folder, capsys, "evaluate", *3 * ["--images", str(real)])
+    assert "names 3 folders" in message
     Image.new("RGB", (4, 5)).save(real / "z.png")
     message = refused(folder, capsys, "evaluate", *flags)
     assert f"{real / 'z.png'} is of (1, 5, 4), the model's samples are of (1, 4, 4); resize the images" in message

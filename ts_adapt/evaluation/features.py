@@ -16,7 +16,7 @@ Images are rounded to 8 bits first, as if saved and read; for Inception clean-fi
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from ts_adapt.zoo.networks import GREY, Features
 
 Extractor = Callable[[Tensor], Tensor]
 """Images `(B, C, H, W)` in [-1, 1] -> features `(B, D)`."""
+Look = Callable[[Tensor], Mapping[str, Tensor]]
+"""Images -> what there is to know of each, by name."""
 WEIGHTS = "inception-2015-12-05.pt"
 TO_SPATIAL = (
     "conv", "conv_1", "conv_2", "pool0", "conv_3", "conv_4", "pool1",
@@ -158,21 +160,30 @@ def taken_shape(name: str, model: Sequence[int] | None) -> Sequence[int] | None:
 def folder_features(
     extract: Extractor, folder: str | Path, shape: Sequence[int] | None = None, *, batch_size: int = 64
 ) -> Tensor:
-    """The features `(n, D)` of the images in `folder` and the folders inside it, in the order of their names.
+    """The features `(n, D)` of the images in `folder`; see `folder_looks`."""
+    return folder_looks(lambda images: {"features": extract(images)}, folder, shape, batch_size=batch_size)["features"]
+
+
+def folder_looks(
+    look: Look, folder: str | Path, shape: Sequence[int] | None = None, *, batch_size: int = 64
+) -> dict[str, Tensor]:
+    """What `look` finds in the images in `folder` and the folders inside it, `(n, ...)`, in the order of their names.
 
     shape  as of `read_image`
 
     Raises TsAdaptError for a missing folder, one without images, a file that is no image or of another size, and images
     whose features have several widths.
     """
-    files, features = picture_files(folder), []
+    files, found = picture_files(folder), dict[str, list[Tensor]]()
     for start in range(0, len(files), batch_size):
         images = [read_image(file, shape) for file in files[start : start + batch_size]]
         one_size = all(image.shape == images[0].shape for image in images)
-        features += [extract(part).cpu() for part in ([torch.cat(images)] if one_size else images)]
-    if len({part.shape[1] for part in features}) > 1:
+        for part in [torch.cat(images)] if one_size else images:
+            for name, value in look(part).items():
+                found.setdefault(name, []).append(value.cpu())
+    if any(len({part.shape[1:] for part in parts}) > 1 for parts in found.values()):
         raise TsAdaptError(f"the images in {folder} have several sizes; make them all of one size")
-    return torch.cat(features)
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def read_image(file: Path, shape: Sequence[int] | None = None) -> Tensor:

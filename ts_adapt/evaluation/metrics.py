@@ -12,8 +12,9 @@
                      or of the ratio of two means of the same samples
 
 Heusel et al. 2017 (FID), Binkowski et al. 2018 (KID), Kynkaanniemi et al. 2019 (arXiv:1904.06991; k = 3), Salimans et
-al. 2016, Efron 1979. Kernel distances are clean-fid's; Frechet distances agree with its. Numbers of different features have nothing to do
-with one another, and all but the intervals depend on how many samples there are: compare equal numbers only.
+al. 2016, Efron 1979. Kernel distances are clean-fid's; Frechet distances agree with its. Numbers of different features
+have nothing to do with one another, and all but the intervals depend on how many samples there are: compare equal
+numbers only.
 """
 
 from __future__ import annotations

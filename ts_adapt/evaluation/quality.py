@@ -13,25 +13,22 @@ on how many samples there are; as many real features are taken as there are samp
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ts_adapt.evaluation.features import Extractor, Inception, folder_features, taken_shape
+from ts_adapt.evaluation.features import Extractor, folder_looks, looks_of, taken_shape
 from ts_adapt.evaluation.metrics import FeatureStatistics, Manifold, frechet, inception_score, kid
-from ts_adapt.interfaces import TsAdaptError, one_line
-from ts_adapt.storage.files import read_bytes
+from ts_adapt.evaluation.moments import are_moments, read_moments
 from ts_adapt.zoo.data import to_model_range
 from ts_adapt.zoo.features import JUDGING_IMAGES, TRAINING_IMAGES, judged, reference_statistics, test_images
 from ts_adapt.zoo.networks import GREY
 
-MOMENTS = ".npz"
 NEIGHBOURS = 3
 SUBSET, SUBSETS = 1000, 20
 
@@ -65,18 +62,24 @@ class Reference:
     spatial: FeatureStatistics | None = None
     _manifolds: dict[int, Manifold] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def of(cls, looks: Mapping[str, Tensor]) -> Self:
+        """Real images by their `features`, and `spatial` ones where they are known."""
+        spatial = FeatureStatistics.of(looks["spatial"]) if "spatial" in looks else None
+        return cls(FeatureStatistics.of(looks["features"]), looks["features"], False, spatial)
+
     def measures(self, own: Mapping[str, Tensor]) -> dict[str, float | None]:
-        """Those of `Quality` that need real images."""
-        if not len(self.features):
-            return {}
-        features, real = own["features"], self._picked(len(own["features"]))
+        """Those of `Quality` that need real images, or moments of them."""
         precision = recall = sfid = None
+        if self.spatial is not None and "spatial" in own:
+            sfid = frechet(FeatureStatistics.of(own["spatial"]), self.spatial)
+        if not len(self.features):
+            return {"sfid": sfid}
+        features, real = own["features"], self._picked(len(own["features"]))
         if min(len(features), len(real)) > NEIGHBOURS:
             if len(real) not in self._manifolds:
                 self._manifolds[len(real)] = Manifold(real, NEIGHBOURS)
             precision, recall = self._manifolds[len(real)].share(features), Manifold(features, NEIGHBOURS).share(real)
-        if self.spatial is not None and "spatial" in own:
-            sfid = frechet(FeatureStatistics.of(own["spatial"]), self.spatial)
         distance = kid(features, real, subsets=SUBSETS if len(features) > SUBSET else 1, size=SUBSET)
         return {"kid": distance, "sfid": sfid, "precision": precision, "recall": recall}
 
@@ -96,20 +99,6 @@ def quality_of(run: Mapping[str, Tensor], samples: int, reference: Reference | N
     )
 
 
-def moments(path: Path) -> FeatureStatistics:
-    """The mean `(D,)` and covariance `(D, D)` in a file of numpy's; TsAdaptError where there are none."""
-    try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as kept:
-            mean, covariance = (np.asarray(kept[name], np.float64) for name in ("mu", "sigma"))
-    except (KeyError, ValueError, TypeError, AttributeError, OSError, zipfile.BadZipFile) as error:
-        raise TsAdaptError(f"{path} holds no numbers mu and sigma ({one_line(error)}); give another") from error
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not np.isfinite(covariance.sum() + mean.sum()):
-        raise TsAdaptError(
-            f"{path} holds mu of {mean.shape} and sigma of {covariance.shape}; expected finite ones of (D,) and (D, D)"
-        )
-    return FeatureStatistics.from_moments(mean, covariance, count=2)  # how many is not said, and nothing depends on it
-
-
 def reference_of(
     extract: Extractor,
     name: str,
@@ -120,26 +109,20 @@ def reference_of(
 ) -> Reference | None:
     """Real images under the extractor called `name`; None where there are none.
 
-    folder  of real images, or an .npz file of the moments `mu` and `sigma` of their features, as references of FID are
-            published, with which only the Frechet distance is measured; None: the zoo's own, of the data whose pictures
-            are of `shape`. The judge has statistics and features of both data sets, the other network those of
-            Fashion-MNIST's 60,000 training images and of the first JUDGING_IMAGES test images
+    folder  of real images, or moments of their features as references of FID are published (`moments`), with which
+            only Frechet distances are measured; None: the zoo's own, of the data whose pictures are of `shape`. The
+            judge has statistics and features of both data sets, the other network those of Fashion-MNIST's 60,000
+            training images and of the first JUDGING_IMAGES test images
     shape   (C, H, W) of the model's images, as which those in the folder are read, but for Inception
 
     Raises TsAdaptError as `folder_features` does.
     """
-    if folder is not None and Path(folder).suffix == MOMENTS:
-        statistics = moments(Path(folder))
-        return Reference(statistics, torch.empty(0, len(statistics.mean)), False)
+    if folder is not None and are_moments(folder):
+        statistics, spatial = read_moments(folder)
+        return Reference(statistics, torch.empty(0, len(statistics.mean)), False, spatial)
     if folder is not None:
-        shape = taken_shape(name, shape)
-        features = folder_features(extract, folder, shape, batch_size=batch_size)
-        spatial = None
-        if isinstance(extract, Inception):
-            inception = extract
-            found = folder_features(lambda x: inception.looks(x)["spatial"], folder, shape, batch_size=batch_size)
-            spatial = FeatureStatistics.of(found)
-        return Reference(FeatureStatistics.of(features), features, False, spatial)
+        looks = folder_looks(partial(looks_of, extract), folder, taken_shape(name, shape), batch_size=batch_size)
+        return Reference.of(looks)
     if name == "judge" and shape is not None:
         known = judged(tuple(shape))
         count = int(known["count"][0])

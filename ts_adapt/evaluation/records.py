@@ -67,8 +67,9 @@ class EvaluateOptions:
     inception: PathText | None = None
     """A folder with clean-fid's Inception weights; None: downloaded."""
     reference: PathText | None = None
-    """A folder of real images, of the model's size but for inception, or an .npz file of the mu and sigma of their
-    features; None: the embedded statistics of the data that the zoo's models were trained on."""
+    """A folder of real images, of the model's size but for inception, an .npz file of the mu and sigma of their
+    features, or clean-fid's by name, clean-fid:cifar10-train-32; None: the embedded statistics of the data that the
+    zoo's models were trained on."""
     grids: list[str] | None = None
     """Fixed grids to compare, with +native or +rounded behind a name for other forms of it; None: all that fit the
     model, between the same ends."""
@@ -78,6 +79,8 @@ class EvaluateOptions:
     clip: PathText | None = None
     """A CLIP model of transformers, a folder or hub id, for the CLIP score of prompts; zoo: the embedded dual encoder,
     which knows emoji; None: no score."""
+    resamples: Annotated[int, Between(0, MANY)] = 200
+    """Halves of a folder that the intervals of its scores come from (--images); 0: no intervals."""
     columns: list[Annotated[str, OneOf(COLUMNS)]] | None = None
     """What the tables show, by the names of the columns in results.csv (distance, kid, sfid, flops, ...) as far as
     they have values; None: the usual ones."""

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ts_adapt import distributed
 from ts_adapt.evaluation.comparison import Results, differences, score
 from ts_adapt.evaluation.conclusions import conclusions
-from ts_adapt.evaluation.features import Extractor, folder_features, taken_shape
+from ts_adapt.evaluation.features import Extractor
 from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
 from ts_adapt.evaluation.quality import Reference, quality_of, reference_of
 from ts_adapt.evaluation.records import ORACLE, STATIC, Entry, Row, Run, kept_run
@@ -60,7 +60,7 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     store, batch = session.teacher("test", options.samples)
     extractor = session.extractor()
     runs, left = _runs(session)
-    reference = _reference(session, extractor)
+    reference = reference_images(session, extractor)
     of_teacher = teacher_features(session, extractor)
     subset = min((e.samples for e, _ in runs if e.kind == ORACLE), default=options.samples)
     counts = sorted({options.samples, subset}, reverse=True)
@@ -169,7 +169,7 @@ def _notes(session: Session, facts: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
-def _reference(session: Session, extractor: Extractor) -> Reference | None:
+def reference_images(session: Session, extractor: Extractor) -> Reference | None:
     """The data, and other real samples: drawn, where the data's law is known, the embedded ones for models of the zoo;
     None where there are none."""
     options, draw = session.config.evaluate, session.denoiser.draw
@@ -223,20 +223,3 @@ def _panels(session: Session, rows: list[Row], runs: list[tuple[Entry, Run]], sh
         pictures = {name: run.pictures for name, (_, run) in here.items()} | {"teacher": teacher}
         panels.append(Panel(sampler, nfe, times, pictures))
     return panels
-
-
-def evaluate_images(session: Session, folder: Path) -> float:
-    """The Frechet distance of a folder of images to the data."""
-    options = session.config.evaluate
-    extractor = session.extractor()
-    reference = _reference(session, extractor)
-    if reference is None:
-        raise TsAdaptError(
-            f"there are no embedded statistics of {session.features} features; name a folder of real images in "
-            "evaluate.reference"
-        )
-    shape = taken_shape(session.features, session.image_shape)
-    features = folder_features(extractor, folder, shape, batch_size=options.batch_size)
-    value = frechet(FeatureStatistics.of(features), reference.statistics)
-    print(f"{folder}: {len(features)} images, Frechet distance to the data {value:.3f} ({session.features} features)")
-    return value

@@ -19,7 +19,7 @@ from ts_adapt.config import Config, StudentOptions
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extractor
-from ts_adapt.evaluation.quality import MOMENTS, moments
+from ts_adapt.evaluation.moments import are_moments, read_moments
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError
 from ts_adapt.pipelines.load import build_denoiser
@@ -155,8 +155,8 @@ class Experiment:
     def _check_reference(self, width: int) -> None:
         """TsAdaptError unless the reference is a folder, or moments of features of `width` numbers."""
         reference = self.config.evaluate.reference
-        if reference is not None and Path(reference).suffix == MOMENTS:
-            kept = len(moments(Path(reference)).mean)
+        if reference is not None and are_moments(reference):
+            kept = len(read_moments(reference)[0].mean)
             if kept != width:
                 raise TsAdaptError(
                     f"evaluate.reference {reference} is of {kept} features, evaluate.features {self.features} are "

@@ -13,6 +13,7 @@
         students/<student>/                       static/, labels/, predictors/, ... for a cheaper network
     log_root/<name>/
         report.html, results.csv, .json, .md, plots/        the comparison
+        images.csv, .json                         the scores of folders of images
         runs/                                     a file of each run, parts/, skipped.json, teacher.safetensors
         samples/static-unipc-3-nfe5/              grid.png, images/00000.png
         tensorboard/<job>/
@@ -40,6 +41,8 @@ LOCK = ".lock"
 MANIFEST, LABELS, REDONE = "manifest.json", "labels.json", "redone.json"
 LAYERS_TABLE, LAYERS_REPORT, LAYERS_PICTURE = "layers.csv", "layers.json", "layers.png"
 RESULTS, RESULTS_TABLE, RESULTS_TEXT, REPORT = "results.json", "results.csv", "results.md", "report.html"
+FOLDERS, FOLDERS_TABLE = "images.json", "images.csv"
+"""The scores of folders of images."""
 PLOTS, PARTS, SKIPPED, TEACHER_FEATURES = "plots", "parts", "skipped.json", "teacher.safetensors"
 IMAGES, CONTACT_SHEET = "images", "grid.png"
 SHARDS, RECEIPTS, LABEL_PARTS = "shard-*.safetensors", "shard-*.json", "part-*.safetensors"
