@@ -76,6 +76,11 @@ class NoiseSchedule(Protocol):
         return f"{type(self).__name__}(t from {self.t_max:g} to {self.t_min:g})"
 
     @property
+    def t_end(self) -> float:
+        """Where a last step may end at the latest: t_min, or a time beyond it at which sigma is 0."""
+        return self.t_min
+
+    @property
     def time_scale(self) -> float:
         """The network's timestep for t = 1: at t it is told time_scale * t."""
         return 1.0

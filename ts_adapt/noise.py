@@ -46,13 +46,16 @@ class _VariancePreserving(NoiseSchedule):
 class BetaTable(_VariancePreserving):
     """The VP schedule of a table of betas `(T,)`; t is the (real-valued) timestep, from T-1 (noise) to 0 (data).
 
-    lambda is linear between neighbouring entries. A table whose last alpha is 0 (zero terminal SNR, Lin et al. 2024)
-    has lambda -> -infinity as t -> T-1, through lambda_{T-2} + log(T-1 - t) in the last cell.
+    lambda is linear between neighbouring entries. Beyond the table lies sigma 0, at t = -1, to which lambda rises as
+    -log(1 + t): published samplers end there (alpha^2 = 1 before the first beta), and no network knows it. A table
+    whose last alpha is 0 (zero terminal SNR, Lin et al. 2024) has lambda -> -infinity as t -> T-1, through lambda_{T-2}
+    + log(T-1 - t) in the last cell.
 
     Raises TsAdaptError if a beta lies outside (0, 1), the last one excepted, which may be 1.
     """
 
     t_min = t_max = 0.0
+    t_end = -1.0
 
     def __init__(self, betas: Tensor) -> None:
         betas = _f64(betas).detach().cpu()
@@ -110,6 +113,7 @@ class BetaTable(_VariancePreserving):
         table = self._finite_table(t.device)
         low = t.detach().floor().long().clamp(0, len(table) - 2)
         value = table[low] + (t - low) * (table[low + 1] - table[low])
+        value = value - torch.log1p(torch.where(t < 0, t, torch.zeros_like(t)))
         if self.zero_terminal_snr:
             last = low == len(table) - 2
             value = value + torch.where(last, torch.log1p(-torch.where(last, t - low, torch.zeros_like(t))), 0.0)
@@ -232,6 +236,7 @@ class OnGrid:
 
     def __init__(self, noise_schedule: NoiseSchedule, times: Tensor) -> None:
         self.noise_schedule, self.t_min, self.t_max = noise_schedule, noise_schedule.t_min, noise_schedule.t_max
+        self.t_end = noise_schedule.t_end
         self.time_scale, self.noise_scale, self.time = (
             noise_schedule.time_scale,
             noise_schedule.noise_scale,

@@ -102,10 +102,11 @@ def validate_times(
         )
     if noise_schedule is not None:
         tolerance = 1e-9 * (abs(noise_schedule.t_max) + abs(noise_schedule.t_min))
-        high, low = float(flat.max()), float(flat.min())
-        if high > noise_schedule.t_max + tolerance or low < noise_schedule.t_min - tolerance:
+        high, low, end = float(flat.max()), float(flat[:, :-1].min()), float(flat.min())
+        allowed = noise_schedule.t_min - tolerance
+        if high > noise_schedule.t_max + tolerance or low < allowed or (end < allowed and end != noise_schedule.t_end):
             raise TsAdaptError(
-                f"{what} runs from {high:.6g} to {low:.6g}, outside the noise schedule's "
+                f"{what} runs from {high:.6g} to {end:.6g}, outside the noise schedule's "
                 f"[{noise_schedule.t_min:.6g}, {noise_schedule.t_max:.6g}]"
             )
     return times

@@ -14,9 +14,14 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ts_adapt.assembly import SOLVERS, build_solver
+from ts_adapt.denoisers.analytic import GaussianDenoiser
 from ts_adapt.grids.fixed import FIXED, NATIVE, make
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding, edm_sigma
+from ts_adapt.numerics import validate_times
+from ts_adapt.sampling import integrate, noise_for
+from ts_adapt.solvers import DDIM
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 NOISES: dict[str, NoiseSchedule] = {
@@ -77,24 +82,79 @@ def test_infinite_ends_are_pinned_outside_the_finite_rest(schedule: str, ends: t
     assert bool(torch.isfinite(log_snr[1:-1]).all())
 
 
-@pytest.mark.parametrize("steps", [5, 10, 20, 50])
-@pytest.mark.parametrize(("name", "spacing", "offset"), [("ddim", "leading", 1), ("trailing", "trailing", 0)])
-def test_native_integers_equal_diffusers(steps: int, name: str, spacing: str, offset: int) -> None:
-    scheduler: Any = DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
+@pytest.mark.parametrize("steps", [1, 3, 5, 7, 10, 20, 50, 99])
+@pytest.mark.parametrize(("name", "spacing"), [("ddim", "leading"), ("trailing", "trailing")])
+def test_native_integers_equal_diffusers(steps: int, name: str, spacing: str) -> None:
+    scheduler: Any = DDIMScheduler(timestep_spacing=spacing, set_alpha_to_one=name == "ddim", **SD)
     scheduler.set_timesteps(steps)
     times = make(name, NOISES["sd"], steps, native=True)
-    assert times[:-1].tolist() == scheduler.timesteps.tolist() and float(times[-1]) == 0
+    assert times[:-1].tolist() == scheduler.timesteps.tolist()
+    end = NOISES["sd"].alpha(times[-1]).square()
+    assert float(end) == pytest.approx(float(scheduler.final_alpha_cumprod), rel=1e-6)
 
 
-@pytest.mark.parametrize("steps", [5, 10, 25])
+def test_a_solve_along_ddims_original_is_that_of_diffusers_to_sigma_0() -> None:
+    denoiser = GaussianDenoiser(NOISES["sd"], torch.full((1, 2, 2), 0.5), torch.full((1, 2, 2), 0.3))
+    options = {"prediction_type": "sample", "clip_sample": False, "timestep_spacing": "leading"}
+    scheduler: Any = DDIMScheduler(**SD, **options)
+    scheduler.set_timesteps(10)
+    x = noise = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    for t in scheduler.timesteps:
+        x = scheduler.step(denoiser(x, t.double()), int(t), x).prev_sample
+    grid = make("ddim", NOISES["sd"], 10, native=True)
+    torch.testing.assert_close(integrate(denoiser, DDIM(NOISES["sd"]), grid, noise).x, x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 10, 25])
 @pytest.mark.parametrize(
-    ("name", "option"), [("karras", "use_karras_sigmas"), ("exponential", "use_exponential_sigmas")]
+    ("name", "option"),
+    [
+        ("karras", "use_karras_sigmas"),
+        ("log_snr", "use_exponential_sigmas"),
+        ("exponential", "use_exponential_sigmas"),
+    ],
 )
-def test_native_sigmas_equal_diffusers_down_to_the_last_reachable_one(steps: int, name: str, option: str) -> None:
+def test_native_sigmas_are_those_of_diffusers_or_the_timesteps_nearest_to_them(
+    steps: int, name: str, option: str
+) -> None:
+    plain: Any = EulerDiscreteScheduler(**SD)
     scheduler: Any = EulerDiscreteScheduler(**SD, **{option: True})
-    scheduler.set_timesteps(steps + 1)  # steps + 1 sigmas make `steps` intervals before the unreachable 0
+    scheduler.set_timesteps(steps)
     times = make(name, NOISES["sd"], steps, native=True)
-    torch.testing.assert_close(edm_sigma(NOISES["sd"], times), scheduler.sigmas[:-1].double(), rtol=2e-4, atol=0)
+    if name == "exponential":
+        torch.testing.assert_close(edm_sigma(NOISES["sd"], times), scheduler.sigmas.double(), rtol=2e-4, atol=0)
+        return
+    table = ((1 - plain.alphas_cumprod) / plain.alphas_cumprod).sqrt().numpy()
+    nearest = [int(np.abs(table - sigma).argmin()) for sigma in scheduler.sigmas[:-1].numpy()]
+    assert times[:-1].tolist() == nearest and float(NOISES["sd"].sigma(times[-1])) == 0
+
+
+def test_sigma_0_is_the_end_of_a_grid_and_no_place_of_evaluation() -> None:
+    noise_schedule = NOISES["sd"]
+    beyond = torch.tensor([0.0, -0.5, -0.999, -1.0], dtype=torch.float64)
+    assert bool((noise_schedule.log_snr(beyond).diff() > 0).all()) and float(noise_schedule.alpha(beyond[-1])) == 1
+    t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(noise_schedule.log_snr(t), t)  # where all other grids end nothing has changed
+    assert float(slope) == pytest.approx(float(noise_schedule.log_snr(torch.tensor(1.0)) - noise_schedule.log_snr(t)))
+    for times in ([900.0, -0.5], [900.0, -0.5, -1.0], [900.0, -2.0]):
+        with pytest.raises(TsAdaptError, match="outside the noise schedule"):
+            validate_times(torch.tensor(times), noise_schedule)
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_every_solver_reaches_sigma_0_of_a_table(name: str) -> None:
+    noise_schedule = NOISES["sd"]
+    denoiser = GaussianDenoiser(noise_schedule, torch.full((1, 2, 2), 0.5), torch.full((1, 2, 2), 0.3))
+    solver = build_solver(name, noise_schedule)
+    x = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    grid = make("karras", noise_schedule, 12, native=True)
+    noise = noise_for(0, range(8), x) if solver.needs_noise else None
+    if name in ("heun", "deis-1", "deis-2", "deis-3"):  # whose coefficients are infinite there
+        with pytest.raises(TsAdaptError, match="end the grid at sigma > 0"):
+            integrate(denoiser, solver, grid, x)
+        return
+    end = integrate(denoiser, solver, grid, x, step_noise=noise).x
+    assert bool(torch.isfinite(end).all()) and float(end.mean()) == pytest.approx(0.5, abs=0.3)
 
 
 def test_native_originals_that_reach_sigma_0_have_n_sigmas_and_a_0() -> None:
@@ -111,7 +171,10 @@ def test_native_linear_quadratic_and_beta_are_the_published_formulas() -> None:
     ramp = (np.linspace(0, math.sqrt(1000 * 0.8), steps) ** 2).astype(int) + 1
     assert make("quadratic", noise_schedule, steps, native=True).tolist() == [*ramp[::-1].tolist(), 0]
     quantiles = scipy.stats.beta.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6)
-    assert make("beta", noise_schedule, steps, native=True).tolist() == [*np.rint(quantiles * 999).tolist(), 0]
+    assert make("beta", noise_schedule, steps, native=True).tolist() == [*np.rint(quantiles * 999).tolist(), -1]
+    for count in (2, 6, 7, 18, 54, 99):
+        literal = [round(999 - i * 999 / count) for i in range(count + 1)]
+        assert make("linear", noise_schedule, count, native=True).tolist() == literal
 
 
 @pytest.mark.parametrize("schedule", sorted(NOISES))

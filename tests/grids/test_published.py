@@ -75,7 +75,21 @@ def test_native_starts_at_the_table_and_ends_in_sigma_0_where_it_can() -> None:
     native = ays("svd", to_zero, 10, native=True)
     torch.testing.assert_close(native, torch.tensor([*TABLES["svd"].sigmas, 0.0], dtype=torch.float64))
     assert float(ays("svd", to_zero, 10)[0]) == 705.0
-    assert float(ays("sd15", SD, 10, native=True)[-1]) == SD.t_min
+    assert float(SD.sigma(ays("sd15", SD, 10, native=True)[-1])) == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "key"), [("sd15", "StableDiffusionTimesteps"), ("sdxl", "StableDiffusionXLTimesteps")]
+)
+def test_the_original_of_a_table_is_of_the_authors_integers(table: str, key: str) -> None:
+    """For 10 steps as published; for others log s interpolated as they do it, the nearest of the table's sigmas."""
+    assert ays(table, SD, 10, native=True)[:-1].tolist() == PUBLISHED[key]
+    sigmas = np.exp(-SD.log_snr(torch.arange(1000, dtype=torch.float64)).numpy())
+    for steps in (1, 3, 5, 7, 20, 25):
+        nodes = np.log([*TABLES[table].sigmas, TABLES[table].sigma_min])[::-1]
+        found = np.exp(np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, 11), nodes))[::-1]
+        nearest = [int(np.abs(sigmas - sigma).argmin()) for sigma in found[:-1]]
+        assert ays(table, SD, steps, native=True)[:-1].tolist() == nearest
 
 
 def test_bad_requests_are_refused() -> None:

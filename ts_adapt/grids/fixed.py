@@ -15,17 +15,19 @@ which `native=True` gives. Where lambda is infinite at an end, the families in l
 
 The originals (`NATIVE`) have N points of evaluation t_0 .. t_{N-1} and an end:
 
-    linear       round(T - i T/N), N + 1 points                                                  (ALD3's LINEAR)
-    ddim         1 + (N-1-i) floor((T+1)/N), end t_min: starts below T        (DDIM 'leading', as Stable Diffusion)
+    linear       round(T - i T/N), end t_min = 0                                                 (ALD3's LINEAR)
+    ddim         (N-1-i) floor((T+1)/N), then s = 0: starts below T                (Song et al. 2021, 'leading')
     trailing     round((T+1) - i (T+1)/N) - 1, end t_min                                    (Lin et al. 2024)
     quadratic    1 + floor((N-1-i)^2 / (N-1)^2 0.8 (T+1)), end t_min          (DDIM 'quad', as latent diffusion)
-    beta         the times above, rounded to timesteps                        (Lee et al. 2024, as in ComfyUI)
-    karras, exponential   N points from s_T to s_e, then s = 0             (Karras et al. 2022; k-diffusion)
+    beta         the N first of the times above, rounded to timesteps, then s = 0   (Lee et al. 2024, as in ComfyUI)
+    karras       N points from s_T to s_e, then s = 0; of a table the timesteps nearest in s  (Karras et al. 2022)
+    log_snr      of a table: N points uniform in log s, the timesteps nearest in s, then s = 0     (ALD3's SNR)
+    exponential  N points uniform in log s at their real times, then s = 0                         (k-diffusion)
 
-The integer ones exist for tables of timesteps only. `s = 0` is reached where t_min has infinite lambda. Where it has
-not, sigma 0 lies outside the noise schedule and t_min stands for it; the N points already end there, an N-th step
-would have no length, and the N intervals of the common rule are the nearest thing: native and not are then the same.
-`uniform` and `log_snr` (DPM-Solver's time_uniform and logSNR) are their own originals.
+The integer ones exist for tables of timesteps only, and where no two of their timesteps are the same. `s = 0` is at
+`noise_schedule.t_end`. Where the noise schedule does not reach it, t_min stands for it; the N points already end there,
+an N-th step would have no length, and the N intervals of the common rule are the nearest thing: native and not are then
+the same. `uniform`, and `log_snr` without a table (DPM-Solver's time_uniform and logSNR), are their own originals.
 """
 
 from __future__ import annotations
@@ -119,44 +121,64 @@ def _last_timestep(noise_schedule: NoiseSchedule, name: str) -> int:
     return round(noise_schedule.t_max)
 
 
-def _then_end(timesteps: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
-    return torch.cat([timesteps.to(torch.float64), torch.tensor([noise_schedule.t_min], dtype=torch.float64)])
+def then(times: Tensor, end: float) -> Tensor:
+    """The N points of evaluation `times` `(N,)`, and the end: `(N+1,)`, float64."""
+    return torch.cat([times.to(torch.float64), torch.tensor([end], dtype=torch.float64)])
+
+
+def nearest_timesteps(edm_sigmas: Tensor, noise_schedule: BetaTable) -> Tensor:
+    """The timesteps of a table whose edm_sigmas are nearest to those given, of any shape; float64."""
+    table = torch.exp(-noise_schedule.log_snr(torch.arange(round(noise_schedule.t_max) + 1, dtype=torch.float64)))
+    return (edm_sigmas[..., None] - table).abs().argmin(-1).to(torch.float64)
 
 
 def _native_linear(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
-    return _between(_last_timestep(noise_schedule, "linear"), 0, steps + 1).round()
+    last = _last_timestep(noise_schedule, "linear")
+    return (last - torch.arange(steps + 1, dtype=torch.float64) * last / steps).round()
 
 
 def _native_ddim(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
     stride = (_last_timestep(noise_schedule, "ddim") + 1) // steps
-    return _then_end(1 + stride * torch.arange(steps - 1, -1, -1), noise_schedule)
+    return then(stride * torch.arange(steps - 1, -1, -1), noise_schedule.t_end)
 
 
 def _native_trailing(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
     length = _last_timestep(noise_schedule, "trailing") + 1
-    return _then_end((length - length / steps * torch.arange(steps, dtype=torch.float64)).round() - 1, noise_schedule)
+    places = torch.arange(steps, dtype=torch.float64)
+    return then((length - length / steps * places).round() - 1, noise_schedule.t_min)
 
 
 def _native_quadratic(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
     root = math.sqrt(0.8 * (_last_timestep(noise_schedule, "quadratic") + 1))
-    return _then_end(1 + _between(0, root, steps).square().floor().flip(0), noise_schedule)
+    return then(1 + _between(0, root, steps).square().floor().flip(0), noise_schedule.t_min)
 
 
 def _native_beta(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
     _last_timestep(noise_schedule, "beta")
-    return beta(noise_schedule, steps).round()
+    return then(beta(noise_schedule, steps)[:-1].round(), noise_schedule.t_end)
 
 
 def _ending_in_sigma_0(family: Family) -> Family:
     """The original of a family of N sigmas, to which a 0 is appended."""
 
     def native(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
-        reached = math.isinf(float(noise_schedule.log_snr(torch.tensor(noise_schedule.t_min, dtype=torch.float64))))
-        return (
-            _then_end(family(noise_schedule, steps - 1), noise_schedule)
-            if reached
-            else pin_ends(family(noise_schedule, steps), noise_schedule)
-        )
+        reached = math.isinf(float(noise_schedule.log_snr(torch.tensor(noise_schedule.t_end, dtype=torch.float64))))
+        if not reached:
+            return pin_ends(family(noise_schedule, steps), noise_schedule)
+        return then(family(noise_schedule, steps - 1), noise_schedule.t_end)
+
+    return native
+
+
+def _at_timesteps(family: Family, otherwise: Family) -> Family:
+    """The original of a family of N sigmas for a table: the timesteps nearest to them, the first of which is T."""
+
+    def native(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
+        if not isinstance(noise_schedule, BetaTable):
+            return otherwise(noise_schedule, steps)
+        sigmas = torch.exp(-noise_schedule.log_snr(family(noise_schedule, steps - 1)))
+        inside = nearest_timesteps(sigmas[1:], noise_schedule)
+        return then(torch.cat([sigmas.new_tensor([noise_schedule.t_max]), inside]), noise_schedule.t_end)
 
     return native
 
@@ -178,7 +200,10 @@ NATIVE: dict[str, Family] = {
     "ddim": _native_ddim,
     "trailing": _native_trailing,
     "quadratic": _native_quadratic,
-    "karras": _ending_in_sigma_0(karras),
+    "karras": _at_timesteps(karras, _ending_in_sigma_0(karras)),
+    "log_snr": _at_timesteps(
+        log_snr, lambda noise_schedule, steps: pin_ends(log_snr(noise_schedule, steps), noise_schedule)
+    ),
     "exponential": _ending_in_sigma_0(log_snr),
     "beta": _native_beta,
 }

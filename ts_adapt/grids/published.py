@@ -5,9 +5,10 @@ other N its authors replace the final 0 by the smallest sigma of the model's ran
 
     log s(u), u = i/N,      through the nodes (k/10, log s_k), k = 0 .. 10
 
-and set the last one to 0 again. Sigmas become times by t(lambda = -log s): the published integer timesteps are
-rounded, the sigmas are not. Sigma 0 is reached where the noise schedule's t_min has infinite lambda; where it has
-not, t_min stands for it.
+and set the last one to 0 again. Sigmas become times by t(lambda = -log s). The original is of integers where the noise
+schedule is a table: for 10 steps the published timesteps, which are no roundings of the published sigmas, for other N
+the timesteps nearest to the interpolated ones. It ends in sigma 0, at `noise_schedule.t_end`; where that is not
+reached, t_min stands for it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ts_adapt.grids.fixed import pin_ends
+from ts_adapt.grids.fixed import nearest_timesteps, pin_ends, then
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, unknown
 from ts_adapt.noise import BetaTable
 from ts_adapt.numerics import finite_log_snr_range, validate_times
@@ -26,15 +27,27 @@ from ts_adapt.numerics import finite_log_snr_range, validate_times
 
 @dataclass(frozen=True)
 class SigmaTable:
-    """edm_sigmas of a published grid, without the final 0; `sigma_min` is the low end of the range it was made for."""
+    """edm_sigmas of a published grid, without the final 0; `sigma_min` is the low end of the range it was made for.
+
+    timesteps  that were published beside the sigmas; none for a model without a table
+    """
 
     sigmas: tuple[float, ...]
     sigma_min: float
+    timesteps: tuple[int, ...] = ()
 
 
 TABLES: dict[str, SigmaTable] = {
-    "sd15": SigmaTable((14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152), 0.0292),
-    "sdxl": SigmaTable((14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113), 0.0292),
+    "sd15": SigmaTable(
+        (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152),
+        0.0292,
+        (999, 850, 736, 645, 545, 455, 343, 233, 124, 24),
+    ),
+    "sdxl": SigmaTable(
+        (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113),
+        0.0292,
+        (999, 845, 730, 587, 443, 310, 193, 116, 53, 13),
+    ),
     "svd": SigmaTable((700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034), 0.002),
 }
 
@@ -48,8 +61,8 @@ def ays(table: str, noise_schedule: NoiseSchedule, steps: int, native: bool = Fa
     """The Align Your Steps grid of `table` (sd15, sdxl, svd) over `steps` intervals: times `(steps+1,)`, float64.
 
     The ends are the noise schedule's t_max and t_min. With `native` the first is the table's own (at most t_max), the
-    last sigma 0, or t_min where the noise schedule does not reach 0. With `rescale` log edm_sigma is mapped linearly
-    from the table's range to the noise schedule's.
+    last sigma 0, or t_min where the noise schedule does not reach 0, and the times are timesteps where it has any. With
+    `rescale` log edm_sigma is mapped linearly from the table's range to the noise schedule's.
 
     Raises TsAdaptError if the table is unknown, `steps` is below 1, the table was made for another range of
     edm_sigma and `rescale` is off, or both `native` and `rescale` are asked for.
@@ -68,10 +81,20 @@ def ays(table: str, noise_schedule: NoiseSchedule, steps: int, native: bool = Fa
     else:
         _refuse_other_range(table, noise_schedule)
     place = torch.linspace(0, len(nodes) - 1, steps + 1, dtype=torch.float64)
-    times = pin_ends(noise_schedule.time(_interpolate(nodes, place)), noise_schedule)
+    found = _interpolate(nodes, place)
+    times = pin_ends(noise_schedule.time(found), noise_schedule)
     if native:
-        times = torch.cat([noise_schedule.time(nodes[:1]).clamp(max=noise_schedule.t_max), times[1:]])
+        times = then(_native(published, noise_schedule, found[:-1]), noise_schedule.t_end)
     return validate_times(times, noise_schedule, what=f"the {table} grid over {steps} steps")
+
+
+def _native(published: SigmaTable, noise_schedule: NoiseSchedule, log_snr: Tensor) -> Tensor:
+    """The points of evaluation `(N,)` of the original, at `log_snr` `(N,)`."""
+    if not isinstance(noise_schedule, BetaTable):
+        return noise_schedule.time(log_snr).clamp(max=noise_schedule.t_max)
+    if len(log_snr) == len(published.timesteps):
+        return torch.tensor(published.timesteps)
+    return nearest_timesteps(torch.exp(-log_snr), noise_schedule)
 
 
 def _interpolate(nodes: Tensor, place: Tensor) -> Tensor:
