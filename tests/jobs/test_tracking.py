@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,16 +49,45 @@ def tracker(monkeypatch: pytest.MonkeyPatch) -> type[Tracker]:
     return Own
 
 
-def scalars(folder: Path) -> set[str]:
+def events(folder: Path) -> EventAccumulator:
     found = EventAccumulator(str(folder))
     found.Reload()
-    return set(found.Tags()["scalars"])
+    return found
+
+
+def scalars(folder: Path) -> set[str]:
+    return set(events(folder).Tags()["scalars"])
 
 
 def test_evaluate_writes_to_tensorboard_and_needs_no_tracker(job: Job) -> None:
+    """Every number of results.csv, pictures of every schedule, the run's name and its config."""
     assert job.run("evaluate") == 0
-    tags = scalars(job.folder / "logs/small/tensorboard/evaluate")
+    found = events(job.folder / "logs/small/tensorboard/evaluate")
+    tags = set(found.Tags()["scalars"])
     assert {"distance/unipc-2/static", "fid_data/unipc-2/recursive", "flops/unipc-2/karras"} <= tags
+    with (job.folder / "logs/small/results.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["samples"] == "20"]
+    assert {row["schedule"] for row in rows} >= {"karras", "static", "recursive"}
+    for row in rows:
+        for column in ("kid", "precision", "recall", "distance_median", "wins", "fid_teacher"):
+            if row[column]:
+                *_, point = found.Scalars(f"{column}/unipc-2/{row['schedule']}")
+                assert point.value == pytest.approx(float(row[column]), rel=1e-6) and point.step == 3
+    assert found.Tags()["images"] == ["samples/unipc-2"]
+    said = {tag: found.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in found.Tags()["tensors"]}
+    assert said["run/text_summary"] == "small evaluate" and "nfe: 12" in said["config/text_summary"]
+
+
+def test_a_training_has_a_point_a_validation_in_one_folder(job: Job) -> None:
+    folder = job.folder / "logs/small/tensorboard/recursive/unipc-2-nfe3"
+    shutil.rmtree(folder)
+    assert job.run("train", "--train.label_epochs", "5", "--train.validate_every", "2", "--redo") == 0
+    found, files = events(folder), [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.parent for path in files} == {folder}
+    validated = [point.step for point in found.Scalars("validation/relative")]
+    assert [point.step for point in found.Scalars("train/labels")] == [2, 4, 5]
+    trained = [point.step for name in ("labels", "end-to-end") for point in found.Scalars(f"train/{name}")]
+    assert trained == validated
 
 
 def test_wandb_follows_what_tensorboard_is_told(job: Job, tracker: type[Tracker]) -> None:

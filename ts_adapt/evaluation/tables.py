@@ -27,7 +27,7 @@ DIGITS, MOST, FINEST, GREAT = 3, 5, 6, 1e7
 NOTHING = "–"
 USUAL = (
     "distance", "distance_low", "distance_high", "distance_median", "wins", "fid_data", "fid_teacher",
-    "inception_score", "sfid", "precision", "recall", "clip_score", "seconds_per_image",
+    "kid", "inception_score", "sfid", "precision", "recall", "clip_score", "seconds_per_image",
 )  # fmt: skip
 """The columns that are shown unless others are asked for."""
 BRIEF, ACROSS = ("distance", "wins", "fid_data"), 4

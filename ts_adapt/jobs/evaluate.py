@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from ts_adapt import distributed
 from ts_adapt.evaluation.comparison import Results, differences, score
@@ -25,16 +24,17 @@ from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.matched_images import distribution_said
 from ts_adapt.jobs.runs import comparing, generate, planned, skipped, teacher_features
 from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.tracking import board
+from ts_adapt.plots import plot_images
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.remedies import command
 from ts_adapt.search.objective import Batch
-from ts_adapt.storage.files import make_folder
 from ts_adapt.storage.layout import stem
 
 MANY = 5
 """Missing runs that are named."""
-MEASURES = ("fid_data", "fid_teacher", "distance", "seconds_per_image", "flops")
-"""What goes to TensorBoard."""
+MEASURES = [name for name, kind in get_type_hints(Row).items() if float in (kind, *get_args(kind))]
+"""What goes to TensorBoard: the columns of results.csv that are numbers, as far as they have values."""
 
 
 def evaluate(session: Session) -> tuple[list[Row], Path]:
@@ -86,11 +86,12 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     facts = {**_facts(session, store.hash, counts, reference, of_teacher), "skipped": left}
     fresh = Results(rows, apart, facts)
     results = fresh.joined(Results.read(folder))
+    panels = _panels(session, rows, runs, batch.rows(slice(16)))
     path = write_report(
-        folder, results, _panels(session, rows, runs, batch.rows(slice(16))), session.noise_schedule,
+        folder, results, panels, session.noise_schedule,
         title=f"{config.name}: schedules compared", notes=_notes(session, results.facts), columns=options.columns,
     )  # fmt: skip
-    _to_tensorboard(session, rows)
+    _to_tensorboard(session, rows, panels)
     shown = session.features, options.columns
     tables = [*group_tables(plain(rows), *shown).values(), *cost_tables(rows, *shown)]
     print("\n\n".join([*map(as_text, tables), LEGEND]))
@@ -105,9 +106,12 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     return rows, path
 
 
-def _to_tensorboard(session: Session, rows: list[Row]) -> None:
-    """The measures over the NFE, of all test samples."""
-    with SummaryWriter(str(make_folder(session.workspace.tensorboard("evaluate")))) as writer:
+def _to_tensorboard(session: Session, rows: list[Row], panels: list[Panel]) -> None:
+    """The measures over the NFE, of all test samples, and the first samples of every schedule."""
+    with board(session.config, "evaluate", session.workspace.tensorboard("evaluate")) as writer:
+        for panel in panels:
+            pictures = {name: x.float() / 127.5 - 1 for name, x in panel.pictures.items()}
+            writer.add_figure(f"samples/{stem(panel.sampler)}", plot_images(pictures), panel.nfe)
         for row in rows:
             for measure in MEASURES:
                 value = getattr(row, measure)

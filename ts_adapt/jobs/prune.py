@@ -7,16 +7,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ts_adapt.evaluation.cost import count_flops, seconds
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.tracking import board
 from ts_adapt.pruning import Round, evolve, save
 from ts_adapt.schedules.resolve import resolve
 from ts_adapt.search.objective import Batch
-from ts_adapt.storage.files import make_folder
 
 FLOP_IMAGES = 2
 """Images that are sampled at once to count operations, which are the same for each."""
@@ -58,7 +57,7 @@ def prune(
 
     rounds: list[Round] = []
     with (
-        SummaryWriter(str(make_folder(session.workspace.curves("prune", solver, nfe)))) as writer,
+        board(session.config, "prune", session.workspace.curves("prune", solver, nfe)) as writer,
         tqdm(desc="prune", unit="block", disable=not session.progress) as bar,
     ):
         for one in evolve(network, distance, cost, options, tried=bar.update):

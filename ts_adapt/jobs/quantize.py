@@ -24,12 +24,12 @@ from ts_adapt.evaluation.features import read_image
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.cheaper_network import calibration_set, folder_of, load_or_make, quantize_anew
 from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.tracking import board
 from ts_adapt.pictures import picture_files
 from ts_adapt.quantizers.quantization import restore, size_of
 from ts_adapt.quantizers.report import LayerReport, plot, report, save_report, write_table
 from ts_adapt.quantizers.training import FineTuneOptions, diffusion_loss, fine_tune, image_batches, teacher_loss
 from ts_adapt.sampling import generator_for
-from ts_adapt.storage.files import make_folder
 from ts_adapt.storage.folders import making
 from ts_adapt.storage.layout import LAYERS_PICTURE, LAYERS_REPORT, LAYERS_TABLE, checkpoint_file
 from ts_adapt.zoo.data import load_fashion_mnist, to_model_range
@@ -146,7 +146,10 @@ def trainer(
     how = FineTuneOptions(options.steps, options.lr, checkpoint_every=options.checkpoint_every, seed=options.seed)
 
     def train() -> None:
-        logs = make_folder(session.workspace.tensorboard("quantize", name))
+        logs = session.workspace.tensorboard("quantize", name)
+        if distributed.rank() == 0:
+            with board(session.config, f"quantize {name}", logs):
+                pass
         fine_tune(network, batches, loss, how, checkpoint=checkpoint, tensorboard=logs, progress=session.progress)
 
     return train

@@ -18,8 +18,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 
-from torch.utils.tensorboard import SummaryWriter
-
 from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
 from ts_adapt.config import Config
@@ -31,6 +29,7 @@ from ts_adapt.jobs.cheaper_network import FULL, cheaper_network, check_gradients
 from ts_adapt.jobs.labels import search_labels, student_options
 from ts_adapt.jobs.matched_images import distribution_said
 from ts_adapt.jobs.session import Session, compared, stays
+from ts_adapt.jobs.tracking import board
 from ts_adapt.plots import plot_schedules
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search.blackbox import SAMPLERS, search_blackbox
@@ -123,7 +122,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     searched = asdict(config.static), config.derivative, config.derivative_width
     key = fingerprint(store.hash, session.distance, count, *searched, *student_options(config))
     journal = Journal(session.workspace.journal(called, name, nfe), key)
-    with SummaryWriter(str(make_folder(session.workspace.curves(called, name, nfe)))) as writer:
+    with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
         result = search_static(
             objective, train, validation, starts, config.static,
             means=means if starts.keys() == fixed.keys() else None,
@@ -252,7 +251,7 @@ def keep_shared(
             drawn[best] = session.starts(steps_of(solver, nfe))[best].times
             said += f", {compared(distance, reference)} the best fixed grid ({best})"
         said += "; "
-    with SummaryWriter(str(make_folder(session.workspace.curves(called, name, nfe)))) as writer:
+    with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
         writer.add_figure("schedule", plot_schedules(drawn, session.noise_schedule, f"{name}, NFE {nfe}"))
     LearnedGrid(grid, name, nfe, {**about, "made_with": config.made_with(called), "measured": measured}).save(
         path, session.noise_schedule

@@ -1,7 +1,7 @@
-"""Weights & Biases beside TensorBoard: what any job writes to TensorBoard goes there as well, by accelerate's tracker.
+"""TensorBoard, and Weights & Biases beside it: what any job writes to one goes to the other, by accelerate's tracker.
 
-TensorBoard's files are written always. The account is that of `wandb login` or of the variable WANDB_API_KEY; with
-WANDB_MODE=offline nothing leaves the machine.
+Both are told the run's name and its config. TensorBoard's files are written always. The account is that of `wandb
+login` or of the variable WANDB_API_KEY; with WANDB_MODE=offline nothing leaves the machine.
 """
 
 from __future__ import annotations
@@ -10,15 +10,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from ts_adapt import distributed
 from ts_adapt.config import Config
 from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.options import yaml_text
 from ts_adapt.storage.files import make_folder
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 WANDB = "wandb"
+
+
+@contextmanager
+def board(config: Config, job: str, folder: Path) -> Iterator[SummaryWriter]:
+    """What writes to TensorBoard's files in `folder`, where the run's name and its config stand first."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(make_folder(folder))) as writer:
+        writer.add_text("run", f"{config.name} {job}")
+        writer.add_text("config", f"```yaml\n{yaml_text(asdict(config))}```")
+        yield writer
 
 
 @contextmanager

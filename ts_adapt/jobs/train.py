@@ -18,6 +18,7 @@ from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.labels import student_options
 from ts_adapt.jobs.matched_images import distribution_said
 from ts_adapt.jobs.session import Session, command_for, compared, stays
+from ts_adapt.jobs.tracking import board
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.store import PREDICTORS, save_predictor
 from ts_adapt.predictors.training import train_predictor
@@ -77,6 +78,9 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
         f"{kind}, {name}, NFE {', '.join(map(str, served))}",
         config.train.solves(cut, len(batch) - cut).times(sum(served)),
     )
+    if distributed.rank() == 0:
+        with board(config, f"train {kind}", logs):
+            pass
     result = train_predictor(
         predictor, session.objective(solver), batch.rows(slice(0, cut)), batch.rows(slice(cut, None)),
         config.train, make_folder(logs), labels=labels,

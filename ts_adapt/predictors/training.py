@@ -89,7 +89,7 @@ def train_predictor(
     real: Real | None = None,
     progress: bool = True,
 ) -> TrainResult:
-    """Train `predictor` in place; scalars, schedules and samples go to `folder/tensorboard`.
+    """Train `predictor` in place; scalars, a point a validation, schedules and samples go to TensorBoard in `folder`.
 
     objective   its derivative in time is used; where that is open, the one that agrees best (`search.derivative`)
     labels      what regression learns from, by the number of steps; may be fewer samples than `train`
@@ -132,8 +132,8 @@ class _Training:
         self.predictor, self.objective, self.validation, self.options = predictor, objective, validation, options
         self.agreement: Agreement | None = None
         cpu = train.x_T.device.type == "cpu"
-        self.accelerator = Accelerator(cpu=cpu, log_with="tensorboard", project_dir=str(folder))
-        self.accelerator.init_trackers("tensorboard")
+        self.accelerator = Accelerator(cpu=cpu, log_with="tensorboard", project_dir=str(folder.parent))
+        self.accelerator.init_trackers(folder.name)
         self.kept = kept
         if options.loss != "labels":
             steps = sorted(predictor.learned)[len(predictor.learned) // 2]
@@ -221,10 +221,10 @@ class _Training:
                 done += 1
                 bar.update()
             self.epoch, self.result.epochs = self.epoch + 1, self.result.epochs + 1
-            mean = self.total(total) / sum(phase.samples.values())
-            self.accelerator.log({f"train/{phase.name}": mean}, step=self.result.epochs)
             if self.epoch % phase.validate_every and self.epoch < phase.epochs:
                 continue
+            mean = self.total(total) / sum(phase.samples.values())
+            self.accelerator.log({f"train/{phase.name}": mean}, step=self.result.epochs)
             self.since_best = 0 if self.validate(average.module) else self.since_best + phase.validate_every
             if progress and rank() == 0:
                 seconds = (time.monotonic() - began) / (self.epoch - first_epoch)

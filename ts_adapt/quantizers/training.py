@@ -167,9 +167,9 @@ def fine_tune(
     device, of = next(iter(trained.values())).device, quantization_of(network)
     about = {"options": asdict(options), "method": of.method, "quantizer": of.options, "network": of.fingerprint}
     kept = Checkpoint(checkpoint, about)
-    logged = {} if tensorboard is None else {"log_with": "tensorboard", "project_dir": str(tensorboard)}
+    logged = {} if tensorboard is None else {"log_with": "tensorboard", "project_dir": str(tensorboard.parent)}
     accelerator = Accelerator(cpu=device.type == "cpu", **logged)
-    accelerator.init_trackers("tensorboard")
+    accelerator.init_trackers("" if tensorboard is None else tensorboard.name)
     required = {name: p.requires_grad for name, p in network.named_parameters()}
     network.requires_grad_(False)
     for parameter in trained.values():
