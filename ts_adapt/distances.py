@@ -112,6 +112,24 @@ class Logarithm:
         return lambda x: _log(to_y(x))
 
 
+class Capped:
+    """`distance` where it is below `most`, else that: what is farther off counts alike, and says of no direction."""
+
+    def __init__(self, distance: Distance, most: float) -> None:
+        self.distance, self.most = distance, most
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return _capped(self.distance(x, y), self.most)
+
+    def towards(self, y: Tensor) -> Callable[[Tensor], Tensor]:
+        to_y = towards(self.distance, y)
+        return lambda x: _capped(to_y(x), self.most)
+
+
+def _capped(distance: Tensor, most: float) -> Tensor:
+    return torch.where(distance.isfinite(), distance.clamp(max=most), distance)
+
+
 def _log(distance: Tensor) -> Tensor:
     return distance.clamp_min(torch.finfo(distance.dtype).tiny).log()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from small_job import Job
 from ts_adapt.assembly import ModelOptions
@@ -287,11 +288,15 @@ def test_a_predictor_that_stayed_the_static_grid_says_so_and_what_may_help(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for learned, stayed in ((1.0, True), (0.9, False)):
-        monkeypatch.setattr(training, "train_predictor", lambda *_, at=learned, **__: TrainResult({3: 1.0}, {3: at}))
+        apart = {3: (torch.tensor([learned]), torch.tensor([1.0]))}
+        result = TrainResult({3: 1.0}, {3: learned}, apart=apart)
+        monkeypatch.setattr(training, "train_predictor", lambda *_, result=result, **__: result)
         words = ("train", "--predictor", "recursive", "--train.loss", "end_to_end", "--train.validation", "7", "--redo")
         assert job.run(*words, "--train.lr", f"{learned / 1000}") == 0
         text = capsys.readouterr().out
         assert ("it stayed the static grid" in text) == stayed
+        verdict = "mean 0.0 % below, median 0.0 % below, nearer on 50 % of 1"
+        assert (verdict if stayed else "mean 10.0 % below, median 10.0 % below, nearer on 100 % of 1") in text
         assert ("on 7 validation samples; more train.samples (now 20) or train.epochs (now 1)" in text) == stayed
 
 

@@ -17,7 +17,7 @@ from ts_adapt import distributed
 from ts_adapt.config import Config
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import Solver, TsAdaptError
-from ts_adapt.jobs.session import Session, compared
+from ts_adapt.jobs.session import Session, paired_verdict
 from ts_adapt.search.derivative import trusted
 from ts_adapt.search.labels import LabelStore, start_entries
 from ts_adapt.search.objective import Batch
@@ -75,10 +75,10 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
     labels = distributed.first(partial(_finished, store, folder, len(parts)))
     if agreement is not None:
         print(f"{name}, NFE {nfe}: {agreement}")
-    oracle, shared = float(labels.distance[:count].mean()), float(labels.static_distance[:count].mean())
+    oracle, shared = labels.distance[:count], labels.static_distance[:count]
     print(
-        f"{name}, NFE {nfe}, {split}: {corrected('oracle', corrections)} distance {oracle:.5f} over {count} samples, "
-        f"{compared(oracle, shared)} the {static} grid's {shared:.5f}"
+        f"{name}, NFE {nfe}, {split}: {corrected('oracle', corrections)} distance {float(oracle.mean()):.5f} over "
+        f"{count} samples, the {static} grid's {float(shared.mean()):.5f}: {paired_verdict(oracle, shared)}"
     )
 
 

@@ -28,7 +28,7 @@ from ts_adapt.interfaces import Solver, TimeGrid
 from ts_adapt.jobs.cheaper_network import FULL, cheaper_network, check_gradients
 from ts_adapt.jobs.labels import search_labels, student_options
 from ts_adapt.jobs.matched_images import distribution_said
-from ts_adapt.jobs.session import Session, compared, stays
+from ts_adapt.jobs.session import Session, paired_verdict, stays
 from ts_adapt.jobs.tracking import board
 from ts_adapt.plots import plot_schedules
 from ts_adapt.schedules.file import LearnedGrid
@@ -248,8 +248,10 @@ def keep_shared(
         if best_fixed is not None:
             best, reference = best_fixed
             measured["best_fixed_distance"] = {"value": reference, **paired, "grid": best}
-            drawn[best] = session.starts(steps_of(solver, nfe))[best].times
-            said += f", {compared(distance, reference)} the best fixed grid ({best})"
+            fixed = session.starts(steps_of(solver, nfe))[best]
+            drawn[best] = fixed.times
+            others = session.objective(solver).measure(fixed, batch)
+            said += f"; beside the best fixed grid ({best}) {paired_verdict(distances, others)}"
         said += "; "
     with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
         writer.add_figure("schedule", plot_schedules(drawn, session.noise_schedule, f"{name}, NFE {nfe}"))

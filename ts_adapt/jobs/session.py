@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ts_adapt import distributed
 from ts_adapt.config import Config
 from ts_adapt.distances import LOOKS
+from ts_adapt.evaluation.comparison import share_of_wins
 from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.interfaces import MAX_STEPS, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.diffusers_schedules import find_scheduler
@@ -238,6 +240,12 @@ def compared(value: float, reference: float) -> str:
     """How far `value` is from `reference`, in words."""
     change = value / reference - 1 if reference > 0 else 0.0
     return f"{100 * abs(change):.1f} % {'above' if change > 0 else 'below'}"
+
+
+def paired_verdict(distances: Tensor, others: Tensor) -> str:
+    """How far `distances` `(n,)` are from those of the `others` on the same samples: by mean, median and wins."""
+    mean, median = (compared(float(of(distances)), float(of(others))) for of in (torch.mean, torch.median))
+    return f"mean {mean}, median {median}, nearer on {100 * share_of_wins(distances, others):.0f} % of {len(others)}"
 
 
 def command_for(result: str, solver: str, nfe: int, split: str = "train", *, redo: bool = False) -> str:

@@ -17,7 +17,7 @@ from ts_adapt.interfaces import START, Solver, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.labels import student_options
 from ts_adapt.jobs.matched_images import distribution_said
-from ts_adapt.jobs.session import Session, command_for, compared, stays
+from ts_adapt.jobs.session import Session, command_for, paired_verdict, stays
 from ts_adapt.jobs.tracking import board
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.store import PREDICTORS, save_predictor
@@ -92,7 +92,10 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
         "distance": session.distance, "seed": config.train.seed,
         "labels": None if labels is None else _labels_hashes(session, name, served),
         "made_with": config.made_with(kind),
-        "measured": {**asdict(result), "gain": result.gain},
+        "measured": {
+            "static": result.static, "learned": result.learned, "epochs": result.epochs, "gain": result.gain,
+            "agreement": None if result.agreement is None else asdict(result.agreement),
+        },
     }  # fmt: skip
 
     def keep() -> None:
@@ -108,8 +111,8 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     for nfe in served:
         now, before = result.learned[steps[nfe]], result.static[steps[nfe]]
         print(
-            f"{kind}, {name}, NFE {nfe}: validation distance {now:.5f}, "
-            f"{compared(now, before)} the static grid's {before:.5f}; {folder}"
+            f"{kind}, {name}, NFE {nfe}: validation distance {now:.5f}, the static grid's {before:.5f}: "
+            f"{paired_verdict(*result.apart[steps[nfe]])}; {folder}"
         )
         if now >= before:
             print(

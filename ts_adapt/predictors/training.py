@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class TrainResult:
     epochs: int = 0
     agreement: Agreement | None = None
     """Of the derivatives in time with the distance, where they were compared."""
+    apart: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """The validation distances `(n,)` themselves, the predictor's and the static grid's, by the number of steps."""
 
     @property
     def relative(self) -> float:
@@ -262,7 +264,9 @@ class _Training:
         return True
 
     def end(self) -> None:
-        """Draw what was learned."""
+        """Measure and draw what was learned."""
+        for steps, static in self.static.items():
+            self.result.apart[steps] = self.measure(steps, self.predictor.policy(steps)), static
         if rank() == 0:
             writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
             for steps in self.predictor.learned:

@@ -15,8 +15,9 @@ may end in another mode of the data), and two halves of the samples agree on its
     auto      lbfgs, then a few generations of forward from where it ended; forward alone where no derivative in time
               agrees with differences of the objective (`search.derivative`), or where lbfgs has not moved (the default)
 
-What is minimised is a mean over samples, by `target`: of L_b, or of log L_b, which is the geometric mean. A few samples
-that end in another mode of the data decide the former; the latter goes by what happens to most.
+What is minimised is a mean over samples, by `target`: of L_b, of log L_b, which is the geometric mean, or of L_b capped
+at twice the median of the best start. A few samples that end in another mode of the data decide the first; the others
+go by what happens to most.
 
 The search begins at the best of the given grids, L-BFGS at several of them. Under Adam the moving average of the
 parameters is validated, in which the noise of the minibatches cancels, and under CMA-ES the mean of what it draws from.
@@ -44,7 +45,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ts_adapt.distances import Logarithm
+from ts_adapt.distances import Capped, Logarithm
 from ts_adapt.grids.corrections import CorrectionName
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
@@ -56,11 +57,13 @@ from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.work import Work
 
 Method = Literal["auto", "lbfgs", "adam", "smoothed", "forward"]
-Target = Literal["mean", "geometric"]
+Target = Literal["mean", "geometric", "capped"]
 BY_GRADIENT = ("auto", "lbfgs", "adam")
 Bar: TypeAlias = "tqdm[Any]"
 GridAt: TypeAlias = Callable[[Tensor], TimeGrid]
 """v `(P,)` or `(B, P)`, steps from the start in `GridSpace.unit`, -> the grid there."""
+CAP = 2.0
+"""Medians of the best start that a distance counts for at most, where it is capped."""
 FIRST_STEP = 0.1
 """The length of L-BFGS's first trial step in the logits, before it knows any curvature."""
 
@@ -73,8 +76,8 @@ class StaticOptions:
     """lbfgs: gradient of all samples; adam: of minibatches; smoothed: from perturbed grids; forward: CMA-ES, without
     gradient; auto: lbfgs and a little of forward, or forward alone where no derivative can be trusted."""
     target: Target = "mean"
-    """Of the distances: their mean, or their geometric mean, in which a few samples that are far off count no more than
-    others."""
+    """Of the distances: their mean; their geometric mean, in which a few samples that are far off count no more than
+    others; capped: their mean, each at most twice the median of the best start."""
     iterations: Count = 20
     """lbfgs, adam, smoothed."""
     evaluations: Count = 160
@@ -220,6 +223,10 @@ def search_static(
         )
     if options.target == "geometric":
         objective, means = replace(objective, distance=Logarithm(objective.distance)), None
+    if options.target == "capped":
+        name, _ = best_start(objective, starts, validation)
+        most = CAP * float(objective.measure(starts[name], validation).median())
+        objective, means = replace(objective, distance=Capped(objective.distance, most)), None
     paired = objective
     if options.distribution:
         objective, means = matching(objective, real, options.distribution), None
@@ -258,7 +265,7 @@ def search_static(
         for name in finite[: options.starts if options.method == "lbfgs" else 1]:
             descend(options.method, name, starts[name])
     found = replace(result, grid=track.grid, distance=track.distance, curve=track.curve)
-    return found if options.target == "mean" else found.exponential()
+    return found.exponential() if options.target == "geometric" else found
 
 
 def _briefly(options: StaticOptions) -> StaticOptions:
