@@ -79,20 +79,27 @@ def plot_schedules(
 
 
 def plot_quality(
-    curves: Mapping[str, tuple[str, Sequence[float], Sequence[float]]], ylabel: str, title: str = ""
+    panels: Sequence[tuple[str, str, Mapping[str, tuple[str, Sequence[float], Sequence[float]]]]],
 ) -> Figure:
-    """Quality against NFE: `curves` maps a name to (kind, NFEs, values)."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    styles = _styles({name: kind for name, (kind, _, _) in curves.items()})
-    for name, (_, nfe, values) in curves.items():
-        axes.plot(nfe, values, label=name, **styles[name])
-    axes.set_xlabel("NFE (denoiser evaluations a sample)")
-    axes.set_ylabel(ylabel)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(axes, title)
-    axes.legend(frameon=False, fontsize=7, ncols=2)
+    """Quality against NFE, two panels a row with one legend: each (title, label of its values, curves), which map
+    a name to (kind, NFEs, values)."""
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(6.4 * columns, 4.0 * rows + 0.6), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    kinds = {name: kind for _, _, curves in panels for name, (kind, _, _) in curves.items()}
+    styles, lines = _styles(kinds), dict[str, Any]()
+    for axes, (title, label, curves) in zip(places, panels, strict=False):
+        for name, (_, nfe, values) in curves.items():
+            (lines[name],) = axes.plot(nfe, values, **styles[name])
+        axes.set_xlabel("NFE (denoiser evaluations a sample)")
+        axes.set_ylabel(label)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _finish(axes, title)
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    figure.legend(lines.values(), lines, loc="outside lower center", frameon=False, fontsize=8, ncols=3 * columns)
     return figure
 
 

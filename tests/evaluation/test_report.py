@@ -30,10 +30,12 @@ from ts_adapt.evaluation.tables import (
     columns_of,
     cost_tables,
     group_tables,
+    once,
     overviews,
     written,
 )
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.plots import plot_quality
 
 PLAIN = Row("m", "unipc-3", 5, "karras", "fixed", 40, 0.30, 0.20, 0.10, 0.09, 0.11, 0.001, 0, 0.08, 0.4)
 ROWS = [
@@ -135,6 +137,31 @@ def test_in_short_the_best_fixed_grid_stands_for_all_and_the_oracle_for_none() -
         ("recursive", "0.0950"),
     ]  # fmt: skip
     assert list(brief([PLAIN, other], "zoo")) == []
+
+
+def test_what_was_measured_on_fewer_samples_too_is_shown_once(tmp_path: Path) -> None:
+    """All schedules are scored on the oracle's few samples as well; shown are the most, and of the oracle its few."""
+    few = [replace(row, samples=8) for row in ROWS]
+    rows = [*ROWS[:-1], *few]
+    shown = once(rows)
+    assert [row.schedule for row in shown] == ["karras", "gits", "static", "recursive", "oracle (8 samples)"]
+    assert {row.samples for row in shown} == {40} and shown[:-1] == ROWS[:-1]
+    assert shown[-1].distance == ROWS[-1].distance and shown[-1].fid_data is shown[-1].recall is None
+    found = Results(rows, [*APART, replace(APART[0], samples=8)], results().facts)
+    page = written_to(tmp_path, found)
+    section = page.split("<h2>unipc-3, NFE 5")[1]
+    assert section.count(">karras</td>") == 1 and section.count("static \N{EN DASH} karras") == 1
+    assert len(list(csv.DictReader((tmp_path / "results.csv").open()))) == len(rows)
+
+
+def test_one_figure_of_all_samplers_and_schedules_comes_first(tmp_path: Path) -> None:
+    rows = [replace(row, solver=solver, nfe=nfe) for solver in ("unipc-3", "ddim") for nfe in (3, 5) for row in ROWS]
+    page = written_to(tmp_path, replace(results(rows=rows), differences=[]))
+    assert page.index("Quality against evaluations") < page.index('<div class="short">') < page.index("<h2>Overview")
+    assert page.count("Quality against evaluations") == 2  # a caption, and its picture's
+    figure = plot_quality([("ddim", "distance", {"a": ("fixed", [3, 5], [2.0, 1.0])})] * 3)
+    assert [len(axes.lines) for axes in figure.axes if axes.get_visible()] == [1, 1, 1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a"]
 
 
 def test_cachers_and_quantizers_stand_beside_one_another() -> None:

@@ -28,6 +28,7 @@ from ts_adapt.evaluation.tables import (
     frechet_name,
     group_tables,
     groups,
+    once,
     overviews,
     plain,
 )
@@ -40,6 +41,8 @@ from ts_adapt.storage.layout import PLOTS, REPORT, RESULTS, RESULTS_TABLE, RESUL
 Key = tuple[str, int]
 """A sampler and an NFE."""
 Columns = Sequence[str] | None
+OVERVIEW = "overview"
+"""The figure that comes first."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def write_report(
     write_bytes(folder / RESULTS_TABLE, text.getvalue().encode())
     write_json(folder / RESULTS, found)
     write_bytes(folder / RESULTS_TEXT, _markdown(results, title, notes, columns).encode())
-    pictures = [*_of_rows(plain(rows), results.features), *_of_panels(rows, panels, noise_schedule)]
+    pictures = [*_of_rows(once(plain(rows)), results.features), *_of_panels(rows, panels, noise_schedule)]
     for picture in pictures:
         write_bytes(folder / PLOTS / f"{picture.name}.png", picture.png)
     pictures += _kept(folder / PLOTS, rows, {picture.name for picture in pictures})
@@ -105,8 +108,9 @@ def _markdown(results: Results, title: str, notes: Sequence[str], columns: Colum
     for conclusion in conclusions(results):
         lines = "\n".join(f"- {line}" for line in conclusion.lines)
         parts += [f"## {conclusion.heading}, paired distance to the teacher", lines]
-    tables = [*overviews(rows, features), *group_tables(rows, features, columns).values()]
-    tables += cost_tables(results.rows, features, columns)
+    shown = once(rows)
+    tables = [*overviews(shown, features), *group_tables(shown, features, columns).values()]
+    tables += cost_tables(once(results.rows), features, columns)
     parts += ["## Tables", *map(as_markdown, tables), f"Bold: the best of a column, the oracle left out. {LEGEND}"]
     return "\n\n".join(parts) + "\n"
 
@@ -127,43 +131,51 @@ def page(
     return environment.get_template("page.html.jinja").render(
         title=title, notes=notes, conclusions=found, verdicts=list(verdict_tables(found)), figures=figures,
         worth=list(worth_tables(plain(rows), features)),
-        overviews=list(overviews(plain(rows), features)), costs=list(cost_tables(rows, features, columns)),
+        overviews=list(overviews(once(plain(rows)), features)),
+        costs=list(cost_tables(once(rows), features, columns)),
         sections=_sections(results, columns), distance=results.facts["comparison"]["distance"],
         frechet=frechet_name(features),
     )  # fmt: skip
 
 
 def _sections(results: Results, columns: Columns) -> list[dict[str, Any]]:
-    """One for each sampler and NFE, of each number of samples the rows and their differences; with a cacher or
+    """One for each sampler and NFE, the rows and their differences, each on the most samples; with a cacher or
     quantizer those alone that more is to be said of than what the tables of these say."""
-    rows, pairs = results.rows, results.compared()
+    by_count = sorted(results.compared(), key=lambda pair: pair.row.samples)
+    most = {(p.row.sampler, p.row.nfe, p.row.schedule, p.other.schedule): p for p in by_count}
+    rows, pairs = once(results.rows), [pair for pair in results.compared() if pair in most.values()]
     told = {r.sampler for r in plain(rows)} | {pair.row.sampler for pair in pairs}
     sections: dict[Key, dict[str, Any]] = {}
     told_rows = [r for r in rows if r.sampler in told]
-    for (sampler, nfe, samples), table in group_tables(told_rows, results.features, columns).items():
+    for (sampler, nfe, _), table in group_tables(told_rows, results.features, columns).items():
         new = {"key": (sampler, nfe), "title": f"{sampler}, NFE {nfe}", "tables": []}
-        own = [pair for pair in pairs if (pair.row.sampler, pair.row.nfe, pair.row.samples) == (sampler, nfe, samples)]
+        own = [pair for pair in pairs if (pair.row.sampler, pair.row.nfe) == (sampler, nfe)]
         tables = sections.setdefault((sampler, nfe), new)["tables"]
         tables += [table, difference_table(own)] if own else [table]
     return list(sections.values())
 
 
 def _of_rows(rows: Sequence[Row], features: str) -> Iterator[Picture]:
-    """What can be drawn of the numbers alone: quality against NFE where there are several, distances with intervals."""
-    for sampler, samples in dict.fromkeys((r.sampler, r.samples) for r in rows):
-        part = [r for r in rows if (r.sampler, r.samples) == (sampler, samples)]
+    """What can be drawn of the numbers alone: first one figure of quality against NFE, of all schedules of the samplers
+    that have several; then distances with intervals."""
+    panels = []
+    for sampler in dict.fromkeys(r.sampler for r in rows):
+        part = [r for r in rows if r.sampler == sampler]
         if len({r.nfe for r in part}) < 2:
             continue
-        to_data = f"{frechet_name(features)} to the data"
-        measures = [("distance", "paired distance to the teacher")]
-        measures += [("fid_data", to_data)] if all(r.fid_data is not None for r in part) else []
-        for column, label in measures:
+        for column, label in (
+            ("distance", "paired distance to the teacher"), ("fid_data", f"{frechet_name(features)} to the data"),
+        ):  # fmt: skip
             curves = {}
             for name in dict.fromkeys(r.schedule for r in part):
                 line = sorted((r for r in part if r.schedule == name), key=lambda r: r.nfe)
-                curves[name] = (line[0].kind, [r.nfe for r in line], [getattr(r, column) for r in line])
-            caption = f"{label[0].upper()}{label[1:]} against NFE, {sampler}, {samples} samples"
-            yield Picture(f"{column}-{stem(sampler)}-{samples}", caption, _png(plot_quality(curves, label)))
+                points = [(r.nfe, getattr(r, column)) for r in line if getattr(r, column) is not None]
+                if points:
+                    curves[name] = (line[0].kind, [nfe for nfe, _ in points], [value for _, value in points])
+            panels += [(sampler, label, curves)] if curves else []
+    if panels:
+        caption = "Quality against evaluations, all schedules: lower is better"
+        yield Picture(OVERVIEW, caption, _png(plot_quality(panels)), wide=True)
     for (sampler, nfe, samples), group in groups(rows).items():
         found = {r.schedule: (r.kind, r.distance, r.distance_low, r.distance_high, r.distance_median) for r in group}
         caption = f"Mean distance to the teacher with 95 % intervals, and median; {samples} samples"

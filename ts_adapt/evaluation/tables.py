@@ -30,6 +30,8 @@ USUAL = (
     "kid", "inception_score", "sfid", "precision", "recall", "clip_score", "seconds_per_image",
 )  # fmt: skip
 """The columns that are shown unless others are asked for."""
+OF_SETS = ("fid_data", "fid_teacher", "kid", "inception_score", "sfid", "precision", "recall")
+"""Those that compare at equal numbers of samples only."""
 BRIEF, ACROSS = ("distance", "wins", "fid_data"), 4
 """Those of each NFE where several are side by side, and how many are at most."""
 COSTS = ("cacher", "quantizer", "schedule", "bits", "weight_bytes", "flops", "peak_memory", "seconds_per_image")
@@ -220,6 +222,22 @@ def plain(rows: Sequence[Row]) -> list[Row]:
     pairs = [(r.cacher, r.quantizer) for r in rows]
     pair = (NONE, NONE) if (NONE, NONE) in pairs else next(iter(pairs), None)
     return [r for r, own in zip(rows, pairs, strict=True) if own == pair]
+
+
+def once(rows: Sequence[Row]) -> list[Row]:
+    """Every schedule on the most samples that it was measured on. What is on fewer than others of its sampler and NFE,
+    as the oracle is, says so in its name, and has no scores of sets, which depend on how many samples there are."""
+    own, most = dict[tuple[str, int, str], int](), dict[tuple[str, int], int]()
+    for row in sorted(rows, key=lambda r: r.samples):
+        own[row.sampler, row.nfe, row.schedule] = most[row.sampler, row.nfe] = row.samples
+    found = []
+    for row in rows:
+        if row.samples < own[row.sampler, row.nfe, row.schedule]:
+            continue
+        whole, none = most[row.sampler, row.nfe], dict[str, Any].fromkeys(OF_SETS)
+        name = f"{row.schedule} ({row.samples} samples)"
+        found.append(row if row.samples == whole else replace(row, schedule=name, samples=whole, **none))
+    return found
 
 
 def group_tables(rows: Sequence[Row], features: str, chosen: Sequence[str] | None = None) -> dict[Group, Table]:

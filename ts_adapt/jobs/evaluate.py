@@ -18,7 +18,7 @@ from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
 from ts_adapt.evaluation.quality import Reference, quality_of, reference_of
 from ts_adapt.evaluation.records import ORACLE, STATIC, Entry, Row, Run, kept_run
 from ts_adapt.evaluation.report import Panel, write_report
-from ts_adapt.evaluation.tables import LEGEND, as_text, cost_tables, frechet_name, group_tables, plain, written
+from ts_adapt.evaluation.tables import LEGEND, as_text, cost_tables, frechet_name, group_tables, once, plain, written
 from ts_adapt.evaluation.worth import worth_tables
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.matched_images import distribution_said
@@ -93,7 +93,7 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     )  # fmt: skip
     _to_tensorboard(session, rows, panels)
     shown = session.features, options.columns
-    tables = [*group_tables(plain(rows), *shown).values(), *cost_tables(rows, *shown)]
+    tables = [*group_tables(once(plain(rows)), *shown).values(), *cost_tables(once(rows), *shown)]
     print("\n\n".join([*map(as_text, tables), LEGEND]))
     for one in facts["skipped"]:
         print(f"\nskipped: cacher {one['cacher']}, quantizer {one['quantizer']}: {one['reason']}")
