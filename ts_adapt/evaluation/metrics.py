@@ -105,17 +105,25 @@ class FeatureStatistics:
     @property
     def covariance(self) -> np.ndarray:
         """`(D, D)`, unbiased (n - 1); TsAdaptError below two features."""
-        scatter = self._rows.T @ self._rows if self._rows is not None else self._scatter
-        return scatter / self._freedom
+        found: np.ndarray = self._whole() / self._freedom
+        return found
 
     @cached_property
     def factor(self) -> np.ndarray:
         """F `(r, D)`, r at most D, with F' F the covariance; TsAdaptError below two features."""
         freedom = self._freedom
         if self._rows is not None:
-            return self._rows / np.sqrt(freedom)
-        found, directions = np.linalg.eigh(self._scatter / freedom)
-        return np.sqrt(found.clip(0))[:, None] * directions.T
+            factor: np.ndarray = self._rows / np.sqrt(freedom)
+            return factor
+        found, directions = np.linalg.eigh(self._whole() / freedom)
+        factor = np.sqrt(found.clip(0))[:, None] * directions.T
+        return factor
+
+    def _whole(self) -> np.ndarray:
+        """The scatter `(D, D)`; TsAdaptError before the first features."""
+        rows = np.zeros((0, len(self.mean))) if self._rows is None else self._rows
+        found: np.ndarray = rows.T @ rows if self._scatter is None else self._scatter
+        return found
 
     @property
     def _freedom(self) -> int:

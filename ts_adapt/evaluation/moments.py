@@ -38,7 +38,7 @@ def read_moments(reference: str | Path) -> tuple[FeatureStatistics, FeatureStati
             found = [[np.asarray(kept[name], np.float64) for name in pair] for pair in names]
     except (KeyError, ValueError, TypeError, AttributeError, OSError, zipfile.BadZipFile) as error:
         raise TsAdaptError(f"{path} holds no numbers mu and sigma ({one_line(error)}); give another") from error
-    pooled, *spatial = (_statistics(*pair, path) for pair in found)
+    pooled, *spatial = (_statistics(mean, covariance, path) for mean, covariance in found)
     return pooled, next(iter(spatial), None)
 
 

@@ -177,7 +177,7 @@ class Row(Sampled):
     kind: str
     samples: int
     fid_data: float | None
-    fid_teacher: float
+    fid_teacher: float | None
     distance: float
     distance_low: float
     distance_high: float

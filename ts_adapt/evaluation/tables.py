@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 from ts_adapt.assembly import NONE
 from ts_adapt.evaluation.comparison import Compared
@@ -230,11 +230,11 @@ def once(rows: Sequence[Row]) -> list[Row]:
     own, most = dict[tuple[str, int, str], int](), dict[tuple[str, int], int]()
     for row in sorted(rows, key=lambda r: r.samples):
         own[row.sampler, row.nfe, row.schedule] = most[row.sampler, row.nfe] = row.samples
-    found = []
+    found, none = [], dict.fromkeys(OF_SETS, cast(Any, None))
     for row in rows:
         if row.samples < own[row.sampler, row.nfe, row.schedule]:
             continue
-        whole, none = most[row.sampler, row.nfe], dict[str, Any].fromkeys(OF_SETS)
+        whole = most[row.sampler, row.nfe]
         name = f"{row.schedule} ({row.samples} samples)"
         found.append(row if row.samples == whole else replace(row, schedule=name, samples=whole, **none))
     return found
