@@ -243,7 +243,7 @@ def test_inception_without_weights_names_the_alternatives(tmp_path: Path, monkey
         raise URLError("name resolution failed")
 
     monkeypatch.setattr("cleanfid.inception_torchscript.check_download_inception", unreachable)
-    with pytest.raises(TsAdaptError, match=r"name resolution failed.*set evaluate\.features to pixels .*need no network"):
+    with pytest.raises(TsAdaptError, match=r"name resolution failed.*evaluate\.features to pixels .*need no network"):
         make_extractor("inception")
 
 
