@@ -118,7 +118,7 @@ def between(learned: Mapping[int, Tensor], noise_schedule: NoiseSchedule, steps:
     if not rest:
         return times
     other, weight = interpolate(learned[rest[0]], noise_schedule, steps), (steps - low) / (rest[0] - low)
-    inside = torch.lerp(*(noise_schedule.log_snr(grid[1:-1]) for grid in (times, other)), weight)
+    inside = torch.lerp(noise_schedule.log_snr(times[1:-1]), noise_schedule.log_snr(other[1:-1]), weight)
     return torch.cat([times[:1], noise_schedule.time(inside), times[-1:]])
 
 

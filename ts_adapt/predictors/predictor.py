@@ -101,7 +101,8 @@ class Predictor(nn.Module):
 
     def place(self, steps: int, step: int = 0) -> Place:
         """The place of step i of N."""
-        return self.places(steps).start + step
+        first: int = self.places(steps).start
+        return first + step
 
     def around(self, steps: int) -> list[tuple[int, float]]:
         """The numbers of steps that it was learned for which N is, or is between; the weight of each."""
