@@ -160,17 +160,18 @@ def _search_blackbox(
 
 
 def shared_solves(config: Config, method: str, fixed: int) -> Work:
-    """About how many solves the search of one shared grid takes, that of its start among `fixed` grids included."""
+    """About how many solves the search of one shared grid takes, that of its start among `fixed` grids included, and
+    those of the two that are compared at the end."""
     count = config.static_samples
     own = config.static.solves(count, count) if method == "static" else Work(config.blackbox.trials * count)
-    return own + Work((fixed + 1) * count)
+    return own + Work((fixed + 2) * count)
 
 
 def search_optimized_grid(session: Session, name: str, solver: Solver, nfe: int, method: str, redo: bool) -> None:
     """Find the grid of a method of `search.optimized`, unless it is there and stays."""
     if _shared_stays(session, method, name, nfe, redo):
         return
-    config, steps = session.config, steps_of(solver, nfe)
+    config, steps, known = session.config, steps_of(solver, nfe), best_fixed_known(session, name, nfe)
     if method == "dmn":
         grid = TimeGrid(dmn(session.noise_schedule, steps, order=solver.order))
     else:
@@ -178,9 +179,10 @@ def search_optimized_grid(session: Session, name: str, solver: Solver, nfe: int,
         fine, places = session.solver(config.teacher.solver), session.teacher_grid(config.optimized.places)
         spent = config.optimized.places
         spent += 1 + (steps - 1) * (spent - steps + 1) if method == "oss" else 0
-        session.announce(f"{method}, {name}, NFE {nfe}", Work(spent * len(looked_at) + nfe * config.static_samples))
+        compared = nfe * config.static_samples * (1 if known is None else 2)
+        session.announce(f"{method}, {name}, NFE {nfe}", Work(spent * len(looked_at) + compared))
         grid = search_optimized(method, session.objective(solver), looked_at, fine, places, steps)
-    keep_shared(session, method, name, nfe, grid, best_fixed_known(session, name, nfe))
+    keep_shared(session, method, name, nfe, grid, known)
 
 
 def _of_full(session: Session, solver: str, nfe: int) -> dict[str, TimeGrid]:

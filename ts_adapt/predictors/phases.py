@@ -93,8 +93,8 @@ class TrainOptions:
         validated = 2 * validation  # its spread is looked at too
         through = Work(validated, train).times(self.epochs)
         regressed = Work(-(-self.label_epochs // self.validate_every) * validated)
-        first = Work(train + validated)
-        return first + {"end_to_end": through, "labels": regressed, "both": through + regressed}[self.loss]
+        ends = Work(train + validated + validation)  # of the first and the last measurement
+        return ends + {"end_to_end": through, "labels": regressed, "both": through + regressed}[self.loss]
 
 
 @dataclass(frozen=True)

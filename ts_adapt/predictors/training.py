@@ -63,7 +63,7 @@ class TrainResult:
     epochs: int = 0
     agreement: Agreement | None = None
     """Of the derivatives in time with the distance, where they were compared."""
-    apart: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    apart: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False)
     """The validation distances `(n,)` themselves, the predictor's and the static grid's, by the number of steps."""
 
     @property
