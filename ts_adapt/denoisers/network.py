@@ -210,8 +210,11 @@ def time_argument(network: nn.Module) -> str | None:
 
 
 def stacked(x: Any) -> Tensor:
-    """The samples `(rows, ...)`, where a network is given a list of them, each `(C, 1, H, W)`, as Z-Image's is."""
-    return x if isinstance(x, Tensor) else torch.stack(list(x)).squeeze(2)
+    """The samples `(rows, ...)`, where a network is given a list of them, each `(C, 1, H, W)`, as Z-Image's is: or each
+    with the pictures before it that it goes by."""
+    if isinstance(x, Tensor):
+        return x
+    return torch.stack([one if isinstance(one, Tensor) else one[-1] for one in x]).squeeze(2)
 
 
 def positional_call(network: nn.Module, x: Tensor, timestep: Tensor, condition: dict[str, Any]) -> Tensor:

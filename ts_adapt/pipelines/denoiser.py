@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.load import quiet
-from ts_adapt.denoisers.network import ATTACHMENT, frozen, step_aware_parts
+from ts_adapt.denoisers.network import ATTACHMENT, frozen, stacked, step_aware_parts
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import (
     Advance,
@@ -45,7 +45,7 @@ from ts_adapt.pipelines.arguments import Arguments, as_bytes, numbers_of
 from ts_adapt.pipelines.draws import OwnDraws, drawn_alike
 from ts_adapt.pipelines.encoders import Encoded
 from ts_adapt.pipelines.ending import Ending
-from ts_adapt.pipelines.networks import By, Recorded, called, tensors_in
+from ts_adapt.pipelines.networks import By, Recorded, called
 from ts_adapt.pipelines.start import Form, form_of
 from ts_adapt.pipelines.student import Left, Prepared, StudentScheduler
 from ts_adapt.policies import FollowGrid
@@ -293,7 +293,8 @@ class PipelineDenoiser(Denoiser):
         except torch.OutOfMemoryError:
             raise
         except (
-            TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError, ArithmeticError
+            TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError, ArithmeticError,
+            ImportError
         ) as error:  # fmt: skip
             raise TsAdaptError(
                 f"{self.arguments.name} cannot be run ({one_line(error)}); check what `call` gives it"
@@ -372,7 +373,7 @@ class PipelineDenoiser(Denoiser):
             self._run(None, {}, at, self._solver, keep, by=self._recorded.listen, draws=draws)
             first = seen.pop()
             shape, device = tuple(first.shape[1:]), first.device
-            drawn = [tuple(one[1:]) for one in draws.shapes if one.numel() == first.numel() and len(one) > 1]
+            drawn = [tuple(one[1:]) for one in draws.shapes if one.numel() == first[0].numel() and len(one) > 1]
             noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).to(device)
 
             def begun(given: Tensor) -> Tensor:
@@ -401,7 +402,7 @@ class PipelineDenoiser(Denoiser):
             met = [part[:, : given.shape[1]] for part in seen[0].split(len(given))]
         if not all(torch.equal(x, given.to(x)) for x in met):
             raise TsAdaptError(f"{name} does not begin with the noise that it is given; no sample can be given its own")
-        shown = [tensors_in(row)[0] for row in seen[0]]
+        shown = stacked(seen[0])
         if not self.alone and all(torch.equal(row, shown[0]) for row in shown):
             raise TsAdaptError(f"the network of {name} is shown the same of different states; nothing can be learned")
         return shape
