@@ -101,8 +101,7 @@ class Predictor(nn.Module):
 
     def place(self, steps: int, step: int = 0) -> Place:
         """The place of step i of N."""
-        first: int = self.places(steps).start
-        return first + step
+        return int(self.places(steps).start) + step
 
     def around(self, steps: int) -> list[tuple[int, float]]:
         """The numbers of steps that it was learned for which N is, or is between; the weight of each."""
