@@ -156,7 +156,7 @@ class PipelineDenoiser(Denoiser):
         """x0 `(B, ...)` by one step of the pipeline; see `interfaces.Denoiser`."""
         t = as_node_times(t)
         if self.alone and len(x_t) > 1:
-            told = {"t": t, "model_time": model_time, "output_scale": output_scale}
+            told: dict[str, Any] = {"t": t, "model_time": model_time, "output_scale": output_scale}
             each = [
                 self(
                     x_t[row],
