@@ -253,14 +253,22 @@ def test_what_none_takes_is_refused_in_the_same_words(world: World, form: str, t
     assert REFUSED[form] in sentence and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("asked", "said"), [(("ddim", None), "not for ddim; leave --solver out"), ((SOLVER, 3), "3")])
-def test_what_is_for_one_solve_is_taken_for_no_other(world: World, asked: tuple[str, int | None], said: str) -> None:
-    for form in ("mine.json", "mine", "data/w/predictors/one-shot/unipc-2-nfe4", "grids", "predicts"):
-        name = of_world(world, form)
-        with pytest.raises(TsAdaptError, match=said):
-            sample_to_folder(world.session, name, *asked, 2, 1, None, str(world.folder / "none"))
-        with pytest.raises(TsAdaptError, match=said):
-            export_schedule(world.session.config, name, "sigmas", *asked)
+FOR_ONE = ("mine.json", "mine", "data/w/predictors/one-shot/unipc-2-nfe4", "grids", "predicts")
+
+
+@pytest.mark.parametrize("form", FOR_ONE)
+def test_what_is_for_one_solver_is_taken_for_no_other(world: World, form: str) -> None:
+    with pytest.raises(TsAdaptError, match="not for ddim; leave --solver out"):
+        sample_to_folder(world.session, of_world(world, form), "ddim", None, 2, 1, None, str(world.folder / "none"))
+    with pytest.raises(TsAdaptError, match="not for ddim; leave --solver out"):
+        export_schedule(world.session.config, of_world(world, form), "sigmas", "ddim", None)
+
+
+@pytest.mark.parametrize("form", [form for form in FOR_ONE if form != "grids"])
+def test_what_is_for_one_number_of_steps_samples_with_no_other(world: World, form: str) -> None:
+    """Plain grids in a folder for diffusers do, interpolated; and lists are written for others (`export --steps`)."""
+    with pytest.raises(TsAdaptError, match="3"):
+        sample_to_folder(world.session, of_world(world, form), SOLVER, 3, 2, 1, None, str(world.folder / "none"))
 
 
 def test_import_reads_files_and_nothing_else(world: World, tmp_path: Path) -> None:
