@@ -194,11 +194,11 @@ def test_a_plan_begins_nothing_and_what_is_there_is_not_counted(
     assert counted["teach"] == [f"{12 * (40 + 20)}", "0"]
     assert counted["evaluate"] == [f"{3 * 20 * (2 + 2)}", "0"]
     assert list(counted) == ["teach", "static", "labels", "recursive", "evaluate"]
-    assert finished.run("learn", "--plan") == 0
+    assert finished.run("learn", "--plan", "--learn", "static,recursive,one-shot") == 0
     text = capsys.readouterr().out
-    counted = {line.split()[0]: line.split()[1:3] for line in text.splitlines()[1:6]}
-    assert [counted[name] for name in ("teach", "static", "labels")] == [["0", "0"]] * 3
-    assert counted["recursive"] != ["0", "0"]
+    counted = {line.split()[0]: line.split()[1:3] for line in text.splitlines()[1:7]}
+    assert [counted[name] for name in ("teach", "static", "labels", "recursive")] == [["0", "0"]] * 4
+    assert counted["one-shot"] != ["0", "0"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_moments_of_other_features_are_refused_before_any_work(
 def test_what_was_made_with_other_options_is_refused_before_anything_new_is_made(
     job: Job, capsys: pytest.CaptureFixture[str], changed: tuple[str, ...], named: str
 ) -> None:
-    before, asked = job.content(), ("learn", "--nfe", "2,3", "--learn", "static,one-shot", *changed)
+    before, asked = job.content(), ("learn", "--nfe", "2,3", "--learn", "static,recursive", *changed)
     message = job.refused(capsys, *asked)
     assert named in message and "--redo" in message
     assert job.content() == before

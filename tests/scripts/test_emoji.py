@@ -143,7 +143,7 @@ def test_what_is_trained_is_what_the_pipelines_compute(made_up: Data, vae: Path,
         net = sd3.Networks(tokenizer, layers=2)
         for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
-        net = net.half().float()
+        net = net.half().float().eval()
         sd3.write_pipeline(net, tokenizer, vae, tmp_path / "sd3")
         pipe = making.load(tmp_path / "sd3")
         for count, asked in ((sd3.ZEROS, {}), (5, {"max_sequence_length": 5})):
