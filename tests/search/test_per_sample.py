@@ -89,7 +89,7 @@ def test_given_starts_are_searched_between_the_static_and_the_random_ones(proble
 def test_the_targets_are_decoded_once_for_all_iterations(problem, monkeypatch):
     objective, batch = problem
     decoded = []
-    monkeypatch.setattr(objective.denoiser, "decode", lambda x: decoded.append(x) or x)
+    monkeypatch.setattr(objective.denoiser, "decode", lambda x, condition=None: decoded.append(x) or x)
     search((objective.differentiated("exact"), batch), slice(0, 4), iterations=5, random_starts=0)
     target = batch.target[:4]
     assert len(decoded) == 2 * 2 + 1 + 6  # static grid, result and targets measured, target of the descent, six solves
