@@ -17,6 +17,7 @@ from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.evaluate import evaluate
 from ts_adapt.jobs.runs import _made, generate
 from ts_adapt.jobs.session import Session
+from ts_adapt.storage.layout import PARTS
 
 FAILED = "ddim-nfe4-linear.safetensors"
 
@@ -113,3 +114,21 @@ def test_processes_tell_one_another_which_runs_failed(monkeypatch: pytest.Monkey
     assert _made(units, make) == {0: "mine"} and tried == [(0, 1), (1, 1)], "what has failed is not tried again"
     monkeypatch.setattr("ts_adapt.distributed.gathered", lambda value: [value, {0: "theirs", 2: "theirs"}])
     assert _made(units, make) == {0: "mine", 2: "theirs"}
+
+
+def test_one_that_was_killed_between_a_run_and_the_end_of_its_parts_leaves_none(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as once, pytest.raises(Killed):
+        once.setattr(sample, "remove_parts", killed)
+        generate(session)
+    parts = session.workspace.runs / PARTS
+    assert list(parts.iterdir())
+    generate(session)
+    assert not list(parts.iterdir())

@@ -79,6 +79,11 @@ def join_parts(entry: Entry, objective: Objective, batch: Batch, folder: Path, *
         pictures, seconds_per_image = found["pictures"][:PICTURES], median(seconds[1:] or seconds)
         run = Run(found["features"], found["distance"], seconds_per_image, pictures, found["times"], cost, further)
         keep_run(run, entry, folder)
+    remove_parts(entry, folder, batch_size=batch_size)
+
+
+def remove_parts(entry: Entry, folder: Path, *, batch_size: int) -> None:
+    """Of a run that is made of them already."""
     for rows in parts_of(entry, batch_size):
         part_file(entry, folder, rows).unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ from ts_adapt import distributed
 from ts_adapt.config import Config
 from ts_adapt.evaluation.features import Extractor
 from ts_adapt.evaluation.records import ORACLE, Entry, as_bytes, fingerprint, kept_run
-from ts_adapt.evaluation.sample import Clip, RunError, join_parts, missing_parts, sample_part
+from ts_adapt.evaluation.sample import Clip, RunError, join_parts, missing_parts, remove_parts, sample_part
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import FULL, Impossible, cheaper_network, key_of
@@ -95,7 +95,9 @@ def _generate(session: Session) -> None:
     with tqdm(total=total, desc="evaluate", unit="image", disable=not session.progress) as bar:
         for (cacher, quantizer), entries in plan.items():
             todo = left[cacher, quantizer]
-            bar.update(sum(entry.samples for entry in entries if entry not in todo))
+            for entry in (entry for entry in entries if entry not in todo):
+                remove_parts(entry, folder, batch_size=options.batch_size)  # of one that was killed behind its run
+                bar.update(entry.samples)
             for run in ("", *(entry.file for entry in entries)):
                 refused.pop((cacher, quantizer, run), None)
             if not todo:
