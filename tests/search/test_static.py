@@ -61,6 +61,23 @@ def test_the_geometric_mean_goes_by_most_samples_where_a_few_are_far_off(problem
     assert left["geometric"][1] < left["mean"][1] and left["capped"][1] < left["mean"][1]
 
 
+@pytest.mark.parametrize("target", ["mean", "capped"])
+def test_means_that_are_known_are_not_measured_again(problem, target):
+    objective, batch = problem
+    train, validation = split(batch)
+    grids = starts(objective.denoiser.noise_schedule)
+    _, means = best_start(objective, grids, validation)
+
+    def search(means):
+        begun, options = objective.denoiser.evaluations, StaticOptions(method="adam", iterations=1, target=target)
+        result = search_static(objective, train, validation, grids, options, means=means, progress=False)
+        return result, objective.denoiser.evaluations - begun
+
+    (given, less), (measured, more) = search(means), search(None)
+    assert torch.equal(given.grid.times, measured.grid.times) and given.distance == measured.distance
+    assert more - less == len(grids) * STEPS
+
+
 def test_result_is_never_worse_than_the_start(problem):
     objective, batch = problem
     train, validation = split(batch)

@@ -203,8 +203,8 @@ def search_static(
     """Search the grid that minimises the mean distance over `train`; the best one on `validation` is returned.
 
     starts   grids of N steps by name; the best on `validation` is the one that the result is measured against
-    means    their mean distances on `validation`, where `best_start` has measured them before; of no use for another
-             target, and with `options.distribution`
+    means    their mean distances on `validation`, where `best_start` has measured them before; of no use for the
+             target geometric, and with `options.distribution`
     journal  of the same search, with what it computed before it was killed; soft starts and the memory of a
              distribution are no part of it
     real     the images that `options.distribution` asks for; what is validated then, and said of the result, is that
@@ -224,8 +224,8 @@ def search_static(
     if options.target == "geometric":
         objective, means = replace(objective, distance=Logarithm(objective.distance)), None
     if options.target == "capped":
-        name, _ = best_start(objective, starts, validation)
-        most = CAP * float(objective.measure(starts[name], validation).median())
+        known = best_start(objective, starts, validation)[1] if means is None else means
+        most = CAP * float(objective.measure(starts[min(starts, key=known.__getitem__)], validation).median())
         objective, means = replace(objective, distance=Capped(objective.distance, most)), None
     paired = objective
     if options.distribution:
