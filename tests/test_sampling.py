@@ -107,6 +107,23 @@ def test_a_batch_of_grids_equals_runs_of_one() -> None:
         torch.testing.assert_close(alone.x[0], together.x[i])
 
 
+def test_samples_that_are_solved_one_by_one_have_their_own_noise_drawn_once_a_step() -> None:
+    x_T, solver, drawn = noise(), DDIM(NOISE, eta=1.0), list[int]()
+    draw = noise_for(3, range(len(x_T)), x_T)
+
+    def noted(step: int) -> Tensor:
+        drawn.append(step)
+        return draw(step)
+
+    single = Tiny()
+    single.alone = True
+    together = integrate(single, solver, TIMES, x_T, step_noise=noted).x
+    assert drawn == list(range(len(TIMES) - 1))
+    for i in range(len(x_T)):
+        alone = integrate(Tiny(), solver, TIMES, x_T[i : i + 1], step_noise=noise_for(3, [i], x_T)).x
+        assert torch.equal(together[i : i + 1], alone)
+
+
 def test_corrections_and_conditions_reach_the_denoiser() -> None:
     denoiser = Tiny()
     grid = TimeGrid(TIMES, model_times=TIMES[:-1] / 2, output_scale=torch.tensor([1.0, 0.5, 2.0]))

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -144,11 +145,12 @@ def _one_by_one(
     denoiser: Denoiser, solver: Solver, policy: StepPolicy, x_T: Tensor, condition: Condition,
     step_noise: Callable[[int], Tensor] | None, **options: Any,
 ) -> Solution:  # fmt: skip
-    """The solves of single samples, put together."""
+    """The solves of single samples, put together; the noise of a step is drawn once for all of them."""
+    drawn = None if step_noise is None else cache(step_noise)
 
     def one(row: slice) -> Solution:
         own = FollowGrid(policy.grid.rows(row), first=policy.first) if isinstance(policy, FollowGrid) else policy
-        noise = None if step_noise is None else lambda step: step_noise(step)[row]
+        noise = None if drawn is None else lambda step: drawn(step)[row]
         given = condition_rows(condition, row)
         return integrate(denoiser, solver, own, x_T[row], condition=given, step_noise=noise, **options)
 
