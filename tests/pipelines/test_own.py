@@ -16,9 +16,10 @@ from ts_adapt.evaluation.side_by_side import compare
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
-from ts_adapt.pipelines.draws import OwnDraws
+from ts_adapt.pipelines.draws import OwnDraws, generators
 from ts_adapt.pipelines.start import form_of
 from ts_adapt.sampling import initial_noise, integrate, noise_for
+from ts_adapt.teacher.generate import LABEL_STREAM
 
 STEPS = 2
 PROMPTS = ["a cat", "the big dog", "nothing"]
@@ -80,6 +81,16 @@ def test_rows_are_drawn_by_number_and_what_has_none_alike() -> None:
     assert torch.equal(two[0][1::2], one[0]) and torch.equal(two[1][1::2], one[1])
     assert two[1].dtype == torch.float64 and two[1].min() >= 0 and not torch.equal(two[0][:2], two[0][2:])
     assert torch.equal(two[2], one[2])
+
+
+def test_what_is_drawn_by_generators_and_without_is_independent() -> None:
+    numbers = list(range(4))
+    with OwnDraws(numbers):
+        free = torch.randn(4, 3, 50, 50)
+    drawn = [free, torch.stack([torch.randn(3, 50, 50, generator=each) for each in generators(numbers)])]
+    drawn += [initial_noise(0, numbers, (3, 50, 50), stream=stream) for stream in (LABEL_STREAM, 0, 1)]
+    found = torch.corrcoef(torch.stack([rows.flatten() for rows in drawn]))
+    assert (found - torch.eye(5)).abs().max() < 5 / 30000**0.5
 
 
 def test_a_state_is_decoded_with_its_own_picture(tiny: Any, pictures: Path) -> None:

@@ -133,7 +133,7 @@ class PipelineDenoiser(Denoiser):
     @property
     def numbered(self) -> str | None:  # type: ignore[override]
         pictures = self.arguments.numbered
-        return f"draws {pictures or ''}".strip() if self._draws else pictures
+        return f"streams {pictures or ''}".strip() if self._draws else pictures
 
     @property
     def encode(self) -> Any:  # type: ignore[override]

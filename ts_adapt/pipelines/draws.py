@@ -1,8 +1,8 @@
 """What a pipeline draws beside its starting noise: each sample's by its own number, whatever is drawn beside it.
 
-    by generators       one for each sample, seeded by its number
-    without             pictures, films or tokens (k B, C, ...) of B samples: row j is the next of the stream of sample
-                        j mod B, seeded alike
+    by generators       one for each sample, of the stream GIVEN of its number (`generator_for`)
+    without             pictures, films or tokens (k B, C, ...) of B samples: row j is the next of sample j mod B, by a
+                        generator of the stream FREE of its number
 
 What else is drawn without, such as the noise (H, W) of a decoder's layer, is the same in every call.
 """
@@ -16,13 +16,17 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ts_adapt.sampling import generator_for
+
+GIVEN, FREE = -2, -3
+"""Streams that are neither the steps' nor the labels' (`teacher.generate`)."""
 LIKE = {torch.randn_like: torch.randn, torch.rand_like: torch.rand}
 DRAWN = {torch.randn, torch.rand, *LIKE}
 
 
-def generators(numbers: Sequence[int]) -> list[torch.Generator]:
+def generators(numbers: Sequence[int], stream: int = GIVEN) -> list[torch.Generator]:
     """One for each sample."""
-    return [torch.Generator().manual_seed(number) for number in numbers]
+    return [generator_for(0, number, stream=stream) for number in numbers]
 
 
 @contextmanager
@@ -42,7 +46,7 @@ class OwnDraws(TorchFunctionMode):
 
     def __init__(self, numbers: Sequence[int]) -> None:
         super().__init__()
-        self.streams = generators(numbers)
+        self.streams = generators(numbers, FREE)
         self.shapes, self.free = list[torch.Size](), False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
