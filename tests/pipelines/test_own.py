@@ -70,17 +70,18 @@ def test_rows_are_drawn_by_number_and_what_has_none_alike() -> None:
     def drawn(numbers: list[int]) -> list[Tensor]:
         torch.manual_seed(3)
         with OwnDraws(numbers) as own:
-            once, many = torch.rand(4, 5), torch.randn(2 * len(numbers), 3, 2)
-            like = torch.rand_like(many.double())
+            alike = torch.rand(4, 5), torch.randn(4, 5, 5), torch.randn(())
+            many, of_each = torch.randn(2 * len(numbers), 3, 2, 2), len(numbers)
+            like, own_rows = torch.rand_like(many.double()), [torch.randn(of_each, *rest) for rest in ((3, 2), (3,), ())]
             given = torch.randn(2, generator=torch.Generator().manual_seed(1))
-        assert own.free and own.shapes == [once.shape, many.shape, like.shape, given.shape]
+        assert own.free and own.shapes == [x.shape for x in (*alike, many, like, *own_rows, given)]
         assert torch.equal(given, torch.randn(2, generator=torch.Generator().manual_seed(1)))
-        return [many, like, once]
+        return [many, like, *own_rows, *alike]
 
     two, one = drawn([4, 9]), drawn([9])
-    assert torch.equal(two[0][1::2], one[0]) and torch.equal(two[1][1::2], one[1])
+    assert all(torch.equal(mine[1::2], alone) for mine, alone in zip(two[:5], one[:5], strict=True))
     assert two[1].dtype == torch.float64 and two[1].min() >= 0 and not torch.equal(two[0][:2], two[0][2:])
-    assert torch.equal(two[2], one[2])
+    assert all(torch.equal(mine, alone) for mine, alone in zip(two[5:], one[5:], strict=True))
 
 
 def test_what_is_drawn_by_generators_and_without_is_independent() -> None:

@@ -1,10 +1,11 @@
 """What a pipeline draws beside its starting noise: each sample's by its own number, whatever is drawn beside it.
 
     by generators       one for each sample, of the stream GIVEN of its number (`generator_for`)
-    without             pictures, films or tokens (k B, C, ...) of B samples: row j is the next of sample j mod B, by a
-                        generator of the stream FREE of its number
+    without             (B, ...) of B samples, and pictures or films (k B, C, H, W): row j is the next of sample j mod B,
+                        by a generator of the stream FREE of its number
 
-What else is drawn without, such as the noise (H, W) of a decoder's layer, is the same in every call.
+What else is drawn without, such as the noise (H, W) of a decoder's layer, is the same in every call. Only the shape says
+which it is: a layer's that is as high as there are samples is taken for theirs.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class OwnDraws(TorchFunctionMode):
         if (kwargs or {}).get("generator") is not None:
             return drawn
         self.free, several = True, len(self.streams)
-        if drawn.ndim < 3 or not len(drawn) or len(drawn) % several:
+        many = len(drawn) if drawn.ndim else 0
+        if not many or many % several or (drawn.ndim < 4 and many != several):
             return drawn
         draw = LIKE.get(function, function)
         rows = [draw(row.shape, generator=self.streams[j % several], dtype=row.dtype) for j, row in enumerate(drawn)]
