@@ -226,6 +226,13 @@ class Config:
         return found
 
     @property
+    def shown(self) -> dict[str, Any]:
+        """Every option, for others to see: without `blackbox.storage`, a URL that may hold a password."""
+        found = asdict(self)
+        del found["blackbox"]["storage"]
+        return found
+
+    @property
     def workspace(self) -> Workspace:
         """Where the experiment keeps its things."""
         return Workspace(Path(self.data_root) / self.name, Path(self.log_root) / self.name, self.student.name)

@@ -33,7 +33,7 @@ class Tracker:
         self.said.append("start")
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        self.said.append(values["name"])
+        self.said.append(values)
 
     def finish(self) -> None:
         self.said.append("finish")
@@ -94,10 +94,23 @@ def test_wandb_follows_what_tensorboard_is_told(job: Job, tracker: type[Tracker]
     assert job.run("evaluate", "--trackers", "tensorboard,wandb") == 0
     (project, options), *then = tracker.said
     assert project == "ts_adapt" and options["sync_tensorboard"] and options["name"] == "small evaluate"
-    assert options["dir"] == str(job.folder / "logs/small") and then == ["start", "small", "finish"]
+    begun, told, ended = then
+    assert options["dir"] == str(job.folder / "logs/small") and (begun, ended) == ("start", "finish")
+    assert told["name"] == "small" and told["blackbox"]["seed"] == 0
     assert scalars(job.folder / "logs/small/tensorboard/evaluate")
     assert job.run("search", "--method", "nonsense", "--trackers", "wandb") == 2
     assert tracker.said[-1] == "finish"
+
+
+def test_no_tracker_is_told_the_password_of_a_database(tracker: type[Tracker], tmp_path: Path) -> None:
+    config = Config(name="small", log_root=str(tmp_path), trackers=["wandb"])
+    config.blackbox.storage = "postgresql://me:secret@host/studies"
+    with tracking.board(config, "search", tmp_path / "board"), tracking.tracked(config, "search"):
+        pass
+    written = b"".join(path.read_bytes() for path in (tmp_path / "board").iterdir())
+    assert b"trials: 100" in written and b"secret" not in written
+    told = next(said for said in tracker.said if isinstance(said, dict))
+    assert told["blackbox"]["trials"] == 100 and "secret" not in str(told)
 
 
 def test_what_cannot_be_tracked_is_said(job: Job, tracker: type[Tracker], monkeypatch: Any, capsys: Any) -> None:

@@ -1,6 +1,6 @@
 """TensorBoard, and Weights & Biases beside it: what any job writes to one goes to the other, by accelerate's tracker.
 
-Both are told the run's name and its config. TensorBoard's files are written always. The account is that of `wandb
+Both are told the run's name and its config, but not where black-box studies are kept. TensorBoard's files are written always. The account is that of `wandb
 login` or of the variable WANDB_API_KEY; with WANDB_MODE=offline nothing leaves the machine.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +33,7 @@ def board(config: Config, job: str, folder: Path) -> Iterator[SummaryWriter]:
 
     with SummaryWriter(str(make_folder(folder))) as writer:
         writer.add_text("run", f"{config.name} {job}")
-        writer.add_text("config", f"```yaml\n{yaml_text(asdict(config))}```")
+        writer.add_text("config", f"```yaml\n{yaml_text(config.shown)}```")
         yield writer
 
 
@@ -62,7 +61,7 @@ def tracked(config: Config, job: str) -> Iterator[None]:
             f"wandb cannot begin ({one_line(error)}); run `wandb login`, set WANDB_MODE=offline, or leave it out of "
             "trackers"
         ) from error
-    tracker.store_init_configuration(asdict(config))
+    tracker.store_init_configuration(config.shown)
     try:
         yield
     finally:
