@@ -166,11 +166,22 @@ def test_a_folder_of_real_images_is_the_reference_of_their_pixels(done, tmp_path
     shutil.copytree(real, tmp_path / "other")
     for path in sorted((tmp_path / "other").glob("*.png"))[::2]:
         path.unlink()
+    shutil.copytree(real, tmp_path / "first")
+    for path in sorted((tmp_path / "first").glob("*.png"))[24:]:
+        path.unlink()
+    assert run(folder, "evaluate", *flags, "--images", str(tmp_path / "first")) == 0
+    ((first, _),) = scored_folders(folder)
+    capsys.readouterr()
     assert run(folder, "evaluate", *flags, "--images", str(tmp_path / "other"), "--images", str(real)) == 0
-    (other, _), (whole, _), (apart, _), (to, _) = scored_folders(folder)
-    assert whole["fid_data"] == row["fid_data"] and other["count"] == 24 and other["fid_data"] > 0
-    assert apart["fid_data"] == pytest.approx(other["fid_data"] - whole["fid_data"])
-    assert to["fid_data"] == pytest.approx(other["fid_data"])  # to that folder, which is the reference too
+    assert "the first 24 images" in capsys.readouterr().out
+    (other, _), (begun, _), (apart, _), (to, _) = scored_folders(folder)
+    assert other["count"] == begun["count"] == apart["count"] == 24 and other["fid_data"] > 0
+    assert begun["fid_data"] == first["fid_data"] > row["fid_data"]
+    assert apart["fid_data"] == pytest.approx(other["fid_data"] - first["fid_data"])
+    flags[1] = str(tmp_path / "first")
+    assert run(folder, "evaluate", *flags, "--images", str(tmp_path / "other")) == 0
+    assert to["fid_data"] == pytest.approx(scored_folders(folder)[0][0]["fid_data"]) != other["fid_data"]
+    flags[1] = str(real)
     message = refused(folder, capsys, "evaluate", *3 * ["--images", str(real)])
     assert "names 3 folders" in message
     Image.new("RGB", (4, 5)).save(real / "z.png")

@@ -57,12 +57,12 @@ class Scores:
         return self.values[measure] + float(np.quantile(self.spread[measure], level))
 
     def minus(self, other: Scores) -> Scores:
-        """The difference of two sets, in the measures of both."""
+        """The difference of two sets of as many images, in the measures of both."""
         values = {name: self.values[name] - other.values[name] for name in self.values if name in other.values}
         spread = {
             name: self.spread[name] - other.spread[name] for name in values if name in self.spread.keys() & other.spread
         }
-        return Scores(f"{self.name} - {other.name}", min(self.samples, other.samples), values, spread)
+        return Scores(f"{self.name} - {other.name}", self.samples, values, spread)
 
 
 def scored(

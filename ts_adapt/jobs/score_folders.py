@@ -26,8 +26,9 @@ LEGEND = (
 def score_folders(session: Session, folders: Sequence[Path]) -> list[Scores]:
     """The measures of each folder, with intervals; of two also their difference, and the first against the second.
 
-    They are printed and kept as images.csv and images.json under `log_root`. Raises TsAdaptError for more than two
-    folders, for what are no images, and where there is nothing to measure by.
+    Of two, as many images are scored as the smaller has, the first by name. They are printed and kept as images.csv and
+    images.json under `log_root`. Raises TsAdaptError for more than two folders, for what are no images, and where there
+    is nothing to measure by.
     """
     if len(folders) > 2:
         raise TsAdaptError(f"--images names {len(folders)} folders; give one, or two to compare")
@@ -35,7 +36,11 @@ def score_folders(session: Session, folders: Sequence[Path]) -> list[Scores]:
     options, extractor = session.config.evaluate, session.extractor()
     reference = reference_images(session, extractor)
     looks = [_looks(session, folder) for folder in folders]
-    names = [str(folder) for folder in folders]
+    names, counts = [str(folder) for folder in folders], [len(look["features"]) for look in looks]
+    looks = [{key: value[: min(counts)] for key, value in look.items()} for look in looks]
+    if min(counts) < max(counts):
+        there = ", ".join(f"{name} has {count}" for name, count in zip(names, counts, strict=True))
+        print(f"scored on the first {min(counts)} images of each, as scores depend on how many there are: {there}")
     sets = [(name, look, reference) for name, look in zip(names, looks, strict=True)]
     if len(folders) == 2:
         sets.append((" to ".join(names), looks[0], Reference.of(looks[1])))
