@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ts_adapt.evaluation.folders import Scores, scored, write_scores
+from ts_adapt.evaluation.folders import Scores, halves_of, scored, write_scores
 from ts_adapt.evaluation.quality import Reference
 
 
@@ -67,3 +67,7 @@ def test_what_is_written_has_every_value_and_end_and_leaves_empty_what_there_is_
         assert float(first[f"{measure}_low"]) == pytest.approx(one.end(measure, 0.025))
     assert first["sfid"] == "" and second["fid_data"] == second["clip_score_low"] == ""
     assert float(second["clip_score"]) == few.values["clip_score"] and not few.spread
+
+
+def test_wide_features_have_fewer_halves_by_default() -> None:
+    assert halves_of(torch.empty(9, 2048)) < halves_of(torch.empty(9, 1024)) == halves_of(torch.empty(9, 16))

@@ -35,6 +35,8 @@ MEASURES = ("fid_data", "kid", "sfid", "inception_score", "precision", "recall",
 LEVEL = 0.95
 FEWEST = 4
 """Images that an interval needs."""
+HALVES, WIDE, HALVES_OF_WIDE = 200, 1024, 50
+"""How many halves by default, and of wide features, whose Frechet distances take most of the time."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Scores:
             name: self.spread[name] - other.spread[name] for name in values if name in self.spread.keys() & other.spread
         }
         return Scores(f"{self.name} - {other.name}", self.samples, values, spread)
+
+
+def halves_of(features: Tensor) -> int:
+    """How many halves of images with these `features` `(n, D)` are scored by default."""
+    return HALVES_OF_WIDE if features.shape[1] > WIDE else HALVES
 
 
 def scored(

@@ -79,8 +79,9 @@ class EvaluateOptions:
     clip: PathText | None = None
     """A CLIP model of transformers, a folder or hub id, for the CLIP score of prompts; zoo: the embedded dual encoder,
     which knows emoji; None: no score."""
-    resamples: Annotated[int, Between(0, MANY)] = 200
-    """Halves of a folder that the intervals of its scores come from (--images); 0: no intervals."""
+    resamples: Annotated[int, Between(0, MANY)] | None = None
+    """Halves of a folder that the intervals of its scores come from (--images); 0: no intervals; None: 200, of features
+    of more than 1024 numbers 50."""
     columns: list[Annotated[str, OneOf(COLUMNS)]] | None = None
     """What the tables show, by the names of the columns in results.csv (distance, kid, sfid, flops, ...) as far as
     they have values; None: the usual ones."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt.evaluation.features import folder_looks, looks_of, taken_shape
-from ts_adapt.evaluation.folders import Scores, scored, scores_table, write_scores
+from ts_adapt.evaluation.folders import Scores, halves_of, scored, scores_table, write_scores
 from ts_adapt.evaluation.quality import Reference
 from ts_adapt.evaluation.tables import as_text
 from ts_adapt.interfaces import TsAdaptError
@@ -41,13 +41,14 @@ def score_folders(session: Session, folders: Sequence[Path]) -> list[Scores]:
     if min(counts) < max(counts):
         there = ", ".join(f"{name} has {count}" for name, count in zip(names, counts, strict=True))
         print(f"scored on the first {min(counts)} images of each, as scores depend on how many there are: {there}")
+    resamples = halves_of(looks[0]["features"]) if options.resamples is None else options.resamples
     sets = [(name, look, reference) for name, look in zip(names, looks, strict=True)]
     if len(folders) == 2:
         sets.append((" to ".join(names), looks[0], Reference.of(looks[1])))
     found = []
     for seed, (name, look, real) in enumerate(sets):
-        bar = tqdm(range(options.resamples), desc="intervals", disable=not session.progress, leave=False)
-        found.append(scored(name, look, real, options.resamples, seed, bar))
+        bar = tqdm(range(resamples), desc="intervals", disable=not session.progress, leave=False)
+        found.append(scored(name, look, real, resamples, seed, bar))
     if len(folders) == 2:
         found.insert(2, found[0].minus(found[1]))
     if not any(scores.values for scores in found):
@@ -57,7 +58,7 @@ def score_folders(session: Session, folders: Sequence[Path]) -> list[Scores]:
         )
     said = f" (reference: {options.reference})" if options.reference else ""
     print(as_text(scores_table(f"{session.features} features{said}", found, session.features)))
-    facts = {"features": session.features, "reference": options.reference, "resamples": options.resamples}
+    facts = {"features": session.features, "reference": options.reference, "resamples": resamples}
     print(f"{LEGEND}\ntable: {write_scores(session.workspace.evaluation, found, facts)}")
     return found
 
