@@ -39,7 +39,8 @@ WORTH = ("distance", "distance_median", "wins", "fid_data", "fid_teacher", "prec
 """Those of cachers and quantizers: what they cost, and, unless others are asked for, what they are worth."""
 LEGEND = (
     "Distance: of a sample to the teacher's from the same noise, its mean with a 95 % interval, and its median.\n"
-    "Wins: the share of samples on which a schedule is nearer to the teacher than the static grid, ties by half."
+    "Wins: the share of samples on which a schedule is nearer to the teacher than the static grid, ties by half.\n"
+    "A row that names a number of samples, as the oracle's, is of these alone: compare it by paired differences only."
 )
 Group = tuple[str, int, int]
 
