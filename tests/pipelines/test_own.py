@@ -72,7 +72,10 @@ def test_rows_are_drawn_by_number_and_what_has_none_alike() -> None:
         with OwnDraws(numbers) as own:
             alike = torch.rand(4, 5), torch.randn(4, 5, 5), torch.randn(())
             many, of_each = torch.randn(2 * len(numbers), 3, 2, 2), len(numbers)
-            like, own_rows = torch.rand_like(many.double()), [torch.randn(of_each, *rest) for rest in ((3, 2), (3,), ())]
+            like, own_rows = (
+                torch.rand_like(many.double()),
+                [torch.randn(of_each, *rest) for rest in ((3, 2), (3,), ())],
+            )
             given = torch.randn(2, generator=torch.Generator().manual_seed(1))
         assert own.free and own.shapes == [x.shape for x in (*alike, many, like, *own_rows, given)]
         assert torch.equal(given, torch.randn(2, generator=torch.Generator().manual_seed(1)))

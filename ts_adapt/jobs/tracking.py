@@ -1,7 +1,8 @@
 """TensorBoard, and Weights & Biases beside it: what any job writes to one goes to the other, by accelerate's tracker.
 
-Both are told the run's name and its config, but not where black-box studies are kept. TensorBoard's files are written always. The account is that of `wandb
-login` or of the variable WANDB_API_KEY; with WANDB_MODE=offline nothing leaves the machine.
+Both are told the run's name and its config, but not where black-box studies are kept. TensorBoard's files are written
+always. The account is that of `wandb login` or of the variable WANDB_API_KEY; with WANDB_MODE=offline nothing leaves
+the machine.
 """
 
 from __future__ import annotations

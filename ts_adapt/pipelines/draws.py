@@ -1,11 +1,11 @@
 """What a pipeline draws beside its starting noise: each sample's by its own number, whatever is drawn beside it.
 
     by generators       one for each sample, of the stream GIVEN of its number (`generator_for`)
-    without             (B, ...) of B samples, and pictures or films (k B, C, H, W): row j is the next of sample j mod B,
-                        by a generator of the stream FREE of its number
+    without             (B, ...) of B samples, and pictures or films (k B, C, H, W): row j is the next of sample
+                        j mod B, by a generator of the stream FREE of its number
 
-What else is drawn without, such as the noise (H, W) of a decoder's layer, is the same in every call. Only the shape says
-which it is: a layer's that is as high as there are samples is taken for theirs.
+What else is drawn without, such as the noise (H, W) of a decoder's layer, is the same in every call. The shape alone
+says which it is: a layer's that is as high as there are samples is taken for theirs.
 """
 
 from __future__ import annotations
