@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ts_adapt.grids.fixed import FIXED, make
-from ts_adapt.grids.parametric import interpolate, logits_to_times, times_to_logits
+from ts_adapt.grids.parametric import between, interpolate, logits_to_times, times_to_logits
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding
 from ts_adapt.numerics import finite_log_snr_range
@@ -159,3 +159,36 @@ def test_interpolation_of_grids_that_reach_beyond_the_finite_range() -> None:
     assert bool((interpolate(times.expand(2, -1), noise_schedule, 23).diff() < 0).all())
     for edge in (0.9999, 0.0001):
         assert bool((interpolate(torch.tensor([1.0, edge, 0.0]), noise_schedule, 9).diff() < 0).all())
+
+
+@pytest.mark.parametrize("name", ["karras", "ddim", "beta", "log_snr"])
+def test_sigma_0_beyond_a_table_is_apart_and_the_evaluations_are_interpolated(name: str) -> None:
+    """N evaluations and their end become those of another N: inside the table, falling, from the first to the last."""
+    noise_schedule = NOISES["sd"]
+    native = {n: make(name, noise_schedule, n, native=True) for n in (5, 10)}
+    for steps in (1, 2, 3, 4, 5, 7, 40):
+        found = interpolate(native[5], noise_schedule, steps)
+        assert float(found[-1]) == -1 and torch.equal(found[0], native[5][0])
+        if steps > 1:
+            torch.testing.assert_close(found[:-1], interpolate(native[5][:-1], noise_schedule, steps - 1))
+            assert float(found[-2]) == float(native[5][-2]) >= 0
+    torch.testing.assert_close(interpolate(native[5], noise_schedule, 5), native[5])
+    own = torch.stack([native[5], make(name, noise_schedule, 5)])
+    rows = torch.stack([interpolate(row, noise_schedule, 7) for row in own])
+    torch.testing.assert_close(interpolate(own, noise_schedule, 7), rows)
+    found = between(native, noise_schedule, 7)
+    pair = [noise_schedule.log_snr(interpolate(native[n], noise_schedule, 7)[1:-1]) for n in (5, 10)]
+    torch.testing.assert_close(noise_schedule.log_snr(found[1:-1]), 0.6 * pair[0] + 0.4 * pair[1])
+    assert float(found[-1]) == -1
+
+
+def test_one_evaluation_before_sigma_0_becomes_several_down_to_t_min() -> None:
+    found = interpolate(torch.tensor([999.0, -1.0]), NOISES["sd"], 4)
+    torch.testing.assert_close(found[:-1], make("log_snr", NOISES["sd"], 3))
+    assert float(found[-1]) == -1
+
+
+def test_grids_whose_mean_does_not_fall_are_refused() -> None:
+    learned = {2: torch.tensor([200.0, 100.0, 0.0]), 4: torch.tensor([999.0, 998.0, 997.0, 996.0, 0.0])}
+    with pytest.raises(TsAdaptError, match="between 2 and 4 steps is not decreasing: 200 then"):
+        between(learned, NOISES["sd"], 3)

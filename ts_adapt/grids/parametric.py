@@ -16,6 +16,7 @@ linearly between the nodes of a grid, and between the nearest two learned n < N 
     lambda_N(i/N) = (1 - w) lambda_n(i/N) + w lambda_m(i/N),      w = (N - n) / (m - n)
 
 Below or above all that were learned it is that of the nearest alone. Rising functions of i/N add up to a rising one.
+An end beyond t_min, at sigma 0, is no node: it stays, and the N points of evaluation are interpolated at i/(N - 1).
 """
 
 from __future__ import annotations
@@ -88,11 +89,17 @@ def interpolate(times: Tensor, noise_schedule: NoiseSchedule, steps: int) -> Ten
 
     `times` `(N+1,)` or `(B, N+1)` -> `(steps+1,)` or `(B, steps+1)`. The same number of steps gives the same grid. An
     infinite end stands at the end of the finite range or, where its neighbour lies beyond that, as far from the
-    neighbour as the next one. Raises TsAdaptError for bad times, or `steps` below 1.
+    neighbour as the next one. Where no more is known than one evaluation and sigma 0, t_min is the last evaluation.
+    Raises TsAdaptError for bad times, or `steps` below 1.
     """
     if steps < 1:
         raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
     times = validate_times(times, noise_schedule)
+    if noise_schedule.t_end < noise_schedule.t_min and bool((times[..., -1] == noise_schedule.t_end).any()):
+        if times.ndim == 2:
+            return torch.stack([interpolate(row, noise_schedule, steps) for row in times])
+        points = times[:-1] if len(times) > 2 else torch.cat([times[:1], times.new_tensor([noise_schedule.t_min])])
+        return torch.cat([interpolate(points, noise_schedule, steps - 1) if steps > 1 else times[:1], times[-1:]])
     log_snr = _finite_log_snr(times, noise_schedule)
     if times.shape[-1] > 2:
         first, last = log_snr[..., :1], log_snr[..., -1:]
@@ -110,16 +117,18 @@ def interpolate(times: Tensor, noise_schedule: NoiseSchedule, steps: int) -> Ten
 def between(learned: Mapping[int, Tensor], noise_schedule: NoiseSchedule, steps: int) -> Tensor:
     """The grid `(steps+1,)`, float64, that those `learned` `(n+1,)`, by their numbers of steps n, make over others.
 
-    Of a number that was learned it is that grid. Raises TsAdaptError as `interpolate` does.
+    Of a number that was learned it is that grid. Raises TsAdaptError as `interpolate` does, and where two grids that
+    begin at different times do not make a falling one.
     """
     below, above = [n for n in learned if n <= steps], [n for n in learned if n >= steps]
     low, *rest = sorted({*sorted(below)[-1:], *sorted(above)[:1]})
     times = interpolate(learned[low], noise_schedule, steps) if low != steps else learned[low]
     if not rest:
-        return times
+        return validate_times(times, noise_schedule)
     other, weight = interpolate(learned[rest[0]], noise_schedule, steps), (steps - low) / (rest[0] - low)
     inside = torch.lerp(noise_schedule.log_snr(times[1:-1]), noise_schedule.log_snr(other[1:-1]), weight)
-    return torch.cat([times[:1], noise_schedule.time(inside), times[-1:]])
+    times = torch.cat([times[:1], noise_schedule.time(inside), times[-1:]])
+    return validate_times(times, noise_schedule, what=f"the grid between {low} and {rest[0]} steps")
 
 
 def positions(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:

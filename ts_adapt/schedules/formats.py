@@ -68,8 +68,9 @@ def program_sigmas(schedule: LearnedGrid, noise_schedule: NoiseSchedule | None =
         sigmas = torch.cat([sigmas.new_tensor([CLIPPED_SIGMA]), sigmas[1:]])
         remarks = [f"the first sigma is infinite (zero terminal SNR) and is written as {CLIPPED_SIGMA:.6g}"]
     single = sigmas.to(torch.float32)
-    if not bool((single.diff() < 0).all()):
-        place = int((single.diff() >= 0).nonzero()[0])
+    falls = single.diff() < 0
+    if not bool(falls.all()):
+        place = int((~falls).nonzero()[0])
         raise TsAdaptError(
             f"sigmas {place} and {place + 1} of the schedule, {float(sigmas[place]):.9g} and "
             f"{float(sigmas[place + 1]):.9g}, do not fall in float32; other programs need a grid of fewer steps"
