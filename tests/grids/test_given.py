@@ -40,6 +40,20 @@ def test_the_clipped_sigma_of_zero_terminal_snr_is_infinite() -> None:
     torch.testing.assert_close(edm_sigma(ZERO_SNR, times[1:3]), torch.tensor([10.0, 1.0]).double())
 
 
+@pytest.mark.parametrize(("name", "steps"), [("karras", 2), ("karras", 6), ("ddim", 1), ("ddim", 6), ("log_snr", 6)])
+def test_a_list_to_sigma_0_behind_the_last_timestep_comes_back(name: str, steps: int) -> None:
+    times = fixed.make(name, TABLE, steps, native=True)
+    found, remarks = from_sigmas(edm_sigma(TABLE, times).tolist(), TABLE, "the list")
+    torch.testing.assert_close(found, times, rtol=1e-9, atol=1e-9)
+    assert not any("left out" in remark for remark in remarks)
+
+
+def test_a_0_that_is_reached_nowhere_is_one_step_fewer() -> None:
+    times, (remark,) = from_sigmas([80.0, 1.0, 0.002, 0.0], VarianceExploding(), "the list")
+    torch.testing.assert_close(times, torch.tensor([80.0, 1.0, 0.002]).double())
+    assert "one step fewer" in remark
+
+
 def test_ends_of_another_schedule_are_named() -> None:
     with pytest.raises(TsAdaptError, match=r"the timestep 1200; those of the model run from 1000 down to 0"):
         from_timesteps([1200, 500], RectifiedFlow(), "the list")

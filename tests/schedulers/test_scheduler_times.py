@@ -86,9 +86,10 @@ def test_corrections_are_not_interpolated() -> None:
 
 def test_published_sigmas_begin_a_hair_above_the_table() -> None:
     schedule = LearnedScheduler.from_grid("karras", "dpmpp-2m", CONFIG)
-    for sigmas in ([14.615, 3.0, 0.5], [14.615, 3.0, 0.5, 0.0], [14.615, 3.0, 0.5, 0.0292, 0.0]):
+    for sigmas, steps in (([14.615, 3.0, 0.5], 3), ([14.615, 3.0, 0.5, 0.0], 3), ([14.615, 3.0, 0.5, 0.0292, 0.0], 4)):
         schedule.set_timesteps(sigmas=sigmas)
-        assert float(schedule.timesteps[0]) == 999 and schedule.num_inference_steps == 3
+        assert float(schedule.timesteps[0]) == 999 and schedule.num_inference_steps == steps
+    assert 0 <= float(schedule.timesteps[-1]) < 0.01 and float(schedule.sigmas[-1]) == 0
     with pytest.raises(TsAdaptError, match=r"holds the sigma 20, outside the model's \[0.02917, 14.6146\]"):
         schedule.set_timesteps(sigmas=[20.0, 3.0, 0.0])
 

@@ -5,8 +5,9 @@
     timesteps   tau_0 > .. > tau_{N-1}    t_i = tau_i / time_scale
 
 Ends. The programs denoise fully in their last step, to sigma 0, where a noise schedule may end at a small sigma: t_min
-stands for a 0 that it cannot reach, and timesteps, which name evaluations only, end there. A first sigma that is
-infinite (zero terminal SNR) is written by these programs as sqrt((1 - a) / a) with a = 4.8973451890853435e-08.
+stands for that 0, unless t_min is evaluated and sigma 0 reached beyond it, and timesteps, which name evaluations only,
+end there. A first sigma that is infinite (zero terminal SNR) is written by these programs as sqrt((1 - a) / a) with
+a = 4.8973451890853435e-08.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ ROUNDING = 1e-6
 def from_sigmas(given: Sequence[float], noise_schedule: NoiseSchedule, what: str) -> tuple[Tensor, list[str]]:
     """The times `(N+1,)`, float64, of N + 1 sigmas for a model with `noise_schedule`, and remarks on what was changed.
 
-    A last 0 that the noise schedule does not reach becomes t_min; where the sigma before is that of t_min already, the
-    0 is dropped, and with it a step. A first or last sigma that is off the schedule's end by at most RANGE_TOLERANCE is
-    moved to it. Raises TsAdaptError, naming `what`, for anything but N + 1 falling numbers within the range.
+    A last 0 below the sigma of t_min becomes t_min; where the sigma before is that of t_min already, the 0 is at t_end,
+    or, where the noise schedule does not reach it, dropped, and with it a step. A first or last sigma that is off the
+    schedule's end by at most RANGE_TOLERANCE is moved to it. Raises TsAdaptError, naming `what`, for anything but N + 1
+    falling numbers within the range.
     """
     sigmas, remarks = _falling(given, what, "sigma"), list[str]()
     high, low = noise_schedule.program_sigma(
@@ -43,9 +45,12 @@ def from_sigmas(given: Sequence[float], noise_schedule: NoiseSchedule, what: str
         raise TsAdaptError(f"{what} holds the sigma {sigmas[-1]:.6g}; sigmas are not negative")
     if math.isinf(high) and sigmas[0] >= CLIPPED_SIGMA * (1 - ROUNDING):
         sigmas[0] = high
-    if sigmas[-1] == 0 < low and len(sigmas) > 2 and sigmas[-2] <= low * (1 + RANGE_TOLERANCE):
+    reached = math.isinf(float(noise_schedule.log_snr(torch.tensor(noise_schedule.t_end, dtype=torch.float64))))
+    twice = sigmas[-1] == 0 < low and len(sigmas) > (1 if reached else 2) and sigmas[-2] <= low * (1 + RANGE_TOLERANCE)
+    if twice:
         sigmas.pop()
-        remarks.append(f"the last 0 is left out: the model ends at sigma {low:.4g}, so this is one step fewer")
+        if not reached:
+            remarks.append(f"the last 0 is left out: the model ends at sigma {low:.4g}, so this is one step fewer")
     elif sigmas[-1] == 0 < low:
         sigmas[-1] = low
         remarks.append(f"the last 0 becomes {low:.4g}, the smallest sigma of the model (t_min)")
@@ -66,6 +71,8 @@ def from_sigmas(given: Sequence[float], noise_schedule: NoiseSchedule, what: str
         times[0] = noise_schedule.t_max
     if sigmas[-1] == low:
         times[-1] = noise_schedule.t_min
+    if twice and reached:
+        times.append(noise_schedule.t_end)
     return validate_times(torch.tensor(times, dtype=torch.float64), noise_schedule, what=what), remarks
 
 

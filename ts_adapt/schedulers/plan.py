@@ -225,7 +225,8 @@ def as_grid(given: Any, noise_schedule: NoiseSchedule | None = None) -> TimeGrid
 
 
 def given_plan(timesteps: Any, sigmas: Any, noise_schedule: NoiseSchedule) -> Plan:
-    """The plan of times given by hand, as `timesteps` in the network's unit, or as `sigmas`; it ends in t_min.
+    """The plan of times given by hand, as `timesteps` in the network's unit, or as `sigmas`; it ends in t_min,
+    or as `from_sigmas` says.
 
     The sigmas are those of other programs; a 0 at their end is that end. Raises TsAdaptError for both at once, and for
     numbers that do not fall, or leave the noise schedule.

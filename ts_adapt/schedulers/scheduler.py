@@ -329,7 +329,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sigmas               the same by edm_sigma, or by t for a rectified flow, a 0 at the end or not
         mu                   ignored, like the `shift` of a config: learned times are absolute
 
-        Given times end in t_min, where nothing is evaluated. Lists that a pipeline gives where its user has not stand
+        Given times end in t_min, where nothing is evaluated, or behind a sigma of t_min in 0 if that is reached. Lists that a pipeline gives where its user has not stand
         for their number: those of `plan.usual_lists`, and any that the user cannot give (`lists`). Raises TsAdaptError
         for a number of steps that the schedule does not serve, or is not that of the given times, and for times given
         to a schedule that chooses them by itself.
