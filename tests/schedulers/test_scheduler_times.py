@@ -55,7 +55,7 @@ def test_between_learned_nfe_log_snr_is_interpolated() -> None:
     torch.testing.assert_close(schedule.timesteps.double(), expected[:-1], rtol=1e-6, atol=1e-4)
     torch.testing.assert_close(by_hand(schedule, 5), our_own(schedule, expected), rtol=1e-4, atol=1e-4)
     for steps, nearest in ((3, 4), (9, 8)):
-        with pytest.warns(UserWarning, match=f"^{steps} steps were not learned.* for 4, 8; .*export --steps"):
+        with pytest.warns(UserWarning, match=f"^{steps} steps were not learned.* for {nearest}; .*export --steps"):
             schedule.set_timesteps(steps)
         expected = interpolate(grid(nearest).times, NOISE, steps)[:-1]
         torch.testing.assert_close(schedule.timesteps.double(), expected, rtol=1e-6, atol=1e-4)
@@ -82,6 +82,20 @@ def test_corrections_are_not_interpolated() -> None:
     scaled = [LearnedGrid(TimeGrid(grid(n).times, output_scale=torch.ones(n)), "ddim", n) for n in (4, 6)]
     with pytest.raises(TsAdaptError, match="corrections and grids per image are not interpolated"):
         LearnedScheduler.from_schedules(scaled, CONFIG).set_timesteps(5)
+
+
+def test_corrections_of_numbers_that_are_not_next_do_not_matter() -> None:
+    scaled = LearnedGrid(TimeGrid(grid(10).times, output_scale=torch.ones(10)), "ddim", 10)
+    plain = [LearnedGrid(grid(n), "ddim", n) for n in (3, 5)]
+    schedule = LearnedScheduler.from_schedules([*plain, scaled], CONFIG)
+    with pytest.warns(UserWarning, match="^4 steps were not learned.* for 3, 5; "):
+        schedule.set_timesteps(4)
+    pair = [NOISE.log_snr(interpolate(grid(n).times, NOISE, 4)) for n in (3, 5)]
+    expected = NOISE.time((pair[0] + pair[1]) / 2)[:-1]
+    torch.testing.assert_close(schedule.timesteps.double(), expected, rtol=1e-6, atol=1e-4)
+    for steps in (7, 11):
+        with pytest.raises(TsAdaptError, match="learned for 3, 5, 10"):
+            schedule.set_timesteps(steps)
 
 
 def test_published_sigmas_begin_a_hair_above_the_table() -> None:

@@ -21,7 +21,7 @@ An end beyond t_min, at sigma 0, is no node: it stays, and the N points of evalu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -114,14 +114,19 @@ def interpolate(times: Tensor, noise_schedule: NoiseSchedule, steps: int) -> Ten
     return torch.cat([times[..., :1], noise_schedule.time(inside), times[..., -1:]], -1)
 
 
+def neighbours(learned: Collection[int], steps: int) -> list[int]:
+    """The one or two of the numbers `learned` that a grid over `steps` is made of, rising: the nearest on each side."""
+    below, above = [n for n in learned if n <= steps], [n for n in learned if n >= steps]
+    return sorted({*sorted(below)[-1:], *sorted(above)[:1]})
+
+
 def between(learned: Mapping[int, Tensor], noise_schedule: NoiseSchedule, steps: int) -> Tensor:
     """The grid `(steps+1,)`, float64, that those `learned` `(n+1,)`, by their numbers of steps n, make over others.
 
     Of a number that was learned it is that grid. Raises TsAdaptError as `interpolate` does, and where two grids that
     begin at different times do not make a falling one.
     """
-    below, above = [n for n in learned if n <= steps], [n for n in learned if n >= steps]
-    low, *rest = sorted({*sorted(below)[-1:], *sorted(above)[:1]})
+    low, *rest = neighbours(learned, steps)
     times = interpolate(learned[low], noise_schedule, steps) if low != steps else learned[low]
     if not rest:
         return validate_times(times, noise_schedule)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.grids.parametric import between, positions, times_at
+from ts_adapt.grids.parametric import between, neighbours, positions, times_at
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid
 from ts_adapt.jobs.cheaper_network import cheaper_network
 from ts_adapt.jobs.session import Session, compared
@@ -43,19 +43,22 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
     parts = _learned(session, found, solver, nfe)
     if not parts:
         return None
-    steps, learned, lost = session.steps(solver, nfe), dict[int, Tensor](), dict[str, None]()
+    steps, learned, corrected = session.steps(solver, nfe), dict[int, Tensor](), dict[int, TimeGrid]()
     for part in parts:
         if isinstance(part, Predicted):
             learned |= {each: part.predictor.static(each).cpu() for each in part.predictor.learned}
         else:
             times = part.grid.times
             learned[part.grid.steps] = times.mean(0) if part.grid.per_sample else times
-            lost |= dict.fromkeys(name.replace("_", " ") for name in part.grid.corrections)
+            corrected[part.grid.steps] = part.grid
     noise_schedule = found.noise_schedule or session.noise_schedule
     for part in parts:
         if isinstance(part, LearnedGrid):
             part.check_noise(noise_schedule, found.name)
-    known = ", ".join(map(str, sorted(learned)))
+    near = neighbours(learned, steps)
+    known = ", ".join(map(str, near))
+    grids = [corrected[n] for n in near if n in corrected]
+    lost = dict.fromkeys(name.replace("_", " ") for grid in grids for name in grid.corrections)
     remarks = [f"{found.name} was not learned for NFE {nfe}: this is interpolated in log-SNR from {known} steps"]
     remarks += [f"{' and '.join(lost)} are not interpolated: dropped"] if lost else []
     first, *rest = (part.about for part in parts)

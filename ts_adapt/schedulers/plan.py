@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.grids.given import from_sigmas, from_timesteps
-from ts_adapt.grids.parametric import between
+from ts_adapt.grids.parametric import between, neighbours
 from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.numerics import validate_grid
 from ts_adapt.policies import FollowGrid
@@ -192,7 +192,7 @@ class Source:
         return ", ".join(map(str, self.plans))
 
     def _between(self, steps: int, noise_schedule: NoiseSchedule) -> Plan:
-        grids = self.grids
+        grids = {n: grid for n, grid in self.grids.items() if n in neighbours(self.plans, steps)}
         if not grids or any(grid.per_sample or grid.corrections for grid in grids.values()):
             rule = " (corrections and grids per image are not interpolated)" if grids else ""
             way = (
@@ -205,8 +205,8 @@ class Source:
                 f"them{way}"
             )
         warnings.warn(
-            f"{steps} steps were not learned: their grid is interpolated in log-SNR from those for {self._known()}; "
-            "`ts-adapt export --steps` measures what that costs",
+            f"{steps} steps were not learned: their grid is interpolated in log-SNR from those for "
+            f"{', '.join(map(str, grids))}; `ts-adapt export --steps` measures what that costs",
             stacklevel=5,
         )
         times = between({n: grid.times for n, grid in grids.items()}, noise_schedule, steps)
