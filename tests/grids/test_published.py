@@ -92,6 +92,17 @@ def test_the_original_of_a_table_is_of_the_authors_integers(table: str, key: str
         assert ays(table, SD, steps, native=True)[:-1].tolist() == nearest
 
 
+def test_the_authors_integers_are_those_of_a_table_of_a_thousand() -> None:
+    """Of one of another length with the same ends, the timesteps nearest to the published sigmas."""
+    shorter = SD.log_snr(torch.linspace(0, 999, 500, dtype=torch.float64))
+    alpha2 = torch.sigmoid(2 * shorter)
+    table = BetaTable(1 - torch.cat([alpha2[:1], alpha2[1:] / alpha2[:-1]]))
+    found = ays("sd15", table, 10, native=True)
+    sigmas = np.exp(-table.log_snr(torch.arange(500, dtype=torch.float64)).numpy())
+    nearest = [int(np.abs(sigmas - sigma).argmin()) for sigma in TABLES["sd15"].sigmas]
+    assert found.tolist() == [*nearest, -1] and found[0] == 499
+
+
 def test_bad_requests_are_refused() -> None:
     with pytest.raises(TsAdaptError, match="did you mean 'sdxl'"):
         ays("sdlx", SD, 10)

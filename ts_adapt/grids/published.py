@@ -92,7 +92,7 @@ def _native(published: SigmaTable, noise_schedule: NoiseSchedule, log_snr: Tenso
     """The points of evaluation `(N,)` of the original, at `log_snr` `(N,)`."""
     if not isinstance(noise_schedule, BetaTable):
         return noise_schedule.time(log_snr).clamp(max=noise_schedule.t_max)
-    if len(log_snr) == len(published.timesteps):
+    if len(log_snr) == len(published.timesteps) and noise_schedule.t_max == published.timesteps[0]:
         return torch.tensor(published.timesteps)
     return nearest_timesteps(torch.exp(-log_snr), noise_schedule)
 
