@@ -87,6 +87,16 @@ def test_times_outside_the_noise_schedule_are_refused() -> None:
             validate_times(torch.tensor(times), noise_schedule, what="the grid")
 
 
+def test_the_end_of_every_row_is_that_of_the_noise_schedule() -> None:
+    table = BetaTable(torch.linspace(1e-4, 0.02, 1000))
+    ends = torch.tensor([[900.0, 500.0, 0.0], [900.0, 500.0, -1.0]], dtype=torch.float64)
+    assert torch.equal(validate_times(ends, table), ends)
+    for end in (-0.5, -2.0):
+        times = torch.tensor([[900.0, 500.0, -1.0], [900.0, 500.0, end]])
+        with pytest.raises(TsAdaptError, match=f"from 900 to {end:g} of sample 1, outside"):
+            validate_times(times, table)
+
+
 def test_validation_keeps_the_gradient() -> None:
     times = TIMES.clone().requires_grad_()
     assert validate_times(times).requires_grad

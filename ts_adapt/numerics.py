@@ -102,12 +102,13 @@ def validate_times(
         )
     if noise_schedule is not None:
         tolerance = 1e-9 * (abs(noise_schedule.t_max) + abs(noise_schedule.t_min))
-        high, low, end = float(flat.max()), float(flat[:, :-1].min()), float(flat.min())
-        allowed = noise_schedule.t_min - tolerance
-        if high > noise_schedule.t_max + tolerance or low < allowed or (end < allowed and end != noise_schedule.t_end):
+        outside = (flat > noise_schedule.t_max + tolerance) | (flat < noise_schedule.t_min - tolerance)
+        outside[:, -1] &= flat[:, -1] != noise_schedule.t_end
+        if bool(outside.any()):
+            row = int(outside.any(1).nonzero()[0])
             raise TsAdaptError(
-                f"{what} runs from {high:.6g} to {end:.6g}, outside the noise schedule's "
-                f"[{noise_schedule.t_min:.6g}, {noise_schedule.t_max:.6g}]"
+                f"{what} runs from {float(flat[row, 0]):.6g} to {float(flat[row, -1]):.6g}{_of(times, row)}, outside "
+                f"the noise schedule's [{noise_schedule.t_min:.6g}, {noise_schedule.t_max:.6g}]"
             )
     return times
 
