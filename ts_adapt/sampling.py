@@ -41,6 +41,7 @@ from ts_adapt.interfaces import (
 )
 from ts_adapt.numerics import check_finite
 from ts_adapt.policies import FollowGrid, as_policy
+from ts_adapt.solvers.coefficients import check_end
 from ts_adapt.solvers.history import Past, weighted
 
 ENOUGH = 1000
@@ -85,8 +86,9 @@ def integrate(
     checkpoint  recompute the denoiser in the backward pass
     check       refuse a NaN or infinity in the denoiser's output, naming the step
 
-    Raises TsAdaptError for bad grids, non-finite outputs, missing noise, a name in the place of a solver or a schedule,
-    and a cache under checkpointing. With `check`, warns of noise of another scale than that of the first time.
+    Raises TsAdaptError for bad grids, an end that the solver cannot step to, non-finite outputs, missing noise, a name
+    in the place of a solver or a schedule, and a cache under checkpointing. With `check`, warns of noise of another
+    scale than that of the first time.
     """
     for what, given in (("solver", solver), ("grid", schedule)):
         if isinstance(given, str):
@@ -96,6 +98,8 @@ def integrate(
                 f"build_{what}({given!r}, denoiser.noise_schedule{more})"
             )
     policy = as_policy(schedule, denoiser.noise_schedule)
+    if isinstance(policy, FollowGrid):
+        check_end(solver, policy.grid.times[..., -1])
     condition = dict(condition or {})
     if solver.needs_noise and step_noise is None:
         raise TsAdaptError(f"{type(solver).__name__} is stochastic: pass step_noise=noise_for(seed, index, x_T)")

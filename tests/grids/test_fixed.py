@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from ts_adapt.assembly import SOLVERS, build_solver
 from ts_adapt.denoisers.analytic import GaussianDenoiser
 from ts_adapt.grids.fixed import FIXED, NATIVE, make
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding, edm_sigma
 from ts_adapt.numerics import validate_times
+from ts_adapt.policies import FromNoise
 from ts_adapt.sampling import integrate, noise_for
 from ts_adapt.solvers import DDIM
 
@@ -150,8 +151,12 @@ def test_every_solver_reaches_sigma_0_of_a_table(name: str) -> None:
     grid = make("karras", noise_schedule, 12, native=True)
     noise = noise_for(0, range(8), x) if solver.needs_noise else None
     if name in ("heun", "deis-1", "deis-2", "deis-3"):  # whose coefficients are infinite there
-        with pytest.raises(TsAdaptError, match="end the grid at sigma > 0"):
-            integrate(denoiser, solver, grid, x)
+        unknown = FromNoise(lambda x_T, condition: TimeGrid(grid))  # at its end only
+        for schedule, known in ((grid, True), (unknown, False)):
+            denoiser.evaluations = 0
+            with pytest.raises(TsAdaptError, match="end the grid at sigma > 0"):
+                integrate(denoiser, solver, schedule, x)
+            assert (denoiser.evaluations == 0) == known
         return
     end = integrate(denoiser, solver, grid, x, step_noise=noise).x
     assert bool(torch.isfinite(end).all()) and float(end.mean()) == pytest.approx(0.5, abs=0.3)

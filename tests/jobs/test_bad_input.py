@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -37,6 +38,25 @@ from ts_adapt.cli import main
 )
 def test_bad_options_are_one_sentence(finished: Job, capsys, arguments, expected) -> None:
     assert expected in finished.refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["--solvers", "[ddim, deis-2]", "--evaluate.grids", "[karras, karras+native]"],
+            "DEIS .* the grid karras.native",
+        ),
+        (["--teacher.solver", "heun", "--teacher.grid", "ddim+native"], "Heun .* the teacher's grid"),
+    ],
+)
+def test_a_solver_that_cannot_reach_the_end_of_a_grid_is_refused_before_any_work(
+    tmp_path: Path, capsys, options, expected
+) -> None:
+    roots = ["--data_root", str(tmp_path / "data"), "--log_root", str(tmp_path / "logs")]
+    assert main(["teach", "--model.name", "fashion-ddpm", "--nfe", "[4]", *options, *roots]) == 2
+    assert re.search(expected, sentence(capsys))
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("storage", ["foo", "sqlite:////nope/a/b.db", "mysql://x/y", "junk"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,21 @@ def test_timesteps_of_a_model_with_a_table(tmp_path: Path, capsys) -> None:
     printed = capsys.readouterr()
     assert json.loads(printed.out)["times"] == [*map(float, out.read_text().split(",")), 0.0]
     assert "the end, 0, is added" in printed.err
+
+
+def test_a_native_grid_comes_back_and_goes_over_to_other_steps(tmp_path: Path, capsys) -> None:
+    model, kept = ["--model.name", "fashion-ddpm", "--solver", "ddim"], str(tmp_path / "k.json")
+    assert main(["export", "karras+native", *model, "--steps", "5", "--out", kept]) == 0
+    for steps in ("5", "7"):
+        written = str(tmp_path / f"{steps}.txt")
+        assert main(["export", kept, *model, "--steps", steps, "--format", "sigmas", "--out", written]) == 0
+        capsys.readouterr()
+        assert main(["import", written, *model, "--format", "sigmas"]) == 0
+        times = json.loads(capsys.readouterr().out)["times"]
+        assert len(times) == int(steps) + 1 and times[-2:] == [0, -1]
+        assert times[0] == 999 and all(after < time for time, after in pairwise(times))
+    assert main(["export", kept, *model, "--steps", "5"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(Path(kept).read_text())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,16 @@ from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
 
+@pytest.mark.parametrize("solver", ["deis-2", "deis-3+corrector"])
+def test_a_solver_that_cannot_reach_the_end_is_refused_before_the_run(solver: str) -> None:
+    schedule = LearnedScheduler.from_grid("karras+native", solver, CONFIG)
+    with pytest.raises(TsAdaptError, match="DEIS cannot step to sigma = 0"):
+        schedule.set_timesteps(5)
+    assert schedule.run is None
+    LearnedScheduler.from_grid("karras", solver, CONFIG).set_timesteps(5)
+    LearnedScheduler.from_grid("karras+native", "unipc-2", CONFIG).set_timesteps(5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -28,6 +28,7 @@ from ts_adapt.sampling import initial_noise, noise_scale
 from ts_adapt.schedules.name import grid_names
 from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.solvers.coefficients import check_end
 from ts_adapt.teacher.generate import ConditionSource, Numbers, Prompts, Together, class_labels_for, teacher_config
 from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of, indices_of
 
@@ -141,8 +142,9 @@ class Experiment:
             raise TsAdaptError("evaluate.clip scores images by their prompts; give teacher.prompts, or leave it out")
         for solver in config.solvers:
             for nfe in config.nfe:
-                self.fixed_grids(self.steps(solver, nfe))
-        self.teacher_grid()
+                for name, grid in self.fixed_grids(self.steps(solver, nfe)).items():
+                    check_end(self.solver(solver), grid.times[-1], f"the grid {name}")
+        check_end(self.solver(config.teacher.solver), self.teacher_grid().times[-1], "the teacher's grid")
         taken = []
         if config.distance is None and self.distance != "features":
             taken.append(f"distance: {self.distance} (lpips is nearer to what people see, and needs its weights)")

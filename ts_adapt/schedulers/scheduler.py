@@ -33,6 +33,7 @@ from ts_adapt.schedulers import storage
 from ts_adapt.schedulers.plan import LISTS, Plan, Predictor, Source, as_grid, whole
 from ts_adapt.schedulers.run import Run, Shown, cannot_begin_inside
 from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.solvers.coefficients import check_end
 
 
 @dataclass
@@ -329,16 +330,19 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sigmas               the same by edm_sigma, or by t for a rectified flow, a 0 at the end or not
         mu                   ignored, like the `shift` of a config: learned times are absolute
 
-        Given times end in t_min, where nothing is evaluated, or behind a sigma of t_min in 0 if that is reached. Lists that a pipeline gives where its user has not stand
-        for their number: those of `plan.usual_lists`, and any that the user cannot give (`lists`). Raises TsAdaptError
-        for a number of steps that the schedule does not serve, or is not that of the given times, and for times given
-        to a schedule that chooses them by itself.
+        Given times end in t_min, where nothing is evaluated, or behind a sigma of t_min in 0 if that is reached. Lists
+        that a pipeline gives where its user has not stand for their number: those of `plan.usual_lists`, and any that
+        the user cannot give (`lists`). Raises TsAdaptError for a number of steps that the schedule does not serve, or
+        is not that of the given times, for times given to a schedule that chooses them by itself, and where the solver
+        cannot step to their end.
         """
         self.end()
         plan = self.source.asked(num_inference_steps, timesteps, sigmas, self.noise_schedule, self.lists)
+        solver = build_solver(self.config["solver"], OnGrid(self.noise_schedule, plan.times))
+        check_end(solver, plan.times[-1])
         self.num_inference_steps = plan.steps
         self.timesteps = (plan.times[:-1] * self.noise_schedule.time_scale).to(device=device, dtype=torch.float32)
-        self._begin(plan, build_solver(self.config["solver"], OnGrid(self.noise_schedule, plan.times)))
+        self._begin(plan, solver)
 
     def end(self) -> None:
         """End the run, should it have been broken off, for what is told its steps."""

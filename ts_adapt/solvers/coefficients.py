@@ -43,6 +43,17 @@ def shown(solver: Any) -> str:
     return f"{type(solver).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
 
+def check_end(solver: Any, end: Tensor, what: str = "the grid") -> None:
+    """TsAdaptError, naming `what`, if sigma is 0 at a time of `end`, of any shape, and `reaches_0` of `solver`, or of
+    the one behind its corrector, is False."""
+    inner = getattr(solver, "solver", solver)
+    if not getattr(inner, "reaches_0", True) and bool((solver.noise_schedule.sigma(end.detach()) == 0).any()):
+        raise TsAdaptError(
+            f"{type(inner).__name__} cannot step to sigma = 0, where {what} ends; end the grid at sigma > 0, or "
+            "take DPM-Solver++ or UniPC"
+        )
+
+
 @dataclass(frozen=True)
 class Place:
     """alpha, sigma and log_snr at one time, each `()` or `(B,)`, float64; log_snr may be infinite."""

@@ -21,12 +21,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import Node, NoiseSchedule
 from ts_adapt.numerics import combine
 from ts_adapt.parameterization import to_epsilon
 from ts_adapt.solvers.coefficients import (
     Met,
     Place,
+    check_end,
     check_order,
     check_variant,
     data_weights,
@@ -159,6 +160,7 @@ class DEIS(Multistep):
     """
 
     interpolates = "eps"
+    reaches_0 = False
 
     def __init__(self, noise_schedule: NoiseSchedule, order: int = 3, lower_order_final: bool = True) -> None:
         super().__init__(noise_schedule, check_order("DEIS", order, (1, 2, 3)))
@@ -171,11 +173,7 @@ class DEIS(Multistep):
         self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: Met, noise: Tensor | None = None
     ) -> tuple[Tensor, Met]:
         """x_s at `next_node.t` and the memory with this step's eps; states `(B, ...)`."""
-        if bool((self.noise_schedule.sigma(next_node.t.detach()) == 0).any()):
-            raise TsAdaptError(
-                f"DEIS cannot step to sigma = 0, as step {node.index} of {node.steps} does; end the grid at sigma > 0, "
-                "or take DPM-Solver++ or UniPC"
-            )
+        check_end(self, next_node.t)
         return super().update(x_t, x0, node, next_node, memory)
 
     def weights(self, t: Place, s: Place, past: Sequence[Tensor]) -> list[Tensor]:

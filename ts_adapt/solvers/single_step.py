@@ -26,7 +26,7 @@ from torch import Tensor
 from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
 from ts_adapt.numerics import combine, scale
 from ts_adapt.parameterization import to_epsilon
-from ts_adapt.solvers.coefficients import Met, Place, first_order, learned_terms, place, shown
+from ts_adapt.solvers.coefficients import Met, Place, check_end, first_order, learned_terms, place, shown
 
 
 class DDIM:
@@ -93,6 +93,7 @@ class Heun:
     order = 2
     evaluations_per_step = 2
     needs_noise = False
+    reaches_0 = False
     __repr__ = shown
 
     def __init__(self, noise_schedule: NoiseSchedule) -> None:
@@ -125,11 +126,7 @@ class Heun:
         if next_node.coefficients is not None:
             raise TsAdaptError("the grid has solver coefficients, and Heun takes none; use a multistep solver")
         t, s = place(self.noise_schedule, node.t), place(self.noise_schedule, next_node.t)
-        if bool((s.sigma == 0).any()):
-            raise TsAdaptError(
-                f"Heun evaluates the denoiser at the end of step {node.index}, where sigma is 0; "
-                "end the grid at sigma > 0"
-            )
+        check_end(self, next_node.t)
         weight_x, weight_x0 = first_order(t, s)
         euler = combine((weight_x, x_t), (weight_x0, x0))
         endless = t.alpha == 0
