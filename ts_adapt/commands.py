@@ -170,10 +170,10 @@ class Train(Command):
     """Train a predictor of grids and corrections through the solver, for every solver and NFE; with --train.loss labels
     on the oracle's grids, after `search --method per-sample`.
 
-    With -all behind the name (recursive-all) one network serves all NFEs of the config, with --train.between true those
-    between them too; it is kept, and compared, apart. After every validation it is said what one more pass promises. A
-    predictor that is finished stays until --redo is given along with other options; one that was interrupted goes on
-    after its last finished epoch. --student.cacher and --student.quantizer as of search.
+    With -all behind the name (recursive-all) one network serves all NFEs of the config; it is kept, and compared,
+    apart. After every validation it is said what one more pass promises. A predictor that is finished stays until
+    --redo is given along with other options; one that was interrupted goes on after its last finished epoch.
+    --student.cacher and --student.quantizer as of search.
     """
 
     brief = "train a predictor of grids and corrections"
@@ -356,9 +356,9 @@ class Export(Command):
     written in its place. Model times, output scales and grids per sample are dropped. `import` reads such a list back,
     so that it can be measured.
 
-    --steps may be a number that was not learned: the list is interpolated in log-SNR from those that were (of
-    recursive-all it is the mean of the grids that it chooses, where that is nearer), and what is lost by it is measured
-    on validation noises, if the teacher's samples are there.
+    --steps may be a number that was not learned: the list is interpolated in log-SNR from those that were
+    (of recursive-all from the static grids that it corrects), and what is lost by it is measured on validation noises,
+    if the teacher's samples are there.
     """
 
     brief = "write a schedule for other programs"

@@ -14,9 +14,8 @@ from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.predictors.diagnosis import predicted, spread
 from ts_adapt.predictors.losses import Labelled
-from ts_adapt.predictors.one_shot import OneShot
-from ts_adapt.predictors.phases import TrainOptions, batches_of, drawn_between, going_on
-from ts_adapt.predictors.recursive import Recursive, alike, shares
+from ts_adapt.predictors.phases import TrainOptions, batches_of, going_on
+from ts_adapt.predictors.recursive import Recursive, shares
 from ts_adapt.predictors.store import load_predictor, nfes_of, save_predictor
 from ts_adapt.predictors.training import train_predictor
 from ts_adapt.sampling import generator_for
@@ -57,81 +56,6 @@ def test_alone_or_among_others_a_number_of_steps_has_the_same_grids(kind, proble
     weights["encoder.bias"] = weights["encoder.bias"][..., :outputs]
     alone.load_state_dict({**weights, "static_times": alone.static_times})
     torch.testing.assert_close(vars(predicted(alone, objective, batch)), vars(predicted(among, objective, batch, 3)))
-
-
-def test_between_learned_numbers_of_steps_a_step_is_like_those_of_both():
-    """The first like the first, the last like the last; those between in order, the weights one in all."""
-    for steps in range(4, 12):
-        for others in (3, 4, 5, 9, 15):
-            found = [alike(i, steps, others) for i in range(steps)]
-            means = [sum(j * share for j, share in each) for each in found]
-            assert found[0] == [(0, 1.0)] and found[-1] == [(others - 1, 1.0)]
-            assert all(sum(share for _, share in each) == pytest.approx(1) for each in found)
-            assert means[1:-1] == pytest.approx([1 + i * (others - 3) / (steps - 3) for i in range(steps - 2)])
-
-
-def test_recursive_serves_the_numbers_of_steps_between(problem):
-    objective, batch = problem
-    predictor = randomised(
-        build(Recursive, objective.denoiser.noise_schedule, (2, 3, 5, 7), corrections=["shift"], between=True)
-    )
-    assert predictor.served == [2, 3, 4, 5, 6, 7]
-    for kind, options in ((Recursive, {}), (Recursive, {"between": True, "corrections": ["history"]}),
-                          (OneShot, {"between": True})):  # fmt: skip
-        assert build(kind, objective.denoiser.noise_schedule, (3, 5), **options).served == [3, 5]
-    for steps in (4, 6):
-        grid = predicted(predictor, objective, batch, steps)
-        assert grid.times.shape == (len(batch), steps + 1) and bool((grid.times.diff() < 0).all())
-        assert float(grid.times.std(0)[1:-1].min()) > 0
-        for learned in (steps - 1, steps + 1):
-            predictor.forget(learned)
-        found = predicted(predictor, objective, batch, steps).times
-        torch.testing.assert_close(found, predictor.static(steps).expand_as(found), rtol=1e-9, atol=1e-12)
-
-
-def test_where_two_places_are_alike_so_is_what_is_between(problem):
-    """With one set of weights at all places of N = 3 and 5, N = 4 asks the very network that has them."""
-    objective, batch = problem
-    noise_schedule = objective.denoiser.noise_schedule
-    predictor = randomised(build(Recursive, noise_schedule, (3, 5), between=True))
-    alone = build(Recursive, noise_schedule, (4,))
-    with torch.no_grad():
-        predictor.encoder.deviation.uniform_(0.5, 2)
-        for table in ("mean", "deviation", "step", "weight", "bias"):
-            whole = getattr(predictor.encoder, table)
-            whole.copy_(whole[:1].expand_as(whole).clone())
-            getattr(alone.encoder, table).copy_(whole[:4])
-        for name, value in predictor.encoder.named_parameters():
-            if name not in ("step", "weight", "bias"):
-                alone.encoder.get_parameter(name).copy_(value)
-        alone.static_times.copy_(predictor.static(4))
-    torch.testing.assert_close(
-        predicted(alone, objective, batch).times, predicted(predictor, objective, batch, 4).times, rtol=1e-6, atol=1e-7
-    )
-
-
-def test_half_of_the_batches_are_of_numbers_between(problem, tmp_path):
-    objective, batch = problem
-    samples = dict.fromkeys((3, 5, 7), 4000)
-    between = {3: [4], 5: [4, 6], 7: [6]}
-    plain = list(batches_of(samples, 4, generator_for(0, 0)))
-    generator = generator_for(0, 0)
-    found = list(drawn_between(iter(plain), between, generator))
-    assert all(torch.equal(one[1], other[1]) for one, other in zip(plain, found, strict=True))
-    assert all(new in (old, *between[old]) for (old, _), (new, _) in zip(plain, found, strict=True))
-    counts = Counter(steps for steps, _ in found)
-    for steps, share in {3: 1 / 6, 4: 1 / 4, 5: 1 / 6, 6: 1 / 4, 7: 1 / 6}.items():
-        assert counts[steps] / len(found) == pytest.approx(share, abs=0.03)
-    predictor = build(Recursive, objective.denoiser.noise_schedule, (3, 5), between=True)
-    options = TrainOptions(epochs=8, lr=4e-3, batch_size=8, between=True)
-    train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
-    train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
-    static = objective.measure(predictor.static(4), validation).mean()
-    assert float(objective.measure(predictor.policy(4), validation).mean()) < float(static)
-    for served in ((3, 4), (2, 4)):
-        with pytest.raises(TsAdaptError, match=r"serves none between them; train recursive-all"):
-            one = build(Recursive, objective.denoiser.noise_schedule, served, between=True)
-            train_predictor(one, objective, train, validation, options, tmp_path, progress=False)
 
 
 def test_what_one_more_pass_promises_is_the_slope_of_the_last_three():

@@ -1,9 +1,7 @@
 """Lists for a number of steps N that was not learned, and what is lost with them.
 
     of shared grids    that which `parametric.between` makes of those that were learned
-    of a predictor     that which it makes of the static grids that the predictor corrects; where the predictor serves
-                       N, the mean over validation noises of the grids that it chooses, at each step in log-SNR, if that
-                       is nearer to the teacher there
+    of a predictor     that which it makes of the static grids that the predictor corrects
 
 Corrections belong to the steps that they were learned with and are left out. The loss is the mean distance to the
 teacher on training noises that validate, beside that of the best fixed grid of N steps and of the one learned there, if
@@ -15,31 +13,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ts_adapt.grids.parametric import between, neighbours, positions, times_at
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid
+from ts_adapt.grids.parametric import between, neighbours
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.jobs.cheaper_network import cheaper_network
 from ts_adapt.jobs.session import Session, compared
-from ts_adapt.predictors.diagnosis import predicted
-from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.predictors.store import nfes_of
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.name import PREDICTOR, SHARED, parse
 from ts_adapt.schedules.resolve import Found, Predicted
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.static import best_start
-from ts_adapt.storage.layout import MANIFEST
+from ts_adapt.storage.files import read_json
+from ts_adapt.storage.layout import ALL, CONFIG, MANIFEST
 
 OF_ITSELF = ("seed", "measured", "made_with")
 """What is known of a grid that was learned, and not of one that is made of it."""
 
 
 def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tuple[LearnedGrid, list[str]] | None:
-    """The list that `found` gives for `nfe`, and what is to be said of it; None where that was learned, or is any's.
-
-    Raises TsAdaptError for a predictor of the workspace that does not serve `nfe`.
-    """
+    """The list that `found` gives for `nfe`, and what is to be said of it; None where that was learned, or is any's."""
     parts = _learned(session, found, solver, nfe)
     if not parts:
         return None
@@ -65,8 +59,7 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
     about = {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
     about = {key: value for key, value in about.items() if key not in OF_ITSELF} | {"source": found.called}
     grid = TimeGrid(between(learned, noise_schedule, steps))
-    predictor = next((part.predictor for part in parts if isinstance(part, Predicted)), None)
-    batch = _validating(session, predictor is not None)
+    batch = _validating(session, any(isinstance(part, Predicted) for part in parts))
     if batch is None or about.get("model") != session.config.model.name:
         why = f"{session.workspace.teacher('train')} has not the teacher's samples"
         if batch is not None:
@@ -75,14 +68,6 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
     student, objective = session.config.student, session.objective(session.solver(solver))
     with cheaper_network(session, student.cacher, student.quantizer):
         distance = float(objective.measure(grid, batch).mean())
-        if isinstance(predictor, Recursive) and predictor.serves(steps):
-            mean = _mean_grid(predictor, objective, batch, steps, noise_schedule)
-            other = float(objective.measure(mean, batch).mean())
-            remarks.append(
-                f"on {len(batch)} validation noises its distance is {distance:.5f}, that of the mean of the grids that "
-                f"{found.name} chooses {other:.5f}: this is the {'mean' if other < distance else 'interpolated one'}"
-            )
-            grid, distance = (mean, other) if other < distance else (grid, distance)
         about["measured"], said = _beside(session, objective, solver, nfe, batch, distance)
     return LearnedGrid(grid, solver, nfe, about), [*remarks, said]
 
@@ -90,8 +75,9 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
 def _learned(session: Session, found: Found, solver: str, nfe: int) -> Sequence[LearnedGrid | Predicted]:
     """What `found` has for other NFEs; nothing where it was learned for `nfe`, or for none."""
     if found.kind == PREDICTOR:
-        part = found.at(solver, nfe)
-        return [part] if isinstance(part, Predicted) and part.steps not in part.predictor.learned else []
+        config = session.workspace.predictor(found.name, solver, nfe) / CONFIG
+        served = nfes_of(read_json(config, {})) if found.name.endswith(ALL) and config.exists() else []
+        return [found.at(solver, served[0])] if served and nfe not in served else []
     nfes = session.shared_nfes(str(parse(found.name)), solver) if found.kind == SHARED else found.learned or []
     return [] if nfe in nfes else [found.at(solver, each) for each in nfes]
 
@@ -126,12 +112,3 @@ def _validating(session: Session, of_predictor: bool) -> Batch | None:
     if not begun or len(session.teacher("train")[1]) < count:
         return None
     return session.teacher("train", count)[1].rows(slice(count - validating, None))
-
-
-def _mean_grid(
-    predictor: Recursive, objective: Objective, batch: Batch, steps: int, noise_schedule: NoiseSchedule
-) -> TimeGrid:
-    """The mean over the samples, at each step in log-SNR, of the grids of N `steps` that `predictor` chooses."""
-    times = predicted(predictor.to(batch.x_T.device).eval(), objective, batch, steps).times.cpu()
-    inside = times_at(positions(times[:, 1:-1], noise_schedule).mean(0), noise_schedule)
-    return TimeGrid(torch.cat([times[0, :1], inside, times[0, -1:]]))

@@ -114,22 +114,13 @@ class Session(Experiment):
             )
 
     def predictor_names(self, solver: str, nfe: int) -> list[str]:
-        """The predictors for `solver` and `nfe` that the workspace has, those with ALL also for what they serve."""
-        found = {name: self.workspace.predictor(name, solver, nfe) for name in PREDICTOR_NAMES}
-        there = {name: folder for name, folder in found.items() if (folder / CONFIG).exists()}
-
-        def serves(folder: Path) -> bool:
-            if nfe in nfes_of(read_json(folder / CONFIG, {})):
-                return True
-            return load_predictor(folder, self.noise_schedule)[0].serves(self.steps(solver, nfe))
-
-        return [name for name, folder in there.items() if not name.endswith(ALL) or serves(folder)]
+        """The predictors for `solver` and `nfe` that the workspace has."""
+        found = {name: self.workspace.predictor(name, solver, nfe) / CONFIG for name in PREDICTOR_NAMES}
+        there = [name for name, path in found.items() if path.exists()]
+        return [name for name in there if not name.endswith(ALL) or nfe in nfes_of(read_json(found[name], {}))]
 
     def predictor(self, name: str, solver: str, nfe: int, *, strict: bool = False) -> Predicted:
-        """The workspace's predictor `name`; TsAdaptError if it is missing or for others.
-
-        strict  as in `shared`; and it is an error if it serves `nfe` without having been trained for it
-        """
+        """The workspace's predictor `name`; TsAdaptError if it is missing or for others; `strict` as in `shared`."""
         folder, kind = self.workspace.predictor(name, solver, nfe), name.removesuffix(ALL)
         if not (folder / CONFIG).exists():
             training = command_for(name, solver, nfe)
@@ -138,16 +129,12 @@ class Session(Experiment):
         predictor, config = load_predictor(folder, self.noise_schedule)
         if predictor.kind != kind:
             raise TsAdaptError(f"{folder} holds a {predictor.kind} predictor, not a {kind} one; replace it by {again}")
-        steps, own = dict(zip(nfes_of(config), predictor.learned, strict=False)), self.steps(solver, nfe)
-        between = nfe not in steps and not strict and name.endswith(ALL) and predictor.serves(own)
-        served = nfe if nfe in steps or between else ", ".join(map(str, steps))
-        taken = own if between else steps.get(nfe, 0)
-        self.check_fit(folder, config.get("solver"), served, taken, wanted=(solver, nfe))
+        steps = dict(zip(nfes_of(config), predictor.learned, strict=False))
+        served = nfe if nfe in steps else ", ".join(map(str, steps))
+        self.check_fit(folder, config.get("solver"), served, steps.get(nfe, 0), wanted=(solver, nfe))
         self.check_origin(folder, config, again)
-        for corrected_nfe in steps if between else [nfe]:
-            static = self.static(solver, corrected_nfe).grid.times
-            if not torch.equal(predictor.static(steps[corrected_nfe]), static):
-                raise TsAdaptError(f"{folder} corrects another static grid than today's; replace it by {again}")
+        if not torch.equal(predictor.static(steps[nfe]), self.static(solver, nfe).grid.times):
+            raise TsAdaptError(f"{folder} corrects another static grid than today's; replace it by {again}")
         if tuple(predictor.options["shape"]) != self.seen_shape:
             shape = predictor.options["shape"]
             raise TsAdaptError(f"{folder} is for samples of {shape}, not {self.seen_shape}; replace it by {again}")

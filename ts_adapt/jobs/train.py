@@ -72,7 +72,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     predictor = PREDICTORS[kind.removesuffix(ALL)](
         session.noise_schedule, static, session.seen_shape, corrections=config.train.corrections, order=solver.order,
         width=config.train.width, hidden=config.train.hidden, classes=classes,
-        text=0 if text is None else text.shape[-1], between=config.train.between,
+        text=0 if text is None else text.shape[-1],
     ).to(config.model.device)  # fmt: skip
     session.announce(
         f"{kind}, {name}, NFE {', '.join(map(str, served))}",

@@ -7,14 +7,13 @@ places, whatever their N; e_p, W_p and b_p are each place's own. m_p and s_p are
 every pixel there, measured before training: x0 at high noise is the same grey picture for every sample but for a few
 thousandths, and these carry all there is to know. Strided convolutions halve the picture until it is at most 4x4. b_p,
 what all samples share, learns ten times as fast as the rest. b and W start at zero: an untrained predictor corrects
-nothing. A place between others has the weighted means of their m, e, W and b, and the geometric one of their s. k is 1
-but in a training with dropout, where it is drawn for each sample and stays for all of its solve: 0 with the probability
-p, else 1 / (1 - p) (Gal & Ghahramani 2016).
+nothing. k is 1 but in a training with dropout, where it is drawn for each sample and stays for all of its solve: 0 with
+the probability p, else 1 / (1 - p) (Gal & Ghahramani 2016).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,15 +23,6 @@ from torch import Tensor, nn
 BIAS_RATE = 10.0
 LEAST_DEVIATION = 0.05
 """Of a pixel, as a share of its channel's largest: below it a pixel is noise of the arithmetic."""
-Place = int | Sequence[tuple[int, float]]
-"""A place, or one between others: these, and the weight of each."""
-
-
-def at(table: Tensor, place: Place) -> Tensor:
-    """The row of `table` `(places, ...)` at `place`."""
-    if isinstance(place, int):
-        return table[place]
-    return torch.stack([share * table[number] for number, share in place]).sum(0)
 
 
 class Encoder(nn.Module):
@@ -89,18 +79,17 @@ class Encoder(nn.Module):
         self.weight[places] = 0
         self.bias[places] = 0
 
-    def seen(self, picture: Tensor, place: Place) -> Tensor:
+    def seen(self, picture: Tensor, place: int) -> Tensor:
         """`picture` by the mean and the deviation of its place."""
-        deviation = self.deviation[place] if isinstance(place, int) else at(self.deviation.log(), place).exp()
-        return (picture.to(self.mean) - at(self.mean, place)) / deviation
+        return (picture.to(self.mean) - self.mean[place]) / self.deviation[place]
 
-    def features(self, seen: Tensor, place: Place, condition: Mapping[str, Any] | None = None) -> Tensor:
+    def features(self, seen: Tensor, place: int, condition: Mapping[str, Any] | None = None) -> Tensor:
         """k h `(B, hidden)`, of what `seen` returned."""
         features = seen
         for layer, convolution in enumerate(self.convolutions):
             features = convolution(features)
             if layer == 0:
-                features = features + at(self.step, place)[:, None, None]
+                features = features + self.step[place][:, None, None]
             features = nn.functional.silu(features)
         features = self.dense(features.flatten(1))
         condition = condition or {}
@@ -115,9 +104,9 @@ class Encoder(nn.Module):
         features = nn.functional.silu(features)
         return features if self.kept is None else self.kept * features
 
-    def forward(self, picture: Tensor, place: Place = 0, condition: Mapping[str, Any] | None = None) -> Tensor:
-        found: Tensor = self.features(self.seen(picture, place), place, condition) @ at(self.weight, place)
-        return found + BIAS_RATE * at(self.bias, place)
+    def forward(self, picture: Tensor, place: int = 0, condition: Mapping[str, Any] | None = None) -> Tensor:
+        found: Tensor = self.features(self.seen(picture, place), place, condition) @ self.weight[place]
+        return found + BIAS_RATE * self.bias[place]
 
 
 def shorten_gradient(numbers: Tensor, norm: float = 1.0) -> Tensor:

@@ -1,8 +1,5 @@
 """What a training does and when: its options, its phases, the order of its batches, its learning rate.
 
-With `between`, half of the batches that are solved through are of other numbers of steps: each of a learned N is, with
-the chance 1/2, of one that is drawn between the learned ones next to N and that the predictor serves.
-
 rate(k) of K steps = min(1, (k + 1) / W) (r + (1 - r) (1 + cos(pi k / K)) / 2)            W = WARM_UP, r = LAST_RATE
 average            = the weights' exponential moving average, whose memory grows with the number of steps
 one more pass      = minus the slope of the validations' share of the static distance, fitted to the last SEEN of them
@@ -49,9 +46,6 @@ class TrainOptions:
     """What is predicted beside the times: what grids have, and start (a change of x_T, as a picture)."""
     distribution: Weight = 0.0
     """end_to_end: weight of the distance to real images as a set, as in the group static."""
-    between: bool = False
-    """recursive-all, end_to_end: serve the numbers of steps between those of `nfe` too; half of the batches are of one
-    of them, drawn anew for each."""
     samples: Annotated[int, Between(10, MANY)] = 512
     """Training samples, the last of which validate."""
     validation: Count | None = None
@@ -101,8 +95,7 @@ class TrainOptions:
 class Phase:
     """One loss, for a number of epochs. `samples`: how many rows there are to learn from, by the number of steps.
 
-    loss     makes it: what it looks at is computed when the phase begins
-    between  other numbers of steps, by those that they are drawn in place of
+    loss  makes it: what it looks at is computed when the phase begins
     """
 
     name: str
@@ -111,7 +104,6 @@ class Phase:
     validate_every: int
     samples: Mapping[int, int]
     loss: Callable[[], Loss]
-    between: Mapping[int, list[int]] = field(default_factory=dict)
 
 
 def phases_of(
@@ -131,7 +123,6 @@ def phases_of(
     through = Phase(
         "end-to-end", options.epochs, options.lr, 1,
         dict.fromkeys(predictor.learned, len(train)), lambda: end_to_end(predictor, objectives, train),
-        _between(predictor) if options.between else {},
     )  # fmt: skip
     check_options(options, "train.")
     known = {"end_to_end": [through], "labels": [regressed], "both": [regressed, through]}
@@ -143,24 +134,6 @@ def phases_of(
             "give it labels searched without corrections"
         )
     return known[options.loss]
-
-
-def _between(predictor: OneShot | Recursive) -> dict[int, list[int]]:
-    """The numbers of steps that `predictor` serves next to each that it was learned for, and was not learned for.
-
-    Raises TsAdaptError where there are none.
-    """
-    learned, found = predictor.learned, dict[int, list[int]]()
-    for place, steps in enumerate(learned):
-        low, high = learned[max(place - 1, 0)], learned[min(place + 1, len(learned) - 1)]
-        found[steps] = [n for n in range(low, high) if n not in learned and predictor.serves(n)]
-    if not any(found.values()):
-        raise TsAdaptError(
-            f"option train.between is true, and this {predictor.kind} predictor for {', '.join(map(str, learned))} "
-            "steps serves none between them; train recursive-all without history, for an nfe such as 3,5,10, or leave "
-            "it out"
-        )
-    return found
 
 
 def batches_of(samples: Mapping[int, int], size: int, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
@@ -177,16 +150,6 @@ def kept_of(share: float, rows: int, width: int, generator: torch.Generator) -> 
     if not share:
         return None
     return (torch.rand(rows, width, generator=generator) >= share) / (1 - share)
-
-
-def drawn_between(
-    batches: Iterator[tuple[int, Tensor]], between: Mapping[int, list[int]], generator: torch.Generator
-) -> Iterator[tuple[int, Tensor]]:
-    """The `batches` (N, rows), of half of which N is one of those `between`, as a phase has them."""
-    for steps, rows in batches:
-        others = between.get(steps, [])
-        choice = int(torch.randint(2 * len(others), (), generator=generator)) if others else 0
-        yield (others[choice] if choice < len(others) else steps), rows
 
 
 def rate(step: int, steps: int) -> float:

@@ -4,8 +4,6 @@ A predictor serves the numbers of steps N that it is given static grids for, one
 places: once for each N (one-shot), or at every step i of each (recursive). Places are numbered with N rising, then i:
 
     place(N, i) = i + sum of the places of all smaller N
-
-Between two of its N a predictor may serve others, whose static grids are those that `parametric.between` makes.
 """
 
 from __future__ import annotations
@@ -17,11 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.grids.parametric import between
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import START, Condition, NoiseSchedule, StepPolicy, TsAdaptError
 from ts_adapt.numerics import scale
-from ts_adapt.predictors.encoder import Encoder, Place, shorten_gradient
+from ts_adapt.predictors.encoder import Encoder, shorten_gradient
 from ts_adapt.predictors.start import Moved, Start
 
 
@@ -32,7 +29,6 @@ class Predictor(nn.Module):
     order          the solver's, for the number of coefficients
     width, hidden  of the network (`encoder`)
     classes, text  what it sees of a condition (`encoder`)
-    between        it serves other N, between these, as far as its kind can
 
     Raises TsAdaptError for two grids of the same N, and for none.
     """
@@ -46,7 +42,7 @@ class Predictor(nn.Module):
     def __init__(
         self, noise_schedule: NoiseSchedule, static_times: Tensor | Sequence[Tensor], shape: Sequence[int], *,
         corrections: Sequence[str] = (), order: int = 1, width: int = 24, hidden: int = 128, classes: int = 0,
-        text: int = 0, between: bool = False,
+        text: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         given = [static_times] if isinstance(static_times, Tensor) else list(static_times)
@@ -57,7 +53,7 @@ class Predictor(nn.Module):
         self.noise_schedule = noise_schedule
         self.options: dict[str, Any] = dict(
             steps=list(self.learned), shape=list(shape), corrections=list(corrections), order=order, width=width,
-            hidden=hidden, classes=classes, text=text, between=between,
+            hidden=hidden, classes=classes, text=text,
         )  # fmt: skip
         self.register_buffer("static_times", torch.cat(grids))
         self.static_times: Tensor
@@ -73,43 +69,23 @@ class Predictor(nn.Module):
         if START.name in corrections:
             self.start = Start(self.pictures * shape[0], shape[0], hidden, len(self.learned))
 
-    def serves(self, steps: int) -> bool:
-        """Whether solves of `steps` steps may follow it."""
-        return steps in self.learned
-
-    @property
-    def served(self) -> list[int]:
-        """Every number of steps that it serves."""
-        return [steps for steps in range(self.learned[0], self.learned[-1] + 1) if self.serves(steps)]
-
     def _check(self, steps: int) -> None:
-        if not self.serves(steps):
+        if steps not in self.learned:
             known = ", ".join(map(str, self.learned))
             raise TsAdaptError(f"this predictor was learned for {known} steps, not for {steps}; give one of them")
 
     def static(self, steps: int) -> Tensor:
-        """The static grid of `steps` steps, `(N+1,)`; TsAdaptError where it does not serve them."""
+        """The static grid of `steps` steps, `(N+1,)`; TsAdaptError where it was not learned for them."""
         self._check(steps)
         grids: tuple[Tensor, ...] = self.static_times.split([other + 1 for other in self.learned])
-        return between(dict(zip(self.learned, grids, strict=True)), self.noise_schedule, steps)
+        return grids[self.learned.index(steps)]
 
     def places(self, steps: int) -> slice:
-        """The places of a solve of `steps` steps, one of those that it was learned for."""
+        """The places of a solve of `steps` steps."""
+        self._check(steps)
         counts = {other: other if self.every_step else 1 for other in self.learned}
         begin = sum(count for other, count in counts.items() if other < steps)
         return slice(begin, begin + counts[steps])
-
-    def place(self, steps: int, step: int = 0) -> Place:
-        """The place of step i of N."""
-        return int(self.places(steps).start) + step
-
-    def around(self, steps: int) -> list[tuple[int, float]]:
-        """The numbers of steps that it was learned for which N is, or is between; the weight of each."""
-        if steps in self.learned:
-            return [(steps, 1.0)]
-        low, high = max(n for n in self.learned if n < steps), min(n for n in self.learned if n > steps)
-        weight = (steps - low) / (high - low)
-        return [(low, 1 - weight), (high, weight)]
 
     def forget(self, steps: int) -> None:
         """Be the static grid itself in solves of `steps` steps, as before training."""
@@ -134,9 +110,9 @@ class Predictor(nn.Module):
         return policy if self.start is None else Moved(policy, partial(self._change, self.start, steps))
 
     def _change(self, start: Start, steps: int, x_T: Tensor, x0: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        place, among = self.place(steps), [(self.learned.index(n), share) for n, share in self.around(steps)]
+        place = self.places(steps).start
         seen = self.encoder.seen(self.first_picture(x_T, x0, t), place)
-        found = start(seen, self.encoder.features(seen, place, condition), among)
+        found = start(seen, self.encoder.features(seen, place, condition), self.learned.index(steps))
         return scale(self.noise_schedule.sigma(t), shorten_gradient(found.flatten(1)).view_as(found))
 
     def _steps(self, steps: int | None) -> int:

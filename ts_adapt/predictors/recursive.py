@@ -11,16 +11,6 @@ f = f(x_t, x0, x0 - x0 of the step before, i, N):
 A step takes a share r of the rest that is left. All but the times are learned where asked for; the last step ends at
 t_N whatever f_t, and has coefficients and weights only. f is zero before training: an untrained predictor *is* the
 static grid.
-
-A predictor that is made to (`between`), and trained so, serves the N between those of its static grids too, from 3 on,
-unless it has a history, which is N + 1 weights a step. Without that training places may mix badly: at 4 between 3 and 5
-what they predict can end further off than the static grid. Step i of N is a place between those of the nearest two
-n < N < m: the first step is like the first, the last like the last, and the others like
-
-    j = 1 + (i - 1) (n - 3) / (N - 3)        of n, with the weight 1 - w,       w = (N - n) / (m - n)
-    j = 1 + (i - 1) (m - 3) / (N - 3)        of m, with the weight w
-
-where a j that is no whole number stands for the two next to it. What is between places: see `encoder`.
 """
 
 from __future__ import annotations
@@ -35,7 +25,7 @@ from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.interfaces import Condition, Node, NoiseSchedule, StepPolicy
 from ts_adapt.numerics import scale
 from ts_adapt.policies import check_next
-from ts_adapt.predictors.encoder import Place, shorten_gradient
+from ts_adapt.predictors.encoder import shorten_gradient
 from ts_adapt.predictors.predictor import Predictor
 
 MIN_SHARE = 1e-4
@@ -48,34 +38,12 @@ def shares(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     return r.clamp(MIN_SHARE, 1 - MIN_SHARE)
 
 
-def alike(step: int, steps: int, others: int) -> list[tuple[int, float]]:
-    """The steps of a solve of `others`, 3 or more, that step i of `steps`, 4 or more, is like; the weight of each."""
-    if step in (0, steps - 1):
-        return [(step and others - 1, 1.0)]
-    low, rest = divmod((step - 1) * (others - 3), steps - 3)
-    return [(1 + low, 1 - rest / (steps - 3)), (2 + low, rest / (steps - 3))][: 2 if rest else 1]
-
-
 class Recursive(Predictor):
     """Predicts each next step as a correction to that of a static grid; see `Predictor`."""
 
     kind = "recursive"
     pictures = 3
     every_step = True
-
-    def serves(self, steps: int) -> bool:
-        inside = any(2 < n < steps for n in self.learned) and steps < self.learned[-1]
-        between = self.options["between"] and "history" not in self.options["corrections"]
-        return steps in self.learned or (inside and between)
-
-    def place(self, steps: int, step: int = 0) -> Place:
-        if steps in self.learned:
-            return super().place(steps, step)
-        return [
-            (self.places(n).start + j, share * part)
-            for n, share in self.around(steps)
-            for j, part in alike(step, steps, n)
-        ]
 
     def standardise(self, steps: int, states: Tensor, x0: Tensor) -> None:
         times, places = self.static(steps), self.places(steps)
@@ -99,9 +67,9 @@ class Recursive(Predictor):
     def forward(self, x_t: Tensor, x0: Tensor, before: Tensor | None, node: Node, condition: Condition) -> Node:
         """The next node; the last one is the end of the grid, exactly."""
         steps, after, batch = node.steps, node.index + 1, x_t.shape[0]
-        space = self.spaces.get(steps, self.spaces[self.learned[-1]])  # a step's numbers are as many
+        space, place = self.spaces[steps], self.places(steps).start + node.index
         seen = self.picture(x_t, x0, before, node.t.to(x_t.device).expand(batch))
-        numbers = shorten_gradient(self.encoder(seen, self.place(steps, node.index), condition).double())
+        numbers = shorten_gradient(self.encoder(seen, place, condition).double())
         if after == steps:
             u, t = numbers.new_ones(batch), self.static(steps)[-1].expand(batch)
         else:

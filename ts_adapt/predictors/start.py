@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ts_adapt.interfaces import START, Condition, Node, Nominal, StepPolicy
 from ts_adapt.policies import check_next
-from ts_adapt.predictors.encoder import Place, at
 
 BOUND = 0.5
 """r: how far a number of the state may be moved, in sigma_T."""
@@ -37,11 +36,11 @@ class Start(nn.Module):
         self.blocks = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=d, dilation=d) for d in DILATIONS)
         self.weight = nn.Parameter(torch.zeros(places, 4 * outputs, WIDTH))
 
-    def forward(self, seen: Tensor, h: Tensor, place: Place) -> Tensor:
+    def forward(self, seen: Tensor, h: Tensor, place: int) -> Tensor:
         features = self.first(seen) + self.context(h)[:, :, None, None]
         for block in self.blocks:
             features = features + block(nn.functional.silu(features))
-        coarse = torch.einsum("oc,bchw->bohw", at(self.weight, place), nn.functional.silu(features))
+        coarse = torch.einsum("oc,bchw->bohw", self.weight[place], nn.functional.silu(features))
         change = nn.functional.pixel_shuffle(coarse, 2)[..., : seen.shape[-2], : seen.shape[-1]]
         return BOUND * torch.tanh(change / BOUND)
 

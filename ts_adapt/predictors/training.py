@@ -36,7 +36,6 @@ from ts_adapt.predictors.phases import (
     Phase,
     TrainOptions,
     batches_of,
-    drawn_between,
     going_on,
     kept_of,
     phases_of,
@@ -142,7 +141,7 @@ class _Training:
             objective, self.agreement = trusted(objective, steps, train, options.batch_size, together=True)
             self.objective = objective
         whole = matching(objective, real, options.distribution) if options.distribution else objective
-        self.objectives = {steps: replace(whole, distance=copy.copy(whole.distance)) for steps in predictor.served}
+        self.objectives = {steps: replace(whole, distance=copy.copy(whole.distance)) for steps in predictor.learned}
         self.static = {steps: self.measure(steps, TimeGrid(predictor.static(steps))) for steps in predictor.learned}
         means = {steps: float(values.mean()) for steps, values in self.static.items()}
         self.result = TrainResult(means, dict(means))
@@ -204,8 +203,7 @@ class _Training:
             for objective in self.objectives.values():
                 forget(objective)
             total, generator = 0.0, generator_for(options.seed, self.epoch, stream=self.phase)
-            batches = batches_of(phase.samples, options.batch_size, generator)
-            for number, rows in drawn_between(batches, phase.between, generator):
+            for number, rows in batches_of(phase.samples, options.batch_size, generator):
                 for group in optimizer.param_groups:
                     group["lr"] = phase.lr * rate(done, steps)
                 optimizer.zero_grad()

@@ -5,7 +5,7 @@
 
 Over a number of steps that was not learned a grid is interpolated in log-SNR (`parametric.between`), with a warning.
 Corrections (model times, output scales, coefficients, history) belong to the steps they were learned with and are not
-interpolated; of predictors those serve other N that say so. Any other N is refused.
+interpolated, and predictors have no such rule: any other N is refused.
 """
 
 from __future__ import annotations
@@ -148,8 +148,7 @@ class Source:
         if self.family is not None:
             return Plan.of_grid(build_grid(self.family, noise_schedule, steps))
         if steps not in self.plans:
-            serving = [predictor for predictor in self.predictors.values() if predictor.serves(steps)]
-            return Plan.of_predictor(serving[0], steps) if serving else self._between(steps, noise_schedule)
+            return self._between(steps, noise_schedule)
         plan = self.plans[steps]
         if plan is None:
             raise TsAdaptError(
