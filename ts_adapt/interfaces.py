@@ -414,6 +414,15 @@ class Nominal(Protocol):
 
 
 @runtime_checkable
+class ByRows(Protocol):
+    """A step policy that has something of each sample's own before the solve begins."""
+
+    def rows(self, rows: slice) -> StepPolicy:
+        """The policy of these samples."""
+        ...
+
+
+@runtime_checkable
 class StepAware(Protocol):
     """Something inside the network that has to know the step: a cacher.
 

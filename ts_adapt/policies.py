@@ -31,6 +31,10 @@ class FollowGrid:
         """The times themselves, or the mean of the grids of all samples."""
         return self.grid.times.mean(0) if self.grid.per_sample else self.grid.times
 
+    def rows(self, rows: slice) -> FollowGrid:
+        """The policy of some samples."""
+        return FollowGrid(self.grid.rows(rows), first=self.first)
+
     def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, TimeGrid]:
         check_rows(self.grid, x_T.shape[0])
         return self.grid.node(self.first), self.grid

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from ts_adapt.interfaces import (
     HISTORY,
     START,
+    ByRows,
     Condition,
     Denoiser,
     Node,
@@ -40,7 +41,7 @@ from ts_adapt.interfaces import (
     TsAdaptError,
 )
 from ts_adapt.numerics import check_finite
-from ts_adapt.policies import FollowGrid, as_policy
+from ts_adapt.policies import as_policy
 from ts_adapt.solvers.coefficients import check_end
 from ts_adapt.solvers.history import Past, weighted
 
@@ -153,7 +154,7 @@ def _one_by_one(
     drawn = None if step_noise is None else cache(step_noise)
 
     def one(row: slice) -> Solution:
-        own = FollowGrid(policy.grid.rows(row), first=policy.first) if isinstance(policy, FollowGrid) else policy
+        own = policy.rows(row) if isinstance(policy, ByRows) else policy
         noise = None if drawn is None else lambda step: drawn(step)[row]
         given = condition_rows(condition, row)
         return integrate(denoiser, solver, own, x_T[row], condition=given, step_noise=noise, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import RectifiedFlow
 from ts_adapt.predictors.diagnosis import predicted
-from ts_adapt.predictors.losses import Labelled, regression
+from ts_adapt.predictors.losses import Labelled, end_to_end, regression
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions, kept_of
 from ts_adapt.predictors.recursive import Recursive
@@ -184,6 +185,31 @@ def test_what_is_kept_has_the_mean_of_all_and_each_sample_its_own():
     assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
     assert float(kept.mean()) == pytest.approx(1, abs=0.01) and len(kept.unique(dim=0)) == 400
     assert kept_of(0.0, 4, 4, torch.Generator()) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_samples_that_are_solved_alone_features_are_dropped_as_in_a_batch(kind, problem, tmp_path):
+    objective, batch = problem
+    single = copy.copy(objective.denoiser)
+    single.alone = True
+    objectives = {False: objective, True: replace(objective, denoiser=single)}
+    predictor = build(kind, objective.denoiser.noise_schedule, corrections=["shift", "start"])
+    with torch.no_grad():
+        for table in (predictor.encoder.weight, predictor.start.weight):
+            table.normal_(0, 0.3)
+    kept = kept_of(0.5, 4, predictor.options["hidden"], torch.Generator().manual_seed(0))
+    rows, gradients = torch.tensor([7, 3, 0, 5]), {}
+    for alone, each in objectives.items():
+        predictor.zero_grad()
+        with predictor.encoder.dropping(kept):
+            end_to_end(predictor, {STEPS: each.differentiated("exact")}, batch)(STEPS, rows).backward()
+        gradients[alone] = [parameter.grad for parameter in predictor.parameters()]
+    torch.testing.assert_close(gradients[True], gradients[False], rtol=1e-3, atol=1e-5)
+    together, one_by_one = (vars(predicted(predictor, each, batch)) for each in objectives.values())
+    torch.testing.assert_close(one_by_one, together, rtol=1e-4, atol=1e-5)
+    options = TrainOptions(epochs=1, batch_size=4, dropout=0.5)
+    few = batch.rows(slice(0, 8))
+    train_predictor(predictor, objectives[True], few, few, options, tmp_path, progress=False)
 
 
 def test_unknown_loss_and_missing_labels_are_refused(problem, tmp_path):

@@ -51,7 +51,7 @@ def predicted(
 ) -> TimeGrid:
     """The grids `(n, N+1)` that the predictor chooses, with the corrections that it learns; `steps` as in `policy`."""
     parts = []
-    for part in batch.split(batch_size):
+    for part in batch.split(1 if objective.denoiser.alone else batch_size):
         heard = Overheard(predictor.policy(steps))
         objective.student(heard, part)
         parts.append(_grid_of(heard.nodes, len(part)))

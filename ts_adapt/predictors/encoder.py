@@ -59,11 +59,11 @@ class Encoder(nn.Module):
     @contextmanager
     def dropping(self, kept: Tensor | None) -> Iterator[None]:
         """While the block runs, k is `kept` `(B, hidden)`; None: 1."""
-        self.kept = kept
+        before, self.kept = self.kept, kept
         try:
             yield
         finally:
-            self.kept = None
+            self.kept = before
 
     @torch.no_grad()
     def standardise(self, place: int, pictures: Tensor) -> None:

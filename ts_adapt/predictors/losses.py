@@ -3,7 +3,7 @@
     end to end   the distance itself, through the solver: sum_b distance(student_b, teacher_b). A row's gradient with
                  respect to what is predicted for it is shortened to a length of 1 (`shorten_gradient`). Where it is
                  asked for, the distance has that to real images beside it (`search.distribution`), and each N a
-                 memory of its own
+                 memory of its own. What dropout keeps of a sample's features goes with the sample
     labels       regression on the oracle's grids: the squared error of the positions u in log-SNR (see `recursive`),
                  over the variance of the labels, so that 1 is what predicting their mean scores. The recursive
                  predictor sees the states that the solver meets along the label. Learns the times only (ALD3)
@@ -14,13 +14,15 @@ Sums over rows, not means: those of the parts of a batch add up to that of the b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ts_adapt.grids.parametric import positions
-from ts_adapt.interfaces import Condition, TimeGrid
+from ts_adapt.interfaces import Condition, Node, Nominal, StepPolicy, TimeGrid
+from ts_adapt.predictors.encoder import Encoder
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.search.objective import Batch, Objective
@@ -41,11 +43,38 @@ class Labelled:
         return Labelled(self.batch.rows(rows), self.grid.rows(rows), self.distance[rows])
 
 
+@dataclass(frozen=True)
+class Dropping:
+    """`policy`, in whose solve k of its `encoder` is `kept` `(B, hidden)`, of each sample its own."""
+
+    policy: StepPolicy
+    encoder: Encoder
+    kept: Tensor
+
+    @property
+    def nominal(self) -> Tensor | None:
+        return self.policy.nominal if isinstance(self.policy, Nominal) else None
+
+    def rows(self, rows: slice) -> Dropping:
+        return replace(self, kept=self.kept[rows])
+
+    def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
+        with self.encoder.dropping(self.kept):
+            return self.policy.init(x_T, condition)
+
+    def next(self, x_t: Tensor, x0: Tensor, node: Node, state: Any) -> tuple[Node, Any]:
+        with self.encoder.dropping(self.kept):
+            return self.policy.next(x_t, x0, node, state)
+
+
 def end_to_end(predictor: OneShot | Recursive, objectives: Mapping[int, Objective], data: Batch) -> Loss:
     """The distance through the solver, of the objective of each N; rows that end in no number count nothing."""
 
     def loss(steps: int, rows: Tensor) -> Tensor:
-        distances = objectives[steps](predictor.policy(steps), data.rows(rows))
+        policy, encoder = predictor.policy(steps), predictor.encoder
+        if encoder.kept is not None:
+            policy = Dropping(policy, encoder, encoder.kept)
+        distances = objectives[steps](policy, data.rows(rows))
         return torch.where(torch.isfinite(distances), distances, torch.zeros_like(distances)).sum()
 
     return loss
