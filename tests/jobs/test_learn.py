@@ -242,6 +242,16 @@ def test_counts_that_do_not_fit_are_refused_before_any_work(
     assert not job.data.exists()
 
 
+def test_a_start_of_what_is_no_picture_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, wanted = Job.begun(tmp_path), ("learn", "--train.corrections", "start", "--learn")
+    monkeypatch.setattr(Session, "seen_shape", (3, 8, 8))
+    assert "start, a change of pictures" in job.refused(capsys, *wanted, "static,recursive")
+    assert not job.data.exists()
+    assert job.run(*wanted, "static", "--plan") == 0
+
+
 def test_moments_of_other_features_are_refused_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,11 +34,7 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
     """
     config = session.config
     session.check()
-    if START.name in config.train.corrections and session.seen_shape != session.shape:
-        raise TsAdaptError(
-            f"train.corrections has start, a change of pictures, and {config.model.name} has samples of shape "
-            f"{session.shape} that are none; leave it out"
-        )
+    check_start(session)
     with cheaper_network(session, config.student.cacher, config.student.quantizer):
         if config.train.loss != "labels":
             check_gradients(session)
@@ -47,6 +43,16 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
             for served in [sorted(config.nfe)] if kind.endswith(ALL) else [[nfe] for nfe in config.nfe]:
                 with distributed.held(making(session.workspace.predictor(kind, name, served[0]))):
                     _train_one(session, kind, name, solver, served, redo)
+
+
+def check_start(session: Session) -> None:
+    """TsAdaptError where the change of a start is to be learned, and states are no pictures."""
+    config = session.config
+    if START.name in config.train.corrections and session.seen_shape != session.shape:
+        raise TsAdaptError(
+            f"train.corrections has start, a change of pictures, and {config.model.name} has samples of shape "
+            f"{session.shape} that are none; leave it out"
+        )
 
 
 def _train_one(session: Session, kind: str, name: str, solver: Solver, served: list[int], redo: bool) -> None:
