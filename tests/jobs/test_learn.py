@@ -310,6 +310,22 @@ def test_a_predictor_that_stayed_the_static_grid_says_so_and_what_may_help(
         assert ("on 7 validation samples; more train.samples (now 20) or train.epochs (now 1)" in text) == stayed
 
 
+def test_a_training_goes_on_where_an_option_is_new_and_not_given(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, result = [], TrainResult({3: 1.0}, {3: 0.9}, apart={3: (torch.tensor([0.9]), torch.tensor([1.0]))})
+    record = TrainOptions.record.fget
+
+    def trained(*_: object, checkpoint: Path, **__: object) -> TrainResult:
+        checkpoints.append(checkpoint.name)
+        return result
+
+    monkeypatch.setattr(training, "train_predictor", trained)
+    for added in ({}, {"new": None}, {"new": 1}):
+        monkeypatch.setattr(TrainOptions, "record", property(lambda self, more=added: {**record(self), **more}))
+        assert job.run("train", "--predictor", "recursive", "--train.loss", "end_to_end", "--redo") == 0
+        (job.data / "predictors/recursive/unipc-2-nfe3/config.json").unlink()
+    assert checkpoints[0] == checkpoints[1] != checkpoints[2]
+
+
 def test_more_samples_continue_or_the_price_is_named(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     assert job.run("teach", "--teacher.train_samples", "48") == 0
     message = job.refused(capsys, "search", "--static_samples", "10")

@@ -71,7 +71,8 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     classes = int((store.config["condition"] or {}).get("classes", 0))
     first = batch.rows(slice(0, 1))
     text = session.denoiser.shown(first.x_T, first.condition)[1].get("encoder_hidden_states")
-    learned = asdict(config.train), asdict(config.distribution), config.derivative, config.derivative_width
+    given = {option: value for option, value in config.train.record.items() if value is not None}
+    learned = given, asdict(config.distribution), config.derivative, config.derivative_width
     key = fingerprint(store.hash, session.distance, static, *learned, len(batch), *student_options(config))
     checkpoint = checkpoint_file(folder, key)
     torch.manual_seed(config.train.seed)
