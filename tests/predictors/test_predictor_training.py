@@ -146,9 +146,12 @@ def test_nothing_to_predict_in_one_step_without_corrections(problem, tmp_path):
     noise_schedule = objective.denoiser.noise_schedule
     with pytest.raises(TsAdaptError, match="nfe 2 or more"):
         train_predictor(build(OneShot, noise_schedule, 1), objective, batch, batch, TrainOptions(), tmp_path)
-    predictor = build(Recursive, noise_schedule, 1, corrections=["coefficients"])
     options = TrainOptions(epochs=20, lr=1e-2, batch_size=8)
-    assert train_predictor(predictor, objective, batch, batch, options, tmp_path, progress=False).gain > 0
+    for kind, correction in ((Recursive, "coefficients"), (Recursive, "start"), (OneShot, "start")):
+        predictor = build(kind, noise_schedule, 1, corrections=[correction])
+        assert train_predictor(predictor, objective, batch, batch, options, tmp_path, progress=False).gain > 0
+    with pytest.raises(TsAdaptError, match="end to end"):
+        train_predictor(predictor, objective, batch, batch, TrainOptions(loss="labels"), tmp_path)
 
 
 @pytest.mark.parametrize("loss", ["labels", "end_to_end"])

@@ -101,11 +101,13 @@ def train_predictor(
                 the paired one
 
     Raises TsAdaptError for an unknown loss, labels that are missing or have corrections, where there is nothing to
-    learn (one step and no corrections), for a distribution with regression alone or without images, and for the
+    learn (one step, and no corrections or labels), for a distribution with regression alone or without images, and for the
     checkpoint of another predictor or of other options.
     """
-    if any(space.size == 1 for space in predictor.spaces.values()):
-        raise TsAdaptError("a grid of one step has no free time to predict; use nfe 2 or more, or learn corrections")
+    if 1 in predictor.learned and (options.loss != "end_to_end" or not predictor.options["corrections"]):
+        raise TsAdaptError(
+            "a grid of one step has no free time to predict; use nfe 2 or more, or learn corrections end to end"
+        )
     if options.distribution and options.loss == "labels":
         raise TsAdaptError(
             "labels teach times, no distribution; set train.loss to end_to_end, or train.distribution to 0"
