@@ -41,7 +41,7 @@ from ts_adapt.interfaces import (
     TsAdaptError,
 )
 from ts_adapt.numerics import check_finite
-from ts_adapt.policies import as_policy
+from ts_adapt.policies import FollowGrid, as_policy
 from ts_adapt.solvers.coefficients import check_end
 from ts_adapt.solvers.history import Past, weighted
 
