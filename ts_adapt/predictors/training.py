@@ -101,8 +101,8 @@ def train_predictor(
                 the paired one
 
     Raises TsAdaptError for an unknown loss, labels that are missing or have corrections, where there is nothing to
-    learn (one step, and no corrections or labels), for a distribution with regression alone or without images, and for the
-    checkpoint of another predictor or of other options.
+    learn (one step, and no corrections or labels), for a distribution with regression alone or without images, and for
+    the checkpoint of another predictor or of other options.
     """
     if 1 in predictor.learned and (options.loss != "end_to_end" or not predictor.options["corrections"]):
         raise TsAdaptError(
