@@ -252,11 +252,11 @@ def test_the_published_ays_lists_are_read(kind: str) -> None:
     assert len(remarks) == 2 and "becomes 14.6146, the largest" in remarks[1] and "t_min" in remarks[0]
 
 
-def test_a_0_behind_the_smallest_sigma_is_left_out() -> None:
+def test_a_0_behind_the_smallest_sigma_is_a_step_to_sigma_0() -> None:
     sigmas = edm_sigma(TABLE, fixed.make("karras", TABLE, 9)).tolist()
     times, remarks = read_sigmas(str([*sigmas, 0.0]), "karras", TABLE)
-    assert torch.allclose(times, fixed.make("karras", TABLE, 9), atol=1e-6)
-    assert remarks == ["the last 0 is left out: the model ends at sigma 0.02917, so this is one step fewer"]
+    assert torch.allclose(times[:-1], fixed.make("karras", TABLE, 9), atol=1e-6)
+    assert times[-1] == TABLE.t_end < TABLE.t_min and not remarks
     flow = "1, 0.75, 0.001, 0"
     assert read_sigmas(flow, "flow", RectifiedFlow())[0].tolist() == [1, 0.75, 0.001, 0]
 
