@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tiny_families import FAMILIES
+from tiny_families import family as family_of
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.time_derivative import TimeDerivative
 from ts_adapt.grids import fixed
@@ -83,6 +84,22 @@ def test_predictors_learn_from_what_they_see_when_attached(name: str, kind: Any,
     schedule = LearnedScheduler.from_predictors(predictor, SOLVER, pipe.scheduler.config)
     found = attached(pipe, call, schedule, noise(denoiser))
     assert (found - end.detach()).norm() <= 1e-5 * end.norm()
+
+
+def test_the_derivative_of_two_experts_that_are_alike_is_that_of_one() -> None:
+    pipe, call = family_of("wan")
+    pipe.transformer_2.load_state_dict(pipe.transformer.state_dict())
+    found = []
+    for ratio in (0.5, 0.0):  # of the times the second has the lower half, or none
+        pipe.register_to_config(boundary_ratio=ratio)
+        denoiser = PipelineDenoiser(pipe, {**call, "guidance_scale_2": call["guidance_scale"]})
+        times = torch.tensor([1.0, 0.6, 0.3, 0.0]).double() * denoiser.noise_schedule.t_max
+        times[-1] = denoiser.noise_schedule.t_min
+        times.requires_grad_()
+        end = student(denoiser, times, "slow").square().mean()
+        found.append((end.detach(), *torch.autograd.grad(end, times)))
+    for two, one in zip(*found, strict=True):
+        assert torch.allclose(two, one, rtol=1e-4) and torch.isfinite(one).all()
 
 
 def test_prompts_are_encoded_once(family: Any) -> None:

@@ -23,7 +23,7 @@ mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -143,12 +143,13 @@ class TimeDerivative(Wrapped):
     def _found(self, denoise: Callable[[Tensor], Tensor], told: Tensor) -> dict[nn.Module, Range]:
         """The modules that embed the time, and the range of what each is given between the ends of the times.
 
-        One that is met at one end alone, as an expert for some of the times is, has the range of all.
+        One that is met at one end alone, as that of an expert for some of the times is, has the range of all.
         """
         assert self.network is not None
+        networks = [self.network, *(part for part in self.parts.values() if type(part) is type(self.network))]
         met: list[dict[nn.Module, float]] = []
         for end in (self.noise_schedule.t_min, self.noise_schedule.t_max):
-            with self._uncounted(), torch.no_grad(), _given(self.network) as given:
+            with self._uncounted(), torch.no_grad(), _given(networks) as given:
                 denoise(torch.full_like(told, end))
             met.append(given)
         first, last = met
@@ -250,8 +251,8 @@ class _Smoothed(torch.autograd.Function):
 
 
 @contextmanager
-def _given(network: nn.Module) -> Iterator[dict[nn.Module, float]]:
-    """What the modules that embed times are given first in calls of `network` within the block; the outermost ones."""
+def _given(networks: Sequence[nn.Module]) -> Iterator[dict[nn.Module, float]]:
+    """What the modules that embed times are given first in calls of `networks` within the block; the outermost ones."""
     found: dict[nn.Module, float] = {}
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -262,7 +263,10 @@ def _given(network: nn.Module) -> Iterator[dict[nn.Module, float]]:
             found.setdefault(module, float(args[0].flatten()[0]))  # it may embed other numbers too, afterwards
 
     handles = [
-        module.register_forward_hook(after, with_kwargs=True) for module in network.modules() if module is not network
+        module.register_forward_hook(after, with_kwargs=True)
+        for network in networks
+        for module in network.modules()
+        if module is not network
     ]
     try:
         yield found
