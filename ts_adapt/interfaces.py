@@ -81,6 +81,11 @@ class NoiseSchedule(Protocol):
         return self.t_min
 
     @property
+    def reaches_0(self) -> bool:
+        """Whether sigma is 0 at t_end."""
+        return bool(torch.isinf(self.log_snr(torch.tensor(self.t_end, dtype=torch.float64))))
+
+    @property
     def time_scale(self) -> float:
         """The network's timestep for t = 1: at t it is told time_scale * t."""
         return 1.0

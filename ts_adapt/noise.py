@@ -236,7 +236,7 @@ class OnGrid:
 
     def __init__(self, noise_schedule: NoiseSchedule, times: Tensor) -> None:
         self.noise_schedule, self.t_min, self.t_max = noise_schedule, noise_schedule.t_min, noise_schedule.t_max
-        self.t_end = noise_schedule.t_end
+        self.t_end, self.reaches_0 = noise_schedule.t_end, noise_schedule.reaches_0
         self.time_scale, self.noise_scale, self.time = (
             noise_schedule.time_scale,
             noise_schedule.noise_scale,

@@ -162,8 +162,7 @@ def _ending_in_sigma_0(family: Family) -> Family:
     """The original of a family of N sigmas, to which a 0 is appended."""
 
     def native(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
-        reached = math.isinf(float(noise_schedule.log_snr(torch.tensor(noise_schedule.t_end, dtype=torch.float64))))
-        if not reached:
+        if not noise_schedule.reaches_0:
             return pin_ends(family(noise_schedule, steps), noise_schedule)
         return then(family(noise_schedule, steps - 1), noise_schedule.t_end)
 

@@ -45,7 +45,7 @@ def from_sigmas(given: Sequence[float], noise_schedule: NoiseSchedule, what: str
         raise TsAdaptError(f"{what} holds the sigma {sigmas[-1]:.6g}; sigmas are not negative")
     if math.isinf(high) and sigmas[0] >= CLIPPED_SIGMA * (1 - ROUNDING):
         sigmas[0] = high
-    reached = math.isinf(float(noise_schedule.log_snr(torch.tensor(noise_schedule.t_end, dtype=torch.float64))))
+    reached = noise_schedule.reaches_0
     twice = sigmas[-1] == 0 < low and len(sigmas) > (1 if reached else 2) and sigmas[-2] <= low * (1 + RANGE_TOLERANCE)
     if twice:
         sigmas.pop()
