@@ -3,7 +3,7 @@
     python scripts/pipelines_table.py
 
 Tiny random pipelines of all classes, as the tests make them (tests/diffusers_zoo), are run on a grid that all samples
-share, on one for each, and learned on; half an hour on one core.
+share, on one for each, and learned on; some minutes of one core.
 """
 
 from __future__ import annotations

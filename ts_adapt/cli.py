@@ -96,7 +96,7 @@ def _called(name: str, kind: type[Command], words: Sequence[str]) -> Called:
 
 def _check_fixed(config: Config, line: Line, base: Line) -> None:
     """TsAdaptError for an option that was given another value than the one that the command sets itself."""
-    for option in line.given.keys() & base.given.keys():
+    for option in sorted(line.given.keys() & base.given.keys()):
         wanted, used = reduce(getattr, option.split("."), config), base.given[option]
         if wanted != used:
             raise TsAdaptError(

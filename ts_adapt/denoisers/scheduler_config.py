@@ -151,7 +151,7 @@ def _own(config: Mapping[str, Any], name: str | None = None) -> tuple[dict[str, 
 
 
 def _refuse_unfollowed(config: Mapping[str, Any], name: str, neutral: Mapping[str, Any]) -> None:
-    for key in config.keys() & neutral.keys() - NOISE_DEFAULTS.keys() - REPLACED:
+    for key in sorted(config.keys() & neutral.keys() - NOISE_DEFAULTS.keys() - REPLACED):
         if config[key] != neutral[key]:
             raise TsAdaptError(
                 f"{name} has {key} = {config[key]!r}, which cannot be followed: it would change the noise, the time "
