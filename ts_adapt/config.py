@@ -36,7 +36,7 @@ DERIVATIVE = ["derivative", "derivative_width"]
 class TeacherOptions:
     """The fine solve that schedules are learned from. Test noises are never used in learning."""
 
-    solver: str = "unipc-3"
+    solver: str = "unipc-2"
     grid: str = "log_snr"
     """A fixed grid's name."""
     nfe: Evaluations = 40

@@ -21,6 +21,7 @@ from ts_adapt.evaluation.report import Panel, write_report
 from ts_adapt.evaluation.tables import LEGEND, as_text, cost_tables, frechet_name, group_tables, once, plain, written
 from ts_adapt.evaluation.worth import worth_tables
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.jobs import converged
 from ts_adapt.jobs.matched_images import distribution_said
 from ts_adapt.jobs.runs import comparing, generate, planned, skipped, teacher_features
 from ts_adapt.jobs.session import Session
@@ -160,6 +161,7 @@ def _notes(session: Session, facts: Mapping[str, Any]) -> tuple[str, str]:
         f"Fixed, optimised and learned schedules from the same unseen noises. Model {config.model.name}; teacher "
         f"{config.teacher.solver} with {config.teacher.nfe} evaluations; distance to it: {session.distance}."
     )
+    compared += f" {said}" if (said := converged.said(session)) else ""
     for what, weight in (("Static grids", config.static.distribution), ("Predictors", config.train.distribution)):
         compared += "".join(f" {what}: {line}." for line in distribution_said(session, weight))
     if not counts:

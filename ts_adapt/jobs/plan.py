@@ -16,6 +16,7 @@ from ts_adapt.assembly import steps_of
 from ts_adapt.config import Config
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.jobs import converged
 from ts_adapt.jobs.labels import label_options
 from ts_adapt.jobs.search import shared_solves
 from ts_adapt.jobs.session import Session, stays
@@ -35,13 +36,14 @@ FIXED = 8
 
 
 def of_teacher(session: Session) -> Work:
-    """The samples that the teacher has not yet made."""
+    """The samples that the teacher has not yet made, and those by which it is checked."""
     options, missing = session.config.teacher, 0
     for split, wanted in (("train", options.train_samples), ("test", options.test_samples)):
         folder = session.workspace.teacher(split)
         made = len(TeacherStore.open(folder).indices) if (folder / MANIFEST).exists() else 0
         missing += max(0, wanted - made)
-    return Work(plain=missing * options.nfe)
+    checking = Work() if converged.of_teacher(session) else converged.work(session)
+    return Work(plain=missing * options.nfe) + checking
 
 
 def of_result(session: Session, name: Name, split: str = "test", *, redo: bool = False) -> Work:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ts_adapt import distributed
+from ts_adapt.jobs.converged import check_teacher
 from ts_adapt.jobs.session import Session
 from ts_adapt.search.work import Work
 from ts_adapt.teacher.generate import generate
@@ -13,7 +14,8 @@ from ts_adapt.teacher.store import TeacherStore
 
 
 def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_png: bool = False) -> None:
-    """Generate the teacher's end points for each split; finished shards are kept."""
+    """Generate the teacher's end points for each split, and say how near to converged those of learning are; finished
+    shards are kept."""
     session.check()
     options = session.config.teacher
     solver, grid = session.solver(options.solver), session.teacher_grid()
@@ -28,6 +30,8 @@ def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_p
             announce=partial(_announce, session, split),
         )  # fmt: skip
         print(f"teacher, {split}: {samples} samples in {store.folder}")
+        if split == "train":
+            distributed.first(partial(check_teacher, session))
 
 
 def _announce(session: Session, split: str, samples: int) -> None:

@@ -2,6 +2,7 @@
 
     data_root/<name>/
         teacher/<split>/                          manifest.json, shard-00000.safetensors, receipts, images/000000.png
+        teacher/train/convergence.json            how far finer solves of a few samples are
         static/unipc-3-nfe5.json                  a grid for all samples; of static+shift, blackbox, dmn, ... likewise
         static/unipc-3-nfe5.journal               of its search, while that is under way
         blackbox/optuna.db                        trials
@@ -39,6 +40,7 @@ SCHEDULER_CONFIG = "scheduler_config.json"
 """What diffusers calls the file that is in the folder of every scheduler."""
 LOCK = ".lock"
 MANIFEST, LABELS, REDONE = "manifest.json", "labels.json", "redone.json"
+CONVERGENCE = "convergence.json"
 LAYERS_TABLE, LAYERS_REPORT, LAYERS_PICTURE = "layers.csv", "layers.json", "layers.png"
 RESULTS, RESULTS_TABLE, RESULTS_TEXT, REPORT = "results.json", "results.csv", "results.md", "report.html"
 FOLDERS, FOLDERS_TABLE = "images.json", "images.csv"

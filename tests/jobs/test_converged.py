@@ -1,0 +1,54 @@
+"""The teacher is compared with its own solve of twice the evaluations before anything is learned from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from small_job import Job
+from ts_adapt import build_grid, build_solver, integrate
+from ts_adapt.assembly import ANALYTIC
+from ts_adapt.storage.files import read_json
+from ts_adapt.teacher.store import TeacherStore
+
+
+def kept(job: Job) -> Path:
+    return job.data / "teacher/train/convergence.json"
+
+
+def test_what_is_kept_is_the_distance_to_the_solve_with_twice_the_evaluations(tmp_path: Path) -> None:
+    job = Job.begun(tmp_path)
+    assert job.run("teach") == 0
+    found = read_json(kept(job))
+    denoiser = ANALYTIC["gaussian-mixture"]()
+    data = TeacherStore.open(job.data / "teacher/train").load(range(len(found["moved"])))
+    for key, evaluations in (("moved", 24), ("missed", 3)):
+        grid = build_grid("log_snr", denoiser.noise_schedule, evaluations)
+        x = integrate(denoiser, build_solver("unipc-2", denoiser.noise_schedule), grid, data["x_T"]).x
+        expected = (x - data["target"]).square().flatten(1).mean(1)
+        torch.testing.assert_close(torch.tensor(found[key]), expected, rtol=1e-4, atol=1e-12)
+
+
+def test_a_coarse_teacher_is_warned_of_each_time_and_a_fine_one_never(tmp_path: Path, capsys: Any) -> None:
+    job = Job.begun(tmp_path)
+    for nfe, warned in (("4", True), ("4", True), ("40", False)):
+        assert job.run("teach", "--teacher.nfe", nfe, "--name", f"of{nfe}") == 0
+        assert ("warning" in capsys.readouterr().err) == warned
+
+
+def test_it_is_measured_once_for_a_teacher_and_a_distance(tmp_path: Path) -> None:
+    job = Job.begun(tmp_path)
+    assert job.run("teach") == 0
+    first = kept(job).stat().st_mtime_ns
+    assert job.run("teach", "--teacher.train_samples", "48") == 0
+    assert kept(job).stat().st_mtime_ns == first
+    assert job.run("teach", "--distance", "l1") == 0
+    assert read_json(kept(job))["distance"] == "l1"
+
+
+def test_a_teacher_that_draws_noise_has_no_limit_of_its_own(tmp_path: Path) -> None:
+    job = Job.begun(tmp_path)
+    assert job.run("teach", "--teacher.solver", "ddpm") == 0
+    assert not kept(job).exists()

@@ -1,0 +1,100 @@
+"""How near the teacher is to what it approximates: its own solve, with twice as many evaluations, of a few samples.
+
+    moved_b    distance(teacher_b, the same solver on the same grid with twice the evaluations)
+    missed_b   distance(teacher_b, the first of the config's solvers on that grid, with the most of its `nfe`)
+
+What is learned is learned from the teacher's errors too: where `moved` is no small share of `missed`, it says so.
+Solves that draw noise have no limit of their own and are left out.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+
+from ts_adapt.jobs.session import Session
+from ts_adapt.schedules.resolve import build_grid
+from ts_adapt.search.work import Work
+from ts_adapt.storage.files import read_json, write_json
+from ts_adapt.storage.layout import CONVERGENCE
+from ts_adapt.teacher.store import TeacherStore
+
+FEW, SHARE = range(4, 17), 32
+"""How many samples are solved once more: one of so many, from 4 to 16."""
+ENOUGH = 0.05
+"""The share of what a fixed grid misses above which the teacher is said to be too coarse."""
+KEPT = {"teacher": str, "distance": str, "student": str, "moved": list, "missed": list}
+
+
+def work(session: Session) -> Work:
+    """What measuring it takes."""
+    return Work(_count(session) * (2 * session.config.teacher.nfe + max(session.config.nfe)))
+
+
+def check_teacher(session: Session) -> None:
+    """Measure it on the first training samples, keep it beside them, and say it; what is kept already stays."""
+    options = session.config.teacher
+    if session.solver(options.solver).needs_noise:
+        return
+    found = of_teacher(session) or _measured(session)
+    print(said(session))
+    share = sum(found["moved"]) / max(sum(found["missed"]), 1e-30)
+    if not share <= ENOUGH:
+        print(
+            f"ts-adapt: warning: that is {100 * share:.0f} % of what {found['student']} miss, and schedules would "
+            f"learn the teacher's errors; give --teacher.nfe {2 * options.nfe}, or another --teacher.solver (unipc-2, "
+            "dpmpp-2m) or --teacher.grid (log_snr, linear), and another `name`",
+            file=sys.stderr,
+        )
+
+
+def _measured(session: Session) -> dict[str, Any]:
+    config, options = session.config, session.config.teacher
+    store, batch = session.teacher("train", _count(session))
+    student, nfe = config.solvers[0], max(config.nfe)
+    few = build_grid(options.grid, session.noise_schedule, session.steps(student, nfe))
+    session.announce("how near the teacher is to converged", work(session))
+    found = {
+        "teacher": store.hash,
+        "distance": session.distance,
+        "student": f"{nfe} evaluations of {student} on the grid {options.grid}",
+    }
+    for key, solver, grid in (
+        ("moved", options.solver, session.teacher_grid(2 * options.nfe)),
+        ("missed", student, few),
+    ):
+        found[key] = session.objective(session.solver(solver)).measure(grid, batch, options.batch_size).tolist()
+    write_json(session.workspace.teacher("train") / CONVERGENCE, found)
+    return found
+
+
+def _count(session: Session) -> int:
+    wanted = session.config.teacher.train_samples
+    return min(wanted, sorted((FEW[0], wanted // SHARE, FEW[-1]))[1])
+
+
+def of_teacher(session: Session) -> dict[str, Any] | None:
+    """What was measured of the teacher that there is, in the config's distance; None where nothing was."""
+    folder = session.workspace.teacher("train")
+    if not (folder / CONVERGENCE).exists():
+        return None
+    found: dict[str, Any] = read_json(folder / CONVERGENCE, KEPT)
+    for key in ("moved", "missed"):
+        found[key] = [math.inf if value is None else float(value) for value in found[key]]
+    now = {"teacher": TeacherStore.open(folder).hash, "distance": session.distance}
+    return found if now.items() <= found.items() else None
+
+
+def said(session: Session) -> str:
+    """One sentence on it; empty where nothing was measured."""
+    found = of_teacher(session)
+    if found is None:
+        return ""
+    moved = torch.tensor(found["moved"])
+    return (
+        f"With {2 * session.config.teacher.nfe} evaluations the teacher's samples move by {float(moved.mean()):.2g} "
+        f"(median {float(moved.median()):.2g}, {len(moved)} training samples)."
+    )
