@@ -22,8 +22,8 @@ from ts_adapt.storage.files import read_json, write_json
 from ts_adapt.storage.layout import CONVERGENCE
 from ts_adapt.teacher.store import TeacherStore
 
-FEW, SHARE = range(4, 17), 32
-"""How many samples are solved once more: one of so many, from 4 to 16."""
+FEW = 16
+"""Samples that are solved once more."""
 ENOUGH = 0.05
 """The share of what a fixed grid misses above which the teacher is said to be too coarse."""
 KEPT = {"teacher": str, "distance": str, "student": str, "moved": list, "missed": list}
@@ -31,7 +31,9 @@ KEPT = {"teacher": str, "distance": str, "student": str, "moved": list, "missed"
 
 def work(session: Session) -> Work:
     """What measuring it takes."""
-    return Work(_count(session) * (2 * session.config.teacher.nfe + max(session.config.nfe)))
+    return Work(
+        min(FEW, session.config.teacher.train_samples) * (2 * session.config.teacher.nfe + max(session.config.nfe))
+    )
 
 
 def check_teacher(session: Session) -> None:
@@ -53,7 +55,7 @@ def check_teacher(session: Session) -> None:
 
 def _measured(session: Session) -> dict[str, Any]:
     config, options = session.config, session.config.teacher
-    store, batch = session.teacher("train", _count(session))
+    store, batch = session.teacher("train", min(FEW, options.train_samples))
     student, nfe = config.solvers[0], max(config.nfe)
     few = build_grid(options.grid, session.noise_schedule, session.steps(student, nfe))
     session.announce("how near the teacher is to converged", work(session))
@@ -69,11 +71,6 @@ def _measured(session: Session) -> dict[str, Any]:
         found[key] = session.objective(session.solver(solver)).measure(grid, batch, options.batch_size).tolist()
     write_json(session.workspace.teacher("train") / CONVERGENCE, found)
     return found
-
-
-def _count(session: Session) -> int:
-    wanted = session.config.teacher.train_samples
-    return min(wanted, sorted((FEW[0], wanted // SHARE, FEW[-1]))[1])
 
 
 def of_teacher(session: Session) -> dict[str, Any] | None:
