@@ -21,7 +21,6 @@ from typing import Any
 
 from workload import Experiment, last_line  # isort: skip  (first: it loads ts_adapt)
 import ts_adapt
-from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.recursive import Recursive
@@ -48,7 +47,7 @@ VARIANTS: dict[str, Variant] = {
     "recursive, times and scale": Variant(corrections=("scale",)),
     "recursive, times and coefficients": Variant(corrections=("coefficients",)),
     "recursive, all": Variant(),
-    "recursive, all and history": Variant(corrections=tuple(CORRECTIONS)),
+    "recursive, all and history": Variant(corrections=(*TrainOptions().corrections, "history")),
     "recursive, start": Variant(corrections=("start",)),
     "recursive, all and start": Variant(corrections=(*TrainOptions().corrections, "start")),
     "one-shot, all and start": Variant(OneShot, (*TrainOptions().corrections, "start")),

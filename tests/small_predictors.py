@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ts_adapt.grids import fixed
+from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.predictor import Predictor
@@ -16,6 +17,8 @@ from ts_adapt.predictors.recursive import Recursive
 
 KINDS = [OneShot, Recursive]
 STEPS = 4
+UNGUIDED = [name for name in CORRECTIONS if name != "guidance"]
+"""The corrections of a denoiser that nothing guides."""
 
 
 def build(

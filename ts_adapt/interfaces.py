@@ -126,6 +126,7 @@ class Denoiser(Protocol):
     loop            runs a whole solve, in place of the loop of `sampling.integrate`; None: it has no loop of its own
     parts           other modules that a solve depends on, by name
     alone           whether it takes one sample at a time: `sampling.integrate` solves for one after the other
+    guides          whether a call takes `guidance_factor` `()` or `(B,)` too, which multiplies its guidance scale
     numbered        what identifies the list that each sample takes one thing of, by the `number` in its condition, such
                     as pictures to start from, or what is drawn for it; None: a condition has no number
     """
@@ -144,6 +145,7 @@ class Denoiser(Protocol):
     parts: Mapping[str, nn.Module] = MappingProxyType({})
     numbered: str | None = None
     alone: bool = False
+    guides: bool = False
 
     def __call__(
         self,
@@ -203,6 +205,7 @@ MODEL_TIMES = Field("model_times", "model_time")
 OUTPUT_SCALE = Field("output_scale", "output_scale")
 COEFFICIENTS = Field("coefficients", "coefficients", dims=1, ends=True)
 HISTORY = Field("history", "history", dims=1, ends=True)
+GUIDANCE = Field("guidance", "guidance_factor")
 START = Field("start", "start", dims=3, ends=True)
 """In no grid: the change of x_T, of its shape, that the first step begins with once the network has seen x_T."""
 

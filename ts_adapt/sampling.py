@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from ts_adapt.interfaces import (
+    GUIDANCE,
     HISTORY,
     START,
     ByRows,
@@ -287,6 +288,14 @@ def _moved(x_T: Tensor, start: Tensor) -> Tensor:
 
 
 def _evaluate(denoiser: Denoiser, x: Tensor, node: Node, condition: dict[str, Any], checkpoint: bool) -> Tensor:
+    if GUIDANCE in node.held:
+        if not denoiser.guides:
+            raise TsAdaptError(
+                "the schedule changes the guidance of each step, and nothing guides this denoiser; give one in Guided "
+                "(option guidance), or a schedule that was learned without guidance"
+            )
+        condition = condition | {GUIDANCE.at: node.held[GUIDANCE]}
+
     def call(x: Tensor, t: Tensor, model_time: Tensor | None, output_scale: Tensor | None) -> Tensor:
         return denoiser(x, t, model_time=model_time, output_scale=output_scale, **condition)
 

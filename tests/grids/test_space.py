@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ts_adapt.grids.corrections import CORRECTIONS, SCALE_BOUND
+from ts_adapt.grids.corrections import CORRECTIONS, GUIDANCE_BOUND, SCALE_BOUND
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import HISTORY, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import GUIDANCE, HISTORY, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.numerics import validate_grid
 
@@ -46,10 +46,11 @@ def test_numbers_are_the_inverse_of_grid(noise_schedule, corrections, shape):
 def test_zeros_behind_the_logits_are_no_corrections(noise_schedule):
     here = space(noise_schedule)
     z = here.numbers(TimeGrid(make("log_snr", noise_schedule, STEPS)))
-    assert z.shape == (here.size,) == (STEPS * (6 + STEPS + 1),)
+    assert z.shape == (here.size,) == (STEPS * (7 + STEPS + 1),)
     grid = here.grid(z)
     assert torch.equal(grid.model_times, grid.times[:-1])
-    assert torch.equal(grid.output_scale, torch.ones(STEPS, dtype=torch.float64))
+    for factors in (grid.output_scale, grid.held[GUIDANCE]):
+        assert torch.equal(factors, torch.ones(STEPS, dtype=torch.float64))
     assert not bool(grid.coefficients.any()) and not bool(grid.held[HISTORY].any())
 
 
@@ -59,7 +60,8 @@ def test_corrections_stay_in_their_bounds_whatever_the_numbers(noise_schedule, v
     grid = here.grid(torch.cat([torch.zeros(STEPS), torch.full((here.size - STEPS,), value)]).double())
     assert grid.model_times[0] == grid.times[0]
     assert bool((grid.model_times[1:] < grid.times[:-2]).all()) and bool((grid.model_times[1:] > grid.times[2:]).all())
-    assert bool(((grid.output_scale - 1).abs() <= SCALE_BOUND).all())
+    for factors, bound in ((grid.output_scale, SCALE_BOUND), (grid.held[GUIDANCE], GUIDANCE_BOUND)):
+        assert bool(((factors - 1).abs() <= bound).all())
 
 
 def test_the_grid_is_differentiable_in_its_numbers():
@@ -89,5 +91,5 @@ def test_what_does_not_fit_is_refused(noise_schedule):
             space(noise_schedule, corrections).numbers(grid)
     with pytest.raises(TsAdaptError, match="did you mean 'shift'"):
         space(noise_schedule, ("shft",))
-    with pytest.raises(TsAdaptError, match=r"expected \(..., 60\)"):
+    with pytest.raises(TsAdaptError, match=r"expected \(..., 65\)"):
         space(noise_schedule).grid(torch.zeros(4))

@@ -29,6 +29,7 @@ from ts_adapt.cli import main
         (["search", "--nfe", "[100000]"], "at most 10000"),
         (["search", "--method", "per-sample", "--split", "foo"], "known: train, test"),
         (["search", "--guidance", "2"], "leave guidance at 1"),
+        (["search", "--static.corrections", "guidance"], "nothing guides the model"),
         (["search", "--model.prediction", "foo"], "leave it out"),
         (["sample", "--out", "/proc/x"], "/proc/x"),
         (["sample", "--out", "/dev/full"], "/dev/full"),

@@ -46,9 +46,10 @@ def close(x: Tensor, y: Tensor, tolerance: float = 3e-6) -> bool:
     return bool((x - y).norm() <= tolerance * y.norm())
 
 
-def own_grids(denoiser: Denoiser) -> tuple[Tensor, GridSpace]:
-    """Numbers of a grid of its own, with every correction, for each sample."""
-    space = GridSpace(denoiser.noise_schedule, STEPS, ["shift", "scale", "coefficients"], 2)
+def own_grids(denoiser: Denoiser, guided: bool) -> tuple[Tensor, GridSpace]:
+    """Numbers of a grid of its own, with corrections of every kind, for each sample."""
+    corrections = ["shift", "scale", "coefficients", *(["guidance"] if guided else [])]
+    space = GridSpace(denoiser.noise_schedule, STEPS, corrections, 2)
     z = space.numbers(TimeGrid(fixed.make("karras", denoiser.noise_schedule, STEPS)))
     spread = torch.randn(ROWS, len(z), generator=torch.Generator().manual_seed(2), dtype=z.dtype)
     return (z + 0.1 * spread).requires_grad_(), space
@@ -62,6 +63,7 @@ def test_a_single_evaluation_is_that_of_the_direct_way(pair: Pair) -> None:
         {"t": torch.tensor(437.25).double()},
         {"t": t},
         {"t": t, "model_time": t + 3, "output_scale": scale},
+        {"t": t, **({"guidance_factor": scale} if direct.guides else {})},
     ):
         before = through.evaluations
         found = through(x, **given, **own)
@@ -95,7 +97,7 @@ def test_a_solve_meets_the_same_states(solver: str, pair: Pair) -> None:
 def test_gradients_are_those_of_the_direct_way(way: str, checkpoint: bool, pair: Pair) -> None:
     ends, gradients, count = [], [], pair[2].evaluations
     for denoiser, condition in (pair[:2], pair[2:]):
-        z, space = own_grids(denoiser)
+        z, space = own_grids(denoiser, pair[0].guides)
         taken, x = TimeDerivative(denoiser, way), noise(denoiser).requires_grad_()
         solver = build_solver("unipc-2", denoiser.noise_schedule)
         end = integrate(taken, solver, space.grid(z), x, condition=condition, checkpoint=checkpoint).x

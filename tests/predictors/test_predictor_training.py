@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from small_predictors import KINDS, STEPS, build
+from small_predictors import KINDS, STEPS, UNGUIDED, build
 from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
 from ts_adapt.distances import l2
 from ts_adapt.grids import fixed
-from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import RectifiedFlow
 from ts_adapt.predictors.diagnosis import predicted
@@ -36,7 +35,7 @@ def labelled(problem):
     return Labelled(batch, labels.grid, labels.distance)
 
 
-@pytest.mark.parametrize("corrections", [(), CORRECTIONS], ids=["times", "all"])
+@pytest.mark.parametrize("corrections", [(), UNGUIDED], ids=["times", "all"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_through_the_solver_lowers_the_distance_on_unseen_samples(kind, corrections, problem, tmp_path):
     objective, batch = problem
@@ -82,7 +81,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(kind, calls, problem, l
     options = TrainOptions(loss="both", epochs=4, label_epochs=4, validate_every=1, batch_size=12)
 
     def run(folder, objective):
-        predictor = build(kind, objective.denoiser.noise_schedule, corrections=CORRECTIONS)
+        predictor = build(kind, objective.denoiser.noise_schedule, corrections=UNGUIDED)
         result = train_predictor(
             predictor, objective, train, validation, options, tmp_path / folder, labels={STEPS: labelled},
             checkpoint=tmp_path / folder / "training.safetensors", progress=False,
@@ -256,6 +255,6 @@ def test_regression_has_finite_gradients_where_log_snr_is_infinite():
 def test_stochastic_solvers_can_be_trained_for(kind, problem, tmp_path):
     objective, batch = problem
     noisy = Objective(objective.denoiser, DDIM(objective.denoiser.noise_schedule, eta=1.0), objective.distance)
-    predictor = build(kind, noisy.denoiser.noise_schedule, order=1, corrections=CORRECTIONS)
+    predictor = build(kind, noisy.denoiser.noise_schedule, order=1, corrections=UNGUIDED)
     options = TrainOptions(epochs=1)
     assert train_predictor(predictor, noisy, batch, batch, options, tmp_path, progress=False).epochs == 1

@@ -7,9 +7,8 @@ import json
 import pytest
 import torch
 
-from small_predictors import KINDS, STEPS, build
+from small_predictors import KINDS, STEPS, UNGUIDED, build
 from ts_adapt.grids import fixed
-from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.interfaces import HISTORY, Node, TsAdaptError
 from ts_adapt.predictors.diagnosis import predicted
@@ -20,7 +19,7 @@ from ts_adapt.predictors.store import load_predictor, save_predictor
 from ts_adapt.storage.files import write_tensors
 
 
-@pytest.mark.parametrize("corrections", [(), CORRECTIONS], ids=["times", "all"])
+@pytest.mark.parametrize("corrections", [(), UNGUIDED], ids=["times", "all"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_untrained_predictor_is_the_static_grid(kind, corrections, problem):
     objective, batch = problem
@@ -35,7 +34,7 @@ def test_untrained_predictor_is_the_static_grid(kind, corrections, problem):
     )
 
 
-@pytest.mark.parametrize("corrections", [(), CORRECTIONS], ids=["times", "all"])
+@pytest.mark.parametrize("corrections", [(), UNGUIDED], ids=["times", "all"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_predicted_grids_are_valid_for_any_weights(kind, corrections, problem):
     objective, batch = problem
@@ -63,7 +62,7 @@ def test_times_that_do_not_fall_are_named(problem, monkeypatch):
 def test_corrections_that_overflow_are_named(kind, problem):
     """Weights near the largest float are finite; what they add up to is not."""
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, corrections=CORRECTIONS)
+    predictor = build(kind, objective.denoiser.noise_schedule, corrections=UNGUIDED)
     with torch.no_grad():
         predictor.encoder.bias.fill_(3e38)
     with pytest.raises(TsAdaptError, match="NaN or infinite"):
@@ -73,7 +72,7 @@ def test_corrections_that_overflow_are_named(kind, problem):
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_of_samples_equals_single_samples(kind, problem):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, corrections=CORRECTIONS)
+    predictor = build(kind, objective.denoiser.noise_schedule, corrections=UNGUIDED)
     with torch.no_grad():
         predictor.encoder.weight.normal_(0, 0.3)
     five = batch.rows(slice(0, 5))
@@ -82,7 +81,7 @@ def test_batch_of_samples_equals_single_samples(kind, problem):
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize("correction", UNGUIDED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_correction_moves_the_samples_and_alone(kind, correction, problem):
     """Numbers behind the time's change what they are for, and nothing else."""
@@ -103,7 +102,7 @@ def test_each_correction_moves_the_samples_and_alone(kind, correction, problem):
         "coefficients": all(node.coefficients is not None and bool((node.coefficients > 0).all()) for node in nodes),
         "history": all(HISTORY in node.held and bool((node.held[HISTORY] > 0).all()) for node in nodes),
     }
-    assert has == {name: name == correction for name in CORRECTIONS}
+    assert has == {name: name == correction for name in UNGUIDED}
     assert (last.coefficients is None) == (correction != "coefficients")
     torch.testing.assert_close(predicted(predictor, objective, batch).times[0], predictor.static_times)
     assert not torch.allclose(
@@ -160,7 +159,7 @@ def test_conditions_reach_the_grid(kind, problem):
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip_on_disk(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, corrections=CORRECTIONS)
+    predictor = build(kind, objective.denoiser.noise_schedule, corrections=UNGUIDED)
     with torch.no_grad():
         predictor.encoder.weight.normal_(0, 0.2)
     save_predictor(tmp_path, predictor, {"solver": "unipc-3"})

@@ -8,9 +8,8 @@ from collections import Counter
 import pytest
 import torch
 
-from small_predictors import KINDS, build
+from small_predictors import KINDS, UNGUIDED, build
 from ts_adapt.grids import fixed
-from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.predictors.diagnosis import predicted, spread
 from ts_adapt.predictors.losses import Labelled
@@ -45,8 +44,8 @@ def test_every_number_of_steps_has_places_of_its_own(kind, mixture):
 def test_alone_or_among_others_a_number_of_steps_has_the_same_grids(kind, problem):
     """A predictor for one N is the case of one N: with its weights at that N's places the grids are the same."""
     objective, batch = problem
-    among = randomised(build(kind, objective.denoiser.noise_schedule, (2, 3, 4), corrections=CORRECTIONS))
-    alone = build(kind, objective.denoiser.noise_schedule, (3,), corrections=CORRECTIONS)
+    among = randomised(build(kind, objective.denoiser.noise_schedule, (2, 3, 4), corrections=UNGUIDED))
+    alone = build(kind, objective.denoiser.noise_schedule, (3,), corrections=UNGUIDED)
     weights, places = among.state_dict(), among.places(3)
     outputs = alone.encoder.bias.shape[1]
     for key, value in alone.state_dict().items():
@@ -92,7 +91,7 @@ def test_an_epoch_has_every_sample_once_for_every_number_of_steps_in_turn():
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_network_learns_every_number_of_steps(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=CORRECTIONS)
+    predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=UNGUIDED)
     train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
     options = TrainOptions(epochs=10, lr=4e-3, batch_size=8)
     result = train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
@@ -148,7 +147,7 @@ def test_a_number_of_steps_that_gains_nothing_for_sure_stays_static_and_the_othe
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_numbers_of_steps_come_back_from_disk(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = randomised(build(kind, objective.denoiser.noise_schedule, SERVED, corrections=CORRECTIONS))
+    predictor = randomised(build(kind, objective.denoiser.noise_schedule, SERVED, corrections=UNGUIDED))
     save_predictor(tmp_path, predictor, {"solver": "unipc-3", "nfe": [2, 4]})
     loaded, config = load_predictor(tmp_path, objective.denoiser.noise_schedule)
     assert nfes_of(config) == [2, 4] and loaded.learned == SERVED
@@ -170,14 +169,14 @@ def test_several_numbers_of_steps_come_back_from_disk(kind, problem, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_spread_tells_a_static_grid_from_one_for_each_sample(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=CORRECTIONS)
+    predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=UNGUIDED)
 
     def found(steps):
         return spread(predicted(predictor, objective, batch, steps), objective)
 
     with torch.no_grad():
         predictor.encoder.bias.fill_(0.03)
-    assert found(4).keys() == {"times", *CORRECTIONS}
+    assert found(4).keys() == {"times", *UNGUIDED}
     assert all(value < 1e-6 for value in found(4).values())
     randomised(predictor)
     assert all(value > 1e-3 for value in found(4).values())
@@ -189,10 +188,10 @@ def test_what_is_predicted_is_logged_for_every_number_of_steps(problem, tmp_path
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     objective, batch = problem
-    predictor = build(Recursive, objective.denoiser.noise_schedule, SERVED, corrections=CORRECTIONS)
+    predictor = build(Recursive, objective.denoiser.noise_schedule, SERVED, corrections=UNGUIDED)
     train_predictor(predictor, objective, batch, batch, TrainOptions(epochs=1), tmp_path, progress=False)
     events = EventAccumulator(str(next(tmp_path.rglob("events*")).parent))
     events.Reload()
-    wanted = {"distance", *(f"spread/{what}" for what in ("times", *CORRECTIONS))}
+    wanted = {"distance", *(f"spread/{what}" for what in ("times", *UNGUIDED))}
     assert {f"validation/{what}/{steps}-steps" for what in wanted for steps in SERVED} <= set(events.Tags()["scalars"])
     assert events.Scalars("validation/relative")

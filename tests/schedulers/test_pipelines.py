@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from pipeline_cases import (
 )  # fmt: skip
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.scheduler_config import noise_of
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import GUIDANCE, TimeGrid, TsAdaptError
 from ts_adapt.sampling import integrate
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
@@ -188,6 +189,41 @@ def test_predicted_corrections(name: str, kind: str, pipes: Any, tiny: Any) -> N
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def steered(times: Tensor, own: bool) -> TimeGrid:
+    """A grid, or one for each sample, with factors on the guidance of every step."""
+    factors = torch.tensor([0.5, 1.4, 0.8, 1.1]).double()
+    if not own:
+        return TimeGrid.of(times, {GUIDANCE: factors})
+    return TimeGrid.of(rows_of(times), {GUIDANCE: torch.stack([factors, factors.flip(0), 1.2 * factors])})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("name", ["dit", "sd", "sdxl", "sd3"])
+def test_factors_on_the_guidance(name: str, own: bool, pipes: Any, tiny: Any, tmp_path: Path) -> None:
+    pipe, case = pipes(name), CASES[name]
+    grid = steered(tiny.static_times(noise_of(pipe.scheduler.config)[0]), own)
+    LearnedScheduler.from_grid(grid, "unipc-3", pipe.scheduler.config).save_pretrained(tmp_path)
+    schedule = LearnedScheduler.from_pretrained(tmp_path)
+    expected = our_own(pipe, case, schedule, ROWS)
+    attach(pipe, schedule)
+    found = case.call(pipe, ROWS)
+    with pytest.raises(TsAdaptError, match="takes a pipeline guided by two answers"):
+        case.call(pipe, ROWS, guidance_scale=1.0)
+    detach(pipe)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_guidance_that_is_rescaled_has_no_factor(pipes: Any, tiny: Any) -> None:
+    pipe = pipes("sd")
+    grid = steered(tiny.static_times(noise_of(pipe.scheduler.config)[0]), own=False)
+    attach(pipe, LearnedScheduler.from_grid(grid, "unipc-3", pipe.scheduler.config))
+    with pytest.raises(TsAdaptError, match="takes a pipeline guided by two answers"):
+        CASES["sd"].call(pipe, ROWS, guidance_rescale=0.7)
+    detach(pipe)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["static", "recursive"])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
@@ -224,10 +260,14 @@ def test_img2img_refuses_what_starts_from_pure_noise(pipes: Any, tiny: Any) -> N
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "steered"])
 def test_flux_with_true_guidance_calls_the_network_twice_a_step(kind: str, pipes: Any, tiny: Any) -> None:
     pipe = pipes("flux")
-    schedule = made(tiny, pipe, kind, "flux")
+    if kind == "steered":
+        grid = steered(tiny.static_times(noise_of(pipe.scheduler.config)[0]), own=True)
+        schedule = LearnedScheduler.from_grid(grid, "unipc-3", pipe.scheduler.config)
+    else:
+        schedule = made(tiny, pipe, kind, "flux")
     negative = {
         "negative_prompt_embeds": torch.zeros(len(ROWS), TOKENS, WIDTH),
         "negative_pooled_prompt_embeds": torch.zeros(len(ROWS), 6),

@@ -34,6 +34,7 @@ class Guided(Wrapped):
     """
 
     clip_x0: bool = False
+    guides = True
     loop = None
     """That of the denoiser inside would not be guided."""
 
@@ -67,10 +68,16 @@ class Guided(Wrapped):
         model_time: Tensor | None = None,
         output_scale: Tensor | None = None,
         guidance_scale: float | Tensor | None = None,
+        guidance_factor: Tensor | None = None,
         **condition: Any,
     ) -> Tensor:
-        """The guided x0 `(B, ...)`; `guidance_scale`, a number or `(B,)`, takes the place of `scale`."""
+        """The guided x0 `(B, ...)`.
+
+        `guidance_scale`, a number or `(B,)`, takes the place of `scale`; `guidance_factor`, `()` or `(B,)`, multiplies
+        either.
+        """
         weight = self.scale if guidance_scale is None else guidance_scale
+        weight = weight if guidance_factor is None else guidance_factor * weight
         missing = [name for name in self.unconditional if condition.get(name) is None]
         if missing:
             raise TsAdaptError(f"guidance needs the condition {', '.join(missing)} of each sample; the call has none")

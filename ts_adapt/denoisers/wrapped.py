@@ -32,6 +32,7 @@ class Wrapped(Denoiser):
     parts: Mapping[str, nn.Module] = _inner("parts")
     numbered: str | None = _inner("numbered")
     alone: bool = _inner("alone")
+    guides: bool = _inner("guides")
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser

@@ -4,10 +4,12 @@
     scale         output_scale  s_i = 1 + b tanh(o_i / b)
     coefficients  coefficients  c_ik, as they are
     history       history       b_i, a_i0, a_i1, .., as they are
+    guidance      guidance      w_i = w (1 + b tanh(g_i / b))
 
 The model times are LD3's decoupled set (Tong et al. 2025) and INDIS's shift, the output scale is INDIS's (2026), the
 coefficients are additive corrections to a multistep solver of order K, the history GS's (2025) to all that a solve has
-met, whatever the order (`solvers.history`). Zeros are no corrections.
+met, whatever the order (`solvers.history`); of a guided denoiser with the scale w the guidance is a factor on it, with
+a bound b of its own. Zeros are no corrections.
 
 A row says where its correction is kept in a grid (`interfaces.Field`) and how unconstrained numbers z become it;
 searches, predictors, labels, files and names ask the table. Whoever uses a correction, a denoiser or a solver, takes it
@@ -26,6 +28,7 @@ from torch import Tensor
 from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.interfaces import (
     COEFFICIENTS,
+    GUIDANCE,
     HISTORY,
     MODEL_TIMES,
     OUTPUT_SCALE,
@@ -39,12 +42,13 @@ from ts_adapt.options import OneOf
 
 WIN_RATE = 0.5
 """w: the share of the smaller neighbouring gap that a model time may move (LD3)."""
-SCALE_BOUND = 0.2
-"""b: how far an output scale may be from 1."""
+SCALE_BOUND, GUIDANCE_BOUND = 0.2, 0.9
+"""b: how far an output scale, or a factor on the guidance, may be from 1."""
 INSIDE = 1 - 1e-6
 """How near to its bound a correction still has a finite z."""
 SMALL_UNIT = 0.2
 """Of output scales, coefficients and weights: 1 in them moves the solve much further than 1 in a logit does."""
+GUIDANCE_UNIT = 0.5
 
 
 class Correction(ABC):
@@ -113,18 +117,27 @@ class Shift(Correction):
 
 
 class Scale(Correction):
-    """Factors on the network's predictions."""
+    """Factors on the network's predictions, which stay within `bound` of 1."""
 
     field, unit = OUTPUT_SCALE, SMALL_UNIT
+    bound: ClassVar[float] = SCALE_BOUND
+    what: ClassVar[str] = "an output scale"
 
     def neutral(self, times: Tensor, width: int) -> Tensor:
         return torch.ones_like(times)
 
     def value(self, z: Tensor, times: Tensor) -> Tensor:
-        return 1 + SCALE_BOUND * torch.tanh(z.squeeze(-1) / SCALE_BOUND)
+        return 1 + self.bound * torch.tanh(z.squeeze(-1) / self.bound)
 
     def numbers(self, value: Tensor, times: Tensor) -> Tensor:
-        return (SCALE_BOUND * _unbounded((value - 1) / SCALE_BOUND, "an output scale")).unsqueeze(-1)
+        return (self.bound * _unbounded((value - 1) / self.bound, self.what)).unsqueeze(-1)
+
+
+class Guidance(Scale):
+    """Factors on the guidance scale, of denoisers and pipelines that are guided."""
+
+    field, unit = GUIDANCE, GUIDANCE_UNIT
+    bound, what = GUIDANCE_BOUND, "a factor on the guidance"
 
 
 class Coefficients(Correction):
@@ -150,6 +163,7 @@ class History(Coefficients):
 
 CORRECTIONS: dict[str, Correction] = {
     "shift": Shift(), "scale": Scale(), "coefficients": Coefficients(), "history": History(),
+    "guidance": Guidance(),
 }  # fmt: skip
 """By the name that users give; the order is that of the numbers z, of names and of files."""
 

@@ -21,7 +21,7 @@ from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extractor
 from ts_adapt.evaluation.moments import are_moments, read_moments
 from ts_adapt.grids.published import PUBLISHED
-from ts_adapt.interfaces import Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import GUIDANCE, Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError
 from ts_adapt.pipelines.load import build_denoiser
 from ts_adapt.remedies import command
 from ts_adapt.sampling import initial_noise, noise_scale
@@ -123,6 +123,12 @@ class Experiment:
         Names are known by then (`Config.validate`): here is what depends on the model.
         """
         config, shape = self.config, self.image_shape
+        learned = {*config.static.corrections, *config.per_sample.corrections, *config.train.corrections}
+        if GUIDANCE.name in learned and not self.denoiser.guides:
+            raise TsAdaptError(
+                f"guidance is among the corrections to learn, and nothing guides the model {config.model.name!r}; set "
+                "option guidance above 1, or leave it out of them"
+            )
         image = torch.zeros(1, *shape, device=config.model.device)
         with torch.no_grad():
             build_distance(self.distance, config.model.device, shape)(image, image)

@@ -28,6 +28,7 @@ from ts_adapt.denoisers.load import quiet
 from ts_adapt.denoisers.network import ATTACHMENT, frozen, stacked, step_aware_parts
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import (
+    GUIDANCE,
     Advance,
     Around,
     Condition,
@@ -79,6 +80,8 @@ class PipelineDenoiser(Denoiser):
 
     network: nn.Module
     prediction: str
+    guides = True
+    """Where the pipeline does, which its first step shows (`schedulers.run`)."""
 
     def __init__(self, pipe: Any, call: Mapping[str, Any] | None = None) -> None:
         name = type(pipe).__name__
@@ -151,12 +154,15 @@ class PipelineDenoiser(Denoiser):
         *,
         model_time: Tensor | None = None,
         output_scale: Tensor | None = None,
+        guidance_factor: Tensor | None = None,
         **condition: Any,
     ) -> Tensor:
         """x0 `(B, ...)` by one step of the pipeline; see `interfaces.Denoiser`."""
         t = as_node_times(t)
         if self.alone and len(x_t) > 1:
-            told: dict[str, Any] = {"t": t, "model_time": model_time, "output_scale": output_scale}
+            told: dict[str, Any] = {
+                "t": t, "model_time": model_time, "output_scale": output_scale, "guidance_factor": guidance_factor
+            }  # fmt: skip
             each = [
                 self(
                     x_t[row],
@@ -173,7 +179,8 @@ class PipelineDenoiser(Denoiser):
             found.append(x0)
             raise Left
 
-        at = Node(0, 1, t, None if model_time is None else as_node_times(model_time), output_scale)
+        others = {} if guidance_factor is None else {GUIDANCE: guidance_factor}
+        at = Node(0, 1, t, None if model_time is None else as_node_times(model_time), output_scale, others=others)
         self._run(x_t, condition, _At(at), self._solver, keep)
         return found[0]
 

@@ -1,7 +1,7 @@
 """Two lines put a learned schedule into a pipeline of diffusers, one takes it out again.
 
     attach(pipe, schedule)      pipe.scheduler = a copy of the schedule; a pre-hook on the network tells it each
-                                sample's time, ahead of all others that listen for it there
+                                sample's time, ahead of all others that listen for it there, and a hook hears it
     detach(pipe)                the former scheduler, the very object; no hook is left
 
 What a pipeline cannot do is refused when attaching, with the reason. A schedule whose times all samples share needs
@@ -91,10 +91,10 @@ def attach(pipe: Any, schedule: LearnedScheduler, *, strict: bool = True) -> Any
     own.register_to_config(**{key: config[key] for key in REPLACED & config.keys() - own.config.keys()})
     if attached is not None:
         detach(pipe)
-    handles = [
-        network.register_forward_pre_hook(TimeHook(pipe, own, network), with_kwargs=True, prepend=True)
-        for network in networks.values()
-    ]
+    hooks = [(network, TimeHook(pipe, own, network)) for network in networks.values()]
+    handles = [network.register_forward_pre_hook(hook, with_kwargs=True, prepend=True) for network, hook in hooks]
+    denoises = type(network_of(pipe))  # a ControlNet does not
+    handles += [network.register_forward_hook(hook.listen) for network, hook in hooks if type(network) is denoises]
     for one in pipes:
         one.scheduler = own
     setattr(pipe, ATTACHMENT, Attachment(former, own, pipes, tuple(handles)))

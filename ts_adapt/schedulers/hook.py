@@ -7,7 +7,8 @@ A call is one of the loop's if its timestep is the loop's next one, or before th
 one of these forms, to the precision of the call; any other use of the network is left alone, and so is a loop whose
 times are all that there is to tell. Where there is a timestep for each token (videos of which some frames are known),
 all of a sample's are scaled alike. Pipelines may share a network, in one thread or in several: a call belongs to the
-run that its thread began last. Cachers and the like on the network are told the run's step before each of its calls.
+run that its thread began last. Cachers and the like on the network are told the run's step before each of its calls,
+and the run hears what the network answers.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class TimeHook:
         self.divisor = 1
         self._begun: tuple[int, int, int] | None = None
         self._told: tuple[int, int] | None = None
+        self._asking: Run | None = None
 
     @property
     def run(self) -> Run | None:
@@ -64,6 +66,8 @@ class TimeHook:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # in a graph it would be traced anew at every step
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run, parts = self.run, step_aware_parts(module)
+        if run is not None:
+            self._asking = None
         for part in [] if run is None else run.told():
             part.at(None)  # until the call is known to be one of the run's
         timestep = args[self.place] if self.place < len(args) else kwargs.get(self.name)
@@ -85,10 +89,17 @@ class TimeHook:
         if run.node is None:
             shown = self._shown(x, given)
             run.start(shown, self._copies(run, shown) if run.plan.own_times else 1)
+        self._asking = run
         tau = self._as_told(run.tell(x.shape[0]).to(x.device), timestep, found[1])
         if self.place < len(args):
             return (*args[: self.place], tau, *args[self.place + 1 :]), kwargs
         return args, {**kwargs, self.name: tau}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def listen(self, module: nn.Module, args: tuple[Any, ...], answer: Any) -> None:
+        """After a call: tell the run that it was of what the network has answered."""
+        if self._asking is not None and self._asking is self.run:
+            self._asking.hear(answer)
 
     def _as_told(self, tau: Tensor, timestep: Any, divisor: int) -> Tensor:
         """`tau` in the form and the shape of the pipeline's own `timestep`, and its precision if all goes by that."""

@@ -4,8 +4,8 @@
     Source   the plans of a schedule: of a fixed family of grids, for any N, or those that were learned for some
 
 Over a number of steps that was not learned a grid is interpolated in log-SNR (`parametric.between`), with a warning.
-Corrections (model times, output scales, coefficients, history) belong to the steps they were learned with and are not
-interpolated, and predictors have no such rule: any other N is refused.
+Corrections (model times, output scales, coefficients, history, guidance) belong to the steps they were learned with and
+are not interpolated, and predictors have no such rule: any other N is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from torch import Tensor
 
 from ts_adapt.grids.given import from_sigmas, from_timesteps
 from ts_adapt.grids.parametric import between, neighbours
-from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import (
+    GUIDANCE,
+    MAX_STEPS,
+    MODEL_TIMES,
+    NoiseSchedule,
+    StepPolicy,
+    TimeGrid,
+    TsAdaptError,
+)
 from ts_adapt.numerics import validate_grid
 from ts_adapt.policies import FollowGrid
 from ts_adapt.predictors.one_shot import OneShot
@@ -42,7 +50,8 @@ class Plan:
                are the times; for others, those of the static grid or the mean of the grids
     policy     the step policy of a run that begins at this place of the nominal times
     own_times  every sample has times, or corrections, of its own
-    told       the network has to be told other times than the nominal ones: own times, or model times
+    told       the network has to be told other times than the nominal ones, own times or model times, or listened to,
+               for its guidance
     inside     a run may begin at a later place than 0; what sees pure noise, as one-shot predictors do, may not
     rows       the number of samples that it is for; None: any
     grid, predictor    what the times are those of; None for any other step policy
@@ -62,7 +71,7 @@ class Plan:
         """Along `grid`, fixed, static, or one for each sample of a batch; a run that begins inside takes the rest."""
         rows = grid.own_rows
         times = (grid.times.mean(0) if grid.per_sample else grid.times).detach().cpu()
-        own, told = rows is not None, rows is not None or grid.model_times is not None
+        own, told = rows is not None, rows is not None or bool({MODEL_TIMES, GUIDANCE} & grid.held.keys())
         return cls(times, partial(_along, grid), own, told, inside=True, rows=rows, grid=grid)
 
     @classmethod

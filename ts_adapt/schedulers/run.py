@@ -11,6 +11,12 @@ them: [x, x] under classifier-free guidance. How many copies there are is a gues
 may have begun from the same noise; the first step knows, as it is given the samples once. States are taken in float32
 at least.
 
+A factor f on the guidance is taken from the network's two answers in a step, in one call or in two:
+
+    raw = none + w (condition - none)       ->       none + f (raw - none) = none + f w (condition - none)
+
+for w > 1 there is one such w: of the answers in the other order raw would lie beyond the other end.
+
 The place of a call in the loop follows from its timestep t. A run begins where `set_begin_index` said, else at the
 place of the first step's timestep, as in diffusers; from there on the places follow one another.
 """
@@ -27,14 +33,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.denoisers.network import x0_from_raw
-from ts_adapt.interfaces import Advance, Condition, Node, Solver, StepAware, StepPolicy, TsAdaptError
+from ts_adapt.denoisers.network import prediction_of, stacked, x0_from_raw
+from ts_adapt.interfaces import GUIDANCE, Advance, Condition, Node, Solver, StepAware, StepPolicy, TsAdaptError
+from ts_adapt.numerics import scale
 from ts_adapt.sampling import advance
 from ts_adapt.schedulers.plan import Plan
 from ts_adapt.schedulers.view import View
 from ts_adapt.schedules.file import of_another_size
 
 _numbers = itertools.count()
+ROUNDING, ON_LINE = 10, 0.01
+"""How far a guided answer may be off the line through the two: roundings of what is added up, and a share of its length.
+"""
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,7 @@ class Run:
         self._copies = self._kept = 1
         self._told: Tensor | None = None
         self._told_at: int | None = None
+        self._answers: list[Tensor] = []
         self._policy_state: Any = None
         self._memory: Any = None
 
@@ -236,6 +247,11 @@ class Run:
         self._told_at = self.place
         return told
 
+    def hear(self, answer: Any) -> None:
+        """Keep what the network has answered in a call of this step, where the guidance is changed."""
+        if self.node is not None and GUIDANCE in self.node.held:
+            self._answers.append(stacked(prediction_of(answer)))
+
     def arrive(self, timestep: Any, x: Tensor) -> None:
         """Take `timestep` for that of the next step, on `x`; TsAdaptError if it is another."""
         if self.finished:
@@ -262,7 +278,7 @@ class Run:
         self.arrive(timestep, x_t)
         if self.plan.told and self._told_at is None:
             raise TsAdaptError(
-                "this schedule has other times than the loop's timesteps and the network was not told them: use "
+                "this schedule has times, or guidance, other than the loop's and the network was not told them: use "
                 "ts_adapt.attach(pipe, schedule), or scheduler.network_timesteps(sample) in a loop of your own"
             )
         if self._told_at not in (None, self.place):
@@ -281,6 +297,8 @@ class Run:
             x, raw = x[: self.batch], raw[: self.batch]
         if noise is not None:
             noise = noise[: self.batch].to(x)
+        if GUIDANCE in node.held:
+            raw = self._guided(_full(raw), node.held[GUIDANCE])
         x0 = x0_from_raw(raw, x, node.t, self.noise_schedule, self.prediction, node.output_scale)
         x0 = x0.clamp(-1, 1) if self.clip_x0 else x0
         x_s, self.node, self._policy_state, self._memory = self.advance(
@@ -292,6 +310,28 @@ class Run:
         if copies > 1:
             x_s, x0 = (torch.cat([value] * copies) for value in (x_s, x0))
         return x_s.to(x_t.dtype), x0.to(x_t.dtype)
+
+    def _guided(self, raw: Tensor, factor: Tensor) -> Tensor:
+        """`raw` `(rows, ...)` with `factor` `()` or `(rows,)` times its guidance; see the module's head.
+
+        Rows are samples, or twice the same ones. TsAdaptError where what the network has said is not as there.
+        """
+        answers, self._answers = self._answers, []
+        seen = torch.cat(answers) if len({answer.shape[1:] for answer in answers}) == 1 else raw[:0]
+        first, second = _full(seen[:, : raw.shape[1]]).tensor_split(2)
+        once, copies = raw[: len(first)], len(raw) // max(1, len(first))
+        w: float | None = None
+        with torch.no_grad():
+            if first.shape == second.shape == once.shape and torch.equal(torch.cat([once] * copies), raw):
+                w = _weight(first, second, once, max(torch.finfo(answer.dtype).eps for answer in answers))
+        if w is None:
+            raise TsAdaptError(
+                "the schedule changes the guidance of each step, which takes a pipeline guided by two answers of its "
+                "network, none + w (condition - none), and attached; raise its guidance_scale above 1, or take a "
+                "schedule that was learned without guidance"
+            )
+        none = first if w > 0.5 else second
+        return torch.cat([none + scale(factor, once - none)] * copies)
 
     def _meet(self, x_t: Tensor) -> None:
         """Take states of the shape of `x_t`; TsAdaptError unless they are the samples of this run."""
@@ -355,6 +395,14 @@ def _check_answer(raw: Tensor, x_t: Tensor) -> None:
             f"the network has answered with shape {found} to a sample of shape {expected}; step() takes an answer of "
             "the sample's shape, or one with twice its channels, a learned variance"
         )
+
+
+def _weight(first: Tensor, second: Tensor, raw: Tensor, eps: float) -> float | None:
+    """w of raw = first + w (second - first), all computed with roundings of `eps`; None: it is no such thing."""
+    along, guided = second - first, raw - first
+    w = float((guided * along).sum() / along.square().sum().clamp_min(torch.finfo(raw.dtype).tiny))
+    allowed = ON_LINE * guided.norm() + ROUNDING * eps * (1 + abs(w)) * first.norm()
+    return w if bool((guided - w * along).norm() <= allowed) else None
 
 
 def _full(x: Tensor) -> Tensor:
