@@ -89,9 +89,7 @@ def test_the_gradient_is_that_of_differences(way: str) -> None:
     denoiser, solver = TimeDerivative(guided(), "exact"), build_solver("unipc-2", NOISE)
 
     def end(z: Tensor) -> Tensor:
-        return integrate(
-            denoiser, solver, space.grid(z), noise(), condition=LABELS, checkpoint=way == "checkpointed"
-        ).x
+        return integrate(denoiser, solver, space.grid(z), noise(), condition=LABELS, checkpoint=way == "checkpointed").x
 
     assert torch.autograd.gradcheck(end, z.requires_grad_())
 

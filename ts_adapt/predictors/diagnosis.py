@@ -1,7 +1,8 @@
 """What a predictor does, and how much of it depends on the sample.
 
     spread   standard deviation over samples, in the mean over steps: of the inner times and of the shift (both in
-             log-SNR), of the output scale, of the coefficients, of the weights of the history
+             log-SNR), of the output scale, of the coefficients, of the weights of the history, of the factors on the
+             guidance
 
 Without a spread a predictor has collapsed: it is one more static grid.
 """

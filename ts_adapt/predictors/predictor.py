@@ -25,7 +25,7 @@ from ts_adapt.predictors.start import Moved, Start
 class Predictor(nn.Module):
     """Corrects `static_times` `(N+1,)`, or several of them with each another N, for samples of `shape` `(C, H, W)`.
 
-    corrections    what is learned beside the times: some of shift, scale, coefficients, history, start (`start`)
+    corrections    some of shift, scale, coefficients, history, guidance, start (`start`), learned beside the times
     order          the solver's, for the number of coefficients
     width, hidden  of the network (`encoder`)
     classes, text  what it sees of a condition (`encoder`)

@@ -5,7 +5,7 @@ f = f(x_t, x0, x0 - x0 of the step before, i, N):
 
     times         r_i = sigmoid(logit(r_static,i) + f_t)      u_{i+1} = u_i + r_i (1 - u_i)       u_N = 1
     shift         the model time of t_{i+1} is at u_{i+1} + f_d / L
-    scale         the output scale at t_{i+1} is 1 + b tanh(f_o / b)
+    scale         the output scale at t_{i+1} is 1 + b tanh(f_o / b); the factor on the guidance likewise
     coefficients  c_k = f_k, in the step from t_i to t_{i+1}; the weights of a history likewise
 
 A step takes a share r of the rest that is left. All but the times are learned where asked for; the last step ends at

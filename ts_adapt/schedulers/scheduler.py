@@ -56,7 +56,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     solver      a name that `assembly.build_solver` knows; Heun, with two evaluations a step, is refused
     grid        a fixed family of grids, by a name that `schedules.resolve.build_grid` knows; None: "uniform"
     grids       learned grids by their number of steps: {"5": {"times": [...], "model_times": ..., "output_scale": ...,
-                "coefficients": ..., "history": ...}}; for other numbers interpolated in log-SNR, with a warning
+                "coefficients": ..., "history": ..., "guidance": ...}}; for other numbers interpolated in log-SNR, with
+                a warning
     predictors  the numbers of steps that predictors were learned for, [5, 10], or [[5, 10]] for one that serves both;
                 their weights come with `from_pretrained`
     learned_for what is known of where it was learned: model, teacher, distance, ...; carried along

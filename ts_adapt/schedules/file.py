@@ -8,6 +8,7 @@
     output_scale      N factors on the network's predictions, or null
     coefficients      N rows of corrections to the solver's coefficients, or null
     history           N rows of N + 1 weights on what was met before, or null
+    guidance          N factors on the guidance scale, or null
     ...               and any other correction of `grids.corrections`
 
 and in `about`, each where it is known (null or left out where not):

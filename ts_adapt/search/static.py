@@ -102,7 +102,7 @@ class StaticOptions:
     """adam, smoothed: iterations; lbfgs validates after each."""
     corrections: list[CorrectionName] = field(default_factory=list)
     """What is learned beside the times: shift (of the model times), scale (of the output), coefficients,
-    history (weights on all past predictions); start takes a predictor."""
+    history (weights on all past predictions), guidance (factors on its scale); start takes a predictor."""
     soft_teacher: bool = False
     distribution: Weight = 0.0
     """adam: weight of the distance to real images as a set (the kernel distance of KID, unbiased, in the features of
