@@ -43,7 +43,7 @@ from ts_adapt.schedules.file import of_another_size
 
 _numbers = itertools.count()
 ROUNDING, ON_LINE = 10, 0.01
-"""How far a guided answer may be off the line through the two: roundings of what is added, and a share of its length."""
+"""How far a guided answer may be off the line through the two: roundings of what is added, a share of its length."""
 
 
 @dataclass(frozen=True)
