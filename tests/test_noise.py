@@ -17,6 +17,7 @@ from ts_adapt.noise import (
     ContinuousVP,
     Cosine,
     OnGrid,
+    Preconditioned,
     RectifiedFlow,
     VarianceExploding,
     edm_sigma,
@@ -45,9 +46,11 @@ NOISES: dict[str, NoiseSchedule] = {
     "vp": ContinuousVP(),
     "cosine": Cosine(),
     "edm": VarianceExploding(),
+    "preconditioned": Preconditioned(),
+    "arctan": Preconditioned(told="arctan"),
     "flow": RectifiedFlow(),
 }
-VP = sorted(set(NOISES) - {"edm", "flow"})
+VP = sorted(set(NOISES) - {"edm", "preconditioned", "arctan", "flow"})
 schedules = pytest.mark.parametrize("name", sorted(NOISES))
 
 
@@ -183,7 +186,9 @@ def test_what_a_noise_schedule_alone_knows(name: str) -> None:
     torch.testing.assert_close(sigmas, t if flow else edm_sigma(noise_schedule, t))
     torch.testing.assert_close(noise_schedule.time_of_program_sigma(sigmas), t, rtol=1e-9, atol=1e-9)
     assert noise_schedule.time_scale == (1000 if flow else 1)
-    assert noise_schedule.noise_scale == pytest.approx(math.hypot(1, 80) if name == "edm" else 1, rel=1e-12)
+    torch.testing.assert_close(noise_schedule.time_of_timestep(noise_schedule.timestep(t)), t, rtol=1e-9, atol=1e-9)
+    expected = math.hypot(1, 80) if isinstance(noise_schedule, VarianceExploding) else 1
+    assert noise_schedule.noise_scale == pytest.approx(expected, rel=1e-12)
     assert RectifiedFlow(time_scale=1.0).time_scale == 1
 
 

@@ -40,6 +40,7 @@ def test_every_kind_finds_the_clean_sample(alpha: float, sigma: float) -> None:
     x_t = alpha * clean + sigma * eps
     a, s = torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
     predictions = {"epsilon": eps, "sample": clean, "v": alpha * eps - sigma * clean, "velocity": eps - clean}
+    predictions["minus_v"] = -predictions["v"]
     assert set(predictions) == set(PARAMETERIZATIONS)
     for kind, prediction in predictions.items():
         torch.testing.assert_close(to_x0(prediction, x_t, a, s, kind), clean, rtol=1e-6, atol=1e-8)
@@ -72,5 +73,5 @@ def test_states_keep_their_dtype_and_times_their_gradient(kind: str) -> None:
 @pytest.mark.parametrize("convert", [to_x0, from_x0])
 def test_an_unknown_kind_is_refused(convert: Callable[..., torch.Tensor]) -> None:
     one = torch.ones(())
-    with pytest.raises(TsAdaptError, match="'flow' is not known; expected one of epsilon, sample, v, velocity"):
+    with pytest.raises(TsAdaptError, match="'flow' is not known; expected one of epsilon, sample, v, minus_v"):
         convert(torch.zeros(1, 2), torch.zeros(1, 2), one, one, "flow")

@@ -46,6 +46,15 @@ def stable_diffusion_xl() -> Any:
     )  # fmt: skip
 
 
+def playground() -> Any:
+    """SDXL with EDM's noise."""
+    from diffusers import EDMDPMSolverMultistepScheduler
+
+    pipe = stable_diffusion_xl()
+    pipe.scheduler = EDMDPMSolverMultistepScheduler()
+    return pipe
+
+
 def stable_diffusion_3() -> Any:
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
@@ -191,6 +200,7 @@ SMALL = {"height": 16, "width": 16}
 FAMILIES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "sd15": (tiny.stable_diffusion, {"guidance_scale": 3.0, "negative_prompt": "bad", **SMALL}),
     "sdxl": (stable_diffusion_xl, {"guidance_scale": 3.0, "negative_prompt": "bad", **SMALL}),
+    "playground": (playground, {"guidance_scale": 3.0, **SMALL}),
     "sd35": (stable_diffusion_3, {"guidance_scale": 3.0, "max_sequence_length": TOKENS, **SMALL}),
     "flux": (flux, {"guidance_scale": 3.5, "max_sequence_length": TOKENS, **SMALL}),
     "qwen-image": (qwen_image, {"true_cfg_scale": 4.0, "negative_prompt": " ", **SMALL}),

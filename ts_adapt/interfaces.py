@@ -87,8 +87,21 @@ class NoiseSchedule(Protocol):
 
     @property
     def time_scale(self) -> float:
-        """The network's timestep for t = 1: at t it is told time_scale * t."""
+        """The network's timestep for t = 1: at t it is told time_scale * t, unless `timestep` says otherwise."""
         return 1.0
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """What the network is told at t."""
+        return self.time_scale * t.to(torch.float64)
+
+    def time_of_timestep(self, timestep: Tensor) -> Tensor:
+        """The inverse of `timestep`."""
+        return timestep.to(torch.float64) / self.time_scale
+
+    @property
+    def data_std(self) -> float | None:
+        """d of a network that is shown x_t / sqrt((alpha d)^2 + sigma^2) and predicts x0 / d; None: x_t and x0."""
+        return None
 
     @property
     def noise_scale(self) -> float:
@@ -381,10 +394,10 @@ Advance = Callable[..., tuple[Tensor, Node, Any, Any]]
 """(policy, solver, x_t, x0, node, the policy's state, the solver's memory) -> x_s, its node, both: `sampling.advance`.
 """
 Around = Callable[[Callable[[Tensor], Tensor], Tensor, float | None], Tensor]
-"""(evaluate, told, unit) -> what the network answers: how one call of it is made inside a loop.
+"""(evaluate, told, divisor) -> what the network answers: how one call of it is made inside a loop.
 
-`evaluate` is the call as a function of the time that the network is told, `told`, which is t times `unit` for each row
-of its batch; unit None: in another way, or shape.
+`evaluate` is the call as a function of the time that the network is told, `told`, which is the timestep of t divided by
+`divisor` for each row of its batch; divisor None: in another way, or shape.
 """
 
 

@@ -11,6 +11,7 @@ Variance-preserving (VP) families have alpha^2 + sigma^2 = 1, so that lambda alo
     ContinuousVP     lambda from int beta = b0 t + (b1 - b0) t^2 / 2, t in [t_min, 1]            (Song et al. 2021)
     Cosine           alpha = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s))                 (Nichol, Dhariwal 2021)
     VarianceExploding  alpha = 1, sigma = t: EDM's variables; t is the `edm_sigma`               (Karras et al. 2022)
+    Preconditioned   the same, of a network that sees x_t in the unit of its variance           (EDM's, in diffusers)
     RectifiedFlow    alpha = 1 - t, sigma = t, t in [0, 1]; lambda is infinite at both ends      (Liu et al. 2023)
 
 All in float64, differentiable; shapes pass through. `OnGrid` looks the values of one of them up at the times of a grid.
@@ -197,6 +198,32 @@ class VarianceExploding(NoiseSchedule):
         return share * math.log(self.t_max / self.t_min) * t
 
 
+TOLD = ("log", "arctan")
+"""How networks of EDM's schedulers of diffusers are told sigma."""
+
+
+@dataclass(frozen=True)
+class Preconditioned(VarianceExploding):
+    """EDM's variables, of a network F that is not preconditioned itself, as EDM's schedulers of diffusers have it.
+
+    data_std  d: with c = 1 / sqrt(d^2 + sigma^2) it is shown c x_t, which is variance preserving in x0 / d
+    told      "log": it is told log(sigma) / 4; "arctan": arctan(sigma) 2 / pi
+
+    In those variables F is v, or -v: D = c_skip x_t -+ c_out F with EDM's coefficients. Published samplers take their
+    last step to sigma 0.
+    """
+
+    data_std: float = 0.5
+    told: str = "log"
+    t_end = 0.0
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return torch.log(_f64(t)) / 4 if self.told == "log" else torch.atan(_f64(t)) * (2 / math.pi)
+
+    def time_of_timestep(self, timestep: Tensor) -> Tensor:
+        return torch.exp(4 * _f64(timestep)) if self.told == "log" else torch.tan(_f64(timestep) * (math.pi / 2))
+
+
 @dataclass(frozen=True)
 class RectifiedFlow(NoiseSchedule):
     """alpha = 1 - t, sigma = t; pure noise at t = 1 (lambda = -infinity), data at t = 0 (lambda = infinity).
@@ -242,7 +269,8 @@ class OnGrid:
             noise_schedule.noise_scale,
             noise_schedule.time,
         )
-        self.reach = noise_schedule.reach
+        self.reach, self.data_std = noise_schedule.reach, noise_schedule.data_std
+        self.timestep, self.time_of_timestep = noise_schedule.timestep, noise_schedule.time_of_timestep
         self.program_sigma, self.time_of_program_sigma = (
             noise_schedule.program_sigma,
             noise_schedule.time_of_program_sigma,

@@ -3,6 +3,7 @@
     epsilon     eps                        x0 = (x_t - sigma eps) / alpha
     sample      x0
     v           alpha eps - sigma x0       x0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)
+    minus_v     sigma x0 - alpha eps       EDM's F
     velocity    eps - x0 (rectified flow)  x0 = (x_t - sigma u) / (alpha + sigma)
 
 The names are ours; `PREDICTION_TYPES` maps diffusers' `prediction_type` to them. alpha, sigma: `()` or `(B,)`.
@@ -21,18 +22,18 @@ PREDICTION_TYPES = {
     "v_prediction": "v",
     "flow_prediction": "velocity",
 }
-PARAMETERIZATIONS = ("epsilon", "sample", "v", "velocity")
+PARAMETERIZATIONS = ("epsilon", "sample", "v", "minus_v", "velocity")
 
 
 def to_x0(prediction: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
-    """x0 `(B, ...)` from the network's prediction of kind `epsilon`, `sample`, `v` or `velocity`."""
+    """x0 `(B, ...)` from the network's prediction of kind `epsilon`, `sample`, `v`, `minus_v` or `velocity`."""
     if kind == "epsilon":
         return combine((1 / alpha, x_t), (-sigma / alpha, prediction))
     if kind == "sample":
         return prediction
-    if kind == "v":
+    if kind in ("v", "minus_v"):
         norm = alpha.square() + sigma.square()
-        return combine((alpha / norm, x_t), (-sigma / norm, prediction))
+        return combine((alpha / norm, x_t), ((-sigma if kind == "v" else sigma) / norm, prediction))
     if kind == "velocity":
         return combine((1 / (alpha + sigma), x_t), (-sigma / (alpha + sigma), prediction))
     raise _unknown(kind)
@@ -47,6 +48,8 @@ def from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, kind: str) ->
         return eps
     if kind == "v":
         return combine((alpha, eps), (-sigma, x0))
+    if kind == "minus_v":
+        return combine((-alpha, eps), (sigma, x0))
     if kind == "velocity":
         return eps - x0
     raise _unknown(kind)

@@ -30,6 +30,8 @@ from diffusers import (
 
 from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.denoisers.scheduler_config import (
+    EDM,
+    EDM_KEYS,
     NEUTRAL,
     NOISE_DEFAULTS,
     NOT_SAMPLED,
@@ -81,7 +83,7 @@ TAKEN = {
     "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
     "LCMScheduler", "LMSDiscreteScheduler", "LTXEulerAncestralRFScheduler", "PNDMScheduler", "SASolverScheduler",
-    "TCDScheduler", "UnCLIPScheduler", "UniPCMultistepScheduler",
+    "TCDScheduler", "UnCLIPScheduler", "UniPCMultistepScheduler", *EDM,
 }  # fmt: skip
 """The schedulers whose noise schedule is one of ours, as they are by default."""
 
@@ -135,6 +137,7 @@ def own_noise(scheduler: Any) -> Iterator[tuple[torch.Tensor, float]]:
     except (ArithmeticError, IndexError, NotImplementedError, TypeError, ValueError):
         return
     flow = scheduler.config.get("use_flow_sigmas") or not hasattr(scheduler, "alphas_cumprod")
+    flow = flow and type(scheduler).__name__ not in EDM
     for place in range(
         0, len(scheduler.timesteps), getattr(scheduler, "order", 1)
     ):  # the others are midpoints, told by their ends
@@ -164,7 +167,7 @@ def test_every_key_of_every_scheduler_is_followed_or_refused_by_name(name: str) 
         taken += 1
         for timestep, expected in own_noise(scheduler):
             moved = any(scheduler.config[key] is True for key in scheduler.config if key.startswith("use_"))  # rounded
-            told = (timestep.double() + torch.tensor([moved, 0.0, -moved])).clamp(0) / noise_schedule.time_scale
+            told = noise_schedule.time_of_timestep(timestep.double() + torch.tensor([moved, 0.0, -moved]))
             low, _, high = noise_schedule.log_snr(told.clamp(noise_schedule.t_min, noise_schedule.t_max)).tolist()
             if 1e-3 < expected < 1e3:  # beyond, diffusers clips zero terminal SNR, and float32 says little
                 assert low - 0.02 < -math.log(expected) < high + 0.02, (changes, timestep)
@@ -267,5 +270,5 @@ def test_a_schedule_with_a_shift_and_no_betas_is_a_flow_where_its_class_is_not_k
 def test_the_tables_of_keys_do_not_overlap() -> None:
     every = {key for name in TAKEN for key in keys_of(name)} - {"self"}
     assert not (NOISE_DEFAULTS.keys() & REPLACED or NEUTRAL.keys() & (REPLACED | NOISE_DEFAULTS.keys()))
-    assert every <= REPLACED | NOISE_DEFAULTS.keys() | NEUTRAL.keys()
+    assert every <= REPLACED | NOISE_DEFAULTS.keys() | NEUTRAL.keys() | EDM_KEYS.keys()
     assert not TAKEN & NOT_SAMPLED.keys() and NOT_SAMPLED.keys() <= CLASSES.keys()

@@ -38,6 +38,7 @@ from ts_adapt.schedulers.scheduler import LearnedScheduler
 FLOW_TIMES = (1.0, 0.8, 0.45, 0.2, 0.0)
 LEARNED_STEPS, LEARNED_ALIKE = 3, 1e-5
 BETA_TIMES = (999.0, 749.0, 499.0, 249.0, 0.0)
+EDM_TIMES = (80.0, 20.0, 4.0, 0.5, 0.002)
 
 
 def oracle(scheduler: Any) -> Any:
@@ -77,7 +78,8 @@ def is_flow(scheduler: Any) -> bool:
 
 def times_of(scheduler: Any) -> Tensor:
     """The grid `(N+1,)` of the oracle and of ours."""
-    return torch.tensor(FLOW_TIMES if is_flow(scheduler) else BETA_TIMES).double()
+    edm = "sigma_data" in scheduler.config
+    return torch.tensor(EDM_TIMES if edm else FLOW_TIMES if is_flow(scheduler) else BETA_TIMES).double()
 
 
 @dataclass(frozen=True)

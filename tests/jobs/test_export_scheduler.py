@@ -19,6 +19,7 @@ from ts_adapt.cli import main
 from ts_adapt.config import Config
 from ts_adapt.jobs.export_scheduler import export_scheduler
 from ts_adapt.jobs.session import Session
+from ts_adapt.noise import Preconditioned
 from ts_adapt.sampling import generator_for
 from ts_adapt.schedules.resolve import resolve
 
@@ -211,14 +212,14 @@ def test_a_folder_that_holds_something_else_is_left_alone(done: Path, tmp_path: 
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_edms_schedulers_have_no_counterpart(tmp_path: Path, tiny: Any, capsys) -> None:
+def test_a_schedule_for_edms_noise(tmp_path: Path, tiny: Any) -> None:
     pipe = tiny.pipeline("ddpm")
-    pipe.scheduler = EDMEulerScheduler()
+    pipe.scheduler = EDMEulerScheduler(sigma_max=40.0)
     pipe.save_pretrained(tmp_path / "model")
     (tmp_path / "small.yml").write_text(SMALL)
-    assert export(tmp_path, tmp_path / "out", "karras") == 2
-    message = capsys.readouterr().err
-    assert "is EDMEulerScheduler" in message and "no counterpart of EDM's" in message
+    assert export(tmp_path, tmp_path / "out", "karras") == 0
+    schedule = LearnedScheduler.from_pretrained(tmp_path / "out")
+    assert schedule.noise_schedule == Preconditioned(0.002, 40.0, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ PROMPTS = ["a cat", "the big dog"]
 
 
 def noise(denoiser: PipelineDenoiser) -> Tensor:
-    return initial_noise(0, range(len(PROMPTS)), denoiser.shape)
+    return initial_noise(0, range(len(PROMPTS)), denoiser.shape) * denoiser.noise_schedule.noise_scale
 
 
 def student(denoiser: PipelineDenoiser, schedule: Any, way: str = "exact") -> Tensor:
@@ -42,8 +42,9 @@ def attached(pipe: Any, call: dict[str, Any], schedule: LearnedScheduler, x_T: T
         prompts["negative_prompt"] = [call["negative_prompt"]] * len(PROMPTS)
     attach(pipe, schedule)
     try:
+        latents = x_T / pipe.scheduler.init_noise_sigma
         out = pipe(
-            **{**call, **prompts}, latents=x_T, num_inference_steps=STEPS, output_type="latent", return_dict=False
+            **{**call, **prompts}, latents=latents, num_inference_steps=STEPS, output_type="latent", return_dict=False
         )
     finally:
         detach(pipe)

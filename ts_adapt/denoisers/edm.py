@@ -21,7 +21,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.denoisers.network import NetworkDenoiser, step_aware_parts
+from ts_adapt.denoisers.network import step_aware_parts
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, StepAware, TsAdaptError, as_node_times
 from ts_adapt.noise import VarianceExploding
 from ts_adapt.numerics import combine, scale
@@ -90,25 +90,6 @@ class EDMDenoiser(Denoiser):
             if isinstance(module, nn.Module):
                 module.to(device=device, dtype=dtype)
         return self
-
-
-def around(raw: NetworkDenoiser, sigma_data: float, sign: float = 1.0) -> EDMDenoiser:
-    """The denoiser of a network F that is not preconditioned yet, as pipelines of diffusers have it.
-
-    raw   hands F out: its prediction is "sample", its times are sigma, its range theirs
-    sign  of c_out: -1 where F predicts v
-    """
-
-    def D(x: Tensor, sigma: Tensor, **condition: Any) -> Tensor:
-        c_skip, c_out, c_in = denoiser._preconditioning(sigma.to(torch.float64))
-        F = raw(scale(c_in, x), sigma, model_time=sigma.to(torch.float64).log() / 4, **condition)
-        return combine((c_skip, x), (sign * c_out, F))
-
-    denoiser = EDMDenoiser(D, raw.shape, raw.noise_schedule, sigma_data)
-    denoiser.network, denoiser.decoder = raw.network, raw.decoder
-    denoiser.encode, denoiser.null_condition = raw.encode, raw.null_condition
-    denoiser.scheduler_config = raw.scheduler_config
-    return denoiser
 
 
 def from_edm(

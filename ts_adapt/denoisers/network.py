@@ -1,7 +1,12 @@
 """A trained network as a denoiser: its raw prediction becomes x0.
 
-    r  = F(x_t, tau; condition)                 tau = time_scale * model_time,  model_time = t unless told otherwise
+    r  = F(x_t, tau; condition)                 tau = timestep(model_time),     model_time = t unless told otherwise
     x0 = to_x0(output_scale * r, x_t, alpha_t, sigma_t)                          see `parameterization`
+
+Where the noise schedule has a `data_std`, d, the network lives in the unit of the states' variance (`seen`):
+
+    r  = F(c x_t, tau; condition),  x0 = d to_x0(output_scale * r, c x_t, c alpha_t d, c sigma_t),
+    c  = 1 / sqrt((alpha_t d)^2 + sigma_t^2)
 
 alpha and sigma are those of t itself: `model_time` changes what the network is told, not where the state is. The
 network runs in its own precision; the conversion runs in that of the state, with coefficients computed in float64;
@@ -48,10 +53,10 @@ class NetworkDenoiser(Denoiser):
 
     network     the module; anything of diffusers' making that takes a state and a timestep, or a wrapper of one
     noise_schedule  that it was trained with
-    prediction  what it predicts: "epsilon", "sample", "v" or "velocity"
+    prediction  what it predicts: "epsilon", "sample", "v", "minus_v" or "velocity"
     shape       of a sample without the batch; None: read from `network.config` (in_channels, sample_size)
-    time_scale  the network's timestep for t = 1; None: the noise schedule's (1000 for RectifiedFlow, 1 for beta tables,
-                whose t is the timestep)
+    time_scale  the network's timestep for t = 1; None: as the noise schedule says (1000 for RectifiedFlow, 1 for beta
+                tables, whose t is the timestep)
     clip_x0     clamp x0 to [-1, 1]; off by default, as few-step solvers and gradients are better without
     decoder     from the space of the diffusion to images in [-1, 1]; None: the identity
     null_condition  the condition that stands for "none", where the model has one: what `Guided` needs
@@ -91,7 +96,7 @@ class NetworkDenoiser(Denoiser):
         self.prediction = prediction
         self.call = call if call is not None else calling_convention(network)
         self.shape = tuple(shape) if shape is not None else _configured_shape(network, self.call)
-        self.time_scale = noise_schedule.time_scale if time_scale is None else time_scale
+        self.time_scale = time_scale
         self.clip_x0 = clip_x0
         self.decoder = decoder
         self.encode = encode
@@ -120,7 +125,8 @@ class NetworkDenoiser(Denoiser):
         t = as_node_times(t)
         timestep = self.timestep(t if model_time is None else as_node_times(model_time), x_t)
         dtype = _dtype_of(self.network, x_t.dtype)
-        raw = self.call(self.network, x_t.to(dtype), timestep, _cast(condition, x_t.device, dtype))
+        x, _, _ = seen(x_t, t, self.noise_schedule)
+        raw = self.call(self.network, x.to(dtype), timestep, _cast(condition, x_t.device, dtype))
         self.evaluations += 1
         x0 = x0_from_raw(raw, x_t, t, self.noise_schedule, self.prediction, output_scale)
         return x0.clamp(-1, 1) if self.clip_x0 else x0
@@ -132,7 +138,8 @@ class NetworkDenoiser(Denoiser):
             raise TsAdaptError(
                 f"times have shape {tuple(time.shape)} for a batch of {batch}; expected () or ({batch},)"
             )
-        return (time * self.time_scale).to(device=x.device, dtype=torch.float32).expand(batch)
+        told = self.noise_schedule.timestep(time) if self.time_scale is None else time * self.time_scale
+        return told.to(device=x.device, dtype=torch.float32).expand(batch)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the network (and the decoder's) to a device, a precision, or both; returns the denoiser itself."""
@@ -159,7 +166,17 @@ def x0_from_raw(
     raw = raw.to(x_t.dtype)
     if output_scale is not None:
         raw = scale(torch.as_tensor(output_scale), raw)
-    return to_x0(raw, x_t, noise_schedule.alpha(t), noise_schedule.sigma(t), prediction)
+    x0, d = to_x0(raw, *seen(x_t, t, noise_schedule), prediction), noise_schedule.data_std
+    return x0 if d is None else d * x0
+
+
+def seen(x_t: Tensor, t: Tensor, noise_schedule: NoiseSchedule) -> tuple[Tensor, Tensor, Tensor]:
+    """What a network sees of `x_t` `(B, ...)` at `t` `()` or `(B,)`, and the alpha and sigma of that: see the head."""
+    alpha, sigma, d = noise_schedule.alpha(t), noise_schedule.sigma(t), noise_schedule.data_std
+    if d is None:
+        return x_t, alpha, sigma
+    c = ((alpha * d).square() + sigma.square()).rsqrt()
+    return scale(c, x_t), c * alpha * d, c * sigma
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A diffusers pipeline as a denoiser: its network, and the noise schedule, prediction and decoder of its config.
 
     betas, prediction type    pipe.scheduler.config         x_t = alpha_t x_0 + sigma_t eps, t the real-valued timestep
-    sigma_data                of EDM's schedulers, whose network's input and output are scaled (`edm`)
     images                    z -> vae.decode(z / scaling_factor + shift_factor)            for latent models
 
 The scheduler lends its config and nothing else: grids and solvers are ours.
@@ -15,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.denoisers.edm import EDMDenoiser, around
 from ts_adapt.denoisers.network import NetworkDenoiser
-from ts_adapt.denoisers.scheduler_config import EDM, edm_noise_of, noise_of, scheduler_config
+from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import Condition, TsAdaptError
 from ts_adapt.parameterization import PREDICTION_TYPES
 from ts_adapt.prompts import token_count, trimmed
@@ -32,7 +30,7 @@ PIPELINES: dict[str, tuple[str, str | None]] = {
 """Pipeline class -> the names of its network and of its decoder."""
 
 
-def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = False) -> NetworkDenoiser | EDMDenoiser:
+def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = False) -> NetworkDenoiser:
     """The denoiser inside a diffusers pipeline.
 
     pipe        one of `PIPELINES`, or of a class derived from one; its network and decoder are put in evaluation mode
@@ -54,10 +52,9 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
     network = getattr(pipe, network_name)
     decoder = None if decoder_name is None else LatentDecoder(getattr(pipe, decoder_name))
     config = scheduler_config(pipe.scheduler)
-    edm = config["_class_name"] in EDM
-    noise_schedule, predicted = edm_noise_of(config) if edm else noise_of(config, prediction=prediction)
-    if prediction is not None and not edm:
-        config["prediction_type"] = next((k for k, v in PREDICTION_TYPES.items() if v == prediction), prediction)
+    noise_schedule, predicted = noise_of(config, prediction=prediction)
+    if prediction in PREDICTION_TYPES.values():
+        config["prediction_type"] = next(k for k, v in PREDICTION_TYPES.items() if v == prediction)
     null: Condition | None = None
     if family == "DiTPipeline":
         null = {"class_labels": network.config.num_embeds_ada_norm}
@@ -69,17 +66,13 @@ def from_pipeline(pipe: Any, prediction: str | None = None, *, clip_x0: bool = F
             return encode_prompts(pipe, prompts)[0]
 
     denoiser = NetworkDenoiser(
-        network, noise_schedule, "sample" if edm else predicted, clip_x0=clip_x0, decoder=decoder, null_condition=null,
+        network, noise_schedule, predicted, clip_x0=clip_x0, decoder=decoder, null_condition=null,
         encode=encode, scheduler_config=config,
     )  # fmt: skip
-    if edm and (clip_x0 or prediction not in (None, predicted)):
-        raise TsAdaptError(f"{config['_class_name']} clips no x0, and its network predicts {predicted}; leave both out")
     for module in (network, decoder):
         if module is not None:
             module.eval().requires_grad_(False)
-    if not edm:
-        return denoiser
-    return around(denoiser, config["sigma_data"], sign=-1.0 if predicted == "v" else 1.0)
+    return denoiser
 
 
 def is_direct(pipe: Any) -> bool:

@@ -4,6 +4,8 @@ betas              beta_schedule (from beta_start to beta_end) or trained_betas,
                    snr_shift_scale and rescale_betas_zero_snr. The network is told t
 rectified flow     a FlowMatch scheduler, or prediction_type "flow_prediction". The network is told t times
                    num_train_timesteps
+EDM                a scheduler of `EDM`, or a `sigma_data`: sigma from sigma_min to sigma_max. The network is shown
+                   states in the unit of their variance, and told log(sigma) / 4 or arctan(sigma) 2 / pi (`sigma_told`)
 not yet known      beta_schedule None, of `LearnedScheduler` alone: a fixed grid that takes over the noise schedule of
                    the pipeline it meets
 
@@ -15,13 +17,14 @@ scheduler that does not step from noise to data with a network of one time (`NOT
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
 
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
-from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding
+from ts_adapt.noise import TOLD, BetaTable, Preconditioned, RectifiedFlow
 from ts_adapt.parameterization import PARAMETERIZATIONS, PREDICTION_TYPES
 from ts_adapt.storage.files import shortened
 
@@ -36,14 +39,16 @@ NOISE_DEFAULTS: dict[str, Any] = {
     "prediction_type": "epsilon",
 }
 """The keys of a config that make up its noise schedule and its prediction; what a config that lacks one means by it."""
+EDM_KEYS: dict[str, Any] = {"sigma_data": None, "sigma_min": None, "sigma_max": None, "sigma_told": "log"}
+"""Those that EDM's have in place of betas; what a noise schedule with betas, or a flow, has there."""
 UNKNOWN: dict[str, Any] = {**NOISE_DEFAULTS, "beta_schedule": None}
 """The noise schedule of a fixed grid that no pipeline has been named for."""
 FLOW = "flow_prediction"
 REPLACED = {
     # the grid
     "base_image_seq_len", "base_shift", "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped",
-    "max_image_seq_len", "max_shift", "original_inference_steps", "set_alpha_to_one", "shift", "shift_terminal",
-    "steps_offset", "time_shift_type", "timestep_spacing", "use_beta_sigmas", "use_dynamic_shifting",
+    "max_image_seq_len", "max_shift", "original_inference_steps", "rho", "set_alpha_to_one", "shift", "shift_terminal",
+    "sigma_schedule", "steps_offset", "time_shift_type", "timestep_spacing", "use_beta_sigmas", "use_dynamic_shifting",
     "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas",
     # the solver
     "algorithm_type", "corrector_order", "disable_corrector", "eta", "euler_at_final", "lower_order_final",
@@ -73,8 +78,14 @@ NOT_SAMPLED = {
     "PiflowScheduler": "its network predicts a step, not one x0",
     "RePaintScheduler": "it goes back to noise between its steps",
 }
-EDM = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
-"""Schedulers without betas, in edm_sigma (`edm_noise_of`): of networks that are called by themselves alone."""
+EDM = {
+    "CosineDPMSolverMultistepScheduler": "arctan",
+    "EDMDPMSolverMultistepScheduler": "log",
+    "EDMEulerScheduler": "log",
+}
+"""Schedulers without betas, in edm_sigma -> how their networks are told it."""
+EDM_PREDICTIONS = {"epsilon": "minus_v", "v_prediction": "v"}
+"""What `prediction_type` means of their networks, F with one sign or the other."""
 MAX_TABLE = 1_000_000
 
 Noise = tuple[NoiseSchedule, str]
@@ -104,6 +115,9 @@ def noise_of(config: Mapping[str, Any], name: str | None = None, prediction: str
         raise TsAdaptError(f"prediction_type is {predicted!r}; expected a name, such as epsilon")
     if not isinstance(steps, int) or isinstance(steps, bool) or not 2 <= steps <= MAX_TABLE:
         raise TsAdaptError(f"num_train_timesteps is {steps!r}; expected a whole number from 2 to {MAX_TABLE}")
+    named = "sigma_told" in own or own.get("prediction_type") in EDM_PREDICTIONS
+    if name in EDM or (defaults is None and own.get("sigma_data") is not None and named):
+        return _edm(own, name, prediction)
     without_betas = "beta_schedule" not in own and own.get("trained_betas") is None
     flow = "FlowMatch" in name or name == "LTXEulerAncestralRFScheduler"
     flow = flow or (predicted == FLOW and (defaults is None or "use_flow_sigmas" in defaults))
@@ -127,12 +141,23 @@ def noise_of(config: Mapping[str, Any], name: str | None = None, prediction: str
     return table, prediction
 
 
-def edm_noise_of(config: Mapping[str, Any]) -> Noise:
-    """The noise schedule and the prediction of a scheduler of `EDM`, whose network is told log(sigma) / 4."""
-    predicted = PREDICTION_TYPES.get(config["prediction_type"])
-    if predicted not in ("epsilon", "v"):
-        raise TsAdaptError(f"prediction_type {config['prediction_type']!r} is not known to EDM's schedulers")
-    return VarianceExploding(t_min=config["sigma_min"], t_max=config["sigma_max"]), predicted
+def _edm(own: Mapping[str, Any], name: str, prediction: str | None) -> Noise:
+    low, high, data = (own.get(key) for key in ("sigma_min", "sigma_max", "sigma_data"))
+    cosine = "solver_order" in own and "thresholding" not in own  # a config that tells no class
+    told = own.get("sigma_told", EDM.get(name, "arctan" if cosine else "log"))
+    predicted = EDM_PREDICTIONS.get(str(own.get("prediction_type")))
+    real = all(isinstance(value, int | float) and math.isfinite(value) for value in (low, high, data))
+    if not real or not 0 < low < high or not data > 0 or told not in TOLD:
+        raise TsAdaptError(
+            f"{name} has sigma_min {low!r}, sigma_max {high!r}, sigma_data {data!r} and sigma_told {told!r}; expected "
+            f"0 < sigma_min < sigma_max, a positive sigma_data, and one of {', '.join(TOLD)}"
+        )
+    if predicted is None or prediction not in (None, predicted):
+        raise TsAdaptError(
+            f"{name} has prediction_type {own.get('prediction_type')!r} and prediction {prediction!r} is asked for; "
+            f"EDM's networks predict {' or '.join(EDM_PREDICTIONS)} in their own variables: leave prediction out"
+        )
+    return Preconditioned(float(low), float(high), float(data), told), predicted
 
 
 def _own(config: Mapping[str, Any], name: str | None = None) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
@@ -170,13 +195,17 @@ def _table(config: Mapping[str, Any], name: str) -> BetaTable:
 
 
 def noise_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of `NOISE_DEFAULTS` as the config of any scheduler of diffusers has them; TsAdaptError as `noise_of`."""
-    _, prediction = noise_of(config)
+    """The keys of `NOISE_DEFAULTS` and `EDM_KEYS` as any config of a scheduler has them; TsAdaptError as `noise_of`."""
+    noise_schedule, prediction = noise_of(config)
     own, _, _ = _own(config)
     taken = {key: own.get(key, default) for key, default in NOISE_DEFAULTS.items()}
+    edm = isinstance(noise_schedule, Preconditioned)
+    if edm or prediction == "velocity":
+        taken |= {key: value for key, value in NOISE_DEFAULTS.items() if "beta" in key}
     if prediction == "velocity":
-        taken |= {key: value for key, value in NOISE_DEFAULTS.items() if "beta" in key} | {"prediction_type": FLOW}
-    return taken
+        taken["prediction_type"] = FLOW
+    told = {"sigma_told": noise_schedule.told} if isinstance(noise_schedule, Preconditioned) else {}
+    return taken | {key: own[key] if edm and key in own else default for key, default in EDM_KEYS.items()} | told
 
 
 def differences(ours: Noise, theirs: Noise) -> list[str]:
@@ -191,6 +220,8 @@ def differences(ours: Noise, theirs: Noise) -> list[str]:
         found.append(
             f"the network's timestep at t = 1 ({noise_schedule.time_scale:g}, the pipeline's is {other.time_scale:g})"
         )
+    elif isinstance(noise_schedule, Preconditioned) and noise_schedule != other:
+        found.append(f"EDM's noise ({noise_schedule}, the pipeline's is {other})")
     elif (
         isinstance(noise_schedule, BetaTable)
         and isinstance(other, BetaTable)

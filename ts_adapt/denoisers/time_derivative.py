@@ -120,23 +120,26 @@ class TimeDerivative(Wrapped):
             around = partial(self._called, len(x_T))
         inner(solver, policy, x_T, condition, advance, checkpoint=checkpoint, around=around)
 
-    def _called(self, samples: int, evaluate: Callable[[Tensor], Tensor], told: Tensor, unit: float | None) -> Tensor:
+    def _called(
+        self, samples: int, evaluate: Callable[[Tensor], Tensor], told: Tensor, divisor: float | None
+    ) -> Tensor:
         """What the network answers in a loop, see `interfaces.Around`; rows are copies of the `samples`, in turn."""
         if not (torch.is_grad_enabled() and told.requires_grad):
             return evaluate(told)
         if self.way == "slow":
             with _smoothed(self._embeddings or {}, self.width):
                 return evaluate(told)
-        if unit is None:
+        if divisor is None:
             raise TsAdaptError("in this pipeline the network is not told each sample's time; take the derivative slow")
         at = told.detach()
-        below, above = self._ends(at.double() / unit, samples)
+        noise_schedule = self.noise_schedule
+        below, above = self._ends(noise_schedule.time_of_timestep(at.double() * divisor), samples)
 
         def quietly(told: Tensor) -> Tensor:
             with torch.no_grad():
                 return evaluate(told)
 
-        ends = (unit * above).to(at), (unit * below).to(at)
+        ends = [(noise_schedule.timestep(time) / divisor).to(at) for time in (above, below)]
         answer: Tensor = _Secant.apply(evaluate(at), told, quietly, *ends)
         return answer
 

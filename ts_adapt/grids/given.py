@@ -2,7 +2,7 @@
 
     sigmas      s_0 > .. > s_N            t_i = t(lambda = -log s_i): k-diffusion's and EDM's sigma_t / alpha_t;
                                           t_i = s_i for a rectified flow
-    timesteps   tau_0 > .. > tau_{N-1}    t_i = tau_i / time_scale
+    timesteps   tau_0 > .. > tau_{N-1}    t_i = the time at which the network is told tau_i
 
 Ends. The programs denoise fully in their last step, to sigma 0, where a noise schedule may end at a small sigma: t_min
 stands for that 0, unless t_min is evaluated and sigma 0 reached beyond it, and timesteps, which name evaluations only,
@@ -82,7 +82,11 @@ def from_timesteps(given: Sequence[float], noise_schedule: NoiseSchedule, what: 
     Raises TsAdaptError, naming `what`, for anything but falling timesteps within the range of `noise_schedule`.
     """
     times, remarks = _falling(given, what, "timestep"), list[str]()
-    high, low = noise_schedule.t_max * noise_schedule.time_scale, noise_schedule.t_min * noise_schedule.time_scale
+    ends = torch.tensor([noise_schedule.t_max, noise_schedule.t_min], dtype=torch.float64)
+    high, low = noise_schedule.timestep(ends).tolist()
+    for place, end in ((0, high), (-1, low)):
+        if math.isclose(times[place], end, rel_tol=ROUNDING):
+            times[place] = end
     if times[0] > high or times[-1] < low:
         wrong = times[0] if times[0] > high else times[-1]
         raise TsAdaptError(
@@ -93,7 +97,7 @@ def from_timesteps(given: Sequence[float], noise_schedule: NoiseSchedule, what: 
         remarks.append(f"{len(times) - 1} timesteps are {len(times) - 1} steps: the end, {low:.4g}, is added")
     remarks += _own_ends("timestep", times[0], times[-1], high, low)
     return validate_times(
-        torch.tensor(times, dtype=torch.float64) / noise_schedule.time_scale, noise_schedule, what=what
+        noise_schedule.time_of_timestep(torch.tensor(times, dtype=torch.float64)), noise_schedule, what=what
     ), remarks
 
 
@@ -114,10 +118,10 @@ def _falling(given: Sequence[float], what: str, kind: str) -> list[float]:
 
 def _own_ends(kind: str, first: float, last: float, high: float, low: float) -> list[str]:
     remarks = []
-    if first < high * (1 - RANGE_TOLERANCE):
+    if first < high - RANGE_TOLERANCE * abs(high):
         remarks.append(
             f"the list starts at {kind} {first:.6g}, not at pure noise ({high:.6g}), which sampling starts from"
         )
-    if last > low * (1 + RANGE_TOLERANCE):
+    if last > low + RANGE_TOLERANCE * abs(low):
         remarks.append(f"the list ends at {kind} {last:.6g}: the noise of that level stays in the images")
     return remarks

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_adapt.config import Config
-from ts_adapt.denoisers.scheduler_config import EDM, differences, noise_of
+from ts_adapt.denoisers.scheduler_config import differences, noise_of
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.diffusers_schedules import make_scheduler
@@ -42,7 +42,7 @@ def export_scheduler(
     nfe     the only one that is written; None: all of the config's `nfe` that are there
 
     A schedule that is in `out` already is replaced. Raises TsAdaptError for a folder that holds anything else, for a
-    model that is in no pipeline or has one of EDM's schedulers, and where nothing was learned.
+    model that is in no pipeline, and where nothing was learned.
     """
     if out is None:
         raise TsAdaptError("a schedule for diffusers is a folder of files; name it with --out FOLDER")
@@ -70,11 +70,6 @@ def _scheduler_config(session: Session) -> Mapping[str, Any]:
     """The config of the scheduler in the model's pipeline, which has to mean what the session's denoiser does."""
     name, denoiser = session.config.model.name, session.denoiser
     config, prediction = denoiser.scheduler_config, denoiser.prediction
-    if config is not None and config.get("_class_name") in EDM:
-        raise TsAdaptError(
-            f"the scheduler of {name!r} is {config['_class_name']}, and a schedule for diffusers has no counterpart of "
-            "EDM's schedulers, which have no betas; choose another model, or another --format"
-        )
     if config is None or prediction is None:
         raise TsAdaptError(
             f"the model {name!r} is in no pipeline of diffusers, and a schedule for diffusers takes the betas and the "

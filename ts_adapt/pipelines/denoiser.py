@@ -206,7 +206,7 @@ class PipelineDenoiser(Denoiser):
 
     def timestep(self, time: Tensor, x: Tensor) -> Tensor:
         """What the network is told at `time` `()` or `(B,)`: `(B,)` float32 beside `x` `(B, ...)`."""
-        told = time * (self.noise_schedule.time_scale / self._hook.divisor) + self._begins_at
+        told = self.noise_schedule.timestep(time) / self._hook.divisor + self._begins_at
         return told.to(device=x.device, dtype=torch.float32).expand(len(x))
 
     @property
@@ -341,9 +341,7 @@ class PipelineDenoiser(Denoiser):
             if not self.tells or told.ndim != 1:
                 return around(evaluate, told, None)
             begin = self._begins_at
-            return around(
-                lambda t: evaluate(t + begin), told - begin, self.noise_schedule.time_scale / self._hook.divisor
-            )
+            return around(lambda t: evaluate(t + begin), told - begin, self._hook.divisor)
 
         first = recompute(call, told, use_reentrant=False) if checkpoint else call(told)
         return _with_first(form[0], first)

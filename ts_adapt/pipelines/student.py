@@ -83,7 +83,7 @@ class StudentScheduler(LearnedScheduler):
         if asked != self._prepared.asked:
             raise TsAdaptError(f"the pipeline asks for {asked} steps where it was called for {self._prepared.asked}")
         self.num_inference_steps = plan.steps
-        self.timesteps = (plan.times[:-1] * self.noise_schedule.time_scale).to(device=device, dtype=torch.float32)
+        self.timesteps = self.noise_schedule.timestep(plan.times[:-1]).to(device=device, dtype=torch.float32)
         self._begin(plan, self._prepared.solver)
 
     def _begin(self, plan: Plan, solver: Solver, begin: int | None = None) -> None:
@@ -92,6 +92,10 @@ class StudentScheduler(LearnedScheduler):
         self.run = Run(plan, self.timesteps, solver, self.prediction, begin, clips, advance)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """As that of a `LearnedScheduler`, of what the run begins with at its start."""
+        return super().scale_model_input(self._begun(sample), timestep)
+
+    def _begun(self, sample: Tensor) -> Tensor:
         """The sample itself; at the start what the run begins with, as often as the pipeline has its samples, before
         the channels that it has beside them."""
         start = None if self._prepared is None else self._prepared.start
@@ -111,7 +115,7 @@ class StudentScheduler(LearnedScheduler):
         return_dict: bool = True,
     ) -> LearnedSchedulerOutput | tuple[Tensor, ...]:
         """As that of a `LearnedScheduler`; the noise of a stochastic solver is the solve's. Raises Left."""
-        sample = self.scale_model_input(sample)
+        sample = self._begun(sample)
         if sample._is_view():  # of what the loop may write the next state into
             sample = sample.clone()
         out = super().step(model_output, timestep, sample, generator, eta, use_clipped_model_output, return_dict)

@@ -26,7 +26,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ts_adapt.denoisers.network import NetworkDenoiser
+from ts_adapt.denoisers.network import NetworkDenoiser, seen
 from ts_adapt.distributed import add_gradients, agree, first, rank, total_of, world
 from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.numerics import combine, each_tensor
@@ -123,10 +123,10 @@ def diffusion_loss(denoiser: NetworkDenoiser) -> Loss:
 
     def loss(network: nn.Module, batch: Images, generator: Generator) -> Tensor:
         x_t, t = _noised(denoiser, batch.x0, generator)
-        noise_schedule = denoiser.noise_schedule
-        clean = (batch.x0.double(), x_t.double(), noise_schedule.alpha(t), noise_schedule.sigma(t))
-        target = from_x0(*clean, denoiser.prediction).to(x_t.dtype)
-        raw = denoiser.call(network, x_t, denoiser.timestep(t, x_t), dict(batch.condition))
+        clean = batch.x0.double() / (denoiser.noise_schedule.data_std or 1.0)
+        x, alpha, sigma = seen(x_t.double(), t, denoiser.noise_schedule)
+        target = from_x0(clean, x, alpha, sigma, denoiser.prediction).to(x_t.dtype)
+        raw = denoiser.call(network, x.to(x_t.dtype), denoiser.timestep(t, x_t), dict(batch.condition))
         return F.mse_loss(raw[:, : target.shape[1]], target)
 
     return loss
@@ -137,10 +137,10 @@ def teacher_loss(denoiser: NetworkDenoiser, teacher: nn.Module) -> Loss:
 
     def loss(network: nn.Module, batch: Images, generator: Generator) -> Tensor:
         x_t, t = _noised(denoiser, batch.x0, generator)
-        timestep = denoiser.timestep(t, x_t)
+        timestep, (x, _, _) = denoiser.timestep(t, x_t), seen(x_t, t, denoiser.noise_schedule)
         with torch.no_grad():
-            target = denoiser.call(teacher, x_t, timestep, dict(batch.condition))
-        return F.mse_loss(denoiser.call(network, x_t, timestep, dict(batch.condition)), target)
+            target = denoiser.call(teacher, x, timestep, dict(batch.condition))
+        return F.mse_loss(denoiser.call(network, x, timestep, dict(batch.condition)), target)
 
     return loss
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ts_adapt.denoisers.network import ATTACHMENT, argument_names, time_argument
-from ts_adapt.denoisers.scheduler_config import REPLACED, differences, noise_of, scheduler_config
+from ts_adapt.denoisers.scheduler_config import EDM, REPLACED, differences, noise_of, scheduler_config
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.schedulers.asked import asked_of_scheduler
 from ts_adapt.schedulers.hook import TimeHook
@@ -154,6 +154,15 @@ def _refuse_what_the_pipeline_cannot(pipe: Any, schedule: LearnedScheduler, form
         raise TsAdaptError(
             f"{name} asks its scheduler for {', '.join(sorted(lacking))}, which has no meaning for times that are not "
             "those of training; use it with a scheduler of diffusers"
+        )
+    if (
+        asked.attributes
+        and "scale_model_input" not in asked.attributes
+        and scheduler_config(former)["_class_name"] in EDM
+    ):
+        raise TsAdaptError(
+            f"{name} shows its network the states as they are, and {type(former).__name__} is for networks that see "
+            "them in the unit of their variance; give the pipeline another scheduler"
         )
     if hasattr(pipe, "add_noise"):
         raise TsAdaptError(

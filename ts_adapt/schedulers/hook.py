@@ -117,6 +117,7 @@ class TimeHook:
             for name in CONDITIONS
             if isinstance(value := given.get(name), Tensor) and value.ndim and value.shape[0] == rows
         }
+        x = x if self.run is None else self.run.unshown(x)
         shown, labels = Shown(x, condition, view_of(x, given, self.channels)), condition.get("class_labels")
         if self.null_class is None or labels is None or not shown.has_copies(2):
             return shown

@@ -2,11 +2,12 @@
 
     integrate                                   a pipeline's loop
     node = policy.init(x_T)                     start(x_T)          where the first call of the network shows x_T
-    raw  = network(x_t, tau_node)               tell() -> tau       the network is called by the pipeline
+    raw  = network(x_t, tau_node)               show(x_t), tell()   the network is called by the pipeline, with c x_t
+                                                                    (`denoisers.network.seen`) and tau
     x0   = x0_from_raw(raw, x_t, node)          step(raw, t, x_t)
     advance(policy, solver, x_t, x0, node)      ... -> x_s
 
-tau is the network's timestep, time_scale * model_time, one for each row of its batch. Rows are samples, or copies of
+tau is the network's timestep, that of model_time, one for each row of its batch. Rows are samples, or copies of
 them: [x, x] under classifier-free guidance. How many copies there are is a guess at the first call, where two samples
 may have begun from the same noise; the first step knows, as it is given the samples once. States are taken in float32
 at least.
@@ -33,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.denoisers.network import prediction_of, stacked, x0_from_raw
+from ts_adapt.denoisers.network import prediction_of, seen, stacked, x0_from_raw
 from ts_adapt.interfaces import GUIDANCE, Advance, Condition, Node, Solver, StepAware, StepPolicy, TsAdaptError
 from ts_adapt.numerics import scale
 from ts_adapt.sampling import advance
@@ -134,6 +135,7 @@ class Run:
         self._told: Tensor | None = None
         self._told_at: int | None = None
         self._answers: list[Tensor] = []
+        self._shown_at: int | None = None
         self._policy_state: Any = None
         self._memory: Any = None
 
@@ -229,18 +231,33 @@ class Run:
         self.node, self._memory = node, self.solver.init(x_T)
         self._shown, self._copies = shown, copies
 
+    def show(self, x: Tensor, timestep: Any = None) -> Tensor:
+        """What the network is to be shown of `x` `(rows, ...)`, the states of the step of `timestep`; None: the next.
+
+        Before the network has seen them all are at the nominal time, but for grids of their own.
+        """
+        if timestep is not None:
+            self.arrive(timestep, x)
+        self._shown_at, grid = self.place, self.plan.grid
+        if self.node is not None:
+            t = self.node.t
+        else:
+            t = grid.times[:, self.place] if grid is not None and grid.per_sample else self.plan.times[self.place]
+        return seen(x, _for_rows(t, len(x)).to(x.device), self.noise_schedule)[0]
+
+    def unshown(self, x: Tensor) -> Tensor:
+        """The states of which the network is shown `x` at the beginning, where all are at the nominal time."""
+        if self.noise_schedule.data_std is None:
+            return x
+        one = seen(torch.ones((), dtype=torch.float64), self.plan.times[self.place], self.noise_schedule)[0]
+        return x / float(one)
+
     def tell(self, rows: int) -> Tensor:
         """tau `(rows,)`, float32: what the network is to be told now about the rows of its batch."""
         if self.node is None:
             raise TsAdaptError("the run has not started: no starting noise was seen")
         time = self.node.t if self.node.model_time is None else self.node.model_time
-        tau = (time * self.noise_schedule.time_scale).to(torch.float32)
-        if tau.ndim and rows % len(tau):
-            raise TsAdaptError(
-                f"the run began with {len(tau)} samples and the network is called with {rows}; keep the batch, or call "
-                "set_timesteps() for a new one"
-            )
-        told = tau.repeat(rows // len(tau)) if tau.ndim else tau.expand(rows)
+        told = _for_rows(self.noise_schedule.timestep(time).to(torch.float32), rows)
         if self._told is None:
             self._told = told
         self._told_at = self.place
@@ -284,6 +301,11 @@ class Run:
             raise TsAdaptError(
                 f"the network was told the time of place {self._told_at} of the run and the step is that of place "
                 f"{self.place}: call scheduler.network_timesteps(sample, timestep=t) with the t of the step"
+            )
+        if self.noise_schedule.data_std is not None and self._shown_at != self.place:
+            raise TsAdaptError(
+                "EDM's networks are shown states in the unit of their variance and this one was not: call "
+                "scheduler.scale_model_input(sample, t) before it, or take a pipeline that does"
             )
         if raw.shape != x_t.shape:
             _check_answer(raw, x_t)
@@ -384,6 +406,16 @@ def cannot_begin_inside() -> TsAdaptError:
         "this schedule is found from the pure noise at the start and cannot begin inside, as img2img does; use a "
         "static or a recursive one, or strength=1"
     )
+
+
+def _for_rows(values: Tensor, rows: int) -> Tensor:
+    """`values` `()` or `(B,)`, of each sample, for the rows of a batch that are copies of the samples, in turn."""
+    if values.ndim and rows % len(values):
+        raise TsAdaptError(
+            f"the run began with {len(values)} samples and the network is called with {rows}; keep the batch, or call "
+            "set_timesteps() for a new one"
+        )
+    return values.repeat(rows // len(values)) if values.ndim else values.expand(rows)
 
 
 def _check_answer(raw: Tensor, x_t: Tensor) -> None:

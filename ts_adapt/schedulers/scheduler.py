@@ -50,9 +50,10 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Times that are fixed, learned, predicted from noise or while sampling, with a solver of one evaluation a step.
 
     num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr, snr_shift_scale,
-    prediction_type
-                as in diffusers; prediction_type "flow_prediction" is a rectified flow, which has no betas.
-                beta_schedule None: those of the pipeline, when attached
+    prediction_type, sigma_min, sigma_max, sigma_data
+                as in diffusers; prediction_type "flow_prediction" is a rectified flow, and with a sigma_data it is
+                EDM's noise: these have no betas. beta_schedule None: those of the pipeline, when attached
+    sigma_told  how EDM's networks are told sigma, "log" or "arctan"
     solver      a name that `assembly.build_solver` knows; Heun, with two evaluations a step, is refused
     grid        a fixed family of grids, by a name that `schedules.resolve.build_grid` knows; None: "uniform"
     grids       learned grids by their number of steps: {"5": {"times": [...], "model_times": ..., "output_scale": ...,
@@ -89,6 +90,10 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         predictors: Sequence[int | Sequence[int]] | None = None,
         learned_for: Mapping[str, Any] | None = None,
         clip_x0: bool = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sigma_data: float | None = None,
+        sigma_told: str = "log",
     ) -> None:
         if not isinstance(solver, str):
             raise TsAdaptError(f"solver is {solver!r}; expected a solver's name, such as 'unipc-2'")
@@ -289,7 +294,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def init_noise_sigma(self) -> float:
-        """What standard normal noise is multiplied by: 1 for beta tables and rectified flow."""
+        """What standard normal noise is multiplied by: 1 for beta tables and rectified flow, for EDM's sigma_max."""
         return self.noise_schedule.noise_scale
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -298,7 +303,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Where a run is to begin there and each sample has times of its own, each is noised to its own.
         """
         at, own = self.noise_schedule, None if self.run is None else self.run.noised_to(timesteps, len(noise))
-        t = torch.as_tensor(timesteps, dtype=torch.float64) / at.time_scale if own is None else own
+        t = at.time_of_timestep(torch.as_tensor(timesteps)) if own is None else own
         t = t.clamp(at.t_min, at.t_max)
         x, eps = original_samples.expand_as(noise).float(), noise.to(original_samples.device).float()
         return combine((at.alpha(t), x), (at.sigma(t), eps)).to(original_samples.dtype)
@@ -308,8 +313,14 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self.add_noise(sample, noise, timestep)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample itself: states are x_t = alpha x0 + sigma eps."""
-        return sample
+        """What the network is shown of `sample` x_t = alpha x0 + sigma eps `(rows, ...)`, rows as in `Run`.
+
+        It is x_t itself but for EDM's networks, which see it in the unit of its variance: of the next step, or of that
+        which `timestep` says.
+        """
+        if self._noise is None or self._noise[0].data_std is None:
+            return sample
+        return self._running("scale_model_input").show(sample, timestep)
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
@@ -342,7 +353,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         solver = build_solver(self.config["solver"], OnGrid(self.noise_schedule, plan.times))
         check_end(solver, plan.times[-1])
         self.num_inference_steps = plan.steps
-        self.timesteps = (plan.times[:-1] * self.noise_schedule.time_scale).to(device=device, dtype=torch.float32)
+        self.timesteps = self.noise_schedule.timestep(plan.times[:-1]).to(device=device, dtype=torch.float32)
         self._begin(plan, solver)
 
     def end(self) -> None:
