@@ -194,8 +194,9 @@ def _pretrained_lpips() -> nn.Module:
         network: nn.Module = lpips.LPIPS(net="vgg", verbose=False)
     except (ImportError, OSError, RuntimeError) as error:
         raise TsAdaptError(
-            f"lpips cannot be built, it needs its package and VGG's pretrained weights from a network ({error}); "
-            "without one use --distance features or --distance l2"
+            f"lpips cannot be built, it needs its package and VGG's pretrained weights from a network ({error}); put "
+            f"them, torchvision's vgg16-397923af.pth, into {torch.hub.get_dir()}/checkpoints, or use --distance "
+            "features or --distance l2"
         ) from error
     return network
 

@@ -337,3 +337,25 @@ def test_as_many_samples_validate_as_are_asked_for(options: dict[str, int], coun
     assert TrainOptions(**options).validating == count
     with pytest.raises(TsAdaptError, match="leave some to learn from"):
         _ = TrainOptions(samples=20, validation=20).validating
+
+
+@pytest.mark.parametrize("job", ["learn", "evaluate"])
+@pytest.mark.parametrize("missing", ["inception", "clip"])
+def test_weights_that_cannot_be_had_are_noticed_before_any_work(
+    job: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(*args: object, **options: object) -> None:
+        raise OSError("name resolution failed")
+
+    monkeypatch.setattr("cleanfid.inception_torchscript.check_download_inception", unreachable)
+    monkeypatch.setattr("transformers.CLIPModel.from_pretrained", unreachable)
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("a cat\n")
+    options = {
+        "inception": ["--model.name", "fashion-ddpm", "--evaluate.features", "inception"],
+        "clip": ["--model.name", "emoji-sd", "--teacher.prompts", "prompts.txt", "--evaluate.clip", "owner/name"],
+    }
+    assert main([job, *options[missing], "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be had (name resolution failed)" in said and f"evaluate.{missing}" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]

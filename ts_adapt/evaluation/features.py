@@ -90,9 +90,11 @@ class Inception:
 
 
 def _network(folder: Path | None, device: torch.device) -> Any:
+    from cleanfid.downloads_helper import inception_url
+
     offline = (
-        f"put {WEIGHTS} into a folder and name it by evaluate.inception, or set evaluate.features to pixels (zoo, for "
-        "its models), which need no network"
+        f"put {inception_url}, fetched elsewhere, into a folder and name that by evaluate.inception, or set "
+        "evaluate.features to pixels (zoo, for its models), which need no network"
     )
     if folder is not None and not (folder / WEIGHTS).is_file():
         raise TsAdaptError(f"{folder} has no {WEIGHTS}; {offline}")

@@ -117,8 +117,10 @@ class Experiment:
         small = torch.Size(shape).numel() <= FEW_PIXELS or len(shape) != 3 or shape[0] not in IN_COLOUR
         return wanted or ("zoo" if self.of_zoo else "pixels" if small else "inception")
 
-    def check(self) -> None:
+    def check(self, *, scores: bool = False) -> None:
         """TsAdaptError for what a later job of the config would refuse; says once what is taken by default.
+
+        scores  whether the job ends in scores: the networks that give them are fetched where they are not here
 
         Names are known by then (`Config.validate`): here is what depends on the model.
         """
@@ -140,6 +142,9 @@ class Experiment:
         width = INCEPTION_WIDTH  # of what may be for another machine to fetch
         if self.features != "inception":
             width = self.extractor()(image).shape[-1]
+        if scores and "networks" not in self._said:
+            distributed.first(self._check_networks)
+            self._said.add("networks")
         self._check_reference(width)
         for split in SPLITS:
             if config.teacher.prompts_of(split) is not None:
@@ -159,6 +164,14 @@ class Experiment:
         if taken and "defaults" not in self._said and distributed.rank() == 0:
             print(f"ts-adapt: for images of {shape} by default {', '.join(taken)}", file=sys.stderr)
         self._said.add("defaults")
+
+    def _check_networks(self) -> None:
+        """Build what scores images once, which fetches weights; TsAdaptError where they are not to be had."""
+        self.extractor()
+        if self.config.evaluate.clip is not None:
+            from ts_adapt.evaluation.clip import clip_scorer
+
+            clip_scorer(self.config.evaluate.clip, self.config.model.device)
 
     def _check_reference(self, width: int) -> None:
         """TsAdaptError unless the reference is a folder, or moments of features of `width` numbers."""

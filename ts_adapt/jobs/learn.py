@@ -98,7 +98,7 @@ def show_plan(config: Config, *, redo: bool = False) -> None:
 def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
     """The jobs of a config, in order; TsAdaptError for what one of them would refuse after the work of others."""
     config, names = session.config, wanted(session.config)
-    session.check()
+    session.check(scores=True)
     listed(session)
     check_counts(config, names)
     if any(name.kind == PREDICTOR for name in names):

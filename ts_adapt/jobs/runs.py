@@ -55,7 +55,7 @@ def generate(session: Session) -> None:
     The teacher's test samples are generated first, as far as they are missing. What an earlier evaluation left of the
     very same stays as it is. Raises TsAdaptError if another process is at this comparison.
     """
-    session.check()
+    session.check(scores=True)
     with distributed.held(comparing(session)):
         _generate(session)
 

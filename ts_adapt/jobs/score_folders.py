@@ -32,7 +32,7 @@ def score_folders(session: Session, folders: Sequence[Path]) -> list[Scores]:
     """
     if len(folders) > 2:
         raise TsAdaptError(f"--images names {len(folders)} folders; give one, or two to compare")
-    session.check()
+    session.check(scores=True)
     options, extractor = session.config.evaluate, session.extractor()
     reference = reference_images(session, extractor)
     looks = [_looks(session, folder) for folder in folders]
