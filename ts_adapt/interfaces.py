@@ -141,7 +141,7 @@ class Denoiser(Protocol):
     alone           whether it takes one sample at a time: `sampling.integrate` solves for one after the other
     guides          whether a call takes `guidance_factor` `()` or `(B,)` too, which multiplies its guidance scale
     numbered        what identifies the list that each sample takes one thing of, by the `number` in its condition, such
-                    as pictures to start from, or what is drawn for it; None: a condition has no number
+                    as pictures to start from, or what is drawn for it, by its `seed` too; None: it has neither
     """
 
     evaluations: int

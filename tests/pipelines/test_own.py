@@ -16,10 +16,10 @@ from ts_adapt.evaluation.side_by_side import compare
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
-from ts_adapt.pipelines.draws import OwnDraws, generators
+from ts_adapt.pipelines.draws import Kinds, OwnDraws, generators
 from ts_adapt.pipelines.start import form_of
 from ts_adapt.sampling import initial_noise, integrate, noise_for
-from ts_adapt.teacher.generate import LABEL_STREAM
+from ts_adapt.teacher.generate import LABEL_STREAM, Numbers
 
 STEPS = 2
 PROMPTS = ["a cat", "the big dog", "nothing"]
@@ -44,9 +44,9 @@ def drawing(request: Any) -> tuple[PipelineDenoiser, bool]:
     return PipelineDenoiser(pipe, call), DRAWING[request.param]
 
 
-def ends(denoiser: PipelineDenoiser, index: list[int], numbers: list[int]) -> Tensor:
+def ends(denoiser: PipelineDenoiser, index: list[int], numbers: list[int], seed: int = 0) -> Tensor:
     grid, solver = fixed.make("karras", denoiser.noise_schedule, STEPS), build_solver("ddim", denoiser.noise_schedule)
-    condition = {**denoiser.encode([PROMPTS[i] for i in index]), "number": torch.tensor(numbers)}
+    condition = {**denoiser.encode([PROMPTS[i] for i in index]), **Numbers("").draw(seed, numbers)}
     with torch.no_grad():
         return integrate(denoiser, solver, grid, initial_noise(0, index, denoiser.shape), condition=condition).x
 
@@ -58,7 +58,9 @@ def test_a_sample_has_the_draws_of_its_number(drawing: tuple[PipelineDenoiser, b
     alone = ends(denoiser, [1], [6])
     assert torch.allclose(alone, together[1:2], rtol=1e-4, atol=1e-5)
     assert torch.allclose(ends(denoiser, [2, 1], [7, 6]), together[[2, 1]], rtol=1e-4, atol=1e-5)
-    assert (ends(denoiser, [1], [7]) - alone).abs().max() > 10 * (together[1:2] - alone).abs().max()
+    for other in (ends(denoiser, [1], [7]), ends(denoiser, [1], [6], seed=1)):
+        assert (other - alone).abs().max() > 10 * (together[1:2] - alone).abs().max()
+    assert torch.equal(ends(denoiser, [1], [6], seed=1), ends(denoiser, [1], [6], seed=1))
 
 
 def test_what_draws_nothing_has_no_numbers(tiny: Any) -> None:
@@ -67,10 +69,17 @@ def test_what_draws_nothing_has_no_numbers(tiny: Any) -> None:
 
 
 def test_rows_are_drawn_by_number_and_what_has_none_alike() -> None:
+    one, two = (
+        [torch.Size(shape) for shape in ((2, 5), (2, 5, 5), (2, 3, 4, 4), (n, 3, 2), (n, 3), (n,))] for n in (1, 2)
+    )
+    kinds = Kinds.of(one, two)
+    assert kinds.own == {(1, 3, 2), (1, 3), (1,)} and kinds.shared == {(2, 5), (2, 5, 5), (2, 3, 4, 4)}
+    assert Kinds.of(one, None).own == kinds.own
+
     def drawn(numbers: list[int]) -> list[Tensor]:
         torch.manual_seed(3)
-        with OwnDraws(numbers) as own:
-            alike = torch.rand(4, 5), torch.randn(4, 5, 5), torch.randn(())
+        with OwnDraws([(0, number) for number in numbers], kinds) as own:
+            alike = torch.rand(2, 5), torch.randn(2, 5, 5), torch.randn(2, 3, 4, 4), torch.randn(2, 7), torch.randn(())
             many, of_each = torch.randn(2 * len(numbers), 3, 2, 2), len(numbers)
             like, own_rows = (
                 torch.rand_like(many.double()),
@@ -89,9 +98,10 @@ def test_rows_are_drawn_by_number_and_what_has_none_alike() -> None:
 
 def test_what_is_drawn_by_generators_and_without_is_independent() -> None:
     numbers = list(range(4))
-    with OwnDraws(numbers):
+    samples = [(0, number) for number in numbers]
+    with OwnDraws(samples):
         free = torch.randn(4, 3, 50, 50)
-    drawn = [free, torch.stack([torch.randn(3, 50, 50, generator=each) for each in generators(numbers)])]
+    drawn = [free, torch.stack([torch.randn(3, 50, 50, generator=each) for each in generators(samples)])]
     drawn += [initial_noise(0, numbers, (3, 50, 50), stream=stream) for stream in (LABEL_STREAM, 0, 1)]
     found = torch.corrcoef(torch.stack([rows.flatten() for rows in drawn]))
     assert (found - torch.eye(5)).abs().max() < 5 / 30000**0.5

@@ -99,7 +99,7 @@ def compare(
     fine = build_grid("log_snr", noise_schedule, teacher_steps)
     given = dict(condition or {})
     if denoiser.numbered is not None:
-        given.setdefault("number", torch.arange(samples))
+        given = {"number": torch.arange(samples), "seed": torch.full((samples,), seed), **given}
     with torch.no_grad():
         target = integrate(denoiser, build_solver("unipc-3", noise_schedule), fine, x_T, condition=given).x
         batch = Batch(torch.arange(samples), x_T, target, given)

@@ -2,11 +2,12 @@
 
     prompt         (B, PROMPT_BYTES) uint8: the UTF-8 bytes of each sample's prompt, zeros behind them
     class_labels   (B,)
-    number         (B,): the sample's own, by which it draws; of each folder of pictures that an argument names, it has
-                   the one of this number, modulo how many there are
+    number         (B,): the sample's own; of each folder of pictures that an argument names, it has the one of this
+                   number, modulo how many there are
+    seed           (B,): by it and the number a sample draws
 
 What all share is given by name, as in the pipeline's own documentation; a `negative_prompt`, or a `prompt_2`, is for
-every sample. What a pipeline draws beside its starting noise it draws by these numbers (`draws`).
+every sample. What a pipeline draws beside its starting noise is in `draws`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ts_adapt.interfaces import Condition, TsAdaptError, unknown
 from ts_adapt.pictures import picture_files, read_picture
-from ts_adapt.pipelines.draws import generators
+from ts_adapt.pipelines.draws import Sample, generators
 from ts_adapt.storage.files import sha256_of_file, sha256_of_json
 
 PROMPT_BYTES = 4096
@@ -53,10 +54,10 @@ def as_texts(rows: Tensor) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode() for row in rows.cpu().numpy()]
 
 
-def numbers_of(condition: Condition, batch: int) -> list[int]:
-    """The samples' own; 0 for each where the condition says none."""
-    numbers: list[int] = condition["number"].tolist() if "number" in condition else [0] * batch
-    return numbers
+def samples_of(condition: Condition, batch: int) -> list[Sample]:
+    """The seed and number of each sample; 0 where the condition says none."""
+    found = [condition[key].tolist() if key in condition else [0] * batch for key in ("seed", "number")]
+    return list(zip(*found, strict=True))
 
 
 class Arguments:
@@ -98,7 +99,7 @@ class Arguments:
     def of(self, condition: Condition, batch: int) -> dict[str, Any]:
         """The arguments for `batch` samples, lists where there are several; one that the condition says nothing of has
         an empty prompt, class 0, picture 0."""
-        numbers = numbers_of(condition, batch)
+        samples = samples_of(condition, batch)
         given = {key: _for_each(value, batch) for key, value in self.shared.items()}
         if self.takes_prompts:
             given["prompt"] = as_texts(condition["prompt"]) if "prompt" in condition else [""] * batch
@@ -114,10 +115,10 @@ class Arguments:
         if "batch_size" in self.takes:
             given["batch_size"] = batch
         if "generator" in self.takes and self.generators:
-            own = generators(numbers)
+            own = generators(samples)
             given["generator"] = own if batch > 1 else own[0]
         for key, files in self.folders.items():
-            pictures = [read_picture(files[i % len(files)]) for i in numbers]
+            pictures = [read_picture(files[i % len(files)]) for _, i in samples]
             given[key] = pictures if batch > 1 else pictures[0]
         return given
 

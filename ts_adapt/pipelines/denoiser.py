@@ -42,8 +42,8 @@ from ts_adapt.interfaces import (
     as_node_times,
     one_line,
 )
-from ts_adapt.pipelines.arguments import Arguments, as_bytes, numbers_of
-from ts_adapt.pipelines.draws import OwnDraws, drawn_alike
+from ts_adapt.pipelines.arguments import Arguments, as_bytes, samples_of
+from ts_adapt.pipelines.draws import Kinds, OwnDraws, drawn_alike
 from ts_adapt.pipelines.encoders import Encoded
 from ts_adapt.pipelines.ending import Ending
 from ts_adapt.pipelines.networks import By, Recorded, called
@@ -111,6 +111,7 @@ class PipelineDenoiser(Denoiser):
         self._solver = build_solver("ddim", self.noise_schedule)
         self.tells, self._cannot_tell = True, ""
         self._draws = self._draws_freely = True
+        self._kinds = Kinds()
         self._form: Form | None = None
         try:
             try:
@@ -136,7 +137,7 @@ class PipelineDenoiser(Denoiser):
     @property
     def numbered(self) -> str | None:  # type: ignore[override]
         pictures = self.arguments.numbered
-        return f"streams {pictures or ''}".strip() if self._draws else pictures
+        return f"streams by seed {pictures or ''}".strip() if self._draws else pictures
 
     @property
     def encode(self) -> Any:  # type: ignore[override]
@@ -290,8 +291,8 @@ class PipelineDenoiser(Denoiser):
         call: Any = type(self.pipe).__call__
         around_networks = nullcontext() if by is None else called(self._networks, by)
         encoded = called(self._encoders, self._encoded.by)
-        if draws is None and self._draws_freely:
-            draws = OwnDraws(numbers_of(condition, batch))
+        if draws is None and (self._draws_freely or not leave):
+            draws = OwnDraws(samples_of(condition, batch), self._kinds)
         try:
             with quiet(), drawn_alike(), draws or nullcontext(), encoded, around_networks:
                 made = call.__wrapped__(self.pipe, **arguments)
@@ -374,9 +375,9 @@ class PipelineDenoiser(Denoiser):
 
         name, at = self.arguments.name, _At(Node(0, 1, as_node_times(self.noise_schedule.t_max)))
         with torch.inference_mode(False), torch.no_grad():
-            draws = OwnDraws([0])
+            draws = OwnDraws([(0, 0)])
             self._run(None, {}, at, self._solver, keep, by=self._recorded.listen, draws=draws)
-            first = seen.pop()
+            first, by_one = seen.pop(), draws.shapes
             shape, device = tuple(first.shape[1:]), first.device
             drawn = [tuple(one[1:]) for one in draws.shapes if one.numel() == first[0].numel() and len(one) > 1]
             noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).to(device)
@@ -390,7 +391,7 @@ class PipelineDenoiser(Denoiser):
                 if packed and (not drawn or drawn[-1] == shape):
                     continue
                 self.arguments.generators = generators
-                given, draws, self.alone, self._form = noise[:count], OwnDraws([0] * count), count == 1, None
+                given, draws, self.alone, self._form = noise[:count], OwnDraws([(0, 0)] * count), count == 1, None
                 seen.clear()
                 try:
                     self._form = form_of(drawn[-1], begun) if packed else None
@@ -401,6 +402,7 @@ class PipelineDenoiser(Denoiser):
             else:
                 raise TsAdaptError(f"{name} takes no starting noise of shape {shape}: {reason}") from reason
         beside = 0 if "latents" in self.arguments.takes else given.numel()
+        self._kinds = Kinds.of(by_one, None if self.alone else draws.shapes)
         self._draws, self._draws_freely = sum(one.numel() for one in draws.shapes) > beside, draws.free
         met = [seen[-1]]
         if "latents" not in self.arguments.takes:

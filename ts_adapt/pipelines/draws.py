@@ -1,18 +1,19 @@
-"""What a pipeline draws beside its starting noise: each sample's by its own number, whatever is drawn beside it.
+"""What a pipeline draws beside its starting noise: each sample's by its own seed and number, whatever is beside it.
 
-    by generators       one for each sample, of the stream GIVEN of its number (`generator_for`)
-    without             (B, ...) of B samples, and pictures or films (k B, C, H, W): row j is the next of sample
-                        j mod B, by a generator of the stream FREE of its number
+    by generators       one for each sample, of the stream GIVEN of its seed and number (`generator_for`)
+    without             (k B, ...) of B samples: row j is the next of sample j mod B, by a generator of the stream FREE
 
-What else is drawn without, such as the noise (H, W) of a decoder's layer, is the same in every call. The shape alone
-says which it is: a layer's that is as high as there are samples is taken for theirs.
+What else is drawn without, such as the noise (C, H, W) of a layer, is the same in every call. Which it is says a call
+for one sample beside one for two (`Kinds`): what grows is theirs. Of what neither has drawn, as that of a decoder,
+pictures and films are the samples', and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -25,9 +26,36 @@ LIKE = {torch.randn_like: torch.randn, torch.rand_like: torch.rand}
 DRAWN = {torch.randn, torch.rand, *LIKE}
 
 
-def generators(numbers: Sequence[int], stream: int = GIVEN) -> list[torch.Generator]:
+Sample = tuple[int, int]
+"""The seed and the number of a sample."""
+
+
+def generators(samples: Sequence[Sample], stream: int = GIVEN) -> list[torch.Generator]:
     """One for each sample."""
-    return [generator_for(0, number, stream=stream) for number in numbers]
+    return [generator_for(seed, number, stream=stream) for seed, number in samples]
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """own: the shapes of what is drawn for a sample; shared: of what is drawn once, however many there are."""
+
+    own: frozenset[tuple[int, ...]] = frozenset()
+    shared: frozenset[tuple[int, ...]] = frozenset()
+
+    @classmethod
+    def of(cls, one: Sequence[torch.Size], two: Sequence[torch.Size] | None) -> Self:
+        """From the shapes of what a call for one sample draws, and of a call for two; None: it takes but one."""
+        first = {tuple(shape) for shape in one if shape}
+        if two is None:
+            return cls(frozenset(shape for shape in first if shape[0] == 1))
+        second = {tuple(shape) for shape in two if shape}
+        return cls(frozenset(s for s in first if (2 * s[0], *s[1:]) in second), frozenset(first & second))
+
+    def of_one(self, shape: tuple[int, ...], samples: int) -> bool:
+        """Whether `shape` is of what is drawn for each of `samples`."""
+        if not shape or not shape[0] or shape[0] % samples or shape in self.shared:
+            return False
+        return len(shape) > 3 or (shape[0] // samples, *shape[1:]) in self.own
 
 
 @contextmanager
@@ -39,15 +67,15 @@ def drawn_alike() -> Iterator[None]:
 
 
 class OwnDraws(TorchFunctionMode):
-    """Within the block what is drawn without a generator is the samples' own, by their `numbers`.
+    """Within the block what is drawn without a generator for each of `samples` is their own, by `kinds`.
 
     shapes  of what was drawn, by generators or without
     free    whether some was drawn without
     """
 
-    def __init__(self, numbers: Sequence[int]) -> None:
+    def __init__(self, samples: Sequence[Sample], kinds: Kinds = Kinds()) -> None:
         super().__init__()
-        self.streams = generators(numbers, FREE)
+        self.streams, self.kinds = generators(samples, FREE), kinds
         self.shapes, self.free = list[torch.Size](), False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,8 +86,7 @@ class OwnDraws(TorchFunctionMode):
         if (kwargs or {}).get("generator") is not None:
             return drawn
         self.free, several = True, len(self.streams)
-        many = len(drawn) if drawn.ndim else 0
-        if not many or many % several or (drawn.ndim < 4 and many != several):
+        if not self.kinds.of_one(tuple(drawn.shape), several):
             return drawn
         draw = LIKE.get(function, function)
         rows = [draw(row.shape, generator=self.streams[j % several], dtype=row.dtype) for j, row in enumerate(drawn)]

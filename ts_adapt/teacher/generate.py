@@ -87,7 +87,7 @@ class Prompts:
 
 
 class Numbers:
-    """`number` `(n,)`: the samples' own; `of` identifies the list that they choose from."""
+    """`number` and `seed` `(n,)`: the samples' own; `of` identifies the list that they choose from."""
 
     def __init__(self, of: str) -> None:
         self.of = of
@@ -96,7 +96,7 @@ class Numbers:
         return {"kind": "numbers", "sha256": self.of}
 
     def draw(self, seed: int, index: Sequence[int]) -> dict[str, Tensor]:
-        return {"number": torch.tensor(list(index))}
+        return {"number": torch.tensor(list(index)), "seed": torch.full((len(index),), seed)}
 
 
 class Together:
