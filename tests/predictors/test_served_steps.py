@@ -11,10 +11,11 @@ import torch
 from small_predictors import KINDS, UNGUIDED, build
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
-from ts_adapt.predictors.diagnosis import predicted, spread
+from ts_adapt.predictors.diagnosis import chosen, predicted, spread
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.phases import TrainOptions, batches_of, going_on
 from ts_adapt.predictors.recursive import Recursive, shares
+from ts_adapt.predictors.start import BOUND
 from ts_adapt.predictors.store import load_predictor, nfes_of, save_predictor
 from ts_adapt.predictors.training import train_predictor
 from ts_adapt.sampling import generator_for
@@ -169,17 +170,18 @@ def test_several_numbers_of_steps_come_back_from_disk(kind, problem, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_spread_tells_a_static_grid_from_one_for_each_sample(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=UNGUIDED)
+    predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=[*UNGUIDED, "start"])
 
     def found(steps):
-        return spread(predicted(predictor, objective, batch, steps), objective)
+        return spread(*chosen(predictor, objective, batch, steps), objective)
 
     with torch.no_grad():
         predictor.encoder.bias.fill_(0.03)
-    assert found(4).keys() == {"times", *UNGUIDED}
+    assert found(4).keys() == {"times", *UNGUIDED, "start"}
     assert all(value < 1e-6 for value in found(4).values())
     randomised(predictor)
-    assert all(value > 1e-3 for value in found(4).values())
+    torch.nn.init.normal_(predictor.start.weight)
+    assert all(value > 1e-3 for value in found(4).values()) and found(4)["start"] < BOUND
     predictor.forget(2)
     assert all(value < 1e-6 for value in found(2).values()) and found(4)["times"] > 1e-3
 

@@ -2,7 +2,7 @@
 
     spread   standard deviation over samples, in the mean over steps: of the inner times and of the shift (both in
              log-SNR), of the output scale, of the coefficients, of the weights of the history, of the factors on the
-             guidance
+             guidance; of the change of the start, in sigma_T, in the mean over the numbers of a state
 
 Without a spread a predictor has collapsed: it is one more static grid.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.grids.parametric import positions
-from ts_adapt.interfaces import Condition, Field, Node, Nominal, StepPolicy, TimeGrid
-from ts_adapt.numerics import finite_log_snr_range
+from ts_adapt.interfaces import START, Condition, Field, Node, Nominal, StepPolicy, TimeGrid
+from ts_adapt.numerics import finite_log_snr_range, scale
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.search.objective import Batch, Objective
@@ -47,17 +47,29 @@ class Overheard:
 
 
 @torch.no_grad()
-def predicted(
+def chosen(
     predictor: OneShot | Recursive, objective: Objective, batch: Batch, steps: int | None = None, batch_size: int = 128
-) -> TimeGrid:
-    """The grids `(n, N+1)` that the predictor chooses, with the corrections that it learns; `steps` as in `policy`."""
-    parts = []
+) -> tuple[TimeGrid, Tensor | None]:
+    """The grids `(n, N+1)` that the predictor chooses, with the corrections that it learns, and its changes of x_T
+    `(n, ...)` in sigma_T, where it learns one; `steps` as in `policy`."""
+    parts, changes = [], []
     for part in batch.split(1 if objective.denoiser.alone else batch_size):
         heard = Overheard(predictor.policy(steps))
         objective.student(heard, part)
         parts.append(_grid_of(heard.nodes, len(part)))
+        first, second = heard.nodes[:2]
+        if START in second.held:
+            changes.append(scale(1 / objective.denoiser.noise_schedule.sigma(first.t), second.held[START]))
     held = {field: torch.cat([part.held[field] for part in parts]) for field in parts[0].held}
-    return TimeGrid.of(torch.cat([part.times for part in parts]), held)
+    grid = TimeGrid.of(torch.cat([part.times for part in parts]), held)
+    return grid, torch.cat(changes) if changes else None
+
+
+def predicted(
+    predictor: OneShot | Recursive, objective: Objective, batch: Batch, steps: int | None = None, batch_size: int = 128
+) -> TimeGrid:
+    """The grids of `chosen`."""
+    return chosen(predictor, objective, batch, steps, batch_size)[0]
 
 
 def _grid_of(nodes: list[Node], batch: int) -> TimeGrid:
@@ -77,8 +89,9 @@ def _grid_of(nodes: list[Node], batch: int) -> TimeGrid:
     return TimeGrid.of(stacked([node.t for node in nodes]), held)
 
 
-def spread(grid: TimeGrid, objective: Objective) -> dict[str, float]:
-    """The spread of the times of grids `(n, N+1)` and of each of their corrections, by name."""
+def spread(grid: TimeGrid, change: Tensor | None, objective: Objective) -> dict[str, float]:
+    """The spread of the times of grids `(n, N+1)`, of each of their corrections, and of the start's, by name: of what
+    `chosen` finds."""
     noise_schedule = objective.denoiser.noise_schedule
     low, high = finite_log_snr_range(noise_schedule)
     u, found = positions(grid.times, noise_schedule), {}
@@ -87,6 +100,8 @@ def spread(grid: TimeGrid, objective: Objective) -> dict[str, float]:
     for name, correction in CORRECTIONS.items():
         if correction.field in grid.held:
             found[name] = correction.departure(grid.held[correction.field], grid.times, noise_schedule)
+    if change is not None:
+        found[START.name] = change
     return {name: float(value.std(0, correction=0).mean()) for name, value in found.items()}
 
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ts_adapt.distributed import add_gradients, agree, by_rows, first, rank, share, total_of
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.predictors.diagnosis import draw, predicted, spread
+from ts_adapt.predictors.diagnosis import chosen, draw, spread
 from ts_adapt.predictors.losses import Labelled, states_along
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import (
@@ -253,8 +253,8 @@ class _Training:
                 candidate.forget(steps)
             self.log({f"distance/{steps}-steps": value})
             if rank() == 0:
-                grid = predicted(now, self.objective, self.validation.rows(slice(0, LOOKED_AT)), steps)
-                self.log({f"spread/{what}/{steps}-steps": s for what, s in spread(grid, self.objective).items()})
+                found = chosen(now, self.objective, self.validation.rows(slice(0, LOOKED_AT)), steps)
+                self.log({f"spread/{what}/{steps}-steps": s for what, s in spread(*found, self.objective).items()})
         better = replace(self.result, learned=learned)
         self.log({"relative": better.relative})
         self.curve.append((self.epoch, better.relative))

@@ -338,8 +338,8 @@ class Run:
         Rows are samples, or twice the same ones. TsAdaptError where what the network has said is not as there.
         """
         answers, self._answers = self._answers, []
-        seen = torch.cat(answers) if len({answer.shape[1:] for answer in answers}) == 1 else raw[:0]
-        first, second = _full(seen[:, : raw.shape[1]]).tensor_split(2)
+        heard = torch.cat(answers) if len({answer.shape[1:] for answer in answers}) == 1 else raw[:0]
+        first, second = _full(heard[:, : raw.shape[1]]).tensor_split(2)
         once, copies = raw[: len(first)], len(raw) // max(1, len(first))
         w: float | None = None
         with torch.no_grad():
