@@ -32,7 +32,7 @@ REFUSED = {
     "CycleDiffusionPipeline": "asks its scheduler for _get_variance, alphas_cumprod",
     "LatentConsistencyModelPipeline": r"asks its scheduler for set_timesteps\(original_inference_steps=...\)",
 }
-LEAST, LEARNED = 170, 70
+LEAST, LEARNED = 185, 110
 """How many classes are equal with shared times, and how many are learned on."""
 
 
