@@ -16,7 +16,19 @@ from ts_adapt.evaluation.records import EvaluateOptions
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES, TsAdaptError, unknown
 from ts_adapt.noise import ContinuousVP
-from ts_adapt.options import MANY, SMALL, Between, Count, Evaluations, OneOf, PathText, Positive, Seed, check_options
+from ts_adapt.options import (
+    MANY,
+    SMALL,
+    Between,
+    Count,
+    Decay,
+    Evaluations,
+    OneOf,
+    PathText,
+    Positive,
+    Seed,
+    check_options,
+)
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.store import PREDICTOR_NAMES
 from ts_adapt.pruning import PruneOptions
@@ -85,11 +97,22 @@ class QATOptions:
     batch_size: Count = 64
     """Images a step; of each process, where several train."""
     lr: Positive = 1e-4
-    """Of Adam; falls to 0 along a cosine."""
+    """Of Adam, at its highest."""
+    warm_up: Annotated[int, Between(0, MANY)] = 0
+    """Steps over which the rate rises."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls: cosine and linear to 0."""
+    ema: Decay = 0.0
+    """Decay of the moving average of the weights, which is kept; 0: the last weights are."""
     loss: Literal["diffusion", "teacher"] = "diffusion"
     """diffusion (as the network was trained), or teacher (what the network in full precision says)."""
+    norm: Literal["l2", "l1"] = "l2"
+    """Of the loss: squares, or absolute values."""
+    dropout: Annotated[float, Between(0, 1)] = 0.1
+    """Share of the samples that are shown without their condition, of a model that can be guided."""
     data: PathText = "fashion"
-    """fashion (the embedded model's training images), or a folder of images of the model's size."""
+    """fashion (the embedded model's training images), teacher (the teacher's training samples, with their conditions),
+    or a folder of images of the model's size; metadata.csv in it says their classes or texts."""
     images: Count = 10_000
     """Of the data, the first ones, at most."""
     checkpoint_every: Count = 200

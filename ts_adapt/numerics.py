@@ -155,3 +155,13 @@ def check_finite(x: Tensor, step: int, what: str) -> None:
             f"{what} holds a NaN or infinite value at step {step}, in sample(s) {rows[:8]} of the batch; "
             "try a higher precision (fp32), or a grid with smaller steps"
         )
+
+
+def warming_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """The exponential moving average whose memory grows with the number of steps n: min(decay, (1 + n) / (10 + n))."""
+
+    def average(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        n = int(count)
+        return mean.lerp(new, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return average

@@ -9,15 +9,20 @@ Palettes, one bit, CMYK and grey become what they look like.
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.storage.files import JSON_BYTES, read_bytes
 
+METADATA = "metadata.csv"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 OTHERS = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".ico", ".svg", ".exr")
 """Suffixes of pictures that are not read."""
@@ -61,6 +66,27 @@ def picture_files(folder: str | Path) -> list[Path]:
             f"ts-adapt: of {folder} {named} are left out; of pictures {', '.join(SUFFIXES)} are read", file=sys.stderr
         )
     return found
+
+
+def metadata_of(folder: str | Path, wanted: str, files: Sequence[Path]) -> list[str] | None:
+    """What metadata.csv in `folder` says under `wanted` of each of `files`; None where there is no such file.
+
+    Its columns are file_name, under `folder`, and whatever is known of a picture, as in an image folder of the library
+    datasets. Raises TsAdaptError for a file without these columns, and for a picture that it leaves out.
+    """
+    path = Path(folder) / METADATA
+    if not path.is_file():
+        return None
+    try:
+        table = csv.DictReader(io.StringIO(read_bytes(path, limit=JSON_BYTES).decode("utf-8-sig"), newline=""))
+        known = {row.get("file_name"): row.get(wanted) for row in table}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TsAdaptError(f"{path} is no table of UTF-8 text ({one_line(error)}); give file_name,{wanted}") from error
+    found = [known.get(file.relative_to(folder).as_posix()) for file in files]
+    for file, value in zip(files, found, strict=True):
+        if value is None:
+            raise TsAdaptError(f"{path} has no {wanted} of {file.name}; its columns are file_name and {wanted}")
+    return [value for value in found if value is not None]
 
 
 def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:

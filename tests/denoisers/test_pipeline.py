@@ -32,6 +32,7 @@ from ts_adapt import zoo
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers import Guided, NetworkDenoiser, encode_prompts, from_pipeline
 from ts_adapt.denoisers.load import image_to_image, load_pipeline
+from ts_adapt.denoisers.pipeline import LatentDecoder
 from ts_adapt.denoisers.scheduler_config import noise_of
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import RectifiedFlow
@@ -110,6 +111,18 @@ def test_ldm_pipeline_end_to_end_with_its_decoder() -> None:
     image = denoiser.decode(ddim(denoiser, x_T, 4))
     assert image.shape == (1, 3, 16, 16)
     torch.testing.assert_close(as_images(image), torch.from_numpy(theirs), atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_latents_of_images_are_scaled_as_the_decoder_undoes_it(tiny: Any) -> None:
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
+    coder, vq = tiny.vae(shift_factor=0.1), tiny.ldm().vqvae
+    for one, raw, latents in (
+        (coder, coder.encode(images).latent_dist.mode(), (coder.encode(images).latent_dist.mode() - 0.1) * 0.3),
+        (vq, vq.encode(images).latents, vq.encode(images).latents * 0.4),
+    ):
+        torch.testing.assert_close(LatentDecoder(one).encode(images), latents)
+        torch.testing.assert_close(LatentDecoder(one)(latents), one.decode(raw).sample)
 
 
 @torch.no_grad()

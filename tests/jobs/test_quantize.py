@@ -13,10 +13,13 @@ from PIL import Image
 from ts_adapt import distributed, zoo
 from ts_adapt.cli import main
 from ts_adapt.config import Config
+from ts_adapt.evaluation.features import read_image
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.cheaper_network import Impossible, cheaper_network, key_of
-from ts_adapt.jobs.quantize import quantize, training_images
+from ts_adapt.jobs.quantize import quantize
 from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.training_data import training_data
+from ts_adapt.jobs.teach import teach
 from ts_adapt.quantizers import storage, training
 from ts_adapt.quantizers.layers.activations import TableActivation
 from ts_adapt.quantizers.layers.weights import AffineWeight
@@ -227,29 +230,116 @@ def test_a_training_that_was_interrupted_ends_where_it_would_have(
 
 
 def test_images_come_from_a_folder_or_the_training_set(tmp_path: Path, images: Path, installed_images: Any) -> None:
-    x, condition = training_images(session_in(tmp_path, images))
+    x, condition = training_data(session_in(tmp_path, images))
     assert x.shape == (6, 1, 28, 28) and float(x.min()) == -1 and condition == {}
     session = session_in(tmp_path)
     session.config.model.name, session.config.qat.images = "fashion-ddpm-class", 500
     session = Session(session.config, progress=False)
-    _, condition = training_images(session)
-    without = int((condition["class_labels"] == 10).sum())
-    assert len(condition["class_labels"]) == 500 and 20 < without < 80
+    _, condition = training_data(session)
+    assert len(condition["class_labels"]) == 500 and set(condition["class_labels"].tolist()) == set(range(10))
     loss = training.diffusion_loss(session.denoiser)  # type: ignore[arg-type]
-    batch = training.image_batches(*training_images(session)[:1], 4, condition=condition)(0)
+    batch = training.image_batches(training_data(session)[0], 4, condition=condition)(0)
     assert bool(torch.isfinite(loss(network_of(session), batch, torch.Generator())))
 
 
 def test_images_that_cannot_be_trained_on_are_explained(tmp_path: Path, images: Path) -> None:
     with pytest.raises(TsAdaptError, match="holds no images"):
-        training_images(session_in(tmp_path, tmp_path / "nowhere"))
+        training_data(session_in(tmp_path, tmp_path / "nowhere"))
     Image.new("L", (20, 28)).save(images / "3.png")
     with pytest.raises(TsAdaptError, match=r"3\.png is of \(1, 28, 20\), the model's samples are of \(1, 28, 28\)"):
-        training_images(session_in(tmp_path, images))
+        training_data(session_in(tmp_path, images))
     session = session_in(tmp_path, images)
     session.denoiser.decoder = torch.nn.Identity()  # type: ignore[attr-defined]
-    with pytest.raises(TsAdaptError, match="works on latents"):
-        training_images(session)
+    with pytest.raises(TsAdaptError, match="train it on the teacher's samples, --qat.data teacher"):
+        training_data(session)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    (tmp_path / "prompts.txt").write_text("a red fish\na green hat\n")
+    return tmp_path / "prompts.txt"
+
+
+@pytest.fixture
+def coloured(tmp_path: Path) -> Path:
+    """Five pictures of emoji-sd's size, with a text of each."""
+    folder = tmp_path / "coloured"
+    folder.mkdir()
+    texts = ["file_name,text"]
+    for number in range(5):
+        picture = Image.new("RGB", (64, 64), "white")
+        picture.paste((40 * number, 90, 200), (12, 12, 52, 52))
+        picture.save(folder / f"{number}.png")
+        texts.append(f"{number}.png,a blue {'fish' if number % 2 else 'hat'}")
+    (folder / "metadata.csv").write_text("\n".join(texts))
+    return folder
+
+
+def test_a_guided_model_of_latents_and_texts_is_trained_on_captioned_images(
+    tmp_path: Path, prompts: Path, coloured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = session_in(tmp_path, coloured, guidance=3.0)
+    session.config.model.name, session.config.teacher.prompts = "emoji-sd", str(prompts)
+    session.config.qat.norm, session.config.qat.ema, session.config.qat.warm_up = "l1", 0.9, 1
+    session.config.qat.dropout = 0.5
+    denoiser = session.denoiser.denoiser  # type: ignore[attr-defined]
+    x0, condition = training_data(session)
+    texts = ["a blue hat", "a blue fish"]
+    assert torch.allclose(condition["encoder_hidden_states"][:2], denoiser.encode(texts)["encoder_hidden_states"])
+    pictures = torch.cat([read_image(coloured / f"{number}.png") for number in range(5)])
+    assert float((denoiser.decode(x0) - pictures).square().mean()) < 0.1 * float(pictures.var())
+    monkeypatch.setattr(type(denoiser.decoder), "encode", lambda *_: pytest.fail("encoded again"))
+    assert torch.equal(training_data(session)[0], x0)
+    shown = []
+
+    def seen(network: Any, batches: Any, *rest: Any, **named: Any) -> Any:
+        shown.extend(batches(number).condition["encoder_hidden_states"] for number in range(20))
+        return training.fine_tune(network, batches, *rest, **named)
+
+    monkeypatch.setattr("ts_adapt.jobs.quantize.fine_tune", seen)
+    quantize(session, QAT)
+    null = denoiser.null_condition["encoder_hidden_states"]
+    without = torch.cat([(rows == null).all((1, 2)) for rows in shown]).double().mean()
+    assert 0.2 < float(without) < 0.8
+    with cheaper_network(session, "none", QAT):
+        x = torch.zeros(2, *session.shape)
+        assert bool(torch.isfinite(session.denoiser(x, torch.tensor(500.0), **denoiser.encode(texts))).all())
+    (coloured / "metadata.csv").write_text("file_name,text\n0.png,a hat")
+    with pytest.raises(TsAdaptError, match=r"metadata\.csv has no text of 1\.png"):
+        training_data(session)
+    (coloured / "metadata.csv").unlink()
+    untold = training_data(session)[1]["encoder_hidden_states"]
+    assert torch.equal(untold, null.expand_as(untold))
+
+
+def test_labels_of_a_folder_are_the_classes_of_a_model(tmp_path: Path, images: Path) -> None:
+    session = session_in(tmp_path, images)
+    session.config.model.name = "fashion-ddpm-class"
+    assert set(training_data(session)[1]["class_labels"].tolist()) == {10}
+    rows = [f"{number}.png,{number + 3}" for number in range(6)]
+    (images / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    assert training_data(session)[1]["class_labels"].tolist() == [3, 4, 5, 6, 7, 8]
+    (images / "metadata.csv").write_text("\n".join(["file_name,label", *rows[:5], "5.png,11"]))
+    with pytest.raises(TsAdaptError, match="label '11'; this model has classes 0 to 9"):
+        training_data(session)
+
+
+def test_a_pipeline_that_runs_its_own_loop_is_trained_on_the_teachers_samples(tmp_path: Path, prompts: Path) -> None:
+    session = session_in(tmp_path)
+    session.config.model.name, session.config.teacher.prompts = "emoji-sd3", str(prompts)
+    session.config.model.call = {"guidance_scale": 2.0}
+    session.config.teacher.train_samples, session.config.teacher.nfe = 4, 2
+    session.config.qat.data, session.config.qat.steps = "teacher", 2
+    teach(session, ["train"])
+    x0, condition = training_data(session)
+    kept = session.teacher("train")[1]
+    assert torch.equal(x0, kept.target) and condition.keys() == kept.condition.keys()
+    with pytest.raises(TsAdaptError, match="--qat.loss teacher"):
+        quantize(session, QAT)
+    session.config.qat.loss = "teacher"
+    quantize(session, QAT)
+    with cheaper_network(session, "none", QAT):
+        assert is_quantized(network_of(session))
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,81 @@ def test_batches_cover_the_images_and_depend_on_their_number_alone() -> None:
     assert torch.equal(batches(0).x0, first.x0) and not torch.equal(batches(2).x0, first.x0)
 
 
+def test_a_condition_is_dropped_as_often_as_asked_for_and_the_rest_stays() -> None:
+    x, null = torch.arange(8.0)[:, None], {"text": torch.full((1, 2), -1.0), "more": {"part": torch.tensor([-1.0])}}
+    condition = {"text": x.expand(8, 2).clone(), "more": {"part": x[:, 0]}, "other": x}
+    batches = image_batches(x, 4, condition=condition, null=null, dropout=0.25, seed=2)
+    met = [batches(number) for number in range(200)]
+    dropped = torch.cat([batch.condition["text"][:, 0] == -1 for batch in met])
+    assert 0.2 < float(dropped.double().mean()) < 0.3
+    for batch in met:
+        there = batch.condition["text"][:, 0] != -1
+        assert torch.equal(batch.condition["text"][there], batch.x0[there].expand(-1, 2))
+        assert torch.equal(batch.condition["more"]["part"] == -1, ~there) and torch.equal(
+            batch.condition["other"], batch.x0
+        )
+    assert torch.equal(batches(7).condition["text"], met[7].condition["text"])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_rate_rises_and_falls_and_the_average_is_what_remains(
+    denoiser: Any, calls: list[Call], make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    """Of six steps, two of them to warm up; a training that is gone on with has the same average."""
+    batches, loss, quantizer = (
+        image_batches(images(), 8),
+        training.diffusion_loss(denoiser, "l1"),
+        build("tdq-w4a4+qat")[0],
+    )
+    options = FineTuneOptions(steps=6, lr=1e-3, warm_up=2, schedule=schedule, ema=0.5, checkpoint_every=3)
+    rates, weights = [], []
+    step = torch.optim.Adam.step
+
+    def seen(self: Any, *rest: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        made = step(self, *rest)
+        weights.append([p.detach().clone() for p in self.param_groups[0]["params"]])
+        return made
+
+    network = quantize(denoiser.network, quantizer, calls)
+    mean = [p.detach().clone() for p in training.trainable(network).values()]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", seen)
+        fine_tune(network, batches, loss, options, progress=False)
+    falls = [training.DECAYS[schedule](k / 6) for k in range(6)]
+    assert rates == pytest.approx([1e-3 * min(1, (k + 1) / 3) * falls[k] for k in range(6)])
+    assert falls == sorted(falls, reverse=True) and (falls[-1] < 0.2 or schedule == "constant")
+    for k, now in enumerate(weights):
+        decay = min(0.5, (1 + k) / (10 + k))
+        mean = [decay * a + (1 - decay) * b for a, b in zip(mean, now, strict=True)]
+    kept = list(training.trainable(network).values())
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(kept, mean, strict=True))
+    assert any(not torch.allclose(a, b, atol=1e-6) for a, b in zip(kept, weights[-1], strict=True))
+
+    def until_four(number: int) -> Any:
+        if number == 4:
+            raise KeyboardInterrupt
+        return batches(number)
+
+    file = tmp_path / "kept"
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(quantize(make("unet"), quantizer, calls), until_four, loss, options, checkpoint=file, progress=False)
+    resumed = quantize(make("unet"), quantizer, calls)
+    fine_tune(resumed, batches, loss, options, checkpoint=file, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(kept, training.trainable(resumed).values(), strict=True))
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_the_norm_is_of_absolute_values_or_of_squares(denoiser: Any, norm: str) -> None:
+    teacher = training.plain_copy(denoiser.network)
+    with torch.no_grad():
+        denoiser.network.conv_out.bias += 0.25
+    found = training.teacher_loss(denoiser, teacher, norm)(
+        denoiser.network, image_batches(images(), 8)(0), torch.Generator()
+    )
+    assert float(found) == pytest.approx({"l1": 0.25, "l2": 0.0625}[norm], rel=1e-4)
+
+
 def test_bad_input_is_explained(denoiser: Any, calls: list[Call]) -> None:
     with pytest.raises(TsAdaptError, match="batch_size is 20 for 16 images"):
         image_batches(images(), 20)

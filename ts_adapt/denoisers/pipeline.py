@@ -101,6 +101,15 @@ class LatentDecoder(nn.Module):
         image: Tensor = decode((z / self.scaling + self.shift).to(dtype)).sample
         return image.to(z.dtype)
 
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W)` in [-1, 1] -> `(B, c, h, w)`, the mode of their distribution where there is one."""
+        weight = next(self.autoencoder.parameters())
+        encode: Any = self.autoencoder.encode
+        found = encode(images.to(weight))
+        z: Tensor = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
+        return ((z - self.shift) * self.scaling).to(images.dtype)
+
 
 @torch.no_grad()
 def encode_prompts(pipe: Any, prompts: Sequence[str], negative: str = "") -> tuple[Condition, Condition]:

@@ -248,6 +248,8 @@ def _digest(session: Session, quantizing: Quantizing) -> str:
     }  # fmt: skip
     if method.needs_training:
         made["qat"] = {k: v for k, v in asdict(config.qat).items() if k != "checkpoint_every"}
+        if config.qat.data == "teacher":
+            made["teacher"] = [config.teacher.train_samples, session.teacher_grid().times.tolist()]
     if method.needs_calls:
         source = session.condition_source()
         made["calibration"] = {

@@ -169,13 +169,3 @@ def going_on(curve: Sequence[tuple[int, float]], seconds: float) -> str:
     slope = 100 * statistics.linear_regression(*last).slope
     promised = f"{abs(slope):.2f} points {'less' if slope < 0 else 'more'}"
     return f"{said}; by the last slope one more makes it {promised}, in {seconds:.0f} s"
-
-
-def warming_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """The exponential moving average whose memory grows with the number of steps n: min(decay, (1 + n) / (10 + n))."""
-
-    def average(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        n = int(count)
-        return mean.lerp(new, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return average

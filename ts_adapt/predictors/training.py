@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from ts_adapt.distributed import add_gradients, agree, by_rows, first, rank, share, total_of
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.numerics import warming_average
 from ts_adapt.predictors.diagnosis import chosen, draw, spread
 from ts_adapt.predictors.losses import Labelled, states_along
 from ts_adapt.predictors.one_shot import OneShot
@@ -40,7 +41,6 @@ from ts_adapt.predictors.phases import (
     kept_of,
     phases_of,
     rate,
-    warming_average,
 )
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.sampling import generator_for

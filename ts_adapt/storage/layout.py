@@ -10,6 +10,7 @@
         predictors/one-shot/unipc-3-nfe5/         config.json, model.safetensors; unipc-3-all/: one for all NFEs
         predictors/one-shot/unipc-3-nfe5.<key>.training      a training under way
         quantizers/<quantizer>-<options>/         config.json, model.safetensors, redone.json, layers.csv, .json, .png
+        latents/<digest>.safetensors              of a folder of images, for training
         pruned/unipc-3-nfe5.json                  the blocks that were left out
         students/<student>/                       static/, labels/, predictors/, ... for a cheaper network
     log_root/<name>/
@@ -127,6 +128,10 @@ class Workspace:
 
     def quantizer(self, name: str, digest: str) -> Path:
         return self.data / "quantizers" / f"{name}-{digest}"
+
+    def latents(self, digest: str) -> Path:
+        """What the autoencoder makes of the images that `digest` stands for."""
+        return self.data / "latents" / f"{digest}.safetensors"
 
     def pruned(self, solver: str, nfe: int) -> Path:
         return self.data / "pruned" / f"{served('', solver, nfe)}.json"
