@@ -13,11 +13,13 @@ from cleanfid.fid import frechet_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.linalg import sqrtm
+from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from ts_adapt import zoo
 from ts_adapt.evaluation.features import folder_features, make_extractor, read_image
-from ts_adapt.evaluation.metrics import FeatureStatistics, bootstrap_interval, frechet, kid, ratio_interval
+from ts_adapt.evaluation.metrics import FeatureStatistics, Manifold, bootstrap_interval, frechet, kid, ratio_interval
 from ts_adapt.evaluation.quality import reference_of
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.zoo.data import to_model_range
@@ -107,6 +109,52 @@ def test_kernel_distance_is_the_unbiased_estimator_and_leaves_the_global_generat
     assert kid(a, torch.from_numpy(b), subsets=3) == pytest.approx(expected, rel=1e-9)
     assert np.array_equal(np.random.get_state()[1], state)
     assert kid(a, b, size=10, seed=1) == kid(a, b, size=10, seed=1) != kid(a, b, size=10, seed=2)
+
+
+def by_formulas(a: np.ndarray, b: np.ndarray) -> tuple[float, ...]:
+    """Frechet and kernel distance, precision and recall of `a` as torch-fidelity computes them, each in one line."""
+    (mean_a, cov_a), (mean_b, cov_b) = ((f.mean(0), np.cov(f, rowvar=False)) for f in (a, b))
+    kaa, kbb, kab = ((x @ y.T / a.shape[1] + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
+    n, (daa, dbb, dab) = len(a), (cdist(x, y) for x, y in ((a, a), (b, b), (a, b)))
+    radii_a, radii_b = (np.sort(d, axis=1)[:, 3] for d in (daa, dbb))
+    return (
+        np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a + cov_b) - 2 * np.trace(sqrtm(cov_a @ cov_b).real),
+        (kaa.sum() - np.trace(kaa) + kbb.sum() - np.trace(kbb)) / (n * (n - 1)) - 2 * kab.sum() / n**2,
+        (dab <= radii_b).any(1).mean(),
+        (radii_a >= dab.T).any(1).mean(),
+    )
+
+
+def by_torch_fidelity(a: np.ndarray, b: np.ndarray) -> tuple[float, ...]:
+    from torch_fidelity import metric_fid, metric_kid, metric_prc
+
+    first, second = torch.from_numpy(a), torch.from_numpy(b)
+    moments = [metric_fid.fid_features_to_statistics(f) for f in (first, second)]
+    near = metric_prc.prc_features_to_metric(first, second, verbose=False)
+    return (
+        metric_fid.fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"],
+        metric_kid.kid_features_to_metric(first, second, kid_subset_size=len(a), verbose=False)[
+            "kernel_inception_distance_mean"
+        ],
+        near["precision"],
+        near["recall"],
+    )
+
+
+@pytest.mark.parametrize("theirs", [by_formulas, pytest.param(by_torch_fidelity, marks=pytest.mark.packages)])
+def test_the_measures_of_the_same_features_are_torch_fidelitys(theirs: Callable[..., tuple[float, ...]]) -> None:
+    """Features of the zoo's network, of images and of others that are noised."""
+    images, extract = to_model_range(zoo.test_images()[0][:600]), make_extractor("zoo")
+    noise = torch.randn(300, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    noised, real = extract(images[:300] + 0.05 * noise).double(), extract(images[300:]).double()
+    ours = (
+        frechet(FeatureStatistics.of(noised), FeatureStatistics.of(real)),
+        kid(noised, real),
+        Manifold(real).share(noised),
+        Manifold(noised).share(real),
+    )
+    assert ours == pytest.approx(theirs(noised.numpy(), real.numpy()), rel=1e-4)
+    assert 0 < ours[2] < 1 and 0 < ours[3] < 1
 
 
 def test_kernel_distance_of_one_distribution_is_zero_on_average() -> None:

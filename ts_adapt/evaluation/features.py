@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ts_adapt.interfaces import TsAdaptError, one_line, unknown
 from ts_adapt.pictures import picture_files, read_picture
@@ -167,7 +168,7 @@ def folder_features(
 
 
 def folder_looks(
-    look: Look, folder: str | Path, shape: Sequence[int] | None = None, *, batch_size: int = 64
+    look: Look, folder: str | Path, shape: Sequence[int] | None = None, *, batch_size: int = 64, progress: bool = False
 ) -> dict[str, Tensor]:
     """What `look` finds in the images in `folder` and the folders inside it, `(n, ...)`, in the order of their names.
 
@@ -177,12 +178,14 @@ def folder_looks(
     whose features have several widths.
     """
     files, found = picture_files(folder), dict[str, list[Tensor]]()
-    for start in range(0, len(files), batch_size):
-        images = [read_image(file, shape) for file in files[start : start + batch_size]]
-        one_size = all(image.shape == images[0].shape for image in images)
-        for part in [torch.cat(images)] if one_size else images:
-            for name, value in look(part).items():
-                found.setdefault(name, []).append(value.cpu())
+    with tqdm(total=len(files), desc=f"features of {folder}", unit="image", disable=not progress, leave=False) as bar:
+        for start in range(0, len(files), batch_size):
+            images = [read_image(file, shape) for file in files[start : start + batch_size]]
+            one_size = all(image.shape == images[0].shape for image in images)
+            for part in [torch.cat(images)] if one_size else images:
+                for name, value in look(part).items():
+                    found.setdefault(name, []).append(value.cpu())
+            bar.update(len(images))
     if any(len({part.shape[1:] for part in parts}) > 1 for parts in found.values()):
         raise TsAdaptError(f"the images in {folder} have several sizes; make them all of one size")
     return {name: torch.cat(parts) for name, parts in found.items()}

@@ -106,6 +106,7 @@ def reference_of(
     *,
     shape: Sequence[int] | None = None,
     batch_size: int = 64,
+    progress: bool = False,
 ) -> Reference | None:
     """Real images under the extractor called `name`; None where there are none.
 
@@ -121,7 +122,8 @@ def reference_of(
         statistics, spatial = read_moments(folder)
         return Reference(statistics, torch.empty(0, len(statistics.mean)), False, spatial)
     if folder is not None:
-        looks = folder_looks(partial(looks_of, extract), folder, taken_shape(name, shape), batch_size=batch_size)
+        look, taken = partial(looks_of, extract), taken_shape(name, shape)
+        looks = folder_looks(look, folder, taken, batch_size=batch_size, progress=progress)
         return Reference.of(looks)
     if name == "judge" and shape is not None:
         known = judged(tuple(shape))

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ts_adapt import distributed
 from ts_adapt.evaluation.comparison import Results, differences, score
@@ -67,15 +68,14 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     counts = sorted({options.samples, subset}, reverse=True)
     static = {(e.sampler, e.nfe): run for e, run in runs if e.schedule == STATIC}
     data = None if reference is None else reference.statistics
+    asked = [(entry, run, count) for count in counts for entry, run in runs if entry.samples >= count]
     rows = [
         score(
             entry, run, count, data, of_teacher, config.model.name, config.teacher.seed,
             None if entry.schedule == STATIC else static.get((entry.sampler, entry.nfe)),
             quality_of({"features": run.features, **run.further}, count, reference),
         )
-        for count in counts
-        for entry, run in runs
-        if entry.samples >= count
+        for entry, run, count in tqdm(asked, desc="scoring", unit="row", disable=not session.progress, leave=False)
     ]  # fmt: skip
     groups = list(dict.fromkeys((e.sampler, e.nfe) for e, _ in runs))
     apart = [
@@ -185,8 +185,9 @@ def reference_images(session: Session, extractor: Extractor) -> Reference | None
         if options.reference is None and not session.of_zoo:
             return None
         return reference_of(
-            extractor, session.features, options.reference, shape=session.image_shape, batch_size=options.batch_size
-        )
+            extractor, session.features, options.reference, shape=session.image_shape, batch_size=options.batch_size,
+            progress=session.progress,
+        )  # fmt: skip
     return Reference(FeatureStatistics.of(extractor(drawn)), extractor(others), True)
 
 

@@ -90,8 +90,8 @@ def trainer(
     options, denoiser = session.config.qat, unguided(session)
     if options.loss == "diffusion" and not isinstance(denoiser, NetworkDenoiser):
         raise TsAdaptError(
-            f"what the network of {session.config.model.name!r} predicts is the affair of its pipeline; train it towards "
-            "the network in full precision, --qat.loss teacher"
+            f"what the network of {session.config.model.name!r} predicts is known to its pipeline alone; train it "
+            "towards the network in full precision, --qat.loss teacher"
         )
     x0, condition = training_data(session)
     batches = image_batches(

@@ -244,11 +244,9 @@ def teacher_features(session: Session, extractor: Extractor) -> Tensor:
             return kept["features"]
     except TsAdaptError:
         pass
+    bar = tqdm(batch.split(options.batch_size), desc="features, teacher", disable=not session.progress, leave=False)
     with torch.inference_mode():
-        parts = [
-            extractor(session.denoiser.decode(part.target, part.condition).float()).cpu()
-            for part in batch.split(options.batch_size)
-        ]
+        parts = [extractor(session.denoiser.decode(part.target, part.condition).float()).cpu() for part in bar]
     features = torch.cat(parts).float()
     write_tensors(path, {"features": features, "fingerprint": key})
     return features

@@ -67,7 +67,6 @@ def _looks(session: Session, folder: Path) -> dict[str, Tensor]:
     """What there is to know of each image of `folder`; of CLIP, of the test prompts in turn."""
     config = session.config
     extractor, path, weights = session.extractor(), config.teacher.prompts_of("test"), config.evaluate.clip
-    bar = tqdm(desc=f"features of {folder}", unit="image", disable=not session.progress, leave=False)
     scorer, prompts, seen = None, list[str](), 0
     if weights is not None and path is not None:
         from ts_adapt.evaluation.clip import clip_scorer
@@ -80,9 +79,7 @@ def _looks(session: Session, folder: Path) -> dict[str, Tensor]:
         if scorer is not None:
             found = found | {"clip": scorer(images, prompts_of(prompts, range(seen, seen + len(images))))}
         seen += len(images)
-        bar.update(len(images))
         return found
 
-    with bar:
-        shape = taken_shape(session.features, session.image_shape)
-        return folder_looks(look, folder, shape, batch_size=config.evaluate.batch_size)
+    shape = taken_shape(session.features, session.image_shape)
+    return folder_looks(look, folder, shape, batch_size=config.evaluate.batch_size, progress=session.progress)

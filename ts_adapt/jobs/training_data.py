@@ -2,7 +2,7 @@
 
     fashion   the images that the embedded models were trained on, with their classes
     teacher   the teacher's training samples, with the conditions that they were made under: for every model
-    a folder  images, with what its metadata.csv says of them: a column `label` for models of classes, `text` for prompts
+    a folder  images, with what its metadata.csv says of them: `label`, for models of classes, or `text`
 
 Images of a latent model are encoded once and kept in the workspace. Without a label or a text they are shown under the
 condition that stands for none, where the model has one.
