@@ -34,7 +34,7 @@ SOLVERS = ["ddim", "unipc-3", "dpmpp-2m", "deis-2", "ipndm-2", "heun"]
 SETTINGS: dict[str, dict[str, Any]] = {
     "none": {},
     "minmax-w8a8": {},
-    "hqq4": {},
+    "hqq4+ptqd": {},
     "vqdm4": {"rounds": 1, "steps": 2, "beam": 1},
     "tdq-w8a8": {},
     "tinydm-w8a8": {"groups": 2},

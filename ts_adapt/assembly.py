@@ -159,6 +159,10 @@ class Quantizing:
     layers: LayerOptions
     select: str
 
+    @property
+    def needs_calls(self) -> bool:
+        return self.method.needs_calls or self.layers.correct
+
 
 def build_quantizer(name: str) -> Quantizing | None:
     """What `name` stands for, None for `none`; TsAdaptError for an unknown quantizer, selection or number of bits."""
@@ -171,7 +175,7 @@ def build_quantizer(name: str) -> Quantizing | None:
     method, layers = build(setting)
     if not asked:
         select = SELECTION.get(method.name, "uniform")
-    elif not method.needs_calls:
+    elif not Quantizing(method, layers, select).needs_calls:
         raise TsAdaptError(f"{setting} is not calibrated, and {name!r} selects a calibration set; leave @{select} out")
     if select not in SELECTIONS:
         raise unknown("selection", select, SELECTIONS)

@@ -234,7 +234,7 @@ class Config:
         if self.student.name:
             options.append("student")
             quantizing = build_quantizer(self.student.quantizer)
-            options += ["calibration"] if quantizing is not None and quantizing.method.needs_calls else []
+            options += ["calibration"] if quantizing is not None and quantizing.needs_calls else []
             options += ["qat"] if quantizing is not None and quantizing.method.needs_training else []
         found = {name: value for name, value in asdict(self).items() if name in options}
         found |= {"train": self.train.record} if "train" in found else {}

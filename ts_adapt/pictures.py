@@ -21,8 +21,8 @@ from PIL import Image, ImageOps
 
 from ts_adapt.interfaces import TsAdaptError, one_line
 from ts_adapt.storage.files import JSON_BYTES, read_bytes
+from ts_adapt.storage.layout import METADATA
 
-METADATA = "metadata.csv"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 OTHERS = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".ico", ".svg", ".exr")
 """Suffixes of pictures that are not read."""

@@ -43,6 +43,7 @@ from ts_adapt.interfaces import (
 )
 from ts_adapt.numerics import check_finite
 from ts_adapt.policies import FollowGrid, as_policy
+from ts_adapt.solvers.absorbing import absorbing
 from ts_adapt.solvers.coefficients import check_end
 from ts_adapt.solvers.history import Past, weighted
 
@@ -113,6 +114,7 @@ def integrate(
             denoiser, solver, policy, x_T, condition, step_noise, step_aware=step_aware, callback=callback,
             keep_trajectory=keep_trajectory, checkpoint=checkpoint, check=check,
         )  # fmt: skip
+    solver = absorbing(solver, denoiser.network, denoiser.prediction)
     course = _Course(x_T, step_noise if solver.needs_noise else None, callback, keep_trajectory, check)
     if denoiser.loop is not None and solver.evaluations_per_step == 1:
         if step_aware:

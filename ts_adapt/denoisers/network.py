@@ -44,6 +44,8 @@ TIMES = ("timestep", "timesteps", "t")
 """The names by which networks are told the time."""
 QUANTIZATION = "ts_adapt_quantization"
 """The attribute of a network that is quantized at present."""
+CORRECTION = "ts_adapt_correction"
+"""The module inside a quantized network that corrects what it says."""
 ATTACHMENT = "_ts_adapt_attachment"
 """The attribute of a pipeline to which a schedule is attached at present."""
 
@@ -276,6 +278,23 @@ def prediction_of(out: Any) -> Tensor:
     out = getattr(out, "sample", out)
     result: Tensor = out[0] if isinstance(out, tuple) else out
     return result
+
+
+def with_prediction(out: Any, prediction: Tensor) -> Any:
+    """What a network returns, with `prediction` for the raw one in it."""
+    if isinstance(out, Tensor):
+        return prediction
+    if isinstance(out, dict):
+        key = next(iter(out))
+        return type(out)(**{**out, key: prediction})
+    return (prediction, *out[1:])
+
+
+def correction_of(network: nn.Module) -> nn.Module | None:
+    """What corrects the answers of a quantized network, whose `left(batch)` is the standard deviation `(batch,)` of the
+    noise in the latest one; None for any other network."""
+    found: nn.Module | None = getattr(network, CORRECTION, None)
+    return found
 
 
 def _dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:

@@ -217,7 +217,7 @@ def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quant
         raise Impossible(f"{name} is not trained yet; train it with {training}")
 
     def make() -> None:
-        calls = calibration_set(session, quantizing.select) if quantizing.method.needs_calls else []
+        calls = calibration_set(session, quantizing.select) if quantizing.needs_calls else []
         quantize_anew(session, network, quantizing, calls)
 
     with distributed.held(if_free(making(folder))) as ours:
@@ -243,14 +243,13 @@ def _loaded(network: nn.Module, folder: Path) -> bool:
 def _digest(session: Session, quantizing: Quantizing) -> str:
     """A hash of everything that a quantization depends on beside the network."""
     config, method = session.config, quantizing.method
-    made: dict[str, Any] = {
-        "quantizer": method.name, "options": asdict(method.options), "layers": asdict(quantizing.layers),
-    }  # fmt: skip
+    layers = {name: value for name, value in asdict(quantizing.layers).items() if value or name != "correct"}
+    made: dict[str, Any] = {"quantizer": method.name, "options": asdict(method.options), "layers": layers}
     if method.needs_training:
         made["qat"] = {k: v for k, v in asdict(config.qat).items() if k != "checkpoint_every"}
         if config.qat.data == "teacher":
             made["teacher"] = [config.teacher.train_samples, session.teacher_grid().times.tolist()]
-    if method.needs_calls:
+    if quantizing.needs_calls:
         source = session.condition_source()
         made["calibration"] = {
             **asdict(config.calibration), "select": quantizing.select, "solver": config.teacher.solver,

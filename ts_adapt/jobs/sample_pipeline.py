@@ -124,7 +124,7 @@ def _cheaper(pipe: Any, student: StudentOptions) -> Iterator[None]:
         if quantizing is not None:
             from ts_adapt.quantizers.quantization import quantize, restore
 
-            if quantizing.method.needs_calls or quantizing.method.needs_training:
+            if quantizing.needs_calls or quantizing.method.needs_training:
                 raise TsAdaptError(
                     f"{student.quantizer} is made from samples of the model, which are an experiment's; name the model "
                     "with --model.name in place of --pipeline, or take a quantizer such as hqq4"

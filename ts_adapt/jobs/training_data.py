@@ -25,9 +25,10 @@ from ts_adapt.evaluation.features import read_image
 from ts_adapt.interfaces import Condition, Denoiser, TsAdaptError
 from ts_adapt.jobs.session import Session
 from ts_adapt.numerics import each_tensor
-from ts_adapt.pictures import METADATA, metadata_of, picture_files
+from ts_adapt.pictures import metadata_of, picture_files
 from ts_adapt.storage.files import read_tensors, sha256_of_file, sha256_of_json, sha256_of_tensors, write_tensors
 from ts_adapt.storage.folders import making
+from ts_adapt.storage.layout import METADATA
 from ts_adapt.teacher.generate import class_labels_for
 from ts_adapt.zoo.data import load_fashion_mnist, to_model_range
 

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.load import quiet
-from ts_adapt.denoisers.network import ATTACHMENT, frozen, stacked, step_aware_parts
+from ts_adapt.denoisers.network import ATTACHMENT, frozen, stacked, step_aware_parts, with_prediction
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import (
     GUIDANCE,
@@ -345,7 +345,7 @@ class PipelineDenoiser(Denoiser):
             return around(lambda t: evaluate(t + begin), told - begin, self._hook.divisor)
 
         first = recompute(call, told, use_reentrant=False) if checkpoint else call(told)
-        return _with_first(form[0], first)
+        return with_prediction(form[0], first)
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -477,13 +477,3 @@ def _private(pipe: Any) -> Any:
     own = copy.copy(pipe)
     own.set_progress_bar_config(disable=True)
     return own
-
-
-def _with_first(answer: Any, first: Tensor) -> Any:
-    """The network's `answer` with its first tensor replaced."""
-    if isinstance(answer, Tensor):
-        return first
-    if isinstance(answer, dict):
-        key = next(iter(answer))
-        return type(answer)(**{**answer, key: first})
-    return (first, *answer[1:])

@@ -23,6 +23,7 @@
       weights.py, codebooks.py   where a weight is kept
       activations.py    what is done to an input
       attention.py      what is done to queries, keys, values, logits and probabilities
+      correction.py     what is done to the network's answer (PTQD)
       timestep.py       the timestep that the network is being told, for what depends on it
       affine.py         codes, scales, zeros; fake quantization, straight-through and LSQ gradients; groups of weights
       packing.py        codes of b bits in bytes and back
@@ -31,6 +32,7 @@
       collect.py        calibration sets: calls of the network along the sampling trajectory
       layer_inputs.py   what the layers receive on one: ranges by time, some values, second moments
       ranges.py         min-max, percentile and least-error ranges
+      output.py         the numbers of PTQD's correction
 
 Methods use calibration, and both of them layers. A method's `apply(to, calls)` puts a `QuantizedLayer` in the place of
 each of `to.layers()` through `to.replace`. What it keeps or does anew is a `Part`, so that saving, sizes and reports

@@ -16,11 +16,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ts_adapt.denoisers.execution import execution_of
-from ts_adapt.denoisers.network import QUANTIZATION
+from ts_adapt.denoisers.network import CORRECTION, QUANTIZATION
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call, check_calls
+from ts_adapt.quantizers.calibration.output import measured
+from ts_adapt.quantizers.layers.correction import OutputCorrection
 from ts_adapt.quantizers.layers.plan import LayerOptions, PlannedLayer, plan, split_points
 from ts_adapt.quantizers.layers.quantized_layer import Layer, Part, QuantizedLayer, SplitLayer
 from ts_adapt.quantizers.layers.timestep import TimestepListener
@@ -74,6 +77,7 @@ class Quantization:
         self.originals: dict[str, Any] = {}
         self.left: dict[str, str] = {}
         self._listener: TimestepListener | None = None
+        self._correcting: RemovableHandle | None = None
         self._placed = _place(network)
 
     @property
@@ -108,9 +112,18 @@ class Quantization:
             self.originals.setdefault(other, old)
             _set(self.network, other, new)
 
+    def correct(self, part: OutputCorrection) -> None:
+        """Have `part` correct what the network says."""
+        self.network.add_module(CORRECTION, part)
+        self._correcting = self.network.register_forward_hook(part.hook)
+        self.originals[CORRECTION] = None
+
     def undo(self) -> None:
         """Put back what was there; on another device or in another precision if the network has since been moved."""
         now = _place(self.network)
+        if self._correcting is not None:
+            self._correcting.remove()
+            del self.network._modules[CORRECTION], self.originals[CORRECTION]
         for name, original in reversed(self.originals.items()):
             if now != self._placed and isinstance(original, nn.Module):
                 original.to(*now)
@@ -127,8 +140,8 @@ def quantize(
 ) -> nn.Module:
     """Quantize `network` in place and return it.
 
-    calls   the calibration set, for methods that need one
-    layers  which stay in full precision
+    calls   the calibration set, for methods that need one, and to correct what the network says
+    layers  which stay in full precision, and what is done around them
 
     Raises TsAdaptError for a network that is quantized already or has nothing to quantize, and for a calibration set
     that is empty or of another shape; the network is then as it was.
@@ -137,14 +150,21 @@ def quantize(
         raise TsAdaptError(
             f"{type(network).__name__} is quantized already, by {quantization_of(network).method}; restore it first"
         )
-    if method.needs_calls:
+    layers = layers or LayerOptions()
+    if method.needs_calls or layers.correct:
         check_calls(network, calls)
-    to = begin(network, method.name, asdict(method.options), layers or LayerOptions())
+    with torch.no_grad():
+        full = [call.run(network) for call in calls] if layers.correct else []
+    to = begin(network, method.name, asdict(method.options), layers)
     try:
         if to.layer_options.split_shortcuts:
             for name, at in split_points(network, to.planned).items():
                 to.replace(name, SplitLayer(to.layers()[name], at))
         method.apply(to, calls if method.needs_calls else ())
+        if layers.correct:
+            listener = to.listener
+            with torch.no_grad():
+                to.correct(measured(calls, full, [call.run(network) for call in calls], listener))
     except BaseException:
         to.undo()
         raise

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ts_adapt.denoisers.network import CORRECTION
 from ts_adapt.interfaces import TsAdaptError, one_line
 from ts_adapt.quantizers.layers.activations import (
     DynamicActivation,
@@ -34,6 +35,7 @@ from ts_adapt.quantizers.layers.affine import check_bits, check_group
 from ts_adapt.quantizers.layers.attention import TENSORS as OF_ATTENTION
 from ts_adapt.quantizers.layers.attention import QuantizedAttention
 from ts_adapt.quantizers.layers.codebooks import FORMATS, CodebookWeight
+from ts_adapt.quantizers.layers.correction import OutputCorrection
 from ts_adapt.quantizers.layers.plan import LayerOptions
 from ts_adapt.quantizers.layers.quantized_layer import ActivationPart, Part, QuantizedLayer, SplitLayer, WeightPart
 from ts_adapt.quantizers.layers.weights import AffineWeight, BalancedWeight, DenseWeight, LSQWeight, TorchAOWeight
@@ -58,6 +60,7 @@ PARTS: dict[str, type[Part]] = {
     for part in (
         AffineWeight, BalancedWeight, CodebookWeight, DenseWeight, LSQWeight, TorchAOWeight,
         StaticActivation, DynamicActivation, TimedActivation, TableActivation, GroupedActivation, QuantizedAttention,
+        OutputCorrection,
     )
 }  # fmt: skip
 """kind -> part: what can be stored, in a layer or in the place of anything else."""
@@ -128,11 +131,11 @@ def load(network: nn.Module, folder: Path | str) -> nn.Module:
             to.leave(name, reason)
         for name, spec in config["replaced"].items():
             own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-            original = attribute(network, name)
+            original = None if name == CORRECTION else attribute(network, name)
             new = _rebuild(spec, original, to, max((v.numel() for v in own.values()), default=0))
             _fill(new, own)
             _check_built(new, original)
-            to.replace(name, new)
+            to.correct(new) if isinstance(new, OutputCorrection) else to.replace(name, new)
     except BaseException as error:
         if is_quantized(network):
             quantization_of(network).undo()
@@ -197,7 +200,7 @@ def _rebuild(spec: dict[str, Any], original: Any, to: Quantization, stored: int)
         return SplitLayer(original, spec["at"])
     if kind == "part":
         part = _part(spec["part"], original, to, stored)
-        if not isinstance(part, QuantizedAttention):
+        if not isinstance(part, QuantizedAttention if original is not None else OutputCorrection):
             raise ValueError(f"{part.kind} stands in no place of its own")
         return part
     if kind == "tensors":
@@ -221,6 +224,8 @@ def _check_spec(spec: Any, stored: int) -> None:
         check_bits(spec["bits"])
     if "group" in spec:
         check_group(spec["group"])
+    if spec.get("kind") == OutputCorrection.kind and spec["times"] * spec["channels"] > stored:
+        raise ValueError(f"there are no numbers for {spec['channels']} channels at {spec['times']} timesteps")
     if "embedding" in spec:
         _check_types(spec["embedding"], EMBEDDING, max(stored, SMALL))
     if "layout" in spec and tuple(spec["layout"]) not in FORMATS.get(spec.get("bits"), ()):
@@ -240,6 +245,8 @@ def _check_built(new: nn.Module, original: Any) -> None:
             weight = part.stored.dense()
             if weight.shape != original.weight.shape or not is_finite(part.stored()) or not is_finite(weight):
                 raise ValueError(f"the weight of a layer has the shape {tuple(weight.shape)}, or is not finite")
+        elif isinstance(part, OutputCorrection) and not (len(part.times) and bool((part.gain > 0).all())):
+            raise ValueError("there is nothing to correct by")
         elif isinstance(part, GroupedActivation):
             wanted = original.weight.shape[1] if isinstance(new, QuantizedLayer) else None
             if not len(part.times) or int(part.group.max()) >= len(part.scale):

@@ -73,6 +73,7 @@ class TimeHook:
         timestep = args[self.place] if self.place < len(args) else kwargs.get(self.name)
         if run is None or run.finished or timestep is None:
             return None
+        run.network = module
         if not (run.plan.told or parts) or run is not last_run(module):
             return None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}

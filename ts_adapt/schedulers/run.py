@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import prediction_of, seen, stacked, x0_from_raw
 from ts_adapt.interfaces import GUIDANCE, Advance, Condition, Node, Solver, StepAware, StepPolicy, TsAdaptError
@@ -41,6 +41,7 @@ from ts_adapt.sampling import advance
 from ts_adapt.schedulers.plan import Plan
 from ts_adapt.schedulers.view import View
 from ts_adapt.schedules.file import of_another_size
+from ts_adapt.solvers.absorbing import absorbing
 
 _numbers = itertools.count()
 ROUNDING, ON_LINE = 10, 0.01
@@ -104,6 +105,7 @@ class Run:
     begin                          the place of the nominal times where it begins; None: that of the first step
     number, thread                 the later of two runs has the greater number; the thread that began it
     learned_at                     the shape of the samples that the times were found for; None: it does not count
+    network                        that is called for the run, where it is known
     noised                         whether samples that begin inside are known to be at the loop's times
     batch                          the number of samples; None: no step has told it yet
     advance                        what follows an evaluation
@@ -125,6 +127,7 @@ class Run:
         self.node: Node | None = None
         self.step_aware: list[tuple[StepAware, int]] = []
         self.noised = True
+        self.network: nn.Module | None = None
         self.learned_at: Any = None
         self._nominal: list[float] = timesteps.tolist()
         self._form: tuple[int, ...] = ()
@@ -322,8 +325,9 @@ class Run:
             raw = self._guided(_full(raw), node.held[GUIDANCE])
         x0 = x0_from_raw(raw, x, node.t, self.noise_schedule, self.prediction, node.output_scale)
         x0 = x0.clamp(-1, 1) if self.clip_x0 else x0
+        solver = absorbing(self.solver, self.network, self.prediction)
         x_s, self.node, self._policy_state, self._memory = self.advance(
-            policy, self.solver, x, x0, node, self._policy_state, self._memory, noise
+            policy, solver, x, x0, node, self._policy_state, self._memory, noise
         )
         self.done, self._begin_is_known, self._told_at = self.done + 1, True, None
         if self.finished:

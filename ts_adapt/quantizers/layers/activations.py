@@ -38,7 +38,7 @@ from ts_adapt.quantizers.layers.affine import (
     scale_and_zero,
 )
 from ts_adapt.quantizers.layers.quantized_layer import ActivationPart
-from ts_adapt.quantizers.layers.timestep import TimestepListener
+from ts_adapt.quantizers.layers.timestep import TimestepListener, between
 
 HIDDEN = 64
 
@@ -196,11 +196,7 @@ class TableActivation(TimedScale):
         self.register_buffer("scales", scales.float())
 
     def scale_at(self, times: Tensor) -> Tensor:
-        after = torch.searchsorted(self.times, times.float()).clamp(max=len(self.times) - 1)
-        before = (after - 1).clamp(min=0)
-        width = (self.times[after] - self.times[before]).clamp(min=1e-12)
-        share = ((self.times[after] - times) / width).clamp(0, 1)
-        return self.scales[after] + share * (self.scales[before] - self.scales[after])
+        return between(self.times, self.scales, times)
 
     def spec(self) -> dict[str, Any]:
         return {"bits": self.bits, "offset": self.offset, "count": len(self.times)}

@@ -39,7 +39,7 @@ FIRST_REASON, LAST_REASON, TIME_REASON = "first layer", "last layer", "time embe
 
 @dataclass
 class LayerOptions:
-    """Which layers are quantized."""
+    """Which layers are quantized, and what is done around them."""
 
     keep_ends: bool = True
     """The first and the last layer stay in full precision."""
@@ -50,6 +50,8 @@ class LayerOptions:
     split_shortcuts: bool = False
     """The shortcuts of a U-Net's decoder are quantized as two layers: for what comes from below, and for the skip
     connection concatenated to it, whose range is another (Q-Diffusion)."""
+    correct: bool = False
+    """What the quantized network says is corrected (PTQD, `correction`)."""
 
 
 @dataclass(frozen=True)

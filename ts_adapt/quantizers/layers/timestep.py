@@ -52,6 +52,16 @@ class TimestepListener:
         self.handle.remove()
 
 
+def between(times: Tensor, values: Tensor, at: Tensor) -> Tensor:
+    """What `values` `(T, ...)`, known at the rising `times` `(T,)`, are at `at` `(n,)`: `(n, ...)`, linear between two
+    of them, constant beyond."""
+    after = torch.searchsorted(times, at.float().contiguous()).clamp(max=len(times) - 1)
+    before = (after - 1).clamp(min=0)
+    width = (times[after] - times[before]).clamp(min=1e-12)
+    share = ((times[after] - at) / width).clamp(0, 1).view(-1, *[1] * (values.ndim - 1))
+    return values[after] + share * (values[before] - values[after])
+
+
 def timestep_argument(network: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Tensor]:
     """(args, kwargs) of a call of `network` -> the timestep in it, `(1,)` or `(B,)`.
 

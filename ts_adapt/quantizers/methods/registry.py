@@ -3,13 +3,13 @@
 FAMILY + BITS             hqq4, vqdm4: bits of the weights
 FAMILY-wBITS[aBITS]       minmax-w4, tdq-w4a8: bits of weights and activations
 torchao-int8, torchao-fp8 the numbers that Linear layers are run in
-... +OPTION               of `EXTRAS`, as often as wanted
+... +OPTION               of `EXTRAS` and `OF_LAYERS`, as often as wanted
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from ts_adapt.interfaces import TsAdaptError, unknown
@@ -41,7 +41,9 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "tuned": {"fine_tune": 200},
     "plain-attention": {"attention": False},
 }
-"""What may stand behind a `+`, and the options that it sets; `+split` is an option of the layers."""
+"""What may stand behind a `+`, and the options that it sets."""
+OF_LAYERS: dict[str, dict[str, Any]] = {"split": {"split_shortcuts": True}, "ptqd": {"correct": True}}
+"""The same for options of the layers, behind any family."""
 
 NAME = re.compile(r"(?P<family>[a-z]+)(-?(?P<weights>\d+)|-w(?P<bits>\d+)(a(?P<inputs>\d+))?|-(?P<numbers>int8|fp8))?")
 
@@ -63,12 +65,16 @@ def build(name: str, **options: Any) -> tuple[Quantizer, LayerOptions]:
         settings["mode"] = "float8"
     layers = LayerOptions()
     for extra in extras:
-        if extra == "split":
-            layers.split_shortcuts = True
+        if extra in OF_LAYERS:
+            layers = replace(layers, **OF_LAYERS[extra])
         elif extra in EXTRAS:
             settings |= EXTRAS[extra]
         else:
-            raise unknown("suffix of a quantizer", extra, [*EXTRAS, "split"])
+            raise unknown("suffix of a quantizer", extra, [*EXTRAS, *OF_LAYERS])
+    if layers.correct and "qat" in extras:
+        raise TsAdaptError(
+            f"+ptqd measures a network as it is before +qat trains it; leave one of them out of {name!r}"
+        )
     method = QUANTIZERS[family]
     known = [field.name for field in fields(method.Options)]
     for option in settings | options:

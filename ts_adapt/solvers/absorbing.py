@@ -1,0 +1,79 @@
+"""A stochastic solver for a network whose predictions are noisy by themselves: it adds so much less.
+
+    x_s = ... + c x0 + sigma_z z        x0 with noise of the standard deviation q
+    added instead                       sigma_z z sqrt(max(0, 1 - c^2 q^2 / sigma_z^2))
+
+so that x_s has the variance that the solver means it to have (PTQD, He et al. 2023, section 3.3). q is what the
+correction of a quantized network leaves, as noise of x0. Of guided predictions it is taken to be the same in both
+halves, which see the same state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ts_adapt.denoisers.network import correction_of
+from ts_adapt.interfaces import Node, NoiseSchedule, Solver
+from ts_adapt.numerics import scale
+from ts_adapt.parameterization import to_x0
+
+
+def absorbing(solver: Solver, network: nn.Module | None, prediction: str | None) -> Solver:
+    """`solver` for `network`, which predicts as `prediction` says; itself where there is nothing to absorb."""
+    noisy = network is not None and correction_of(network) is not None
+    if network is None or prediction is None or not (noisy and solver.needs_noise) or isinstance(solver, Absorbing):
+        return solver
+    return Absorbing(solver, network, prediction)
+
+
+class Absorbing:
+    """`solver`, right behind an evaluation of `network`."""
+
+    needs_noise = True
+
+    def __init__(self, solver: Solver, network: nn.Module, prediction: str) -> None:
+        self.solver, self.network, self.prediction = solver, network, prediction
+
+    @property
+    def noise_schedule(self) -> NoiseSchedule:
+        return self.solver.noise_schedule
+
+    @property
+    def order(self) -> int:
+        return self.solver.order
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return self.solver.evaluations_per_step
+
+    def init(self, x: Tensor) -> Any:
+        return self.solver.init(x)
+
+    def update(
+        self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: Any, noise: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """See `interfaces.Solver`."""
+        if noise is not None:
+            noise = scale(self._share(x_t, node, next_node), noise)
+        return self.solver.update(x_t, x0, node, next_node, memory, noise)
+
+    def _share(self, x_t: Tensor, node: Node, next_node: Node) -> Tensor:
+        """What the noise is multiplied by, `(B,)`; a step is linear in x0 and in the noise, and so asked by ones."""
+        none = torch.zeros(len(x_t), 1, dtype=torch.float64, device=x_t.device)
+        one = none + 1
+        c, sigma = (
+            self.solver.update(none, x0, node, next_node, self.solver.init(none), z)[0].squeeze(1)
+            for x0, z in ((one, none), (none, one))
+        )
+        correction: Any = correction_of(self.network)
+        raw = correction.left(len(x_t)).to(one)[:, None]
+        if node.output_scale is not None:
+            raw = scale(torch.as_tensor(node.output_scale), raw)
+        alpha, sigma_t = self.noise_schedule.alpha(node.t), self.noise_schedule.sigma(node.t)
+        q = to_x0(raw, none, alpha, sigma_t, self.prediction).squeeze(1)
+        adds = sigma > 0
+        share = 1 - (c * q / torch.where(adds, sigma, 1.0)).square()
+        return torch.where(adds, share.clamp(min=0).sqrt(), 1.0)
