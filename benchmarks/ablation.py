@@ -1,29 +1,31 @@
 """What each part of a learned schedule is worth: predictors trained with one thing changed at a time.
 
 Every variant starts from the same static grid (times only), sees the same training samples for the same number of
-passes, and is measured on the same validation samples: the mean paired distance to the teacher, relative to the static
-grid's. "shared" variants learn only what all samples share: a static grid with corrections, trained in the same way.
+passes, and is measured on the same validation samples: the paired distance to the teacher, mean and median, and the
+share of samples that are nearer than along the static grid. "shared" variants learn only what all samples share: a
+static grid with corrections, trained in the same way. Of a model that is not guided those with guidance are left out.
 
     ts-adapt teach --config configs/fashion.yml --split train
     ts-adapt search --config configs/fashion.yml --solvers unipc-3 --nfe 5
     python benchmarks/ablation.py
 
-The last line is one JSON object: {"static": distance, "gain": {variant: share of it that is gone}}.
+The last line is one JSON object: {"static": distance, "gain": {variant: share of its mean that is gone}}.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from workload import Experiment, last_line  # isort: skip  (first: it loads ts_adapt)
 import ts_adapt
-from ts_adapt.predictors.one_shot import OneShot
-from ts_adapt.predictors.phases import TrainOptions
-from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.evaluation.comparison import share_of_wins
+from ts_adapt.jobs.train import new_predictor
+from ts_adapt.predictors.phases import PREDICTED
 from ts_adapt.predictors.training import train_predictor
 
 
@@ -31,8 +33,8 @@ from ts_adapt.predictors.training import train_predictor
 class Variant:
     """`shared`: the network is frozen at zero, only what all samples share is learned; `share` of the samples."""
 
-    kind: type[OneShot | Recursive] = Recursive
-    corrections: tuple[str, ...] = tuple(TrainOptions().corrections)
+    kind: str = "recursive"
+    corrections: Sequence[str] = PREDICTED
     shared: bool = False
     share: float = 1.0
 
@@ -40,17 +42,22 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     "shared, times": Variant(corrections=(), shared=True),
     "shared, all": Variant(shared=True),
-    "one-shot, times": Variant(OneShot, ()),
-    "one-shot, all": Variant(OneShot),
+    "one-shot, times": Variant("one-shot", ()),
+    "one-shot, all": Variant("one-shot"),
     "recursive, times": Variant(corrections=()),
     "recursive, times and shift": Variant(corrections=("shift",)),
     "recursive, times and scale": Variant(corrections=("scale",)),
     "recursive, times and coefficients": Variant(corrections=("coefficients",)),
     "recursive, all": Variant(),
-    "recursive, all and history": Variant(corrections=(*TrainOptions().corrections, "history")),
+    "recursive, all and history": Variant(corrections=(*PREDICTED, "history")),
     "recursive, start": Variant(corrections=("start",)),
-    "recursive, all and start": Variant(corrections=(*TrainOptions().corrections, "start")),
-    "one-shot, all and start": Variant(OneShot, (*TrainOptions().corrections, "start")),
+    "recursive, all and start": Variant(corrections=(*PREDICTED, "start")),
+    "shared, guidance": Variant(corrections=("guidance",), shared=True),
+    "recursive, times and guidance": Variant(corrections=("guidance",)),
+    "recursive, all and guidance": Variant(corrections=(*PREDICTED, "guidance")),
+    "recursive, all, guidance and start": Variant(corrections=(*PREDICTED, "guidance", "start")),
+    "one-shot, all and guidance": Variant("one-shot", (*PREDICTED, "guidance")),
+    "one-shot, all and start": Variant("one-shot", (*PREDICTED, "start")),
     "recursive, all, a half of the samples": Variant(share=0.5),
     "recursive, all, a quarter of the samples": Variant(share=0.25),
 }
@@ -66,16 +73,19 @@ def main() -> None:
     given = Experiment.of(options)
     _, batch = given.session.teacher("train", options.samples + options.validation)
     train, validation = batch.rows(slice(0, options.samples)), batch.rows(slice(options.samples, None))
-    before, gain = given.mean_distance(validation), {}
+    along, gain = given.objective.measure(given.static, validation), {}
+    before = float(along.mean())
     print(
-        f"{options.solver}, NFE {options.nfe}, {options.samples} samples x {options.epochs}; static grid {before:.5f}"
+        f"{options.solver}, NFE {options.nfe}, {options.samples} samples x {options.epochs}; static grid {before:.5f}, "
+        f"median {float(along.median()):.5f}"
     )
     for name in options.variants:
         variant = VARIANTS[name]
-        predictor: Any = variant.kind(
-            given.session.noise_schedule, given.static.times, given.session.shape,
-            corrections=variant.corrections, order=given.solver.order,
-        )  # fmt: skip
+        if "guidance" in variant.corrections and not given.session.guides:
+            continue
+        predictor: Any = new_predictor(
+            given.session, variant.kind, [given.static.times], given.solver.order, variant.corrections
+        )
         if variant.shared:
             predictor.requires_grad_(False)
             predictor.encoder.bias.requires_grad_(True)
@@ -86,10 +96,11 @@ def main() -> None:
                 predictor, given.objective, train.rows(slice(0, count)), validation, settings, Path(folder),
                 progress=False,
             )  # fmt: skip
-        gain[name] = result.gain
+        gain[name], took = result.gain, time.process_time() - began
+        found = given.objective.measure(predictor.eval().policy(given.static.steps), validation)
         print(
-            f"{name:42} {(1 - result.gain) * before:.5f}  {0.0 - 100 * result.gain:6.1f} %   "
-            f"{time.process_time() - began:5.0f} s",
+            f"{name:42} {float(found.mean()):.5f} {0.0 - 100 * result.gain:6.1f} %   median {float(found.median()):.5f}"
+            f"   nearer on {100 * share_of_wins(found, along):3.0f} %   {took:5.0f} s",
             flush=True,
         )
     last_line(version=ts_adapt.__version__, static=before, gain=gain)

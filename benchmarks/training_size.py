@@ -27,12 +27,12 @@ from pathlib import Path
 
 from workload import Experiment, last_line  # isort: skip  (first: it loads ts_adapt)
 import ts_adapt
-from ts_adapt.predictors.phases import TrainOptions
+from ts_adapt.predictors.phases import PREDICTED
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.predictors.training import train_predictor
 
 WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "through the solver": ("end_to_end", tuple(TrainOptions().corrections)),
+    "through the solver": ("end_to_end", PREDICTED),
     "times alone": ("end_to_end", ()),
     "labels": ("labels", ()),
 }

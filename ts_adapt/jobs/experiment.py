@@ -23,6 +23,7 @@ from ts_adapt.evaluation.moments import are_moments, read_moments
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import GUIDANCE, Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError
 from ts_adapt.pipelines.load import build_denoiser
+from ts_adapt.predictors.phases import PREDICTED
 from ts_adapt.remedies import command
 from ts_adapt.sampling import initial_noise, noise_scale
 from ts_adapt.schedules.name import grid_names
@@ -81,6 +82,26 @@ class Experiment:
         other.workspace = other.config.workspace
         return other
 
+    @cached_property
+    def guides(self) -> bool:
+        """Whether the guidance of a step can be changed; a pipeline that guides by itself makes one step to show it."""
+        if not self.denoiser.guides or self.denoiser.loop is None:
+            return self.denoiser.guides
+        _, x_T, condition = self.training_noises(1)
+        try:
+            with torch.no_grad():
+                t = torch.tensor(self.noise_schedule.t_max, dtype=torch.float64)
+                self.denoiser(x_T, t, guidance_factor=torch.ones_like(t), **condition)
+        except TsAdaptError:
+            return False
+        return True
+
+    @property
+    def predicted_corrections(self) -> list[str]:
+        """What predictors learn beside the times."""
+        wanted = self.config.train.corrections
+        return [*PREDICTED, *([GUIDANCE.name] if self.guides else [])] if wanted is None else wanted
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Of a sample, without the batch."""
@@ -125,11 +146,12 @@ class Experiment:
         Names are known by then (`Config.validate`): here is what depends on the model.
         """
         config, shape = self.config, self.image_shape
-        learned = {*config.static.corrections, *config.per_sample.corrections, *config.train.corrections}
-        if GUIDANCE.name in learned and not self.denoiser.guides:
+        learned = {*config.static.corrections, *config.per_sample.corrections, *(config.train.corrections or ())}
+        if GUIDANCE.name in learned and not self.guides:
             raise TsAdaptError(
-                f"guidance is among the corrections to learn, and nothing guides the model {config.model.name!r}; set "
-                "option guidance above 1, or leave it out of them"
+                f"guidance is among the corrections to learn, and nothing guides the model {config.model.name!r} by "
+                "none + w (condition - none); set option guidance, or in a pipeline the scale that its call takes, "
+                "above 1, or leave it out of them"
             )
         image = torch.zeros(1, *shape, device=config.model.device)
         with torch.no_grad():

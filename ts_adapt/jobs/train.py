@@ -6,9 +6,11 @@ one is complete. Several processes (`distributed`) train one predictor together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
+from torch import Tensor
 
 from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
@@ -20,6 +22,8 @@ from ts_adapt.jobs.matched_images import distribution_said
 from ts_adapt.jobs.session import Session, command_for, paired_verdict, stays
 from ts_adapt.jobs.tracking import board
 from ts_adapt.predictors.losses import Labelled
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import PREDICTORS, save_predictor
 from ts_adapt.predictors.training import train_predictor
 from ts_adapt.storage.files import make_folder, read_json, sha256_of_json
@@ -48,11 +52,25 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
 def check_start(session: Session) -> None:
     """TsAdaptError where the change of a start is to be learned, and states are no pictures."""
     config = session.config
-    if START.name in config.train.corrections and session.seen_shape != session.shape:
+    if START.name in (config.train.corrections or ()) and session.seen_shape != session.shape:
         raise TsAdaptError(
             f"train.corrections has start, a change of pictures, and {config.model.name} has samples of shape "
             f"{session.shape} that are none; leave it out"
         )
+
+
+def new_predictor(
+    session: Session, kind: str, static: list[Tensor], order: int, corrections: Sequence[str]
+) -> OneShot | Recursive:
+    """An untrained predictor of the config's size, for what the teacher's samples have: classes, texts."""
+    config, (store, batch) = session.config, session.teacher("train", 1)
+    text = session.denoiser.shown(batch.x_T, batch.condition)[1].get("encoder_hidden_states")
+    predictor: OneShot | Recursive = PREDICTORS[kind](
+        session.noise_schedule, static, session.seen_shape, corrections=corrections, order=order,
+        width=config.train.width, hidden=config.train.hidden,
+        classes=int((store.config["condition"] or {}).get("classes", 0)), text=0 if text is None else text.shape[-1],
+    ).to(config.model.device)  # fmt: skip
+    return predictor
 
 
 def _train_one(session: Session, kind: str, name: str, solver: Solver, served: list[int], redo: bool) -> None:
@@ -68,19 +86,13 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     store, batch = session.teacher("train", config.train.samples)
     cut = len(batch) - config.train.validating
     static = [session.static(name, nfe).grid.times for nfe in served]
-    classes = int((store.config["condition"] or {}).get("classes", 0))
-    first = batch.rows(slice(0, 1))
-    text = session.denoiser.shown(first.x_T, first.condition)[1].get("encoder_hidden_states")
     given = {option: value for option, value in config.train.record.items() if value is not None}
-    learned = given, asdict(config.distribution), config.derivative, config.derivative_width
+    corrections = session.predicted_corrections
+    learned = given, corrections, asdict(config.distribution), config.derivative, config.derivative_width
     key = fingerprint(store.hash, session.distance, static, *learned, len(batch), *student_options(config))
     checkpoint = checkpoint_file(folder, key)
     torch.manual_seed(config.train.seed)
-    predictor = PREDICTORS[kind.removesuffix(ALL)](
-        session.noise_schedule, static, session.seen_shape, corrections=config.train.corrections, order=solver.order,
-        width=config.train.width, hidden=config.train.hidden, classes=classes,
-        text=0 if text is None else text.shape[-1],
-    ).to(config.model.device)  # fmt: skip
+    predictor = new_predictor(session, kind.removesuffix(ALL), static, solver.order, corrections)
     session.announce(
         f"{kind}, {name}, NFE {', '.join(map(str, served))}",
         config.train.solves(cut, len(batch) - cut).times(sum(served)),

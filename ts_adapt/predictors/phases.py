@@ -11,7 +11,7 @@ import math
 import statistics
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -32,6 +32,8 @@ MOST_VALIDATION = 512
 LAST_RATE = 0.04
 """Share of the learning rate at the end of its cosine."""
 SEEN = 3
+PREDICTED = ("shift", "scale", "coefficients")
+"""What predictors learn beside the times where nothing else is said, of models without guidance."""
 PredictedName = Annotated[str, OneOf(ChainMap({START.name: START}, CORRECTIONS))]
 """What options name a correction by that a predictor may learn."""
 
@@ -42,8 +44,9 @@ class TrainOptions:
 
     loss: Literal["end_to_end", "labels", "both"] = "end_to_end"
     """end_to_end, labels (needs those of search --method per-sample), or both: labels first."""
-    corrections: list[PredictedName] = field(default_factory=lambda: ["shift", "scale", "coefficients"])
-    """What is predicted beside the times: what grids have, and start (a change of x_T, as a picture)."""
+    corrections: list[PredictedName] | None = None
+    """What is predicted beside the times: what grids have, and start (a change of x_T, as a picture); None: shift,
+    scale, coefficients, and guidance where the model is guided."""
     distribution: Weight = 0.0
     """end_to_end: weight of the distance to real images as a set, as in the group static."""
     samples: Annotated[int, Between(10, MANY)] = 512
