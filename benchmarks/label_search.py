@@ -39,7 +39,7 @@ from torch import Tensor
 
 from ts_adapt import Batch, Objective, TimeGrid, search_per_sample
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
-from ts_adapt.predictors.phases import TrainOptions
+from ts_adapt.predictors.phases import PREDICTED
 from ts_adapt.search.blackbox import BlackboxOptions
 from ts_adapt.search.per_sample import LabelBatch, PerSampleOptions
 
@@ -136,7 +136,7 @@ def main() -> None:
                 oracle[budget] = labels.grid.times
             note(name, budget, labels.distance, took)
     for budget in asked.budgets:
-        labels, took = timed(lambda: searches.run(("static",), budget, None, tuple(TrainOptions().corrections)))  # noqa: B023
+        labels, took = timed(lambda: searches.run(("static",), budget, None, PREDICTED))  # noqa: B023
         note(CORRECTED, budget, labels.distance, took)
     for budget in asked.budgets:
         found, took = timed(lambda: population(objective, batch, static, budget))  # noqa: B023
