@@ -77,7 +77,8 @@ class Guided(Wrapped):
         either.
         """
         weight = self.scale if guidance_scale is None else guidance_scale
-        weight = weight if guidance_factor is None else guidance_factor * weight
+        if guidance_factor is not None:
+            weight = guidance_factor * torch.as_tensor(weight).to(guidance_factor)
         missing = [name for name in self.unconditional if condition.get(name) is None]
         if missing:
             raise TsAdaptError(f"guidance needs the condition {', '.join(missing)} of each sample; the call has none")
