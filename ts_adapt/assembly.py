@@ -88,6 +88,9 @@ class ModelOptions:
     """A file that `ts-adapt prune` wrote: the model without these blocks."""
     call: dict[str, Any] = field(default_factory=dict)
     """Arguments of the pipeline's call, as diffusers documents them: {guidance_scale: 5, height: 768, ...}."""
+    quantization_config: dict[str, Any] = field(default_factory=dict)
+    """Weights that diffusers quantizes as it reads them: {quant_backend: bitsandbytes_4bit, load_in_4bit: true}; of
+    torchao {quant_backend: torchao, quant_type: Int8WeightOnlyConfig}, or {Int4WeightOnlyConfig: {group_size: 64}}."""
 
     def __post_init__(self) -> None:
         self.dtype = SHORT.get(self.dtype, self.dtype)

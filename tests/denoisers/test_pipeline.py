@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +40,7 @@ from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import RectifiedFlow
 from ts_adapt.pipelines.load import load
 from ts_adapt.sampling import integrate
+from ts_adapt.teacher.generate import weights_hash
 
 
 @pytest.fixture(autouse=True)
@@ -244,6 +247,90 @@ def test_load_pipeline_gives_any_class_and_its_image_to_image_twin(tiny: Any, tm
     assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.bfloat16}
     with pytest.raises(TsAdaptError, match="no image-to-image pipeline for DDPMPipeline"):
         image_to_image(DDPMPipeline(unet(), DDPMScheduler()))
+
+
+@pytest.fixture
+def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend of diffusers' quantization that rounds weights to multiples of its step."""
+    from diffusers.quantizers import auto
+    from diffusers.quantizers.base import DiffusersQuantizer
+    from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+
+    class Rounding(QuantizationConfigMixin):
+        to_diff_dict = QuantizationConfigMixin.to_dict
+
+        def __init__(self, step: float) -> None:
+            self.quant_method: Any = Enum("Method", {"rounding": "rounding"}, type=str).rounding  # type: ignore[attr-defined]
+            self.step = step
+
+    class Rounder(DiffusersQuantizer):
+        is_serializable = is_trainable = False
+
+        def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None: ...
+
+        def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+            for p in model.parameters():
+                p.data = (p.data / self.quantization_config.step).round() * self.quantization_config.step
+            return model
+
+    monkeypatch.setitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "rounding", Rounding)
+    monkeypatch.setitem(auto.AUTO_QUANTIZER_MAPPING, "rounding", Rounder)
+
+
+@pytest.mark.usefixtures("rounding")
+def test_the_network_alone_is_quantized_by_diffusers_as_it_is_read(tiny: Any, tmp_path: Path) -> None:
+    """By a backend of the test's own, as none is a dependency."""
+    tiny.stable_diffusion().save_pretrained(tmp_path)
+    plain = load(tmp_path)
+    found = load(tmp_path, quantization_config={"quant_backend": "rounding", "step": 0.25})
+    for value, full in zip(found.network.parameters(), plain.network.parameters(), strict=True):
+        assert torch.equal(value, (full / 0.25).round() * 0.25)
+    decoders = (one.decoder.state_dict() for one in (found, plain))
+    assert all(torch.equal(a, b) for a, b in zip(*(of.values() for of in decoders), strict=True))
+    assert weights_hash(found) != weights_hash(plain)
+
+
+@pytest.mark.packages
+def test_torchaos_weights_are_sampled_with_differentiated_and_told_apart(tiny: Any, tmp_path: Path) -> None:
+    tiny.stable_diffusion().save_pretrained(tmp_path)
+    hashes = {weights_hash(load(tmp_path))}
+    for kind in ("Int8WeightOnlyConfig", {"Int8WeightOnlyConfig": {"set_inductor_config": False}}):
+        found = load(tmp_path, quantization_config={"quant_backend": "torchao", "quant_type": kind})
+        assert "Int8Tensor" in {type(p.data).__name__ for p in found.network.parameters()}
+        x, text = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randn(2, 4, 16)
+        x0 = found(x, torch.tensor(500.0), encoder_hidden_states=text)
+        assert bool(torch.autograd.grad(x0.sum(), x)[0].any())
+        hashes.add(weights_hash(found))
+    assert len(hashes) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"quant_backend": "torchoa"}, "did you mean 'torchao'"),
+        ({}, "unknown quant_backend of model.quantization_config 'None'"),
+        ({"quant_backend": "quanto", "weights_dtype": "int9"}, "model.quantization_config cannot be used"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*Quanto")
+def test_what_diffusers_cannot_quantize_by_is_one_sentence(
+    config: dict[str, Any], message: str, tiny: Any, tmp_path: Path
+) -> None:
+    tiny.ddpm().save_pretrained(tmp_path)
+    with pytest.raises(TsAdaptError, match=message):
+        load(tmp_path, quantization_config={"other": 1, **config})
+
+
+@pytest.mark.parametrize("backend", ["quanto", "torchao"])
+@pytest.mark.filterwarnings("ignore:.*Quanto")
+def test_a_backend_that_is_not_installed_is_named(
+    backend: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("optimum.quanto", "torchao.quantization"):
+        monkeypatch.setitem(sys.modules, name, None)
+    tiny.ddpm().save_pretrained(tmp_path)
+    with pytest.raises(TsAdaptError, match=backend):
+        load(tmp_path, quantization_config={"quant_backend": backend})
 
 
 def test_load_opens_no_pickles(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import functools
 import inspect
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from torch import nn
 
 from ts_adapt import zoo
 from ts_adapt.denoisers.from_code import is_place
-from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.interfaces import TsAdaptError, one_line, unknown
 from ts_adapt.storage.files import read_json
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -43,17 +43,25 @@ SINGLE_FILES = {
 """Diffusers' name of the kind of an original file -> the pipeline that it is loaded as."""
 ONE_AT_A_TIME = threading.Lock()
 """Held while a pipeline is read, as what its libraries report is listened to in one place."""
+DENOISING = ("unet", "transformer", "transformer_2")
+"""What pipelines call the networks that denoise."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def load_pipeline(name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
+def load_pipeline(
+    name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    quantization_config: Mapping[str, Any] | None = None,
+) -> Any:  # fmt: skip
     """The pipeline of diffusers called `name`, of any class; see the module's head.
 
-    device, dtype  of its networks; None: the CPU, and float32
+    device, dtype        of its networks; None: the CPU, and float32
+    quantization_config  of the network that denoises, which is quantized by diffusers as it is read: `quant_backend`,
+                         and what diffusers' config of that backend takes; None or empty: it is not
 
-    Raises TsAdaptError for an unknown name, a missing or foreign folder, and a hub that cannot be reached.
+    Raises TsAdaptError for an unknown name, a missing or foreign folder, a hub that cannot be reached, and a backend
+    that is unknown or not installed.
     """
-    pipe = _found(name, dtype)
+    pipe = _found(name, dtype, _quantization(quantization_config) if quantization_config else {})
     with quiet():
         return pipe if device is None else pipe.to(device)
 
@@ -87,20 +95,49 @@ def repaints(pipe: Any) -> bool:
     return {"image", "mask_image"} <= inspect.signature(type(pipe).__call__).parameters.keys()
 
 
-def _found(name: str, dtype: torch.dtype | None) -> Any:
+def _quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `from_pretrained` is given for it."""
+    from diffusers import PipelineQuantizationConfig
+    from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
+
+    given = dict(config)
+    backend = given.pop("quant_backend", None)
+    if backend not in KNOWN:
+        raise unknown("quant_backend of model.quantization_config", str(backend), KNOWN)
+    try:
+        if backend == "torchao":
+            import torchao.quantization as kinds
+
+            kind = given["quant_type"]
+            name, options = next(iter(kind.items())) if isinstance(kind, Mapping) else (kind, {})
+            given["quant_type"] = getattr(kinds, name)(**options)
+        made = {network: KNOWN[backend](**given) for network in DENOISING}
+    except Exception as error:
+        raise TsAdaptError(
+            f"model.quantization_config cannot be used ({one_line(error, 160)}); {backend} has to be installed, and be "
+            "given what diffusers' config of it takes"
+        ) from error
+    return {"quantization_config": PipelineQuantizationConfig(quant_mapping=made)}
+
+
+def _found(name: str, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
     if is_place(name):
         raise TsAdaptError(f"{name!r} makes a denoiser, and a pipeline is wanted; give a folder or a hub id")
     if name in zoo.MODELS:
         folder = zoo.paths()[name]
         if not folder.is_dir():
             raise TsAdaptError(f"the zoo's model {name!r} is missing from {folder}; reinstall ts_adapt with its data")
-        return _from_folder(folder, dtype)
+        return _from_folder(folder, dtype, options)
     if Path(name).expanduser().is_dir():
-        return _from_folder(Path(name).expanduser(), dtype)
+        return _from_folder(Path(name).expanduser(), dtype, options)
     if Path(name).suffix in (".safetensors", *PICKLES):
+        if options:
+            raise TsAdaptError(
+                f"{name} is quantized by diffusers in the folder of a pipeline alone; give such a folder"
+            )
         return _from_single_file(Path(name).expanduser(), dtype)
     if HUB_ID.fullmatch(name):
-        return _from_hub(name, dtype)
+        return _from_hub(name, dtype, options)
     if "/" in name or "\\" in name or name.startswith((".", "~")):
         raise TsAdaptError(
             f"there is no folder {name!r}; expected one that a diffusers pipeline's save_pretrained wrote"
@@ -142,13 +179,13 @@ class _Shaped:
         self.shape = torch.Size(part.get_shape())
 
 
-def _from_folder(folder: Path, dtype: torch.dtype | None) -> Any:
+def _from_folder(folder: Path, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
     if not (folder / "model_index.json").is_file():
         raise TsAdaptError(
             f"{folder} has no model_index.json: it is not a folder that a diffusers pipeline's save_pretrained wrote"
         )
     failure = f"the pipeline in {folder} cannot be loaded ({{}})"
-    return _read(str(folder), failure, dtype, local_files_only=True, **_absent(folder))
+    return _read(str(folder), failure, dtype, local_files_only=True, **_absent(folder), **options)
 
 
 def _absent(folder: Path) -> dict[str, None]:
@@ -158,12 +195,12 @@ def _absent(folder: Path) -> dict[str, None]:
     return {name: None for name, place in parts if place == [None, None]}
 
 
-def _from_hub(name: str, dtype: torch.dtype | None) -> Any:
+def _from_hub(name: str, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
     failure = (
         f"{name!r} is no folder here, and could not be had from the Hugging Face hub ({{}}); "
         "without a network give a pipeline folder or a model of the zoo"
     )
-    return _read(name, failure, dtype)
+    return _read(name, failure, dtype, **options)
 
 
 def _read(source: str, failure: str, dtype: torch.dtype | None, read: Any = None, **options: Any) -> Any:

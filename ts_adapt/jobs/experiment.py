@@ -248,7 +248,7 @@ class Experiment:
             model=model.name, seed=options.seed, first=SPLITS[split], shape=self.shape,
             shard_size=options.shard_size, batch_size=options.batch_size, condition=self.condition_source(split),
             trajectory=options.trajectory, dtype=model.dtype, guidance=self.config.guidance,
-            **({"call": model.call} if model.call else {}),
+            **{name: getattr(model, name) for name in ("call", "quantization_config") if getattr(model, name)},
         )  # fmt: skip
 
     def solver(self, name: str) -> Solver:

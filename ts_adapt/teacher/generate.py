@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tqdm import tqdm
 
 from ts_adapt import distributed
@@ -132,8 +133,17 @@ def weights_hash(denoiser: Denoiser) -> str:
     network = denoiser.network
     if network is not None:
         others = {f"{name}.{key}": v for name, part in denoiser.parts.items() for key, v in part.state_dict().items()}
-        return files.sha256_of_tensors({**network.state_dict(), **others})
+        return files.sha256_of_tensors(_plain({**network.state_dict(), **others}))
     return files.sha256_of_tensors({k: v for k, v in vars(denoiser).items() if isinstance(v, Tensor)})
+
+
+def _plain(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """`tensors`, and in place of one that a library has made of others (codes, scales) those."""
+    found: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        inner = value.__tensor_flatten__()[0] if is_traceable_wrapper_subclass(value) else ()
+        found |= _plain({f"{key}.{name}": getattr(value, name) for name in inner}) if inner else {key: value}
+    return found
 
 
 def teacher_config(
