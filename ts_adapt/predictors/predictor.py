@@ -1,7 +1,8 @@
 """What one-shot and recursive predictors have in common: one network, and the static grids that it corrects.
 
 A predictor serves the numbers of steps N that it is given static grids for, one or several. Its network is asked at
-places: once for each N (one-shot), or at every step i of each (recursive). Places are numbered with N rising, then i:
+places: once for each N (one-shot), or at every step i of each, and before the first (recursive, i = N). Places are
+numbered with N rising, then i:
 
     place(N, i) = i + sum of the places of all smaller N
 """
@@ -37,7 +38,7 @@ class Predictor(nn.Module):
     pictures: ClassVar[int]
     """How many pictures of C channels the network is shown at once."""
     every_step: ClassVar[bool]
-    """Whether the network is asked at every step, or once."""
+    """Whether the network is asked at every step and before the first, or once."""
 
     def __init__(
         self, noise_schedule: NoiseSchedule, static_times: Tensor | Sequence[Tensor], shape: Sequence[int], *,
@@ -83,9 +84,14 @@ class Predictor(nn.Module):
     def places(self, steps: int) -> slice:
         """The places of a solve of `steps` steps."""
         self._check(steps)
-        counts = {other: other if self.every_step else 1 for other in self.learned}
+        counts = {other: self.asked(other) for other in self.learned}
         begin = sum(count for other, count in counts.items() if other < steps)
         return slice(begin, begin + counts[steps])
+
+    @classmethod
+    def asked(cls, steps: int) -> int:
+        """How often the network is asked in a solve of `steps` steps."""
+        return steps + 1 if cls.every_step else 1
 
     def forget(self, steps: int) -> None:
         """Be the static grid itself in solves of `steps` steps, as before training."""

@@ -9,8 +9,9 @@ f = f(x_t, x0, x0 - x0 of the step before, i, N):
     coefficients  c_k = f_k, in the step from t_i to t_{i+1}; the weights of a history likewise
 
 A step takes a share r of the rest that is left. All but the times are learned where asked for; the last step ends at
-t_N whatever f_t, and has coefficients and weights only. f is zero before training: an untrained predictor *is* the
-static grid.
+t_N whatever f_t, and has coefficients and weights only. The scale and the guidance at t_0 are those of f(x_T, 0, 0, N, N):
+the prompt is known before the network has been asked. f is zero before training: an untrained predictor *is* the static
+grid.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.grids.parametric import positions, times_at
-from ts_adapt.interfaces import Condition, Node, NoiseSchedule, StepPolicy
+from ts_adapt.interfaces import MODEL_TIMES, Condition, Node, NoiseSchedule, StepPolicy
 from ts_adapt.numerics import scale
 from ts_adapt.policies import check_next
 from ts_adapt.predictors.encoder import shorten_gradient
@@ -47,6 +48,8 @@ class Recursive(Predictor):
 
     def standardise(self, steps: int, states: Tensor, x0: Tensor) -> None:
         times, places = self.static(steps), self.places(steps)
+        before = self.picture(states[:, 0], torch.zeros_like(x0[:, 0]), None, times[0])
+        self.encoder.standardise(places.start + steps, before)
         for i in range(steps):
             picture = self.picture(states[:, i], x0[:, i], x0[:, i - 1] if i else None, times[i])
             self.encoder.standardise(places.start + i, picture)
@@ -63,6 +66,19 @@ class Recursive(Predictor):
         """r_i `(B,)` of the network's numbers `(B, P)` at step i of N."""
         static = torch.logit(shares(self.static(steps), self.noise_schedule))[step]
         return torch.sigmoid(static + numbers[:, 0]).clamp(MIN_SHARE, 1 - MIN_SHARE)
+
+    def begin(self, x_T: Tensor, condition: Condition, steps: int) -> Node:
+        """The first node, at the time of the static grid, with its corrections."""
+        start, space = Node(0, steps, self.static(steps)[0]), self.spaces[steps]
+        learned = [each for each in space.learned if not each.field.ends and each.field != MODEL_TIMES]
+        if not learned:
+            return start
+        picture = self.picture(x_T, torch.zeros_like(x_T), None, start.t.to(x_T.device).expand(len(x_T)))
+        numbers = shorten_gradient(self.encoder(picture, self.places(steps).start + steps, condition).double())
+        parts = dict(zip(space.learned, numbers[:, : sum(space.widths)].split(space.widths, 1)[1:], strict=True))
+        u = numbers.new_zeros(len(x_T))
+        held = {each.field: each.at(each.unit * parts[each], u, self.noise_schedule) for each in learned}
+        return Node.of(0, steps, start.t, held)
 
     def forward(self, x_t: Tensor, x0: Tensor, before: Tensor | None, node: Node, condition: Condition) -> Node:
         """The next node; the last one is the end of the grid, exactly."""
@@ -104,8 +120,9 @@ class AtEveryStep:
         return self.predictor.static(self.steps)
 
     def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
-        start = Node(self.first, self.steps, self.predictor.static(self.steps)[self.first])
-        return start, (condition, None)
+        if self.first:
+            return Node(self.first, self.steps, self.predictor.static(self.steps)[self.first]), (condition, None)
+        return self.predictor.begin(x_T, condition, self.steps), (condition, None)
 
     def next(self, x_t: Tensor, x0: Tensor, node: Node, state: Any) -> tuple[Node, Any]:
         condition, before = state

@@ -96,7 +96,7 @@ def _check_network(kind: type[OneShot | Recursive], network: dict[str, Any], ten
     if not isinstance(steps, list) or not all(type(n) is int and n > 0 for n in steps) or steps != sorted(set(steps)):
         raise ValueError(f"its numbers of steps are {steps}; they are whole numbers that rise")
     channels, *size = network["shape"]
-    places = sum(steps) if kind.every_step else len(steps)
+    places = sum(map(kind.asked, steps))
     if [places, kind.pictures * channels, *size] != list(tensors["encoder.mean"].shape):
         raise ValueError(
             f"it is for samples of {network['shape']} and {steps} steps, the weights in the tensors for others"

@@ -84,7 +84,7 @@ class Format:
 TEACHER = Format("ts_adapt-teacher", 1)
 LABEL_FOLDER = Format("ts_adapt-labels", 1)
 SCHEDULE = Format("ts_adapt-schedule", 1)
-PREDICTOR = Format("ts_adapt-predictor", 3)
+PREDICTOR = Format("ts_adapt-predictor", 4)
 QUANTIZATION = Format("ts_adapt-quantization", 1)
 PRUNED_NETWORK = Format("ts_adapt pruned network", 1)
 
