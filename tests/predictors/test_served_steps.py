@@ -55,7 +55,8 @@ def test_alone_or_among_others_a_number_of_steps_has_the_same_grids(kind, proble
     weights["encoder.weight"] = weights["encoder.weight"][..., :outputs]
     weights["encoder.bias"] = weights["encoder.bias"][..., :outputs]
     alone.load_state_dict({**weights, "static_times": alone.static_times})
-    torch.testing.assert_close(vars(predicted(alone, objective, batch)), vars(predicted(among, objective, batch, 3)))
+    chosen_alone, chosen_among = (vars(predicted(each, objective, batch, 3)) for each in (alone, among))
+    torch.testing.assert_close(chosen_alone, chosen_among, rtol=1e-3, atol=1e-5)
 
 
 def test_what_one_more_pass_promises_is_the_slope_of_the_last_three():

@@ -9,9 +9,9 @@ f = f(x_t, x0, x0 - x0 of the step before, i, N):
     coefficients  c_k = f_k, in the step from t_i to t_{i+1}; the weights of a history likewise
 
 A step takes a share r of the rest that is left. All but the times are learned where asked for; the last step ends at
-t_N whatever f_t, and has coefficients and weights only. The scale and the guidance at t_0 are those of f(x_T, 0, 0, N, N):
-the prompt is known before the network has been asked. f is zero before training: an untrained predictor *is* the static
-grid.
+t_N whatever f_t, and has coefficients and weights only. The scale and the guidance at t_0 are those of
+f(x_T, 0, 0, N, N): the prompt is known before the network has been asked. f is zero before training: an untrained
+predictor *is* the static grid.
 """
 
 from __future__ import annotations
