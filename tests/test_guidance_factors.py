@@ -89,7 +89,9 @@ def test_the_gradient_is_that_of_differences(way: str) -> None:
     denoiser, solver = TimeDerivative(guided(), "exact"), build_solver("unipc-2", NOISE)
 
     def end(z: Tensor) -> Tensor:
-        return integrate(denoiser, solver, space.grid(z), noise(), condition=LABELS, checkpoint=way == "checkpointed").x
+        recomputed = way == "checkpointed"
+        x = integrate(denoiser, solver, space.grid(z), noise(), condition=LABELS, checkpoint=recomputed).x
+        return x[:, 0, 0, :2]
 
     assert torch.autograd.gradcheck(end, z.requires_grad_())
 

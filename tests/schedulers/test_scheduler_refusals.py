@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from own_loops import CONFIG, NOISE, V_CONFIG, X_T, grid, learned
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import GUIDANCE, TimeGrid, TsAdaptError
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.schedulers.scheduler import LearnedScheduler
@@ -157,6 +157,11 @@ def test_times_of_its_own_have_to_reach_the_network(tiny: Any) -> None:
     untold.set_timesteps(5)
     with pytest.raises(TsAdaptError, match="other times than the loop's timesteps"):
         untold.step(X_T, 999, X_T)
+    alone = LearnedScheduler.from_grid(TimeGrid.of(grid().times, {GUIDANCE: torch.ones(5)}), "ddim", CONFIG)
+    alone.set_timesteps(5)
+    alone.network_timesteps(X_T)
+    with pytest.raises(TsAdaptError, match="guided by two answers of its network"):
+        alone.step(X_T, 999, X_T)
     bare = LearnedScheduler.from_config(schedule.config)
     with pytest.raises(TsAdaptError, match="holds no weights of predictors"):
         bare.set_timesteps(4)

@@ -297,8 +297,9 @@ class Run:
         self.arrive(timestep, x_t)
         if self.plan.told and self._told_at is None:
             raise TsAdaptError(
-                "this schedule has times, or guidance, other than the loop's and the network was not told them: use "
-                "ts_adapt.attach(pipe, schedule), or scheduler.network_timesteps(sample) in a loop of your own"
+                "this schedule has other times than the loop's timesteps, or factors on the guidance, and the network "
+                "was not told them: use ts_adapt.attach(pipe, schedule), or scheduler.network_timesteps(sample) in a "
+                "loop of your own"
             )
         if self._told_at not in (None, self.place):
             raise TsAdaptError(
