@@ -51,8 +51,10 @@ class Place:
         return "a path"
 
     def expanded(self, option: str, text: str) -> str:
-        """TsAdaptError, naming the `option`, for a variable that is not set and a user that there is not."""
+        """TsAdaptError, naming the `option`, for a variable that is not set, a user that there is not, and no text."""
         found = os.path.expanduser(os.path.expandvars(text))
+        if not found or "\0" in found:
+            raise TsAdaptError(f"option {option} is {text!r}, which is no path; leave it out, or give one")
         missing = re.search(r"\$\w+|\$\{\w+\}", found)
         if missing or found.startswith("~"):
             what = missing.group() if missing else found.partition("/")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -72,6 +73,13 @@ def test_a_file_is_exported_without_its_model(finished: Job, tmp_path: Path, mon
     for kind in ("sigmas", "comfyui", "a1111", "json"):
         assert main(["export", str(finished.static), "--format", kind, "--model.name", "none/such"]) == 0
         assert capsys.readouterr().out
+
+
+def test_a_file_goes_over_to_other_steps_beside_another_teacher(finished: Job, capsys) -> None:
+    assert finished.run("export", str(finished.static), "--steps", "7", "--teacher.nfe", "9") == 0
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)["times"]) == 8
+    assert re.search("is unmeasured: the teacher folder .* was made with", printed.err)
 
 
 def test_export_import_and_sample(finished: Job, tmp_path: Path, capsys) -> None:

@@ -255,6 +255,16 @@ def test_guidance_is_the_pipelines_own_unless_it_is_given(saved: Path, tmp_path:
     assert float((own - none).abs().max()) > 5
 
 
+def test_the_call_of_the_config_is_the_pipelines_and_flags_come_first(saved: Path, tmp_path: Path) -> None:
+    def images(*flags: str) -> Tensor:
+        return sample(saved, tmp_path / "a", "sd", "sd-static", *TEXTS, *flags)
+
+    call = ["--model.call", "{guidance_scale: 15, negative_prompt: bad}"]
+    told = images(*call)
+    same(told, images("--guidance", "15", "--negative", "bad"))
+    assert float((images(*call, "--guidance", "1") - told).abs().max()) > 5
+
+
 def test_a_schedule_file_and_a_hub_id(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = sample(saved, tmp_path / "a", "ddpm", "ddpm-static")
     schedule = LearnedScheduler.from_pretrained(saved / "ddpm-static")
@@ -332,7 +342,9 @@ def test_fewer_images_replace_all_of_an_earlier_command_and_none_of_anyone_else(
         (["ddpm", "ddpm-static", "--model.device", "cuda:99"], "device 'cuda:99' cannot be used here"),
         (["ddpm", "ddpm-static", "--model.dtype", "float8"], "unknown dtype 'float8'"),
         (["ddpm", "ddpm-static", "--model.prediction", "v"], "says by itself what it predicts"),
+        (["ddpm", "ddpm-static", "--model.call", "{guidance_scale: 3}"], "unknown argument of DDPMPipeline"),
         (["ddpm", "ddpm-static", "--out", "/proc/x"], "/proc/x"),
+        (["ddpm", "ddpm-static", "--out", ""], "option out is '', which is no path"),
         (["ddpm-static", "karras"], "has no model_index.json"),
         (["no/such/folder", "karras"], "there is no folder 'no/such/folder'"),
         (["fashion-ddmp", "karras"], "did you mean 'fashion-ddpm'"),

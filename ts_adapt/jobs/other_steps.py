@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ts_adapt.grids.parametric import between, neighbours
-from ts_adapt.interfaces import TimeGrid
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network
 from ts_adapt.jobs.session import Session, compared
 from ts_adapt.predictors.store import nfes_of
@@ -59,9 +59,12 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
     about = {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
     about = {key: value for key, value in about.items() if key not in OF_ITSELF} | {"source": found.called}
     grid = TimeGrid(between(learned, noise_schedule, steps))
-    batch = _validating(session, any(isinstance(part, Predicted) for part in parts))
-    if batch is None or about.get("model") != session.config.model.name:
+    try:
+        batch = _validating(session, any(isinstance(part, Predicted) for part in parts))
         why = f"{session.workspace.teacher('train')} has not the teacher's samples"
+    except TsAdaptError as error:  # a file's, or the zoo's, needs no workspace
+        batch, why = None, str(error)
+    if batch is None or about.get("model") != session.config.model.name:
         if batch is not None:
             why = f"it is for the model {about.get('model')}, those samples are {session.config.model.name}'s"
         return LearnedGrid(grid, solver, nfe, about), [*remarks, f"what is lost by that is unmeasured: {why}"]

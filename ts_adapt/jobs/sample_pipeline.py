@@ -4,13 +4,14 @@
     pipe(num_inference_steps=N, generator=[g_0, g_1, ...], prompt=..., class_labels=..., image=..., mask_image=...)
 
 g_i is the generator of (seed, i), so that an image does not depend on the batch that it is made in, and is for a model
-without prompts that of `sample` without a pipeline. Everything else is left to the pipeline.
+without prompts that of `sample` without a pipeline. What its call is given beside
+that is the config's `model.call`; everything else is left to the pipeline.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
 from ts_adapt.jobs.diffusers_schedules import find_scheduler, make_scheduler
 from ts_adapt.jobs.sample import check_folder, write_images
 from ts_adapt.pictures import read_picture
+from ts_adapt.pipelines.arguments import Arguments
 from ts_adapt.prompts import given_prompts, prompts_of
 from ts_adapt.sampling import generator_for
 from ts_adapt.schedulers.attach import attach, network_of
@@ -91,7 +93,7 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
     pipe = load_pipeline(request.pipeline, device, dtype)
     prepare(network_of(pipe), config.model)
     pipe = pipe if image is None else image_to_image(pipe, masked=mask is not None)
-    arguments = _arguments(pipe, request, image, mask)
+    arguments = _arguments(pipe, request, image, mask, config.model.call)
     found = resolve(request.schedule, _OfPipeline(pipe, config))
     name, steps, others = found.choose(request.solver, request.steps, config)
     schedule = attach(pipe, make_scheduler(found, name, [steps], scheduler_config(pipe.scheduler))).scheduler
@@ -170,10 +172,12 @@ def _read_mask(path: str, image: Image.Image | None) -> Image.Image:
 
 
 def _arguments(
-    pipe: Any, request: Request, image: Image.Image | None, mask: Image.Image | None
+    pipe: Any, request: Request, image: Image.Image | None, mask: Image.Image | None, call: Mapping[str, Any] | None
 ) -> Callable[[range], dict[str, Any]]:
-    """What `pipe` is given for the images of a batch, by their numbers; TsAdaptError for what it does not take."""
+    """What `pipe` is given for the images of a batch, by their numbers: what the request says, before what `call` does;
+    TsAdaptError for what it does not take."""
     name, takes = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
+    called = Arguments(pipe, call or {})
     labels = _labels(pipe, request.label, takes)
     texts = given_prompts(request.prompt, request.prompts)
     for flag, given, what, argument in (
@@ -188,7 +192,7 @@ def _arguments(
         raise TsAdaptError(f"{name} makes images of prompts; give --prompt TEXT, or --prompts FILE")
     if mask is None and repaints(pipe):
         raise TsAdaptError(f"{name} paints anew what a mask says; give --init-image FILE and --mask FILE")
-    if image is None and starts_from_image(pipe):
+    if image is None and "image" not in called.folders and starts_from_image(pipe):
         raise TsAdaptError(f"{name} starts from an image; give --init-image FILE")
     strength = request.strength
     if strength is not None and (image is None or not 0 < strength <= 1):
@@ -206,7 +210,8 @@ def _arguments(
             "image": None if image is None else [image] * len(index),
             "mask_image": None if mask is None else [mask] * len(index),
         }
-        return {key: value for key, value in {**shared, **own}.items() if value is not None}
+        given = {key: value for key, value in {**shared, **own}.items() if value is not None}
+        return {**called.alike(len(index), listed=True), **called.pictures(index), **given}
 
     return arguments
 

@@ -13,7 +13,7 @@ every sample. What a pipeline draws beside its starting noise is in `draws`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -100,15 +100,10 @@ class Arguments:
         """The arguments for `batch` samples, lists where there are several; one that the condition says nothing of has
         an empty prompt, class 0, picture 0."""
         samples = samples_of(condition, batch)
-        given = {key: _for_each(value, batch) for key, value in self.shared.items()}
+        given = self.alike(batch, listed=batch > 1)
         if self.takes_prompts:
-            given["prompt"] = as_texts(condition["prompt"]) if "prompt" in condition else [""] * batch
-            if batch > 1:
-                given |= {
-                    key: [text] * batch for key, text in given.items() if "prompt" in key and isinstance(text, str)
-                }
-            else:
-                given["prompt"] = given["prompt"][0]
+            prompts = as_texts(condition["prompt"]) if "prompt" in condition else [""] * batch
+            given["prompt"] = prompts if batch > 1 else prompts[0]
         if "class_labels" in self.takes:
             labels = condition.get("class_labels")
             given["class_labels"] = [0] * batch if labels is None else labels.tolist()
@@ -117,10 +112,21 @@ class Arguments:
         if "generator" in self.takes and self.generators:
             own = generators(samples)
             given["generator"] = own if batch > 1 else own[0]
-        for key, files in self.folders.items():
-            pictures = [read_picture(files[i % len(files)]) for _, i in samples]
+        for key, pictures in self.pictures([number for _, number in samples]).items():
             given[key] = pictures if batch > 1 else pictures[0]
         return given
+
+    def alike(self, batch: int, *, listed: bool) -> dict[str, Any]:
+        """What all of `batch` samples share; `listed`: their prompts are a list, and so is what goes with them."""
+        listed = listed and self.takes_prompts
+        return {
+            key: [value] * batch if listed and "prompt" in key and isinstance(value, str) else _for_each(value, batch)
+            for key, value in self.shared.items()
+        }
+
+    def pictures(self, numbers: Iterable[int]) -> dict[str, list[Any]]:
+        """Of each folder the picture of each of `numbers`."""
+        return {key: [read_picture(files[i % len(files)]) for i in numbers] for key, files in self.folders.items()}
 
 
 def _for_each(value: Any, batch: int) -> Any:
