@@ -340,7 +340,7 @@ def test_as_many_samples_validate_as_are_asked_for(options: dict[str, int], coun
 
 
 @pytest.mark.parametrize("job", ["learn", "evaluate"])
-@pytest.mark.parametrize("missing", ["inception", "clip"])
+@pytest.mark.parametrize("missing", ["inception", "clip", "reference"])
 def test_weights_that_cannot_be_had_are_noticed_before_any_work(
     job: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,9 +353,11 @@ def test_weights_that_cannot_be_had_are_noticed_before_any_work(
     Path("prompts.txt").write_text("a cat\n")
     options = {
         "inception": ["--model.name", "fashion-ddpm", "--evaluate.features", "inception"],
+        "reference": ["--model.name", "fashion-ddpm", "--evaluate.reference", "."],
         "clip": ["--model.name", "emoji-sd", "--teacher.prompts", "prompts.txt", "--evaluate.clip", "owner/name"],
     }
     assert main([job, *options[missing], "--quiet"]) == 2
     said = capsys.readouterr().err
-    assert "cannot be had (name resolution failed)" in said and f"evaluate.{missing}" in said
+    lacking = f"cannot be had (name resolution failed).*evaluate.{missing}".replace("(", r"\(").replace(")", r"\)")
+    assert re.search("holds no images" if missing == "reference" else lacking, said)
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]

@@ -134,7 +134,7 @@ def test_a_number_of_steps_that_gains_nothing_for_sure_stays_static_and_the_othe
     with torch.no_grad():
         for steps, to in ((2, worse2), (4, better4)):
             f = torch.logit(shares(to, noise_schedule)) - torch.logit(shares(predictor.static(steps), noise_schedule))
-            predictor.encoder.bias[predictor.places(steps)][:-1, 0] = f.float() / 10
+            predictor.encoder.bias[predictor.places(steps)][: steps - 1, 0] = f.float() / 10
     torch.testing.assert_close(predicted(predictor, objective, batch, 4).times[0], better4)
     options = TrainOptions(epochs=1, lr=1e-9, batch_size=48)
     result = train_predictor(predictor, objective, batch, batch, options, tmp_path, progress=False)

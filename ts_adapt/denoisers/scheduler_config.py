@@ -142,7 +142,8 @@ def noise_of(config: Mapping[str, Any], name: str | None = None, prediction: str
 
 
 def _edm(own: Mapping[str, Any], name: str, prediction: str | None) -> Noise:
-    low, high, data = (own.get(key) for key in ("sigma_min", "sigma_max", "sigma_data"))
+    numbers: list[Any] = [own.get(key) for key in ("sigma_min", "sigma_max", "sigma_data")]
+    low, high, data = numbers
     cosine = "solver_order" in own and "thresholding" not in own  # a config that tells no class
     told = own.get("sigma_told", EDM.get(name, "arctan" if cosine else "log"))
     predicted = EDM_PREDICTIONS.get(str(own.get("prediction_type")))

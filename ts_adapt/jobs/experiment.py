@@ -18,10 +18,11 @@ from ts_adapt.assembly import build_distance, build_solver, steps_of
 from ts_adapt.config import Config, StudentOptions
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.distances import LOOKS
-from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extractor
+from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extractor, read_image, taken_shape
 from ts_adapt.evaluation.moments import are_moments, read_moments
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import GUIDANCE, Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError
+from ts_adapt.pictures import picture_files
 from ts_adapt.pipelines.load import build_denoiser
 from ts_adapt.predictors.phases import PREDICTED
 from ts_adapt.remedies import command
@@ -188,8 +189,12 @@ class Experiment:
         self._said.add("defaults")
 
     def _check_networks(self) -> None:
-        """Build what scores images once, which fetches weights; TsAdaptError where they are not to be had."""
+        """Build what scores images once, which fetches weights, and read a real image; TsAdaptError where they are not
+        to be had."""
         self.extractor()
+        reference = self.config.evaluate.reference
+        if reference is not None and Path(reference).is_dir():
+            read_image(picture_files(reference)[0], taken_shape(self.features, self.image_shape))
         if self.config.evaluate.clip is not None:
             from ts_adapt.evaluation.clip import clip_scorer
 
