@@ -97,7 +97,7 @@ def repaints(pipe: Any) -> bool:
 
 def _quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     """What `from_pretrained` is given for it."""
-    from diffusers import PipelineQuantizationConfig
+    from diffusers.quantizers import PipelineQuantizationConfig
     from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
 
     given = dict(config)

@@ -31,7 +31,8 @@ def measured(
             pairs.setdefault(time, []).append((_by_channel(right[rows], call.x), _by_channel(said[rows], call.x)))
     found = [_fitted(*(torch.cat(part, 1) for part in zip(*pairs[time], strict=True))) for time in sorted(pairs)]
     times = torch.tensor(sorted(pairs), device=full[0].device)
-    return OutputCorrection(times, *(torch.stack(part) for part in zip(*found, strict=True)), listener)
+    gain, bias, spread = (torch.stack(part) for part in zip(*found, strict=True))
+    return OutputCorrection(times, gain, bias, spread, listener)
 
 
 def _by_channel(raw: Tensor, x: Tensor) -> Tensor:
