@@ -97,8 +97,8 @@ def repaints(pipe: Any) -> bool:
 
 def _quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     """What `from_pretrained` is given for it."""
-    from diffusers.quantizers import PipelineQuantizationConfig
     from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
+    from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
 
     given = dict(config)
     backend = given.pop("quant_backend", None)
