@@ -95,7 +95,7 @@ def test_one_network_learns_every_number_of_steps(kind, problem, tmp_path):
     objective, batch = problem
     predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=UNGUIDED)
     train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
-    options = TrainOptions(epochs=10, lr=4e-3, batch_size=8)
+    options = TrainOptions(epochs=20, lr=4e-3, batch_size=8)
     result = train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
     assert set(result.learned) == set(SERVED) and result.gain > 0.02
     for steps in SERVED:
