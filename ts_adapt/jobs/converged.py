@@ -59,7 +59,7 @@ def _measured(session: Session) -> dict[str, Any]:
     student, nfe = config.solvers[0], max(config.nfe)
     few = build_grid(options.grid, session.noise_schedule, session.steps(student, nfe))
     session.announce("how near the teacher is to converged", work(session))
-    found = {
+    found: dict[str, Any] = {
         "teacher": store.hash,
         "distance": session.distance,
         "student": f"{nfe} evaluations of {student} on the grid {options.grid}",
