@@ -84,7 +84,7 @@ def main() -> None:
         if "guidance" in variant.corrections and not given.session.guides:
             continue
         predictor: Any = new_predictor(
-            given.session, variant.kind, [given.static.times], given.solver.order, variant.corrections
+            given.session, variant.kind, [given.static], given.solver.order, variant.corrections
         )
         if variant.shared:
             predictor.requires_grad_(False)

@@ -86,6 +86,10 @@ class Correction(ABC):
         """
         return self.value(z, u)
 
+    def numbers_at(self, value: Tensor, t: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
+        """The inverse of `at`: z `(width,)` of the `value` that a node at `t` `()` has."""
+        return self.numbers(value, t)
+
     def departure(self, value: Tensor, times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
         """What of the correction may differ between samples beyond their times, for its spread."""
         return value
@@ -110,6 +114,10 @@ class Shift(Correction):
     def at(self, z: Tensor, u: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
         low, high = finite_log_snr_range(noise_schedule)
         return times_at((u + z.squeeze(-1) / (high - low)).clamp(0, 1), noise_schedule)
+
+    def numbers_at(self, value: Tensor, t: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
+        low, high = finite_log_snr_range(noise_schedule)
+        return ((high - low) * (positions(value, noise_schedule) - positions(t, noise_schedule))).unsqueeze(-1)
 
     def departure(self, value: Tensor, times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
         low, high = finite_log_snr_range(noise_schedule)

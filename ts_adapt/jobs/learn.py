@@ -140,7 +140,8 @@ def wanted(config: Config) -> list[Name]:
     asked = [STATIC, config.static_name, "recursive"] if config.learn is None else config.learn
     names = sorted(dict.fromkeys(map(parse, asked)), key=lambda name: name.kind != SHARED)
     onwards = any(name.kind != SHARED or name.corrections for name in names)
-    return list(dict.fromkeys([*([parse(STATIC)] if onwards else []), *names]))
+    begun = [config.static_name] if any(name.kind == PREDICTOR for name in names) else []
+    return list(dict.fromkeys([*map(parse, [*([STATIC] if onwards else []), *begun]), *names]))
 
 
 def check_counts(config: Config, names: list[Name]) -> None:

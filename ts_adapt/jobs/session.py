@@ -72,6 +72,13 @@ class Session(Experiment):
         """The workspace's static grid."""
         return self.shared("static", solver, nfe)
 
+    @property
+    def base(self) -> str:
+        """The static grid that predictors begin at: with the config's corrections, where they learn all of these too."""
+        config = self.config
+        fits = config.train.loss == "end_to_end" and {*config.static.corrections} <= {*self.predicted_corrections}
+        return config.static_name if fits else "static"
+
     def check_origin(self, path: Path, about: Mapping[str, Any], remedy: str) -> None:
         """TsAdaptError if what is in `path` was learned from another teacher or under another distance."""
         now = {"teacher": self.teacher("train")[0].hash, "distance": self.distance}
@@ -133,7 +140,8 @@ class Session(Experiment):
         served = nfe if nfe in steps else ", ".join(map(str, steps))
         self.check_fit(folder, config.get("solver"), served, steps.get(nfe, 0), wanted=(solver, nfe))
         self.check_origin(folder, config, again)
-        if not torch.equal(predictor.static(steps[nfe]), self.static(solver, nfe).grid.times):
+        base = self.shared(str(config.get("base")), solver, nfe).grid
+        if not torch.equal(predictor.static(steps[nfe]), base.times):
             raise TsAdaptError(f"{folder} corrects another static grid than today's; replace it by {again}")
         if tuple(predictor.options["shape"]) != self.seen_shape:
             shape = predictor.options["shape"]

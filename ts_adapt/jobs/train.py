@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
-from torch import Tensor
 
 from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
 from ts_adapt.evaluation.records import fingerprint
-from ts_adapt.interfaces import START, Solver, TsAdaptError
+from ts_adapt.interfaces import START, Solver, TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.labels import student_options
 from ts_adapt.jobs.matched_images import distribution_said
@@ -25,7 +24,7 @@ from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import PREDICTORS, save_predictor
-from ts_adapt.predictors.training import train_predictor
+from ts_adapt.predictors.training import plain, train_predictor
 from ts_adapt.storage.files import make_folder, read_json, sha256_of_json
 from ts_adapt.storage.folders import beside, making, replace_folder
 from ts_adapt.storage.layout import ALL, CONFIG, LABELS, checkpoint_file
@@ -60,7 +59,7 @@ def check_start(session: Session) -> None:
 
 
 def new_predictor(
-    session: Session, kind: str, static: list[Tensor], order: int, corrections: Sequence[str]
+    session: Session, kind: str, static: list[TimeGrid], order: int, corrections: Sequence[str]
 ) -> OneShot | Recursive:
     """An untrained predictor of the config's size, for what the teacher's samples have: classes, texts."""
     config, (store, batch) = session.config, session.teacher("train", 1)
@@ -85,11 +84,14 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
         labels = {steps[nfe]: _labels_for(session, name, nfe) for nfe in served}
     store, batch = session.teacher("train", config.train.samples)
     cut = len(batch) - config.train.validating
-    static = [session.static(name, nfe).grid.times for nfe in served]
+    base = session.base
+    static = [session.shared(base, name, nfe).grid for nfe in served]
     given = {option: value for option, value in config.train.record.items() if value is not None}
     corrections = session.predicted_corrections
     learned = given, corrections, asdict(config.distribution), config.derivative, config.derivative_width
-    key = fingerprint(store.hash, session.distance, static, *learned, len(batch), *student_options(config))
+    key = fingerprint(
+        store.hash, session.distance, list(map(plain, static)), *learned, len(batch), *student_options(config)
+    )
     checkpoint = checkpoint_file(folder, key)
     torch.manual_seed(config.train.seed)
     predictor = new_predictor(session, kind.removesuffix(ALL), static, solver.order, corrections)
@@ -108,7 +110,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     )  # fmt: skip
     about = {
         "model": config.model.name, "teacher": store.hash, "solver": name, "nfe": served,
-        "distance": session.distance, "seed": config.train.seed,
+        "distance": session.distance, "seed": config.train.seed, "base": base,
         "labels": None if labels is None else _labels_hashes(session, name, served),
         "made_with": config.made_with(kind),
         "measured": {
@@ -130,12 +132,12 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     for nfe in served:
         now, before = result.learned[steps[nfe]], result.static[steps[nfe]]
         print(
-            f"{kind}, {name}, NFE {nfe}: validation distance {now:.5f}, the static grid's {before:.5f}: "
+            f"{kind}, {name}, NFE {nfe}: validation distance {now:.5f}, the {base} grid's {before:.5f}: "
             f"{paired_verdict(*result.apart[steps[nfe]])}; {folder}"
         )
         if now >= before:
             print(
-                f"{kind}, {name}, NFE {nfe}: it stayed the static grid, as it gained no more than chance on "
+                f"{kind}, {name}, NFE {nfe}: it stayed the {base} grid, as it gained no more than chance on "
                 f"{len(batch) - cut} validation samples; more train.samples (now {len(batch)}) or train.epochs (now "
                 f"{config.train.epochs}) may help"
             )
@@ -157,7 +159,10 @@ def _check_predictor(session: Session, kind: str, name: str, served: list[int]) 
     for nfe in served:
         session.predictor(kind, name, nfe, strict=True)
     folder = session.workspace.predictor(kind, name, served[0])
-    then, now = read_json(folder / CONFIG)["labels"], _labels_hashes(session, name, served)
+    kept = read_json(folder / CONFIG)
+    if kept["base"] != session.base:
+        raise TsAdaptError(f"{folder} begins at {kept['base']}, not at {session.base}; give --redo to replace it")
+    then, now = kept["labels"], _labels_hashes(session, name, served)
     if then and now and not set(now) <= set(then):
         raise TsAdaptError(f"{folder} was trained on other labels than today's; give --redo to replace it")
 

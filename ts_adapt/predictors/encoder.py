@@ -74,10 +74,10 @@ class Encoder(nn.Module):
         self.deviation[place] = torch.where(least > 0, torch.maximum(deviation, least), 1.0)
 
     @torch.no_grad()
-    def forget(self, places: slice) -> None:
-        """Answer zeros at `places`, as before training."""
+    def forget(self, places: slice, numbers: Tensor) -> None:
+        """Answer `numbers` `(places, outputs)` at `places` for every sample, as before training."""
         self.weight[places] = 0
-        self.bias[places] = 0
+        self.bias[places] = (numbers / BIAS_RATE).to(self.bias)
 
     def seen(self, picture: Tensor, place: int) -> Tensor:
         """`picture` by the mean and the deviation of its place."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
@@ -27,6 +28,11 @@ class OneShot(Predictor):
     kind = "one-shot"
     pictures = 1
     every_step = False
+
+    def shared(self, grid: TimeGrid) -> Tensor:
+        space = self.spaces[grid.steps]
+        numbers = (space.numbers(grid) - space.numbers(TimeGrid(grid.times))) / space.unit
+        return torch.nn.functional.pad(numbers, (0, self.encoder.bias.shape[1] - space.size))[None]
 
     def standardise(self, steps: int, states: Tensor, x0: Tensor) -> None:
         self.encoder.standardise(self.places(steps).start, self._picture(states[:, 0]))

@@ -17,15 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import START, Condition, NoiseSchedule, StepPolicy, TsAdaptError
+from ts_adapt.interfaces import START, Condition, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.numerics import scale
 from ts_adapt.predictors.encoder import Encoder, shorten_gradient
 from ts_adapt.predictors.start import Moved, Start
 
+Static = Tensor | TimeGrid
+
 
 class Predictor(nn.Module):
-    """Corrects `static_times` `(N+1,)`, or several of them with each another N, for samples of `shape` `(C, H, W)`.
+    """Corrects the grid `static`, or several of them with each another N, for samples of `shape` `(C, H, W)`.
 
+    static         times `(N+1,)`, or a grid that has some of the corrections too: an untrained predictor *is* that grid
     corrections    some of shift, scale, coefficients, history, guidance, start (`start`), learned beside the times
     order          the solver's, for the number of coefficients
     width, hidden  of the network (`encoder`)
@@ -41,14 +44,17 @@ class Predictor(nn.Module):
     """Whether the network is asked at every step and before the first, or once."""
 
     def __init__(
-        self, noise_schedule: NoiseSchedule, static_times: Tensor | Sequence[Tensor], shape: Sequence[int], *,
+        self, noise_schedule: NoiseSchedule, static: Static | Sequence[Static], shape: Sequence[int], *,
         corrections: Sequence[str] = (), order: int = 1, width: int = 24, hidden: int = 128, classes: int = 0,
         text: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        given = [static_times] if isinstance(static_times, Tensor) else list(static_times)
-        grids = sorted((times.detach().to(torch.float64) for times in given), key=len)
-        self.learned: tuple[int, ...] = tuple(len(times) - 1 for times in grids)
+        given = [static] if isinstance(static, Tensor | TimeGrid) else list(static)
+        grids = [each if isinstance(each, TimeGrid) else TimeGrid(each) for each in given]
+        grids = sorted((each.mapped(lambda v, _: v.detach().double()) for each in grids), key=lambda each: each.steps)
+        self.learned: tuple[int, ...] = tuple(grid.steps for grid in grids)
+        self.begun = dict(zip(self.learned, grids, strict=True))
+        """The grids that it corrects, with their corrections, until it is trained; loaded, their times alone."""
         if not grids or len(set(self.learned)) < len(grids):
             raise TsAdaptError(f"a predictor corrects static grids of different N; got N = {list(self.learned)}")
         self.noise_schedule = noise_schedule
@@ -56,7 +62,7 @@ class Predictor(nn.Module):
             steps=list(self.learned), shape=list(shape), corrections=list(corrections), order=order, width=width,
             hidden=hidden, classes=classes, text=text,
         )  # fmt: skip
-        self.register_buffer("static_times", torch.cat(grids))
+        self.register_buffer("static_times", torch.cat([grid.times for grid in grids]))
         self.static_times: Tensor
         of_grids = [name for name in corrections if name != START.name]
         self.spaces = {steps: GridSpace(noise_schedule, steps, of_grids, order) for steps in self.learned}
@@ -69,6 +75,8 @@ class Predictor(nn.Module):
         self.start: Start | None = None
         if START.name in corrections:
             self.start = Start(self.pictures * shape[0], shape[0], hidden, len(self.learned))
+        for steps in self.learned:
+            self.forget(steps)
 
     def _check(self, steps: int) -> None:
         if steps not in self.learned:
@@ -94,10 +102,14 @@ class Predictor(nn.Module):
         return steps + 1 if cls.every_step else 1
 
     def forget(self, steps: int) -> None:
-        """Be the static grid itself in solves of `steps` steps, as before training."""
-        self.encoder.forget(self.places(steps))
+        """Be the grid that is corrected itself in solves of `steps` steps, as before training."""
+        self.encoder.forget(self.places(steps), self.shared(self.begun[steps]))
         if self.start is not None:
             self.start.weight.data[self.learned.index(steps)] = 0
+
+    def shared(self, grid: TimeGrid) -> Tensor:
+        """The network's numbers `(places, P)` of the corrections of `grid`, at the times of the static one."""
+        raise NotImplementedError
 
     def standardise(self, steps: int, states: Tensor, x0: Tensor) -> None:
         """Measure the inputs on solves along the static grid: states and x0 `(n, N+1, ...)`, `(n, N, ...)`."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.grids.parametric import positions, times_at
-from ts_adapt.interfaces import MODEL_TIMES, Condition, Node, NoiseSchedule, StepPolicy
+from ts_adapt.interfaces import MODEL_TIMES, Condition, Node, NoiseSchedule, StepPolicy, TimeGrid
 from ts_adapt.numerics import scale
 from ts_adapt.policies import check_next
 from ts_adapt.predictors.encoder import shorten_gradient
@@ -45,6 +45,18 @@ class Recursive(Predictor):
     kind = "recursive"
     pictures = 3
     every_step = True
+
+    def shared(self, grid: TimeGrid) -> Tensor:
+        space = self.spaces[grid.steps]
+        numbers = torch.zeros(self.asked(grid.steps), self.encoder.bias.shape[1], dtype=torch.float64)
+        for place in range(len(numbers)):
+            node, begin = grid.node((place + 1) % len(numbers)), 1
+            for each, width in zip(space.learned, space.widths[1:], strict=True):
+                if each.field in node.held:
+                    found = each.numbers_at(node.held[each.field], node.t, self.noise_schedule)
+                    numbers[place, begin : begin + width] = found / each.unit
+                begin += width
+        return numbers
 
     def standardise(self, steps: int, states: Tensor, x0: Tensor) -> None:
         times, places = self.static(steps), self.places(steps)

@@ -77,6 +77,11 @@ class TrainResult:
         return 1 - self.relative
 
 
+def plain(grid: TimeGrid) -> dict[str, Any]:
+    """`grid` as numbers, for what a checkpoint is of."""
+    return {"times": grid.times.tolist(), **{name: value.tolist() for name, value in grid.corrections.items()}}
+
+
 def train_predictor(
     predictor: OneShot | Recursive,
     objective: Objective,
@@ -114,7 +119,8 @@ def train_predictor(
         )
     phases_of(options, predictor, dict.fromkeys(predictor.learned, objective), train, labels)  # refuses at once
     about = {"predictor": predictor.kind, "network": predictor.options, "options": options.record}
-    kept = Checkpoint(checkpoint, {**about, "static": predictor.static_times.tolist()})
+    begun = [predictor.begun[steps] for steps in predictor.learned]
+    kept = Checkpoint(checkpoint, {**about, "static": [plain(grid) for grid in begun]})
     training = _Training(predictor, objective, train, validation, options, folder, kept, real)
     phases = phases_of(options, predictor, training.objectives, train, labels)
     for phase in phases[training.phase :]:
@@ -144,11 +150,11 @@ class _Training:
             self.objective = objective
         whole = matching(objective, real, options.distribution) if options.distribution else objective
         self.objectives = {steps: replace(whole, distance=copy.copy(whole.distance)) for steps in predictor.learned}
-        self.static = {steps: self.measure(steps, TimeGrid(predictor.static(steps))) for steps in predictor.learned}
+        self.static = {steps: self.measure(steps, predictor.begun[steps]) for steps in predictor.learned}
         means = {steps: float(values.mean()) for steps, values in self.static.items()}
         self.result = TrainResult(means, dict(means))
         for steps in predictor.learned:
-            grid = TimeGrid(predictor.static(steps))
+            grid = predictor.begun[steps]
             predictor.standardise(steps, *states_along(objective, grid, train.rows(slice(0, MEASURED))))
         agree(predictor.state_dict().values())
         self.best = copy.deepcopy(predictor.state_dict())
