@@ -74,7 +74,7 @@ class Session(Experiment):
 
     @property
     def base(self) -> str:
-        """The static grid that predictors begin at: with the config's corrections, where they learn all of these too."""
+        """The static grid that predictors begin at: with the config's corrections, where they learn all of these."""
         config = self.config
         fits = config.train.loss == "end_to_end" and {*config.static.corrections} <= {*self.predicted_corrections}
         return config.static_name if fits else "static"
