@@ -193,6 +193,15 @@ def test_what_a_noise_schedule_alone_knows(name: str) -> None:
 
 
 @schedules
+def test_shares_of_the_times_are_even_as_the_network_knows_them(name: str) -> None:
+    noise_schedule, share = NOISES[name], torch.linspace(0, 1, 9, dtype=torch.float64, requires_grad=True)
+    t = noise_schedule.at_share(share)
+    assert (t[0].item(), t[-1].item()) == pytest.approx((noise_schedule.t_min, noise_schedule.t_max), rel=1e-12)
+    (slope,) = torch.autograd.grad(t.sum(), share)
+    torch.testing.assert_close(noise_schedule.reach(t.detach(), 1.0), slope)
+
+
+@schedules
 def test_values_looked_up_on_a_grid_are_those_of_the_noise_schedule(name: str) -> None:
     noise_schedule = NOISES[name]
     times = inside(noise_schedule, 5)

@@ -113,6 +113,10 @@ class NoiseSchedule(Protocol):
         """How far two times about t are apart between which lies the `share` of all times as the network knows them."""
         return torch.full_like(t, share * (self.t_max - self.t_min))
 
+    def at_share(self, share: Tensor) -> Tensor:
+        """The time below which lies the `share` of all times as the network knows them; `reach` is its slope."""
+        return self.t_min + share * (self.t_max - self.t_min)
+
     def program_sigma(self, t: Tensor) -> Tensor:
         """What other programs call sigma at t: sigma_t / alpha_t for networks that were not trained as flows."""
         return torch.exp(-self.log_snr(t))
@@ -179,6 +183,11 @@ class Denoiser(Protocol):
     def __repr__(self) -> str:
         predicts = f", predicts {self.prediction}" if self.prediction else ""
         return f"{type(self).__name__}(shape {tuple(self.shape)}{predicts}, {self.noise_schedule!r})"
+
+    def timestep(self, time: Tensor, x: Tensor) -> Tensor:
+        """What the network is told at `time` `()` or `(B,)`: `(B,)` float32 beside `x` `(B, ...)`."""
+        told = self.noise_schedule.timestep(time)
+        return told.to(device=x.device, dtype=torch.float32).expand(len(x))
 
     @property
     def step_aware(self) -> tuple[StepAware, ...]:

@@ -197,6 +197,9 @@ class VarianceExploding(NoiseSchedule):
         """EDM's networks are told log t."""
         return share * math.log(self.t_max / self.t_min) * t
 
+    def at_share(self, share: Tensor) -> Tensor:
+        return self.t_min * (self.t_max / self.t_min) ** share
+
 
 TOLD = ("log", "arctan")
 """How networks of EDM's schedulers of diffusers are told sigma."""
@@ -269,7 +272,11 @@ class OnGrid:
             noise_schedule.noise_scale,
             noise_schedule.time,
         )
-        self.reach, self.data_std = noise_schedule.reach, noise_schedule.data_std
+        self.reach, self.at_share, self.data_std = (
+            noise_schedule.reach,
+            noise_schedule.at_share,
+            noise_schedule.data_std,
+        )
         self.timestep, self.time_of_timestep = noise_schedule.timestep, noise_schedule.time_of_timestep
         self.program_sigma, self.time_of_program_sigma = (
             noise_schedule.program_sigma,

@@ -78,3 +78,9 @@ def test_the_size_is_read_off_a_network_that_says_it() -> None:
     assert from_edm(Network(), (1, 8, 8), sigma_data=0.5).sigma_data == 0.5
     with pytest.raises(TsAdaptError, match=r"give shape=\(C, H, W\)"):
         from_edm(lambda x, sigma: x)
+
+
+def test_its_network_is_told_sigma_beside_each_sample() -> None:
+    denoiser = from_edm(D, (2, 4, 4))
+    assert torch.equal(denoiser.timestep(torch.tensor(2.0).double(), X), torch.full((3,), 2.0))
+    assert torch.equal(denoiser.timestep(torch.tensor([0.5, 1.0, 2.0]).double(), X), torch.tensor([0.5, 1.0, 2.0]))

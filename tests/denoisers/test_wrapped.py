@@ -57,7 +57,10 @@ def test_what_is_around_a_denoiser_tells_what_it_tells(wrap):
     assert isinstance(outer, Denoiser)
     for name in TOLD:
         assert getattr(outer, name) == getattr(inner, name) is not None, name
-    assert outer.timestep == inner.timestep
+    assert outer.call is inner.call  # what only some denoisers have
+    t, x = torch.tensor([0.5, 0.2]).double(), torch.zeros(2, 1, 2, 2)
+    inner.time_scale = 1000.0
+    assert torch.equal(outer.timestep(t, x), torch.tensor([500.0, 200.0]))
     outer.evaluations = 5
     assert inner.evaluations == 5
     assert torch.equal(outer.decode(torch.ones(1)), -torch.ones(1))

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import ts_adapt
 from small_job import Job
@@ -32,10 +33,11 @@ class Small(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.last = nn.Conv2d(CHANNELS, 8, 3, padding=1), nn.Conv2d(8, CHANNELS, 3, padding=1)
+        self.middle = nn.Conv2d(8, 8, 1)
 
     def forward(self, x, time):
         wave = torch.sin(time.float() * torch.arange(1, 9)[:, None]).T[..., None, None]
-        return self.last(torch.tanh(self.first(x) + wave))
+        return self.last(torch.tanh(self.middle(torch.tanh(self.first(x) + wave))))
 
 
 def small():
@@ -174,6 +176,14 @@ def test_the_whole_job_on_a_model_from_a_file(models, function, capsys):
     assert job.run("export", "static", "--format", "json", "--out", str(made)) == 0
     noise_schedule = ts_adapt.load(f"{models}:{function}").noise_schedule
     assert "fid" not in ts_adapt.LearnedGrid.load(made, noise_schedule).about["measured"]
+
+
+def test_the_network_of_edm_is_quantized_by_scales_that_depend_on_sigma(models, capsys):
+    job = Job.begun(models.parent, CONFIG.format(model=f"{models}:edm"))
+    assert job.run("quantize", "--quantizer", "tdq-w8a8") == 0
+    (layer, *_) = job.data.glob("quantizers/*/model.safetensors")
+    tables = [value for name, value in load_file(layer).items() if name.endswith("times")]
+    assert tables and all(float(times.median()) == pytest.approx((0.002 * 80) ** 0.5, rel=0.05) for times in tables)
 
 
 def test_a_model_from_a_module_in_the_current_folder(models, monkeypatch):

@@ -46,6 +46,9 @@ class Wrapped(Denoiser):
             raise AttributeError(name)
         return getattr(self.denoiser, name)
 
+    def timestep(self, time: Tensor, x: Tensor) -> Tensor:
+        return self.denoiser.timestep(time, x)
+
     @property
     def step_aware(self) -> tuple[StepAware, ...]:
         return self.denoiser.step_aware

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 FULL = (NONE, NONE)
 """Neither cacher nor quantizer."""
 TABLE_TIMES = 250
-"""Places over the whole range of times, of the tables that scales become; they are interpolated in between."""
+"""Places over the whole range of times, even as the network knows them, of the tables that scales become; they are
+interpolated in between."""
 
 
 class Impossible(TsAdaptError):
@@ -160,11 +161,9 @@ def quantize_anew(
     try:
         if train is not None:
             train()
-        noise_schedule, device = session.noise_schedule, next(network.parameters()).device
-        times = torch.linspace(
-            noise_schedule.t_min, noise_schedule.t_max, TABLE_TIMES, dtype=torch.float64, device=device
-        )
-        freeze(network, session.denoiser.timestep(times, times))  # type: ignore[attr-defined]
+        shares = torch.linspace(0, 1, TABLE_TIMES, dtype=torch.float64, device=next(network.parameters()).device)
+        times = session.noise_schedule.at_share(shares)
+        freeze(network, session.denoiser.timestep(times, times))
     except BaseException:
         restore(network)
         raise

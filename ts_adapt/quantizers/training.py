@@ -1,6 +1,7 @@
 """Training what a quantizer has put into a network: quantization-aware training, and fine-tuning to a teacher.
 
-    diffusion     E || F^(x_t, t) - target ||       x_t = alpha x_0 + sigma eps, t uniform, target as predicted
+    diffusion     E || F^(x_t, t) - target ||       x_t = alpha x_0 + sigma eps, target as predicted, t uniform
+                                                    among the times as the network knows them (of EDM in log sigma)
     teacher       E || F^(x_t, t) - F(x_t, t) ||    F in full precision, on the same x_t
     reproduction  || F^(call) - F(call) ||^2        on a calibration set, with what F said to it
 
@@ -296,8 +297,8 @@ def _noised(denoiser: Denoiser, x0: Tensor, generator: Generator) -> tuple[Tenso
     """x_t `(B, ...)` and its times `(B,)`; one for the whole batch `()` in a loop of a denoiser's own, which may have
     no others."""
     noise_schedule = denoiser.noise_schedule
-    u = torch.rand(x0.shape[0], generator=generator, dtype=torch.float64)
-    t = (noise_schedule.t_min + u * (noise_schedule.t_max - noise_schedule.t_min)).to(x0.device)
+    share = torch.rand(x0.shape[0], generator=generator, dtype=torch.float64)
+    t = noise_schedule.at_share(share).to(x0.device)
     t = t if denoiser.loop is None else t[0]
     eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32).to(x0)
     return combine((noise_schedule.alpha(t), x0), (noise_schedule.sigma(t), eps)), t
