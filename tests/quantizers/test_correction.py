@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import CORRECTION, NetworkDenoiser, correction_of
-from ts_adapt.interfaces import Node, TsAdaptError
-from ts_adapt.noise import BetaTable
+from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
+from ts_adapt.noise import BetaTable, Preconditioned
 from ts_adapt.quantizers import storage
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.calibration.output import measured
@@ -29,6 +29,7 @@ from ts_adapt.solvers.absorbing import Absorbing, absorbing
 from ts_adapt.storage.files import read_json, write_json
 
 VP = BetaTable.from_config({})
+EDM = Preconditioned(0.02, 80.0, data_std=0.7)
 TIMES = [100.0, 400.0, 900.0]
 
 
@@ -98,16 +99,21 @@ def test_tokens_have_their_channels_last() -> None:
     torch.testing.assert_close(part(said), x, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v", "velocity"])
+@pytest.mark.parametrize(
+    ("noise_schedule", "prediction"),
+    [(VP, "epsilon"), (VP, "sample"), (VP, "v"), (VP, "velocity"), (EDM, "v"), (EDM, "minus_v")],
+)
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_a_stochastic_step_has_the_variance_that_it_is_meant_to_have(prediction: str, eta: float) -> None:
+def test_a_stochastic_step_has_the_variance_that_it_is_meant_to_have(
+    noise_schedule: NoiseSchedule, prediction: str, eta: float
+) -> None:
     """Of the noise in x_s, that of the prediction included."""
     torch.manual_seed(0)
     network, part = corrected(0.3)
     network.add_module(CORRECTION, part)
-    denoiser = NetworkDenoiser(network, VP, prediction, shape=(2, 16, 16))
-    x, t, s = torch.randn(400, 2, 16, 16), torch.tensor(400.0).double(), torch.tensor(250.0).double()
-    solver, node, end = DDIM(VP, eta), Node(0, 1, t), Node(1, 1, s)
+    denoiser = NetworkDenoiser(network, noise_schedule, prediction, shape=(2, 16, 16))
+    x, (t, s) = torch.randn(400, 2, 16, 16), torch.tensor([400.0, 250.0] if noise_schedule is VP else [3.0, 0.6]).double()
+    solver, node, end = DDIM(noise_schedule, eta), Node(0, 1, t), Node(1, 1, s)
     clean = denoiser(x, t)
     network.register_forward_hook(lambda module, args, raw: raw + float(part.left(1)) * torch.randn_like(raw))
     noisy, z, none = denoiser(x, t), torch.randn_like(x), torch.zeros_like(x)
@@ -129,6 +135,9 @@ def test_noise_that_is_more_than_a_step_adds_leaves_none_to_add() -> None:
     network(x, torch.tensor([400.0]))
     step = Absorbing(solver, network, "epsilon").update(x, x, node, end, solver.init(x), z)[0]
     assert torch.equal(step, solver.update(x, x, node, end, solver.init(x), torch.zeros_like(z))[0])
+    t = node.t.clone().requires_grad_()
+    step = Absorbing(solver, network, "epsilon").update(x, x, Node(0, 1, t), end, solver.init(x), z)[0]
+    assert bool(torch.autograd.grad(step.sum(), t)[0].isfinite())
 
 
 def test_it_is_put_on_with_any_quantizer_saved_loaded_and_taken_off(

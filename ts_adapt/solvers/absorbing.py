@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.denoisers.network import correction_of
+from ts_adapt.denoisers.network import correction_of, x0_from_raw
 from ts_adapt.interfaces import Node, NoiseSchedule, Solver
 from ts_adapt.numerics import scale
-from ts_adapt.parameterization import to_x0
 
 
 def absorbing(solver: Solver, network: nn.Module | None, prediction: str | None) -> Solver:
@@ -70,10 +69,8 @@ class Absorbing:
         )
         correction: Any = correction_of(self.network)
         raw = correction.left(len(x_t)).to(one)[:, None]
-        if node.output_scale is not None:
-            raw = scale(torch.as_tensor(node.output_scale), raw)
-        alpha, sigma_t = self.noise_schedule.alpha(node.t), self.noise_schedule.sigma(node.t)
-        q = to_x0(raw, none, alpha, sigma_t, self.prediction).squeeze(1)
+        q = x0_from_raw(raw, none, node.t, self.noise_schedule, self.prediction, node.output_scale).squeeze(1)
         adds = sigma > 0
         share = 1 - (c * q / torch.where(adds, sigma, 1.0)).square()
-        return torch.where(adds, share.clamp(min=0).sqrt(), 1.0)
+        some = adds & (share > 0)
+        return torch.where(some, torch.where(some, share, 1.0).sqrt(), (~adds).to(share))
