@@ -31,6 +31,10 @@ class TsAdaptError(Exception):
     """An error of the user's input or of a file: one sentence that says what to do; the CLI exits with code 2."""
 
 
+class Unguided(TsAdaptError):
+    """Factors on the guidance are given to what is not guided by none + w (condition - none)."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> TsAdaptError:
     """The error for a name that is not in a registry: lists what is, and suggests the near one."""
     names = list(known)

@@ -40,6 +40,7 @@ from ts_adapt.interfaces import (
     StepPolicy,
     TimeGrid,
     TsAdaptError,
+    Unguided,
 )
 from ts_adapt.numerics import check_finite
 from ts_adapt.policies import FollowGrid, as_policy
@@ -292,7 +293,7 @@ def _moved(x_T: Tensor, start: Tensor) -> Tensor:
 def _evaluate(denoiser: Denoiser, x: Tensor, node: Node, condition: dict[str, Any], checkpoint: bool) -> Tensor:
     if GUIDANCE in node.held:
         if not denoiser.guides:
-            raise TsAdaptError(
+            raise Unguided(
                 "the schedule changes the guidance of each step, and nothing guides this denoiser; give one in Guided "
                 "(option guidance), or a schedule that was learned without guidance"
             )

@@ -43,3 +43,15 @@ def test_a_pipeline_that_does_not_guide_is_refused_before_any_work(tmp_path: Any
     train = TrainOptions(corrections=["guidance"])
     with pytest.raises(TsAdaptError, match="nothing guides the model"):
         session("emoji-sd3", tmp_path / "prompts.txt", call=call, train=train).check()
+
+
+def test_a_step_that_fails_for_another_reason_says_that_one(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "prompts.txt").write_text("fluent red heart\n")
+    of = session("emoji-sd3", tmp_path / "prompts.txt", call={"guidance_scale": 3.0, "max_sequence_length": 16})
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no room for this picture")
+
+    monkeypatch.setattr(of.denoiser.network, "forward", failing)
+    with pytest.raises(TsAdaptError, match="no room for this picture"):
+        _ = of.predicted_corrections

@@ -21,7 +21,7 @@ from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extractor, read_image, taken_shape
 from ts_adapt.evaluation.moments import are_moments, read_moments
 from ts_adapt.grids.published import PUBLISHED
-from ts_adapt.interfaces import GUIDANCE, Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import GUIDANCE, Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError, Unguided
 from ts_adapt.pictures import picture_files
 from ts_adapt.pipelines.load import build_denoiser
 from ts_adapt.predictors.phases import PREDICTED
@@ -85,7 +85,10 @@ class Experiment:
 
     @cached_property
     def guides(self) -> bool:
-        """Whether the guidance of a step can be changed; a pipeline that guides by itself makes one step to show it."""
+        """Whether the guidance of a step can be changed; a pipeline that guides by itself makes one step to show it.
+
+        TsAdaptError where that step cannot be made, for whatever reason.
+        """
         if not self.denoiser.guides or self.denoiser.loop is None:
             return self.denoiser.guides
         _, x_T, condition = self.training_noises(1)
@@ -93,7 +96,7 @@ class Experiment:
             with torch.no_grad():
                 t = torch.tensor(self.noise_schedule.t_max, dtype=torch.float64)
                 self.denoiser(x_T, t, guidance_factor=torch.ones_like(t), **condition)
-        except TsAdaptError:
+        except Unguided:
             return False
         return True
 

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import prediction_of, seen, stacked, x0_from_raw
-from ts_adapt.interfaces import GUIDANCE, Advance, Condition, Node, Solver, StepAware, StepPolicy, TsAdaptError
+from ts_adapt.interfaces import GUIDANCE, Advance, Condition, Node, Solver, StepAware, StepPolicy, TsAdaptError, Unguided
 from ts_adapt.numerics import scale
 from ts_adapt.sampling import advance
 from ts_adapt.schedulers.plan import Plan
@@ -340,7 +340,7 @@ class Run:
     def _guided(self, raw: Tensor, factor: Tensor) -> Tensor:
         """`raw` `(rows, ...)` with `factor` `()` or `(rows,)` times its guidance; see the module's head.
 
-        Rows are samples, or twice the same ones. TsAdaptError where what the network has said is not as there.
+        Rows are samples, or twice the same ones. Unguided where what the network has said is not as there.
         """
         answers, self._answers = self._answers, []
         heard = torch.cat(answers) if len({answer.shape[1:] for answer in answers}) == 1 else raw[:0]
@@ -351,7 +351,7 @@ class Run:
             if first.shape == second.shape == once.shape and torch.equal(torch.cat([once] * copies), raw):
                 w = _weight(first, second, once, max(torch.finfo(answer.dtype).eps for answer in answers))
         if w is None:
-            raise TsAdaptError(
+            raise Unguided(
                 "the schedule changes the guidance of each step, which takes a pipeline guided by two answers of its "
                 "network, none + w (condition - none), and attached; raise its guidance_scale above 1, or take a "
                 "schedule that was learned without guidance"
