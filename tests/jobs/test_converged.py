@@ -10,6 +10,8 @@ import torch
 from small_job import Job
 from ts_adapt import build_grid, build_solver, integrate
 from ts_adapt.assembly import ANALYTIC
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.jobs.session import Session
 from ts_adapt.storage.files import read_json
 from ts_adapt.teacher.store import TeacherStore
 
@@ -52,3 +54,17 @@ def test_a_teacher_that_draws_noise_has_no_limit_of_its_own(tmp_path: Path) -> N
     job = Job.begun(tmp_path)
     assert job.run("teach", "--teacher.solver", "ddpm") == 0
     assert not kept(job).exists()
+
+
+def test_a_grid_without_twice_as_many_steps_keeps_the_teacher(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    job, grid_of = Job.begun(tmp_path), Session.teacher_grid
+
+    def rounded(self: Session, nfe: int | None = None) -> Any:
+        if nfe is not None:
+            raise TsAdaptError(f"{nfe} whole timesteps are not distinct")
+        return grid_of(self)
+
+    monkeypatch.setattr(Session, "teacher_grid", rounded)
+    assert job.run("teach") == 0
+    assert "is not measured: 24 whole timesteps are not distinct" in capsys.readouterr().err
+    assert not kept(job).exists() and len(TeacherStore.open(job.data / "teacher/train").indices) == 40

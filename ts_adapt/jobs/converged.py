@@ -4,20 +4,23 @@
     missed_b   distance(teacher_b, the first of the config's solvers on that grid, with the most of its `nfe`)
 
 What is learned is learned from the teacher's errors too: where `moved` is no small share of `missed`, it says so.
-Solves that draw noise have no limit of their own and are left out.
+Solves that draw noise have no limit of their own and are left out, and so are grids without such numbers of steps.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from ts_adapt.interfaces import Solver, TimeGrid, TsAdaptError
 from ts_adapt.jobs.session import Session
 from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.work import Work
+from ts_adapt.solvers.coefficients import check_end
 from ts_adapt.storage.files import read_json, write_json
 from ts_adapt.storage.layout import CONVERGENCE
 from ts_adapt.teacher.store import TeacherStore
@@ -41,7 +44,12 @@ def check_teacher(session: Session) -> None:
     options = session.config.teacher
     if session.solver(options.solver).needs_noise:
         return
-    found = of_teacher(session) or _measured(session)
+    try:
+        solves = _solves(session)
+    except TsAdaptError as error:  # whole timesteps, say, are not twice as many
+        print(f"ts-adapt: how near the teacher is to converged is not measured: {error}", file=sys.stderr)
+        return
+    found = of_teacher(session) or _measured(session, solves)
     print(said(session))
     share = sum(found["moved"]) / max(sum(found["missed"]), 1e-30)
     if not share <= ENOUGH:
@@ -53,22 +61,30 @@ def check_teacher(session: Session) -> None:
         )
 
 
-def _measured(session: Session) -> dict[str, Any]:
+def _solves(session: Session) -> dict[str, tuple[Solver, TimeGrid]]:
+    """What the teacher is compared with; TsAdaptError where its grid has no such numbers of steps."""
+    options, student = session.config.teacher, session.config.solvers[0]
+    few = build_grid(options.grid, session.noise_schedule, session.steps(student, max(session.config.nfe)))
+    solves = {
+        "moved": (session.solver(options.solver), session.teacher_grid(2 * options.nfe)),
+        "missed": (session.solver(student), few),
+    }
+    for solver, grid in solves.values():
+        check_end(solver, grid.times[-1], f"the grid {options.grid}")
+    return solves
+
+
+def _measured(session: Session, solves: Mapping[str, tuple[Solver, TimeGrid]]) -> dict[str, Any]:
     config, options = session.config, session.config.teacher
     store, batch = session.teacher("train", min(FEW, options.train_samples))
-    student, nfe = config.solvers[0], max(config.nfe)
-    few = build_grid(options.grid, session.noise_schedule, session.steps(student, nfe))
     session.announce("how near the teacher is to converged", work(session))
     found: dict[str, Any] = {
         "teacher": store.hash,
         "distance": session.distance,
-        "student": f"{nfe} evaluations of {student} on the grid {options.grid}",
+        "student": f"{max(config.nfe)} evaluations of {config.solvers[0]} on the grid {options.grid}",
     }
-    for key, solver, grid in (
-        ("moved", options.solver, session.teacher_grid(2 * options.nfe)),
-        ("missed", student, few),
-    ):
-        found[key] = session.objective(session.solver(solver)).measure(grid, batch, options.batch_size).tolist()
+    for key, (solver, grid) in solves.items():
+        found[key] = session.objective(solver).measure(grid, batch, options.batch_size).tolist()
     write_json(session.workspace.teacher("train") / CONVERGENCE, found)
     return found
 
