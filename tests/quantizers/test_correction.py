@@ -112,7 +112,10 @@ def test_a_stochastic_step_has_the_variance_that_it_is_meant_to_have(
     network, part = corrected(0.3)
     network.add_module(CORRECTION, part)
     denoiser = NetworkDenoiser(network, noise_schedule, prediction, shape=(2, 16, 16))
-    x, (t, s) = torch.randn(400, 2, 16, 16), torch.tensor([400.0, 250.0] if noise_schedule is VP else [3.0, 0.6]).double()
+    x, (t, s) = (
+        torch.randn(400, 2, 16, 16),
+        torch.tensor([400.0, 250.0] if noise_schedule is VP else [3.0, 0.6]).double(),
+    )
     solver, node, end = DDIM(noise_schedule, eta), Node(0, 1, t), Node(1, 1, s)
     clean = denoiser(x, t)
     network.register_forward_hook(lambda module, args, raw: raw + float(part.left(1)) * torch.randn_like(raw))

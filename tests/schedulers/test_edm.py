@@ -18,6 +18,7 @@ from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.denoisers.scheduler_config import scheduler_config
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.pipelines.denoiser import PipelineDenoiser
 from ts_adapt.sampling import integrate
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
@@ -107,6 +108,20 @@ def test_times_of_each_image_are_those_of_our_own_loop(kind: str, tiny: Any) -> 
     found = call_sd(pipe, ROWS, guidance_scale=1.0)
     detach(pipe)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_step_of_the_pipeline_itself_has_the_time_and_the_guidance_of_each_image(tiny: Any) -> None:
+    pipe = tiny.pipeline("sd")
+    pipe.scheduler = scheduler("euler", "epsilon")
+    denoiser, other = (PipelineDenoiser(pipe, {"guidance_scale": w}) for w in (3.0, 1.5))
+    x, condition = 5 * noise(ROWS[:2], 4, 8, 8), denoiser.encode(["a cat", "the big dog"])
+    t, factors = torch.tensor([20.0, 0.5]).double(), torch.tensor([1.0, 0.5]).double()
+    found = denoiser(x, t, guidance_factor=factors, **condition)
+    for row, of in enumerate((denoiser, other)):
+        alone = slice(row, row + 1)
+        expected = of(x[alone], t[row], **{key: value[alone] for key, value in condition.items()})
+        torch.testing.assert_close(found[alone], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_states_that_the_network_was_not_shown_in_their_unit_are_refused() -> None:

@@ -38,6 +38,7 @@ from ts_adapt.interfaces import (
     Solver,
     StepAware,
     StepPolicy,
+    TimeGrid,
     TsAdaptError,
     as_node_times,
     one_line,
@@ -318,7 +319,9 @@ class PipelineDenoiser(Denoiser):
         if not (self.tells or _shared(policy)):
             raise TsAdaptError(self._cannot_tell)
         nominal = policy.nominal.detach() if self.tells else policy.nominal
-        return Plan(nominal.cpu(), lambda begin: policy, own_times=self.tells, told=self.tells, rows=batch)
+        return Plan(
+            nominal.cpu(), lambda begin: policy, own_times=self.tells, told=self.tells, rows=batch, grid=_known(policy)
+        )  # fmt: skip
 
     def _called(
         self, around: Around | None, checkpoint: bool, network: nn.Module, forward: Any, arguments: dict[str, Any]
@@ -456,6 +459,13 @@ def _shared(policy: Any) -> bool:
     if isinstance(policy, _At):
         return policy.node.t.ndim == 0 and policy.node.model_time is None
     return isinstance(policy, FollowGrid) and policy.grid.own_rows is None and policy.grid.model_times is None
+
+
+def _known(policy: Any) -> TimeGrid | None:
+    """The times of `policy`, where it has them before it has seen a sample: EDM's networks are shown states by them."""
+    if type(policy) is _At:
+        return TimeGrid(torch.stack([policy.node.t, policy.node.t], -1))
+    return policy.grid if isinstance(policy, FollowGrid) else None
 
 
 def _leave(*_: Any, **__: Any) -> Any:

@@ -35,7 +35,17 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import prediction_of, seen, stacked, x0_from_raw
-from ts_adapt.interfaces import GUIDANCE, Advance, Condition, Node, Solver, StepAware, StepPolicy, TsAdaptError, Unguided
+from ts_adapt.interfaces import (
+    GUIDANCE,
+    Advance,
+    Condition,
+    Node,
+    Solver,
+    StepAware,
+    StepPolicy,
+    TsAdaptError,
+    Unguided,
+)
 from ts_adapt.numerics import scale
 from ts_adapt.sampling import advance
 from ts_adapt.schedulers.plan import Plan
@@ -237,7 +247,7 @@ class Run:
     def show(self, x: Tensor, timestep: Any = None) -> Tensor:
         """What the network is to be shown of `x` `(rows, ...)`, the states of the step of `timestep`; None: the next.
 
-        Before the network has seen them all are at the nominal time, but for grids of their own.
+        Before the network has seen them they are at the times of the grid, of a policy without one at the nominal time.
         """
         if timestep is not None:
             self.arrive(timestep, x)
@@ -245,7 +255,7 @@ class Run:
         if self.node is not None:
             t = self.node.t
         else:
-            t = grid.times[:, self.place] if grid is not None and grid.per_sample else self.plan.times[self.place]
+            t = self.plan.times[self.place] if grid is None else grid.times[..., self.place]
         return seen(x, _for_rows(t, len(x)).to(x.device), self.noise_schedule)[0]
 
     def unshown(self, x: Tensor) -> Tensor:
