@@ -92,7 +92,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Iterator[World
     recursive = tiny.predictor(Recursive, noise_schedule, SHAPE, NFE, NFE + 1)
     for predictor in (one_shot, recursive):
         predictor.static_times[: NFE + 1] = static.times
-    about = {**origin, "solver": SOLVER, "nfe": [NFE], "made_with": config.made_with("one-shot")}
+    about = {**origin, "base": "static", "solver": SOLVER, "nfe": [NFE], "made_with": config.made_with("one-shot")}
     save_predictor(workspace.predictor("one-shot", SOLVER, NFE), one_shot, about)
     save_predictor(workspace.predictor("recursive-all", SOLVER, NFE), recursive, {**about, "nfe": [NFE, NFE + 1]})
     given = session.denoiser.scheduler_config  # type: ignore[attr-defined]

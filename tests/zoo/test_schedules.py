@@ -24,7 +24,7 @@ LEARNED = {"fashion-ddpm": [3, 5, 7, 10], "emoji-sd": [3, 5, 10], "emoji-sd3": [
 
 @pytest.mark.parametrize("name", zoo.schedules())
 def test_every_schedule_is_for_its_model_at_the_nfe_of_the_card(name: str) -> None:
-    model = next(each for each in LEARNED if name.startswith((f"{each}-unipc", f"{each}-dpmpp")))
+    model = next(each for each in LEARNED if name.startswith((f"{each}-unipc", f"{each}-dpmpp", f"{each}-euler")))
     found = resolve(name, Session(Config(model=ModelOptions(name=model))))
     assert list(found.learned or ()) == LEARNED[model]
     assert found.scheduler.config["learned_for"]["model"] == model

@@ -140,8 +140,9 @@ class Session(Experiment):
         served = nfe if nfe in steps else ", ".join(map(str, steps))
         self.check_fit(folder, config.get("solver"), served, steps.get(nfe, 0), wanted=(solver, nfe))
         self.check_origin(folder, config, again)
-        base = self.shared(str(config.get("base")), solver, nfe).grid
-        if not torch.equal(predictor.static(steps[nfe]), base.times):
+        if not isinstance(base := config.get("base"), str):
+            raise TsAdaptError(f"{folder} does not say at which grid it begins; replace it by {again}")
+        if not torch.equal(predictor.static(steps[nfe]), self.shared(base, solver, nfe).grid.times):
             raise TsAdaptError(f"{folder} corrects another static grid than today's; replace it by {again}")
         if tuple(predictor.options["shape"]) != self.seen_shape:
             shape = predictor.options["shape"]
