@@ -191,7 +191,7 @@ def test_a_plan_begins_nothing_and_what_is_there_is_not_counted(
     text = capsys.readouterr().out
     assert not job.data.exists() and not (tmp_path / "logs/small/runs").exists()
     counted = {line.split()[0]: line.split()[1:3] for line in text.splitlines()[1:6]}
-    assert counted["teach"] == [f"{12 * (40 + 20)}", "0"]
+    assert counted["teach"] == [f"{12 * (40 + 20) + 16 * (2 * 12 + 3):,}", "0"]  # and how near it is to converged
     assert counted["evaluate"] == [f"{3 * 20 * (2 + 2)}", "0"]
     assert list(counted) == ["teach", "static", "labels", "recursive", "evaluate"]
     assert finished.run("learn", "--plan", "--learn", "static,recursive,one-shot") == 0
