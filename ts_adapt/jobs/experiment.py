@@ -168,9 +168,6 @@ class Experiment:
         width = INCEPTION_WIDTH  # of what may be for another machine to fetch
         if self.features != "inception":
             width = self.extractor()(image).shape[-1]
-        if scores and "networks" not in self._said:
-            distributed.first(self._check_networks)
-            self._said.add("networks")
         self._check_reference(width)
         for split in SPLITS:
             if config.teacher.prompts_of(split) is not None:
@@ -182,6 +179,9 @@ class Experiment:
                 for name, grid in self.fixed_grids(self.steps(solver, nfe)).items():
                     check_end(self.solver(solver), grid.times[-1], f"the grid {name}")
         check_end(self.solver(config.teacher.solver), self.teacher_grid().times[-1], "the teacher's grid")
+        if scores and "networks" not in self._said:
+            distributed.first(self._check_networks)
+            self._said.add("networks")
         taken = []
         if config.distance is None and self.distance != "features":
             taken.append(f"distance: {self.distance} (lpips is nearer to what people see, and needs its weights)")
