@@ -27,7 +27,7 @@ def test_the_search_fills_every_named_place(finished: Job) -> None:
     about = LearnedGrid.load(finished.static, MIXTURE).about
     assert (about["order"], about["model"], about["prediction"]) == (2, "gaussian-mixture", "epsilon")
     assert (about["method"], about["seed"], about["distance"]) == ("static", 0, "l2")
-    assert (about["teacher_solver"], about["teacher_nfe"], about["teacher_grid"]) == ("unipc-2", 12, "log_snr")
+    assert (about["teacher_solver"], about["teacher_nfe"], about["teacher_grid"]) == ("unipc-3", 12, "log_snr")
     assert about["teacher_seed"] == 0 and len(about["teacher"]) == 64
     measured = about["measured"]["distance"]
     assert measured["evaluator"] == "l2" and measured["samples"] == 8 and measured["value"] > 0

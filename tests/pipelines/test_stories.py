@@ -92,14 +92,15 @@ def tell(name: str, folder: Path) -> Story:
     """Teach, learn, compare and export; what is exported ends in the pipeline where the student does."""
     story = Story(name, folder)
     session = story.session
-    learned = ["static", "recursive"] if session.denoiser.tells else ["static"]
+    shared = session.config.static_name
+    learned = [shared, "recursive"] if session.denoiser.tells else [shared]
     train = [("train", "--predictor", kind) for kind in learned[1:]]
     for step in (("teach",), ("search",), *train, ("evaluate",)):
         assert story(*step) == 0, step
     table = json.loads((folder / "logs" / "story" / "results.json").read_text())
     assert {"karras", "uniform", *learned} <= {row["schedule"] for row in table["rows"]}
     _, batch = session.teacher("test")
-    policies: dict[str, Any] = {"static": session.static(SOLVER, STEPS).grid}
+    policies: dict[str, Any] = {shared: session.shared(shared, SOLVER, STEPS).grid}
     for kind in learned[1:]:
         policies[kind] = session.predictor(kind, SOLVER, STEPS).predictor.policy(STEPS)
     prompts = [PROMPTS[int(i) % len(PROMPTS)] for i in batch.index]
