@@ -114,3 +114,10 @@ def test_an_interrupted_search_with_corrections_goes_on_to_the_same_labels(job: 
     assert len(list(folder.iterdir())) == 2  # labels.json and one of two parts
     assert job.run(*CORRECTED) == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+def test_a_missing_static_grid_is_asked_for_without_the_corrections_of_the_config(job: Job, capsys) -> None:
+    message = job.refused(capsys, "search", "--method", "per-sample", "--nfe", "4", "--static.corrections", "shift")
+    assert "--method static --static.corrections '[]' --solvers unipc-2 --nfe 4" in message
+    assert job.run("search", "--nfe", "4", "--static.corrections", "[]") == 0
+    assert job.run("search", "--method", "per-sample", "--nfe", "4", "--static.corrections", "shift") == 0

@@ -136,6 +136,7 @@ def test_every_other_command(tmp_path: Path) -> None:
         ("teach", "--save-png"),
         ("search", "--static.corrections", "shift,scale,coefficients"),
         ("search",),
+        ("search", "--static.corrections", "[]"),
         ("search", "--method", "per-sample", "--per_sample.iterations", "2"),
         ("search", "--method", "per-sample", "--split", "test", "--per_sample.iterations", "2"),
         ("search", "--method", "blackbox", "--blackbox.trials", "3"),

@@ -60,7 +60,9 @@ class Session(Experiment):
         """
         path = self.workspace.shared(method, solver, nfe)
         if not path.exists():
-            raise TsAdaptError(f"there is no {method} grid at {path}; make it with {command_for(method, solver, nfe)}")
+            plain = method == "static" and bool(self.config.static.corrections)
+            making = command_for(method, solver, nfe, plain=plain)
+            raise TsAdaptError(f"there is no {method} grid at {path}; make it with {making}")
         schedule = LearnedGrid.load(path, self.noise_schedule)
         self.check_fit(path, schedule.solver, schedule.nfe, schedule.grid.steps, wanted=(solver, nfe))
         if method != "dmn":  # found without a teacher
@@ -244,11 +246,17 @@ def paired_verdict(distances: Tensor, others: Tensor) -> str:
     return f"mean {mean}, median {median}, nearer on {100 * share_of_wins(distances, others):.0f} % of {len(others)}"
 
 
-def command_for(result: str, solver: str, nfe: int, split: str = "train", *, redo: bool = False) -> str:
-    """The command that makes `result`, a shared grid, labels (per-sample) or a predictor, for `solver` and `nfe`."""
+def command_for(
+    result: str, solver: str, nfe: int, split: str = "train", *, redo: bool = False, plain: bool = False
+) -> str:
+    """The command that makes `result`, a shared grid, labels (per-sample) or a predictor, for `solver` and `nfe`.
+
+    plain  without the corrections of the config's static grid
+    """
     name, *corrections = result.split("+")
     job, *flags = ["train", "--predictor", name] if result in PREDICTOR_NAMES else ["search", "--method", name]
     flags += [f"--{name.replace('-', '_')}.corrections", ",".join(corrections)] if corrections else []
+    flags += ["--static.corrections", "[]"] if plain else []
     flags += ["--split", split] if split != "train" else []
     flags += ["--solvers", solver]
     flags += ["--nfe", str(nfe)] if not result.endswith(ALL) else []
