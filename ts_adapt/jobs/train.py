@@ -24,7 +24,7 @@ from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import PREDICTORS, save_predictor
-from ts_adapt.predictors.training import plain, train_predictor
+from ts_adapt.predictors.training import as_numbers, train_predictor
 from ts_adapt.storage.files import make_folder, read_json, sha256_of_json
 from ts_adapt.storage.folders import beside, making, replace_folder
 from ts_adapt.storage.layout import ALL, CONFIG, LABELS, checkpoint_file
@@ -90,7 +90,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     corrections = session.predicted_corrections
     learned = given, corrections, asdict(config.distribution), config.derivative, config.derivative_width
     key = fingerprint(
-        store.hash, session.distance, list(map(plain, static)), *learned, len(batch), *student_options(config)
+        store.hash, session.distance, list(map(as_numbers, static)), *learned, len(batch), *student_options(config)
     )
     checkpoint = checkpoint_file(folder, key)
     torch.manual_seed(config.train.seed)

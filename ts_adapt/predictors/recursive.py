@@ -16,14 +16,17 @@ predictor *is* the static grid.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ts_adapt.grids.corrections import Correction
 from ts_adapt.grids.parametric import positions, times_at
-from ts_adapt.interfaces import MODEL_TIMES, Condition, Node, NoiseSchedule, StepPolicy, TimeGrid
+from ts_adapt.grids.space import GridSpace
+from ts_adapt.interfaces import MODEL_TIMES, Condition, Field, Node, NoiseSchedule, StepPolicy, TimeGrid
 from ts_adapt.numerics import scale
 from ts_adapt.policies import check_next
 from ts_adapt.predictors.encoder import shorten_gradient
@@ -87,10 +90,7 @@ class Recursive(Predictor):
             return start
         picture = self.picture(x_T, torch.zeros_like(x_T), None, start.t.to(x_T.device).expand(len(x_T)))
         numbers = shorten_gradient(self.encoder(picture, self.places(steps).start + steps, condition).double())
-        parts = dict(zip(space.learned, numbers[:, : sum(space.widths)].split(space.widths, 1)[1:], strict=True))
-        u = numbers.new_zeros(len(x_T))
-        held = {each.field: each.at(each.unit * parts[each], u, self.noise_schedule) for each in learned}
-        return Node.of(0, steps, start.t, held)
+        return Node.of(0, steps, start.t, self._held(numbers, space, numbers.new_zeros(len(x_T)), learned))
 
     def forward(self, x_t: Tensor, x0: Tensor, before: Tensor | None, node: Node, condition: Condition) -> Node:
         """The next node; the last one is the end of the grid, exactly."""
@@ -104,13 +104,19 @@ class Recursive(Predictor):
             u = positions(node.t, self.noise_schedule).to(numbers.device)
             u = u + self.share(numbers, steps, node.index) * (1 - u)
             t = times_at(u, self.noise_schedule)
-        _, *parts = numbers[:, : sum(space.widths)].split(space.widths, 1)
-        held = {
+        learned = [each for each in space.learned if each.field.ends or after < steps]
+        return Node.of(after, steps, t, self._held(numbers, space, u, learned))
+
+    def _held(
+        self, numbers: Tensor, space: GridSpace, u: Tensor, learned: Collection[Correction]
+    ) -> dict[Field, Tensor]:
+        """Those corrections of a node at the position `u` `(B,)` that are `learned` there, of the network's numbers."""
+        parts = numbers[:, : sum(space.widths)].split(space.widths, 1)[1:]
+        return {
             each.field: each.at(each.unit * part, u, self.noise_schedule)
             for each, part in zip(space.learned, parts, strict=True)
-            if each.field.ends or after < steps
+            if each in learned
         }
-        return Node.of(after, steps, t, held)
 
     def policy(self, steps: int | None = None, first: int = 0) -> StepPolicy:
         """The step policy that asks this network at every step."""

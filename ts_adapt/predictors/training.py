@@ -77,7 +77,7 @@ class TrainResult:
         return 1 - self.relative
 
 
-def plain(grid: TimeGrid) -> dict[str, Any]:
+def as_numbers(grid: TimeGrid) -> dict[str, Any]:
     """`grid` as numbers, for what a checkpoint is of."""
     return {"times": grid.times.tolist(), **{name: value.tolist() for name, value in grid.corrections.items()}}
 
@@ -120,7 +120,7 @@ def train_predictor(
     phases_of(options, predictor, dict.fromkeys(predictor.learned, objective), train, labels)  # refuses at once
     about = {"predictor": predictor.kind, "network": predictor.options, "options": options.record}
     begun = [predictor.begun[steps] for steps in predictor.learned]
-    kept = Checkpoint(checkpoint, {**about, "static": [plain(grid) for grid in begun]})
+    kept = Checkpoint(checkpoint, {**about, "static": [as_numbers(grid) for grid in begun]})
     training = _Training(predictor, objective, train, validation, options, folder, kept, real)
     phases = phases_of(options, predictor, training.objectives, train, labels)
     for phase in phases[training.phase :]:
