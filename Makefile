@@ -49,7 +49,7 @@ test-slow: $(STAMP)
 
 test-packages: $(STAMP)
 	$(PIP) install --quiet torchao atheris
-	$(PIP) install --quiet --no-deps hqq einops termcolor torch-fidelity
+	$(PIP) install --quiet --no-deps hqq einops termcolor torch-fidelity gguf
 	$(BIN)/python -m pytest -m packages tests scripts/fuzzing
 
 # The server is Debian's package postgresql (apt-get install postgresql); the test runs one of its own.

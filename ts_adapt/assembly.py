@@ -86,6 +86,8 @@ class ModelOptions:
     """A backend of torch.compile, such as inductor; not with cachers."""
     pruned: PathText | None = None
     """A file that `ts-adapt prune` wrote: the model without these blocks."""
+    weights: PathText | None = None
+    """A file that the network which denoises is read from, in place of the pipeline's: .safetensors or .gguf."""
     call: dict[str, Any] = field(default_factory=dict)
     """Arguments of the pipeline's call, as diffusers documents them: {guidance_scale: 5, height: 768, ...}."""
     quantization_config: dict[str, Any] = field(default_factory=dict)

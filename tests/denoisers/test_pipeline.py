@@ -39,7 +39,8 @@ from ts_adapt.denoisers.scheduler_config import noise_of
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import RectifiedFlow
 from ts_adapt.pipelines.load import load
-from ts_adapt.sampling import integrate
+from ts_adapt.sampling import initial_noise, integrate
+from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.teacher.generate import weights_hash
 
 
@@ -302,6 +303,81 @@ def test_torchaos_weights_are_sampled_with_differentiated_and_told_apart(tiny: A
         assert bool(torch.autograd.grad(x0.sum(), x)[0].any())
         hashes.add(weights_hash(found))
     assert len(hashes) == 2
+
+
+def test_the_network_is_read_from_a_file_of_its_own(tiny: Any, tmp_path: Path) -> None:
+    tiny.stable_diffusion().save_pretrained(tmp_path / "one")
+    other = tiny.stable_diffusion().unet
+    with torch.no_grad():
+        for value in other.parameters():
+            value.add_(1.0)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    plain, found = load(tmp_path / "one"), load(tmp_path / "one", weights=tmp_path / "other.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(found.network.parameters(), other.parameters(), strict=True))
+    decoders = (one.decoder.state_dict() for one in (found, plain))
+    assert all(torch.equal(a, b) for a, b in zip(*(of.values() for of in decoders), strict=True))
+    few = dict(list(other.state_dict().items())[:-1])
+    save_file(few, tmp_path / "few.safetensors")
+    with pytest.raises(TsAdaptError, match="cannot be read from .* missing"):
+        load(tmp_path / "one", weights=tmp_path / "few.safetensors")
+
+
+@pytest.mark.usefixtures("rounding")
+def test_what_is_read_from_a_file_of_its_own_is_quantized_as_well(tiny: Any, tmp_path: Path) -> None:
+    pipe = tiny.stable_diffusion()
+    pipe.save_pretrained(tmp_path)
+    save_file(pipe.unet.state_dict(), tmp_path / "own.safetensors")
+    config = {"quant_backend": "rounding", "step": 0.25}
+    found = load(tmp_path, weights=tmp_path / "own.safetensors", quantization_config=config)
+    for value, full in zip(found.network.parameters(), pipe.unet.parameters(), strict=True):
+        assert torch.equal(value, (full / 0.25).round() * 0.25)
+
+
+@pytest.mark.packages
+def test_ggufs_few_bits_are_sampled_with_differentiated_and_told_apart(tiny: Any, tmp_path: Path) -> None:
+    import gguf
+
+    pipe = load_pipeline("emoji-sd3")
+    writer = gguf.GGUFWriter(str(tmp_path / "few.gguf"), "sd3")
+    for name, value in pipe.transformer.state_dict().items():
+        array, few = value.float().numpy(), gguf.GGMLQuantizationType.Q8_0
+        if name.endswith(("to_q.weight", "to_out.0.weight")):
+            writer.add_tensor(name, gguf.quants.quantize(array, few), raw_dtype=few)
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    call = {"guidance_scale": 4.0, "max_sequence_length": 16}
+    full, found = load("emoji-sd3", call=call), load("emoji-sd3", call=call, weights=tmp_path / "few.gguf")
+    assert {"GGUFParameter"} <= {type(p).__name__ for p in found.network.parameters()}
+    assert weights_hash(found) != weights_hash(full)
+    x_T = initial_noise(0, [0], full.shape).requires_grad_()
+    grid, euler = build_grid("linear", full.noise_schedule, 2), build_solver("euler", full.noise_schedule)
+    ends = [integrate(one, euler, grid, x_T, condition=full.encode(["noto red heart"])).x for one in (full, found)]
+    off = (ends[0] - ends[1]).detach().abs().max() / ends[0].detach().abs().max()
+    assert 0 < float(off) < 0.05
+    assert bool(torch.autograd.grad(ends[1].sum(), x_T)[0].any())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gone.safetensors", {}, "no such file"),
+        ("own.bin", {}, r"expected a file \.safetensors or \.gguf"),
+        ("own.gguf", {"quantization_config": {"quant_backend": "gguf"}}, "leave model.quantization_config out"),
+        ("own.safetensors", {}, "cannot be read from"),
+    ],
+)
+def test_weights_that_are_not_the_networks(
+    name: str, options: dict[str, Any], message: str, tiny: Any, tmp_path: Path
+) -> None:
+    tiny.stable_diffusion().save_pretrained(tmp_path)
+    for made in ("own.safetensors", "own.gguf", "own.bin"):
+        (tmp_path / made).write_bytes(b"none")
+    with pytest.raises(TsAdaptError, match=message):
+        load(tmp_path, weights=tmp_path / name, **options)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,20 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 def load_pipeline(
     name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-    quantization_config: Mapping[str, Any] | None = None,
+    quantization_config: Mapping[str, Any] | None = None, weights: str | Path | None = None,
 ) -> Any:  # fmt: skip
     """The pipeline of diffusers called `name`, of any class; see the module's head.
 
     device, dtype        of its networks; None: the CPU, and float32
     quantization_config  of the network that denoises, which is quantized by diffusers as it is read: `quant_backend`,
                          and what diffusers' config of that backend takes; None or empty: it is not
+    weights              a file that this network is read from, in place of the pipeline's: .safetensors, in diffusers'
+                         names or the original ones, or .gguf, whose few bits stay as they are
 
-    Raises TsAdaptError for an unknown name, a missing or foreign folder, a hub that cannot be reached, and a backend
-    that is unknown or not installed.
+    Raises TsAdaptError for an unknown name, a missing or foreign folder, a hub that cannot be reached, a backend that
+    is unknown or not installed, and weights that are not the network's.
     """
-    pipe = _found(name, dtype, _quantization(quantization_config) if quantization_config else {})
+    pipe = _found(name, dtype, _Network(quantization_config or {}, None if weights is None else Path(weights)))
     with quiet():
         return pipe if device is None else pipe.to(device)
 
@@ -95,10 +98,29 @@ def repaints(pipe: Any) -> bool:
     return {"image", "mask_image"} <= inspect.signature(type(pipe).__call__).parameters.keys()
 
 
+@dataclass(frozen=True)
+class _Network:
+    """What is asked of the network that denoises, beside the pipeline that it is of."""
+
+    quantization: Mapping[str, Any]
+    weights: Path | None
+
+    def __bool__(self) -> bool:
+        return bool(self.quantization) or self.weights is not None
+
+    def options(self, source: str, dtype: torch.dtype | None) -> dict[str, Any]:
+        """What the loader of the pipeline `source` is given for it; TsAdaptError where it cannot be had."""
+        configs = _quantization(self.quantization) if self.quantization else {}
+        if self.weights is not None:
+            return _from_own_file(self.weights.expanduser(), source, dtype, configs)
+        from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
+
+        return {"quantization_config": PipelineQuantizationConfig(quant_mapping=configs)} if configs else {}
+
+
 def _quantization(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `from_pretrained` is given for it."""
+    """Diffusers' config of the backend, for each name that the network may have."""
     from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
-    from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
 
     given = dict(config)
     backend = given.pop("quant_backend", None)
@@ -111,33 +133,65 @@ def _quantization(config: Mapping[str, Any]) -> dict[str, Any]:
             kind = given["quant_type"]
             name, options = next(iter(kind.items())) if isinstance(kind, Mapping) else (kind, {})
             given["quant_type"] = getattr(kinds, name)(**options)
-        made = {network: KNOWN[backend](**given) for network in DENOISING}
+        return {network: KNOWN[backend](**given) for network in DENOISING}
     except Exception as error:
         raise TsAdaptError(
             f"model.quantization_config cannot be used ({one_line(error, 160)}); {backend} has to be installed, and be "
             "given what diffusers' config of it takes"
         ) from error
-    return {"quantization_config": PipelineQuantizationConfig(quant_mapping=made)}
 
 
-def _found(name: str, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
+def _from_own_file(
+    weights: Path, source: str, dtype: torch.dtype | None, quantization: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The network of the pipeline `source`, read from `weights`, by its name there."""
+    import diffusers
+
+    if weights.suffix not in (".safetensors", ".gguf"):
+        raise TsAdaptError(f"model.weights is {weights}; expected a file .safetensors or .gguf")
+    if not weights.is_file():
+        raise TsAdaptError(f"model.weights is {weights}, and there is no such file; check its path")
+    if weights.suffix == ".gguf" and quantization:
+        raise TsAdaptError(f"{weights} is quantized as it is; leave model.quantization_config out")
+    dtype, folder = dtype or torch.float32, Path(source).is_dir()
+    try:
+        index = diffusers.DiffusionPipeline.load_config(source, local_files_only=folder)
+        name = next(name for name in DENOISING if (index.get(name) or [None])[0] is not None)
+        config: Any = quantization.get(name)
+        if weights.suffix == ".gguf":
+            config = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+        with quiet():
+            network = getattr(diffusers, index[name][1]).from_single_file(
+                str(weights), config=source, subfolder=name, dtype=dtype, quantization_config=config,
+                local_files_only=folder,
+            )  # fmt: skip
+    except Exception as error:
+        needs = "; pip install gguf, which reads such files" if isinstance(error, ImportError) else ""
+        raise TsAdaptError(
+            f"the network of {source!r} cannot be read from {weights} ({one_line(error, 160)}){needs}"
+        ) from error
+    return {name: network}
+
+
+def _found(name: str, dtype: torch.dtype | None, network: _Network) -> Any:
     if is_place(name):
         raise TsAdaptError(f"{name!r} makes a denoiser, and a pipeline is wanted; give a folder or a hub id")
     if name in zoo.MODELS:
         folder = zoo.paths()[name]
         if not folder.is_dir():
             raise TsAdaptError(f"the zoo's model {name!r} is missing from {folder}; reinstall ts_adapt with its data")
-        return _from_folder(folder, dtype, options)
+        return _from_folder(folder, dtype, network)
     if Path(name).expanduser().is_dir():
-        return _from_folder(Path(name).expanduser(), dtype, options)
+        return _from_folder(Path(name).expanduser(), dtype, network)
     if Path(name).suffix in (".safetensors", *PICKLES):
-        if options:
+        if network:
             raise TsAdaptError(
-                f"{name} is quantized by diffusers in the folder of a pipeline alone; give such a folder"
+                f"{name} is a whole pipeline in one file; model.weights and model.quantization_config need the folder "
+                "of a pipeline, or one on the hub"
             )
         return _from_single_file(Path(name).expanduser(), dtype)
     if HUB_ID.fullmatch(name):
-        return _from_hub(name, dtype, options)
+        return _from_hub(name, dtype, network)
     if "/" in name or "\\" in name or name.startswith((".", "~")):
         raise TsAdaptError(
             f"there is no folder {name!r}; expected one that a diffusers pipeline's save_pretrained wrote"
@@ -179,13 +233,14 @@ class _Shaped:
         self.shape = torch.Size(part.get_shape())
 
 
-def _from_folder(folder: Path, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
+def _from_folder(folder: Path, dtype: torch.dtype | None, network: _Network) -> Any:
     if not (folder / "model_index.json").is_file():
         raise TsAdaptError(
             f"{folder} has no model_index.json: it is not a folder that a diffusers pipeline's save_pretrained wrote"
         )
     failure = f"the pipeline in {folder} cannot be loaded ({{}})"
-    return _read(str(folder), failure, dtype, local_files_only=True, **_absent(folder), **options)
+    options = {**_absent(folder), **network.options(str(folder), dtype)}
+    return _read(str(folder), failure, dtype, local_files_only=True, **options)
 
 
 def _absent(folder: Path) -> dict[str, None]:
@@ -195,12 +250,12 @@ def _absent(folder: Path) -> dict[str, None]:
     return {name: None for name, place in parts if place == [None, None]}
 
 
-def _from_hub(name: str, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
+def _from_hub(name: str, dtype: torch.dtype | None, network: _Network) -> Any:
     failure = (
         f"{name!r} is no folder here, and could not be had from the Hugging Face hub ({{}}); "
         "without a network give a pipeline folder or a model of the zoo"
     )
-    return _read(name, failure, dtype, **options)
+    return _read(name, failure, dtype, **network.options(name, dtype))
 
 
 def _read(source: str, failure: str, dtype: torch.dtype | None, read: Any = None, **options: Any) -> Any:

@@ -90,7 +90,7 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
             f"model.prediction is {config.model.prediction!r}, but a pipeline says by itself what it predicts; leave "
             "it out"
         )
-    pipe = load_pipeline(request.pipeline, device, dtype)
+    pipe = load_pipeline(request.pipeline, device, dtype, config.model.quantization_config, config.model.weights)
     prepare(network_of(pipe), config.model)
     pipe = pipe if image is None else image_to_image(pipe, masked=mask is not None)
     arguments = _arguments(pipe, request, image, mask, config.model.call)

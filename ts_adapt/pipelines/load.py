@@ -31,25 +31,28 @@ def load(
     dtype: torch.dtype | None = None,
     call: Mapping[str, Any] | None = None,
     quantization_config: Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
 ) -> Any:
     """The denoiser called `name`; see the module's head.
 
     prediction  epsilon, sample, v or velocity; None: what the pipeline's scheduler says, or the function
     device, dtype  of the network; None: the CPU, and float32
     call        arguments of the pipeline's call that all samples share, see `PipelineDenoiser`
-    quantization_config  see `load_pipeline`
+    quantization_config, weights  see `load_pipeline`
 
     Raises TsAdaptError for an unknown name, a missing or foreign folder, a hub that cannot be reached, and a pipeline
     that cannot be learned on.
     """
     name = str(name)
     if is_place(name):
-        options = {"prediction": prediction, "call": call, "quantization_config": quantization_config}
+        options = {
+            "prediction": prediction, "call": call, "quantization_config": quantization_config, "weights": weights,
+        }  # fmt: skip
         for option, given in options.items():
             if given:
                 raise TsAdaptError(f"model.{option} is {given!r}, but {name!r} says it by itself; leave it out")
         return from_code(name, device, dtype)
-    pipe = load_pipeline(name, device, dtype, quantization_config)
+    pipe = load_pipeline(name, device, dtype, quantization_config, weights)
     if call or not is_direct(pipe):
         if prediction is not None:
             raise TsAdaptError(
@@ -70,7 +73,7 @@ def build_denoiser(options: ModelOptions) -> Denoiser:
     """The denoiser of `options`, on its device; TsAdaptError for what its network cannot be."""
     device, dtype = device_and_dtype(options)
     if options.name in ANALYTIC:
-        for option in ("channels_last", "fused_qkv", "compile", "pruned", "call", "quantization_config"):
+        for option in ("channels_last", "fused_qkv", "compile", "pruned", "call", "quantization_config", "weights"):
             if getattr(options, option):
                 raise TsAdaptError(f"model.{option} is for networks, and {options.name!r} is none; leave it out")
         if options.prediction is not None:
@@ -79,7 +82,7 @@ def build_denoiser(options: ModelOptions) -> Denoiser:
             )
         return ANALYTIC[options.name]()
     denoiser: Denoiser = load(
-        options.name, options.prediction, device, dtype, options.call, options.quantization_config
+        options.name, options.prediction, device, dtype, options.call, options.quantization_config, options.weights
     )
     if denoiser.network is not None:
         prepare(denoiser.network, options)
