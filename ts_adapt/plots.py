@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -95,6 +95,9 @@ def plot_quality(
         axes.set_xlabel("NFE (denoiser evaluations a sample)")
         axes.set_ylabel(label)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _finish(axes, title)
     for axes in places[len(panels) :]:
