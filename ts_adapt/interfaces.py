@@ -148,6 +148,7 @@ class Denoiser(Protocol):
     parts           other modules that a solve depends on, by name
     alone           whether it takes one sample at a time: `sampling.integrate` solves for one after the other
     guides          whether a call takes `guidance_factor` `()` or `(B,)` too, which multiplies its guidance scale
+    guidance_scale  what samples are guided by; None: by nothing, or it is not known
     numbered        what identifies the list that each sample takes one thing of, by the `number` in its condition, such
                     as pictures to start from, or what is drawn for it, by its `seed` too; None: it has neither
     """
@@ -167,6 +168,7 @@ class Denoiser(Protocol):
     numbered: str | None = None
     alone: bool = False
     guides: bool = False
+    guidance_scale: float | None = None
 
     def __call__(
         self,

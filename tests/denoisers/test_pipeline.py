@@ -318,7 +318,7 @@ def test_the_network_is_read_from_a_file_of_its_own(tiny: Any, tmp_path: Path) -
     assert all(torch.equal(a, b) for a, b in zip(*(of.values() for of in decoders), strict=True))
     few = dict(list(other.state_dict().items())[:-1])
     save_file(few, tmp_path / "few.safetensors")
-    with pytest.raises(TsAdaptError, match="cannot be read from .* missing"):
+    with pytest.raises(TsAdaptError, match=r"cannot be read from .* missing"):
         load(tmp_path / "one", weights=tmp_path / "few.safetensors")
 
 

@@ -37,6 +37,23 @@ def test_the_guidance_is_among_them_where_there_is_one(name: str, options: Any, 
     assert chosen.predicted_corrections == []
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "scale"),
+    [
+        ("fashion-ddpm", {}, None),
+        ("fashion-ddpm-class", {"guidance": 3.0}, 3.0),
+        ("emoji-sd3", {"call": {"guidance_scale": 2.5}}, 2.5),
+        ("emoji-sd3", {"call": {"max_sequence_length": 16}}, 7.0),
+    ],
+)
+def test_what_it_was_learned_under_is_known_and_compared(name: str, options: Any, scale: Any, capsys: Any) -> None:
+    of = session(name, None, **options)
+    assert of.about("unipc-2")["guidance_scale"] == scale
+    for then, said in ((scale, 0), (30.0, 1)):
+        of.compare("mine", {"guidance_scale": then})
+        assert capsys.readouterr().err.count("guidance_scale 30,") == said
+
+
 def test_a_pipeline_that_does_not_guide_is_refused_before_any_work(tmp_path: Any) -> None:
     (tmp_path / "prompts.txt").write_text("fluent red heart\n")
     call = {"guidance_scale": 1.0, "max_sequence_length": 16}

@@ -43,6 +43,22 @@ def made(tiny: Any, pipe: Any, kind: str, name: str = "sd") -> LearnedScheduler:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
+def test_another_guidance_than_it_was_learned_under_is_said_once_a_run(
+    kind: str, pipes: Any, tiny: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    pipe = pipes("sd")
+    schedule = made(tiny, pipe, kind)
+    schedule.register_to_config(learned_for={"guidance_scale": 3.0})
+    attach(pipe, schedule)
+    for scale, said in ((3.0, 0), (6.0, 0), (1.0, 1), (7.0, 1)):
+        recwarn.clear()
+        call_sd(pipe, ROWS, guidance_scale=scale)
+        assert sum("under guidance_scale 3, " in str(one.message) for one in recwarn) == said
+    detach(pipe)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_callback_sees_every_step_and_may_change_the_latents(kind: str, pipes: Any, tiny: Any) -> None:
     pipe, seen = pipes("sd"), []
 

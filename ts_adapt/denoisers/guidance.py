@@ -60,6 +60,10 @@ class Guided(Wrapped):
         self.unconditional = dict(unconditional)
         self.clip_x0 = clip_x0
 
+    @property
+    def guidance_scale(self) -> float | None:  # type: ignore[override]
+        return None if isinstance(self.scale, Tensor) else float(self.scale)
+
     def __call__(
         self,
         x_t: Tensor,

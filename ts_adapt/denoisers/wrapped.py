@@ -33,6 +33,7 @@ class Wrapped(Denoiser):
     numbered: str | None = _inner("numbered")
     alone: bool = _inner("alone")
     guides: bool = _inner("guides")
+    guidance_scale: float | None = _inner("guidance_scale")
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser

@@ -285,8 +285,8 @@ class Experiment:
 
     def about(self, solver: str) -> dict[str, Any]:
         """What a schedule file says of the model and of the solver."""
-        model, prediction = self.config.model.name, self.denoiser.prediction
-        return {"order": self.solver(solver).order, "model": model, "prediction": prediction}
+        guided = {"prediction": self.denoiser.prediction, "guidance_scale": self.denoiser.guidance_scale}
+        return {"order": self.solver(solver).order, "model": self.config.model.name, **guided}
 
     @property
     def shape_that_counts(self) -> list[int] | None:

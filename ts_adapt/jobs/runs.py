@@ -340,6 +340,6 @@ def listed(session: Session) -> Listed:
                 other = "another one of evaluate.schedules" if twice else "a schedule of the comparison"
                 raise TsAdaptError(f"{source} would be called {name!r}, as is {other}; rename the file or folder")
             shared = given.shared(solver, nfe)[0]
-            session.compare_size(source, shared)
+            session.compare(source, shared.about)
             found[solver, nfe][name] = shared.grid
     return found

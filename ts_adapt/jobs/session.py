@@ -24,7 +24,7 @@ from ts_adapt.jobs.matched_images import real_images
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, nfes_of
 from ts_adapt.remedies import command
-from ts_adapt.schedules.file import LearnedGrid, of_another_size
+from ts_adapt.schedules.file import LearnedGrid, of_another_guidance, of_another_size
 from ts_adapt.schedules.name import SHARED_NAMES, parse
 from ts_adapt.schedules.resolve import Found, Predicted, check_steps, predicted
 from ts_adapt.search.labels import LabelStore, start_entries
@@ -205,8 +205,8 @@ class Session(Experiment):
     def policy(self, found: Found, solver: str, nfe: int) -> TimeGrid | StepPolicy:
         """Where the times of a solve come from, along what a name stands for."""
         part = found.at(solver, nfe)
+        self.compare(found.called, part.about)
         if isinstance(part, LearnedGrid):
-            self.compare_size(found.called, part)
             return part.grid
         return part.predictor.to(self.config.model.device).eval().policy(part.steps)
 
@@ -215,10 +215,13 @@ class Session(Experiment):
         if self.progress and evaluations.count and distributed.rank() == 0:
             print(f"{what}: about {evaluations.count:,} evaluations of the network to do", flush=True)
 
-    def compare_size(self, name: str, learned: LearnedGrid) -> None:
-        """Say on stderr that the schedule `name` was found for another size, where that counts."""
-        if (then := learned.about.get("shape")) and tuple(then) != tuple(self.shape):
+    def compare(self, name: str, about: Mapping[str, Any]) -> None:
+        """Say on stderr that the schedule `name` was found for another size, where that counts, or another guidance."""
+        if (then := about.get("shape")) and tuple(then) != tuple(self.shape):
             print(f"ts-adapt: warning: of {name}: {of_another_size(then, self.shape)}", file=sys.stderr)
+        then, now = about.get("guidance_scale"), self.denoiser.guidance_scale or 1.0
+        if then is not None and (said := of_another_guidance(then, now)):
+            print(f"ts-adapt: warning: of {name}: {said}", file=sys.stderr)
 
 
 def stays(path: Path, check: Callable[[], object], redo: bool) -> bool:

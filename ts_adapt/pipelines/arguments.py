@@ -85,6 +85,11 @@ class Arguments:
         }
         self.shared = {key: value for key, value in call.items() if key not in self.folders}
 
+    def of_call(self, key: str) -> Any:
+        """What all samples share of an argument: what is given, or else its default; None where it is not taken."""
+        default = self.takes[key].default if key in self.takes else None
+        return self.shared.get(key, default)
+
     @cached_property
     def numbered(self) -> str | None:
         """What identifies the pictures of all folders; None: there are none."""

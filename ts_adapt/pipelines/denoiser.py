@@ -145,6 +145,11 @@ class PipelineDenoiser(Denoiser):
         return _encoded_prompts if self.arguments.takes_prompts else None
 
     @property
+    def guidance_scale(self) -> float | None:  # type: ignore[override]
+        given = self.arguments.of_call("guidance_scale")
+        return float(given) if isinstance(given, int | float) else None
+
+    @property
     def null_condition(self) -> Condition | None:  # type: ignore[override]
         classes = getattr(getattr(self.network, "config", None), "num_embeds_ada_norm", None)
         return {"class_labels": classes} if "class_labels" in self.arguments.takes else None

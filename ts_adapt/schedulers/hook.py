@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from ts_adapt.interfaces import StepAware
 from ts_adapt.schedulers.run import Run, Shown
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedulers.view import view_of
+from ts_adapt.schedules.file import of_another_guidance
 
 DIVISORS = (1, 1000, -1000)
 """How pipelines tell it: t, t / 1000, 1 - t / 1000."""
@@ -74,6 +76,7 @@ class TimeHook:
         if run is None or run.finished or timestep is None:
             return None
         run.network = module
+        self._compare_guidance(run)
         if not (run.plan.told or parts) or run is not last_run(module):
             return None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
@@ -101,6 +104,14 @@ class TimeHook:
         """After a call: tell the run that it was of what the network has answered."""
         if self._asking is not None and self._asking is self.run:
             self._asking.hear(answer)
+
+    def _compare_guidance(self, run: Run) -> None:
+        """Warn, once in a run, where the pipeline guides by another scale than the schedule holds for."""
+        then, run.learned_under = run.learned_under, None
+        now = getattr(self.pipe, "guidance_scale", None)
+        known = isinstance(then, int | float) and isinstance(now, int | float)
+        if known and (said := of_another_guidance(then, now)):
+            warnings.warn(said, stacklevel=2)
 
     def _as_told(self, tau: Tensor, timestep: Any, divisor: int) -> Tensor:
         """`tau` in the form and the shape of the pipeline's own `timestep`, and its precision if all goes by that."""

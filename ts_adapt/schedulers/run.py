@@ -115,6 +115,8 @@ class Run:
     begin                          the place of the nominal times where it begins; None: that of the first step
     number, thread                 the later of two runs has the greater number; the thread that began it
     learned_at                     the shape of the samples that the times were found for; None: it does not count
+    learned_under                  the guidance scale that the schedule was found under; None: it is not known, or has
+                                   been compared
     network                        that is called for the run, where it is known
     noised                         whether samples that begin inside are known to be at the loop's times
     batch                          the number of samples; None: no step has told it yet
@@ -139,6 +141,7 @@ class Run:
         self.noised = True
         self.network: nn.Module | None = None
         self.learned_at: Any = None
+        self.learned_under: float | None = None
         self._nominal: list[float] = timesteps.tolist()
         self._form: tuple[int, ...] = ()
         self._shape: tuple[int, ...] = ()

@@ -22,6 +22,7 @@ and in `about`, each where it is known (null or left out where not):
     teacher           the hash of the teacher's manifest, that is of everything its samples depend on
     teacher_solver, teacher_nfe, teacher_grid, teacher_seed    the fine solve itself
     made_with         the options of the search that found it, by the names that they have in a config
+    guidance_scale    what the samples were guided by
     shape             of the samples that it was found on, where the pipeline's scheduler shifts its times by their size
     measured          name -> {"value": number, "evaluator": what measured it, "samples": how many, ...}
 
@@ -69,9 +70,11 @@ REQUIRED: Schema = {
 ABOUT: Schema = {
     "order": int, "model": str, "prediction": str, "method": str, "source": str, "seed": int, "distance": str,
     "teacher": str, "teacher_solver": str, "teacher_nfe": int, "teacher_grid": str, "teacher_seed": int,
-    "made_with": dict, "shape": list, "measured": dict,
+    "made_with": dict, "shape": list, "measured": dict, "guidance_scale": (int, float),
 }  # fmt: skip
 """The named places of `about` and the type that each has, if it is not null."""
+AS_FAR = 2.0
+"""The factor between guidance scales over which a schedule holds (docs/diffusers.md)."""
 LOG_SNR_TOLERANCE = 1e-3
 """How far the file's log-SNR may lie from that of a noise schedule for which the file is still accepted."""
 
@@ -174,6 +177,16 @@ def of_another_size(then: Sequence[int], now: Sequence[int]) -> str:
     return (
         f"the schedule was found for samples of shape {tuple(then)}, and these are of {tuple(now)}: pipelines of this "
         "kind shift their times by the size, so find one for it"
+    )
+
+
+def of_another_guidance(then: float, now: float) -> str | None:
+    """The same of one found under the guidance scale `then`, where samples are guided by `now`; nothing if it holds."""
+    if then / AS_FAR <= now <= then * AS_FAR:
+        return None
+    return (
+        f"the schedule was found under guidance_scale {then:g}, and these samples are guided by {now:g}: so far from "
+        "its own a fixed grid may be better; call with that scale, or find a schedule for this one"
     )
 
 
