@@ -26,6 +26,7 @@ SCRIPTS = {
         "--samples 2 --nfe 2 --quantizers hqq4 minmax-w8a8 --noises 1 --count 2 --selections normal",
         {"samples", "nfe", "full", "rows"},
     ),
+    "guidance_transfer": ("--samples 1 --scales 2 --nfe 3", {"2"}),
     "pipeline_overhead": ("--width 32 --steps 1 --batch 1 --rounds 1", {"sd", "dit"}),
     "scheduler_overhead": ("--steps 2 --batch 1 --rounds 1", {"step_ratio", "one_shot_share", "recursive_share"}),
 }  # fmt: skip
