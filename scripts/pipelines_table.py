@@ -8,7 +8,9 @@ share, on one for each, and learned on; some minutes of one core.
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 import ts_adapt  # noqa: F401  (first: it makes torchvision importable beside a CPU torch)
@@ -25,6 +27,8 @@ def main() -> None:
     from diffusers_zoo.table import page
     from diffusers_zoo.trial import learning, own_times, shared_times
 
+    warnings.simplefilter("ignore")  # of tiny random components, by the thousand
+    logging.disable(logging.WARNING)
     found = {}
     for name in tqdm(classes(), unit="class"):
         found[name] = shared_times(name), own_times(name), learning(name)

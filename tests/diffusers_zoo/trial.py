@@ -221,7 +221,7 @@ def _denoiser(pipe: Any, call: dict[str, Any]) -> Any:
 def _last_state(pipe: Any, times: Tensor, given: dict[str, Any], numbers: Sequence[int]) -> Tensor:
     """Where the scheduler leaves `pipe`, called with what is `given` on the grid of `times`, whatever follows."""
     scheduler, ends = attached(pipe, times).scheduler, list[Tensor]()
-    step = scheduler.step
+    step, draws = scheduler.step, OwnDraws([(0, number) for number in numbers])
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         ends.append((out := step(*args, **kwargs))[0])
@@ -229,7 +229,7 @@ def _last_state(pipe: Any, times: Tensor, given: dict[str, Any], numbers: Sequen
 
     scheduler.step = noted
     try:
-        with torch.no_grad(), drawn_alike(), OwnDraws(numbers):
+        with torch.no_grad(), drawn_alike(), draws:
             pipe(**given)
     except Exception as error:
         if len(ends) < LEARNED_STEPS:  # as diffusers' own run of two samples does
