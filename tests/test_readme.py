@@ -59,9 +59,3 @@ def test_every_name_of_the_readme_exists():
     grids = README[README.index("- Grids,") : README.index("- Models:")]
     for name in re.findall(r"`([a-z0-9_-]+)`", grids):
         assert name in grid_names()
-
-
-def test_importing_the_package_gives_its_public_names():
-    import ts_adapt
-
-    assert all(hasattr(ts_adapt, name) for name in ts_adapt.__all__)

@@ -3,7 +3,8 @@
 denoiser = ts_adapt.load("fashion-ddpm")                       # or a pipeline folder, or a hub id
 solver = ts_adapt.build_solver("unipc-3", denoiser.noise_schedule)
 grid = ts_adapt.build_grid("karras", denoiser.noise_schedule, steps=5)  # or a learned one: LearnedGrid.load(path).grid
-x_T = ts_adapt.initial_noise(seed=0, index=range(16), shape=denoiser.shape)
+noise = ts_adapt.initial_noise(seed=0, index=range(16), shape=denoiser.shape)
+x_T = noise * ts_adapt.noise_scale(denoiser.noise_schedule)
 images = denoiser.decode(ts_adapt.integrate(denoiser, solver, grid, x_T).x)
 print(ts_adapt.compare(denoiser, ["karras", "log_snr"], steps=5))       # or learned ones; .figure() draws them
 
@@ -14,48 +15,70 @@ ts_adapt.attach(pipe, schedule)
 from typing import TYPE_CHECKING, Any
 
 from ts_adapt import _compat as _compat  # isort: skip  (first: it makes torchvision importable beside a CPU-only torch)
+from ts_adapt import zoo
 from ts_adapt._version import __version__
 from ts_adapt.assembly import build_distance, build_solver
 from ts_adapt.denoisers.edm import from_edm
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.pipeline import from_pipeline
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import Denoiser, Distance, Node, NoiseSchedule, Solver, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding
 from ts_adapt.pipelines.load import load
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import load_predictor
-from ts_adapt.sampling import Solution, initial_noise, integrate
+from ts_adapt.sampling import Solution, initial_noise, integrate, noise_scale
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.objective import Batch, Objective
-from ts_adapt.search.per_sample import search_per_sample
+from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
+from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniP, UniPC
 
 if TYPE_CHECKING:
-    from ts_adapt.evaluation.side_by_side import compare
+    from ts_adapt.evaluation.side_by_side import compare, teacher_batch
     from ts_adapt.pipelines.denoiser import PipelineDenoiser
+    from ts_adapt.predictors.phases import TrainOptions
+    from ts_adapt.predictors.training import train_predictor
     from ts_adapt.schedulers.attach import attach, detach
     from ts_adapt.schedulers.scheduler import LearnedScheduler
-    from ts_adapt.search.static import search_static
+    from ts_adapt.search.static import StaticOptions, search_static
 
 __all__ = [
+    "DDIM",
+    "DEIS",
+    "IPNDM",
     "Batch",
     "BetaTable",
     "ContinuousVP",
+    "Corrected",
     "Cosine",
+    "DPMSolverPP",
+    "Denoiser",
+    "Distance",
+    "Euler",
     "Guided",
+    "Heun",
     "LearnedGrid",
     "LearnedScheduler",
     "NetworkDenoiser",
+    "Node",
+    "NoiseSchedule",
     "Objective",
     "OneShot",
+    "PerSampleOptions",
     "PipelineDenoiser",
     "RectifiedFlow",
     "Recursive",
     "Solution",
+    "Solver",
+    "StaticOptions",
+    "StepPolicy",
     "TimeGrid",
+    "TrainOptions",
     "TsAdaptError",
+    "UniP",
+    "UniPC",
     "VarianceExploding",
     "__version__",
     "attach",
@@ -70,18 +93,26 @@ __all__ = [
     "integrate",
     "load",
     "load_predictor",
+    "noise_scale",
     "search_per_sample",
     "search_static",
+    "teacher_batch",
+    "train_predictor",
+    "zoo",
 ]
 
 _LATER = {
     "LearnedScheduler": "schedulers.scheduler",
     "SchedulerMixin": "schedulers.scheduler",  # diffusers asks for it here, to load a pipeline with our scheduler
     "PipelineDenoiser": "pipelines.denoiser",
+    "StaticOptions": "search.static",
+    "TrainOptions": "predictors.phases",
     "attach": "schedulers.attach",
     "compare": "evaluation.side_by_side",
     "detach": "schedulers.attach",
     "search_static": "search.static",
+    "teacher_batch": "evaluation.side_by_side",
+    "train_predictor": "predictors.training",
 }
 """Names that import diffusers or scipy, which takes seconds: done when they are first asked for."""
 

@@ -21,6 +21,7 @@ def test_distances_are_those_to_the_fine_solve() -> None:
     x_T = ts_adapt.initial_noise(0, range(6), denoiser.shape)
     fine = ts_adapt.build_grid("log_snr", noise_schedule, 20)
     target = ts_adapt.integrate(denoiser, ts_adapt.build_solver("unipc-3", noise_schedule), fine, x_T).x
+    assert torch.equal(ts_adapt.teacher_batch(denoiser, range(6), steps=20).target, target)
     for side in found.sides:
         solver = ts_adapt.build_solver(side.schedule.solver, noise_schedule)
         end = ts_adapt.integrate(denoiser, solver, side.schedule.grid, x_T).x

@@ -71,6 +71,24 @@ class SideBySide:
         return plot_schedules(times, self.denoiser.noise_schedule, self.title)
 
 
+def teacher_batch(
+    denoiser: Denoiser, index: Sequence[int], *, steps: int = 40, seed: int = 0, condition: Condition | None = None
+) -> Batch:
+    """The noises of the samples numbered `index` and where `steps` fine steps lead from them: what is learned from.
+
+    condition  of the samples, as the denoiser takes it: a row for each
+    """
+    noise_schedule, network = denoiser.noise_schedule, denoiser.network
+    device = "cpu" if network is None else next((str(p.device) for p in network.parameters()), "cpu")
+    x_T = initial_noise(seed, index, denoiser.shape).to(device) * noise_schedule.noise_scale
+    numbers, given = torch.tensor(list(index)), dict(condition or {})
+    if denoiser.numbered is not None:
+        given = {"number": numbers, "seed": torch.full_like(numbers, seed), **given}
+    fine, solver = build_grid("log_snr", noise_schedule, steps), build_solver("unipc-3", noise_schedule)
+    with torch.no_grad():
+        return Batch(numbers, x_T, integrate(denoiser, solver, fine, x_T, condition=given).x, given)
+
+
 def compare(
     denoiser: Denoiser,
     schedules: Sequence[str | LearnedGrid],
@@ -93,18 +111,11 @@ def compare(
     """
     if not schedules:
         raise TsAdaptError("there are no schedules to compare; give names of fixed grids, or learned ones")
-    noise_schedule, network = denoiser.noise_schedule, denoiser.network
-    device = "cpu" if network is None else next((str(p.device) for p in network.parameters()), "cpu")
-    x_T = initial_noise(seed, range(samples), denoiser.shape).to(device) * noise_schedule.noise_scale
-    fine = build_grid("log_snr", noise_schedule, teacher_steps)
-    given = dict(condition or {})
-    if denoiser.numbered is not None:
-        given = {"number": torch.arange(samples), "seed": torch.full((samples,), seed), **given}
+    noise_schedule = denoiser.noise_schedule
+    batch = teacher_batch(denoiser, range(samples), steps=teacher_steps, seed=seed, condition=condition)
     with torch.no_grad():
-        target = integrate(denoiser, build_solver("unipc-3", noise_schedule), fine, x_T, condition=given).x
-        batch = Batch(torch.arange(samples), x_T, target, given)
-        shape = tuple(denoiser.decode(target[:1], batch.rows(slice(1)).condition).shape[1:])
-    measure = build_distance(distance, device, shape)
+        shape = tuple(denoiser.decode(batch.target[:1], batch.rows(slice(1)).condition).shape[1:])
+    measure = build_distance(distance, str(batch.x_T.device), shape)
     sides = []
     for each in schedules:
         if isinstance(each, LearnedGrid):
