@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ts_adapt.cli import main
-from ts_adapt.storage.files import read_tensors, sha256_of_tensors
+from ts_adapt.cli import main, parse
+from ts_adapt.jobs.session import Session
+from ts_adapt.storage.files import read_json, read_tensors, sha256_of_tensors
 
 SMALL = """
 name: small
@@ -45,8 +47,16 @@ class Job:
     def roots(self) -> list[str]:
         return ["--data_root", str(self.data.parent), "--log_root", str(self.folder / "logs")]
 
+    @property
+    def options(self) -> list[str]:
+        return ["--config", str(self.folder / "small.yml"), *self.roots]
+
     def run(self, command: str, *flags: str) -> int:
-        return main([command, "--config", str(self.folder / "small.yml"), "--quiet", *self.roots, *flags])
+        return main([command, *self.options, "--quiet", *flags])
+
+    def session(self, *flags: str) -> Session:
+        """What the commands work with."""
+        return Session(parse(["learn", *self.options, *flags]).config, progress=False)
 
     def refused(self, capsys: Any, *arguments: str) -> str:
         """The one sentence of a refused command."""
@@ -67,8 +77,23 @@ class Job:
         return self.data / "predictors/recursive/unipc-2-nfe3"
 
     @property
+    def logs(self) -> Path:
+        return self.folder / "logs/small"
+
+    @property
     def runs(self) -> Path:
-        return self.folder / "logs/small/runs"
+        return self.logs / "runs"
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What the last evaluation left in results.json."""
+        found: dict[str, Any] = read_json(self.logs / "results.json")
+        return found
+
+    def rows(self, samples: int | None = None) -> list[dict[str, str]]:
+        """The lines of results.csv; those on so many samples."""
+        with open(self.logs / "results.csv", newline="") as file:
+            return [row for row in csv.DictReader(file) if samples in (None, int(row["samples"]))]
 
     def labels(self, split: str = "train") -> Path:
         return self.data / "labels" / split / "unipc-2-nfe3"

@@ -31,19 +31,11 @@ def test_schedules_of_another_solver_nfe_or_length_are_refused(job: Job, capsys)
     whole, times = path.read_text(), json.loads(path.read_text())["times"]
     assert "leave --steps out" in job.refused(capsys, "sample", "--schedule", str(path), "--steps", "4")
     assert "for unipc-2" in job.refused(capsys, "sample", "--schedule", str(path), "--solver", "heun")
-    for change in (
-        {"times": [times[0], *times[2:]]},
-        {"nfe": 4},
-        {"solver": "ddim"},
-        {"times": [10**400, *times[1:]]},
-        {"times": [times, times]},
-    ):
+    for change in ({"times": [times[0], *times[2:]]}, {"nfe": 4}, {"solver": "ddim"}):
         path.write_text(whole)
         edit(path, **change)
         for command in ("evaluate", "search"):
             assert path.name in job.refused(capsys, command)
-    path.write_text(whole.replace('"nfe": 3', '"nfe": 1e999'))
-    assert path.name in job.refused(capsys, "evaluate")
     path.unlink()
     path.mkdir()
     assert path.name in job.refused(capsys, "search")
@@ -56,8 +48,6 @@ def test_predictors_that_are_damaged_or_of_another_nfe_are_refused(job: Job, cap
     network = json.loads(whole)["network"]
     for change in (
         {"network": {**network, "width": 0}},
-        {"network": {**network, "width": 400_000_000}},
-        {"network": {**network, "classes": 10**9}},
         {"network": {**network, "shape": [3, 2, 2]}},
         {"kind": []},
         {"kind": "one-shot"},

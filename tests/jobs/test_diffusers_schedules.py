@@ -151,11 +151,9 @@ def test_what_evaluate_cannot_compare_is_one_sentence(tmp_path: Path, capsys) ->
     ("words", "expected"),
     [
         (["sample", "--schedule", "fashion-ddpm-unipc-4"], "did you mean 'fashion-ddpm-unipc-3'"),
-        (["export", "fashion-ddpm-unipc-4"], "did you mean 'fashion-ddpm-unipc-3'"),
         (["sample", "--schedule", ZOO, "--solver", "ddim"], "is for unipc-3, not for ddim; leave --solver out"),
         (["sample", "--schedule", f"{ZOO}-recursive", "--steps", "99"], "was learned for 3"),
         (["sample", "--schedule", ZOO, "--model.name", "gaussian-mixture"], "was learned for another model"),
-        (["export", ZOO, "--format", "diffusers", "--out", "x"], "is a schedule for diffusers already"),
     ],
 )
 def test_bad_input_is_one_sentence(words: list[str], expected: str, tmp_path: Path, capsys) -> None:

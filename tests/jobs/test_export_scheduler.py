@@ -13,18 +13,18 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, EDMEulerScheduler
 
 import ts_adapt
+from small_job import Job
 from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, TsAdaptError, attach
 from ts_adapt.assembly import ModelOptions
-from ts_adapt.cli import main
 from ts_adapt.config import Config
 from ts_adapt.jobs.export_scheduler import export_scheduler
-from ts_adapt.jobs.session import Session
 from ts_adapt.noise import Preconditioned
 from ts_adapt.sampling import generator_for
 from ts_adapt.schedules.resolve import resolve
 
 SMALL = """
 name: small
+model: {name: MODEL}
 solvers: [unipc-2]
 nfe: [2, 3, 5]
 distance: l2
@@ -41,40 +41,29 @@ ROWS = range(3)
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Path:
-    """A folder with a tiny model, for which NFE 2 and 3 have been learned and 5 has not."""
-    folder = tmp_path_factory.mktemp("job")
-    tiny.pipeline("ddpm").save_pretrained(folder / "model")
-    (folder / "small.yml").write_text(SMALL)
+def done(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Job:
+    """An experiment with a tiny model, for which NFE 2 and 3 have been learned and 5 has not."""
+    done = begun(tmp_path_factory.mktemp("job"), tiny.pipeline("ddpm"))
     learned = ("--nfe", "[2, 3]")
     for step in (["teach"], ["search"], ["search", "--method", "per-sample"]):
-        assert run(folder, *step, *learned) == 0, step
+        assert done.run(*step, *learned) == 0, step
     for kind in ("one-shot", "recursive", "recursive-all"):
-        assert run(folder, "train", "--predictor", kind, *learned) == 0
-    return folder
+        assert done.run("train", "--predictor", kind, *learned) == 0
+    return done
 
 
-def run(folder: Path, command: str, *flags: str) -> int:
-    roots = ["--data_root", str(folder / "train_data"), "--log_root", str(folder / "logs")]
-    options = ["--config", str(folder / "small.yml"), "--model.name", str(folder / "model"), "--quiet", *roots]
-    return main([command, *options, *flags])
+def begun(folder: Path, pipe: Any) -> Job:
+    pipe.save_pretrained(folder / "model")
+    return Job.begun(folder, SMALL.replace("MODEL", str(folder / "model")))
 
 
-def export(folder: Path, out: Path, source: str, *flags: str) -> int:
-    return run(folder, "export", source, "--format", "diffusers", "--out", str(out), *flags)
+def export(job: Job, out: Path, source: str, *flags: str) -> int:
+    return job.run("export", source, "--format", "diffusers", "--out", str(out), *flags)
 
 
-def session(folder: Path) -> Session:
-    roots = {"data_root": str(folder / "train_data"), "log_root": str(folder / "logs")}
-    config = Config(name="small", model=ModelOptions(str(folder / "model")), distance="l2", **roots)
-    config.teacher.nfe, config.teacher.train_samples, config.teacher.test_samples = 8, 16, 8
-    config.teacher.shard_size = config.teacher.batch_size = 16
-    return Session(config, progress=False)
-
-
-def by_integrate(folder: Path, source: str, nfe: int, solver: str = "unipc-2") -> torch.Tensor:
+def by_integrate(done: Job, source: str, nfe: int, solver: str = "unipc-2") -> torch.Tensor:
     """Images in [0, 1] along the workspace's own schedule."""
-    job = session(folder)
+    job = done.session()
     x_T = ts_adapt.initial_noise(7, ROWS, job.shape)
     with torch.inference_mode():
         policy = job.policy(resolve(source, job), solver, nfe)
@@ -82,8 +71,8 @@ def by_integrate(folder: Path, source: str, nfe: int, solver: str = "unipc-2") -
         return (job.denoiser.decode(x) / 2 + 0.5).clamp(0, 1)
 
 
-def by_pipeline(folder: Path, schedule: Any, nfe: int) -> torch.Tensor:
-    pipe = DDPMPipeline.from_pretrained(folder / "model")
+def by_pipeline(done: Job, schedule: Any, nfe: int) -> torch.Tensor:
+    pipe = DDPMPipeline.from_pretrained(done.folder / "model")
     pipe.set_progress_bar_config(disable=True)
     attach(pipe, schedule)
     generators = [generator_for(7, i) for i in ROWS]
@@ -92,7 +81,7 @@ def by_pipeline(folder: Path, schedule: Any, nfe: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("source", ["static", "one-shot", "recursive", "recursive-all"])
-def test_what_was_learned_samples_the_models_own_pipeline(done: Path, tmp_path: Path, capsys, source: str) -> None:
+def test_what_was_learned_samples_the_models_own_pipeline(done: Job, tmp_path: Path, capsys, source: str) -> None:
     assert export(done, tmp_path / "out", source) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path / 'out'}\n"
@@ -106,38 +95,39 @@ def test_what_was_learned_samples_the_models_own_pipeline(done: Path, tmp_path: 
         torch.testing.assert_close(by_pipeline(done, schedule, nfe), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_schedule_knows_what_it_was_learned_for(done: Path, tmp_path: Path) -> None:
-    file = json.loads((done / "train_data/small/static/unipc-2-nfe3.json").read_text())
+def test_the_schedule_knows_what_it_was_learned_for(done: Job, tmp_path: Path) -> None:
+    file = json.loads((done.static).read_text())
     for source, seed in (("static", 3), ("one-shot", 0)):
         assert export(done, tmp_path / source, source) == 0
         config = LearnedScheduler.from_pretrained(tmp_path / source).config
         assert config["learned_for"] == {
-            "model": str(done / "model"), "method": source, "teacher": file["teacher"], "distance": "l2", "seed": seed,
+            "model": str(done.folder / "model"), "method": source, "teacher": file["teacher"], "distance": "l2",
+            "seed": seed,
         }  # fmt: skip
         assert (config["prediction_type"], config["beta_schedule"]) == ("sample", "linear")
 
 
-def test_one_nfe_alone(done: Path, tmp_path: Path, capsys) -> None:
+def test_one_nfe_alone(done: Job, tmp_path: Path, capsys) -> None:
     assert export(done, tmp_path / "out", "static", "--steps", "3") == 0
     assert capsys.readouterr().err == ""
     assert LearnedScheduler.from_pretrained(tmp_path / "out").source.learned == (3,)
 
 
-def test_corrections_travel_along(done: Path, tmp_path: Path) -> None:
-    learned = LearnedGrid.load(done / "train_data/small/static/unipc-2-nfe3.json")
+def test_corrections_travel_along(done: Job, tmp_path: Path) -> None:
+    learned = LearnedGrid.load(done.static)
     times = learned.grid.times
     grid = TimeGrid(times, times[:-1] * 0.97, torch.linspace(0.9, 1.1, 3).double())
     kept = replace(learned, grid=grid)
-    kept.save(done / "train_data/small/static+shift+scale/unipc-2-nfe3.json")
+    kept.save(done.data / "static+shift+scale/unipc-2-nfe3.json")
     assert export(done, tmp_path / "out", "static+shift+scale", "--steps", "3") == 0
     found = by_pipeline(done, LearnedScheduler.from_pretrained(tmp_path / "out"), 3)
     torch.testing.assert_close(found, by_integrate(done, "static+shift+scale", 3), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(found, by_integrate(done, "static", 3), atol=1e-3)
 
 
-def test_files_and_folders(done: Path, tmp_path: Path) -> None:
-    file = done / "train_data/small/static/unipc-2-nfe3.json"
-    folder = done / "train_data/small/predictors/one-shot/unipc-2-nfe3"
+def test_files_and_folders(done: Job, tmp_path: Path) -> None:
+    file = done.static
+    folder = done.data / "predictors/one-shot/unipc-2-nfe3"
     assert export(done, tmp_path / "file", str(file)) == 0
     assert export(done, tmp_path / "folder", str(folder), "--steps", "3", "--solver", "unipc-2") == 0
     loaded = LearnedScheduler.from_pretrained(tmp_path / "file")
@@ -147,7 +137,7 @@ def test_files_and_folders(done: Path, tmp_path: Path) -> None:
     assert loaded.source.learned == (3,) and loaded.config["learned_for"]["method"] == "one-shot"
 
 
-def test_fixed_grids(done: Path, tmp_path: Path) -> None:
+def test_fixed_grids(done: Job, tmp_path: Path) -> None:
     def exported(*flags: str) -> Any:
         assert export(done, tmp_path / "out", *flags) == 0
         return LearnedScheduler.from_pretrained(tmp_path / "out")
@@ -162,7 +152,7 @@ def test_fixed_grids(done: Path, tmp_path: Path) -> None:
     assert fitted.source.learned == (2, 3, 5)
 
 
-def test_a_schedule_written_before_is_replaced(done: Path, tmp_path: Path) -> None:
+def test_a_schedule_written_before_is_replaced(done: Job, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert export(done, out, "one-shot") == 0
     assert (out / "nfe2/model.safetensors").exists()
@@ -179,7 +169,7 @@ def test_a_guided_model_keeps_its_scheduler_config(tmp_path: Path) -> None:
     assert LearnedScheduler.from_pretrained(tmp_path / "out").prediction == "v"
 
 
-def test_another_prediction_goes_into_the_config(done: Path, tmp_path: Path) -> None:
+def test_another_prediction_goes_into_the_config(done: Job, tmp_path: Path) -> None:
     assert export(done, tmp_path / "out", "karras", "--model.prediction", "v") == 0
     schedule = LearnedScheduler.from_pretrained(tmp_path / "out")
     assert schedule.prediction == "v"
@@ -187,7 +177,7 @@ def test_another_prediction_goes_into_the_config(done: Path, tmp_path: Path) -> 
         by_pipeline(done, schedule, 3)
 
 
-def filled(folder: Path, kind: str, done: Path) -> None:
+def filled(folder: Path, kind: str, done: Job) -> None:
     """Folders that hold something else than a schedule."""
     folder.mkdir()
     if kind == "notes":
@@ -195,29 +185,26 @@ def filled(folder: Path, kind: str, done: Path) -> None:
     elif kind == "scheduler":
         DDIMScheduler().save_pretrained(folder)
     elif kind == "predictor":
-        shutil.copytree(done / "train_data/small/predictors/one-shot/unipc-2-nfe3", folder, dirs_exist_ok=True)
+        shutil.copytree(done.data / "predictors/one-shot/unipc-2-nfe3", folder, dirs_exist_ok=True)
     elif kind == "schedule and more":
         LearnedScheduler.from_grid("karras").save_pretrained(folder)
         (folder / "notes.txt").write_text("mine")
 
 
 @pytest.mark.parametrize("kind", ["notes", "scheduler", "predictor", "schedule and more"])
-def test_a_folder_that_holds_something_else_is_left_alone(done: Path, tmp_path: Path, capsys, kind: str) -> None:
+def test_a_folder_that_holds_something_else_is_left_alone(done: Job, tmp_path: Path, capsys, kind: str) -> None:
     folder = tmp_path / "out"
     filled(folder, kind, done)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert export(done, folder, "static") == 2
-    message = capsys.readouterr().err
-    assert "which is of no schedule that could be replaced" in message and message.count("\n") == 1
+    message = done.refused(capsys, "export", "static", "--format", "diffusers", "--out", str(folder))
+    assert "which is of no schedule that could be replaced" in message
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_schedule_for_edms_noise(tmp_path: Path, tiny: Any) -> None:
     pipe = tiny.pipeline("ddpm")
     pipe.scheduler = EDMEulerScheduler(sigma_max=40.0)
-    pipe.save_pretrained(tmp_path / "model")
-    (tmp_path / "small.yml").write_text(SMALL)
-    assert export(tmp_path, tmp_path / "out", "karras") == 0
+    assert export(begun(tmp_path, pipe), tmp_path / "out", "karras") == 0
     schedule = LearnedScheduler.from_pretrained(tmp_path / "out")
     assert schedule.noise_schedule == Preconditioned(0.002, 40.0, 0.5)
 
@@ -232,28 +219,21 @@ def test_a_schedule_for_edms_noise(tmp_path: Path, tiny: Any) -> None:
         (["static", "--out", "NEW", "--solver", "ddim"], "there is no static grid at"),
         (["recursive", "--out", "NEW", "--nfe", "[8, 9]"], "--predictor recursive --solvers unipc-2 --nfe 8`"),
         (["blackbox", "--out", "NEW"], "--method blackbox --solvers unipc-2 --nfe 2`"),
-        (["statik", "--out", "NEW"], "did you mean 'static'"),
         (["FILE", "--out", "NEW"], "ts_adapt-schedule"),
-        (["no/such.json", "--out", "NEW"], "there is no file no/such.json"),
         (["JSON", "--out", "NEW", "--steps", "2"], "is for NFE 3, not for 2; leave --steps out"),
-        (["PREDICTOR", "--out", "NEW", "--solver", "ddim"], "is for unipc-2, not for ddim; leave --solver out"),
         (["karras", "--out", "NEW", "--solver", "heun", "--nfe", "[4]"], "evaluates the network 2 times a step"),
-        (["karras", "--out", "NEW", "--steps", "0"], "at least 1"),
         (["ays-sd15", "--out", "NEW"], "rescale"),
         (["karras", "--out", "NEW", "--model.name", "gaussian-mixture"], "is in no pipeline of diffusers"),
         (["karras", "--out", "NEW", "--model.prediction", "velocity"], "prediction_type 'flow_prediction' of DDPM"),
     ],
 )
-def test_bad_input_is_one_sentence(done: Path, tmp_path: Path, capsys, arguments, expected) -> None:
+def test_bad_input_is_one_sentence(done: Job, tmp_path: Path, capsys, arguments, expected) -> None:
     (tmp_path / "file.json").write_text("{}")
     names = {
         "FILE": tmp_path / "file.json",
         "NEW": tmp_path / "new",
-        "JSON": done / "train_data/small/static/unipc-2-nfe3.json",
-        "PREDICTOR": done / "train_data/small/predictors/one-shot/unipc-2-nfe3",
+        "JSON": done.static,
     }
     words = [str(names.get(word, word)) for word in arguments]
-    assert run(done, "export", "--format", "diffusers", *words) == 2
-    printed = capsys.readouterr()
-    assert expected in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert expected in done.refused(capsys, "export", "--format", "diffusers", *words)
     assert not (tmp_path / "new").exists()

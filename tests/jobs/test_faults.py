@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,30 +37,6 @@ def remove(job: Job, what: str) -> None:
     path = place(job, what)
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     (job.data / "blackbox/optuna.db").unlink(missing_ok=True)
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The system lets no file grow beyond `size` bytes: what a full disk does to a write."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.parametrize("what", COMMANDS)
-def test_a_full_disk_costs_what_was_under_way_only(spoiled: Job, whole: Job, capsys, what: str) -> None:
-    wanted = whole.content()
-    remove(spoiled, what)
-    left = spoiled.content()
-    with files_of_at_most(512):
-        message = spoiled.refused(capsys, *COMMANDS[what])
-    assert "disk" in message
-    assert left.items() <= spoiled.content().items()
-    assert spoiled.run(*COMMANDS[what]) == 0
-    assert spoiled.content() == wanted
 
 
 FULL, FORBIDDEN = (errno.ENOSPC, "the disk is full"), (errno.EROFS, "cannot be written")

@@ -175,8 +175,7 @@ def test_a_config_is_learned_in_one_command_which_goes_on_where_it_was(
     assert "5 of 5" in text and "is there already" in text
     assert {name: text for name, text in job.content().items() if name in kept} == kept
     assert (job.data / "predictors/recursive/unipc-2-nfe3/config.json").exists()
-    schedules = {row["schedule"] for row in json.loads((tmp_path / "logs/small/results.json").read_text())["rows"]}
-    assert schedules == {"karras", "linear", "static", "recursive"}
+    assert {row["schedule"] for row in job.rows()} == {"karras", "linear", "static", "recursive"}
 
 
 def interrupted(*_: object, **__: object) -> None:

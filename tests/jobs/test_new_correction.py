@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from own_loops import by_hand, our_own
 from small_job import LABEL, SMALL, Job
-from ts_adapt import LearnedGrid, LearnedScheduler, integrate
-from ts_adapt.assembly import SOLVERS, build_solver
-from ts_adapt.denoisers.network import NetworkDenoiser
+from ts_adapt import LearnedGrid, LearnedScheduler
+from ts_adapt.assembly import SOLVERS
 from ts_adapt.grids.corrections import CORRECTIONS, Correction
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.space import GridSpace
@@ -49,11 +48,6 @@ class Moved(UniPC):
         return super().update(x_t, x0, node, next_node, memory, noise_schedule)
 
 
-class Half(torch.nn.Module):
-    def forward(self, x, t):
-        return 0.5 * x
-
-
 @pytest.fixture(autouse=True)
 def offset(monkeypatch):
     monkeypatch.setitem(CORRECTIONS, "offset", Offset())
@@ -75,12 +69,6 @@ def same(one: TimeGrid, other: TimeGrid) -> bool:
     )
 
 
-def rows(job: Job) -> dict[str, float]:
-    """The distance of each schedule to the teacher, on the oracle's samples."""
-    with open(job.folder / "logs/small/results.csv", newline="") as file:
-        return {row["schedule"]: float(row["distance"]) for row in csv.DictReader(file) if row["samples"] == "10"}
-
-
 def test_it_is_searched_kept_predicted_and_evaluated(tmp_path: Path) -> None:
     job = Job.begun(tmp_path, TOY)
     for step in (
@@ -96,7 +84,7 @@ def test_it_is_searched_kept_predicted_and_evaluated(tmp_path: Path) -> None:
     assert kept.corrections.keys() == {"offsets"} and bool(kept.corrections["offsets"].any())
     labels = LabelStore.open(job.data / "labels/test+offset/moved-nfe3").load().grid
     assert labels.corrections["offsets"].shape == (10, 3) and bool(labels.corrections["offsets"].std(0).all())
-    distances = rows(job)
+    distances = {row["schedule"]: float(row["distance"]) for row in job.rows(10)}
     assert {"static+offset", "oracle+offset", "one-shot", "recursive"} <= distances.keys()
     assert distances["static+offset"] != distances["static"]
     assert distances["oracle+offset"] < distances["oracle"]
@@ -111,16 +99,9 @@ def test_it_travels_through_files_and_the_scheduler(tmp_path: Path, grid: TimeGr
     scheduler = LearnedScheduler.from_pretrained(tmp_path / "scheduler")
     assert same(scheduler.source.grids[3], grid)
 
-    x_T = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    scheduler.set_timesteps(3)
-    x = x_T
-    for t in scheduler.timesteps:
-        scheduler.network_timesteps(x, timestep=t)
-        x = scheduler.step(0.5 * x, t, x).prev_sample
-    denoiser = NetworkDenoiser(Half(), NOISE, "epsilon", shape=(1, 4, 4))
-    assert torch.allclose(x, integrate(denoiser, build_solver("moved", NOISE), grid, x_T).x, atol=1e-5)
-    plain = TimeGrid(grid.times, grid.model_times)
-    assert not torch.allclose(x, integrate(denoiser, build_solver("moved", NOISE), plain, x_T).x, atol=1e-2)
+    found = by_hand(scheduler, 3)
+    assert torch.allclose(found, our_own(scheduler, grid), atol=1e-5)
+    assert not torch.allclose(found, our_own(scheduler, TimeGrid(grid.times, grid.model_times)), atol=1e-2)
 
 
 def test_it_is_validated_as_the_others_are(grid: TimeGrid) -> None:

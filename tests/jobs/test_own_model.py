@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -133,10 +131,9 @@ def test_one_command_learns_for_a_model_of_ones_own_by_the_defaults(models, caps
     assert job.run("learn") == 0
     said = capsys.readouterr()
     assert said.err.count("by default distance: l2") == 1 and "evaluate.features: pixels" in said.err
-    results = json.loads((job.folder / "logs/small/results.json").read_text())
-    assert {row["schedule"] for row in results["rows"]} == {"karras", "linear", "static", "recursive"}
-    assert results["facts"]["comparison"]["distance"] == "l2"
-    assert results["facts"]["comparison"]["features"] == "pixels"
+    assert {row["schedule"] for row in job.rows()} == {"karras", "linear", "static", "recursive"}
+    compared = job.results["facts"]["comparison"]
+    assert (compared["distance"], compared["features"]) == ("l2", "pixels")
 
 
 @pytest.mark.parametrize("command", ["teach", "search", "train", "evaluate", "learn"])
@@ -169,7 +166,7 @@ def test_the_whole_job_on_a_model_from_a_file(models, function, capsys):
         assert job.run(*step) == 0, step
     shown = capsys.readouterr().out
     assert all(row in shown for row in ("static", "recursive", "oracle"))
-    (row, *_) = json.loads((job.folder / "logs/small/results.json").read_text())["rows"]
+    row = job.results["rows"][0]
     assert row["fid_data"] is None  # there are no real images of a model of one's own
     assert row["fid_teacher"] >= 0
     made = job.folder / "grid.json"

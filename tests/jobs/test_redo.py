@@ -75,23 +75,6 @@ def test_the_old_result_stays_until_the_new_one_is_complete(
     assert content(path) != before
 
 
-def test_an_interrupted_redo_of_labels_goes_on(job: Job, monkeypatch) -> None:
-    from ts_adapt.jobs import labels
-
-    original, parts = labels.search_per_sample, []
-
-    def once(*args: object) -> object:
-        parts.append(args)
-        if len(parts) == 2:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    monkeypatch.setattr(labels, "search_per_sample", once)
-    redo = (*LABEL, "--per_sample.lr", "0.2", "--redo")
-    assert job.run(*redo) == 130
-    assert job.run(*redo) == 0 and len(parts) == 3  # two parts, one of them begun twice
-
-
 def test_what_follows_from_a_replaced_result_is_refused_until_it_is_made_anew(job: Job, capsys) -> None:
     changed, before = ("--static_samples", "16", "--static.iterations", "9"), LearnedGrid.load(job.static).grid.times
     assert job.run("search", *changed, "--redo") == 0

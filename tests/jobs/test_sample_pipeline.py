@@ -21,6 +21,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
+from small_job import sentence
 from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, attach
 from ts_adapt.cachers import attached, named
 from ts_adapt.cli import main
@@ -317,33 +318,20 @@ def test_fewer_images_replace_all_of_an_earlier_command_and_none_of_anyone_else(
     ("arguments", "expected"),
     [
         (["ddpm", "ddpm-static", "--prompt", "a hat"], "DDPMPipeline takes no prompt; leave --prompt and --prompts"),
-        (["ddpm", "ddpm-static", "--prompts", "LIST"], "DDPMPipeline takes no prompt"),
         (["ddpm", "ddpm-static", "--negative", "x"], "takes no negative prompt; leave --negative out"),
         (["ddpm", "ddpm-static", "--guidance", "2"], "takes no scale of guidance; leave --guidance out"),
-        (["ddpm", "ddpm-static", "--label", "1"], "DDPMPipeline takes no class label; leave --label out"),
         (["ddpm", "ddpm-static", "--init-image", "START"], "no image-to-image pipeline for DDPMPipeline"),
         (["ddpm", "ddpm-static", "--strength", ".5"], "along with --init-image FILE"),
         (["ddpm", "ddpm-one-shot", "--steps", "9"], "num_inference_steps is 9; this schedule was learned for 4"),
-        (["ddpm", "ddpm-static", "--steps", "0"], "option steps is 0; give at least 1"),
         (["ddpm", "ddpm-static", "--solver", "ddim"], "is for unipc-3, not for ddim; leave --solver out"),
         (["ddpm", "sd-static"], "was learned for another model, which differs in"),
         (["ddpm", "karras", "--solver", "heun", "--steps", "4"], "evaluates the network 2 times a step"),
-        (["ddpm", "karras", "--solver", "unip-4"], "unknown solver 'unip-4'"),
-        (["ddpm", "karras", "--steps", "-1"], "at least 1"),
-        (["ddpm", "karas"], "did you mean 'karras'"),
-        (["ddpm", "static"], "`ts-adapt export static --format diffusers --out FOLDER` writes it"),
-        (["ddpm", "no/such.json"], "there is no file no/such.json"),
         (["ddpm", "JSON", "--steps", "5"], "is for NFE 4, not for 5; leave --steps out"),
         (["sd", "JSON", "--prompt", "x"], "is for another noise schedule"),
-        (["ddpm", "ddpm"], "holds neither a predictor nor a schedule for diffusers"),
-        (["ddpm", "ddpm-static", "--count", "0"], "option count is 0; give at least 1"),
         (["ddpm", "ddpm-static", "--batch", "0"], "batch is 0"),
-        (["ddpm", "ddpm-static", "--seed", "-1"], "seed is -1"),
-        (["ddpm", "ddpm-static", "--model.device", "cuda:99"], "device 'cuda:99' cannot be used here"),
         (["ddpm", "ddpm-static", "--model.dtype", "float8"], "unknown dtype 'float8'"),
         (["ddpm", "ddpm-static", "--model.prediction", "v"], "says by itself what it predicts"),
         (["ddpm", "ddpm-static", "--model.call", "{guidance_scale: 3}"], "unknown argument of DDPMPipeline"),
-        (["ddpm", "ddpm-static", "--out", "/proc/x"], "/proc/x"),
         (["ddpm", "ddpm-static", "--out", ""], "option out is '', which is no path"),
         (["ddpm-static", "karras"], "has no model_index.json"),
         (["no/such/folder", "karras"], "there is no folder 'no/such/folder'"),
@@ -357,7 +345,6 @@ def test_fewer_images_replace_all_of_an_earlier_command_and_none_of_anyone_else(
         (["sd", "sd-static", "--prompt", "x", "--init-image", "START", "--strength", "2"], "at most 1"),
         (["sd", "sd-static", "--prompt", "x", "--init-image", "START", "--strength", "0.1"], "raise strength"),
         (["sd", "sd-one-shot", "--prompt", "x", "--init-image", "START"], "starts from a noised image"),
-        (["sd", "sd-one-shot", "--prompt", "x", "--init-image", "TALL"], "starts from a noised image"),
         (["sd", "sd-recursive", "--prompt", "x", "--init-image", "TALL"], "learned for samples of shape (4, 8, 8)"),
         (["IMG2IMG", "sd-static", "--prompt", "x"], "starts from an image; give --init-image FILE"),
         (["INPAINT", "sd-static", "--prompt", "x", "--init-image", "START"], "give --init-image FILE and --mask FILE"),
@@ -368,7 +355,6 @@ def test_fewer_images_replace_all_of_an_earlier_command_and_none_of_anyone_else(
             "no inpainting pipeline for DDPMPipeline",
         ),
         (["sd", "sd-recursive", "--prompt", "x", "--init-image", "START", "--mask", "START"], "all images share"),
-        (["dit", "dit-static", "--prompt", "x"], "DiTPipeline takes no prompt"),
         (["dit", "dit-static", "--label", "1000"], "has classes 0 to 999"),
         (["dit", "dit-static", "--student.cacher", "deepcache-2"], "got DiTTransformer2DModel"),
         (["ddpm", "ddpm-static", "--student.quantizer", "minmax-w8a8"], "--model.name in place of --pipeline"),
@@ -398,9 +384,7 @@ def test_bad_input_is_one_sentence(saved: Path, tmp_path: Path, capsys, argument
     out = [] if "--out" in flags else ["--out", str(tmp_path / "out")]
     capsys.readouterr()
     assert main(["sample", "--pipeline", pipeline, "--schedule", schedule, "--quiet", *out, *flags]) == 2
-    printed = capsys.readouterr()
-    assert expected in printed.err and printed.err.startswith("ts-adapt: ")
-    assert printed.err.count("\n") == 1 and printed.out == ""
+    assert expected in sentence(capsys)
     assert not list(tmp_path.glob("out/images/*"))
 
 

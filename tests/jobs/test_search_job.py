@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -17,12 +16,6 @@ CORRECTED = (*LABEL, "--per_sample.corrections", "shift,scale")
 
 def shared(job: Job, name: str) -> Path:
     return job.data / name / "unipc-2-nfe3.json"
-
-
-def rows(job: Job) -> dict[str, dict[str, str]]:
-    """The rows of the oracle's samples, by schedule."""
-    with open(job.folder / "logs/small/results.csv", newline="") as file:
-        return {row["schedule"]: row for row in csv.DictReader(file) if row["samples"] == "10"}
 
 
 def test_dmn_needs_no_teacher_and_no_model(tmp_path, monkeypatch, capsys) -> None:
@@ -68,7 +61,7 @@ def test_the_oracle_with_corrections_has_a_row_of_its_own(job: Job, capsys) -> N
     assert bool((part["distance"] <= part["static_distance"]).all())
     assert {path: path.read_bytes() for path in job.labels("test").iterdir()} == plain
     assert job.run("evaluate") == 0
-    table = rows(job)
+    table = {row["schedule"]: row for row in job.rows(10)}
     assert table["oracle+shift+scale"]["kind"] == table["oracle"]["kind"] == "oracle"
     assert float(table["oracle+shift+scale"]["distance"]) < float(table["oracle"]["distance"])
     assert float(table["oracle+shift+scale"]["distance"]) == pytest.approx(float(part["distance"].mean()), rel=1e-4)

@@ -50,12 +50,10 @@ def test_one_network_is_kept_and_stays(served: Job, capsys: Any) -> None:
 
 def test_rows_of_both_are_told_apart(served: Job) -> None:
     assert served.run("evaluate") == 0
-    rows = json.loads((served.folder / "logs/small/results.json").read_text())["rows"]
-    found = {(row["nfe"], row["schedule"], row["kind"]) for row in rows if row["kind"] == "recursive"}
+    found = {(r["nfe"], r["schedule"], r["kind"]) for r in served.results["rows"] if r["kind"] == "recursive"}
     assert found == {(nfe, "recursive-all", "recursive") for nfe in (2, 3, 5)} | {(3, "recursive", "recursive")}
     shared, own = (
-        read_tensors(served.folder / f"logs/small/runs/unipc-2-nfe3-{name}.safetensors")
-        for name in ("recursive-all", "recursive")
+        read_tensors(served.runs / f"unipc-2-nfe3-{name}.safetensors") for name in ("recursive-all", "recursive")
     )
     assert shared["times"].shape == own["times"].shape
 

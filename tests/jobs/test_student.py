@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from small_job import Job
 from ts_adapt import zoo
-from ts_adapt.cli import main
-from ts_adapt.config import Config, StudentOptions
+from ts_adapt.config import StudentOptions
 from ts_adapt.evaluation.comparison import Results, differences
 from ts_adapt.evaluation.conclusions import conclusions, verdict_tables
 from ts_adapt.evaluation.records import Entry, Row, Run, RunCost
@@ -23,42 +22,44 @@ from ts_adapt.jobs.runs import planned
 from ts_adapt.jobs.sample import sample_to_folder
 from ts_adapt.jobs.search import search
 from ts_adapt.jobs.session import Session
-from ts_adapt.jobs.teach import teach
 from ts_adapt.jobs.train import train
 from ts_adapt.quantizers.quantization import is_quantized
 from ts_adapt.schedules.name import OF_STUDENT
 
+CONFIG = """
+name: small
+solvers: [ddim]
+nfe: [3]
+static_samples: 4
+teacher: {nfe: 4, train_samples: 10, test_samples: 6}
+static: {iterations: 2, starts: 1}
+blackbox: {trials: 2}
+train: {epochs: 1, samples: 10}
+calibration: {noises: 2, nfe: 3, count: 4}
+evaluate: {samples: 6, grids: [linear], reference: REAL}
+"""
 
-def session_in(folder: Path, cacher: str = "none", quantizer: str = "none", **options: Any) -> Session:
-    """The experiment of `folder`, learning for a student."""
-    config = Config(
-        name="student", solvers=["ddim"], nfe=[3], static_samples=4, student=StudentOptions(cacher, quantizer),
-        data_root=str(folder / "train_data"), log_root=str(folder / "logs"), **options,
-    )  # fmt: skip
-    config.teacher.nfe, config.teacher.train_samples, config.teacher.test_samples = 4, 10, 6
-    config.static.iterations, config.static.starts = 2, 1
-    config.blackbox.trials, config.train.epochs, config.train.samples = 2, 1, 10
-    config.calibration.noises, config.calibration.nfe, config.calibration.count = 2, 3, 4
-    config.evaluate.samples, config.evaluate.grids, config.evaluate.reference = 6, ["linear"], str(folder / "real")
-    config.validate()
-    return Session(config, progress=False)
+
+def session_in(root: Job, cacher: str = "none", quantizer: str = "none", **options: Any) -> Session:
+    """The experiment of `root`, learning for a student."""
+    student = StudentOptions(cacher, quantizer)
+    return Session(replace(root.session().config, student=student, **options), progress=False)
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the teacher's samples, some real images, and the full network's static grid."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """An experiment with the teacher's samples, some real images, and the full network's static grid."""
     folder: Path = tmp_path_factory.mktemp("student")
     (folder / "real").mkdir()
     for number, image in enumerate(zoo.test_images()[0][:8, 0].numpy()):
         Image.fromarray(image).save(folder / "real" / f"{number}.png")
-    session = session_in(folder)
-    teach(session)
-    search(session, "static")
-    return folder
+    job = Job.begun(folder, CONFIG.replace("REAL", str(folder / "real")))
+    assert job.run("teach") == job.run("search") == 0
+    return job
 
 
 @pytest.fixture(scope="module")
-def learned(root: Path) -> Session:
+def learned(root: Job) -> Session:
     """With a static grid for the quantized network."""
     session = session_in(root, quantizer="minmax-w4a4")
     search(session, "static")
@@ -71,11 +72,10 @@ def said(session: Session) -> Any:
         return session.denoiser(x, torch.tensor(300.0, dtype=torch.float64))
 
 
-def test_what_is_learned_is_kept_apart_and_says_for_whom(root: Path, learned: Session) -> None:
+def test_what_is_learned_is_kept_apart_and_says_for_whom(root: Job, learned: Session) -> None:
     full, own = session_in(root).static("ddim", 3), learned.static("ddim", 3)
-    data = root / "train_data" / "student"
-    assert (data / "static" / "ddim-nfe3.json").exists()
-    assert (data / "students" / "minmax-w4a4" / "static" / "ddim-nfe3.json").exists()
+    assert (root.data / "static" / "ddim-nfe3.json").exists()
+    assert (root.data / "students" / "minmax-w4a4" / "static" / "ddim-nfe3.json").exists()
     assert own.about["made_with"]["student"] == {"cacher": "none", "quantizer": "minmax-w4a4"}
     assert "student" not in full.about["made_with"] and not torch.equal(own.grid.times, full.grid.times)
     assert own.about["measured"]["best_fixed_distance"] != full.about["measured"]["best_fixed_distance"]
@@ -83,7 +83,7 @@ def test_what_is_learned_is_kept_apart_and_says_for_whom(root: Path, learned: Se
     assert torch.equal(said(learned), said(session_in(root)))
 
 
-def test_the_search_begins_at_the_full_networks_grid_too(root: Path, learned: Session) -> None:
+def test_the_search_begins_at_the_full_networks_grid_too(root: Job, learned: Session) -> None:
     """So that on its validation samples what is learned for the student is never worse there."""
     from ts_adapt.jobs.cheaper_network import cheaper_network
 
@@ -97,18 +97,17 @@ def test_the_search_begins_at_the_full_networks_grid_too(root: Path, learned: Se
 
 
 def test_the_comparison_answers_whether_it_is_better(
-    root: Path, learned: Session, capsys: pytest.CaptureFixture[str]
+    root: Job, learned: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = session_in(root, cachers=["none"], quantizers=["none", "minmax-w4a4"])
     evaluate(session)
-    with open(session.workspace.logs / "results.csv") as file:
-        rows = {(row["quantizer"], row["schedule"]): row for row in csv.DictReader(file)}
+    rows = {(row["quantizer"], row["schedule"]): row for row in root.rows()}
     assert set(rows) == {
         ("none", "linear"), ("none", "static"), ("minmax-w4a4", "linear"), ("minmax-w4a4", "static"),
         ("minmax-w4a4", "static@minmax-w4a4"),
     }  # fmt: skip
     assert rows["minmax-w4a4", "static@minmax-w4a4"]["kind"] == "static"
-    found = json.loads((session.workspace.logs / "results.json").read_text())["differences"]
+    found = root.results["differences"]
     pairs = {(d["schedule"], d["against"]) for d in found if d["quantizer"] == "minmax-w4a4"}
     assert pairs == {
         ("static", "linear"), ("static@minmax-w4a4", "linear"), ("static@minmax-w4a4", "static"),
@@ -152,7 +151,7 @@ def test_each_is_set_against_its_like() -> None:
     assert {"static@hqq4 – static", "static+shift@hqq4 – static@hqq4"} <= {row[0].text for row in verdicts.rows}
 
 
-def test_images_are_made_by_the_student(root: Path, learned: Session, tmp_path: Path) -> None:
+def test_images_are_made_by_the_student(root: Job, learned: Session, tmp_path: Path) -> None:
     def picture(session: Session, schedule: str) -> bytes:
         folder = sample_to_folder(session, schedule, None, None, 1, 0, None, str(tmp_path / schedule))
         return (folder / "grid.png").read_bytes()
@@ -162,7 +161,7 @@ def test_images_are_made_by_the_student(root: Path, learned: Session, tmp_path: 
         sample_to_folder(session_in(root), "static@minmax-w4a4", None, None, 1, 0, None, str(tmp_path))
 
 
-def test_a_cached_student_is_searched_by_gradient_but_not_under_checkpointing(root: Path) -> None:
+def test_a_cached_student_is_searched_by_gradient_but_not_under_checkpointing(root: Job) -> None:
     session = session_in(root, "deepcache-2", "hqq4")
     assert session.config.student.name == "deepcache-2+hqq4"
     search(session, "static")
@@ -172,7 +171,7 @@ def test_a_cached_student_is_searched_by_gradient_but_not_under_checkpointing(ro
         search(refused, "static")
 
 
-def test_without_a_gradient_the_search_names_those_that_need_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gradient_the_search_names_those_that_need_none(root: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ts_adapt.quantizers.layers.affine.round_through", torch.round)
     session = session_in(root, quantizer="minmax-w8a8")
     refusal = r"minmax-w8a8 has none \(passes none\); take --method blackbox, or .* --static\.method forward"
@@ -200,7 +199,7 @@ def train_one_shot(session: Session) -> None:
 
 
 @pytest.mark.packages
-def test_integers_pass_no_gradient_on(root: Path) -> None:
+def test_integers_pass_no_gradient_on(root: Job) -> None:
     session = session_in(root, quantizer="torchao-int8")
     with pytest.raises(
         TsAdaptError, match=r"torchao-int8 has none \(torchao computes with integers.*--method blackbox"
@@ -209,16 +208,16 @@ def test_integers_pass_no_gradient_on(root: Path) -> None:
     search(session, "blackbox")
 
 
-def test_predictors_are_trained_on_the_student(root: Path, learned: Session) -> None:
+def test_predictors_are_trained_on_the_student(root: Job, learned: Session) -> None:
     train(learned, "recursive")
     predictor = learned.predictor("recursive", "ddim", 3).predictor
     assert predictor.static_times.tolist() == learned.static("ddim", 3).grid.times.tolist()
-    assert not (root / "train_data/student/predictors").exists()
+    assert not (root.data / "predictors").exists()
     entries = planned(session_in(root, quantizers=["minmax-w4a4"]))["none", "minmax-w4a4"]
     assert [e.schedule for e in entries] == ["linear", "static", "static@minmax-w4a4", "recursive@minmax-w4a4"]
 
 
-def test_a_student_that_was_calibrated_otherwise_is_another(root: Path, learned: Session) -> None:
+def test_a_student_that_was_calibrated_otherwise_is_another(root: Job, learned: Session) -> None:
     session = session_in(root, quantizer="minmax-w4a4")
     session.config.calibration.count = 5
     with pytest.raises(TsAdaptError, match=r"made with another calibration\.count"):
@@ -234,13 +233,9 @@ def test_a_student_that_was_calibrated_otherwise_is_another(root: Path, learned:
     ],
 )
 def test_bad_students_are_explained(
-    root: Path, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
+    root: Job, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
 ) -> None:
-    capsys.readouterr()
-    where = ["--name", "student", "--data_root", str(root / "train_data"), "--log_root", str(root / "bad")]
-    options = ["--teacher.nfe", "4", "--teacher.test_samples", "6", "--evaluate.samples", "6", "--solvers", "ddim"]
-    assert main(["evaluate", "--quiet", *where, *options, *flags]) == 2
-    assert expected in capsys.readouterr().err
+    assert expected in root.refused(capsys, "evaluate", "--log_root", str(root.folder / "bad"), *flags)
 
 
 def test_names_of_students_do_not_collide() -> None:

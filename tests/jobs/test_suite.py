@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from small_job import Job
 from ts_adapt import zoo
 from ts_adapt.assembly import build_quantizer
-from ts_adapt.cli import main
 from ts_adapt.config import Config
 from ts_adapt.denoisers.network import step_aware_parts
 from ts_adapt.evaluation.records import COLUMNS, fingerprint
@@ -31,48 +31,34 @@ from ts_adapt.storage.folders import making
 
 CACHERS, QUANTIZERS = ["none", "deepcache-2"], ["none", "hqq4", "minmax-w8a8"]
 CONFIG = """
-name: suite
+name: small
 solvers: [ddim]
 nfe: [3]
 teacher: {nfe: 4, test_samples: 8}
 calibration: {noises: 2, nfe: 3, count: 4}
-evaluate: {samples: 8, grids: [karras, linear]}
+evaluate: {samples: 8, grids: [karras, linear], reference: REAL}
 """
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the config, the teacher's samples and some real images."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """An experiment with the teacher's samples and some real images."""
     folder: Path = tmp_path_factory.mktemp("suite")
-    (folder / "suite.yml").write_text(CONFIG)
     (folder / "real").mkdir()
     for number, image in enumerate(zoo.test_images()[0][:12, 0].numpy()):
         Image.fromarray(image).save(folder / "real" / f"{number}.png")
-    assert run(folder, "teach", "--split", "test") == 0
-    return folder
+    job = Job.begun(folder, CONFIG.replace("REAL", str(folder / "real")))
+    assert job.run("teach", "--split", "test") == 0
+    return job
 
 
-def run(folder: Path, command: str, *flags: str) -> int:
-    roots = ["--data_root", str(folder / "train_data"), "--log_root", str(folder / "logs")]
-    real = ["--evaluate.reference", str(folder / "real")]
-    return main([command, "--config", str(folder / "suite.yml"), "--quiet", *roots, *real, *flags])
-
-
-def session_in(folder: Path, logs: Path, **options: Any) -> Session:
-    """The experiment of `folder`, with results under `logs`."""
-    config = Config(
-        name="suite", solvers=["ddim"], nfe=[3], data_root=str(folder / "train_data"), log_root=str(logs), **options
-    )
-    config.teacher.nfe, config.teacher.test_samples = 4, 8
-    config.calibration.noises, config.calibration.nfe, config.calibration.count = 2, 3, 4
-    config.evaluate.samples, config.evaluate.grids = 8, ["karras", "linear"]
-    config.evaluate.reference = str(folder / "real")
-    config.validate()
-    return Session(config, progress=False)
+def session_in(root: Job, logs: Path, **options: Any) -> Session:
+    """The experiment of `root`, with results under `logs`."""
+    return Session(replace(root.session("--log_root", str(logs)).config, **options), progress=False)
 
 
 @pytest.fixture(scope="module")
-def done(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Session:
+def done(root: Job, tmp_path_factory: pytest.TempPathFactory) -> Session:
     """The product, evaluated."""
     session = session_in(root, tmp_path_factory.mktemp("logs"), cachers=CACHERS, quantizers=QUANTIZERS)
     before = marks(session)
@@ -127,7 +113,7 @@ def test_every_cacher_meets_every_quantizer_on_every_schedule(done: Session) -> 
     assert facts(done)["skipped"] == []
 
 
-def test_a_quantizer_that_another_process_is_making_is_made_without_being_kept(root: Path, tmp_path: Path) -> None:
+def test_a_quantizer_that_another_process_is_making_is_made_without_being_kept(root: Job, tmp_path: Path) -> None:
     session = session_in(root, tmp_path / "logs", quantizers=["none", "hqq3"])
     quantizing = build_quantizer("hqq3")
     assert quantizing is not None
@@ -146,7 +132,7 @@ def test_the_report_puts_them_side_by_side(done: Session) -> None:
     }  # fmt: skip
 
 
-def test_without_either_everything_is_as_it_was(done: Session, root: Path, tmp_path: Path) -> None:
+def test_without_either_everything_is_as_it_was(done: Session, root: Job, tmp_path: Path) -> None:
     """Rows, file names and fingerprints, so that run files from before there were cachers stay valid."""
     plain = session_in(root, tmp_path)
     evaluate(plain)
@@ -171,7 +157,7 @@ def test_nothing_is_computed_twice(done: Session, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_the_network_does_not_take_is_skipped_with_a_reason(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = session_in(root, tmp_path, cachers=["none", "deepcache-2-branch99"], quantizers=["none", "hqq4"])
     before = marks(session)
@@ -187,7 +173,7 @@ def test_what_the_network_does_not_take_is_skipped_with_a_reason(
     assert "skipped: cacher deepcache-2-branch99, quantizer hqq4: branch is 99" in printed
 
 
-def test_evaluate_makes_the_teachers_samples_that_are_missing(root: Path, tmp_path: Path) -> None:
+def test_evaluate_makes_the_teachers_samples_that_are_missing(root: Job, tmp_path: Path) -> None:
     """From nothing, and from less than is wanted; scoring alone makes none."""
     session = session_in(root, tmp_path)
     session.config.data_root = str(tmp_path / "train_data")
@@ -201,7 +187,7 @@ def test_evaluate_makes_the_teachers_samples_that_are_missing(root: Path, tmp_pa
     assert len(fresh.teacher("test")[1]) == 8
 
 
-def test_a_network_that_is_run_in_another_way_is_measured_anew(root: Path, tmp_path: Path) -> None:
+def test_a_network_that_is_run_in_another_way_is_measured_anew(root: Job, tmp_path: Path) -> None:
     prints = []
     for option, value in (("compile", None), ("channels_last", True), ("fused_qkv", True), ("compile", "eager")):
         session = session_in(root, tmp_path)
@@ -228,22 +214,22 @@ def test_a_model_without_a_network_is_compared_without_cachers(tmp_path: Path) -
 
 
 def test_generating_and_scoring_run_apart(
-    done: Session, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: Session, root: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--log_root", str(tmp_path), "--quantizers", "none,hqq4"]
 
     def said(*more: str, code: int = 0) -> str:
         capsys.readouterr()
-        assert run(root, "evaluate", *flags, *more) == code
+        assert root.run("evaluate", *flags, *more) == code
         return capsys.readouterr().err
 
     assert "nothing of this comparison is in" in said("--score-only", code=2)
     assert "leave both out for both" in said("--score-only", "--generate-only", code=2)
     said("--generate-only", "--cachers", "none")
-    assert not (tmp_path / "suite/results.csv").exists()
+    assert not (tmp_path / "small/results.csv").exists()
     missing = said("--score-only", "--cachers", "none,deepcache-2")
     assert "4 of 8 runs are missing (ddim, deepcache-2, NFE 3, karras; " in missing and "--generate-only`" in missing
-    with open(tmp_path / "suite/results.csv") as file:
+    with open(tmp_path / "small/results.csv") as file:
         scored = list(csv.DictReader(file))
     wanted = [r for r in table(done) if r["cacher"] == "none" and r["quantizer"] in ("none", "hqq4")]
     timed = "seconds_per_image"
@@ -252,7 +238,7 @@ def test_generating_and_scoring_run_apart(
 
 @pytest.mark.parametrize("quantizer", ["minmax-w8a8", "tdq-w8a8", "tinydm-w8a8"])
 def test_a_quantization_is_found_once_and_read_back_the_same(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
+    root: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
 ) -> None:
     session = session_in(root, tmp_path, quantizers=[quantizer])
     before = marks(session)
@@ -278,7 +264,7 @@ def test_a_quantization_is_found_once_and_read_back_the_same(
     assert len(list((session.workspace.data / "quantizers").glob("[!.]*"))) == 3
 
 
-def test_the_network_is_itself_again_whatever_happens(root: Path, tmp_path: Path) -> None:
+def test_the_network_is_itself_again_whatever_happens(root: Job, tmp_path: Path) -> None:
     session = session_in(root, tmp_path)
     before = marks(session)
     with pytest.raises(ZeroDivisionError), cheaper_network(session, "deepcache-2+tgate-2", "hqq4"):
@@ -293,7 +279,7 @@ def test_the_network_is_itself_again_whatever_happens(root: Path, tmp_path: Path
     assert marks(session) == before
 
 
-def test_generating_leaves_the_teacher_in_full_precision(done: Session, root: Path, tmp_path: Path) -> None:
+def test_generating_leaves_the_teacher_in_full_precision(done: Session, root: Job, tmp_path: Path) -> None:
     quantized = session_in(root, tmp_path, quantizers=["minmax-w4"])
     generate(quantized)
     kept = [read_tensors(session.workspace.runs / "teacher.safetensors") for session in (done, quantized)]
@@ -315,9 +301,6 @@ def test_generating_leaves_the_teacher_in_full_precision(done: Session, root: Pa
     ],
 )
 def test_bad_names_and_counts_are_one_sentence(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
+    root: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
 ) -> None:
-    capsys.readouterr()
-    assert run(root, "evaluate", "--log_root", str(tmp_path), *flags) == 2
-    message = capsys.readouterr().err.strip()
-    assert expected in message and "\n" not in message
+    assert expected in root.refused(capsys, "evaluate", "--log_root", str(tmp_path), *flags)

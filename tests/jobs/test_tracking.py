@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,11 +61,10 @@ def scalars(folder: Path) -> set[str]:
 def test_evaluate_writes_to_tensorboard_and_needs_no_tracker(job: Job) -> None:
     """Every number of results.csv, pictures of every schedule, the run's name and its config."""
     assert job.run("evaluate") == 0
-    found = events(job.folder / "logs/small/tensorboard/evaluate")
+    found = events(job.logs / "tensorboard/evaluate")
     tags = set(found.Tags()["scalars"])
     assert {"distance/unipc-2/static", "fid_data/unipc-2/recursive", "flops/unipc-2/karras"} <= tags
-    with (job.folder / "logs/small/results.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["samples"] == "20"]
+    rows = job.rows(20)
     assert {row["schedule"] for row in rows} >= {"karras", "static", "recursive"}
     for row in rows:
         for column in ("kid", "precision", "recall", "distance_median", "wins", "fid_teacher"):
@@ -79,7 +77,7 @@ def test_evaluate_writes_to_tensorboard_and_needs_no_tracker(job: Job) -> None:
 
 
 def test_a_training_has_a_point_a_validation_in_one_folder(job: Job) -> None:
-    folder = job.folder / "logs/small/tensorboard/recursive/unipc-2-nfe3"
+    folder = job.logs / "tensorboard/recursive/unipc-2-nfe3"
     shutil.rmtree(folder)
     assert job.run("train", "--train.label_epochs", "5", "--train.validate_every", "2", "--redo") == 0
     found, files = events(folder), [path for path in folder.rglob("*") if path.is_file()]
@@ -95,9 +93,9 @@ def test_wandb_follows_what_tensorboard_is_told(job: Job, tracker: type[Tracker]
     (project, options), *then = tracker.said
     assert project == "ts_adapt" and options["sync_tensorboard"] and options["name"] == "small evaluate"
     begun, told, ended = then
-    assert options["dir"] == str(job.folder / "logs/small") and (begun, ended) == ("start", "finish")
+    assert options["dir"] == str(job.logs) and (begun, ended) == ("start", "finish")
     assert told["name"] == "small" and told["blackbox"]["seed"] == 0
-    assert scalars(job.folder / "logs/small/tensorboard/evaluate")
+    assert scalars(job.logs / "tensorboard/evaluate")
     assert job.run("search", "--method", "nonsense", "--trackers", "wandb") == 2
     assert tracker.said[-1] == "finish"
 
