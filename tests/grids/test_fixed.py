@@ -14,26 +14,17 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from noise_schedules import NOISES, SD
 from ts_adapt.assembly import SOLVERS, build_solver
 from ts_adapt.denoisers.analytic import GaussianDenoiser
 from ts_adapt.grids.fixed import FIXED, NATIVE, make
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
-from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding, edm_sigma
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.noise import edm_sigma
 from ts_adapt.numerics import validate_times
 from ts_adapt.policies import FromNoise
 from ts_adapt.sampling import integrate, noise_for
 from ts_adapt.solvers import DDIM
 
-SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-NOISES: dict[str, NoiseSchedule] = {
-    "sd": BetaTable.from_config(SD),
-    "zero_snr": BetaTable.from_config({**SD, "rescale_betas_zero_snr": True}),
-    "vp": ContinuousVP(),
-    "cosine": Cosine(),
-    "edm": VarianceExploding(),
-    "edm_to_0": VarianceExploding(t_min=0.0),
-    "flow": RectifiedFlow(),
-}
 CONTINUOUS = ["vp", "cosine", "edm", "flow"]
 SHARED_RULE = {"linear": ["ddim", "trailing", "uniform"], "log_snr": ["exponential"]}
 

@@ -13,23 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from noise_schedules import NOISES
 from ts_adapt.grids.fixed import FIXED, make
 from ts_adapt.grids.optimized import dmn, error_bound
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
-from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding
+from ts_adapt.noise import VarianceExploding
 from ts_adapt.numerics import finite_log_snr_range
-
-SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-NOISES: dict[str, NoiseSchedule] = {
-    "sd": BetaTable.from_config(SD),
-    "zero_snr": BetaTable.from_config({**SD, "rescale_betas_zero_snr": True}),
-    "vp": ContinuousVP(),
-    "cosine": Cosine(),
-    "edm": VarianceExploding(),
-    "edm_to_0": VarianceExploding(t_min=0.0),
-    "flow": RectifiedFlow(),
-}
 
 
 def finite_log_snr(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
