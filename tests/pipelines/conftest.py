@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +22,12 @@ def family() -> Callable[[str], Any]:
         return built[name]
 
     return found
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two pictures of one colour each."""
+    folder: Path = tmp_path_factory.mktemp("pictures")
+    for number, colour in enumerate(("red", "white")):
+        Image.new("RGB", (16, 16), colour).save(folder / f"{number}.png")
+    return folder

@@ -25,14 +25,6 @@ PROMPTS = ["a cat", "the big dog", "nothing"]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: Any) -> Path:
-    folder: Path = tmp_path_factory.mktemp("pictures")
-    for number, colour in enumerate(("red", "green")):
-        Image.new("RGB", (16, 16), colour).save(folder / f"{number}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def edited(tiny: Any) -> Any:
     from diffusers import StableDiffusionInstructPix2PixPipeline
 

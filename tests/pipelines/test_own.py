@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ts_adapt.assembly import build_solver
@@ -25,14 +24,6 @@ STEPS = 2
 PROMPTS = ["a cat", "the big dog", "nothing"]
 DRAWING = {"FluxControlPipeline": False, "StableDiffusion3ControlNetPipeline": True}
 """Pipelines that draw the latents of their pictures, by generators or, True, without."""
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: Any) -> Path:
-    folder: Path = tmp_path_factory.mktemp("pictures")
-    for number, colour in enumerate(("red", "white")):
-        Image.new("RGB", (16, 16), colour).save(folder / f"{number}.png")
-    return folder
 
 
 @pytest.fixture(scope="module", params=DRAWING)
