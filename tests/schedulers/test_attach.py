@@ -231,31 +231,6 @@ def test_offloading_from_a_gpu(kind: str, pipe: Any, tiny: Any) -> None:
     assert next(pipe.unet.parameters()).device.type == "cpu"
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["static", "recursive"])
-def test_half_precision(kind: str, dtype: torch.dtype, pipe: Any, tiny: Any) -> None:
-    schedule = attach(pipe, tiny.schedule(kind, pipe.scheduler.config, SHAPE)).scheduler
-    told: list[Any] = []
-    pipe.unet.register_forward_hook(lambda m, args, kwargs, out: told.append(args[1]), with_kwargs=True)
-    expected = images(pipe)
-    in_full, told[:] = [*told], []
-    latents: list[torch.Tensor] = []
-    pipe.to(dtype)
-    step = schedule.step
-    schedule.step = lambda *args, **kwargs: (latents.append(args[2]), step(*args, **kwargs))[1]
-    found = images_in(pipe)
-    assert {x.dtype for x in latents} == {dtype} and torch.isfinite(found).all()
-    assert found.shape == expected.shape
-    if kind == "static":
-        torch.testing.assert_close(torch.stack(told), torch.stack(in_full))
-
-
-def images_in(pipe: Any) -> torch.Tensor:
-    """Images of a pipeline in half precision, as tensors (numpy has no bfloat16)."""
-    out = pipe(2, torch.Generator().manual_seed(0), num_inference_steps=STEPS, output_type="pt").images
-    return out.float().permute(0, 2, 3, 1)
-
-
 def test_another_prediction_type_or_beta_table_is_refused_and_named(pipe: Any) -> None:
     grid = TimeGrid(torch.tensor([999.0, 300.5, 0.0]).double())
     other = DDIMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear").config

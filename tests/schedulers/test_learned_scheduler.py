@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from own_loops import CONFIG, FLOW, NOISE, V_CONFIG, X_T, Smooth, by_hand, grid, our_own
-from ts_adapt.assembly import FAMILIES, SOLVERS, build_solver
+from ts_adapt.assembly import SOLVERS, build_solver
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable
@@ -71,7 +71,7 @@ def corrected(order: int, own: bool) -> TimeGrid:
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
-@pytest.mark.parametrize("solver", [*ONE_EVALUATION, *FAMILIES])
+@pytest.mark.parametrize("solver", ONE_EVALUATION)
 def test_corrections_of_a_grid_are_followed(solver: str, own: bool) -> None:
     given = corrected(build_solver(solver, NOISE).order, own)
     schedule = LearnedScheduler.from_grid(given, solver, CONFIG)
@@ -283,9 +283,3 @@ def test_from_config_takes_over_betas_and_prediction_type() -> None:
     assert {**again.config} == {**schedule.config}
     assert DDIMScheduler.from_config(schedule.config).config["prediction_type"] == "v_prediction"
     assert LearnedScheduler.from_config(FLOW).prediction == "velocity"
-
-
-def test_families_of_solvers_stand_for_the_orders_of_diffusers() -> None:
-    for family, name in FAMILIES.items():
-        assert LearnedScheduler(solver=family).config["solver"] == name
-        assert name in SOLVERS

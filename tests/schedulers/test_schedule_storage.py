@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
@@ -16,7 +16,6 @@ from ts_adapt.noise import BetaTable
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import save_predictor
-from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedules.file import LearnedGrid
 
@@ -183,21 +182,6 @@ def test_damaged_and_foreign_files_are_refused_in_one_sentence(tiny: Any, tmp_pa
         static().save_pretrained(path)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "no JSON file"),
-        (bytes(range(256)), "no JSON file"),
-        (b"[" * 100_000, "no JSON file"),
-        (b" " * (16 * 2**20 + 1), "has more than 16777216 bytes"),
-    ],
-)
-def test_files_that_are_no_config(content: bytes, message: str, tmp_path: Path) -> None:
-    (tmp_path / "scheduler_config.json").write_bytes(content)
-    with pytest.raises(TsAdaptError, match=message):
-        LearnedScheduler.from_pretrained(tmp_path)
-
-
 @pytest.mark.parametrize("name", [None, 5, b"bytes", ["list"], "a\0b", "x" * 5000, "~nobody-of-that-name/x", "a b/c/d"])
 def test_names_that_are_no_schedule(name: Any, tmp_path: Path) -> None:
     with pytest.raises(TsAdaptError) as caught:
@@ -214,27 +198,3 @@ def test_places_where_no_schedule_can_be_saved(place: Any, tmp_path: Path, monke
     (tmp_path / "taken" / "scheduler_config.json").mkdir(parents=True)
     with pytest.raises(TsAdaptError):
         static().save_pretrained(place)
-
-
-def test_a_pipeline_with_a_schedule_is_saved_and_loaded(tiny: Any, tmp_path: Path) -> None:
-    pipe = tiny.pipeline("ddpm")
-    schedule = tiny.schedule("one-shot", pipe.scheduler.config, SHAPE)
-
-    def image() -> Any:
-        return pipe(2, torch.Generator().manual_seed(0), num_inference_steps=4, output_type="np").images
-
-    attach(pipe, schedule)
-    expected = image()
-    pipe.save_pretrained(tmp_path)
-    index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["scheduler"] == ["ts_adapt", "LearnedScheduler"]
-    assert not [name for name in files(tmp_path) if Path(name).suffix not in (".json", ".safetensors")]
-    pipe = DiffusionPipeline.from_pretrained(tmp_path)
-    pipe.set_progress_bar_config(disable=True)
-    assert isinstance(pipe, DDPMPipeline) and isinstance(pipe.scheduler, LearnedScheduler)
-    with pytest.raises(TsAdaptError, match="attach"):
-        image()
-    attach(pipe, pipe.scheduler)
-    assert (image() == expected).all()
-    detach(pipe)
-    assert isinstance(pipe.scheduler, LearnedScheduler)

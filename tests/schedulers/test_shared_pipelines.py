@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import subprocess
 import sys
@@ -174,6 +175,7 @@ def test_a_whole_pipeline_is_saved_and_loaded(kind: str, tiny: Any, tmp_path: Pa
     attach(pipe, sd_schedule(tiny, pipe, kind))
     expected = call_sd(pipe, ROWS)
     pipe.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["scheduler"] == ["ts_adapt", "LearnedScheduler"]
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     assert isinstance(loaded, StableDiffusionPipeline) and isinstance(loaded.scheduler, LearnedScheduler)
