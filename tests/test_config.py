@@ -58,13 +58,7 @@ def test_a_choice_is_one_of_those_known(option: str) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("name", "../../esc"),
-        ("name", ".."),
-        ("name", ""),
-        ("name", "a/b"),
-        ("name", "/abs"),
         ("name", None),
-        ("solvers", []),
         ("solvers", ["ddim", "ddim"]),
         ("teacher", None),
     ],

@@ -17,7 +17,7 @@ from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.interfaces import Denoiser, Node, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, Cosine, VarianceExploding
 from ts_adapt.numerics import expand
-from ts_adapt.sampling import Solution, initial_noise, integrate, noise_for
+from ts_adapt.sampling import initial_noise, integrate, noise_for
 from ts_adapt.solvers import DDIM, IPNDM, Corrected, Heun
 
 NOISE = Cosine()
@@ -218,18 +218,6 @@ def test_step_aware_parts_are_told_and_refused_under_checkpointing() -> None:
     assert recorder.heard == [(3, 5), (0,), (1,), (2,), ()]
     with pytest.raises(TsAdaptError, match="cache cannot be used under gradient checkpointing"):
         integrate(Tiny(), DDIM(NOISE), TIMES, noise(), step_aware=[recorder], checkpoint=True)
-
-
-def test_grids_that_do_not_fit_are_refused() -> None:
-    def solve(times: Tensor) -> Solution:
-        return integrate(Tiny(), DDIM(NOISE), times, noise())
-
-    with pytest.raises(TsAdaptError, match="twice the same time"):
-        solve(torch.tensor([0.9, 0.5, 0.5]))
-    with pytest.raises(TsAdaptError, match="outside the noise schedule"):
-        solve(torch.tensor([1.5, 0.5, 0.1]))
-    with pytest.raises(TsAdaptError, match="2 grids for a batch of 5"):
-        solve(TIMES.expand(2, -1))
 
 
 @settings(max_examples=40, deadline=None)

@@ -119,19 +119,6 @@ def test_steps_of_a_millionth(name: str, of: str) -> None:
         assert bool(torch.isfinite(solve(name, noise_schedule, mixed, dtype=dtype)).all())
 
 
-@pytest.mark.parametrize("name", ["unipc-3", "dpmpp-3m-exact", "ipndm-4", "deis-3", "heun"])
-def test_a_thousand_samples_are_each_what_they_are_alone(name: str) -> None:
-    noise_schedule = NOISES["vp"]
-    grid, denoiser, x = (
-        build_grid("karras", noise_schedule, 5),
-        GaussianDenoiser(noise_schedule, MEANS[0], 0.25),
-        torch.randn(1000, 2, 2),
-    )
-    many, one = (integrate(denoiser, build_solver(name, noise_schedule), grid, start).x for start in (x, x[:1]))
-    assert many.shape == (1000, 2, 2) and bool(torch.isfinite(many).all())
-    torch.testing.assert_close(many[:1], one, rtol=1e-5, atol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def conditional() -> Any:
     """A small network that knows three classes and none."""

@@ -158,9 +158,3 @@ def test_tensors_that_carry_no_sum_are_read_and_a_recorded_one_is_compared(tmp_p
     assert torch.equal(files.read_tensors(path)["a"], TENSORS["a"])
     with pytest.raises(TsAdaptError, match="its sha256 is not the one recorded"):
         files.read_tensors(path, sha256="0" * 64)
-
-
-def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
-    torch.save(TENSORS, tmp_path / "t.safetensors")
-    with pytest.raises(TsAdaptError, match="no safetensors file"):
-        files.read_tensors(tmp_path / "t.safetensors")
