@@ -122,18 +122,10 @@ def test_steps_of_a_millionth(name: str, of: str) -> None:
 @pytest.fixture(scope="module")
 def conditional() -> Any:
     """A small network that knows three classes and none."""
-    from diffusers import UNet2DModel
+    from tiny_networks import small
 
     torch.manual_seed(0)
-    return (
-        UNet2DModel(
-            sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, norm_num_groups=4,
-            num_class_embeds=4,
-        )
-        .eval()
-        .requires_grad_(False)
-    )  # fmt: skip
+    return small("UNet2DModel", num_class_embeds=4)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])

@@ -8,91 +8,71 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 
 import tiny_pipelines as tiny
+from tiny_networks import WIDTH as POOLED
+from tiny_networks import XL, ready, small
 
 WIDTH, TOKENS = 32, 8
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 
 
 def t5(kind: str = "T5") -> Any:
-    import transformers
-
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=40, d_model=WIDTH, d_ff=16, d_kv=4, num_layers=1, num_heads=2, dropout_rate=0.0
     )
-    return tiny._ready(getattr(transformers, f"{kind}EncoderModel")(config))
+    return ready(getattr(transformers, f"{kind}EncoderModel")(config))
 
 
 def t5_tokenizer() -> Any:
-    from transformers import T5Tokenizer
-
     words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -5.0), ("▁", -2.0), *((letter, -2.0) for letter in LETTERS)]
-    return T5Tokenizer(vocab=words, extra_ids=0, model_max_length=TOKENS)
+    return transformers.T5Tokenizer(vocab=words, extra_ids=0, model_max_length=TOKENS)
 
 
 def stable_diffusion_xl() -> Any:
-    from diffusers import StableDiffusionXLPipeline
-
-    network = tiny.text_unet(
-        addition_embed_type="text_time", addition_time_embed_dim=4, cross_attention_dim=2 * tiny.WIDTH,
-        projection_class_embeddings_input_dim=24 + tiny.WIDTH,
-    )  # fmt: skip
-    return StableDiffusionXLPipeline(
+    xl = tiny.text_unet(cross_attention_dim=2 * POOLED, **XL)
+    return diffusers.StableDiffusionXLPipeline(
         vae=tiny.vae(), text_encoder=tiny.clip(layers=2), text_encoder_2=tiny.clip(layers=2, projection=True),
-        tokenizer=tiny.tokenizer(), tokenizer_2=tiny.tokenizer(), unet=network, scheduler=tiny.betas(),
+        tokenizer=tiny.tokenizer(), tokenizer_2=tiny.tokenizer(), unet=xl, scheduler=tiny.betas(),
         add_watermarker=False,
     )  # fmt: skip
 
 
 def playground() -> Any:
     """SDXL with EDM's noise."""
-    from diffusers import EDMDPMSolverMultistepScheduler
-
     pipe = stable_diffusion_xl()
-    pipe.scheduler = EDMDPMSolverMultistepScheduler()
+    pipe.scheduler = diffusers.EDMDPMSolverMultistepScheduler()
     return pipe
 
 
 def stable_diffusion_3() -> Any:
-    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
-
-    transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=2,
-        caption_projection_dim=8, joint_attention_dim=WIDTH, pooled_projection_dim=2 * tiny.WIDTH, out_channels=4,
-        pos_embed_max_size=8,
-    )  # fmt: skip
-    return StableDiffusion3Pipeline(
-        transformer=tiny._ready(transformer), scheduler=tiny.flow(), vae=tiny.vae(shift_factor=0.1),
+    transformer = small("SD3Transformer2DModel", joint_attention_dim=WIDTH, pooled_projection_dim=2 * POOLED)
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=transformer, scheduler=tiny.flow(), vae=tiny.vae(shift_factor=0.1),
         text_encoder=tiny.clip(layers=2, projection=True), text_encoder_2=tiny.clip(layers=2, projection=True),
         tokenizer=tiny.tokenizer(), tokenizer_2=tiny.tokenizer(), text_encoder_3=t5(), tokenizer_3=t5_tokenizer(),
     )  # fmt: skip
 
 
 def flux() -> Any:
-    from diffusers import FluxPipeline, FluxTransformer2DModel
-
-    transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=WIDTH, pooled_projection_dim=tiny.WIDTH, axes_dims_rope=(2, 2, 4), guidance_embeds=True,
-    )  # fmt: skip
-    return FluxPipeline(
+    transformer = small(
+        "FluxTransformer2DModel", joint_attention_dim=WIDTH, pooled_projection_dim=POOLED, guidance_embeds=True
+    )
+    return diffusers.FluxPipeline(
         scheduler=tiny.flow(use_dynamic_shifting=True), vae=tiny.vae(shift_factor=0.1), text_encoder=tiny.clip(),
-        tokenizer=tiny.tokenizer(), text_encoder_2=t5(), tokenizer_2=t5_tokenizer(),
-        transformer=tiny._ready(transformer),
+        tokenizer=tiny.tokenizer(), text_encoder_2=t5(), tokenizer_2=t5_tokenizer(), transformer=transformer,
     )  # fmt: skip
 
 
 def qwen_image() -> Any:
-    from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
-
-    transformer = QwenImageTransformer2DModel(
+    transformer = diffusers.QwenImageTransformer2DModel(
         patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=16, guidance_embeds=False, axes_dims_rope=(2, 2, 4),
     )  # fmt: skip
-    vae = AutoencoderKLQwenImage(
+    vae = diffusers.AutoencoderKLQwenImage(
         base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False], attn_scales=[],
         latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
     )  # fmt: skip
@@ -102,87 +82,68 @@ def qwen_image() -> Any:
         "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}, "rope_theta": 1e6,
     }  # fmt: skip
     sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
-    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=sight))
+    encoder = transformers.Qwen2_5_VLForConditionalGeneration(
+        transformers.Qwen2_5_VLConfig(text_config=text, vision_config=sight)
+    )
     words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "Ġ", *LETTERS]
-    tokenizer = Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
-    return QwenImagePipeline(
-        scheduler=tiny.flow(use_dynamic_shifting=True), vae=tiny._ready(vae), text_encoder=tiny._ready(encoder),
-        tokenizer=tokenizer, transformer=tiny._ready(transformer),
+    tokenizer = transformers.Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+    return diffusers.QwenImagePipeline(
+        scheduler=tiny.flow(use_dynamic_shifting=True), vae=ready(vae), text_encoder=ready(encoder),
+        tokenizer=tokenizer, transformer=ready(transformer),
     )  # fmt: skip
 
 
 def sana() -> Any:
-    from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
-    from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
-
-    transformer = SanaTransformer2DModel(
+    transformer = diffusers.SanaTransformer2DModel(
         patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
         num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=16,
         sample_size=8,
     )  # fmt: skip
     block = ("ResBlock", "EfficientViTBlock")
-    vae = AutoencoderDC(
+    vae = diffusers.AutoencoderDC(
         in_channels=3, latent_channels=4, attention_head_dim=2, encoder_block_types=block, decoder_block_types=block,
         encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5,)),
         decoder_qkv_multiscales=((), (5,)), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
         downsample_block_type="conv", upsample_block_type="interpolate", decoder_norm_types="rms_norm",
         decoder_act_fns="silu", scaling_factor=0.4,
     )  # fmt: skip
-    config = Gemma2Config(
+    config = transformers.Gemma2Config(
         vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, pad_token_id=0, eos_token_id=1, bos_token_id=2, query_pre_attn_scalar=8,
     )  # fmt: skip
     words = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", *LETTERS]
-    tokenizer = GemmaTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
-    return SanaPipeline(
-        tokenizer=tokenizer, text_encoder=tiny._ready(Gemma2Model(config)), vae=tiny._ready(vae),
-        transformer=tiny._ready(transformer), scheduler=tiny.flow(),
+    tokenizer = transformers.GemmaTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+    return diffusers.SanaPipeline(
+        tokenizer=tokenizer, text_encoder=ready(transformers.Gemma2Model(config)), vae=ready(vae),
+        transformer=ready(transformer), scheduler=tiny.flow(),
     )  # fmt: skip
 
 
 def wan() -> Any:
-    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
-
-    def network() -> Any:
-        made = WanTransformer3DModel(
-            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
-            text_dim=WIDTH, freq_dim=32, ffn_dim=32, num_layers=1, rope_max_seq_len=32,
-        )  # fmt: skip
-        return tiny._ready(made)
-
-    vae = AutoencoderKLWan(
+    vae = diffusers.AutoencoderKLWan(
         base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
         latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
     )  # fmt: skip
-    return WanPipeline(
-        tokenizer=t5_tokenizer(), text_encoder=t5("UMT5"), vae=tiny._ready(vae), scheduler=tiny.flow(),
-        transformer=network(), transformer_2=network(), boundary_ratio=0.5,
+    return diffusers.WanPipeline(
+        tokenizer=t5_tokenizer(), text_encoder=t5("UMT5"), vae=ready(vae), scheduler=tiny.flow(),
+        transformer=small("WanTransformer3DModel", text_dim=WIDTH),
+        transformer_2=small("WanTransformer3DModel", text_dim=WIDTH), boundary_ratio=0.5,
     )  # fmt: skip
 
 
 def pixart() -> Any:
-    from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel
-
-    transformer = PixArtTransformer2DModel(
-        sample_size=8, num_layers=1, patch_size=2, attention_head_dim=4, num_attention_heads=2, caption_channels=WIDTH,
-        in_channels=4, cross_attention_dim=8, out_channels=8, attention_bias=True, activation_fn="gelu-approximate",
-        num_embeds_ada_norm=1000, norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
-        use_additional_conditions=False,
-    )  # fmt: skip
-    return PixArtSigmaPipeline(
-        tokenizer=t5_tokenizer(), text_encoder=t5(), vae=tiny.vae(), transformer=tiny._ready(transformer),
-        scheduler=tiny.betas(),
+    transformer = small("PixArtTransformer2DModel", caption_channels=WIDTH, use_additional_conditions=False)
+    return diffusers.PixArtSigmaPipeline(
+        tokenizer=t5_tokenizer(), text_encoder=t5(), vae=tiny.vae(), transformer=transformer, scheduler=tiny.betas(),
     )  # fmt: skip
 
 
 def ltx() -> Any:
-    from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
-
-    transformer = LTXVideoTransformer3DModel(
+    transformer = diffusers.LTXVideoTransformer3DModel(
         in_channels=8, out_channels=8, patch_size=1, patch_size_t=1, num_attention_heads=4, attention_head_dim=8,
         cross_attention_dim=32, num_layers=1, caption_channels=WIDTH,
     )  # fmt: skip
-    vae = AutoencoderKLLTXVideo(
+    vae = diffusers.AutoencoderKLLTXVideo(
         in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(8, 8, 8, 8),
         decoder_block_out_channels=(8, 8, 8, 8), layers_per_block=(1, 1, 1, 1, 1),
         decoder_layers_per_block=(1, 1, 1, 1, 1), spatio_temporal_scaling=(True, True, False, False),
@@ -190,9 +151,9 @@ def ltx() -> Any:
         upsample_residual=(False,) * 4, upsample_factor=(1,) * 4, timestep_conditioning=False, patch_size=1,
         patch_size_t=1, encoder_causal=True, decoder_causal=False,
     )  # fmt: skip
-    return LTXPipeline(
-        scheduler=tiny.flow(), vae=tiny._ready(vae), text_encoder=t5(), tokenizer=t5_tokenizer(),
-        transformer=tiny._ready(transformer),
+    return diffusers.LTXPipeline(
+        scheduler=tiny.flow(), vae=ready(vae), text_encoder=t5(), tokenizer=t5_tokenizer(),
+        transformer=ready(transformer),
     )  # fmt: skip
 
 

@@ -10,17 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    DiTTransformer2DModel,
-    FluxTransformer2DModel,
-    LatteTransformer3DModel,
-    SD3Transformer2DModel,
-    WanTransformer3DModel,
-    hooks,
-)
+from diffusers import LatteTransformer3DModel, hooks
 from torch import Tensor, nn
 
 from tiny_families import family
+from tiny_networks import small
 from ts_adapt.assembly import build_solver
 from ts_adapt.cachers import FasterCache, FirstBlock, MagCache, attached, named
 from ts_adapt.denoisers.guidance import Guided
@@ -36,24 +30,11 @@ from ts_adapt.schedules.resolve import build_grid
 STEPS, BATCH, WIDTH, LAYERS = 8, 2, 16, 3
 RATIOS = [1.0] + [1.01] * 9
 NETWORKS: dict[str, Callable[[], Any]] = {
-    "dit": lambda: DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=LAYERS, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=10, norm_num_groups=2,
-    ),
-    "sd3": lambda: SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=LAYERS, attention_head_dim=4, num_attention_heads=2,
-        caption_projection_dim=8, joint_attention_dim=WIDTH, pooled_projection_dim=6, out_channels=4,
-        pos_embed_max_size=8,
-    ),
-    "flux": lambda: FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=WIDTH, pooled_projection_dim=6, axes_dims_rope=(2, 2, 4), guidance_embeds=False,
-    ),
-    "wan": lambda: WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
-        text_dim=WIDTH, freq_dim=32, ffn_dim=32, num_layers=LAYERS, rope_max_seq_len=32,
-    ),
-}  # fmt: skip
+    "dit": lambda: small("DiTTransformer2DModel", num_layers=LAYERS, num_embeds_ada_norm=10),
+    "sd3": lambda: small("SD3Transformer2DModel", num_layers=LAYERS),
+    "flux": lambda: small("FluxTransformer2DModel", num_layers=2, num_single_layers=2),
+    "wan": lambda: small("WanTransformer3DModel", num_layers=LAYERS),
+}
 EVERY: dict[str, Callable[[], Any]] = {
     "firstblock": lambda: named("firstblock-10")[0],
     "magcache": lambda: MagCache(1.0, ratios=RATIOS),
@@ -77,7 +58,7 @@ PAIRS = [pair for pair in product(NETWORKS, EVERY) if pair not in NOT_FOR]
 
 def network(name: str) -> Any:
     torch.manual_seed(0)
-    return NETWORKS[name]().eval().requires_grad_(False)
+    return NETWORKS[name]()
 
 
 def latte() -> Any:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor
 
+from tiny_networks import small
 from ts_adapt.denoisers import Guided, NetworkDenoiser
 from ts_adapt.interfaces import Denoiser, TsAdaptError
 from ts_adapt.noise import BetaTable
@@ -33,11 +33,7 @@ class Recorded(NetworkDenoiser):
 @pytest.fixture(params=["epsilon", "v", "sample"])
 def denoiser(request: pytest.FixtureRequest) -> Recorded:
     torch.manual_seed(0)
-    network = UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, norm_num_groups=4,
-        attention_head_dim=8, num_class_embeds=NULL + 1,
-    ).eval()  # fmt: skip
+    network = small("UNet2DModel", num_class_embeds=NULL + 1)
     made = Recorded(network, VP, request.param)
     made.batches = []
     return made

@@ -6,16 +6,10 @@ import copy
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DiTTransformer2DModel,
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
+from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
+from tiny_networks import small
 from ts_adapt.denoisers import NetworkDenoiser
 from ts_adapt.interfaces import Denoiser, TsAdaptError
 from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding
@@ -26,15 +20,7 @@ VP = BetaTable.from_config({})
 @pytest.fixture(scope="module")
 def unet() -> UNet2DModel:
     torch.manual_seed(0)
-    return _unet().eval()
-
-
-def _unet(**options: object) -> UNet2DModel:
-    return UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, norm_num_groups=4,
-        attention_head_dim=8, **options,
-    )  # fmt: skip
+    return small("UNet2DModel")
 
 
 def _batch(n: int = 3, shape: tuple[int, ...] = (1, 8, 8)) -> Tensor:
@@ -129,7 +115,7 @@ def test_shape_is_read_from_the_config_and_the_protocol_is_met(unet: UNet2DModel
 
 
 def test_classes_reach_the_network() -> None:
-    network = _unet(num_class_embeds=4).eval()
+    network = small("UNet2DModel", num_class_embeds=4)
     x, t = _batch(2), torch.tensor(100.0)
     denoiser = NetworkDenoiser(network, VP, "sample")
     labels = torch.tensor([0, 3])
@@ -138,11 +124,7 @@ def test_classes_reach_the_network() -> None:
 
 
 def test_unet_with_text() -> None:
-    network = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4, attention_head_dim=2, cross_attention_dim=8,
-    ).eval()  # fmt: skip
+    network = small("UNet2DConditionModel", cross_attention_dim=8)
     x, text = _batch(2, (4, 8, 8)), torch.randn(2, 5, 8, dtype=torch.float64)
     denoiser = NetworkDenoiser(network, VP, "sample")
     got = denoiser(x, torch.tensor(50.0), encoder_hidden_states=text)
@@ -150,10 +132,7 @@ def test_unet_with_text() -> None:
 
 
 def test_dit_with_a_learned_variance_gives_its_mean() -> None:
-    network = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=10, norm_num_groups=2,
-    ).eval()  # fmt: skip
+    network = small("DiTTransformer2DModel", num_embeds_ada_norm=10)
     x, labels = _batch(2, (4, 8, 8)), torch.tensor([1, 7])
     got = NetworkDenoiser(network, VP, "sample")(x, torch.tensor(20.0), class_labels=labels)
     raw = network(x, timestep=torch.tensor([20.0, 20.0]), class_labels=labels).sample
@@ -161,10 +140,7 @@ def test_dit_with_a_learned_variance_gives_its_mean() -> None:
 
 
 def test_sd3_style_transformer() -> None:
-    network = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=2,
-        joint_attention_dim=8, caption_projection_dim=8, pooled_projection_dim=8, out_channels=4,
-    ).eval()  # fmt: skip
+    network = small("SD3Transformer2DModel", joint_attention_dim=8, pooled_projection_dim=8)
     x, text, pooled = _batch(2, (4, 8, 8)), torch.randn(2, 3, 8), torch.randn(2, 8)
     t = torch.tensor([0.3, 0.8])
     condition = {"encoder_hidden_states": text, "pooled_projections": pooled}
@@ -174,10 +150,7 @@ def test_sd3_style_transformer() -> None:
 
 
 def test_flux_style_transformer_takes_patches_as_tokens() -> None:
-    network = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=12, num_attention_heads=2,
-        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(4, 4, 4),
-    ).eval()  # fmt: skip
+    network = small("FluxTransformer2DModel", joint_attention_dim=8, pooled_projection_dim=8)
     x, text, pooled = _batch(2, (4, 8, 8)), torch.randn(2, 3, 8), torch.randn(2, 8)
     t = torch.tensor(0.4)
     denoiser = NetworkDenoiser(network, RectifiedFlow(), "velocity", shape=(4, 8, 8))

@@ -11,25 +11,22 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     CMStochasticIterativeScheduler,
     DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
     DiTPipeline,
-    DiTTransformer2DModel,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     LDMPipeline,
-    UNet2DConditionModel,
     UNet2DModel,
-    VQModel,
 )
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tiny_pipelines import ddpm, dit, ldm, stable_diffusion, unet, vae
 from ts_adapt import zoo
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers import Guided, NetworkDenoiser, encode_prompts, from_pipeline
@@ -47,22 +44,6 @@ from ts_adapt.teacher.generate import weights_hash
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def unet(channels: int = 1) -> UNet2DModel:
-    return UNet2DModel(
-        sample_size=8, in_channels=channels, out_channels=channels, layers_per_block=1, block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, norm_num_groups=4,
-        attention_head_dim=8,
-    )  # fmt: skip
-
-
-def vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        in_channels=3, out_channels=3, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4, sample_size=16,
-        scaling_factor=0.3,
-    )  # fmt: skip
 
 
 def ddim(denoiser: Any, x: Tensor, steps: int, **condition: Any) -> Tensor:
@@ -103,11 +84,7 @@ def test_ddim_pipeline_end_to_end(kind: str) -> None:
 
 @torch.no_grad()
 def test_ldm_pipeline_end_to_end_with_its_decoder() -> None:
-    vq = VQModel(
-        in_channels=3, out_channels=3, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=3, norm_num_groups=4, scaling_factor=0.4,
-    )  # fmt: skip
-    pipe = LDMPipeline(vq, unet(3), scheduler())
+    pipe = LDMPipeline(ldm().vqvae, unet(3), scheduler())
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(1, torch.Generator().manual_seed(5), num_inference_steps=4, output_type="np").images
     denoiser = from_pipeline(pipe)
@@ -118,9 +95,9 @@ def test_ldm_pipeline_end_to_end_with_its_decoder() -> None:
 
 
 @torch.no_grad()
-def test_latents_of_images_are_scaled_as_the_decoder_undoes_it(tiny: Any) -> None:
+def test_latents_of_images_are_scaled_as_the_decoder_undoes_it() -> None:
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
-    coder, vq = tiny.vae(shift_factor=0.1), tiny.ldm().vqvae
+    coder, vq = vae(shift_factor=0.1), ldm().vqvae
     for one, raw, latents in (
         (coder, coder.encode(images).latent_dist.mode(), (coder.encode(images).latent_dist.mode() - 0.1) * 0.3),
         (vq, vq.encode(images).latents, vq.encode(images).latents * 0.4),
@@ -131,11 +108,7 @@ def test_latents_of_images_are_scaled_as_the_decoder_undoes_it(tiny: Any) -> Non
 
 @torch.no_grad()
 def test_dit_pipeline_end_to_end_guided_with_its_null_class() -> None:
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=1000, norm_num_groups=2,
-    )  # fmt: skip
-    pipe = DiTPipeline(transformer.eval(), vae(), scheduler())
+    pipe = DiTPipeline(dit().transformer, vae(), scheduler())
     pipe.set_progress_bar_config(disable=True)
     labels = [3, 8]
     theirs = pipe(
@@ -149,47 +122,25 @@ def test_dit_pipeline_end_to_end_guided_with_its_null_class() -> None:
 
 
 def test_stable_diffusion_with_prompts() -> None:
-    class StableDiffusionPipeline:
-        """The real one needs a text encoder of another library; this one has its components and `encode_prompt`."""
-
-        def __init__(self) -> None:
-            self.unet = UNet2DConditionModel(
-                sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
-                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-                norm_num_groups=4, attention_head_dim=2, cross_attention_dim=8,
-            )  # fmt: skip
-            self.vae = vae()
-            self.scheduler = scheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-            self.device = torch.device("cpu")
-
-        def encode_prompt(
-            self, prompt: list[str], device: Any, num_images_per_prompt: int, do_classifier_free_guidance: bool,
-            negative_prompt: list[str],
-        ) -> tuple[Tensor, Tensor]:  # fmt: skip
-            def embed(texts: list[str]) -> Tensor:
-                return torch.stack([torch.full((5, 8), float(len(text))) for text in texts])
-
-            return embed(prompt), embed(negative_prompt)
-
-    pipe = StableDiffusionPipeline()
+    pipe = stable_diffusion()
+    pipe.unet.requires_grad_(True)
     denoiser = from_pipeline(pipe)
     assert denoiser.shape == (4, 8, 8)
     assert not any(p.requires_grad for p in denoiser.network.parameters())
     condition, none = encode_prompts(pipe, ["a hat", "two hats"])
-    assert condition["encoder_hidden_states"].shape == (2, 5, 8)
+    assert condition["encoder_hidden_states"].shape == (2, 8, 16)
     x, t = torch.randn(2, 4, 8, 8), torch.tensor(600.0)
     assert denoiser.encode is not None
     torch.testing.assert_close(denoiser.encode(["a hat", "two hats"]), condition)
     got = Guided(denoiser, 7.5)(x, t, **condition)
     torch.testing.assert_close(got, Guided(denoiser, 7.5, none)(x, t, **condition))
-    empty = denoiser(x, t, encoder_hidden_states=torch.zeros(2, 5, 8))
+    empty = denoiser(x, t, **encode_prompts(pipe, ["", ""])[0])
     given = denoiser(x, t, **condition)
     torch.testing.assert_close(got, empty + 7.5 * (given - empty), rtol=1e-3, atol=1e-3)
     decoded = denoiser.decode(x)
     torch.testing.assert_close(decoded, pipe.vae.decode(x / 0.3).sample)
-    derived = type("Inpainting", (StableDiffusionPipeline,), {})()
-    assert isinstance(from_pipeline(derived), NetworkDenoiser)
+    pipe.__class__ = type("Inpainting", (type(pipe),), {})
+    assert isinstance(from_pipeline(pipe), NetworkDenoiser)
 
 
 def test_noise_of_scheduler_configs() -> None:
@@ -239,8 +190,8 @@ def test_load_reads_a_folder_with_overrides(tmp_path: Path) -> None:
     assert next(other.network.parameters()).dtype == torch.bfloat16
 
 
-def test_load_pipeline_gives_any_class_and_its_image_to_image_twin(tiny: Any, tmp_path: Path) -> None:
-    tiny.pipeline("sd").save_pretrained(tmp_path)
+def test_load_pipeline_gives_any_class_and_its_image_to_image_twin(tmp_path: Path) -> None:
+    stable_diffusion().save_pretrained(tmp_path)
     pipe = load_pipeline(str(tmp_path), "cpu", torch.bfloat16)
     twin = image_to_image(pipe)
     assert (type(pipe).__name__, type(twin).__name__) == ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
@@ -279,9 +230,9 @@ def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("rounding")
-def test_the_network_alone_is_quantized_by_diffusers_as_it_is_read(tiny: Any, tmp_path: Path) -> None:
+def test_the_network_alone_is_quantized_by_diffusers_as_it_is_read(tmp_path: Path) -> None:
     """By a backend of the test's own, as none is a dependency."""
-    tiny.stable_diffusion().save_pretrained(tmp_path)
+    stable_diffusion().save_pretrained(tmp_path)
     plain = load(tmp_path)
     found = load(tmp_path, quantization_config={"quant_backend": "rounding", "step": 0.25})
     for value, full in zip(found.network.parameters(), plain.network.parameters(), strict=True):
@@ -292,8 +243,8 @@ def test_the_network_alone_is_quantized_by_diffusers_as_it_is_read(tiny: Any, tm
 
 
 @pytest.mark.packages
-def test_torchaos_weights_are_sampled_with_differentiated_and_told_apart(tiny: Any, tmp_path: Path) -> None:
-    tiny.stable_diffusion().save_pretrained(tmp_path)
+def test_torchaos_weights_are_sampled_with_differentiated_and_told_apart(tmp_path: Path) -> None:
+    stable_diffusion().save_pretrained(tmp_path)
     hashes = {weights_hash(load(tmp_path))}
     for kind in ("Int8WeightOnlyConfig", {"Int8WeightOnlyConfig": {"set_inductor_config": False}}):
         found = load(tmp_path, quantization_config={"quant_backend": "torchao", "quant_type": kind})
@@ -390,9 +341,9 @@ def test_weights_that_are_not_the_networks(
 )
 @pytest.mark.filterwarnings("ignore:.*Quanto")
 def test_what_diffusers_cannot_quantize_by_is_one_sentence(
-    config: dict[str, Any], message: str, tiny: Any, tmp_path: Path
+    config: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    tiny.ddpm().save_pretrained(tmp_path)
+    ddpm().save_pretrained(tmp_path)
     with pytest.raises(TsAdaptError, match=message):
         load(tmp_path, quantization_config={"other": 1, **config})
 
@@ -400,11 +351,11 @@ def test_what_diffusers_cannot_quantize_by_is_one_sentence(
 @pytest.mark.parametrize("backend", ["quanto", "torchao"])
 @pytest.mark.filterwarnings("ignore:.*Quanto")
 def test_a_backend_that_is_not_installed_is_named(
-    backend: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("optimum.quanto", "torchao.quantization"):
         monkeypatch.setitem(sys.modules, name, None)
-    tiny.ddpm().save_pretrained(tmp_path)
+    ddpm().save_pretrained(tmp_path)
     with pytest.raises(TsAdaptError, match=backend):
         load(tmp_path, quantization_config={"quant_backend": backend})
 
@@ -453,8 +404,8 @@ def test_load_without_model_index_or_network(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_a_folder_without_some_of_the_weights_is_refused(part: str, tiny: Any, tmp_path: Path) -> None:
-    tiny.pipeline("sd").save_pretrained(tmp_path)
+def test_a_folder_without_some_of_the_weights_is_refused(part: str, tmp_path: Path) -> None:
+    stable_diffusion().save_pretrained(tmp_path)
     load_pipeline(str(tmp_path))
     (file,) = (tmp_path / part).glob("*.safetensors")
     tensors = load_file(file)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.embeddings import GaussianFourierProjection, Timesteps
 from torch import Tensor, nn
 
+from tiny_networks import small
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.denoisers.edm import from_edm
 from ts_adapt.denoisers.guidance import Guided
@@ -190,11 +191,7 @@ def families() -> dict[str, tuple[NetworkDenoiser, dict[str, Tensor]]]:
         "addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32,
     }  # fmt: skip
     sizes = {"text_embeds": torch.zeros(2, 8), "time_ids": torch.ones(2, 6)}
-    sd3 = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=1, out_channels=1, num_layers=1, attention_head_dim=4,
-        num_attention_heads=2, joint_attention_dim=8, caption_projection_dim=8, pooled_projection_dim=8,
-        pos_embed_max_size=8,
-    )  # fmt: skip
+    sd3 = small("SD3Transformer2DModel", in_channels=1, out_channels=1, joint_attention_dim=8, pooled_projection_dim=8)
     return {
         "UNet2DModel": (NetworkDenoiser(UNet2DModel(**plain), LINEAR, "epsilon"), {}),
         "Fourier": (NetworkDenoiser(UNet2DModel(**plain, time_embedding_type="fourier"), LINEAR, "epsilon"), {}),

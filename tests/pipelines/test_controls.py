@@ -11,6 +11,7 @@ from diffusers import CMStochasticIterativeScheduler
 from PIL import Image
 from torch import Tensor
 
+from tiny_networks import ready
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.grids import fixed
@@ -52,7 +53,7 @@ def controlled(tiny: Any) -> Any:
             block.weight.normal_(0, 0.3)
     pipe = StableDiffusionControlNetPipeline(
         vae=tiny.vae(), text_encoder=tiny.clip(), tokenizer=tiny.tokenizer(), unet=tiny.text_unet(),
-        controlnet=tiny._ready(control), scheduler=tiny.betas(), safety_checker=None, feature_extractor=None,
+        controlnet=ready(control), scheduler=tiny.betas(), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tiny_networks import ATTENTIVE, small
 from ts_adapt.cachers import attached, named
 from ts_adapt.denoisers.execution import execute
 from ts_adapt.evaluation.cost import count_flops
@@ -21,29 +22,14 @@ from ts_adapt.quantizers.quantization import quantize, restore
 
 
 def attentive(layers: int = 1) -> Any:
-    """UNet2DModel with attention on the way down, in the middle and on the way up."""
-    from diffusers import UNet2DModel
-
     torch.manual_seed(0)
-    network = UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=layers, block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4, attention_head_dim=4,
-    )  # fmt: skip
-    return network.eval().requires_grad_(False)
+    return small("UNet2DModel", layers_per_block=layers, attention_head_dim=4, **ATTENTIVE)
 
 
 def texted(layers: int = 2) -> Any:
-    """UNet2DConditionModel with transformers of several layers."""
-    from diffusers import UNet2DConditionModel
-
+    """A network with transformers of several layers."""
     torch.manual_seed(0)
-    network = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4, attention_head_dim=2, cross_attention_dim=8, transformer_layers_per_block=layers,
-    )  # fmt: skip
-    return network.eval().requires_grad_(False)
+    return small("UNet2DConditionModel", cross_attention_dim=8, transformer_layers_per_block=layers)
 
 
 def said(network: Any) -> Tensor:

@@ -9,15 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    DiTTransformer2DModel,
-    FluxTransformer2DModel,
-    PixArtTransformer2DModel,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
 
+from tiny_networks import ATTENTIVE, XL, small
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.grids import fixed
 from ts_adapt.noise import BetaTable
@@ -25,52 +18,20 @@ from ts_adapt.quantizers.calibration.collect import Call, collect
 from ts_adapt.sampling import initial_noise
 from ts_adapt.solvers import UniPC
 
-
-def unet() -> Any:
-    return UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4, attention_head_dim=8,
-    )  # fmt: skip
-
-
-def text_unet(**options: Any) -> Any:
-    return UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4, attention_head_dim=2, cross_attention_dim=16, **options,
-    )  # fmt: skip
-
-
 NETWORKS: dict[str, Callable[[], Any]] = {
-    "unet": unet,
-    "sd": text_unet,
-    "sdxl": lambda: text_unet(
-        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=40
-    ),
-    "dit": lambda: DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=4, num_layers=1, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=1000, norm_num_groups=2,
-    ),
-    "pixart": lambda: PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
-        patch_size=2, norm_num_groups=2, cross_attention_dim=8, caption_channels=16,
-    ),
-    "sd3": lambda: SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=2,
-        caption_projection_dim=8, joint_attention_dim=16, pooled_projection_dim=6, out_channels=4,
-        pos_embed_max_size=8,
-    ),
-    "flux": lambda: FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=16, pooled_projection_dim=6, axes_dims_rope=(2, 2, 4), guidance_embeds=False,
-    ),
-}  # fmt: skip
+    "unet": lambda: small("UNet2DModel", **ATTENTIVE),
+    "sd": lambda: small("UNet2DConditionModel"),
+    "sdxl": lambda: small("UNet2DConditionModel", **XL),
+    "dit": lambda: small("DiTTransformer2DModel", out_channels=4),
+    "pixart": lambda: small("PixArtTransformer2DModel"),
+    "sd3": lambda: small("SD3Transformer2DModel"),
+    "flux": lambda: small("FluxTransformer2DModel"),
+}
 
 
 def build(name: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return NETWORKS[name]().eval().requires_grad_(False)
+    return NETWORKS[name]()
 
 
 @pytest.fixture(scope="session")
