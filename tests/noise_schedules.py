@@ -15,3 +15,11 @@ NOISES: dict[str, NoiseSchedule] = {
     "edm_to_0": VarianceExploding(t_min=0.0),
     "flow": RectifiedFlow(),
 }
+PLAIN: dict[str, NoiseSchedule] = {
+    "table": BetaTable.from_config({}),
+    "zero_snr": BetaTable.from_config({"rescale_betas_zero_snr": True}),
+    "vp": ContinuousVP(),
+    "edm": VarianceExploding(),
+    "flow": RectifiedFlow(),
+}
+"""Fewer, each as it is without options."""

@@ -8,21 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from noise_schedules import PLAIN
 from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.klub import Draw, bound_costs, klub
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
-from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
+from ts_adapt.noise import ContinuousVP, VarianceExploding
 from ts_adapt.numerics import finite_log_snr_range
 from ts_adapt.sampling import initial_noise, noise_for
-
-NOISES: dict[str, NoiseSchedule] = {
-    "table": BetaTable.from_config({}),
-    "zero_snr": BetaTable.from_config({"rescale_betas_zero_snr": True}),
-    "vp": ContinuousVP(),
-    "edm": VarianceExploding(),
-    "flow": RectifiedFlow(),
-}
 
 
 def gaussian_data(noise_schedule: NoiseSchedule, variance: float, batch: int) -> tuple[GaussianDenoiser, Tensor, Draw]:
@@ -37,7 +30,7 @@ def snr_of(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
 
 
 @pytest.mark.parametrize("variance", [0.05, 1.0])
-@pytest.mark.parametrize("noise_schedule", NOISES.values(), ids=NOISES)
+@pytest.mark.parametrize("noise_schedule", PLAIN.values(), ids=PLAIN)
 def test_the_bound_of_a_gaussian_is_the_area_above_its_error_s_curve(noise_schedule, variance):
     """1/2 (m(s_i) (s_j - s_i) - int m ds) a dimension, m = v / (1 + v s)."""
     denoiser, x0, draw = gaussian_data(noise_schedule, variance, 128)
@@ -52,7 +45,7 @@ def test_the_bound_of_a_gaussian_is_the_area_above_its_error_s_curve(noise_sched
 
 
 @pytest.mark.parametrize("steps", [2, 5])
-@pytest.mark.parametrize("noise_schedule", NOISES.values(), ids=NOISES)
+@pytest.mark.parametrize("noise_schedule", PLAIN.values(), ids=PLAIN)
 def test_a_gaussian_s_grid_is_geometric_in_one_plus_the_variance_times_the_snr(noise_schedule, steps):
     variance, places = 0.25, 160
     denoiser, x0, draw = gaussian_data(noise_schedule, variance, 96)

@@ -11,22 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from noise_schedules import PLAIN
 from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
 from ts_adapt.grids.dynamic import METRICS, cheapest_path, gits, median, oss, step_costs
 from ts_adapt.grids.fixed import make
 from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
-from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.numerics import expand
 from ts_adapt.sampling import integrate
 from ts_adapt.solvers import DDIM, UniPC
-
-NOISES: dict[str, NoiseSchedule] = {
-    "table": BetaTable.from_config({}),
-    "zero_snr": BetaTable.from_config({"rescale_betas_zero_snr": True}),
-    "vp": ContinuousVP(),
-    "edm": VarianceExploding(),
-    "flow": RectifiedFlow(),
-}
 
 
 def exact_teacher(denoiser: GaussianDenoiser, places: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,9 +96,9 @@ def test_mirrored_costs_give_the_mirrored_path() -> None:
     assert (9 - cheapest_path(mirrored, 4).flip(0)).tolist() == cheapest_path(costs, 4).tolist()
 
 
-@pytest.mark.parametrize("schedule", sorted(NOISES))
+@pytest.mark.parametrize("schedule", sorted(PLAIN))
 def test_costs_are_the_errors_of_ddim_in_the_variables_of_edm(schedule: str) -> None:
-    noise_schedule = NOISES[schedule]
+    noise_schedule = PLAIN[schedule]
     states, x0, times = exact_teacher(GaussianDenoiser(noise_schedule, torch.tensor([0.3, -0.5, 0.0]), 0.4), 7, 5)
     solver = DDIM(noise_schedule)
     costs = {metric: step_costs(states, x0, times, noise_schedule, metric) for metric in METRICS}
@@ -131,7 +123,7 @@ def test_costs_are_the_errors_of_ddim_in_the_variables_of_edm(schedule: str) -> 
 
 def test_costs_of_a_gaussian_in_closed_form() -> None:
     """y - m shrinks by s(rho_j) / s(rho_i), s^2 = v + rho^2; Euler's step by 1 + (rho_j - rho_i) rho_i / s(rho_i)^2."""
-    noise_schedule, v = NOISES["edm"], 0.6
+    noise_schedule, v = PLAIN["edm"], 0.6
     states, x0, rho = exact_teacher(GaussianDenoiser(noise_schedule, torch.tensor([0.25]), v), 9, 6)
     spread = (v + rho.square()).sqrt()
     exact = spread / spread[:, None]
@@ -146,7 +138,7 @@ def test_costs_of_a_gaussian_in_closed_form() -> None:
 @pytest.mark.parametrize("metric", sorted(METRICS))
 @pytest.mark.parametrize("kinks", [[7], [3, 4], [2, 5, 9]])
 def test_gits_puts_its_steps_where_the_trajectory_turns(schedule: str, metric: str, kinks: list[int]) -> None:
-    noise_schedule = NOISES[schedule]
+    noise_schedule = PLAIN[schedule]
     states, x0, times = kinked_teacher(noise_schedule, kinks, 12)
     found = gits(states, x0, times, len(kinks) + 1, noise_schedule, metric=metric)
     torch.testing.assert_close(found, times[[0, *kinks, 12]])
@@ -154,10 +146,10 @@ def test_gits_puts_its_steps_where_the_trajectory_turns(schedule: str, metric: s
     assert float(straight.abs().max()) < 1e-9 * float(states.abs().max())
 
 
-@pytest.mark.parametrize("schedule", sorted(NOISES))
+@pytest.mark.parametrize("schedule", sorted(PLAIN))
 @pytest.mark.parametrize("metric", sorted(METRICS))
 def test_gits_grids_have_the_shared_ends_and_the_teachers_times(schedule: str, metric: str) -> None:
-    noise_schedule = NOISES[schedule]
+    noise_schedule = PLAIN[schedule]
     states, x0, times = exact_teacher(GaussianDenoiser(noise_schedule, torch.tensor([0.3, -0.5]), 0.4), 15, 4)
     for steps in (1, 4, 15):
         grid = gits(states.float(), x0.float(), times, steps, noise_schedule, metric=metric)
@@ -185,11 +177,11 @@ def final_error(denoiser: Any, states: Tensor, times: Tensor, path: list[int]) -
     return (x - states[:, -1]).flatten(1).square().mean(1)
 
 
-@pytest.mark.parametrize("schedule", sorted(NOISES))
+@pytest.mark.parametrize("schedule", sorted(PLAIN))
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
 def test_oss_of_a_gaussian_is_the_best_of_all_subsets(schedule: str, steps: int) -> None:
     """In one dimension every DDIM step errs to the same side and keeps the order of states: the DP is exact."""
-    denoiser = GaussianDenoiser(NOISES[schedule], torch.tensor([0.2]), 0.5)
+    denoiser = GaussianDenoiser(PLAIN[schedule], torch.tensor([0.2]), 0.5)
     states, _, times = exact_teacher(denoiser, 7, 5)
     grids = oss(denoiser, states, times, steps, denoiser.noise_schedule)
     errors = torch.stack([final_error(denoiser, states, times, path) for path in all_paths(7, steps)])
@@ -227,7 +219,7 @@ def test_oss_keeps_the_nearest_state_at_every_place() -> None:
 
 @pytest.mark.parametrize("schedule", ["vp", "edm"])
 def test_oss_puts_its_steps_where_the_trajectory_turns(schedule: str) -> None:
-    noise_schedule, kinks = NOISES[schedule], [3, 8]
+    noise_schedule, kinks = PLAIN[schedule], [3, 8]
     states, x0, times = kinked_teacher(noise_schedule, kinks, 12)
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
@@ -240,9 +232,9 @@ def test_oss_puts_its_steps_where_the_trajectory_turns(schedule: str) -> None:
     torch.testing.assert_close(grids, times[[0, *kinks, 12]].expand(3, -1))
 
 
-@pytest.mark.parametrize("schedule", sorted(NOISES))
+@pytest.mark.parametrize("schedule", sorted(PLAIN))
 def test_oss_grids_have_the_shared_ends_and_the_teachers_times(schedule: str) -> None:
-    denoiser = GaussianDenoiser(NOISES[schedule], torch.tensor([0.3, -0.5]), torch.tensor([0.1, 2.0]))
+    denoiser = GaussianDenoiser(PLAIN[schedule], torch.tensor([0.3, -0.5]), torch.tensor([0.1, 2.0]))
     states, _, times = exact_teacher(denoiser, 9, 4)
     for steps in (1, 3, 9):
         before = denoiser.evaluations
@@ -264,7 +256,7 @@ def test_oss_takes_each_sample_for_itself() -> None:
 
 def test_oss_takes_the_students_own_step() -> None:
     """A student that errs only in its first step takes the shortest one first."""
-    denoiser = GaussianDenoiser(NOISES["vp"], torch.tensor([0.0, 0.0]), 0.5)
+    denoiser = GaussianDenoiser(PLAIN["vp"], torch.tensor([0.0, 0.0]), 0.5)
     states, _, times = exact_teacher(denoiser, 6, 3)
 
     def step(x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
