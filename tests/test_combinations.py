@@ -13,8 +13,8 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
-from ts_adapt.assembly import build_quantizer, build_solver
-from ts_adapt.cachers import attached, named
+from ts_adapt.assembly import build_cachers, build_quantizer, build_solver
+from ts_adapt.cachers import attached
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser, step_aware_parts
 from ts_adapt.interfaces import Condition
@@ -113,7 +113,7 @@ def test_any_cacher_quantizer_solver_and_grid_go_together_and_leave_no_trace(
         uncached = solve(name, own_times)
         assert uncached.shape == x_T.shape and uncached.isfinite().all()
         for cacher in ("deepcache-2", GATES[kind], f"{GATES[kind]}+deepcache-2"):
-            with attached(network, *named(cacher)):
+            with attached(network, *build_cachers(cacher)):
                 cached = solve(name, own_times)
             assert cached.shape == x_T.shape and cached.isfinite().all()
             assert not torch.equal(cached, uncached), f"{cacher} changes nothing under {name}"

@@ -153,7 +153,7 @@ def build_distance(name: str, device: str = "cpu", shape: Sequence[int] = GREY) 
 
 def build_cachers(name: str) -> list[cachers.Cacher]:
     """The cachers that `name` stands for, to be attached to a network; TsAdaptError for an unknown name."""
-    return cachers.named(name)
+    return cachers.build(name)
 
 
 @dataclass(frozen=True)

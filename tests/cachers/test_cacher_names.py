@@ -15,7 +15,7 @@ from ts_adapt.cachers import (
     SeaCache,
     TaylorSeer,
     TGate,
-    named,
+    build,
 )
 from ts_adapt.interfaces import TsAdaptError
 
@@ -41,11 +41,11 @@ from ts_adapt.interfaces import TsAdaptError
     ],
 )
 def test_a_name_sets_what_it_says(name: str, kinds: list[type], options: list[dict[str, Any]]) -> None:
-    made = named(name)
+    made = build(name)
     assert [type(cacher) for cacher in made] == kinds
     for cacher, wanted in zip(made, options, strict=False):
         assert {option: getattr(cacher, option) for option in wanted} == wanted
-    assert all(one is not other for one, other in zip(named(name), made, strict=True))
+    assert all(one is not other for one, other in zip(build(name), made, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -67,4 +67,4 @@ def test_a_name_sets_what_it_says(name: str, kinds: list[type], options: list[di
 )
 def test_other_names_are_refused(name: str, expected: str) -> None:
     with pytest.raises(TsAdaptError, match=expected):
-        named(name)
+        build(name)

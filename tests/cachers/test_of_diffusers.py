@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tiny_families import family
 from tiny_networks import small
-from ts_adapt.assembly import build_solver
-from ts_adapt.cachers import FasterCache, FirstBlock, MagCache, attached, named
+from ts_adapt.assembly import build_cachers, build_solver
+from ts_adapt.cachers import FasterCache, FirstBlock, MagCache, attached
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.interfaces import Denoiser, TsAdaptError
@@ -36,20 +36,20 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "wan": lambda: small("WanTransformer3DModel", num_layers=LAYERS),
 }
 EVERY: dict[str, Callable[[], Any]] = {
-    "firstblock": lambda: named("firstblock-10")[0],
+    "firstblock": lambda: build_cachers("firstblock-10")[0],
     "magcache": lambda: MagCache(1.0, ratios=RATIOS),
-    "taylorseer": lambda: named("taylorseer-3-warmup2")[0],
-    "pab": lambda: named("pab-3-cross2")[0],
-    "fastercache": lambda: named("fastercache-2-uncond3")[0],
-    "seacache": lambda: named("seacache-10")[0],
+    "taylorseer": lambda: build_cachers("taylorseer-3-warmup2")[0],
+    "pab": lambda: build_cachers("pab-3-cross2")[0],
+    "fastercache": lambda: build_cachers("fastercache-2-uncond3")[0],
+    "seacache": lambda: build_cachers("seacache-10")[0],
 }
 NOTHING: dict[str, Callable[[], Any]] = {
-    "firstblock": lambda: named("firstblock-0")[0],
+    "firstblock": lambda: build_cachers("firstblock-0")[0],
     "magcache": lambda: MagCache(max_skip=0, ratios=RATIOS),
-    "taylorseer": lambda: named("taylorseer-1")[0],
-    "pab": lambda: named("pab-1-cross1")[0],
-    "fastercache": lambda: named("fastercache-1-uncond1")[0],
-    "seacache": lambda: named("seacache-0")[0],
+    "taylorseer": lambda: build_cachers("taylorseer-1")[0],
+    "pab": lambda: build_cachers("pab-1-cross1")[0],
+    "fastercache": lambda: build_cachers("fastercache-1-uncond1")[0],
+    "seacache": lambda: build_cachers("seacache-0")[0],
 }
 """Settings by which all is computed."""
 NOT_FOR = {("dit", "fastercache"), ("dit", "seacache"), ("sd3", "seacache"), ("flux", "seacache")}
@@ -344,7 +344,7 @@ def test_what_it_does_not_work_on_is_refused_and_left_as_it_was(kit: Any, cacher
 def test_networks_that_lack_what_is_needed_are_refused(kit: Any, make: Any, cacher: str, expected: str) -> None:
     made = make()
     marks = kit.marks(made)
-    found = MagCache(ratios=RATIOS) if cacher == "magcache" else named(cacher)[0]
+    found = MagCache(ratios=RATIOS) if cacher == "magcache" else build_cachers(cacher)[0]
     with pytest.raises(TsAdaptError, match=expected):
         found.attach(made)
     assert kit.marks(made) == marks

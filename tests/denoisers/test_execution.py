@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.assembly import ModelOptions
-from ts_adapt.cachers import attached, named
+from ts_adapt.assembly import ModelOptions, build_cachers
+from ts_adapt.cachers import attached
 from ts_adapt.denoisers.execution import Execution, execute, execution_of, plain
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.evaluation.cost import count_flops, peak_memory
@@ -98,7 +98,7 @@ def test_channels_last_goes_with_cachers_and_quantizers(tiny: Any, cacher: str, 
         if quantizer != "none":
             method, layers = build(quantizer)
             quantize(network, method, layers=layers)
-        with torch.no_grad(), attached(network, *named(cacher)):
+        with torch.no_grad(), attached(network, *build_cachers(cacher)):
             text = torch.ones(2, 3, 16)
             return integrate(
                 denoiser, DDIM(denoiser.noise_schedule), times, x_T, condition={"encoder_hidden_states": text}
@@ -113,7 +113,7 @@ def test_fused_projections_go_with_cachers_and_refuse_quantizers(tiny: Any) -> N
     with pytest.raises(TsAdaptError, match=r"fused, of weights in full precision; leave model\.fused_qkv out"):
         quantize(network, build("hqq4")[0])
     assert torch.equal(said(network), full)
-    (cacher,) = named("tgate-1")
+    (cacher,) = build_cachers("tgate-1")
     plain_said = []
     for ways in ({}, {"fused_qkv": True}):
         torch.manual_seed(2)
@@ -166,7 +166,7 @@ def test_what_a_compiled_network_cannot_take_is_refused(tiny: Any) -> None:
     network = execute(tiny.text_unet(), compile="eager")
     for name in ("deepcache-2", "tgate-2"):
         with pytest.raises(TsAdaptError, match=r"compiled as one piece; leave model\.compile out"):
-            named(name)[0].attach(network)
+            build_cachers(name)[0].attach(network)
     from ts_adapt.quantizers.layers.plan import LayerOptions
     from ts_adapt.quantizers.quantization import begin
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from small_job import sentence
 from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, attach
-from ts_adapt.cachers import attached, named
+from ts_adapt.assembly import build_cachers
+from ts_adapt.cachers import attached
 from ts_adapt.cli import main
 from ts_adapt.config import Config
 from ts_adapt.interfaces import TsAdaptError
@@ -139,7 +140,7 @@ def test_a_cacher_and_a_quantizer_are_applied(saved: Path, tmp_path: Path, capsy
     plain = two_lines(pipe, saved / "sd-static", **texts)
     quantize(pipe.unet, build("hqq4")[0])
     quantized = two_lines(pipe, saved / "sd-static", **texts)
-    with attached(pipe.unet, *named("tgate-2+deepcache-2")):
+    with attached(pipe.unet, *build_cachers("tgate-2+deepcache-2")):
         same(found, two_lines(pipe, saved / "sd-static", **texts))
     assert float((found - quantized).abs().max()) > 1 < float((quantized - plain).abs().max())
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tiny_networks import ATTENTIVE, small
-from ts_adapt.cachers import attached, named
+from ts_adapt.assembly import build_cachers
+from ts_adapt.cachers import attached
 from ts_adapt.denoisers.execution import execute
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.interfaces import TsAdaptError
@@ -153,7 +154,7 @@ def test_a_pruned_network_is_cached_and_quantized_like_any_other() -> None:
         remove(network, name)
     without = said(network)
     for cacher in ("deepcache-2", "tgate-1", "tgate-1+deepcache-2"):
-        with attached(network, *named(cacher)):
+        with attached(network, *build_cachers(cacher)):
             assert torch.equal(said(network), without)
             with pytest.raises(TsAdaptError, match="leave blocks out of the plain network"):
                 remove(network, candidates(network)[0])

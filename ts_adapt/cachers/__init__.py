@@ -1,7 +1,7 @@
 """Cachers: parts of the network's work are done at some steps only, and used again at the others.
 
-with attached(denoiser.network, DeepCache(interval=3)):      or *named("deepcache-3+tgate-5"); of a transformer,
-                                                             FirstBlock(threshold=0.1), or *named("firstblock-.1")
+with attached(denoiser.network, DeepCache(interval=3)):      or *build("deepcache-3+tgate-5"); of a transformer,
+                                                             FirstBlock(threshold=0.1), or *build("firstblock-.1")
     integrate(denoiser, ...)
 with attached(pipe, DeepCache(interval=3)):                  a pipeline of diffusers, with any scheduler
     pipe(...)
@@ -19,12 +19,12 @@ from ts_adapt.cachers.cacher import Cacher
 from ts_adapt.cachers.deepcache import DeepCache
 from ts_adapt.cachers.loops import heard
 from ts_adapt.cachers.of_diffusers import FasterCache, FirstBlock, MagCache, PyramidAttention, SeaCache, TaylorSeer
-from ts_adapt.cachers.registry import CACHERS, named
+from ts_adapt.cachers.registry import CACHERS, build
 from ts_adapt.cachers.tgate import TGate
 
 __all__ = [
     "CACHERS", "Cacher", "DeepCache", "FasterCache", "FirstBlock", "MagCache", "PyramidAttention", "SeaCache",
-    "TGate", "TaylorSeer", "attached", "named",
+    "TGate", "TaylorSeer", "attached", "build",
 ]  # fmt: skip
 
 

@@ -52,7 +52,7 @@ WORDS: dict[str, dict[str, dict[str, Any]]] = {
 NONE = "none"
 
 
-def named(name: str) -> list[Cacher]:
+def build(name: str) -> list[Cacher]:
     """The cachers that `name` stands for; see the module's head. None at all for `none`.
 
     Raises TsAdaptError for what is no such name, for options out of range, and for two cachers of one kind.

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ts_adapt.cachers import attached, named
+from ts_adapt.assembly import build_cachers
+from ts_adapt.cachers import attached
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.scheduler_config import noise_of
@@ -97,7 +98,7 @@ def test_a_gated_guided_batch_is_told_the_times_of_its_samples(
     method, layers = build(quantizer)
     quantize(network, method, collect(denoiser, solver, grids, x_T, condition=text), layers=layers)
     for cachers in ("tgate-2", "tgate-2+deepcache-2"):
-        with attached(network, *named(cachers)):
+        with attached(network, *build_cachers(cachers)):
             both = integrate(denoiser, solver, grids, x_T, condition=text).x
             for row in (slice(0, 1), slice(1, 2)):
                 own = {name: value[row] for name, value in text.items()}
