@@ -89,12 +89,6 @@ def test_frechet_of_64_pictures_is_quick_and_exact() -> None:
     assert frechet(FeatureStatistics.of(left), FeatureStatistics.of(right)) == pytest.approx(apart @ apart + traces)
 
 
-def test_frechet_of_shifted_and_stretched_gaussians_in_closed_form() -> None:
-    a = FeatureStatistics.from_moments(np.zeros(3), np.eye(3), 10)
-    b = FeatureStatistics.from_moments(np.array([1.0, 2.0, 0.0]), 4 * np.eye(3), 10)
-    assert frechet(a, b) == pytest.approx(5 + 3 * (2 - 1) ** 2)
-
-
 def test_kernel_distance_is_the_unbiased_estimator_and_leaves_the_global_generator_alone() -> None:
     a, b = draw(40, seed=1), draw(40, seed=2, shift=0.3)
 
@@ -155,12 +149,6 @@ def test_the_measures_of_the_same_features_are_torch_fidelitys(theirs: Callable[
     )
     assert ours == pytest.approx(theirs(noised.numpy(), real.numpy()), rel=1e-4)
     assert 0 < ours[2] < 1 and 0 < ours[3] < 1
-
-
-def test_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
-    rng = np.random.default_rng(0)
-    values = [kid(rng.normal(size=(60, 4)), rng.normal(size=(60, 4)), subsets=1) for _ in range(100)]
-    assert abs(np.mean(values)) < 3 * np.std(values) / 10
 
 
 def test_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:

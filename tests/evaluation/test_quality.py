@@ -147,13 +147,6 @@ def test_inceptions_probabilities_and_spatial_features_are_of_the_layers_that_ar
     torch.testing.assert_close(looks["probabilities"].log(), logits - logits.logsumexp(1, keepdim=True))
 
 
-def test_sfid_is_the_frechet_distance_of_the_spatial_features() -> None:
-    real, samples = gaussian(80), gaussian(80, 1, 0.5)
-    reference = Reference(FeatureStatistics.of(real), real, True, FeatureStatistics.of(real))
-    quality = quality_of({"features": real, "spatial": samples}, 80, reference)
-    assert quality.sfid == pytest.approx(frechet(FeatureStatistics.of(samples), FeatureStatistics.of(real)))
-
-
 def tiny_clip(folder: Path, tiny: Any) -> Path:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
@@ -187,11 +180,6 @@ def test_clips_weights_are_never_read_from_a_pickle(tmp_path: Path, tiny: Any) -
     (folder / "model.safetensors").unlink()
     with pytest.raises(TsAdaptError, match="cannot be had"):
         clip_scorer(str(folder))
-
-
-def test_clip_without_weights_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(TsAdaptError, match="cannot be had"):
-        clip_scorer(str(tmp_path))
 
 
 def test_a_file_of_moments_is_a_reference_of_the_frechet_distance_alone(tmp_path: Path) -> None:

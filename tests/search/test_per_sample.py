@@ -33,13 +33,6 @@ def test_every_sample_is_at_least_as_good_as_the_static_grid_and_most_are_better
     assert float(labels.distance.mean()) < 0.6 * float(labels.static_distance.mean())
 
 
-def test_stored_distance_is_that_of_the_stored_grid(problem):
-    objective, batch = problem
-    labels = search(problem, slice(0, 16))
-    again = objective.measure(labels.grid, batch.rows(slice(0, 16)))
-    assert torch.allclose(again, labels.distance, rtol=1e-5, atol=1e-9)
-
-
 def same(one: LabelBatch, others: Sequence[LabelBatch]) -> bool:
     """Whether the grids of `one` are those of the `others`, one after the other."""
     return all(
