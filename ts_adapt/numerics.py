@@ -42,15 +42,32 @@ def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
     return total
 
 
-def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """`value` with `change` made to every tensor in it: to itself, or those in mappings, lists and tuples."""
+def each_tensor(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """`value` with `change` of every tensor in it: itself, or those in mappings, lists and tuples.
+
+    An output of diffusers or transformers, which is a mapping, stays of its class.
+    """
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: each_tensor(part, change) for key, part in value.items()}
+        parts = {key: each_tensor(part, change) for key, part in value.items()}
+        output = isinstance(value, dict) and type(value) is not dict
+        return type(value)(**parts) if output else parts
     if isinstance(value, list | tuple):
         return type(value)(each_tensor(part, change) for part in value)
     return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors that `each_tensor` meets in `value`, in order."""
+    found: list[Tensor] = []
+
+    def met(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    each_tensor(value, met)
+    return found
 
 
 def finite_log_snr_range(noise_schedule: NoiseSchedule, *, margin: float = 1e-3) -> tuple[float, float]:

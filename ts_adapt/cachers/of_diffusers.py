@@ -35,7 +35,7 @@ from ts_adapt.cachers.cacher import Action, Cacher, whole
 from ts_adapt.denoisers.load import quiet
 from ts_adapt.denoisers.network import argument_names, step_aware_parts
 from ts_adapt.interfaces import TsAdaptError, one_line
-from ts_adapt.numerics import each_tensor
+from ts_adapt.numerics import tensors_in
 
 START = 1000.0
 """The timestep that stands for the beginning of a run, to `pab` and `fastercache`."""
@@ -383,7 +383,7 @@ class FasterCache(OfDiffusers):
                 "forward), or take another cacher"
             )
         inside = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
-        if guided and any(part.ndim and len(part) == len(x) for part in _tensors(inside)):
+        if guided and any(part.ndim and len(part) == len(x) for part in tensors_in(inside)):
             raise TsAdaptError(
                 "fastercache halves a guided batch, and not what a ControlNet or the like adds to it; remove that, or "
                 "take another cacher"
@@ -441,13 +441,6 @@ def _attentions(network: nn.Module) -> list[str]:
         for name, module in network.named_modules()
         if isinstance(module, _ATTENTION_CLASSES) and id(module) in inside
     ]
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """All tensors in `value`."""
-    found: list[Tensor] = []
-    each_tensor(value, lambda part: found.append(part) or part)  # type: ignore[func-returns-value]
-    return found
 
 
 def _threshold(value: Any) -> float:

@@ -20,6 +20,7 @@ from ts_adapt.jobs import converged
 from ts_adapt.jobs.labels import label_options
 from ts_adapt.jobs.search import shared_solves
 from ts_adapt.jobs.session import Session, stays
+from ts_adapt.numerics import tensors_in
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.name import ORACLE, PREDICTOR, Name
 from ts_adapt.search.labels import LabelStore
@@ -127,11 +128,8 @@ def disk(session: Session) -> float:
     options = session.config.teacher
     _, x_T, condition = session.training_noises(1)
     states = 1 + (2 * session.teacher_grid().steps + 1 if options.trajectory else 0)
-    return float(x_T.nbytes * states + _bytes(condition)) * (options.train_samples + options.test_samples)
-
-
-def _bytes(condition: dict[str, Any]) -> int:
-    return sum(_bytes(part) if isinstance(part, dict) else part.nbytes for part in condition.values())
+    given = sum(part.nbytes for part in tensors_in(condition))
+    return float(x_T.nbytes * states + given) * (options.train_samples + options.test_samples)
 
 
 def weights(session: Session) -> float:

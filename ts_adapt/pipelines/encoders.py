@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ts_adapt.pipelines.networks import changed, rows_of, tensors_in
+from ts_adapt.numerics import each_tensor, tensors_in
+from ts_adapt.pipelines.networks import rows_of
 
 LIMIT = 2**30
 """Bytes of all that is kept, on the devices where it was made."""
@@ -39,7 +40,7 @@ class Answer:
 
     def __init__(self, answer: Any, row: int | None, places: Set[int] | None) -> None:
         found = tensors_in(answer)
-        self.count, self._form = len(found), changed(answer, _emptied)
+        self.count, self._form = len(found), each_tensor(answer, _emptied)
         self.tensors = {
             place: value if row is None else value[row : row + 1].clone()
             for place, value in enumerate(found) if places is None or place in places
@@ -52,7 +53,7 @@ class Answer:
     def with_tensors(self, tensor: Callable[[int], Tensor]) -> Any:
         """The answer, with `tensor(place)` at each place."""
         places = iter(range(self.count))
-        return changed(self._form, lambda _: tensor(next(places)))
+        return each_tensor(self._form, lambda _: tensor(next(places)))
 
 
 class Promise(Tensor):
@@ -172,7 +173,7 @@ def _hash(arguments: dict[str, Any], row: int | None = None) -> str:
             digest.update(f"{name} {part.dtype} {tuple(part.shape)} ".encode())
             digest.update(part.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         else:
-            digest.update(f"{name} {changed(value, _without_numbers)!r} ".encode())
+            digest.update(f"{name} {each_tensor(value, _without_numbers)!r} ".encode())
             for part in tensors_in(value):
                 digest.update(part.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

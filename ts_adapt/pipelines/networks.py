@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ts_adapt.numerics import each_tensor
+
 By = Callable[[nn.Module, Callable[..., Any], dict[str, Any]], Any]
 """(network, its forward, the arguments by name) -> what the call returns."""
 
@@ -53,31 +55,6 @@ def rows_of(arguments: dict[str, Any]) -> int:
     return 1
 
 
-def changed(answer: Any, change: Callable[[Tensor], Any]) -> Any:
-    """`answer`, a tensor or what holds tensors, with `change` of each of them."""
-    if isinstance(answer, Tensor):
-        return change(answer)
-    if type(answer) is dict:
-        return {key: changed(value, change) for key, value in answer.items()}
-    if isinstance(answer, dict):  # the outputs of diffusers and transformers are some
-        return type(answer)(**{key: changed(value, change) for key, value in answer.items()})
-    if isinstance(answer, list | tuple):
-        return type(answer)(changed(value, change) for value in answer)
-    return answer
-
-
-def tensors_in(answer: Any) -> list[Tensor]:
-    """The tensors that `answer` holds, in order."""
-    found: list[Tensor] = []
-
-    def met(value: Tensor) -> Tensor:
-        found.append(value)
-        return value
-
-    changed(answer, met)
-    return found
-
-
 class Recorded:
     """In what form networks answered last; in its place zeros of any number of rows."""
 
@@ -87,7 +64,7 @@ class Recorded:
     def listen(self, network: nn.Module, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Call the network and keep the form of its answer."""
         answer = forward(**arguments)
-        self.answers[network] = rows_of(arguments), changed(answer, _zeros)
+        self.answers[network] = rows_of(arguments), each_tensor(answer, _zeros)
         return answer
 
     def silent(self, network: nn.Module, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -111,4 +88,4 @@ def _with_rows(answer: Any, then: int, rows: int) -> Any:
         return tuple(_with_rows(value, then, rows) for value in answer)
     if isinstance(answer, dict) and type(answer) is not dict:
         return type(answer)(**{key: _with_rows(value, then, rows) for key, value in answer.items()})
-    return changed(answer, lambda value: value[:1].expand(rows, *value.shape[1:]).clone())
+    return each_tensor(answer, lambda value: value[:1].expand(rows, *value.shape[1:]).clone())
