@@ -8,17 +8,19 @@ from __future__ import annotations
 import codecs
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import reduce
 from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ts_adapt import distributed, remedies
 from ts_adapt.assembly import solver_name
-from ts_adapt.commands import COMMANDS, Command, Demo, build_parser, command_parser
-from ts_adapt.interfaces import TsAdaptError, one_line, unknown
+from ts_adapt.commands import COMMANDS, Command, Demo, Sample, build_parser, command_parser
+from ts_adapt.interfaces import TsAdaptError, TsAdaptWarning, one_line, unknown
 from ts_adapt.options import hints_of, read
 from ts_adapt.parsing import HELP, HELP_ALL, Line, Parser, Refused, read_line
 
@@ -114,8 +116,40 @@ def run(arguments: Sequence[str] | None = None) -> None:
     from ts_adapt.jobs.tracking import tracked
 
     about = [] if isinstance(called.command, Demo) else called.line.experiment
-    with remedies.experiment(about), distributed.quiet(), tracked(called.config, called.name):
+    distributed.first(lambda: _check_places(called))
+    with remedies.experiment(about), distributed.quiet(), warned(), tracked(called.config, called.name):
         called.command.run(called.config, called.line.given)
+
+
+def _check_places(called: Called) -> None:
+    """TsAdaptError where what the command makes could not be kept: in its `out`, else in folders of the workspace."""
+    from ts_adapt.storage.files import check_place
+
+    command, workspace = called.command, called.config.workspace
+    if (out := getattr(command, "out", None)) is not None:
+        check_place(Path(out), folder=isinstance(command, Sample) or getattr(command, "format", None) == "diffusers")
+        return
+    for each in command.keeps:
+        check_place(getattr(workspace, each), folder=True)
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """While the block runs, each warning of the package is said once, as what commands themselves have to remark."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def say(message: Warning | str, category: type[Warning], *place: Any, **how: Any) -> None:
+            if not issubclass(category, TsAdaptWarning):
+                show(message, category, *place, **how)
+            elif str(message) not in said:
+                said.add(str(message))
+                print(f"ts-adapt: warning: {message}", file=sys.stderr)
+
+        warnings.simplefilter("always", TsAdaptWarning)
+        warnings.showwarning = say
+        yield
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

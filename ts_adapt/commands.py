@@ -71,6 +71,8 @@ class Command:
     """Whether several processes do it together."""
     base: ClassVar[Sequence[str]] = ()
     """Words of a command line that come first, and whose options are not to be given otherwise."""
+    keeps: ClassVar[Sequence[str]] = ("data", "logs")
+    """The folders of the workspace that it writes to, where it is given no `out`."""
     quiet: bool = flag(False, "no progress bars")
 
     def run(self, config: Config, given: Collection[str]) -> None:
@@ -228,6 +230,7 @@ class Evaluate(Command):
     """
 
     brief = "compare every schedule on test noises, with a report"
+    keeps = ("logs",)
     kept = "finished measurements are kept, and the same command goes on with the next"
     shared = True
     images: list[PathText] | None = flag(
@@ -292,6 +295,7 @@ class Sample(Command):
     """
 
     brief = "make images along any schedule"
+    keeps = ("logs",)
     kept = "the images that are written stay, and the same command makes all of them again"
     schedule: PathText = flag(
         "static", "a grid, static, blackbox, one-shot, recursive, recursive-all, or a file, folder or zoo name"
@@ -362,6 +366,7 @@ class Export(Command):
     """
 
     brief = "write a schedule for other programs"
+    keeps = ()
     kept = "the same command begins anew"
     schedule: PathText = argument("as of `sample`")
     format: Literal["json", "sigmas", "comfyui", "a1111", "timesteps", "diffusers"] = flag("json", "what is written")
@@ -377,7 +382,9 @@ class Export(Command):
         else:
             from ts_adapt.jobs.export import export_schedule
 
-            export_schedule(config, self.schedule, self.format, self.solver, self.steps, self.out)
+            export_schedule(
+                config, self.schedule, self.format, self.solver, self.steps, self.out, progress=self.progress
+            )
 
 
 @dataclass
@@ -393,6 +400,7 @@ class Import(Command):
     """
 
     brief = "make a schedule file of a list of sigmas or timesteps"
+    keeps = ()
     kept = "the same command begins anew"
     file: PathText = argument("the list or schedule file; - reads stdin")
     format: Literal["sigmas", "timesteps", "json"] | None = flag(None, "what the file is; needed for lists")

@@ -31,6 +31,10 @@ class TsAdaptError(Exception):
     """An error of the user's input or of a file: one sentence that says what to do; the CLI exits with code 2."""
 
 
+class TsAdaptWarning(UserWarning):
+    """What is done all the same, and may not be what was meant; the CLI says it once, in a line of its own."""
+
+
 class Unguided(TsAdaptError):
     """Factors on the guidance are given to what is not guided by none + w (condition - none)."""
 

@@ -40,6 +40,7 @@ from ts_adapt.interfaces import (
     StepPolicy,
     TimeGrid,
     TsAdaptError,
+    TsAdaptWarning,
     Unguided,
 )
 from ts_adapt.numerics import check_finite
@@ -180,6 +181,7 @@ def _look_at(x_T: Tensor, t: Tensor, noise_schedule: NoiseSchedule) -> None:
         warnings.warn(
             f"x_T has a standard deviation of {spread:.3g}, states at t = {float(first):.4g} one of about {sigma:.3g}; "
             "multiply standard normal noise by denoiser.noise_schedule.noise_scale",
+            TsAdaptWarning,
             stacklevel=3,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import pytest
 from PIL import Image
 
 from small_job import Job, edit
@@ -73,3 +74,11 @@ def test_files_that_are_no_images_are_named(job: Job, capsys) -> None:
     Image.new("L", (5, 7)).save(images / "a.png")
     expected = f"{images / 'a.png'} is of (1, 7, 5), the model's samples are of (1, 4, 4); resize the images"
     assert expected in job.refused(capsys, "evaluate", "--images", str(images))
+
+
+@pytest.mark.parametrize("option", ["--images", "--evaluate.reference"])
+def test_a_set_of_one_image_is_no_set(job: Job, capsys, option: str) -> None:
+    images = job.folder / "images"
+    images.mkdir()
+    Image.new("L", (4, 4)).save(images / "only.png")
+    assert "holds one image, only.png" in job.refused(capsys, "evaluate", option, str(images))

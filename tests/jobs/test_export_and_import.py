@@ -81,6 +81,22 @@ def test_a_file_goes_over_to_other_steps_beside_another_teacher(finished: Job, c
     assert re.search("is unmeasured: the teacher folder .* was made with", printed.err)
 
 
+def test_a_list_as_fine_as_the_teachers_is_not_measured_by_it(finished: Job, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("ts_adapt.sampling._evaluate", lambda *_: pytest.fail("the network was evaluated"))
+    for nfe in (12, 10_000):
+        assert finished.run("export", "static", "--steps", str(nfe), "--format", "sigmas") == 0
+        printed = capsys.readouterr()
+        assert len(printed.out.split(",")) == nfe + 1
+        assert "is unmeasured: the teacher takes 12 evaluations itself" in printed.err
+
+
+def test_a_measurement_says_what_is_done_and_how_far_it_is(finished: Job, capsys) -> None:
+    words = ["export", "static", "--config", str(finished.folder / "small.yml"), *finished.roots, "--steps", "4"]
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert "measuring NFE 4 on 8 noises" in printed.err and json.loads(printed.out)["nfe"] == 4
+
+
 def test_export_import_and_sample(finished: Job, tmp_path: Path, capsys) -> None:
     listed, imported = tmp_path / "list.txt", tmp_path / "list.json"
     assert finished.run("export", str(finished.static), "--format", "sigmas", "--out", str(listed)) == 0

@@ -277,6 +277,13 @@ def test_a_schedule_file_and_a_hub_id(saved: Path, tmp_path: Path, monkeypatch: 
     same(sample(saved, tmp_path / "c", "ddpm", "owner/name", "--solver", "unipc-3", "--steps", "4"), expected)
 
 
+def test_a_number_of_steps_that_was_not_learned_is_remarked_once(saved: Path, tmp_path: Path, capsys) -> None:
+    for out in ("a", "b"):
+        sample(saved, tmp_path / out, "ddpm", "ddpm-static", "--steps", "3", "--batch", "2")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("ts-adapt: warning: 3 steps were not learned")
+
+
 def test_half_precision_and_the_default_folder(saved: Path, tmp_path: Path, capsys) -> None:
     in_full = sample(saved, tmp_path / "a", "ddpm", "ddpm-static")
     words = ["--pipeline", str(saved / "ddpm"), "--schedule", str(saved / "ddpm-static"), "--count", "3", "--quiet"]
@@ -340,6 +347,8 @@ def test_fewer_images_replace_all_of_an_earlier_command_and_none_of_anyone_else(
         (["fashion-ddpm-class", "karras", "--label", "3"], "wants a class, which this pipeline does not give it"),
         (["sd", "sd-static"], "makes images of prompts; give --prompt TEXT, or --prompts FILE"),
         (["sd", "sd-static", "--prompts", "NONE"], "there is no file"),
+        (["sd", "sd-static", "--prompt", "x", "--guidance", "0.5"], "guides by a scale above 1 or not at all"),
+        (["sd", "sd-static", "--prompt", "x", "--model.call", "{guidance_scale: -2}"], "guidance_scale is -2, and"),
         (["sd", "sd-static", "--prompt", "x", "--label", "1"], "takes no class label; leave --label out"),
         (["sd", "sd-static", "--prompt", "x", "--init-image", "NONE"], "there is no file"),
         (["sd", "sd-static", "--prompt", "x", "--init-image", "LIST"], "cannot be read as an image"),

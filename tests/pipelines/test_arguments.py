@@ -59,6 +59,40 @@ def test_what_the_pipeline_does_not_take_is_refused(call: dict[str, Any], said: 
         Arguments(Pipe(), call)
 
 
+class Above(Pipe):
+    """As most guide."""
+
+    def __call__(self, guidance_scale: float = 7.5, strength: float = 0.5) -> None:  # type: ignore[override]
+        if strength > 1:
+            raise ValueError(strength)
+        self._guidance_scale = guidance_scale
+
+    @property
+    def guides(self) -> bool:
+        return self._guidance_scale > 1.0
+
+
+class Own(Above):
+    """Whose class alone says nothing of it."""
+
+
+class Embedded(Pipe):
+    """Whose network is told the scale, whatever it is, or 0 is none; as `guidance_scale > 1` of others is not."""
+
+    def __call__(self, guidance_scale: float = 3.5) -> bool:  # type: ignore[override]
+        return guidance_scale > 0
+
+
+@pytest.mark.parametrize("scale", [0.99, 0.1, -2])
+def test_a_scale_below_one_is_refused_where_it_guides_nothing(scale: float) -> None:
+    for pipe in (Above(), Own()):
+        with pytest.raises(TsAdaptError, match=f"guidance_scale is {scale:g}, and {type(pipe).__name__} guides by a"):
+            Arguments(pipe, {"guidance_scale": scale})
+        for given in ({"guidance_scale": 0}, {"guidance_scale": 1}, {"guidance_scale": 1.01}, {"strength": 0.3}):
+            assert Arguments(pipe, given).shared == given
+    assert Arguments(Embedded(), {"guidance_scale": scale}).shared == {"guidance_scale": scale}
+
+
 def test_each_sample_has_the_picture_of_its_number(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")

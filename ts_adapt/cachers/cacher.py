@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ts_adapt.denoisers.execution import execution_of
 from ts_adapt.denoisers.network import add_step_aware, remove_step_aware, step_aware_parts
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.interfaces import TsAdaptError, TsAdaptWarning
 
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
 
@@ -131,6 +131,7 @@ class Cacher(ABC):
             warnings.warn(
                 f"{self.kind} is told no step, so that nothing is cached; sample by `integrate`, or give the pipeline "
                 "in place of its network: `with cachers.attached(pipe, ...)`",
+                TsAdaptWarning,
                 stacklevel=2,
             )
         return self.index is None

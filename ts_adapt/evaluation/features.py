@@ -174,10 +174,14 @@ def folder_looks(
 
     shape  as of `read_image`
 
-    Raises TsAdaptError for a missing folder, one without images, a file that is no image or of another size, and images
+    Raises TsAdaptError for a missing folder, one without images or with a single one, a file that is no image or of another size, and images
     whose features have several widths.
     """
     files, found = picture_files(folder), dict[str, list[Tensor]]()
+    if len(files) == 1:
+        raise TsAdaptError(
+            f"{folder} holds one image, {files[0].name}, and sets of images are compared; give a folder of two or more"
+        )
     with tqdm(total=len(files), desc=f"features of {folder}", unit="image", disable=not progress, leave=False) as bar:
         for start in range(0, len(files), batch_size):
             images = [read_image(file, shape) for file in files[start : start + batch_size]]

@@ -31,8 +31,9 @@ ROW: Schema = {
 
 
 def export_schedule(
-    config: Config, source: str, kind: str, solver: str | None = None, nfe: int | None = None, out: str | None = None
-) -> str:
+    config: Config, source: str, kind: str, solver: str | None = None, nfe: int | None = None, out: str | None = None,
+    *, progress: bool = True,
+) -> str:  # fmt: skip
     """Write the schedule `source` in the format `kind` to the file `out`, or to stdout; returns the text.
 
     source       a name, as `schedules.resolve` has them; of a predictor the grid that it corrects is written
@@ -42,7 +43,7 @@ def export_schedule(
     What brings its noise schedule along needs no model, but for `timesteps` of a schedule file. Raises TsAdaptError for
     what is unknown, or has no such form.
     """
-    session = Session(config)
+    session = Session(config, progress=progress)
     found = resolve(source, session, alone=True)
     name, taken, others = found.choose(solver, nfe, config, unlearned=True)
     schedule, remarks = at_other_steps(session, found, name, taken) or found.shared(name, taken)

@@ -5,7 +5,8 @@
 
 Corrections belong to the steps that they were learned with and are left out. The loss is the mean distance to the
 teacher on training noises that validate, beside that of the best fixed grid of N steps and of the one learned there, if
-the workspace has one; test noises have no part in it.
+the workspace has one; test noises have no part in it. A list of as many steps as the teacher's, or more, is not
+measured: the distance to a coarser solve says nothing of it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
 from ts_adapt.grids.parametric import between, neighbours
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
@@ -24,7 +26,6 @@ from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.name import PREDICTOR, SHARED, parse
 from ts_adapt.schedules.resolve import Found, Predicted
 from ts_adapt.search.objective import Batch, Objective
-from ts_adapt.search.static import best_start
 from ts_adapt.storage.files import read_json
 from ts_adapt.storage.layout import ALL, CONFIG, MANIFEST
 
@@ -59,7 +60,10 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
     about = {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
     about = {key: value for key, value in about.items() if key not in OF_ITSELF} | {"source": found.called}
     grid = TimeGrid(between(learned, noise_schedule, steps))
+    teacher = session.config.teacher.nfe
     try:
+        if nfe >= teacher:
+            raise TsAdaptError(f"the teacher takes {teacher} evaluations itself")
         batch = _validating(session, any(isinstance(part, Predicted) for part in parts))
         why = f"{session.workspace.teacher('train')} has not the teacher's samples"
     except TsAdaptError as error:  # a file's, or the zoo's, needs no workspace
@@ -70,8 +74,7 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
         return LearnedGrid(grid, solver, nfe, about), [*remarks, f"what is lost by that is unmeasured: {why}"]
     student, objective = session.config.student, session.objective(session.solver(solver))
     with cheaper_network(session, student.cacher, student.quantizer):
-        distance = float(objective.measure(grid, batch).mean())
-        about["measured"], said = _beside(session, objective, solver, nfe, batch, distance)
+        about["measured"], said = _beside(session, objective, solver, nfe, batch, grid)
     return LearnedGrid(grid, solver, nfe, about), [*remarks, said]
 
 
@@ -86,10 +89,15 @@ def _learned(session: Session, found: Found, solver: str, nfe: int) -> Sequence[
 
 
 def _beside(
-    session: Session, objective: Objective, solver: str, nfe: int, batch: Batch, distance: float
+    session: Session, objective: Objective, solver: str, nfe: int, batch: Batch, grid: TimeGrid
 ) -> tuple[dict[str, Any], str]:
-    """What a file keeps of a mean `distance` over `batch`; the same said, beside the best fixed and a learned grid."""
-    best, means = best_start(objective, session.starts(session.steps(solver, nfe)), batch)
+    """What a file keeps of the mean distance of `grid` over `batch`; the same said, beside the best fixed grid and a
+    learned one."""
+    means, starts = dict[str, float](), session.starts(session.steps(solver, nfe))
+    what = f"measuring NFE {nfe} on {len(batch)} noises"
+    for name, each in tqdm({"": grid, **starts}.items(), what, unit="grid", disable=not session.progress, leave=False):
+        means[name] = float(objective.measure(each, batch).mean())
+    distance, best = means.pop(""), min(starts, key=means.__getitem__)
     paired = {"evaluator": session.distance, "samples": len(batch), "split": "validation"}
     measured = {
         "distance": {"value": distance, **paired},

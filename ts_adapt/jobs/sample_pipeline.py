@@ -30,7 +30,7 @@ from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
 from ts_adapt.jobs.diffusers_schedules import find_scheduler, make_scheduler
 from ts_adapt.jobs.sample import check_folder, write_images
 from ts_adapt.pictures import read_picture
-from ts_adapt.pipelines.arguments import Arguments
+from ts_adapt.pipelines.arguments import Arguments, check_scales
 from ts_adapt.prompts import given_prompts, prompts_of
 from ts_adapt.sampling import generator_for
 from ts_adapt.schedulers.attach import attach, network_of
@@ -188,6 +188,7 @@ def _arguments(
     ):
         if given is not None and argument not in takes:
             raise TsAdaptError(f"{name} takes no {what}; leave {flag} out")
+    check_scales(pipe, {"guidance_scale": request.guidance})
     if "prompt" in takes and not texts:
         raise TsAdaptError(f"{name} makes images of prompts; give --prompt TEXT, or --prompts FILE")
     if mask is None and repaints(pipe):

@@ -12,8 +12,11 @@ every sample. What a pipeline draws beside its starting noise is in `draws`.
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,8 @@ OURS = {
     "callback_on_step_end_tensor_inputs", "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt",
 }  # fmt: skip
 """Arguments that are no options: the program gives them, or their defaults hold."""
+SCALES = ("guidance_scale", "cfg_scale")
+"""What the names of scales of guidance end in."""
 
 
 def as_bytes(prompts: Sequence[str]) -> Tensor:
@@ -79,6 +84,7 @@ class Arguments:
             if key not in self.takes or key == "self":
                 known = [name for name in self.takes if name not in OURS and name != "self"]
                 raise unknown(f"argument of {self.name}, call.", key, known)
+        check_scales(pipe, call)
         self.generators = True
         self.folders = {
             key: picture_files(Path(value).expanduser()) for key, value in call.items() if _is_folder(key, value)
@@ -132,6 +138,33 @@ class Arguments:
     def pictures(self, numbers: Iterable[int]) -> dict[str, list[Any]]:
         """Of each folder the picture of each of `numbers`."""
         return {key: [read_picture(files[i % len(files)]) for i in numbers] for key, files in self.folders.items()}
+
+
+def check_scales(pipe: Any, given: Mapping[str, Any]) -> None:
+    """TsAdaptError for a scale of guidance below 1, other than 0, with which a pipeline does not guide at all."""
+    for key, value in given.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and key.endswith(SCALES) and value < 1 and value != 0 and key in _above_one(type(pipe)):
+            raise TsAdaptError(
+                f"{key} is {value:g}, and {type(pipe).__name__} guides by a scale above 1 or not at all; give 1 for "
+                "none, or more"
+            )
+
+
+def _above_one(kind: type) -> set[str]:
+    """What pipelines of the class ask to be above 1, by its name, as their code has it: `self._guidance_scale > 1`."""
+    found = set()
+    for each in kind.__mro__:
+        with suppress(OSError, TypeError):  # whose code is not to be had
+            for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(each)))):
+                match node:
+                    case ast.Compare(
+                        left=ast.Name(id=name) | ast.Attribute(attr=name),
+                        ops=[ast.Gt() | ast.GtE()],
+                        comparators=[ast.Constant(value=1)],
+                    ):
+                        found.add(name.removeprefix("_"))
+    return found
 
 
 def _for_each(value: Any, batch: int) -> Any:

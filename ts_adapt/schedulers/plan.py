@@ -30,6 +30,7 @@ from ts_adapt.interfaces import (
     StepPolicy,
     TimeGrid,
     TsAdaptError,
+    TsAdaptWarning,
 )
 from ts_adapt.numerics import validate_grid
 from ts_adapt.policies import FollowGrid
@@ -215,6 +216,7 @@ class Source:
         warnings.warn(
             f"{steps} steps were not learned: their grid is interpolated in log-SNR from those for "
             f"{', '.join(map(str, grids))}; `ts-adapt export --steps` measures what that costs",
+            TsAdaptWarning,
             stacklevel=5,
         )
         times = between({n: grid.times for n, grid in grids.items()}, noise_schedule, steps)

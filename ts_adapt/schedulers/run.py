@@ -44,6 +44,7 @@ from ts_adapt.interfaces import (
     StepAware,
     StepPolicy,
     TsAdaptError,
+    TsAdaptWarning,
     Unguided,
 )
 from ts_adapt.numerics import scale
@@ -378,7 +379,7 @@ class Run:
         if self.batch is None:
             self.batch, self._form = self._settle(x_t), form
             if isinstance(self.learned_at, list) and tuple(self.learned_at) != tuple(form):
-                warnings.warn(of_another_size(self.learned_at, form), stacklevel=4)
+                warnings.warn(of_another_size(self.learned_at, form), TsAdaptWarning, stacklevel=4)
         if form != self._form:
             raise TsAdaptError(
                 f"the run began with samples of shape {tuple(self._form)} and step {self.done} has {tuple(form)}; call "

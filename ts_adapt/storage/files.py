@@ -19,6 +19,7 @@ import json
 import math
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,6 +85,23 @@ def make_folder(path: Path) -> Path:
     with explained(path, "written"):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def check_place(path: Path, *, folder: bool) -> None:
+    """TsAdaptError where `path`, a folder, or else a file, could not be written; nothing is made, nothing is left."""
+    path = Path(path)
+    if not folder and path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe, not a file"
+        raise TsAdaptError(f"{path} is {what}; name a file to write")
+    above = path if folder else path.parent
+    while not os.path.lexists(above):
+        above = above.parent
+    with explained(path, "written"):
+        if not above.is_dir():
+            what = "a folder" if above == path else f"in a folder, and {above} is none"
+            raise TsAdaptError(f"{path} has to be {what}; choose another place, or move what is there")
+        with tempfile.TemporaryFile(dir=above):
+            pass
 
 
 def read_bytes(path: Path, *, limit: int | None = None) -> bytes:
