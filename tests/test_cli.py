@@ -123,6 +123,24 @@ cli.main(sys.argv[1:])
 """
 
 
+PRINTS = """
+import sys
+from ts_adapt import cli
+cli.run = lambda arguments: [print("a line", flush=True) for _ in range(10**6)]
+sys.exit(cli.main(["export", "static"]))
+"""
+
+
+def test_where_nobody_reads_any_more_it_ends_and_says_so() -> None:
+    with subprocess.Popen([sys.executable, "-c", PRINTS], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 141
+    assert said == "ts-adapt: nobody reads the output any more; the same command begins anew\n"
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize(
     ("encoding", "shown"),

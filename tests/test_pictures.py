@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ts_adapt
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.pictures import picture_files, read_picture
 
@@ -22,6 +23,13 @@ def saved(tmp_path: Path, image: Image.Image, name: str = "a.png", **options: ob
 @pytest.fixture
 def plain(tmp_path: Path) -> np.ndarray:
     return saved(tmp_path, Image.fromarray(GREY), "plain.png")
+
+
+def test_files_of_pictures_are_opened_in_one_place():
+    """Whatever is compared, learned from, started from: what holds here holds there."""
+    sources = {path: path.read_text() for path in Path(ts_adapt.__file__).parent.rglob("*.py")}
+    openers = ("Image.open", "decode_image", "imread", "load_image(")
+    assert [path.name for path, text in sources.items() if any(each in text for each in openers)] == ["pictures.py"]
 
 
 def test_sixteen_bits_are_the_same_picture_as_eight(tmp_path, plain):
@@ -74,6 +82,25 @@ def test_what_is_not_read_is_counted_and_named(tmp_path, capsys):
     assert [str(path.relative_to(tmp_path)) for path in picture_files(tmp_path)] == ["a.png", "b/c.png"]
     said = capsys.readouterr().err
     assert "2 .gif" in said and "1 .tif" in said and "txt" not in said
+
+
+def test_what_is_hidden_is_no_picture(tmp_path):
+    for name in ("a.png", "._a.png", "__MACOSX/._a.png", ".ipynb_checkpoints/a-checkpoint.png", ".gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(GREY).save(tmp_path / name, "png")
+    assert picture_files(tmp_path) == [tmp_path / "a.png"]
+    (tmp_path / ".hidden").symlink_to(tmp_path)
+    assert picture_files(tmp_path / ".hidden") == [tmp_path / ".hidden" / "a.png"]
+
+
+def test_a_link_that_leads_nowhere_and_what_is_no_folder_are_named(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    for place in ("a.png", "nowhere"):
+        with pytest.raises(TsAdaptError, match=f"{place} holds no images, as it is no folder"):
+            picture_files(tmp_path / place)
+    (tmp_path / "b.png").symlink_to("c.png")
+    with pytest.raises(TsAdaptError, match=r"b\.png is a link to c\.png, where nothing is"):
+        picture_files(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["none.png", "text.png", "numbers.tif"])

@@ -36,6 +36,7 @@ def test_plain_lines(tmp_path: Path) -> None:
     assert read_prompts(written(tmp_path, "a cat\n\n  a dog \n{red|blue} door\nhow\ttabs are kept\n")) == [
         "a cat", "a dog", "{red|blue} door", "how\ttabs are kept",
     ]  # fmt: skip
+    assert read_prompts(written(tmp_path, "{a: b} on a wall\n{red: green}\na dog", "p.md"))[1] == "{red: green}"
     assert read_prompts(written(tmp_path, "\ufeffa mark at the beginning\r\na second line")) == [
         "a mark at the beginning", "a second line",
     ]  # fmt: skip
@@ -76,6 +77,10 @@ def test_the_sample_that_ships_has_ten() -> None:
         ('{"annotations": [', "p.txt", "is damaged, or no JSON file"),
         ('{"images": [{"id": "x"}], "annotations": []}', "p.json", "'id' of images[0] of"),
         ('{"images": [], "annotations": [{"id": 1, "image_id": 2}]}', "p.json", "has no 'caption'"),
+        ("Prompt,Category\na cat,x\n", "p.csv", "is a .csv file, whose lines are no prompts; give one prompt a line"),
+        ("prompts: [a cat]", "p.YAML", "is a .yaml file"),
+        ('{"prompt": "a cat"}\n\n{"prompt": "a dog"}\n', "p.txt", "holds JSON, line by line"),
+        ("a cat\0\n", "p.txt", "holds zero bytes"),
         (json.dumps(COCO | {"images": []}), "p.json", "is of image 4, which is not among its images"),
     ],
 )

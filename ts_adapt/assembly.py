@@ -112,7 +112,9 @@ def device_and_dtype(options: ModelOptions) -> tuple[torch.device, torch.dtype]:
         device = torch.device(options.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise TsAdaptError(f"device {options.device!r} cannot be used here: {one_line(error)}") from error
+        raise TsAdaptError(
+            f"device {options.device!r} cannot be used here ({one_line(error)}); give cpu, or cuda where there is a GPU"
+        ) from error
     return device, DTYPES[options.dtype]
 
 

@@ -6,11 +6,12 @@ Errors of the user's input are one sentence and exit code 2; what was finished b
 from __future__ import annotations
 
 import codecs
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import reduce
 from io import TextIOWrapper
@@ -18,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ts_adapt import distributed, remedies
-from ts_adapt.assembly import solver_name
+from ts_adapt.assembly import build_solver, solver_name
 from ts_adapt.commands import COMMANDS, Command, Demo, Sample, build_parser, command_parser
 from ts_adapt.interfaces import TsAdaptError, TsAdaptWarning, one_line, unknown
+from ts_adapt.noise import ContinuousVP
 from ts_adapt.options import hints_of, read
 from ts_adapt.parsing import HELP, HELP_ALL, Line, Parser, Refused, read_line
 
@@ -92,6 +94,7 @@ def _called(name: str, kind: type[Command], words: Sequence[str]) -> Called:
     values |= {option: read(values[option], flags[option], option) for option in behind}
     if values.get("solver") is not None:
         values["solver"] = solver_name(values["solver"])
+        build_solver(values["solver"], ContinuousVP())
     _check_fixed(config, line, base)
     return Called(name, kind(**values), config, line)
 
@@ -153,7 +156,8 @@ def warned() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script: 0 when done, 2 for bad input, 130 when interrupted, 143 when terminated."""
+    """The console script: 0 when done, 2 for bad input, 130 when interrupted, 143 when terminated, 141 when
+    nobody reads what it prints."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -177,10 +181,16 @@ codecs.register_error(_spelled.__name__, _spelled)
 def _outcome(arguments: Sequence[str]) -> int:
     """The exit code; of several processes one says what went wrong."""
     name = arguments[0] if arguments else ""
+    kept = COMMANDS[name].kept if name in COMMANDS else "nothing was begun"
     try:
         run(arguments)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):  # or what is left would be tried again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"ts-adapt: nobody reads the output any more; {kept}", file=sys.stderr)
+        return 141
     except KeyboardInterrupt as interrupt:
-        kept = COMMANDS[name].kept if name in COMMANDS else "nothing was begun"
         if distributed.is_told_here(interrupt):
             print(f"ts-adapt: {str(interrupt) or 'interrupted'}; {kept}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130

@@ -19,7 +19,7 @@ from jsonargparse import set_parsing_settings
 from ts_adapt import distributed
 from ts_adapt._version import __version__
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.options import Between, Count, Evaluations, OneOf, PathText, Seed, hints_of, taken_apart
+from ts_adapt.options import SMALL, Between, Count, Evaluations, OneOf, PathText, Seed, hints_of, taken_apart
 from ts_adapt.parsing import HELP_ALL, Help, Parser, flag_of
 from ts_adapt.predictors.store import PREDICTOR_NAMES
 
@@ -316,7 +316,7 @@ class Sample(Command):
     prompts: PathText | None = flag(None, "a file of prompts: one a line, PartiPrompts', COCO's")
     negative: str | None = flag(None, "the negative prompt of all images")
     init_image: PathText | None = flag(None, "an image file to start from")
-    strength: float | None = flag(None, "how far from that image, above 0 to 1")
+    strength: Annotated[float, Between(SMALL, 1)] | None = flag(None, "how far from that image, above 0 to 1")
     mask: PathText | None = flag(None, "an image file of its size: what is white is painted anew, the rest of it kept")
 
     def run(self, config: Config, given: Collection[str]) -> None:
@@ -362,7 +362,7 @@ class Export(Command):
 
     --steps may be a number that was not learned: the list is interpolated in log-SNR from those that were
     (of recursive-all from the static grids that it corrects), and what is lost by it is measured on validation noises,
-    if the teacher's samples are there.
+    if the teacher's samples are there, and were made with more steps.
     """
 
     brief = "write a schedule for other programs"

@@ -271,8 +271,8 @@ class Config:
         for option in ("data_root", "log_root"):
             if "://" in getattr(self, option):
                 raise TsAdaptError(f"option {option} is {getattr(self, option)}; give a folder, URLs have no locks")
-        if self.name in ("", ".", "..") or re.search(r"[/\\\0]", self.name):
-            raise TsAdaptError(f"option name is {self.name!r}; give one folder name, without / or ..")
+        if self.name in ("", ".", "..") or re.search(r"[/\\\x00-\x1f]", self.name):
+            raise TsAdaptError(f"option name is {self.name!r}; give one folder name, without /, .. or line breaks")
         for name in map(parse, self.learn or []):
             if name.kind not in (SHARED, ORACLE, PREDICTOR) or name.student:
                 raise unknown("schedule to learn", str(name), [*SHARED_NAMES, "oracle", *PREDICTOR_NAMES])

@@ -105,16 +105,19 @@ def check(option: str, value: Any, hint: Any) -> None:
                 f"option {option} is {value!r}; it is a group of options, give some of it, like "
                 f"{option}.{next(iter(hints_of(kind)))}"
             )
+    elif get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise TsAdaptError(f"option {option} is {value!r}; give names and values, like {{name: value}}")
     elif get_origin(kind) is list:
         if not isinstance(value, list):
-            raise TsAdaptError(f"option {option} is {value!r}; give a list")
+            raise TsAdaptError(f"option {option} is {value!r}; give a list, with commas between")
         for entry in value:
             check(option, entry, get_args(kind)[0])
     elif get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise unknown(option, str(value), get_args(kind))
     elif isinstance(limits, OneOf):
-        if value not in limits.names:
+        if not isinstance(value, str) or value not in limits.names:
             raise unknown(option, str(value), limits.names)
     elif isinstance(limits, Between):
         _check_limits(option, value, kind, limits)

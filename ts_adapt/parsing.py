@@ -100,6 +100,8 @@ def read_line(command: str, words: Sequence[str], flags: Mapping[str, Any], opti
             line.words.append(word)
             line.behind.append(word)
             continue
+        if equals and option in own and known[name] is bool:
+            raise TsAdaptError(f"{option} takes no value; give it alone, or leave it out")
         value = text if equals else next(rest, None)
         if value is None or value.partition("=")[0] in (CONFIG, *own, *(f"--{other}" for other in options)):
             raise TsAdaptError(f"{option} has no value; give one behind it")

@@ -53,13 +53,24 @@ def read_picture(path: str | Path, mode: str = "RGB") -> Image.Image:
 
 def picture_files(folder: str | Path) -> list[Path]:
     """The pictures in `folder` and the folders inside it, in the order of their names; those of formats that are not
-    read are counted on stderr. TsAdaptError if there are none."""
-    kinds: dict[Path, str] = {path: path.suffix.lower() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    read are counted on stderr, and what is hidden, whose name or folder begins with a dot, is none.
+
+    TsAdaptError if there are none, or for a link that leads nowhere.
+    """
+    kinds = dict[Path, str]()
+    for path in sorted(Path(folder).rglob("*")):
+        shown = not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if shown and (path.is_file() or (path.is_symlink() and not path.exists())):
+            kinds[path] = path.suffix.lower()
     found = [path for path, kind in kinds.items() if kind in SUFFIXES]
+    lost = next((path for path in found if not path.exists()), None)
+    if lost is not None:
+        raise TsAdaptError(f"{lost} is a link to {lost.readlink()}, where nothing is; restore that, or remove the link")
     left = Counter(kind for kind in kinds.values() if kind in OTHERS)
     named = ", ".join(f"{count} {kind}" for kind, count in sorted(left.items()))
     if not found:
         beside = f", but {named}, which are not read" if left else ""
+        beside = beside if Path(folder).is_dir() else ", as it is no folder"
         raise TsAdaptError(f"{folder} holds no images{beside}; expected a folder of {', '.join(SUFFIXES)}")
     if left:
         print(

@@ -6,12 +6,14 @@
     COCO captions  JSON {"images": [{"id"}], "annotations": [{"id", "image_id", "caption"}]} (Chen et al. 2015,
                    arXiv:1504.00325). The captions of one image, by their ids, are joined to one prompt
 
-Which of them a file is, its content says, or its name: .tsv, .json. What is longer than a text encoder takes is cut at
+Which of them a file is, its content says, or its name: .tsv, .json. Files of other formats, whose lines are no prompts,
+are refused by their names, and such of JSON lines by their content. What is longer than a text encoder takes is cut at
 a word.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,6 +24,13 @@ from ts_adapt.storage import files
 
 PARTI = ["Prompt", "Category", "Challenge", "Note"]
 CAPTION: files.Schema = {"id": int, "image_id": int, "caption": str}
+OTHERS = (
+    ".csv", ".jsonl", ".ndjson", ".yml", ".yaml", ".toml", ".xml", ".html", ".htm", ".parquet", ".arrow", ".feather",
+    ".xls", ".xlsx", ".docx", ".odt", ".pdf", ".rtf", ".py", ".ipynb", ".pkl", ".npy", ".npz", ".safetensors", ".gz",
+    ".zip", ".xz", ".bz2", ".zst", ".tar", ".png", ".jpg",
+)  # fmt: skip
+"""Suffixes of files that may be text, whose lines are no prompts."""
+WHAT = "give one prompt a line in a file called .txt, PartiPrompts' TSV or COCO's captions in JSON"
 LINE_END = re.compile(r"\r\n|\n|\r")
 """Of a line of text; a prompt may hold what else Unicode calls a break."""
 Tokens = Callable[[str], int]
@@ -34,14 +43,16 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises TsAdaptError for a file that is none of them, that is damaged or larger than
     `files.JSON_BYTES`, or that has no prompts.
     """
+    suffix = Path(path).suffix.lower()
+    if suffix in OTHERS:
+        raise TsAdaptError(f"{path} is a {suffix} file, whose lines are no prompts; {WHAT}")
     try:
         text = files.read_bytes(Path(path), limit=files.JSON_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise TsAdaptError(
-            f"{path} is not UTF-8 text ({error}); give one prompt a line, PartiPrompts' TSV or COCO's captions in JSON"
-        ) from error
+        raise TsAdaptError(f"{path} is not UTF-8 text ({error}); {WHAT}") from error
+    if "\0" in text:
+        raise TsAdaptError(f"{path} holds zero bytes, which no text does; {WHAT}")
     head, *_ = lines = LINE_END.split(text)
-    suffix = Path(path).suffix.lower()
     if suffix == ".json" or (text.lstrip().startswith("{") and '"annotations"' in text):
         prompts = _coco(path, text)
     elif suffix == ".tsv" or head.startswith(f"{PARTI[0]}\t"):
@@ -51,6 +62,8 @@ def read_prompts(path: str | Path) -> list[str]:
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
     if not prompts:
         raise TsAdaptError(f"{path} has no prompts; write one a line")
+    if _is_object(prompts[0]):
+        raise TsAdaptError(f"{path} holds JSON, line by line; {WHAT}")
     return prompts
 
 
@@ -89,6 +102,14 @@ def _trimmed(prompt: str, count: Tokens, longest: int) -> str:
         else:
             not_any_more = middle
     return " ".join(words[:fits])
+
+
+def _is_object(line: str) -> bool:
+    """Whether it is an object of JSON."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _parti(path: str | Path, lines: list[str]) -> list[str]:

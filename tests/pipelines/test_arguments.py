@@ -88,8 +88,8 @@ def test_a_scale_below_one_is_refused_where_it_guides_nothing(scale: float) -> N
     for pipe in (Above(), Own()):
         with pytest.raises(TsAdaptError, match=f"guidance_scale is {scale:g}, and {type(pipe).__name__} guides by a"):
             Arguments(pipe, {"guidance_scale": scale})
-        for given in ({"guidance_scale": 0}, {"guidance_scale": 1}, {"guidance_scale": 1.01}, {"strength": 0.3}):
-            assert Arguments(pipe, given).shared == given
+        for call in ({"guidance_scale": 0}, {"guidance_scale": 1}, {"guidance_scale": 1.01}, {"strength": 0.3}):
+            assert Arguments(pipe, call).shared == call
     assert Arguments(Embedded(), {"guidance_scale": scale}).shared == {"guidance_scale": scale}
 
 

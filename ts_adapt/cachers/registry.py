@@ -67,7 +67,11 @@ def build(name: str) -> list[Cacher]:
     twice = next((kind for kind in CACHERS if kinds.count(kind) > 1), None)
     if twice is not None:
         raise TsAdaptError(f"the cacher {name!r} has two of the kind {twice}; a network takes one, leave the other out")
-    return [CACHERS[kind](**_options(name, kind, words)) for kind, *words in parts]
+    settings = [(CACHERS[kind], _options(name, kind, words)) for kind, *words in parts]
+    try:
+        return [cacher(**options) for cacher, options in settings]
+    except TsAdaptError as error:
+        raise TsAdaptError(f"of the cacher {name!r} {error}") from error
 
 
 def _options(name: str, kind: str, words: list[str]) -> dict[str, Any]:

@@ -174,8 +174,8 @@ def folder_looks(
 
     shape  as of `read_image`
 
-    Raises TsAdaptError for a missing folder, one without images or with a single one, a file that is no image or of another size, and images
-    whose features have several widths.
+    Raises TsAdaptError for a missing folder, one without images or with a single one, a file that is no image or of
+    another size, and images whose features have several widths.
     """
     files, found = picture_files(folder), dict[str, list[Tensor]]()
     if len(files) == 1:

@@ -60,6 +60,8 @@ def import_schedule(
 def _read(source: str) -> bytes:
     if source != STDIN:
         return read_bytes(Path(source), limit=MAX_BYTES)
+    if sys.stdin is None:
+        raise TsAdaptError("stdin is closed; name a file in place of -, or give it the list")
     data = sys.stdin.buffer.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise TsAdaptError(f"stdin gives more than {MAX_BYTES} bytes; that is no schedule")

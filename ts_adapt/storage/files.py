@@ -94,14 +94,23 @@ def check_place(path: Path, *, folder: bool) -> None:
         what = "a folder" if path.is_dir() else "a device or a pipe, not a file"
         raise TsAdaptError(f"{path} is {what}; name a file to write")
     above = path if folder else path.parent
-    while not os.path.lexists(above):
-        above = above.parent
     with explained(path, "written"):
+        while not _is_there(above):
+            above = above.parent
         if not above.is_dir():
             what = "a folder" if above == path else f"in a folder, and {above} is none"
             raise TsAdaptError(f"{path} has to be {what}; choose another place, or move what is there")
         with tempfile.TemporaryFile(dir=above):
             pass
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything, a link that leads nowhere too; OSError for a name that nothing can have."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def read_bytes(path: Path, *, limit: int | None = None) -> bytes:

@@ -80,4 +80,7 @@ def build(name: str, **options: Any) -> tuple[Quantizer, LayerOptions]:
     for option in settings | options:
         if option not in known:
             raise TsAdaptError(f"{family} has no option {option!r}, asked for by {name!r}; it has {', '.join(known)}")
-    return method(method.Options(**(settings | options))), layers
+    try:
+        return method(method.Options(**(settings | options))), layers
+    except TsAdaptError as error:
+        raise TsAdaptError(f"of the quantizer {name!r} {error}") from error
