@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from small_job import sentence
+from tiny_families import family
 from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, attach
 from ts_adapt.assembly import build_cachers
 from ts_adapt.cachers import attached
@@ -29,6 +30,7 @@ from ts_adapt.cli import main
 from ts_adapt.config import Config
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.session import Session
+from ts_adapt.options import yaml_text
 from ts_adapt.quantizers.methods.registry import build
 from ts_adapt.quantizers.quantization import quantize
 from ts_adapt.sampling import generator_for
@@ -205,6 +207,20 @@ def test_inpainting(strength: float | None, saved: Path, tmp_path: Path, evaluat
     same(sample(saved, tmp_path / "b", str(tmp_path / "inpaint"), "sd-static", *flags, "--batch", "1"), found)
     kept, new = (float(part.std(0).mean()) for part in found.tensor_split(2, dim=2))
     assert new > 2 * kept, (kept, new)
+
+
+def test_a_film_is_the_picture_of_its_frames(tmp_path: Path) -> None:
+    pipe, call = family("ltx")
+    pipe.save_pretrained(tmp_path / "film")
+    flags = ["--prompt", PROMPTS[0], "--model.call", yaml_text(call, default_flow_style=True).strip(), "--batch", "2"]
+    found = sample(tmp_path, tmp_path / "a", "film", "linear", *flags, "--solver", "euler", "--steps", "2")
+    attach(pipe, LearnedScheduler.from_grid("linear", "euler"))
+    made = [
+        pipe(PROMPTS[0], num_inference_steps=2, generator=generator_for(SEED, i), output_type="np", **call).frames[0]
+        for i in range(3)
+    ]
+    assert found.shape[2] == len(made[0]) * made[0].shape[2]
+    same(found, levels(np.stack([np.concatenate(list(frames), 1) for frames in made])))
 
 
 @pytest.mark.parametrize("label", [None, 7])

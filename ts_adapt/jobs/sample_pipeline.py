@@ -31,6 +31,7 @@ from ts_adapt.jobs.diffusers_schedules import find_scheduler, make_scheduler
 from ts_adapt.jobs.sample import check_folder, write_images
 from ts_adapt.pictures import read_picture
 from ts_adapt.pipelines.arguments import Arguments, check_scales
+from ts_adapt.pipelines.ending import side_by_side
 from ts_adapt.prompts import given_prompts, prompts_of
 from ts_adapt.sampling import generator_for
 from ts_adapt.schedulers.attach import attach, network_of
@@ -138,7 +139,10 @@ def _cheaper(pipe: Any, student: StudentOptions) -> Iterator[None]:
 
 
 def _call(pipe: Any, count: int, **arguments: Any) -> Tensor:
-    """`count` images `(n, C, H, W)` in [0, 1] of `pipe`; what it raises is a TsAdaptError, unless memory is short."""
+    """`count` images `(n, C, H, W)` in [0, 1] of `pipe`, of films the frames side by side.
+
+    What it raises is a TsAdaptError, unless memory is short.
+    """
     name = type(pipe).__name__
     try:
         made = pipe(output_type="pt", **arguments)
@@ -149,10 +153,10 @@ def _call(pipe: Any, count: int, **arguments: Any) -> Tensor:
             f"{name} cannot make these images ({one_line(error)}); check what it is given, and model.device and "
             "model.dtype"
         ) from error
-    images = getattr(made, "images", None)
+    images = getattr(made, "images", getattr(made, "frames", None))
     if not hasattr(images, "shape"):
         raise TsAdaptError(f"{name} gives {', '.join(made)}, not images as numbers, and no files can be written of it")
-    pictures = images if isinstance(images, Tensor) else torch.from_numpy(images).permute(0, 3, 1, 2)
+    pictures = side_by_side(images if isinstance(images, Tensor) else torch.from_numpy(images).movedim(-1, -3))
     if len(pictures) != count:
         raise TsAdaptError(f"{name} has made {len(pictures)} images where {count} were asked for; give --batch 1")
     if not bool(torch.isfinite(pictures).all()):

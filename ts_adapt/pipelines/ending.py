@@ -28,6 +28,11 @@ NO_PICTURES = ("safety_checker", "watermark")
 """Components that change finished pictures."""
 
 
+def side_by_side(images: Tensor) -> Tensor:
+    """The frames of films `(B, frames, C, H, W)` as one picture each, `(B, C, H, frames W)`; pictures as they are."""
+    return images.permute(0, 2, 3, 1, 4).flatten(3) if images.ndim == 5 else images
+
+
 class Ending:
     """The end of `pipe`, whose processors are replaced by copies, and which is freed of `NO_PICTURES`."""
 
@@ -60,8 +65,7 @@ class Ending:
         with self._heard(leave=self.way == "autoencoder") as decoded:
             made = run(x)
         images: Tensor = decoded[0] if self.way == "autoencoder" else made[0]
-        if images.ndim == 5:  # (B, frames, C, H, W)
-            images = images.permute(0, 2, 3, 1, 4).flatten(3)
+        images = side_by_side(images)
         if len(images) != len(x):
             raise TsAdaptError(f"{len(x)} states have become {len(images)} pictures; decode one at a time")
         return images.to(x.dtype)
