@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import ts_adapt  # isort: skip
@@ -31,8 +32,14 @@ class Experiment:
     config: Config
     session: Session
     solver: Solver
-    static: TimeGrid
     objective: Objective
+    place: tuple[str, int]
+    """The solver's name and the NFE."""
+
+    @cached_property
+    def static(self) -> TimeGrid:
+        """The static grid; TsAdaptError where it has not been searched."""
+        return self.session.static(*self.place).grid
 
     @staticmethod
     def parser(description: str | None) -> argparse.ArgumentParser:
@@ -50,8 +57,7 @@ class Experiment:
         config = parse(["train", "--config", options.config, *place]).config
         session = Session(config, progress=False)
         solver = session.solver(options.solver)
-        static = session.static(options.solver, options.nfe).grid
-        return cls(config, session, solver, static, session.objective(solver))
+        return cls(config, session, solver, session.objective(solver), (options.solver, options.nfe))
 
     def mean_distance(self, batch: Batch) -> float:
         """Along the static grid: what is to be beaten."""
@@ -121,4 +127,6 @@ def last_line(**numbers: Any) -> None:
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
     return round(value, 4) if isinstance(value, float) else value
