@@ -29,7 +29,7 @@ ORDER = [
     {"assembly"},
     {"cachers", "quantizers", "pruning"},
     {"plots"},
-    {"distances"},
+    {"distances", "dual_encoders"},
     {"sampling"},
     {"policies"},
     {"grids"},

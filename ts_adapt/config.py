@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from ts_adapt.assembly import NONE, ModelOptions, build_cachers, build_quantizer, build_solver, solver_name
 from ts_adapt.distances import DISTANCES
+from ts_adapt.dual_encoders import ZOO, same
 from ts_adapt.evaluation.records import EvaluateOptions
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES, TsAdaptError, unknown
@@ -178,6 +179,9 @@ class Config:
     time embedding), secant; auto: the one that agrees best with differences of the distance."""
     derivative_width: Annotated[float, Between(SMALL, 1)] = DERIVATIVE_WIDTH
     """Of slow and secant: the share of all times over which the derivative is a mean; .04 are 40 of 1000 timesteps."""
+    caption: PathText = ZOO
+    """The dual encoder that --static.caption and --train.caption please, and which may not judge: zoo, the embedded
+    one, which knows emoji, or a CLIP model of transformers, a folder or hub id."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     static_samples: Annotated[int, Between(1, MANY // 2)] = 128
@@ -246,6 +250,8 @@ class Config:
             if group in found:
                 weight = found[group].pop("distribution")
                 found["distribution"] = {"weight": weight, **asdict(self.distribution)} if weight else None
+                weight = found[group].pop("caption")
+                found["caption"] = {"weight": weight, "by": self.caption} if weight else None
         return found
 
     @property
@@ -293,6 +299,8 @@ class Config:
             build_quantizer(quantizer)
         if self.static.distribution or self.train.distribution:
             self._check_images()
+        if self.static.caption or self.train.caption:
+            self._check_captions()
 
     def _check_images(self) -> None:
         """TsAdaptError where the images that a distribution is learned from also judge."""
@@ -304,3 +312,13 @@ class Config:
                     f"options distribution.data and evaluate.reference are {data} and {reference}: images that are "
                     "learned from may not judge; give folders apart from one another"
                 )
+
+    def _check_captions(self) -> None:
+        """TsAdaptError where there are none, and where the network that is learned by also judges."""
+        if self.teacher.prompts is None:
+            raise TsAdaptError("a caption loss asks images for their prompts; give teacher.prompts, or leave it out")
+        if self.evaluate.clip is not None and same(self.caption, self.evaluate.clip):
+            raise TsAdaptError(
+                f"options caption and evaluate.clip are both {self.caption}: who is learned by may not judge; name "
+                "another network in one of them, or set evaluate.clip to null"
+            )

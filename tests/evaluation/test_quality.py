@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tiny_clip import tiny_clip
 from ts_adapt.evaluation.clip import clip_scorer
 from ts_adapt.evaluation.features import TO_SPATIAL, WEIGHTS, Inception, looks_of
 from ts_adapt.evaluation.metrics import FeatureStatistics, Manifold, frechet, inception_score
@@ -147,22 +148,8 @@ def test_inceptions_probabilities_and_spatial_features_are_of_the_layers_that_ar
     torch.testing.assert_close(looks["probabilities"].log(), logits - logits.logsumexp(1, keepdim=True))
 
 
-def tiny_clip(folder: Path, tiny: Any) -> Path:
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**sizes, "vocab_size": 100, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}
-    config = CLIPConfig(text_config=text, vision_config={**sizes, "image_size": 16, "patch_size": 8}, projection_dim=8)
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
-    size = {"height": 16, "width": 16}
-    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    return folder
-
-
 def test_the_clip_score_is_a_cosine_for_each_image_and_long_prompts_are_cut(tmp_path: Path, tiny: Any) -> None:
-    score = clip_scorer(str(tiny_clip(tmp_path, tiny)))
+    score = clip_scorer(str(tiny_clip(tmp_path, tiny.tokenizer())))
     images = gaussian(4, width=3 * 16 * 16).reshape(4, 3, 16, 16).clamp(-1, 1)
     prompts = ["a cat", "a dog", "a cat", "a very long prompt " * 30]
     found = score(images, prompts)
@@ -175,7 +162,7 @@ def test_the_clip_score_is_a_cosine_for_each_image_and_long_prompts_are_cut(tmp_
 
 
 def test_clips_weights_are_never_read_from_a_pickle(tmp_path: Path, tiny: Any) -> None:
-    folder = tiny_clip(tmp_path, tiny)
+    folder = tiny_clip(tmp_path, tiny.tokenizer())
     torch.save(read_tensors(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(TsAdaptError, match="cannot be had"):

@@ -23,7 +23,7 @@ from ts_adapt.evaluation.tables import LEGEND, as_text, cost_tables, frechet_nam
 from ts_adapt.evaluation.worth import worth_tables
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import converged
-from ts_adapt.jobs.matched_images import distribution_said
+from ts_adapt.jobs.minimised import minimised_said
 from ts_adapt.jobs.runs import comparing, generate, planned, skipped, teacher_features
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.tracking import board
@@ -162,8 +162,8 @@ def _notes(session: Session, facts: Mapping[str, Any]) -> tuple[str, str]:
         f"{config.teacher.solver} with {config.teacher.nfe} evaluations; distance to it: {session.distance}."
     )
     compared += f" {said}" if (said := converged.said(session)) else ""
-    for what, weight in (("Static grids", config.static.distribution), ("Predictors", config.train.distribution)):
-        compared += "".join(f" {what}: {line}." for line in distribution_said(session, weight))
+    compared += "".join(f" Static grids: {line}." for line in minimised_said(session, config.static))
+    compared += "".join(f" Predictors: {line}." for line in minimised_said(session, config.train))
     if not counts:
         return compared, "No real images to compare with; evaluate.reference names a folder of them."
     scores = f"the teacher's own images {' / '.join(written([*counts.values()]))}"

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ts_adapt import distributed, zoo
+from ts_adapt import distributed, dual_encoders, zoo
 from ts_adapt.assembly import build_distance, build_solver, steps_of
 from ts_adapt.config import Config, StudentOptions
 from ts_adapt.denoisers.guidance import Guided
@@ -165,6 +165,8 @@ class Experiment:
                 f"option evaluate.features is {self.features}, and so are the features of distance {self.distance}, in "
                 "which a distribution is matched: who is learned by may not judge; set one of the two to another"
             )
+        if config.static.caption or config.train.caption:
+            dual_encoders.load(config.caption, config.model.device, "caption").pictures(image)
         width = INCEPTION_WIDTH  # of what may be for another machine to fetch
         if self.features != "inception":
             width = self.extractor()(image).shape[-1]

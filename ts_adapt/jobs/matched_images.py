@@ -1,4 +1,4 @@
-"""The real images that a distribution is matched to, and what is said of it beside the results."""
+"""The real images that a distribution is matched to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ts_adapt import zoo
-from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.features import read_image
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.experiment import Experiment
@@ -51,18 +50,10 @@ def _parts(session: Experiment) -> Iterator[Tensor]:
         yield images.to(session.config.model.device)
 
 
-def distribution_said(session: Experiment, weight: float) -> list[str]:
-    """What is minimised beside the paired distance, in which features, to which images; nothing without `weight`."""
-    if not weight:
-        return []
-    options, source = session.config.distribution, session.config.distribution.data
-    if source is None:
-        source = (
-            "the embedded test images that do not judge"
-            if session.denoiser.draw(1, SEED) is None
-            else "the model's own law"
-        )
-    return [
-        f"minimised are distance {session.distance} to the teacher and {weight:g} times the unbiased MMD^2 (cubic "
-        f"kernel, {LOOKS[session.distance]} features) to at most {options.images} images of {source}"
-    ]
+def source_of(session: Experiment) -> str:
+    """Where the real images are from, in words."""
+    if session.config.distribution.data is not None:
+        return session.config.distribution.data
+    if session.denoiser.draw(1, SEED) is None:
+        return "the embedded test images that do not judge"
+    return "the model's own law"

@@ -27,7 +27,7 @@ from ts_adapt.grids.optimized import dmn
 from ts_adapt.interfaces import Solver, TimeGrid
 from ts_adapt.jobs.cheaper_network import FULL, cheaper_network, check_gradients
 from ts_adapt.jobs.labels import search_labels, student_options
-from ts_adapt.jobs.matched_images import distribution_said
+from ts_adapt.jobs.minimised import minimised_said
 from ts_adapt.jobs.session import Session, paired_verdict, stays
 from ts_adapt.jobs.tracking import board
 from ts_adapt.plots import plot_schedules
@@ -120,6 +120,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     onwards = called != method and method in session.shared_names(name, nfe)
     starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
     searched = asdict(config.static), config.derivative, config.derivative_width
+    searched += (config.caption,) if config.static.caption else ()
     key = fingerprint(store.hash, session.distance, count, *searched, *student_options(config))
     journal = Journal(session.workspace.journal(called, name, nfe), key)
     with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
@@ -127,9 +128,10 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
             objective, train, validation, starts, config.static,
             means=means if starts.keys() == fixed.keys() else None,
             journal=journal, real=session.real_images if config.static.distribution else None,
+            captions=session.captions if config.static.caption else None,
             progress=session.progress, on_step=lambda step, loss: writer.add_scalar("train/distance", loss, step),
         )  # fmt: skip
-        for line in [*distribution_said(session, config.static.distribution), *result.remarks()]:
+        for line in [*minimised_said(session, config.static), *result.remarks()]:
             print(f"{name}, NFE {nfe}: {line}")
         for step, value in result.curve:
             writer.add_scalar("validation/distance", value, step)

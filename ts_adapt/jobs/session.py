@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt import distributed
+from ts_adapt import distributed, dual_encoders
 from ts_adapt.config import Config
 from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.comparison import share_of_wins
@@ -21,6 +21,7 @@ from ts_adapt.interfaces import MAX_STEPS, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.diffusers_schedules import find_scheduler
 from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.jobs.matched_images import real_images
+from ts_adapt.jobs.minimised import captions
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, nfes_of
 from ts_adapt.remedies import command
@@ -38,6 +39,7 @@ class Session(Experiment):
 
     scheduler = find_scheduler
     real_images = cached_property(real_images)
+    captions = cached_property(captions)
 
     def __init__(self, config: Config, *, progress: bool = True) -> None:
         super().__init__(config, progress=progress)
@@ -114,8 +116,14 @@ class Session(Experiment):
         print(f"ts-adapt: warning: {sentence}; made again with --redo, it is replaced", file=sys.stderr)
 
     def check_judge(self, name: str, about: Mapping[str, Any]) -> None:
-        """TsAdaptError where `name` was learned to match a distribution in the very features that judge here."""
-        matched, judge = (about.get("made_with") or {}).get("distribution"), self.features
+        """TsAdaptError where `name` was learned to please the very network that judges here."""
+        made_with, judge, clip = about.get("made_with") or {}, self.features, self.config.evaluate.clip
+        matched, asked = made_with.get("distribution"), made_with.get("caption")
+        if asked and clip is not None and dual_encoders.same(asked["by"], clip):
+            raise TsAdaptError(
+                f"{name} was learned to please the dual encoder {clip}, which may not judge it too; give another "
+                "evaluate.clip, or null"
+            )
         if matched and LOOKS.get(about["distance"]) == judge:
             raise TsAdaptError(
                 f"{name} was learned to match a distribution in {judge} features, which may not judge it too; give "

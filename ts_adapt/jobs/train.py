@@ -17,7 +17,7 @@ from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.interfaces import START, Solver, TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.labels import student_options
-from ts_adapt.jobs.matched_images import distribution_said
+from ts_adapt.jobs.minimised import minimised_said
 from ts_adapt.jobs.session import Session, command_for, paired_verdict, stays
 from ts_adapt.jobs.tracking import board
 from ts_adapt.predictors.losses import Labelled
@@ -89,6 +89,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     given = {option: value for option, value in config.train.record.items() if value is not None}
     corrections = session.predicted_corrections
     learned = given, corrections, asdict(config.distribution), config.derivative, config.derivative_width
+    learned += (config.caption,) if config.train.caption else ()
     key = fingerprint(
         store.hash, session.distance, list(map(as_numbers, static)), *learned, len(batch), *student_options(config)
     )
@@ -106,7 +107,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
         predictor, session.objective(solver), batch.rows(slice(0, cut)), batch.rows(slice(cut, None)),
         config.train, make_folder(logs), labels=labels,
         checkpoint=checkpoint, real=session.real_images if config.train.distribution else None,
-        progress=session.progress,
+        captions=session.captions if config.train.caption else None, progress=session.progress,
     )  # fmt: skip
     about = {
         "model": config.model.name, "teacher": store.hash, "solver": name, "nfe": served,
@@ -127,7 +128,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     distributed.first(keep)
     if result.agreement is not None and distributed.rank() == 0:
         print(f"{kind}, {name}: {result.agreement}")
-    for line in distribution_said(session, config.train.distribution):
+    for line in minimised_said(session, config.train):
         print(f"{kind}, {name}: {line}")
     for nfe in served:
         now, before = result.learned[steps[nfe]], result.static[steps[nfe]]

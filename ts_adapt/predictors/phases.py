@@ -49,6 +49,8 @@ class TrainOptions:
     scale, coefficients, and guidance where the model is guided."""
     distribution: Weight = 0.0
     """end_to_end: weight of the distance to real images as a set, as in the group static."""
+    caption: Weight = 0.0
+    """end_to_end: weight of how badly images show their prompts, as in the group static."""
     samples: Annotated[int, Between(10, MANY)] = 512
     """Training samples, the last of which validate."""
     validation: Count | None = None
@@ -74,8 +76,8 @@ class TrainOptions:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The options as what they make keeps them, where no dropout is none given."""
-        return {**asdict(self), "dropout": self.dropout or None}
+        """The options as what they make keeps them, where no dropout, and no weight of captions, is none given."""
+        return {**asdict(self), "dropout": self.dropout or None, "caption": self.caption or None}
 
     @property
     def validating(self) -> int:

@@ -44,6 +44,7 @@ from ts_adapt.predictors.phases import (
 )
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.sampling import generator_for
+from ts_adapt.search.captions import Captions, asking
 from ts_adapt.search.derivative import Agreement, trusted
 from ts_adapt.search.distribution import Real, forget, matching
 from ts_adapt.search.objective import Batch, Objective
@@ -93,6 +94,7 @@ def train_predictor(
     labels: Mapping[int, Labelled] | None = None,
     checkpoint: Path | None = None,
     real: Real | None = None,
+    captions: Captions | None = None,
     progress: bool = True,
 ) -> TrainResult:
     """Train `predictor` in place; scalars, a point a validation, schedules and samples go to TensorBoard in `folder`.
@@ -102,21 +104,22 @@ def train_predictor(
     checkpoint  the file of a training under way: begun anew without it, continued with it, on any number of processes.
                 Its name stands for what is learned from: objective, samples and labels. It stays, for the caller to
                 remove once the predictor is kept
-    real        the images that `options.distribution` asks for; the distances of the result have that to them beside
-                the paired one
+    real        the images that `options.distribution` asks for, and `captions` what `options.caption` does; the
+                distances of the result have these losses beside the paired one
 
     Raises TsAdaptError for an unknown loss, labels that are missing or have corrections, where there is nothing to
-    learn (one step, and no corrections or labels), for a distribution with regression alone or without images, and for
-    the checkpoint of another predictor or of other options.
+    learn (one step, and no corrections or labels), for a distribution or captions with regression alone or without
+    images or prompts, and for the checkpoint of another predictor or of other options.
     """
     if 1 in predictor.learned and (options.loss != "end_to_end" or not predictor.options["corrections"]):
         raise TsAdaptError(
             "a grid of one step has no free time to predict; use nfe 2 or more, or learn corrections end to end"
         )
-    if options.distribution and options.loss == "labels":
-        raise TsAdaptError(
-            "labels teach times, no distribution; set train.loss to end_to_end, or train.distribution to 0"
-        )
+    if (options.distribution or options.caption) and options.loss == "labels":
+        what = "distribution" if options.distribution else "caption"
+        raise TsAdaptError(f"labels teach times, no {what}; set train.loss to end_to_end, or train.{what} to 0")
+    if options.caption:
+        objective = asking(objective, captions, options.caption)
     phases_of(options, predictor, dict.fromkeys(predictor.learned, objective), train, labels)  # refuses at once
     about = {"predictor": predictor.kind, "network": predictor.options, "options": options.record}
     begun = [predictor.begun[steps] for steps in predictor.learned]

@@ -1,6 +1,8 @@
 """What every search minimises: the distance of the few-step solve to the teacher's, per sample.
 
 L_b(grid) = distance(decode(student_b(grid)), decode(teacher_b))          student and teacher start from the same x_T
+
+and what is asked of the student's images beside it, by `search.distribution` and `search.captions`.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Objective:
     `checkpoint` trades time for memory (see `sampling.integrate`). Stochastic solvers draw noise from `seed`, the
     sample's index and the step. `derivative` is how searches and trainings take the derivative in time, one of
     `interfaces.DERIVATIVES` over the share `width` of all times; auto: as `search.derivative` finds. A call of
-    the objective itself has that of `differentiated`.
+    the objective itself has that of `differentiated`. `beside`: indices of samples `(B,)` -> the student's images ->
+    what is added to their distances, `(B,)`.
     """
 
     denoiser: Denoiser
@@ -55,6 +58,7 @@ class Objective:
     seed: int = 0
     derivative: str = AUTO
     width: float = DERIVATIVE_WIDTH
+    beside: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None
 
     def differentiated(self, way: str) -> Objective:
         """The same objective, with the derivative in time taken in `way`; errors as those of `TimeDerivative`."""
@@ -82,9 +86,14 @@ class Objective:
         """(schedule, x_T) -> what a call returns for `batch`, whose targets are decoded and looked at once."""
         with torch.no_grad():
             distance = towards(self.distance, self.denoiser.decode(batch.target, batch.condition))
-        return lambda schedule, x_T=None: distance(
-            self.denoiser.decode(self.student(schedule, batch, x_T), batch.condition)
-        )
+        beside = None if self.beside is None else self.beside(batch.index)
+
+        def loss(schedule: StepPolicy | TimeGrid | Tensor, x_T: Tensor | None = None) -> Tensor:
+            images = self.denoiser.decode(self.student(schedule, batch, x_T), batch.condition)
+            found = distance(images)
+            return found if beside is None else _added(found, beside(images).to(found))
+
+        return loss
 
     def student(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None) -> Tensor:
         """The end point of the few-step solve, `(B, ...)`."""
@@ -138,3 +147,8 @@ class Objective:
         """The distances `(B,)` of all samples; non-finite ones become infinity."""
         found = getattr(self.distance, "whole", lambda found: found)(parts)
         return torch.nan_to_num(found.float(), nan=torch.inf, posinf=torch.inf)
+
+
+def _added(found: Tensor, more: Tensor) -> Tensor:
+    """`found` `(B,)`, or of `apart` `(B, K)` whose first column is the distance, with `more` `(B,)`."""
+    return found + more if found.ndim == 1 else torch.cat([found[:, :1] + more[:, None], found[:, 1:]], 1)

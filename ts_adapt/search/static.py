@@ -27,9 +27,9 @@ the same result.
 
 Corrections (`grids.corrections`) are learned along with the times where they are asked for; Adam and CMA-ES measure
 them in their units. Adam may also lower the distance to real images as a set (`distribution`), which takes many noises
-rather than a few. Another option of LD3, with adam only, is the soft teacher: the student may start anywhere within
-r = 0.001 D / N^2 of x_T (D data dimensions); each visit makes one gradient step on the start, projected, kept only
-where the distance falls.
+rather than a few; any method may ask images for what their prompts say (`captions`). Another option of LD3, with adam
+only, is the soft teacher: the student may start anywhere within r = 0.001 D / N^2 of x_T (D data dimensions); each
+visit makes one gradient step on the start, projected, kept only where the distance falls.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from ts_adapt.grids.corrections import CorrectionName
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.options import MANY, SMALL, Between, Count, Decay, Positive, Seed, Weight, check_options
+from ts_adapt.search.captions import Captions, asking
 from ts_adapt.search.derivative import Agreement, trusted
 from ts_adapt.search.distribution import Real, forget, matching
 from ts_adapt.search.journal import Journal
@@ -107,6 +108,9 @@ class StaticOptions:
     distribution: Weight = 0.0
     """adam: weight of the distance to real images as a set (the kernel distance of KID, unbiased, in the features of
     the distance's network), beside the paired distance to the teacher; images are those of the group distribution."""
+    caption: Weight = 0.0
+    """Weight of how badly images show their prompts (one minus the score of the dual encoder of option caption), beside
+    the paired distance."""
     seed: Seed = 0
 
     def solves(self, train: int, validation: int) -> Work:
@@ -197,6 +201,7 @@ def search_static(
     means: Mapping[str, float] | None = None,
     journal: Journal | None = None,
     real: Real | None = None,
+    captions: Captions | None = None,
     progress: bool = True,
     on_step: Callable[[int, float], None] | None = None,
 ) -> StaticResult:
@@ -204,14 +209,14 @@ def search_static(
 
     starts   grids of N steps by name; the best on `validation` is the one that the result is measured against
     means    their mean distances on `validation`, where `best_start` has measured them before; of no use for the
-             target geometric, and with `options.distribution`
+             target geometric, and with `options.distribution` or `caption`
     journal  of the same search, with what it computed before it was killed; soft starts and the memory of a
              distribution are no part of it
-    real     the images that `options.distribution` asks for; what is validated then, and said of the result, is that
-             loss
+    real     the images that `options.distribution` asks for, and `captions` what `options.caption` does; what is
+             validated then, and said of the result, is that loss
 
     Raises TsAdaptError for an unknown method or target, for soft teaching or a distribution without minibatches of
-    exact gradients, and if no start has a finite distance.
+    exact gradients, for captions of another target than the mean, and if no start has a finite distance.
     """
     check_options(options, "static.")
     if options.soft_teacher and options.method != "adam":
@@ -221,12 +226,16 @@ def search_static(
             "a distribution is matched by minibatches, in the mean, from the noises as they are; set static.method to "
             "adam, static.target to mean and static.soft_teacher to false"
         )
+    if options.caption and options.target != "mean":
+        raise TsAdaptError("a caption loss is added to the mean distance; set static.target to mean")
     if options.target == "geometric":
         objective, means = replace(objective, distance=Logarithm(objective.distance)), None
     if options.target == "capped":
         known = best_start(objective, starts, validation)[1] if means is None else means
         most = CAP * float(objective.measure(starts[min(starts, key=known.__getitem__)], validation).median())
         objective, means = replace(objective, distance=Capped(objective.distance, most)), None
+    if options.caption:
+        objective, means = asking(objective, captions, options.caption), None
     paired = objective
     if options.distribution:
         objective, means = matching(objective, real, options.distribution), None
