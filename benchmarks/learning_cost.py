@@ -22,7 +22,7 @@ The last line is JSON, {"best_fixed": [mean, median], "found": {method: [{"noise
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -147,21 +147,20 @@ def main() -> None:
 
     corrections = given.session.predicted_corrections
     print(f"{options.solver}, NFE {options.nfe}, {options.validation} validation noises; best fixed {fixed.mean():.5f}")
-    begins, onto = None, Work()
-    for learned in ([], corrections):
-        settings = replace(config.static, corrections=list(learned))
-        for noises in sorted({*options.static_sizes, options.begins}):
-            parts = slice(0, noises), slice(noises, 2 * noises)
-            grid, work = report(corrected("static", learned), noises, 1, partial(static, settings, *parts))
-            if not learned and noises == options.begins:
-                begins, onto = grid, work
-    few = min(50, most // 2)
-    report(LD3, few, 7, partial(static, OF_LD3, slice(0, few), slice(few, 2 * few)))
-    cut = most - max(options.static_sizes)
-    settings = replace(OF_GS, iterations=PASSES_OF_GS * -(-cut // OF_GS.batch_size))
-    report(GS, cut, PASSES_OF_GS, partial(static, settings, slice(0, cut), slice(cut, most)))
+
+    def shared(learned: Sequence[str]) -> dict[int, tuple[TimeGrid, Work]]:
+        settings, name = replace(config.static, corrections=list(learned)), corrected("static", learned)
+        parts = {n: (slice(0, n), slice(n, 2 * n)) for n in sorted({*options.static_sizes, options.begins})}
+        return {n: report(name, n, 1, partial(static, settings, *parts[n])) for n in parts}
+
+    begins, onto = shared(())[options.begins]
     for kind, noises, passes in product(options.kinds, options.sizes, options.passes):
         report(kind, noises, passes, partial(predictor, kind, noises, passes, begins), onto)
+    few, cut = min(50, most // 2), most - max(options.static_sizes)
+    report(LD3, few, 7, partial(static, OF_LD3, slice(0, few), slice(few, 2 * few)))
+    settings = replace(OF_GS, iterations=PASSES_OF_GS * -(-cut // OF_GS.batch_size))
+    report(GS, cut, PASSES_OF_GS, partial(static, settings, slice(0, cut), slice(cut, most)))
+    shared(corrections)
     where = Path(options.figure)
     where.parent.mkdir(parents=True, exist_ok=True)
     title = f"{config.model.name}, {options.solver}, NFE {options.nfe}: {options.validation} unseen noises"

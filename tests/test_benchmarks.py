@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from small_job import Job
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = {
     "search_batching": ("--batch 2 --nfe 3 --iterations 1 --alone 1 --rounds 1", {"ratio"}),
@@ -38,9 +40,33 @@ def test_a_benchmark_ends_with_its_numbers(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script, (flags, keys) = name.split()[0], SCRIPTS[name]
-    monkeypatch.syspath_prepend(str(FOLDER))
-    monkeypatch.setattr(sys, "argv", [script, *flags.split()])
-    runpy.run_path(str(FOLDER / f"{script}.py"), run_name="__main__")
-    last: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    last = last_line(script, flags.split(), monkeypatch, capsys)
     assert last.keys() == keys
     assert all(number > 0 for number in last.values() if isinstance(number, float))
+
+
+def last_line(
+    script: str, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    runpy.run_path(str(FOLDER / f"{script}.py"), run_name="__main__")
+    last: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return last
+
+
+def test_what_learning_costs_is_counted_for_every_method_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, figure = Job.begun(tmp_path), tmp_path / "drawn" / "cost.png"
+    assert job.run("teach", "--split", "train") == 0
+    flags = "--solver unipc-2 --nfe 3 --static-sizes 4 --begins 4 --sizes 20 --passes 1 2 --validation 10".split()
+    places = ["--config", str(job.folder / "small.yml"), "--data_root", str(job.data.parent), "--figure", str(figure)]
+    found = last_line("learning_cost", [*places, *flags], monkeypatch, capsys)["found"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert {"static", "one-shot", "recursive"} < found.keys()
+    assert all(0 < point["gradient"] < 1 and 0 < point["mean"] for points in found.values() for point in points)
+    (static,), (once, twice) = found["static"], found["recursive"]
+    validated, trained = 2 * 4 * 3, 16 * 3  # solves of three evaluations; validation looks at the spread too
+    assert twice["evaluations"] - once["evaluations"] == trained + validated
+    assert once["evaluations"] > static["evaluations"] + trained

@@ -31,12 +31,12 @@ STEPS = 3
 PROMPTS = ["red heart", "blue bird", "red apple"]
 
 
-class Brightness:
-    """Sees how bright a picture is, and reads a prompt as a number."""
+class Contrast:
+    """Sees the mean square of a picture, and reads a prompt as a number."""
 
     def pictures(self, images):
-        bright = images.flatten(1).mean(1)
-        return F.normalize(torch.stack([bright, torch.ones_like(bright)], 1), dim=1)
+        found = images.square().flatten(1).mean(1)
+        return F.normalize(torch.stack([found, torch.ones_like(found)], 1), dim=1)
 
     rounded = pictures
 
@@ -45,7 +45,7 @@ class Brightness:
         return F.normalize(torch.stack([wanted, torch.ones_like(wanted)], 1), dim=1)
 
 
-BRIGHT = Captions(Brightness(), ["0.8", "-0.8"])
+FLAT = Captions(Contrast(), ["0.0", "0.1"])
 
 
 @pytest.fixture(params=["zoo", "clip"])
@@ -73,17 +73,17 @@ def test_the_gradient_is_that_of_differences_and_the_loss_one_minus_the_score(en
 def test_a_sample_is_asked_for_its_own_prompt_whatever_the_batch():
     images = torch.linspace(-0.9, 0.9, 5, dtype=torch.float64).reshape(5, 1, 1, 1)
     index = torch.tensor([1, 0, 2, 3, 6])
-    whole = BRIGHT.towards(index)(images)
+    whole = FLAT.towards(index)(images)
     for place in range(5):
-        assert torch.allclose(BRIGHT.towards(index[place : place + 1])(images[place : place + 1]), whole[place])
-    wanted = torch.tensor([-0.8, 0.8, 0.8, -0.8, 0.8], dtype=torch.float64)
-    cosine = (1 + wanted * images.flatten()) / ((1 + wanted**2) * (1 + images.flatten() ** 2)).sqrt()
+        assert torch.allclose(FLAT.towards(index[place : place + 1])(images[place : place + 1]), whole[place])
+    wanted, square = torch.tensor([0.1, 0.0, 0.0, 0.1, 0.0], dtype=torch.float64), images.flatten().square()
+    cosine = (1 + wanted * square) / ((1 + wanted**2) * (1 + square**2)).sqrt()
     assert torch.allclose(whole, 1 - cosine)
 
 
 def test_the_gradient_reaches_the_grid_through_the_solver(problem):
     objective, batch = problem
-    objective = replace(asking(objective, BRIGHT, 0.7).differentiated("exact"), distance=lambda x, y: 0 * l2(x, y))
+    objective = replace(asking(objective, FLAT, 0.7).differentiated("exact"), distance=lambda x, y: 0 * l2(x, y))
     space = GridSpace(objective.denoiser.noise_schedule, STEPS)
     z = space.numbers(TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, STEPS)))
     few = batch.rows(slice(0, 8))
@@ -104,8 +104,8 @@ def test_it_stands_beside_the_distance_and_a_distribution(problem):
     real = Real(objective.denoiser.draw(50, 1), l2)
     ends = objective.denoiser.decode(objective.student(grid, batch))
     found = ends.flatten(1).double()
-    paired, asked = objective.measure(grid, batch), BRIGHT.towards(batch.index)(ends)
-    both = matching(asking(objective, BRIGHT, 0.7), real, 0.3)
+    paired, asked = objective.measure(grid, batch), FLAT.towards(batch.index)(ends)
+    both = matching(asking(objective, FLAT, 0.7), real, 0.3)
     wanted = paired + 0.7 * asked + 0.3 * shares_of(found, found, real)
     assert torch.allclose(both.measure(grid, batch, 13), wanted.float(), rtol=1e-4)
 
@@ -116,7 +116,7 @@ def split(batch):
 
 def asked_of(objective, schedule, batch):
     with torch.no_grad():
-        return float(BRIGHT.towards(batch.index)(objective.denoiser.decode(objective.student(schedule, batch))).mean())
+        return float(FLAT.towards(batch.index)(objective.denoiser.decode(objective.student(schedule, batch))).mean())
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "adam"])
@@ -128,12 +128,12 @@ def test_a_search_shows_more_of_the_prompts(problem, method):
     for weight in (0.0, 10.0):
         options = StaticOptions(method=method, iterations=15, lr=0.15, corrections=["scale", "history"], caption=weight)
         result = search_static(
-            objective, train, validation, starts, options, captions=BRIGHT if weight else None, progress=False
+            objective, train, validation, starts, options, captions=FLAT if weight else None, progress=False
         )
         shown[weight] = asked_of(objective, result.grid, validation)
         paired = float(objective.measure(result.grid, validation).mean())
         assert result.distance == pytest.approx(paired + weight * shown[weight], rel=1e-3)
-    assert shown[10.0] < 0.95 * shown[0.0]
+    assert shown[10.0] < 0.9 * shown[0.0]
 
 
 def test_a_predictor_learns_it_too(problem, tmp_path):
@@ -145,17 +145,17 @@ def test_a_predictor_learns_it_too(problem, tmp_path):
         options = TrainOptions(epochs=8, lr=0.03, batch_size=16, caption=weight)
         train_predictor(
             predictor, objective, train, validation, options, tmp_path / str(weight),
-            captions=BRIGHT if weight else None, progress=False,
+            captions=FLAT if weight else None, progress=False,
         )  # fmt: skip
         shown[weight] = asked_of(objective, predictor.policy(), batch)
-    assert shown[10.0] < 0.95 * shown[0.0]
+    assert shown[10.0] < 0.9 * shown[0.0]
 
 
 def test_what_cannot_be_asked_is_refused(problem, tmp_path):
     objective, batch = problem
     starts = {"log_snr": TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, STEPS))}
     for options, given, message in (
-        (StaticOptions(caption=1.0, target="geometric"), BRIGHT, "static.target to mean"),
+        (StaticOptions(caption=1.0, target="geometric"), FLAT, "static.target to mean"),
         (StaticOptions(caption=1.0), None, "none were given"),
     ):
         with pytest.raises(TsAdaptError, match=message):
@@ -163,7 +163,7 @@ def test_what_cannot_be_asked_is_refused(problem, tmp_path):
     predictor = build(OneShot, objective.denoiser.noise_schedule)
     with pytest.raises(TsAdaptError, match=r"train\.caption to 0"):
         options = TrainOptions(loss="labels", caption=1.0)
-        train_predictor(predictor, objective, batch, batch, options, tmp_path, captions=BRIGHT)
+        train_predictor(predictor, objective, batch, batch, options, tmp_path, captions=FLAT)
 
 
 @pytest.mark.parametrize("group", ["static", "train"])
