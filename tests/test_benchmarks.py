@@ -60,12 +60,12 @@ def test_what_learning_costs_is_counted_for_every_method_and_drawn(
 ) -> None:
     job, figure = Job.begun(tmp_path), tmp_path / "drawn" / "cost.png"
     assert job.run("teach", "--split", "train") == 0
-    flags = "--solver unipc-2 --nfe 3 --static-sizes 4 --begins 4 --sizes 20 --passes 1 2 --validation 10".split()
+    flags = "--solver unipc-2 --nfe 3 --static-sizes 4 --begins 4 --sizes 20 --passes 1 2 --validation 10"
     places = ["--config", str(job.folder / "small.yml"), "--data_root", str(job.data.parent), "--figure", str(figure)]
-    found = last_line("learning_cost", [*places, *flags], monkeypatch, capsys)["found"]
+    found = last_line("learning_cost", [*places, *flags.split()], monkeypatch, capsys)["found"]
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert {"static", "one-shot", "recursive"} < found.keys()
-    assert all(0 < point["gradient"] < 1 and 0 < point["mean"] for points in found.values() for point in points)
+    assert all(0 < point["gradient"] < 1 and point["mean"] > 0 for points in found.values() for point in points)
     (static,), (once, twice) = found["static"], found["recursive"]
     validated, trained = 2 * 4 * 3, 16 * 3  # solves of three evaluations; validation looks at the spread too
     assert twice["evaluations"] - once["evaluations"] == trained + validated
