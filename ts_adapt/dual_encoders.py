@@ -16,8 +16,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as TF
 
 from ts_adapt.interfaces import TsAdaptError, one_line
 from ts_adapt.prompts import token_count, trimmed
@@ -102,6 +100,9 @@ class _OfTransformers:
 
     def pictures(self, images: Tensor) -> Tensor:
         """What the processor does, in the floating point numbers as they are."""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as TF
+
         known, x = self.processor, images.to(self.device, self.model.dtype).clamp(-1, 1).expand(-1, 3, -1, -1)
         size, crop = known.size, known.crop_size
         side = [size["shortest_edge"]] if "shortest_edge" in size else [size["height"], size["width"]]
