@@ -119,7 +119,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
         return
     onwards = called != method and method in session.shared_names(name, nfe)
     starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
-    searched = asdict(config.static), config.derivative, config.derivative_width
+    searched: tuple[Any, ...] = asdict(config.static), config.derivative, config.derivative_width
     searched += (config.caption,) if config.static.caption else ()
     key = fingerprint(store.hash, session.distance, count, *searched, *student_options(config))
     journal = Journal(session.workspace.journal(called, name, nfe), key)

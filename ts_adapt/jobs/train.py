@@ -88,7 +88,13 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     static = [session.shared(base, name, nfe).grid for nfe in served]
     given = {option: value for option, value in config.train.record.items() if value is not None}
     corrections = session.predicted_corrections
-    learned = given, corrections, asdict(config.distribution), config.derivative, config.derivative_width
+    learned: tuple[Any, ...] = (
+        given,
+        corrections,
+        asdict(config.distribution),
+        config.derivative,
+        config.derivative_width,
+    )
     learned += (config.caption,) if config.train.caption else ()
     key = fingerprint(
         store.hash, session.distance, list(map(as_numbers, static)), *learned, len(batch), *student_options(config)

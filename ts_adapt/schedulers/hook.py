@@ -109,8 +109,9 @@ class TimeHook:
         """Warn, once in a run, where the pipeline guides by another scale than the schedule holds for."""
         then, run.learned_under = run.learned_under, None
         now = getattr(self.pipe, "guidance_scale", None)
-        known = isinstance(then, int | float) and isinstance(now, int | float)
-        if known and (said := of_another_guidance(then, now)):
+        if not isinstance(then, int | float) or not isinstance(now, int | float):
+            return
+        if said := of_another_guidance(then, now):
             warnings.warn(said, stacklevel=2)
 
     def _as_told(self, tau: Tensor, timestep: Any, divisor: int) -> Tensor:
