@@ -88,17 +88,11 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     static = [session.shared(base, name, nfe).grid for nfe in served]
     given = {option: value for option, value in config.train.record.items() if value is not None}
     corrections = session.predicted_corrections
-    learned: tuple[Any, ...] = (
-        given,
-        corrections,
-        asdict(config.distribution),
-        config.derivative,
-        config.derivative_width,
-    )
-    learned += (config.caption,) if config.train.caption else ()
+    captioned = (config.caption,) if config.train.caption else ()
     key = fingerprint(
-        store.hash, session.distance, list(map(as_numbers, static)), *learned, len(batch), *student_options(config)
-    )
+        store.hash, session.distance, list(map(as_numbers, static)), given, corrections, asdict(config.distribution),
+        config.derivative, config.derivative_width, *captioned, len(batch), *student_options(config),
+    )  # fmt: skip
     checkpoint = checkpoint_file(folder, key)
     torch.manual_seed(config.train.seed)
     predictor = new_predictor(session, kind.removesuffix(ALL), static, solver.order, corrections)
