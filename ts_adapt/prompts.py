@@ -25,10 +25,9 @@ from ts_adapt.storage import files
 PARTI = ["Prompt", "Category", "Challenge", "Note"]
 CAPTION: files.Schema = {"id": int, "image_id": int, "caption": str}
 OTHERS = (
-    ".csv", ".jsonl", ".ndjson", ".yml", ".yaml", ".toml", ".xml", ".html", ".htm", ".parquet", ".arrow", ".feather",
-    ".xls", ".xlsx", ".docx", ".odt", ".pdf", ".rtf", ".py", ".ipynb", ".pkl", ".npy", ".npz", ".safetensors", ".gz",
-    ".zip", ".xz", ".bz2", ".zst", ".tar", ".png", ".jpg",
-)  # fmt: skip
+    "csv jsonl ndjson yml yaml toml xml html htm parquet arrow feather xls xlsx docx odt pdf rtf py ipynb pkl npy npz "
+    "safetensors gz zip xz bz2 zst tar png jpg"
+).split()
 """Suffixes of files that may be text, whose lines are no prompts."""
 WHAT = "give one prompt a line in a file called .txt, PartiPrompts' TSV or COCO's captions in JSON"
 LINE_END = re.compile(r"\r\n|\n|\r")
@@ -44,7 +43,7 @@ def read_prompts(path: str | Path) -> list[str]:
     `files.JSON_BYTES`, or that has no prompts.
     """
     suffix = Path(path).suffix.lower()
-    if suffix in OTHERS:
+    if suffix.removeprefix(".") in OTHERS:
         raise TsAdaptError(f"{path} is a {suffix} file, whose lines are no prompts; {WHAT}")
     try:
         text = files.read_bytes(Path(path), limit=files.JSON_BYTES).decode("utf-8-sig")

@@ -89,7 +89,7 @@ def train_predictor(
     train: Batch,
     validation: Batch,
     options: TrainOptions,
-    folder: Path,
+    folder: Path | str,
     *,
     labels: Mapping[int, Labelled] | None = None,
     checkpoint: Path | None = None,
@@ -124,7 +124,7 @@ def train_predictor(
     about = {"predictor": predictor.kind, "network": predictor.options, "options": options.record}
     begun = [predictor.begun[steps] for steps in predictor.learned]
     kept = Checkpoint(checkpoint, {**about, "static": [as_numbers(grid) for grid in begun]})
-    training = _Training(predictor, objective, train, validation, options, folder, kept, real)
+    training = _Training(predictor, objective, train, validation, options, Path(folder), kept, real)
     phases = phases_of(options, predictor, training.objectives, train, labels)
     for phase in phases[training.phase :]:
         training.run(phase, progress)
