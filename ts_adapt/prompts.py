@@ -25,9 +25,10 @@ from ts_adapt.storage import files
 PARTI = ["Prompt", "Category", "Challenge", "Note"]
 CAPTION: files.Schema = {"id": int, "image_id": int, "caption": str}
 OTHERS = (
-    "csv jsonl ndjson yml yaml toml xml html htm parquet arrow feather xls xlsx docx odt pdf rtf py ipynb pkl npy npz "
-    "safetensors gz zip xz bz2 zst tar png jpg"
-).split()
+    "csv", "jsonl", "ndjson", "yml", "yaml", "toml", "xml", "html", "htm", "parquet", "arrow", "feather", "xls",
+    "xlsx", "docx", "odt", "pdf", "rtf", "py", "ipynb", "pkl", "npy", "npz", "safetensors", "gz", "zip", "xz", "bz2",
+    "zst", "tar", "png", "jpg",
+)  # fmt: skip
 """Suffixes of files that may be text, whose lines are no prompts."""
 WHAT = "give one prompt a line in a file called .txt, PartiPrompts' TSV or COCO's captions in JSON"
 LINE_END = re.compile(r"\r\n|\n|\r")
