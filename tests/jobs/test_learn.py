@@ -86,6 +86,16 @@ def test_it_ends_with_its_findings_and_the_next_commands(run: tuple[Path, str]) 
     assert {words[words.index("--config") + 1] for words in commands(findings)} == {"results of mine/demo/config.yml"}
 
 
+def test_it_says_at_each_step_where_it_is_and_how_long_the_rest_takes(run: tuple[Path, str]) -> None:
+    _, text = run
+    said = re.findall(r"^\[(\d) of (\d), \d+ s(, about [\d.]+ \w+ to go)?\] (\S+):", text, re.MULTILINE)
+    names = ["teach", "static", "static+shift", "oracle", "one-shot", "recursive", "evaluate"]
+    assert [(int(place), int(count), name) for place, count, _, name in said] == [
+        (place, len(names), name) for place, name in enumerate(names, 1)
+    ]
+    assert [bool(rest) for _, _, rest, _ in said] == [False, *[True] * (len(names) - 1)]
+
+
 def test_the_next_commands_run_as_they_stand(run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, text = run
     monkeypatch.chdir(folder)

@@ -186,6 +186,16 @@ def test_a_journal_at_a_relative_path_is_locked_and_let_go(tmp_path: Path, monke
     assert (tmp_path / "sub/t.log").exists() and sorted(path.name for path in (tmp_path / "sub").iterdir()) == ["t.log"]
 
 
+def test_optuna_does_not_speak_through(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    optuna.logging.enable_propagation()  # to where it is heard here
+    try:
+        study = open_study("s", f"sqlite:///{tmp_path / 'a.db'}", optuna.samplers.RandomSampler())
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    finally:
+        optuna.logging.disable_propagation()
+    assert len(study.trials) == 2 and not caplog.records
+
+
 def test_nobody_is_told_to_remove_a_database_that_others_write_to(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'a.db'}"
     open_study("s", url, optuna.samplers.RandomSampler())
