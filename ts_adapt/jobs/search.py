@@ -120,8 +120,8 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     onwards = called != method and method in session.shared_names(name, nfe)
     starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
     searched = asdict(config.static), config.derivative, config.derivative_width
-    captioned = (config.caption,) if config.static.caption else ()
-    key = fingerprint(store.hash, session.distance, count, *searched, *captioned, *student_options(config))
+    pleased = [config.caption] if config.static.caption else []
+    key = fingerprint(store.hash, session.distance, count, *searched, *pleased, *student_options(config))
     journal = Journal(session.workspace.journal(called, name, nfe), key)
     with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
         result = search_static(

@@ -88,10 +88,11 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     static = [session.shared(base, name, nfe).grid for nfe in served]
     given = {option: value for option, value in config.train.record.items() if value is not None}
     corrections = session.predicted_corrections
-    captioned = (config.caption,) if config.train.caption else ()
+    learned = given, corrections, asdict(config.distribution), config.derivative, config.derivative_width
+    pleased = [config.caption] if config.train.caption else []
     key = fingerprint(
-        store.hash, session.distance, list(map(as_numbers, static)), given, corrections, asdict(config.distribution),
-        config.derivative, config.derivative_width, *captioned, len(batch), *student_options(config),
+        store.hash, session.distance, list(map(as_numbers, static)), *learned, *pleased, len(batch),
+        *student_options(config),
     )  # fmt: skip
     checkpoint = checkpoint_file(folder, key)
     torch.manual_seed(config.train.seed)
