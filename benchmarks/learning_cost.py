@@ -31,7 +31,7 @@ from typing import Any
 
 from workload import Experiment, last_line, timed  # isort: skip  (first: it loads ts_adapt)
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 from torch import Tensor
 
 import ts_adapt
@@ -80,10 +80,11 @@ def drawn(found: Mapping[str, list[dict[str, float]]], title: str) -> Figure:
     panels, lines = figure.subplots(1, 2, sharex=True, sharey=True).tolist(), dict[str, Any]()
     for axes, measure in zip(panels, ("mean", "median"), strict=True):
         for method, points in found.items():
-            color, line, marker = STYLES.get(method, (COLORS["static"], LINES[1], "o"))
+            color, line, marker = STYLES.get(method, (COLORS["static"], LINES[1], "D"))
             places = sorted((each["evaluations"], each[measure]) for each in points)
             (lines[method],) = axes.plot(*zip(*places, strict=True), color=color, linestyle=line, marker=marker)
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("evaluations of the network in learning")
         axes.set_ylabel(f"{measure} distance, of the best fixed grid's")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
