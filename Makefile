@@ -1,5 +1,5 @@
 # make demo | test | test-slow | test-packages | test-postgres | fresh | soak | fuzz | fuzz-guided | lint | format |
-# results | studies | students | benchmarks | zoo | emoji | dist | sbom | audit | licences | clean
+# results | studies | students | suite | benchmarks | zoo | emoji | dist | sbom | audit | licences | clean
 # PYTHON=python3.12 for another interpreter; TORCH_INDEX=https://download.pytorch.org/whl/cpu for a torch without CUDA
 # where the default index has one with it.
 PYTHON ?= python3
@@ -15,12 +15,17 @@ EMOJI := data autoencoder judges sd sheet-sd quality-sd sd3 sheet-sd3 quality-sd
 METHODS := static dmn gits oss
 CORRECTIONS := shift,scale,coefficients
 BENCHMARKS := scheduler_overhead pipeline_overhead search_batching network_share search_memory scaling cacher_cost
-STUDIES := ablation training_size label_search quantizer_quality
+STUDIES := ablation training_size label_search learning_cost quantizer_quality
 STUDY := unipc-3
 STUDY_NFE := 5
 STUDY_LABELS := 4096
 STUDY_CONFIG = --config $(CONFIG) --solvers $(STUDY)
 STUDENTS := "--nfe 5 --student.quantizer hqq3" "--nfe 10 --student.cacher deepcache-2 --static_samples 128"
+MORE := --teacher.train_samples 2048 --train.samples 2048
+EMOJI_SD := --config configs/emoji-sd.yml $(MORE) --evaluate.grids quadratic,ays-svd
+EMOJI_SD3 := --config configs/emoji-sd3.yml $(MORE) --evaluate.grids beta,quadratic
+CHEAPER := "--nfe 6,8 --student.cacher deepcache-2" "--nfe 5 --student.quantizer hqq3" "--nfe 6 --student.cacher tgate-3"
+QUANTIZERS := none,hqq4,hqq3,vqdm4,tdq-w8a8,tinydm-w8a8,tdq-w4a8,tdq-w4a8+ptqd
 FEW := --evaluate.samples 512 --evaluate.grids ays-svd
 
 BIN := $(VENV)/bin
@@ -29,13 +34,13 @@ TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 scripts/train_zoo.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WHEEL_ENV := build/wheel-env
 PINS := $(CURDIR)/constraints.txt
-TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+TORCH := $(shell sed -n 's/^\(torch\(vision\)\?==.*\)/\1/p' constraints.txt)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-packages test-postgres fresh soak fuzz fuzz-guided lint format results studies \
-	students benchmarks zoo emoji dist sbom audit licences supply install clean
+	students suite benchmarks zoo emoji dist sbom audit licences supply install clean
 
 demo: $(STAMP)
 	$(BIN)/ts-adapt demo
@@ -125,6 +130,23 @@ students: $(STAMP)
 	$(BIN)/ts-adapt evaluate $(STUDY_CONFIG) --nfe $(STUDY_NFE),10 --cachers none,deepcache-2,deepcache-2-branch2 $(FEW) \
 		--log_root logs/cached
 
+# A schedule, a cacher, or both at equal cost, and quantizers, on the text-to-image models: schedules learned for the whole
+# network and for the cheaper one. Hours on two cores, resumable.
+suite: $(STAMP)
+	$(BIN)/ts-adapt learn $(EMOJI_SD) --nfe 3,5,10
+	for student in $(CHEAPER); do \
+		$(BIN)/ts-adapt search $(EMOJI_SD) $$student --static.corrections [] || exit; \
+		$(BIN)/ts-adapt search $(EMOJI_SD) $$student || exit; \
+		$(BIN)/ts-adapt train $(EMOJI_SD) $$student || exit; \
+	done
+	$(BIN)/ts-adapt evaluate $(EMOJI_SD) --nfe 3,5,6,8,10 --cachers none,deepcache-2 --log_root logs/cached
+	$(BIN)/ts-adapt evaluate $(EMOJI_SD) --nfe 6 --cachers none,tgate-3 --log_root logs/gated
+	$(BIN)/ts-adapt evaluate $(EMOJI_SD) --nfe 5 --quantizers $(QUANTIZERS) --log_root logs/quantized
+	$(BIN)/ts-adapt learn $(EMOJI_SD3) --nfe 3,5
+	$(BIN)/ts-adapt search $(EMOJI_SD3) --nfe 8 --student.cacher firstblock-.2
+	$(BIN)/ts-adapt train $(EMOJI_SD3) --nfe 8 --student.cacher firstblock-.2 --train.samples 512
+	$(BIN)/ts-adapt evaluate $(EMOJI_SD3) --nfe 3,5,6,8,10 --cachers none,firstblock-.2 --log_root logs/cached
+
 # What the package costs, in figures; half an hour on a quiet core.
 benchmarks: $(addprefix bench-,$(BENCHMARKS))
 
@@ -185,7 +207,8 @@ $(WHEEL_ENV)/installed: $(shell find ts_adapt -name "*.py") MANIFEST.in | supply
 
 install: $(STAMP)
 
-# torch goes first, by its exact version: resolved among the rest, a newer build with CUDA may be taken in its place.
+# torch and the torchvision that is made for it go first, by their exact versions: resolved among the rest, a newer build
+# with CUDA may be taken in their place.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
