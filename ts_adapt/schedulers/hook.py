@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ts_adapt.cachers.cacher import Cacher
 from ts_adapt.cachers.loops import several_calls
 from ts_adapt.denoisers.network import TIMES, argument_names, stacked, step_aware_parts, time_argument
-from ts_adapt.interfaces import StepAware
+from ts_adapt.interfaces import StepAware, TsAdaptWarning
 from ts_adapt.schedulers.run import Run, Shown
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedulers.view import view_of
@@ -112,7 +112,7 @@ class TimeHook:
         if not isinstance(then, int | float) or not isinstance(now, int | float):
             return
         if said := of_another_guidance(then, now):
-            warnings.warn(said, stacklevel=2)
+            warnings.warn(said, TsAdaptWarning, stacklevel=2)
 
     def _as_told(self, tau: Tensor, timestep: Any, divisor: int) -> Tensor:
         """`tau` in the form and the shape of the pipeline's own `timestep`, and its precision if all goes by that."""
