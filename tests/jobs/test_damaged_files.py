@@ -65,13 +65,17 @@ def test_predictors_that_are_damaged_or_of_another_nfe_are_refused(job: Job, cap
 def test_files_that_are_no_images_are_named(job: Job, capsys) -> None:
     images = job.folder / "images"
     images.mkdir()
-    (images / "a.png").write_text("no image")
+    two = [images / "a.png", images / "b.png"]
+    for path in two:
+        path.write_text("no image")
     assert "a.png cannot be read as an image" in job.refused(capsys, "evaluate", "--images", str(images))
-    (images / "a.png").unlink()
-    (images / "a.png").mkdir()
+    for path in two:
+        path.unlink()
+        path.mkdir()
     assert "holds no images" in job.refused(capsys, "evaluate", "--images", str(images))
-    (images / "a.png").rmdir()
-    Image.new("L", (5, 7)).save(images / "a.png")
+    for path in two:
+        path.rmdir()
+        Image.new("L", (5, 7)).save(path)
     expected = f"{images / 'a.png'} is of (1, 7, 5), the model's samples are of (1, 4, 4); resize the images"
     assert expected in job.refused(capsys, "evaluate", "--images", str(images))
 

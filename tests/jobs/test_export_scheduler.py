@@ -213,7 +213,7 @@ def test_a_schedule_for_edms_noise(tmp_path: Path, tiny: Any) -> None:
     ("arguments", "expected"),
     [
         (["static"], "name it with --out FOLDER"),
-        (["static", "--out", "FILE"], "is a file; a schedule for diffusers is a folder"),
+        (["static", "--out", "FILE"], "has to be a folder"),
         (["static", "--out", "/proc/x"], "/proc/x"),
         (["static", "--out", "NEW", "--steps", "7"], "there is no static grid at"),
         (["static", "--out", "NEW", "--solver", "ddim"], "there is no static grid at"),

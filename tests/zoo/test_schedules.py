@@ -18,7 +18,7 @@ from ts_adapt.teacher.store import TEST_START
 SAMPLES, NFE = 48, 5
 
 
-LEARNED = {"fashion-ddpm": [3, 5, 7, 10], "emoji-sd": [3, 5, 10], "emoji-sd3": [3, 5]}
+LEARNED = {"fashion-ddpm": [3, 5, 7, 10], "emoji-sd": [3, 5, 7, 10], "emoji-sd3": [3, 5]}
 """By model, the NFEs that the zoo's schedules for it were learned for."""
 
 
