@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from small_job import Job, edit
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.config import Config, TeacherOptions
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.interfaces import TsAdaptError, TsAdaptWarning
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.phases import PREDICTED, TrainOptions
+from ts_adapt.storage.files import read_json
 
 
 def session(name: str, prompt: Any, **options: Any) -> Session:
@@ -41,17 +44,63 @@ def test_the_guidance_is_among_them_where_there_is_one(name: str, options: Any, 
     ("name", "options", "scale"),
     [
         ("fashion-ddpm", {}, None),
+        ("fashion-ddpm-class", {}, 1.0),
         ("fashion-ddpm-class", {"guidance": 3.0}, 3.0),
+        ("fashion-ddpm-class", {"guidance": -2.0}, -2.0),
         ("emoji-sd3", {"call": {"guidance_scale": 2.5}}, 2.5),
+        ("emoji-sd3", {"call": {"guidance_scale": 0}}, 0.0),
         ("emoji-sd3", {"call": {"max_sequence_length": 16}}, 7.0),
     ],
 )
-def test_what_it_was_learned_under_is_known_and_compared(name: str, options: Any, scale: Any, capsys: Any) -> None:
+def test_what_it_is_learned_under_is_known_and_compared(
+    name: str, options: Any, scale: Any, recwarn: pytest.WarningsRecorder
+) -> None:
     of = session(name, None, **options)
-    assert of.about("unipc-2")["guidance_scale"] == scale
-    for then, said in ((scale, 0), (30.0, 1)):
+    assert of.guidance_scale == scale
+    for then, said in ((scale, 0), (30.0, scale is not None)):
+        recwarn.clear()
         of.compare("mine", {"guidance_scale": then})
-        assert capsys.readouterr().err.count("guidance_scale 30,") == said
+        found = [one.category for one in recwarn if "of mine: the schedule was found under" in str(one.message)]
+        assert found == [TsAdaptWarning] * said
+
+
+CLASSES = """
+name: small
+model: {name: fashion-ddpm-class}
+guidance: 3.0
+solvers: [ddim]
+nfe: [2]
+distance: l2
+static_samples: 2
+teacher: {solver: ddim, nfe: 3, train_samples: 12, test_samples: 2}
+static: {method: adam, iterations: 1}
+train: {samples: 12, epochs: 1}
+"""
+
+
+def test_what_was_learned_keeps_its_guidance_wherever_it_goes(tmp_path: Path, capsys: Any) -> None:
+    """Fixed grids, and lists from elsewhere, were found under none."""
+    job = Job.begun(tmp_path, CLASSES)
+    for step in (["teach", "--split", "train"], ["search"], ["search", "--method", "dmn"], ["train"]):
+        assert job.run(*step) == 0, step
+    grid, predictor = job.data / "static/ddim-nfe2.json", job.data / "predictors/recursive/ddim-nfe2"
+    assert [read_json(file)["guidance_scale"] for file in (grid, predictor / "config.json")] == [3.0, 3.0]
+    now = ("--guidance", "9")
+    for name in ("karras", "dmn"):
+        assert job.run("export", name, "--out", str(tmp_path / f"{name}.json")) == 0
+    assert job.run("export", str(predictor), "--format", "diffusers", "--out", str(tmp_path / "folder"), *now) == 0
+    assert job.run("export", str(grid), "--format", "sigmas", "--out", str(tmp_path / "list.txt")) == 0
+    imported = tmp_path / "imported.json"
+    assert job.run("import", str(tmp_path / "list.txt"), "--format", "sigmas", "--out", str(imported)) == 0
+    for source, said in (
+        (grid, 1), (predictor, 1), (tmp_path / "folder", 1),
+        (imported, 0), (tmp_path / "karras.json", 0), (tmp_path / "dmn.json", 0),
+    ):  # fmt: skip
+        capsys.readouterr()
+        assert job.run("sample", "--schedule", str(source), "--count", "1", *now) == 0
+        assert capsys.readouterr().err.count("found under guidance_scale 3, and these samples are guided by 9") == said
+    edit(predictor / "config.json", guidance_scale="three")
+    assert "'guidance_scale' of" in job.refused(capsys, "sample", "--schedule", str(predictor))
 
 
 def test_a_pipeline_that_does_not_guide_is_refused_before_any_work(tmp_path: Any) -> None:

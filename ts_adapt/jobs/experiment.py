@@ -287,8 +287,14 @@ class Experiment:
 
     def about(self, solver: str) -> dict[str, Any]:
         """What a schedule file says of the model and of the solver."""
-        guided = {"prediction": self.denoiser.prediction, "guidance_scale": self.denoiser.guidance_scale}
-        return {"order": self.solver(solver).order, "model": self.config.model.name, **guided}
+        model, prediction = self.config.model.name, self.denoiser.prediction
+        return {"order": self.solver(solver).order, "model": model, "prediction": prediction}
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """What samples are guided by; 1: by nothing, though they could be; None: it is not known, or nothing can."""
+        found, could = self.denoiser.guidance_scale, self.denoiser.loop is None and self.denoiser.null_condition
+        return 1.0 if found is None and could else found
 
     @property
     def shape_that_counts(self) -> list[int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from itertools import combinations
@@ -17,7 +18,7 @@ from ts_adapt.config import Config
 from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.comparison import share_of_wins
 from ts_adapt.grids.corrections import CORRECTIONS, corrected
-from ts_adapt.interfaces import MAX_STEPS, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import MAX_STEPS, StepPolicy, TimeGrid, TsAdaptError, TsAdaptWarning
 from ts_adapt.jobs.diffusers_schedules import find_scheduler
 from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.jobs.matched_images import real_images
@@ -224,12 +225,12 @@ class Session(Experiment):
             print(f"{what}: about {evaluations.count:,} evaluations of the network to do", flush=True)
 
     def compare(self, name: str, about: Mapping[str, Any]) -> None:
-        """Say on stderr that the schedule `name` was found for another size, where that counts, or another guidance."""
+        """Warn that the schedule `name` was found for another size, where that counts, or under another guidance."""
         if (then := about.get("shape")) and tuple(then) != tuple(self.shape):
-            print(f"ts-adapt: warning: of {name}: {of_another_size(then, self.shape)}", file=sys.stderr)
-        then, now = about.get("guidance_scale"), self.denoiser.guidance_scale or 1.0
-        if then is not None and (said := of_another_guidance(then, now)):
-            print(f"ts-adapt: warning: of {name}: {said}", file=sys.stderr)
+            warnings.warn(f"of {name}: {of_another_size(then, self.shape)}", TsAdaptWarning, stacklevel=2)
+        then, now = about.get("guidance_scale"), self.guidance_scale
+        if then is not None and now is not None and (said := of_another_guidance(then, now)):
+            warnings.warn(f"of {name}: {said}", TsAdaptWarning, stacklevel=2)
 
 
 def stays(path: Path, check: Callable[[], object], redo: bool) -> bool:

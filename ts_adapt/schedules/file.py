@@ -22,7 +22,7 @@ and in `about`, each where it is known (null or left out where not):
     teacher           the hash of the teacher's manifest, that is of everything its samples depend on
     teacher_solver, teacher_nfe, teacher_grid, teacher_seed    the fine solve itself
     made_with         the options of the search that found it, by the names that they have in a config
-    guidance_scale    what the samples were guided by
+    guidance_scale    what the samples were guided by; 1: by nothing, though they could have been
     shape             of the samples that it was found on, where the pipeline's scheduler shifts its times by their size
     measured          name -> {"value": number, "evaluator": what measured it, "samples": how many, ...}
 
@@ -181,8 +181,12 @@ def of_another_size(then: Sequence[int], now: Sequence[int]) -> str:
 
 
 def of_another_guidance(then: float, now: float) -> str | None:
-    """The same of one found under the guidance scale `then`, where samples are guided by `now`; nothing if it holds."""
-    if then / AS_FAR <= now <= then * AS_FAR:
+    """The same of one found under the guidance scale `then`, where samples are guided by `now`; nothing if it holds.
+
+    Scales below 1, which most pipelines have for none, count as 1.
+    """
+    one, other = max(then, 1.0), max(now, 1.0)
+    if one / AS_FAR <= other <= one * AS_FAR:
         return None
     return (
         f"the schedule was found under guidance_scale {then:g}, and these samples are guided by {now:g}: so far from "
