@@ -15,7 +15,6 @@ share the parts of labels, the trials of blackbox, and the solvers and NFEs of e
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from functools import partial
 
 from ts_adapt import distributed
@@ -119,7 +118,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
         return
     onwards = called != method and method in session.shared_names(name, nfe)
     starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
-    searched = asdict(config.static), config.derivative, config.derivative_width
+    searched = config.static.record, config.derivative, config.derivative_width
     pleased = [config.caption] if config.static.caption else []
     key = fingerprint(store.hash, session.distance, count, *searched, *pleased, *student_options(config))
     journal = Journal(session.workspace.journal(called, name, nfe), key)

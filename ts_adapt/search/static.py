@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -112,6 +112,11 @@ class StaticOptions:
     """Weight of how badly images show their prompts (one minus the score of the dual encoder of option caption), beside
     the paired distance."""
     seed: Seed = 0
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The options as what they make keeps them, where no weight of captions is none given."""
+        return {name: value for name, value in asdict(self).items() if name != "caption" or value}
 
     def solves(self, train: int, validation: int) -> Work:
         """About how many solves a search takes that does not end early, from numbers of samples."""
