@@ -61,3 +61,6 @@ def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "link"]
     with pytest.raises(TsAdaptError, match="/proc/x could not be written"):
         check_place(Path("/proc/x"), folder=True)
+    for folder in (True, False):
+        with pytest.raises(TsAdaptError, match="could not be written .File name too long"):
+            check_place(tmp_path / ("a" * 300), folder=folder)

@@ -90,11 +90,11 @@ def make_folder(path: Path) -> Path:
 def check_place(path: Path, *, folder: bool) -> None:
     """TsAdaptError where `path`, a folder, or else a file, could not be written; nothing is made, nothing is left."""
     path = Path(path)
-    if not folder and path.exists() and not path.is_file():
-        what = "a folder" if path.is_dir() else "a device or a pipe, not a file"
-        raise TsAdaptError(f"{path} is {what}; name a file to write")
     above = path if folder else path.parent
     with explained(path, "written"):
+        if not folder and path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a device or a pipe, not a file"
+            raise TsAdaptError(f"{path} is {what}; name a file to write")
         while not _is_there(above):
             above = above.parent
         if not above.is_dir():
