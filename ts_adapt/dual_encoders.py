@@ -95,7 +95,7 @@ class _OfTransformers:
                 f"the CLIP weights {weights!r} cannot be had ({one_line(error)}); give a folder of a CLIPModel, "
                 f"with its weights as safetensors, or leave {option} out"
             ) from error
-        self.model, self.device = model.to(device), device
+        self.model, self.device, self.option = model.to(device), device, option
         self.longest = model.config.text_config.max_position_embeddings
 
     def pictures(self, images: Tensor) -> Tensor:
@@ -103,6 +103,11 @@ class _OfTransformers:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as TF
 
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise TsAdaptError(
+                f"CLIP knows pictures of one or three channels, and these are {tuple(images.shape[1:])}; leave "
+                f"{self.option} out"
+            )
         known, x = self.processor, images.to(self.device, self.model.dtype).clamp(-1, 1).expand(-1, 3, -1, -1)
         size, crop = known.size, known.crop_size
         side = [size["shortest_edge"]] if "shortest_edge" in size else [size["height"], size["width"]]

@@ -70,6 +70,12 @@ def test_the_gradient_is_that_of_differences_and_the_loss_one_minus_the_score(en
     assert torch.allclose(1 - score, loss(images), atol=1e-2)
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 64, 64), (1, 2, 64), (1, 3, 5, 64, 64)])
+def test_what_is_no_picture_is_refused(encoder, shape):
+    with pytest.raises(TsAdaptError, match="knows pictures of .* leave it out|leave caption out"):
+        encoder.pictures(torch.zeros(shape))
+
+
 def test_a_sample_is_asked_for_its_own_prompt_whatever_the_batch():
     images = torch.linspace(-0.9, 0.9, 5, dtype=torch.float64).reshape(5, 1, 1, 1)
     index = torch.tensor([1, 0, 2, 3, 6])
