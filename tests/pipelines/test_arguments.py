@@ -76,6 +76,14 @@ class Own(Above):
     """Whose class alone says nothing of it."""
 
 
+def inside() -> Pipe:
+    class Inside(Above):
+        """Whose code, taken out of here, is none:
+by this line."""
+
+    return Inside()
+
+
 class Embedded(Pipe):
     """Whose network is told the scale, whatever it is, or 0 is none; as `guidance_scale > 1` of others is not."""
 
@@ -85,7 +93,7 @@ class Embedded(Pipe):
 
 @pytest.mark.parametrize("scale", [0.99, 0.1, -2])
 def test_a_scale_below_one_is_refused_where_it_guides_nothing(scale: float) -> None:
-    for pipe in (Above(), Own()):
+    for pipe in (Above(), Own(), inside()):
         with pytest.raises(TsAdaptError, match=f"guidance_scale is {scale:g}, and {type(pipe).__name__} guides by a"):
             Arguments(pipe, {"guidance_scale": scale})
         for call in ({"guidance_scale": 0}, {"guidance_scale": 1}, {"guidance_scale": 1.01}, {"strength": 0.3}):

@@ -155,7 +155,7 @@ def _above_one(kind: type) -> set[str]:
     """What pipelines of the class ask to be above 1, by its name, as their code has it: `self._guidance_scale > 1`."""
     found = set()
     for each in kind.__mro__:
-        with suppress(OSError, TypeError):  # whose code is not to be had
+        with suppress(OSError, TypeError, SyntaxError):  # whose code is not to be had, or not by itself
             for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(each)))):
                 match node:
                     case ast.Compare(
