@@ -188,7 +188,8 @@ def _outcome(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         with suppress(OSError, ValueError):  # or what is left would be tried again at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"ts-adapt: nobody reads the output any more; {kept}", file=sys.stderr)
+        with suppress(OSError):  # where nobody reads that either
+            print(f"ts-adapt: nobody reads the output any more; {kept}", file=sys.stderr)
         return 141
     except KeyboardInterrupt as interrupt:
         if distributed.is_told_here(interrupt):
