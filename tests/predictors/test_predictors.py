@@ -15,7 +15,7 @@ from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.predictors.encoder import Encoder, shorten_gradient
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive, shares
-from ts_adapt.predictors.store import load_predictor, save_predictor
+from ts_adapt.predictors.store import load_predictor, made_for, save_predictor
 from ts_adapt.storage.files import write_tensors
 
 
@@ -181,6 +181,9 @@ def test_a_bad_folder_is_refused_in_one_sentence(problem, tmp_path):
     with pytest.raises(TsAdaptError, match="NaN"):
         load_predictor(tmp_path, noise_schedule)
     config = json.loads((tmp_path / "config.json").read_text())
+    for change, said in (({"nfe": None}, "'nfe' of"), ({"solver": 3}, "'solver' of"), ({"nfe": ["3"]}, "names no NFE")):
+        with pytest.raises(TsAdaptError, match=said):
+            made_for({"solver": "ddim", "nfe": [3], **change}, tmp_path / "config.json")
     (tmp_path / "config.json").write_text(json.dumps({**config, "kind": "os.system"}))
     with pytest.raises(TsAdaptError, match="known: one-shot, recursive"):
         load_predictor(tmp_path, noise_schedule)
