@@ -13,11 +13,13 @@ from small_job import Job
 from small_predictors import build
 from tiny_clip import tiny_clip
 from ts_adapt import dual_encoders
+from ts_adapt.assembly import ModelOptions
 from ts_adapt.config import Config
 from ts_adapt.distances import l2
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.jobs.runs import listed
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
@@ -72,7 +74,7 @@ def test_the_gradient_is_that_of_differences_and_the_loss_one_minus_the_score(en
 
 @pytest.mark.parametrize("shape", [(1, 4, 64, 64), (1, 2, 64), (1, 3, 5, 64, 64)])
 def test_what_is_no_picture_is_refused(encoder, shape):
-    with pytest.raises(TsAdaptError, match="knows pictures of .* leave it out|leave caption out"):
+    with pytest.raises(TsAdaptError, match=r"knows pictures of .* leave it out|leave caption out"):
         encoder.pictures(torch.zeros(shape))
 
 
@@ -223,3 +225,22 @@ def test_it_is_a_job_whose_result_its_network_does_not_judge(tmp_path, monkeypat
     with pytest.raises(TsAdaptError, match="may not judge it too"):
         session.check_judge("static", grid.about)
     assert "made with another caption" in job.refused(capsys, "search")
+
+
+@pytest.mark.parametrize(
+    ("pleased", "judges"),
+    [({"caption": {"weight": 0.5, "by": "zoo"}}, {"clip": "zoo"}), ({"distribution": {"weight": 0.5}}, {})],
+)
+def test_who_a_file_was_learned_to_please_does_not_judge_it(pleased, judges, tmp_path):
+    """Wherever it was learned."""
+    session = Session(Config(model=ModelOptions("gaussian-mixture"), solvers=["ddim"], nfe=[STEPS], distance="l2"))
+    times, options = fixed.make("karras", session.noise_schedule, STEPS), session.config.evaluate
+    for name, made_with in (("pleased", pleased), ("paired", {})):
+        about = {"made_with": made_with, "distance": "l2"}
+        LearnedGrid(TimeGrid(times), "ddim", STEPS, about).save(tmp_path / f"{name}.json", session.noise_schedule)
+    options.features, options.clip = "pixels", judges.get("clip")
+    options.schedules = [str(tmp_path / "paired.json")]
+    assert listed(session)["ddim", STEPS].keys() == {"paired"}
+    options.schedules = [str(tmp_path / "pleased.json")]
+    with pytest.raises(TsAdaptError, match="may not judge it too"):
+        listed(session)

@@ -316,7 +316,8 @@ def _entries(session: Session, solver: str, nfe: int, further: dict[str, TimeGri
 def listed(session: Session) -> Listed:
     """What `evaluate.schedules` names, for the solvers and NFEs of the config.
 
-    Raises TsAdaptError for a schedule that none of them meets, or a name met twice.
+    Raises TsAdaptError for a schedule that none of them meets, or that was learned to please who judges here, or a name
+    met twice.
     """
     config = session.config
     found: Listed = {(solver, nfe): {} for solver in config.solvers for nfe in config.nfe}
@@ -341,5 +342,6 @@ def listed(session: Session) -> Listed:
                 raise TsAdaptError(f"{source} would be called {name!r}, as is {other}; rename the file or folder")
             shared = given.shared(solver, nfe)[0]
             session.compare(source, shared.about)
+            session.check_judge(source, shared.about)
             found[solver, nfe][name] = shared.grid
     return found

@@ -26,7 +26,7 @@ from ts_adapt.jobs.minimised import captions
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, nfes_of
 from ts_adapt.remedies import command
-from ts_adapt.schedules.file import LearnedGrid, of_another_guidance, of_another_size
+from ts_adapt.schedules.file import LearnedGrid, check_about, of_another_guidance, of_another_size
 from ts_adapt.schedules.name import SHARED_NAMES, parse
 from ts_adapt.schedules.resolve import Found, Predicted, check_steps, predicted
 from ts_adapt.search.labels import LabelStore, start_entries
@@ -125,7 +125,7 @@ class Session(Experiment):
                 f"{name} was learned to please the dual encoder {clip}, which may not judge it too; give another "
                 "evaluate.clip, or null"
             )
-        if matched and LOOKS.get(about["distance"]) == judge:
+        if matched and LOOKS.get(about.get("distance", "")) == judge:
             raise TsAdaptError(
                 f"{name} was learned to match a distribution in {judge} features, which may not judge it too; give "
                 "another evaluate.features"
@@ -225,7 +225,11 @@ class Session(Experiment):
             print(f"{what}: about {evaluations.count:,} evaluations of the network to do", flush=True)
 
     def compare(self, name: str, about: Mapping[str, Any]) -> None:
-        """Warn that the schedule `name` was found for another size, where that counts, or under another guidance."""
+        """Warn that the schedule `name` was found for another size, where that counts, or under another guidance.
+
+        Raises TsAdaptError where what is known of it, `about`, is damaged.
+        """
+        check_about(about, name)
         if (then := about.get("shape")) and tuple(then) != tuple(self.shape):
             warnings.warn(f"of {name}: {of_another_size(then, self.shape)}", TsAdaptWarning, stacklevel=2)
         then, now = about.get("guidance_scale"), self.guidance_scale
