@@ -79,7 +79,7 @@ class Own(Above):
 def inside() -> Pipe:
     class Inside(Above):
         """Whose code, taken out of here, is none:
-by this line."""
+        by this line."""
 
     return Inside()
 

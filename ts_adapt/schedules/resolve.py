@@ -31,7 +31,7 @@ from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, made_for
 from ts_adapt.remedies import command
-from ts_adapt.schedules.file import LearnedGrid, check_about
+from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.name import FIXED, ORACLE, PREDICTOR, SHARED, SHARED_NAMES, fixed_name, grid_names, parse
 from ts_adapt.storage.layout import CONFIG, SCHEDULER_CONFIG
 
@@ -213,7 +213,6 @@ def predicted(
     """A predictor that was read with its `config`, which is what is known of it."""
     told = ("model", "guidance_scale", "teacher", "distance", "seed", "made_with")
     known = {key: config.get(key) for key in told if config.get(key) is not None}
-    check_about(known, "the predictor's config")
     steps = steps_of(build_solver(solver, ANY), nfe)
     return Predicted(predictor, steps, {**shelf.about(solver), "method": predictor.kind, **known})
 
