@@ -14,7 +14,6 @@ from ts_adapt.assembly import NONE, ModelOptions, build_cachers, build_quantizer
 from ts_adapt.distances import DISTANCES
 from ts_adapt.dual_encoders import ZOO, same
 from ts_adapt.evaluation.records import EvaluateOptions
-from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES, TsAdaptError, unknown
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.options import (
@@ -42,6 +41,8 @@ from ts_adapt.search.static import BY_GRADIENT, StaticOptions
 from ts_adapt.storage.layout import Workspace
 from ts_adapt.teacher.manifest import MAX_SHARD
 
+MOST_VALIDATION = 128
+"""Samples that validate a static grid where nothing else is said, at most."""
 DERIVATIVE = ["derivative", "derivative_width"]
 
 
@@ -168,7 +169,7 @@ class Config:
     """How evaluate quantizes it: none, hqq4, minmax-w8a8, tdq-w4a8, tinydm-w8a8, vqdm4, torchao-int8."""
     learn: list[str] | None = None
     """What `learn` makes, of static, static+shift+scale+coefficients, blackbox, dmn, gits, oss, klub, oracle, one-shot,
-    recursive, recursive-all; None: static, with static.corrections too where there are any, and recursive;
+    recursive, recursive-all; None: static, the same with static.corrections, and recursive;
     []: nothing."""
     distance: Annotated[str, OneOf(DISTANCES)] | None = None
     """What is minimised: features (the embedded network), l2, or lpips; None: features where they fit, else l2."""
@@ -184,8 +185,10 @@ class Config:
     one, which knows emoji, or a CLIP model of transformers, a folder or hub id."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    static_samples: Annotated[int, Between(1, MANY // 2)] = 128
-    """Training samples of the static search, and as many more for its validation."""
+    static_samples: Annotated[int, Between(1, MANY // 2)] = 768
+    """Training samples of the static search."""
+    static_validation: Count | None = None
+    """How many more validate it; None: as many, at most 128."""
     label_samples: Annotated[int, Between(2, MANY)] = 512
     """Training samples with oracle labels."""
     oracle_samples: Annotated[int, Between(2, MANY)] = 512
@@ -217,16 +220,22 @@ class Config:
         if isinstance(self.solvers, list):
             self.solvers = [solver_name(name) if isinstance(name, str) else name for name in self.solvers]
 
+    @property
+    def static_validating(self) -> int:
+        """How many training samples behind those of the static search validate it."""
+        given = self.static_validation
+        return min(self.static_samples, MOST_VALIDATION) if given is None else given
+
     def made_with(self, result: str) -> dict[str, Any]:
         """The options that `result` depends on beside teacher, distance and static grid, nested as in the YAML file.
 
         result  static (with corrections or without), per-sample, blackbox, dmn, gits, oss, klub, one-shot or recursive
         """
         if result.startswith("static"):
-            options = ["static_samples", "rescale_published", "static"]
+            options = ["static_samples", "static_validation", "rescale_published", "static"]
             options += DERIVATIVE if self.static.method in BY_GRADIENT else []
         elif result == "blackbox":
-            options = ["static_samples", "rescale_published", "blackbox"]
+            options = ["static_samples", "static_validation", "rescale_published", "blackbox"]
         elif result == "per-sample":
             options = ["label_batch", "per_sample", *DERIVATIVE]
         elif result in PREDICTOR_NAMES:
@@ -265,11 +274,6 @@ class Config:
     def workspace(self) -> Workspace:
         """Where the experiment keeps its things."""
         return Workspace(Path(self.data_root) / self.name, Path(self.log_root) / self.name, self.student.name)
-
-    @property
-    def static_name(self) -> str:
-        """What the shared grid is called that the options of `static` lead to: static, with +CORRECTION behind it."""
-        return corrected("static", self.static.corrections)
 
     def validate(self) -> None:
         """TsAdaptError naming the first option whose value cannot be worked with."""

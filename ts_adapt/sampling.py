@@ -283,6 +283,22 @@ def advance(
     return x_s, next_node, state, memory
 
 
+@torch.no_grad()
+def is_guided(denoiser: Denoiser, x_T: Tensor, condition: dict[str, Any]) -> bool:
+    """Whether the guidance of a step can be changed; a pipeline that guides by itself makes one step to show it.
+
+    x_T  `(1, ...)`, with its condition; errors as those of that step, for whatever reason
+    """
+    if not denoiser.guides or denoiser.loop is None:
+        return denoiser.guides
+    t = torch.tensor(denoiser.noise_schedule.t_max, dtype=torch.float64)
+    try:
+        denoiser(x_T, t, guidance_factor=torch.ones_like(t), **condition)
+    except Unguided:
+        return False
+    return True
+
+
 def _moved(x_T: Tensor, start: Tensor) -> Tensor:
     if start.shape != x_T.shape:
         raise TsAdaptError(

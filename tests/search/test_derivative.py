@@ -71,7 +71,7 @@ def optimum(smooth) -> float:
     """The least mean distance that the smooth problem has to offer, on the samples that validate."""
     objective, batch = smooth
     _, validation = split(batch)
-    options = StaticOptions(method="lbfgs", iterations=100, starts=4, tolerance=1e-9)
+    options = StaticOptions(method="lbfgs", iterations=100, starts=4, tolerance=1e-9, corrections=[])
     return search_static(objective, validation, validation, starts(objective), options, progress=False).distance
 
 
@@ -95,7 +95,9 @@ def test_static_search_finds_the_smooth_problem_s_optimum_through_the_wiggle(smo
     objective, batch = smooth
     train, validation = split(batch)
     rough = roughened(objective, how)
-    result = search_static(rough, train, validation, starts(rough), StaticOptions(method=method), progress=False)
+    result = search_static(
+        rough, train, validation, starts(rough), StaticOptions(method=method, corrections=[]), progress=False
+    )
     reached = float(objective.measure(result.grid, validation).mean())
     best = min(float(objective.measure(grid, validation).mean()) for grid in starts(objective).values())
     assert reached < 1.12 * optimum < 0.5 * best
@@ -108,7 +110,9 @@ def test_the_default_search_is_as_good_as_the_best_method_without_being_told_whi
     rough = roughened(objective, how)
     reached = {}
     for method in get_args(Method):
-        found = search_static(rough, train, validation, starts(rough), StaticOptions(method=method), progress=False)
+        found = search_static(
+            rough, train, validation, starts(rough), StaticOptions(method=method, corrections=[]), progress=False
+        )
         reached[method] = float(objective.measure(found.grid, validation).mean())
     assert reached["auto"] < 1.03 * min(reached.values())
 
@@ -154,7 +158,7 @@ def test_an_interrupted_search_goes_on_to_the_same_grid(smooth, tmp_path):
     objective, batch = smooth
     train, validation = split(batch)
     rough = roughened(objective, "embedded 0.05")
-    options = StaticOptions(iterations=4, starts=1, evaluations=24)
+    options = StaticOptions(iterations=4, starts=1, evaluations=24, corrections=[])
 
     def search(journal: Journal, **given: Any) -> TimeGrid:
         return search_static(
@@ -182,7 +186,9 @@ def test_a_search_that_found_nothing_says_what_it_tried(smooth):
     objective, batch = smooth
     grids = starts(objective)
     objective = replace(objective, distance=lambda x, y: torch.ones(len(x)) + 0 * x.flatten(1).sum(1))
-    found = search_static(objective, *split(batch), grids, StaticOptions(evaluations=16), progress=False)
+    found = search_static(
+        objective, *split(batch), grids, StaticOptions(evaluations=16, corrections=[]), progress=False
+    )
     assert not found.moved
     assert found.grid is grids[found.start]
     assert {method for method, _ in found.tried} == {"forward"}  # no derivative agrees with differences that are zero

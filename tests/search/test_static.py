@@ -30,7 +30,7 @@ def test_learned_grid_beats_the_best_fixed_one_on_validation(problem, method):
     objective, batch = problem
     train, validation = split(batch)
     grids = starts(objective.denoiser.noise_schedule)
-    options = StaticOptions(iterations=60, batch_size=16, method=method)
+    options = StaticOptions(iterations=60, batch_size=16, method=method, corrections=[])
     result = search_static(objective, train, validation, grids, options, progress=False)
     _, means = best_start(objective, grids, validation)
     assert result.start_distance == pytest.approx(min(means.values()))
@@ -45,7 +45,7 @@ def test_the_geometric_mean_goes_by_most_samples_where_a_few_are_far_off(problem
     train, validation = split(replace(batch, target=far))
     left = {}
     for target in get_args(Target):
-        options = StaticOptions(method="lbfgs", iterations=40, target=target)
+        options = StaticOptions(method="lbfgs", iterations=40, target=target, corrections=[])
         result = search_static(
             objective, train, validation, starts(objective.denoiser.noise_schedule), options, progress=False
         )
@@ -112,7 +112,9 @@ def test_each_correction_lowers_the_distance_that_times_alone_reach(problem, cor
     train, _ = split(batch)
     noise_schedule = objective.denoiser.noise_schedule
     options = {"iterations": 60, "batch_size": 16, "method": method, "tolerance": 1e-7}
-    plain = search_static(objective, train, train, starts(noise_schedule), StaticOptions(**options), progress=False)
+    plain = search_static(
+        objective, train, train, starts(noise_schedule), StaticOptions(corrections=[], **options), progress=False
+    )
     corrected = StaticOptions(corrections=[correction], lr=0.005, **options)
     result = search_static(objective, train, train, {"static": plain.grid}, corrected, progress=False)
     assert result.distance < 0.99 * plain.distance
@@ -124,7 +126,7 @@ def test_each_correction_lowers_the_distance_that_times_alone_reach(problem, cor
 def test_soft_teacher_runs_and_still_improves(problem):
     objective, batch = problem
     train, validation = split(batch)
-    options = StaticOptions(iterations=30, batch_size=16, soft_teacher=True, method="adam")
+    options = StaticOptions(iterations=30, batch_size=16, soft_teacher=True, method="adam", corrections=[])
     result = search_static(
         objective, train, validation, starts(objective.denoiser.noise_schedule), options, progress=False
     )
@@ -137,7 +139,7 @@ def test_lbfgs_ends_where_the_mean_is_flat_and_keeps_the_best_of_its_starts(prob
     grids = starts(objective.denoiser.noise_schedule)
 
     def search(**grids):
-        options = StaticOptions(method="lbfgs", iterations=60, tolerance=1e-10, starts=3)
+        options = StaticOptions(method="lbfgs", iterations=60, tolerance=1e-10, starts=3, corrections=[])
         return search_static(objective, train, train, grids, options, progress=False)
 
     def slope(grid):

@@ -20,13 +20,14 @@ from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extractor, read_image, taken_shape
 from ts_adapt.evaluation.moments import are_moments, read_moments
+from ts_adapt.grids.corrections import CorrectionName, corrected
 from ts_adapt.grids.published import PUBLISHED
-from ts_adapt.interfaces import GUIDANCE, Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError, Unguided
+from ts_adapt.interfaces import GUIDANCE, Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError
 from ts_adapt.pictures import picture_files
 from ts_adapt.pipelines.load import build_denoiser
 from ts_adapt.predictors.phases import PREDICTED
 from ts_adapt.remedies import command
-from ts_adapt.sampling import initial_noise, noise_scale
+from ts_adapt.sampling import initial_noise, is_guided, noise_scale
 from ts_adapt.schedules.name import grid_names
 from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.objective import Batch, Objective
@@ -92,13 +93,18 @@ class Experiment:
         if not self.denoiser.guides or self.denoiser.loop is None:
             return self.denoiser.guides
         _, x_T, condition = self.training_noises(1)
-        try:
-            with torch.no_grad():
-                t = torch.tensor(self.noise_schedule.t_max, dtype=torch.float64)
-                self.denoiser(x_T, t, guidance_factor=torch.ones_like(t), **condition)
-        except Unguided:
-            return False
-        return True
+        return is_guided(self.denoiser, x_T, condition)
+
+    @property
+    def static_corrections(self) -> list[CorrectionName]:
+        """What the shared grid learns beside the times."""
+        options = self.config.static
+        return options.corrected(options.corrections is None and self.guides)
+
+    @property
+    def static_name(self) -> str:
+        """What the shared grid is called that the options of `static` lead to: static, with +CORRECTION behind it."""
+        return corrected("static", self.static_corrections)
 
     @property
     def predicted_corrections(self) -> list[str]:
@@ -150,7 +156,11 @@ class Experiment:
         Names are known by then (`Config.validate`): here is what depends on the model.
         """
         config, shape = self.config, self.image_shape
-        learned = {*config.static.corrections, *config.per_sample.corrections, *(config.train.corrections or ())}
+        learned = {
+            *(config.static.corrections or ()),
+            *config.per_sample.corrections,
+            *(config.train.corrections or ()),
+        }
         if GUIDANCE.name in learned and not self.guides:
             raise TsAdaptError(
                 f"guidance is among the corrections to learn, and nothing guides the model {config.model.name!r} by "

@@ -75,7 +75,7 @@ def learn(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
         left, made = left - step.work.seconds(), made + step.work.seconds()
     kept, report = write_config(config, session.workspace.config), session.workspace.evaluation / REPORT
     print(f"[{time.monotonic() - began:.0f} s] done\n\nThe report is {report}. To go on with what was learned here:")
-    print("\n".join(next_commands(config, kept, for_diffusers=is_for_diffusers(session))))
+    print("\n".join(next_commands(wanted(session), kept, for_diffusers=is_for_diffusers(session))))
     return report
 
 
@@ -97,7 +97,7 @@ def show_plan(config: Config, *, redo: bool = False) -> None:
 
 def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
     """The jobs of a config, in order; TsAdaptError for what one of them would refuse after the work of others."""
-    config, names = session.config, wanted(session.config)
+    config, names = session.config, wanted(session)
     session.check(scores=True)
     listed(session)
     check_counts(config, names)
@@ -134,20 +134,21 @@ def _steps(session: Session, name: Name, redo: bool) -> list[Step]:
     return [Step(str(name), said, partial(search, own, method, split, redo=redo), work)]
 
 
-def wanted(config: Config) -> list[Name]:
+def wanted(session: Session) -> list[Name]:
     """What the config's `learn` names, each once: the static grid that the others begin at, then whatever is one grid
     for all samples, as grids of samples begin at such a one with their corrections where there is one."""
-    asked = [STATIC, config.static_name, "recursive"] if config.learn is None else config.learn
+    given, static = session.config.learn, session.static_name
+    asked = [STATIC, static, "recursive"] if given is None else given
     names = sorted(dict.fromkeys(map(parse, asked)), key=lambda name: name.kind != SHARED)
     onwards = any(name.kind != SHARED or name.corrections for name in names)
-    begun = [config.static_name] if any(name.kind == PREDICTOR for name in names) else []
+    begun = [static] if any(name.kind == PREDICTOR for name in names) else []
     return list(dict.fromkeys([*map(parse, [*([STATIC] if onwards else []), *begun]), *names]))
 
 
 def check_counts(config: Config, names: list[Name]) -> None:
     """TsAdaptError where fewer samples are taught than learned from, or than are compared."""
     train, test, learned = config.teacher.train_samples, config.teacher.test_samples, {name.kind for name in names}
-    needed = [("static_samples", 2 * config.static_samples, "train", train)]
+    needed = [("static_samples", config.static_samples + config.static_validating, "train", train)]
     needed += [("train.samples", config.train.samples, "train", train)] if PREDICTOR in learned else []
     if PREDICTOR in learned and config.train.loss != "end_to_end":
         needed.append(("label_samples", config.label_samples, "train", train))
@@ -171,12 +172,13 @@ def write_config(config: Config, path: Path) -> Path:
     return path
 
 
-def next_commands(config: Config, kept: Path, *, for_diffusers: bool = True) -> list[str]:
+def next_commands(learned: list[Name], kept: Path, *, for_diffusers: bool = True) -> list[str]:
     """Commands that run as they stand, in the folder of this run, on what the run of the config `kept` left.
 
+    learned        what that was
     for_diffusers  whether there is a pipeline of diffusers for it
     """
-    names = [str(name) for name in wanted(config) if name.kind != ORACLE]
+    names = [str(name) for name in learned if name.kind != ORACLE]
     commands = [["sample", "--config", kept, "--schedule", name, "--count", "64"] for name in reversed(names)]
     if STATIC in names:
         commands.append(["export", STATIC, "--config", kept, "--format", "sigmas"])

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ts_adapt.grids.parametric import between, neighbours
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network
+from ts_adapt.jobs.search import validation_samples
 from ts_adapt.jobs.session import Session, compared
 from ts_adapt.predictors.store import nfes_of
 from ts_adapt.schedules.file import LearnedGrid
@@ -116,9 +117,9 @@ def _beside(
 def _validating(session: Session, of_predictor: bool) -> Batch | None:
     """The training noises that a static grid, or a predictor, is validated on; None where there are not as many."""
     config = session.config
-    count, validating = 2 * config.static_samples, config.static_samples
-    if of_predictor:
-        count, validating = config.train.samples, config.train.validating
+    if not of_predictor:
+        return validation_samples(session)
+    count, validating = config.train.samples, config.train.validating
     begun = (session.workspace.teacher("train") / MANIFEST).exists()
     if not begun or len(session.teacher("train")[1]) < count:
         return None

@@ -15,6 +15,7 @@ share the parts of labels, the trials of blackbox, and the solvers and NFEs of e
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 from ts_adapt import distributed
@@ -85,7 +86,7 @@ def _lock(session: Session, method: str, split: str, name: str, nfe: int) -> Abs
         return nullcontext()
     if method == "per-sample":
         return making(workspace.labels(corrected(split, config.per_sample.corrections), name, nfe))
-    return making(workspace.shared(config.static_name if method == "static" else method, name, nfe))
+    return making(workspace.shared(session.static_name if method == "static" else method, name, nfe))
 
 
 def _shared_stays(session: Session, called: str, name: str, nfe: int, redo: bool) -> bool:
@@ -100,13 +101,13 @@ def _shared_stays(session: Session, called: str, name: str, nfe: int, redo: bool
 def search_shared(session: Session, name: str, solver: Solver, nfe: int, method: str, redo: bool) -> None:
     """Search the grid of all samples by static or blackbox, unless it is there and stays."""
     config = session.config
-    called = config.static_name if method == "static" else method
+    called = session.static_name if method == "static" else method
     there = partial(_shared_stays, session, called, name, nfe, redo)
     if distributed.first(there) if method == "blackbox" else there():
         return
     count = config.static_samples
-    store, both = session.teacher("train", 2 * count)
-    train, validation = both.rows(slice(0, count)), both.rows(slice(count, 2 * count))
+    store, both = session.teacher("train", count + config.static_validating)
+    train, validation = both.rows(slice(0, count)), both.rows(slice(count, None))
     objective = session.objective(solver)
     fixed = session.starts(steps_of(solver, nfe))
     session.announce(f"{called}, {name}, NFE {nfe}", shared_solves(config, method, len(fixed)).times(nfe))
@@ -118,13 +119,16 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
         return
     onwards = called != method and method in session.shared_names(name, nfe)
     starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
-    searched = config.static.record, config.derivative, config.derivative_width
+    options = replace(config.static, corrections=session.static_corrections)
+    searched = options.record, config.derivative, config.derivative_width
     pleased = [config.caption] if config.static.caption else []
-    key = fingerprint(store.hash, session.distance, count, *searched, *pleased, *student_options(config))
+    key = fingerprint(
+        store.hash, session.distance, len(train), len(validation), *searched, *pleased, *student_options(config)
+    )
     journal = Journal(session.workspace.journal(called, name, nfe), key)
     with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
         result = search_static(
-            objective, train, validation, starts, config.static,
+            objective, train, validation, starts, options,
             means=means if starts.keys() == fixed.keys() else None,
             journal=journal, real=session.real_images if config.static.distribution else None,
             captions=session.captions if config.static.caption else None,
@@ -163,9 +167,9 @@ def _search_blackbox(
 def shared_solves(config: Config, method: str, fixed: int) -> Work:
     """About how many solves the search of one shared grid takes, that of its start among `fixed` grids included, and
     those of the two that are compared at the end."""
-    count = config.static_samples
-    own = config.static.solves(count, count) if method == "static" else Work(config.blackbox.trials * count)
-    return own + Work((fixed + 2) * count)
+    count, validating = config.static_samples, config.static_validating
+    own = config.static.solves(count, validating) if method == "static" else Work(config.blackbox.trials * count)
+    return own + Work((fixed + 2) * validating)
 
 
 def search_optimized_grid(session: Session, name: str, solver: Solver, nfe: int, method: str, redo: bool) -> None:
@@ -180,7 +184,7 @@ def search_optimized_grid(session: Session, name: str, solver: Solver, nfe: int,
         fine, places = session.solver(config.teacher.solver), session.teacher_grid(config.optimized.places)
         spent = config.optimized.places
         spent += 1 + (steps - 1) * (spent - steps + 1) if method == "oss" else 0
-        compared = nfe * config.static_samples * (1 if known is None else 2)
+        compared = nfe * config.static_validating * (1 if known is None else 2)
         session.announce(f"{method}, {name}, NFE {nfe}", Work(spent * len(looked_at) + compared))
         grid = search_optimized(method, session.objective(solver), looked_at, fine, places, steps)
     keep_shared(session, method, name, nfe, grid, known)
@@ -206,11 +210,13 @@ def _study_name(session: Session, store: TeacherStore, solver: str, nfe: int, st
 
 def validation_samples(session: Session) -> Batch | None:
     """The training samples that shared grids are validated on; None before the teacher has made that many."""
-    count = session.config.static_samples
+    config = session.config
+    count = config.static_samples
+    needed = count + config.static_validating
     begun = (session.workspace.teacher("train") / MANIFEST).exists()
-    if not begun or len(session.teacher("train")[1]) < 2 * count:
+    if not begun or len(session.teacher("train")[1]) < needed:
         return None
-    return session.teacher("train", 2 * count)[1].rows(slice(count, None))
+    return session.teacher("train", needed)[1].rows(slice(count, None))
 
 
 def best_fixed_known(session: Session, solver: str, nfe: int) -> tuple[str, float] | None:
@@ -218,7 +224,7 @@ def best_fixed_known(session: Session, solver: str, nfe: int) -> tuple[str, floa
     if "static" not in session.shared_names(solver, nfe):
         return None
     kept = (session.static(solver, nfe).about.get("measured") or {}).get("best_fixed_distance")
-    now = {"samples": session.config.static_samples, "evaluator": session.distance}
+    now = {"samples": session.config.static_validating, "evaluator": session.distance}
     if not isinstance(kept, dict) or any(kept.get(key) != value for key, value in now.items()):
         return None
     return str(kept.get("grid")), float(kept["value"])
@@ -235,7 +241,7 @@ def keep_shared(
     """
     config, solver, path = session.config, session.solver(name), session.workspace.shared(called, name, nfe)
     batch, measured = validation_samples(session), {}
-    paired = {"evaluator": session.distance, "samples": config.static_samples, "split": "validation"}
+    paired = {"evaluator": session.distance, "samples": config.static_validating, "split": "validation"}
     drawn, said = {called: grid.times}, f"{name}, NFE {nfe}: "
     about = {**session.about(name), "method": called, "seed": seed, "shape": session.shape_that_counts}
     about |= {} if called == "dmn" else {"guidance_scale": session.guidance_scale}  # which asks no model

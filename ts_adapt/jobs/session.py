@@ -63,7 +63,7 @@ class Session(Experiment):
         """
         path = self.workspace.shared(method, solver, nfe)
         if not path.exists():
-            plain = method == "static" and bool(self.config.static.corrections)
+            plain = method == "static" and bool(self.static_corrections)
             making = command_for(method, solver, nfe, plain=plain)
             raise TsAdaptError(f"there is no {method} grid at {path}; make it with {making}")
         schedule = LearnedGrid.load(path, self.noise_schedule)
@@ -80,9 +80,8 @@ class Session(Experiment):
     @property
     def base(self) -> str:
         """The static grid that predictors begin at: with the config's corrections, where they learn all of these."""
-        config = self.config
-        fits = config.train.loss == "end_to_end" and {*config.static.corrections} <= {*self.predicted_corrections}
-        return config.static_name if fits else "static"
+        fits = {*self.static_corrections} <= {*self.predicted_corrections}
+        return self.static_name if fits and self.config.train.loss == "end_to_end" else "static"
 
     def check_origin(self, path: Path, about: Mapping[str, Any], remedy: str) -> None:
         """TsAdaptError if what is in `path` was learned from another teacher or under another distance."""

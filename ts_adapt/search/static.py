@@ -2,18 +2,18 @@
 
     logits (N,) -> softmax -> cumsum -> affine to [lambda_min, lambda_max] -> times;    minimise  mean_b L_b(times)
 
-N - 1 free numbers and a mean over hundreds of samples: the mean is smooth where one sample's loss is rugged (a sample
+A few free numbers and a mean over hundreds of samples: the mean is smooth where one sample's loss is rugged (a sample
 may end in another mode of the data), and two halves of the samples agree on its shape. The ways down, by `method`:
 
-    lbfgs     the gradient of the whole mean, by L-BFGS (scipy), in some ten to twenty evaluations
-    adam      the gradient of minibatches, by Adam, as LD3 does
+    adam      the gradient of minibatches of few samples, each new, by Adam, as LD3 and GS do
+    lbfgs     the gradient of the whole mean, by L-BFGS (scipy): of few samples, and of few numbers
     smoothed  Adam on the mean smoothed over Gaussian perturbations xi_b of the logits, antithetically, from forward
               solves alone (Nesterov & Spokoiny 2017):
               mean_b (L_b(logits + s xi_b) - L_b(logits - s xi_b)) / (2 s) xi_b
     forward   CMA-ES (Hansen 2016) on the mean of all samples, from forward solves alone: for what has no useful
               derivative, and for networks too large for a backward pass
-    auto      lbfgs, then a few generations of forward from where it ended; forward alone where no derivative in time
-              agrees with differences of the objective (`search.derivative`), or where lbfgs has not moved (the default)
+    auto      adam; forward where no derivative in time agrees with differences of the objective (`search.derivative`),
+              or where adam has found nothing better than its start (the default)
 
 What is minimised is a mean over samples, by `target`: of L_b, of log L_b, which is the geometric mean, or of L_b capped
 at twice the median of the best start. A few samples that end in another mode of the data decide the first; the others
@@ -25,11 +25,12 @@ The grid of the lowest distance on the validation samples is kept, so that the r
 best start. Everything computed is noted in a journal, if one is given: a search that was killed goes on from there, to
 the same result.
 
-Corrections (`grids.corrections`) are learned along with the times where they are asked for; Adam and CMA-ES measure
-them in their units. Adam may also lower the distance to real images as a set (`distribution`), which takes many noises
-rather than a few; any method may ask images for what their prompts say (`captions`). Another option of LD3, with adam
-only, is the soft teacher: the student may start anywhere within r = 0.001 D / N^2 of x_T (D data dimensions); each
-visit makes one gradient step on the start, projected, kept only where the distance falls.
+Corrections (`grids.corrections`) are learned along with the times, by default the model times, the weights of a history
+and the guidance; Adam and CMA-ES measure them in their units. Adam may also lower the distance to real images as a set
+(`distribution`), which takes many noises rather than a few; any method may ask images for what their prompts say
+(`captions`). Another option of LD3, with adam only, is the soft teacher: the student may start anywhere within r =
+0.001 D / N^2 of x_T (D data dimensions); each visit makes one gradient step on the start, projected, kept only where
+the distance falls.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from ts_adapt.grids.corrections import CorrectionName
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.options import MANY, SMALL, Between, Count, Decay, Positive, Seed, Weight, check_options
+from ts_adapt.sampling import is_guided
 from ts_adapt.search.captions import Captions, asking
 from ts_adapt.search.derivative import Agreement, trusted
 from ts_adapt.search.distribution import Real, forget, matching
@@ -60,6 +62,8 @@ from ts_adapt.search.work import Work
 Method = Literal["auto", "lbfgs", "adam", "smoothed", "forward"]
 Target = Literal["mean", "geometric", "capped"]
 BY_GRADIENT = ("auto", "lbfgs", "adam")
+CORRECTED = ("shift", "history")
+"""What is learned beside the times where nothing else is said, of models without guidance."""
 Bar: TypeAlias = "tqdm[Any]"
 GridAt: TypeAlias = Callable[[Tensor], TimeGrid]
 """v `(P,)` or `(B, P)`, steps from the start in `GridSpace.unit`, -> the grid there."""
@@ -74,23 +78,22 @@ class StaticOptions:
     """How the static grid is searched."""
 
     method: Method = "auto"
-    """lbfgs: gradient of all samples; adam: of minibatches; smoothed: from perturbed grids; forward: CMA-ES, without
-    gradient; auto: lbfgs and a little of forward, or forward alone where no derivative can be trusted."""
+    """adam: gradient of minibatches; lbfgs: of all samples; smoothed: from perturbed grids; forward: CMA-ES, without
+    gradient; auto: adam, or forward where no derivative can be trusted or none leads on."""
     target: Target = "mean"
     """Of the distances: their mean; their geometric mean, in which a few samples that are far off count no more than
     others; capped: their mean, each at most twice the median of the best start."""
-    iterations: Count = 20
-    """lbfgs, adam, smoothed."""
+    iterations: Count = 96
+    """adam, smoothed: minibatches; lbfgs: at most."""
     evaluations: Count = 160
-    """forward: how many grids are measured on all samples, about as many evaluations of the network as lbfgs takes from
-    four starts; auto ends with half as many."""
+    """forward: how many grids are measured on all samples."""
     spread: Positive = 0.3
-    """forward: standard deviation of the first draws, in the logits; auto ends with half of it."""
+    """forward: standard deviation of the first draws, in the logits."""
     starts: Annotated[int, Between(1, 1000)] = 2
     """lbfgs: how many of the grids to start from, the best ones, are searched; where a search is cheap, take all."""
     tolerance: Annotated[float, Between(0, 1)] = 1e-4
     """lbfgs: stops when the mean distance falls by less than this share."""
-    batch_size: Count = 64
+    batch_size: Count = 24
     """adam, smoothed: of a minibatch; lbfgs: of the parts whose gradients are summed."""
     lr: Positive = 0.08
     smoothing: Positive = 0.2
@@ -99,11 +102,12 @@ class StaticOptions:
     """adam: each sample's gradient is clipped to this norm before the mean."""
     ema: Decay = 0.9
     """adam, smoothed: decay of the moving average of the parameters."""
-    validate_every: Count = 5
+    validate_every: Count = 16
     """adam, smoothed: iterations; lbfgs validates after each."""
-    corrections: list[CorrectionName] = field(default_factory=list)
+    corrections: list[CorrectionName] | None = None
     """What is learned beside the times: shift (of the model times), scale (of the output), coefficients,
-    history (weights on all past predictions), guidance (factors on its scale); start takes a predictor."""
+    history (weights on all past predictions), guidance (factors on its scale); start takes a predictor. None: shift,
+    history, and guidance where the model is guided; []: the times alone, which any program can follow."""
     soft_teacher: bool = False
     distribution: Weight = 0.0
     """adam: weight of the distance to real images as a set (the kernel distance of KID, unbiased, in the features of
@@ -112,6 +116,11 @@ class StaticOptions:
     """Weight of how badly images show their prompts (one minus the score of the dual encoder of option caption), beside
     the paired distance."""
     seed: Seed = 0
+
+    def corrected(self, guides: bool) -> list[CorrectionName]:
+        """What is learned beside the times of a model that is guided, or not."""
+        default: list[CorrectionName] = [*CORRECTED, *(["guidance"] if guides else [])]
+        return default if self.corrections is None else self.corrections
 
     @property
     def record(self) -> dict[str, Any]:
@@ -123,11 +132,12 @@ class StaticOptions:
         batch, validations = min(self.batch_size, train), -(-self.iterations // self.validate_every)
         lbfgs = Work(validation, train).times(self.starts * self.iterations)
         forward = Work(self.evaluations * (train + validation // 4))  # two validations a generation of eight or more
+        adam = Work(validations * validation, self.iterations * batch)
         return {
             "lbfgs": lbfgs,
             "forward": forward,
-            "auto": lbfgs + forward.times(0.5),
-            "adam": Work(validations * validation, self.iterations * batch),
+            "auto": adam,
+            "adam": adam,
             "smoothed": Work(validations * validation + 2 * self.iterations * batch),
         }[self.method]
 
@@ -250,7 +260,11 @@ def search_static(
     if not math.isfinite(means[start]):
         raise TsAdaptError("no grid to start from gives a finite distance; try a higher precision, or more steps")
     noise_schedule, steps = objective.denoiser.noise_schedule, starts[start].steps
-    space = GridSpace(noise_schedule, steps, options.corrections, objective.solver.order)
+    learned = options.corrections
+    if learned is None:
+        first = train.rows(slice(0, 1))
+        learned = options.corrected(is_guided(objective.denoiser, first.x_T, first.condition))
+    space = GridSpace(noise_schedule, steps, learned, objective.solver.order)
     journal = Journal() if journal is None or options.soft_teacher or options.distribution else journal
     agreement = None
     if options.method in BY_GRADIENT:
@@ -259,7 +273,7 @@ def search_static(
     track = _Track(objective, validation, space, starts[start], means[start], journal, on_step)
     result = StaticResult(starts[start], means[start], start, means[start], agreement=agreement)
 
-    def descend(method: Method, name: str, grid: TimeGrid, options: StaticOptions = options) -> None:
+    def descend(method: Method, name: str, grid: TimeGrid) -> None:
         z = space.numbers(grid).detach().to(train.x_T.device)
         total = options.evaluations if method == "forward" else options.iterations
         result.tried.append((method, name))
@@ -269,22 +283,14 @@ def search_static(
     finite = [name for name in sorted(starts, key=means.__getitem__) if math.isfinite(means[name])]
     if options.method == "auto":
         if agreement is None or agreement.leads_down:
-            for name in finite[: options.starts]:
-                descend("lbfgs", name, starts[name])
-        if track.distance < means[start]:
-            descend("forward", "the best so far", track.grid, _briefly(options))
-        else:
+            descend("adam", start, starts[start])
+        if track.distance >= means[start]:
             descend("forward", start, starts[start])
     else:
         for name in finite[: options.starts if options.method == "lbfgs" else 1]:
             descend(options.method, name, starts[name])
     found = replace(result, grid=track.grid, distance=track.distance, curve=track.curve)
     return found.exponential() if options.target == "geometric" else found
-
-
-def _briefly(options: StaticOptions) -> StaticOptions:
-    """Of forward, for what begins near the end."""
-    return replace(options, evaluations=options.evaluations // 2, spread=options.spread / 2)
 
 
 class _Track:
