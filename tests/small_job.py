@@ -23,7 +23,7 @@ label_samples: 20
 oracle_samples: 10
 label_batch: 10
 teacher: {solver: unipc-3, nfe: 12, train_samples: 40, test_samples: 20, shard_size: 16, batch_size: 16}
-static: {iterations: 2}
+static: {iterations: 2, corrections: []}
 per_sample: {iterations: 2, random_starts: 0}
 train: {loss: both, samples: 20, epochs: 1, label_epochs: 2, width: 4, hidden: 16}
 evaluate: {samples: 20, features: pixels, batch_size: 16, grids: [karras, linear]}

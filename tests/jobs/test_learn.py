@@ -115,7 +115,7 @@ def test_a_schedule_for_diffusers_is_offered_where_there_is_a_pipeline() -> None
     for name, there in (("fashion-ddpm", True), ("gaussian-mixture", False)):
         config = Config(model=ModelOptions(name=name))
         assert is_for_diffusers(Session(config, progress=False)) == there
-        offered = learn.next_commands(config, Path("c.yml"), for_diffusers=there)
+        offered = learn.next_commands(learn.wanted(config, "static", "static"), Path("c.yml"), for_diffusers=there)
         assert [line.split()[-1] for line in offered if "diffusers" in line] == ["scheduler"] * there
 
 
@@ -164,9 +164,9 @@ def test_the_program_is_called_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_pa
     script.chmod(0o755)
     monkeypatch.setattr(sys, "argv", [str(script)])
     monkeypatch.setenv("PATH", "")
-    assert shlex.split(learn.next_commands(Config(), Path("c.yml"))[0])[0] == str(script)
+    assert shlex.split(learn.next_commands([], Path("c.yml"))[0])[0] == str(script)
     monkeypatch.setenv("PATH", str(script.parent))
-    assert shlex.split(learn.next_commands(Config(), Path("c.yml"))[0])[0] == "ts-adapt"
+    assert shlex.split(learn.next_commands([], Path("c.yml"))[0])[0] == "ts-adapt"
 
 
 def test_a_config_is_learned_in_one_command_which_goes_on_where_it_was(
@@ -213,16 +213,18 @@ def test_a_plan_begins_nothing_and_what_is_there_is_not_counted(
 @pytest.mark.parametrize(
     ("asked", "made"),
     [
-        ([], ["static", "recursive"]),
+        ([], ["static", "static+shift+history", "recursive"]),
+        (["--static.corrections", "[]"], ["static", "recursive"]),
         (["--static.corrections", "shift,scale"], ["static", "static+shift+scale", "recursive"]),
-        (["--learn", "one-shot,static"], ["static", "one-shot"]),
+        (["--learn", "one-shot,static", "--static.corrections", "[]"], ["static", "one-shot"]),
         (["--learn", "blackbox"], ["blackbox"]),
         (["--learn", "oracle+shift,recursive,static+shift"], ["static", "static+shift", "oracle+shift", "recursive"]),
         (["--learn", "[]"], []),
     ],
 )
 def test_what_is_learned_is_listed_and_begins_at_the_static_grid(asked: list[str], made: list[str]) -> None:
-    assert [str(name) for name in learn.wanted(parse(["learn", *asked]).config)] == made
+    session = Session(parse(["learn", *asked]).config, progress=False)
+    assert [str(name) for name in learn.wanted(session.config, session.static_name, session.base)] == made
 
 
 def test_what_cannot_be_learned_is_refused_by_name() -> None:
@@ -300,7 +302,7 @@ def test_labels_are_searched_once_for_all_that_learn_from_them() -> None:
 )
 def test_the_configs_teach_as_many_samples_as_they_learn_from(path: Path) -> None:
     config = parse(["learn", "--config", str(path)]).config
-    learn.check_counts(config, learn.wanted(config))
+    learn.check_counts(config, learn.wanted(config, "static", "static"))
 
 
 def test_a_predictor_that_stayed_the_static_grid_says_so_and_what_may_help(

@@ -93,7 +93,7 @@ static_samples: 8
 label_samples: 8
 oracle_samples: 8
 teacher: {{nfe: 12, train_samples: 16, test_samples: 16, shard_size: 16, batch_size: 16}}
-static: {{iterations: 2, evaluations: 16, starts: 1}}
+static: {{iterations: 2, evaluations: 16, starts: 1, corrections: []}}
 per_sample: {{iterations: 2, random_starts: 0}}
 train: {{samples: 16, epochs: 1, width: 4, hidden: 16}}
 evaluate: {{samples: 16, features: pixels, batch_size: 16, grids: [karras, linear]}}
@@ -114,7 +114,7 @@ solvers: [dpmpp-2m]
 nfe: [3]
 static_samples: 8
 teacher: {{nfe: 12, train_samples: 16, test_samples: 16}}
-static: {{iterations: 2, evaluations: 16, starts: 1}}
+static: {{iterations: 2, evaluations: 16, starts: 1, corrections: []}}
 train: {{samples: 16, epochs: 1, width: 4, hidden: 16}}
 evaluate: {{samples: 16, grids: [karras, linear]}}
 """

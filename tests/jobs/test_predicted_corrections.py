@@ -73,7 +73,7 @@ nfe: [2]
 distance: l2
 static_samples: 2
 teacher: {solver: ddim, nfe: 3, train_samples: 12, test_samples: 2}
-static: {method: adam, iterations: 1}
+static: {method: adam, iterations: 1, corrections: []}
 train: {samples: 12, epochs: 1}
 """
 

@@ -204,7 +204,7 @@ solvers: [ddim]
 nfe: [2]
 static_samples: 2
 teacher: {prompts: prompts.txt, solver: ddim, nfe: 4, train_samples: 4, test_samples: 2}
-static: {method: adam, iterations: 1}
+static: {method: adam, iterations: 1, corrections: []}
 evaluate: {samples: 2, features: judge, clip: zoo}
 """
 

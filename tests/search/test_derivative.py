@@ -37,15 +37,15 @@ ROUGH = {
 
 @pytest.fixture(scope="module")
 def smooth() -> tuple[Objective, Batch]:
-    """Two overlapping modes, of which every search finds the same minimum; 96 samples of a fine teacher."""
+    """Two overlapping modes, of which every search finds the same minimum; 192 samples of a fine teacher."""
     means = 2 * torch.rand((2, 1, 4, 4), generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 1
     mixture = GaussianMixtureDenoiser(ContinuousVP(), means, torch.tensor([0.3, 0.02], dtype=torch.float64))
-    x_T = initial_noise(0, range(96), mixture.shape)
+    x_T = initial_noise(0, range(192), mixture.shape)
     target = integrate(
         mixture, UniPC(mixture.noise_schedule, order=3), fixed.make("log_snr", mixture.noise_schedule, 64), x_T
     ).x
     solver = DPMSolverPP(mixture.noise_schedule, order=2)
-    return Objective(mixture, solver, make("l2")), Batch(torch.arange(96), x_T, target, {})
+    return Objective(mixture, solver, make("l2")), Batch(torch.arange(192), x_T, target, {})
 
 
 def roughened(objective: Objective, how: str) -> Objective:
@@ -56,7 +56,11 @@ def roughened(objective: Objective, how: str) -> Objective:
 
 
 def split(batch: Batch) -> tuple[Batch, Batch]:
-    return batch.rows(slice(0, 48)), batch.rows(slice(48, None))
+    return batch.rows(slice(0, 48)), batch.rows(slice(48, 96))
+
+
+def unseen(batch: Batch) -> Batch:
+    return batch.rows(slice(96, None))
 
 
 def starts(objective: Objective) -> dict[str, TimeGrid]:
@@ -68,11 +72,11 @@ def starts(objective: Objective) -> dict[str, TimeGrid]:
 
 @pytest.fixture(scope="module")
 def optimum(smooth) -> float:
-    """The least mean distance that the smooth problem has to offer, on the samples that validate."""
+    """The least mean distance that the smooth problem has to offer, on the samples that no search has seen."""
     objective, batch = smooth
-    _, validation = split(batch)
+    held = unseen(batch)
     options = StaticOptions(method="lbfgs", iterations=100, starts=4, tolerance=1e-9, corrections=[])
-    return search_static(objective, validation, validation, starts(objective), options, progress=False).distance
+    return search_static(objective, held, held, starts(objective), options, progress=False).distance
 
 
 @pytest.mark.parametrize(
@@ -98,9 +102,9 @@ def test_static_search_finds_the_smooth_problem_s_optimum_through_the_wiggle(smo
     result = search_static(
         rough, train, validation, starts(rough), StaticOptions(method=method, corrections=[]), progress=False
     )
-    reached = float(objective.measure(result.grid, validation).mean())
-    best = min(float(objective.measure(grid, validation).mean()) for grid in starts(objective).values())
-    assert reached < 1.12 * optimum < 0.5 * best
+    reached = float(objective.measure(result.grid, unseen(batch)).mean())
+    best = min(float(objective.measure(grid, unseen(batch)).mean()) for grid in starts(objective).values())
+    assert reached < (1.12 if method == "auto" else 1.2) * optimum < 0.6 * best
 
 
 @pytest.mark.parametrize("how", [*ROUGH, "embedded 0.05"])
@@ -113,7 +117,7 @@ def test_the_default_search_is_as_good_as_the_best_method_without_being_told_whi
         found = search_static(
             rough, train, validation, starts(rough), StaticOptions(method=method, corrections=[]), progress=False
         )
-        reached[method] = float(objective.measure(found.grid, validation).mean())
+        reached[method] = float(objective.measure(found.grid, unseen(batch)).mean())
     assert reached["auto"] < 1.03 * min(reached.values())
 
 

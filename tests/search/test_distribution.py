@@ -151,7 +151,13 @@ def test_a_search_nears_the_data_where_the_teacher_is_far_from_them(narrow):
     far, paired = {}, {}
     for weight in (0.0, 10.0):
         options = StaticOptions(
-            method="adam", iterations=25, lr=0.15, batch_size=16, corrections=["scale", "history"], distribution=weight
+            method="adam",
+            iterations=25,
+            lr=0.15,
+            batch_size=16,
+            validate_every=5,
+            corrections=["scale", "history"],
+            distribution=weight,
         )
         given = Real(images, l2) if weight else None
         result = search_static(objective, train, validation, starts, options, real=given, progress=False)

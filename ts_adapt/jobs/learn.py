@@ -75,7 +75,13 @@ def learn(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
         left, made = left - step.work.seconds(), made + step.work.seconds()
     kept, report = write_config(config, session.workspace.config), session.workspace.evaluation / REPORT
     print(f"[{time.monotonic() - began:.0f} s] done\n\nThe report is {report}. To go on with what was learned here:")
-    print("\n".join(next_commands(wanted(session), kept, for_diffusers=is_for_diffusers(session))))
+    print(
+        "\n".join(
+            next_commands(
+                wanted(config, session.static_name, session.base), kept, for_diffusers=is_for_diffusers(session)
+            )
+        )
+    )
     return report
 
 
@@ -97,7 +103,7 @@ def show_plan(config: Config, *, redo: bool = False) -> None:
 
 def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
     """The jobs of a config, in order; TsAdaptError for what one of them would refuse after the work of others."""
-    config, names = session.config, wanted(session)
+    config, names = session.config, wanted(session.config, session.static_name, session.base)
     session.check(scores=True)
     listed(session)
     check_counts(config, names)
@@ -134,14 +140,16 @@ def _steps(session: Session, name: Name, redo: bool) -> list[Step]:
     return [Step(str(name), said, partial(search, own, method, split, redo=redo), work)]
 
 
-def wanted(session: Session) -> list[Name]:
+def wanted(config: Config, static: str, base: str) -> list[Name]:
     """What the config's `learn` names, each once: the static grid that the others begin at, then whatever is one grid
-    for all samples, as grids of samples begin at such a one with their corrections where there is one."""
-    given, static = session.config.learn, session.static_name
-    asked = [STATIC, static, "recursive"] if given is None else given
+    for all samples, as grids of samples begin at such a one with their corrections where there is one.
+
+    static  what the config's shared grid is called, and `base` that which its predictors begin at
+    """
+    asked = [STATIC, static, "recursive"] if config.learn is None else config.learn
     names = sorted(dict.fromkeys(map(parse, asked)), key=lambda name: name.kind != SHARED)
     onwards = any(name.kind != SHARED or name.corrections for name in names)
-    begun = [static] if any(name.kind == PREDICTOR for name in names) else []
+    begun = [base] if any(name.kind == PREDICTOR for name in names) else []
     return list(dict.fromkeys([*map(parse, [*([STATIC] if onwards else []), *begun]), *names]))
 
 

@@ -102,7 +102,7 @@ class StaticOptions:
     """adam: each sample's gradient is clipped to this norm before the mean."""
     ema: Decay = 0.9
     """adam, smoothed: decay of the moving average of the parameters."""
-    validate_every: Count = 16
+    validate_every: Count = 8
     """adam, smoothed: iterations; lbfgs validates after each."""
     corrections: list[CorrectionName] | None = None
     """What is learned beside the times: shift (of the model times), scale (of the output), coefficients,
