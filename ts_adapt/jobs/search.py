@@ -1,7 +1,8 @@
 """search: schedules for every solver and NFE of the config, on its student, by any of the methods.
 
     per-sample                     a grid for each sample (`labels`)
-    static, blackbox               one for all, by the gradient or by trials
+    static, blackbox               one for all, by the gradient or by trials; static without corrections first, then
+                                   with them, where the config does not say which
     dmn, gits, oss, klub           one for all, optimised
 
 What is finished is kept, with the options that it was made with. What was made with others is refused, or with `redo`
@@ -55,6 +56,10 @@ def search(session: Session, method: str, split: str = "train", *, redo: bool = 
     redo  replace what was made with other options or does not fit; what was made with these is kept all the same
     """
     config = session.config
+    if method == "static" and config.static.corrections is None:
+        for corrections in ([], session.static_corrections):
+            search(session.changed(static=replace(config.static, corrections=corrections)), method, split, redo=redo)
+        return
     session.check()
     with cheaper_network(session, config.student.cacher, config.student.quantizer):
         if method == "per-sample" or (method == "static" and config.static.method in ("lbfgs", "adam")):
@@ -119,8 +124,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
         return
     onwards = called != method and method in session.shared_names(name, nfe)
     starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
-    options = replace(config.static, corrections=session.static_corrections)
-    searched = options.record, config.derivative, config.derivative_width
+    searched = config.static.record, config.derivative, config.derivative_width
     pleased = [config.caption] if config.static.caption else []
     key = fingerprint(
         store.hash, session.distance, len(train), len(validation), *searched, *pleased, *student_options(config)
@@ -128,7 +132,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     journal = Journal(session.workspace.journal(called, name, nfe), key)
     with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
         result = search_static(
-            objective, train, validation, starts, options,
+            objective, train, validation, starts, config.static,
             means=means if starts.keys() == fixed.keys() else None,
             journal=journal, real=session.real_images if config.static.distribution else None,
             captions=session.captions if config.static.caption else None,

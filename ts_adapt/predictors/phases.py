@@ -32,7 +32,7 @@ MOST_VALIDATION = 512
 LAST_RATE = 0.04
 """Share of the learning rate at the end of its cosine."""
 SEEN = 3
-PREDICTED = ("shift", "scale", "coefficients")
+PREDICTED = ("shift", "scale", "history")
 """What predictors learn beside the times where nothing else is said, of models without guidance."""
 PredictedName = Annotated[str, OneOf(ChainMap({START.name: START}, CORRECTIONS))]
 """What options name a correction by that a predictor may learn."""
@@ -46,7 +46,7 @@ class TrainOptions:
     """end_to_end, labels (needs those of search --method per-sample), or both: labels first."""
     corrections: list[PredictedName] | None = None
     """What is predicted beside the times: what grids have, and start (a change of x_T, as a picture); None: shift,
-    scale, coefficients, and guidance where the model is guided."""
+    scale, history, and guidance where the model is guided."""
     distribution: Weight = 0.0
     """end_to_end: weight of the distance to real images as a set, as in the group static."""
     caption: Weight = 0.0
