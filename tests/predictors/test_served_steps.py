@@ -10,7 +10,8 @@ import torch
 
 from small_predictors import KINDS, UNGUIDED, build
 from ts_adapt.grids import fixed
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.grids.parametric import between
+from ts_adapt.interfaces import COEFFICIENTS, HISTORY, TimeGrid, TsAdaptError
 from ts_adapt.predictors.diagnosis import chosen, predicted, spread
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.phases import TrainOptions, batches_of, going_on
@@ -67,15 +68,73 @@ def test_what_one_more_pass_promises_is_the_slope_of_the_last_three():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_steps_that_were_not_learned_are_refused(kind, mixture):
+def test_steps_beyond_those_that_were_learned_are_refused(kind, mixture):
     predictor = build(kind, mixture.noise_schedule, SERVED)
-    with pytest.raises(TsAdaptError, match="learned for 2, 4 steps, not for 3"):
-        predictor.policy(3)
+    for steps in (1, 6):
+        with pytest.raises(TsAdaptError, match=f"learned for 2, 4 steps, which serves 2 to 5, not for {steps}"):
+            predictor.policy(steps)
+    with pytest.raises(TsAdaptError, match="learned for 4 steps, not for 5"):
+        build(kind, mixture.noise_schedule, 4).policy(5)
     with pytest.raises(TsAdaptError, match="learned for 2, 4 steps; say which"):
         predictor.policy()
     for served in ((), (3, 3)):
         with pytest.raises(TsAdaptError, match="static grids of different N"):
             build(kind, mixture.noise_schedule, served)
+
+
+@pytest.mark.filterwarnings("ignore:.*was not trained for")
+@pytest.mark.parametrize("kind", KINDS)
+def test_untrained_it_is_the_interpolated_static_grid_between_and_beside(kind, problem):
+    objective, batch = problem
+    noise_schedule = objective.denoiser.noise_schedule
+    predictor = build(kind, noise_schedule, SERVED, corrections=[*UNGUIDED, "start"])
+    grids = {steps: fixed.make("karras", noise_schedule, steps) for steps in SERVED}
+    for steps in (3, 5):
+        expected = between(grids, noise_schedule, steps)
+        times = predicted(predictor, objective, batch, steps).times
+        torch.testing.assert_close(times, expected.expand(len(batch), -1), rtol=1e-9, atol=1e-9)
+        along = [objective.student(each, batch) for each in (predictor.policy(steps), expected)]
+        torch.testing.assert_close(*along, rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*was not trained for")
+@pytest.mark.parametrize("kind", KINDS)
+def test_between_two_numbers_of_steps_corrections_are_linear(kind, problem):
+    """Of coefficients on a line from the first step to the last, with an offset that grows with the number of steps."""
+    objective, batch = problem
+    predictor = build(kind, objective.denoiser.noise_schedule, (3, 9), corrections=["coefficients", "history"])
+
+    def line(steps):
+        return torch.linspace(0, 1, steps, dtype=torch.float64)[:, None].expand(-1, 3) + steps
+
+    for steps in predictor.learned:
+        weights = line(steps)[:, :1].expand(-1, steps + 1)
+        predictor.begun[steps] = TimeGrid.of(predictor.static(steps), {COEFFICIENTS: line(steps), HISTORY: weights})
+        predictor.forget(steps)
+    for share in (1, 0.25):
+        predictor.keep(5, share)
+        grid = predicted(predictor, objective, batch, 5)
+        torch.testing.assert_close(grid.coefficients, share * line(5).expand(len(batch), -1, -1), rtol=1e-5, atol=1e-5)
+        assert not grid.held[HISTORY].any()
+
+
+def test_a_training_finds_out_how_much_is_kept_between(problem, tmp_path):
+    """Corrections that double an error of the static grids lose everywhere; those that halve it gain, and are kept."""
+    objective, batch = problem
+    noise_schedule = objective.denoiser.noise_schedule
+    options = TrainOptions(epochs=1, lr=1e-9, batch_size=48)
+    found = {}
+    for sign in (-1, 1):
+        predictor = build(Recursive, noise_schedule, SERVED)
+        with torch.no_grad():
+            predictor.encoder.bias[:, 0] = sign * 0.03
+        result = train_predictor(predictor, objective, batch, batch, options, tmp_path, progress=False)
+        assert set(result.apart) == {2, 3, 4, 5} and set(result.learned) == set(SERVED)
+        found[sign] = {steps: predictor.options["kept"][str(steps)] for steps in (3, 5)}
+        for steps, share in found[sign].items():
+            distance, static = result.apart[steps]
+            assert float(distance.mean()) < float(static.mean()) if share else torch.equal(distance, static)
+    assert sorted(share > 0 for share in (found[-1][3], found[1][3])) == [False, True]
 
 
 def test_an_epoch_has_every_sample_once_for_every_number_of_steps_in_turn():

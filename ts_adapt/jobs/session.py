@@ -18,12 +18,14 @@ from ts_adapt.config import Config
 from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.comparison import share_of_wins
 from ts_adapt.grids.corrections import CORRECTIONS, corrected
+from ts_adapt.grids.parametric import neighbours
 from ts_adapt.interfaces import MAX_STEPS, StepPolicy, TimeGrid, TsAdaptError, TsAdaptWarning
 from ts_adapt.jobs.diffusers_schedules import find_scheduler
 from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.jobs.matched_images import real_images
 from ts_adapt.jobs.minimised import captions
 from ts_adapt.predictors.losses import Labelled
+from ts_adapt.predictors.predictor import served
 from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, nfes_of
 from ts_adapt.remedies import command
 from ts_adapt.schedules.file import LearnedGrid, check_about, of_another_guidance, of_another_size
@@ -131,10 +133,10 @@ class Session(Experiment):
             )
 
     def predictor_names(self, solver: str, nfe: int) -> list[str]:
-        """The predictors for `solver` and `nfe` that the workspace has."""
+        """The predictors that the workspace has and that serve `nfe` with `solver`."""
         found = {name: self.workspace.predictor(name, solver, nfe) / CONFIG for name in PREDICTOR_NAMES}
         there = [name for name, path in found.items() if path.exists()]
-        return [name for name in there if not name.endswith(ALL) or nfe in nfes_of(read_json(found[name], {}))]
+        return [name for name in there if not name.endswith(ALL) or nfe in served(nfes_of(read_json(found[name], {})))]
 
     def predictor(self, name: str, solver: str, nfe: int, *, strict: bool = False) -> Predicted:
         """The workspace's predictor `name`; TsAdaptError if it is missing or for others; `strict` as in `shared`."""
@@ -146,14 +148,16 @@ class Session(Experiment):
         predictor, config = load_predictor(folder, self.noise_schedule)
         if predictor.kind != kind:
             raise TsAdaptError(f"{folder} holds a {predictor.kind} predictor, not a {kind} one; replace it by {again}")
-        steps = dict(zip(nfes_of(config), predictor.learned, strict=False))
-        served = nfe if nfe in steps else ", ".join(map(str, steps))
-        self.check_fit(folder, config.get("solver"), served, steps.get(nfe, 0), wanted=(solver, nfe))
+        learned = dict(zip(nfes_of(config), predictor.learned, strict=False))
+        fits = nfe in learned or (not strict and nfe in served([*learned]))
+        known, steps = nfe if fits else ", ".join(map(str, learned)), learned.get(nfe, self.steps(solver, nfe))
+        self.check_fit(folder, config.get("solver"), known, steps, wanted=(solver, nfe))
         self.check_origin(folder, config, again)
         if not isinstance(base := config.get("base"), str):
             raise TsAdaptError(f"{folder} does not say at which grid it begins; replace it by {again}")
-        if not torch.equal(predictor.static(steps[nfe]), self.shared(base, solver, nfe).grid.times):
-            raise TsAdaptError(f"{folder} corrects another static grid than today's; replace it by {again}")
+        for each in neighbours(learned, nfe):
+            if not torch.equal(predictor.static(learned[each]), self.shared(base, solver, each).grid.times):
+                raise TsAdaptError(f"{folder} corrects another static grid than today's; replace it by {again}")
         if tuple(predictor.options["shape"]) != self.seen_shape:
             shape = predictor.options["shape"]
             raise TsAdaptError(f"{folder} is for samples of {shape}, not {self.seen_shape}; replace it by {again}")

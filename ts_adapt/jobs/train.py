@@ -144,6 +144,12 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
                 f"{len(batch) - cut} validation samples; more train.samples (now {len(batch)}) or train.epochs (now "
                 f"{config.train.epochs}) may help"
             )
+    for each in sorted({*result.apart} - {*result.learned}):
+        share = sum(share for _, share in predictor.near(each))
+        print(
+            f"{kind}, {name}, {each} steps, not trained for: {100 * share:.0f} % of what is interpolated from the others; "
+            f"beside the interpolated grid {paired_verdict(*result.apart[each])}"
+        )
 
 
 def _labels_for(session: Session, name: str, nfe: int) -> Labelled:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.policies import FromNoise
 from ts_adapt.predictors.encoder import shorten_gradient
-from ts_adapt.predictors.predictor import Predictor
+from ts_adapt.predictors.predictor import Predictor, among, mixed
 from ts_adapt.sampling import noise_scale
 
 
@@ -30,7 +30,7 @@ class OneShot(Predictor):
     every_step = False
 
     def shared(self, grid: TimeGrid) -> Tensor:
-        space = self.spaces[grid.steps]
+        space = self.space(grid.steps)
         numbers = (space.numbers(grid) - space.numbers(TimeGrid(grid.times))) / space.unit
         return torch.nn.functional.pad(numbers, (0, self.encoder.bias.shape[1] - space.size))[None]
 
@@ -46,9 +46,18 @@ class OneShot(Predictor):
     def forward(self, x_T: Tensor, condition: Mapping[str, Any] | None = None, *, steps: int | None = None) -> TimeGrid:
         """The grids `(B, N+1)` for the starting noise `(B, C, H, W)`; `steps` is N, as in `policy`."""
         steps = self._steps(steps)
-        space, static = self.spaces[steps], self.static(steps)
-        seen = self.encoder(self._picture(x_T), self.places(steps).start, condition)
-        correction = shorten_gradient(seen[:, : space.size].double())
+        space, static, picture = self.space(steps), self.static(steps), self._picture(x_T)
+
+        def of(others: int) -> Tensor:
+            widths = self.space(others).widths
+            seen = self.encoder(picture, self.places(others).start, condition)[:, : others * sum(widths)]
+            blocks = seen.split([others * width for width in widths], 1)
+            rows = torch.cat([block.unflatten(1, (others, -1)) for block in blocks], -1)
+            found = [mixed((part, rows[:, j]) for j, part in among(i, steps, others)) for i in range(steps)]
+            parts = self.fitted(torch.stack(found, 1), others, steps).split(space.widths, -1)
+            return torch.cat([part.flatten(1) for part in parts], 1)
+
+        correction = shorten_gradient(mixed((share, of(others)) for others, share in self.near(steps)).double())
         return space.grid(space.numbers(TimeGrid(static)) + space.unit.to(correction.device) * correction)
 
     def policy(self, steps: int | None = None, first: int = 0) -> StepPolicy:
@@ -56,4 +65,4 @@ class OneShot(Predictor):
         if first:
             raise TsAdaptError("a one-shot predictor looks at pure noise; it cannot begin inside a grid")
         steps = self._steps(steps)
-        return self._with_start(FromNoise(partial(self, steps=steps), self.static(steps)), steps)
+        return self._complete(FromNoise(partial(self, steps=steps), self.static(steps)), steps)

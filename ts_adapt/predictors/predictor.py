@@ -5,24 +5,64 @@ places: once for each N (one-shot), or at every step i of each, and before the f
 numbered with N rising, then i:
 
     place(N, i) = i + sum of the places of all smaller N
+
+It serves the numbers of steps between them too, and OUTSIDE more at either end. There the static grid is that which
+`parametric.between` makes of those that were learned, and what the network says of it is linear between the nearest two
+n < N < m that were learned, and within each of these between the two steps that step i stands among:
+
+    f_N,i = k_N ((1 - w) f_n,j(n) + w f_m,j(m)),     w = (N - n) / (m - n),     j(n) = i (n - 1) / (N - 1)
+
+so that the first step, which alone sees pure noise, stands for the first and the last, which ends at t_N, for the last.
+Numbers are mixed, not weights: each place is asked as it has learned to be. Beyond all that were learned the nearest
+speaks alone. Two N may come to the same end by opposite corrections, whose mean leads elsewhere: k_N in [0, 1] is
+the share of them that the validation samples of a training find best, HALF where nobody has asked them, and 1 of what
+was learned, where f is its own. The weights of a history are as many as there are steps, and none between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ts_adapt.grids.parametric import between, neighbours
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import START, Condition, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import START, Condition, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError, TsAdaptWarning
 from ts_adapt.numerics import scale
 from ts_adapt.predictors.encoder import Encoder, shorten_gradient
 from ts_adapt.predictors.start import Moved, Start
 
 Static = Tensor | TimeGrid
+OUTSIDE = 1
+"""How many steps fewer than the least learned, and more than the most, a predictor of several N serves."""
+
+HALF = 0.5
+
+
+def served(learned: Sequence[int]) -> range:
+    """The numbers of steps that a predictor serves which was `learned` for these."""
+    if len(learned) < 2:
+        return range(learned[0], learned[0] + 1) if learned else range(0)
+    low, high = min(learned), max(learned)
+    return range(max(low - OUTSIDE, min(low, 2)), high + OUTSIDE + 1)
+
+
+def among(step: int, steps: int, others: int) -> list[tuple[int, float]]:
+    """The steps of a solve of `others` that `step` of one of `steps` stands among, with their shares; N is before all."""
+    if step == steps:
+        return [(others, 1.0)]
+    below, rest = divmod(step * (others - 1), max(steps - 1, 1))
+    share = rest / max(steps - 1, 1)
+    return [(below, 1 - share), (below + 1, share)] if rest else [(below, 1.0)]
+
+
+def mixed(parts: Iterable[tuple[float, Tensor]]) -> Tensor:
+    """The sum of tensors by their shares."""
+    return torch.stack([share * part for share, part in parts]).sum(0)
 
 
 class Predictor(nn.Module):
@@ -33,8 +73,9 @@ class Predictor(nn.Module):
     order          the solver's, for the number of coefficients
     width, hidden  of the network (`encoder`)
     classes, text  what it sees of a condition (`encoder`)
+    kept           k_N by N, as text, of some N that are not learned
 
-    Raises TsAdaptError for two grids of the same N, and for none.
+    Raises TsAdaptError for two grids of the same N, and for none, ValueError for what `kept` may not hold.
     """
 
     kind: ClassVar[str]
@@ -46,7 +87,7 @@ class Predictor(nn.Module):
     def __init__(
         self, noise_schedule: NoiseSchedule, static: Static | Sequence[Static], shape: Sequence[int], *,
         corrections: Sequence[str] = (), order: int = 1, width: int = 24, hidden: int = 128, classes: int = 0,
-        text: int = 0,
+        text: int = 0, kept: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         given = [static] if isinstance(static, Tensor | TimeGrid) else list(static)
@@ -60,13 +101,13 @@ class Predictor(nn.Module):
         self.noise_schedule = noise_schedule
         self.options: dict[str, Any] = dict(
             steps=list(self.learned), shape=list(shape), corrections=list(corrections), order=order, width=width,
-            hidden=hidden, classes=classes, text=text,
+            hidden=hidden, classes=classes, text=text, kept={},
         )  # fmt: skip
+        for number, share in dict(kept or {}).items():
+            self.keep(int(number), share)
         self.register_buffer("static_times", torch.cat([grid.times for grid in grids]))
         self.static_times: Tensor
-        of_grids = [name for name in corrections if name != START.name]
-        self.spaces = {steps: GridSpace(noise_schedule, steps, of_grids, order) for steps in self.learned}
-        largest = self.spaces[self.learned[-1]]
+        largest = self.space(self.learned[-1])
         self.encoder = Encoder(
             self.pictures * shape[0], largest.size // (largest.steps if self.every_step else 1),
             places=self.places(self.learned[-1]).stop, width=width, hidden=hidden, size=(shape[1], shape[2]),
@@ -79,19 +120,47 @@ class Predictor(nn.Module):
             self.forget(steps)
 
     def _check(self, steps: int) -> None:
-        if steps not in self.learned:
+        if steps not in (serves := served(self.learned)):
             known = ", ".join(map(str, self.learned))
-            raise TsAdaptError(f"this predictor was learned for {known} steps, not for {steps}; give one of them")
+            some = f", which serves {serves[0]} to {serves[-1]}" if len(serves) > 1 else ""
+            raise TsAdaptError(f"this predictor was learned for {known} steps{some}, not for {steps}; give one of them")
+
+    def space(self, steps: int) -> GridSpace:
+        """Where the network's numbers of a solve of `steps` steps belong."""
+        of_grids = [name for name in self.options["corrections"] if name != START.name]
+        return GridSpace(self.noise_schedule, steps, of_grids, self.options["order"])
 
     def static(self, steps: int) -> Tensor:
-        """The static grid of `steps` steps, `(N+1,)`; TsAdaptError where it was not learned for them."""
+        """The static grid of `steps` steps, `(N+1,)`; TsAdaptError where they are not served."""
         self._check(steps)
-        grids: tuple[Tensor, ...] = self.static_times.split([other + 1 for other in self.learned])
-        return grids[self.learned.index(steps)]
+        grids = dict(zip(self.learned, self.static_times.split([each + 1 for each in self.learned]), strict=True))
+        return grids[steps] if steps in grids else between(grids, self.noise_schedule, steps)
+
+    def keep(self, steps: int, share: float) -> None:
+        """Let k be `share`, in [0, 1], in solves of `steps` steps, which were not learned."""
+        if not 0 <= share <= 1:
+            raise ValueError(f"the share of corrections at {steps} steps is {share}; it is from 0 to 1")
+        self.options["kept"][str(steps)] = share
+
+    def near(self, steps: int) -> list[tuple[int, float]]:
+        """The one or two learned numbers of steps that one of `steps` is made of, with their shares, of sum k."""
+        low, *rest = neighbours(self.learned, steps)
+        w = (steps - low) / (rest[0] - low) if rest else 0.0
+        k = 1.0 if steps == low else self.options["kept"].get(str(steps), HALF)
+        return [(low, k * (1 - w)), *((other, k * w) for other in rest)]
+
+    def fitted(self, numbers: Tensor, others: int, steps: int) -> Tensor:
+        """The `numbers` `(..., P)` of one step of a solve of `others` steps, as those of one of `steps`."""
+        if others == steps:
+            return numbers
+        widths, found = self.space(others).widths, []
+        parts = numbers[..., : sum(widths)].split(widths, -1)
+        for part, width in zip(parts, self.space(steps).widths, strict=True):
+            found.append(part if part.shape[-1] == width else part.new_zeros(*part.shape[:-1], width))
+        return torch.cat(found, -1)
 
     def places(self, steps: int) -> slice:
-        """The places of a solve of `steps` steps."""
-        self._check(steps)
+        """The places of a solve of `steps` steps, which were learned."""
         counts = {other: self.asked(other) for other in self.learned}
         begin = sum(count for other, count in counts.items() if other < steps)
         return slice(begin, begin + counts[steps])
@@ -123,14 +192,21 @@ class Predictor(nn.Module):
         """The policy of solves of `steps` steps (None: the only number learned), from node `first` of the grid on."""
         raise NotImplementedError
 
-    def _with_start(self, policy: StepPolicy, steps: int) -> StepPolicy:
-        """`policy`, with the learned start where there is one."""
+    def _complete(self, policy: StepPolicy, steps: int) -> StepPolicy:
+        """`policy`, with the learned start where there is one; of steps that were not learned this is said."""
+        if steps not in self.learned:
+            known = " and ".join(str(others) for others, _ in self.near(steps))
+            said = f"the {self.kind} predictor was not trained for {steps} steps: this is interpolated from {known}"
+            warnings.warn(said, TsAdaptWarning, stacklevel=3)
         return policy if self.start is None else Moved(policy, partial(self._change, self.start, steps))
 
     def _change(self, start: Start, steps: int, x_T: Tensor, x0: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        place = self.places(steps).start
-        seen = self.encoder.seen(self.first_picture(x_T, x0, t), place)
-        found = start(seen, self.encoder.features(seen, place, condition), self.learned.index(steps))
+        def of(others: int) -> Tensor:
+            place = self.places(others).start
+            seen = self.encoder.seen(self.first_picture(x_T, x0, t), place)
+            return start(seen, self.encoder.features(seen, place, condition), self.learned.index(others))
+
+        found = mixed((share, of(others)) for others, share in self.near(steps))
         return scale(self.noise_schedule.sigma(t), shorten_gradient(found.flatten(1)).view_as(found))
 
     def _steps(self, steps: int | None) -> int:

@@ -30,7 +30,7 @@ from ts_adapt.interfaces import MODEL_TIMES, Condition, Field, Node, NoiseSchedu
 from ts_adapt.numerics import scale
 from ts_adapt.policies import check_next
 from ts_adapt.predictors.encoder import shorten_gradient
-from ts_adapt.predictors.predictor import Predictor
+from ts_adapt.predictors.predictor import Predictor, among, mixed
 
 MIN_SHARE = 1e-4
 
@@ -50,7 +50,7 @@ class Recursive(Predictor):
     every_step = True
 
     def shared(self, grid: TimeGrid) -> Tensor:
-        space = self.spaces[grid.steps]
+        space = self.space(grid.steps)
         numbers = torch.zeros(self.asked(grid.steps), self.encoder.bias.shape[1], dtype=torch.float64)
         for place in range(len(numbers)):
             node, begin = grid.node((place + 1) % len(numbers)), 1
@@ -77,6 +77,21 @@ class Recursive(Predictor):
     def first_picture(self, x_T: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         return self.picture(x_T, x0, None, t)
 
+    def numbers(self, picture: Tensor, steps: int, step: int, condition: Condition) -> Tensor:
+        """The network's numbers `(B, P)` at step i of N, float64; at N those before the first."""
+
+        def of(others: int, place: int) -> Tensor:
+            asked = self.encoder(picture, self.places(others).start + place, condition)
+            return self.fitted(asked, others, steps)
+
+        return shorten_gradient(
+            mixed(
+                (share * part, of(others, place))
+                for others, share in self.near(steps)
+                for place, part in among(step, steps, others)
+            ).double()
+        )
+
     def share(self, numbers: Tensor, steps: int, step: int) -> Tensor:
         """r_i `(B,)` of the network's numbers `(B, P)` at step i of N."""
         static = torch.logit(shares(self.static(steps), self.noise_schedule))[step]
@@ -84,20 +99,20 @@ class Recursive(Predictor):
 
     def begin(self, x_T: Tensor, condition: Condition, steps: int) -> Node:
         """The first node, at the time of the static grid, with its corrections."""
-        start, space = Node(0, steps, self.static(steps)[0]), self.spaces[steps]
+        start, space = Node(0, steps, self.static(steps)[0]), self.space(steps)
         learned = [each for each in space.learned if not each.field.ends and each.field != MODEL_TIMES]
         if not learned:
             return start
         picture = self.picture(x_T, torch.zeros_like(x_T), None, start.t.to(x_T.device).expand(len(x_T)))
-        numbers = shorten_gradient(self.encoder(picture, self.places(steps).start + steps, condition).double())
+        numbers = self.numbers(picture, steps, steps, condition)
         return Node.of(0, steps, start.t, self._held(numbers, space, numbers.new_zeros(len(x_T)), learned))
 
     def forward(self, x_t: Tensor, x0: Tensor, before: Tensor | None, node: Node, condition: Condition) -> Node:
         """The next node; the last one is the end of the grid, exactly."""
         steps, after, batch = node.steps, node.index + 1, x_t.shape[0]
-        space, place = self.spaces[steps], self.places(steps).start + node.index
+        space = self.space(steps)
         seen = self.picture(x_t, x0, before, node.t.to(x_t.device).expand(batch))
-        numbers = shorten_gradient(self.encoder(seen, place, condition).double())
+        numbers = self.numbers(seen, steps, node.index, condition)
         if after == steps:
             u, t = numbers.new_ones(batch), self.static(steps)[-1].expand(batch)
         else:
@@ -121,7 +136,7 @@ class Recursive(Predictor):
     def policy(self, steps: int | None = None, first: int = 0) -> StepPolicy:
         """The step policy that asks this network at every step."""
         steps = self._steps(steps)
-        return self._with_start(AtEveryStep(self, steps, first), steps)
+        return self._complete(AtEveryStep(self, steps, first), steps)
 
 
 @dataclass(frozen=True)

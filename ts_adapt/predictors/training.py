@@ -8,7 +8,8 @@ The weights kept are those of the moving average with the lowest mean over N of
     distance along the predicted grids / distance along the static grid               on the validation samples
 
 where an N whose mean gain over the static grid is less than the standard error of that gain counts as 1, and is left
-untrained: there the predictor stays the static grid itself. The spread of what is predicted is logged (`diagnosis`).
+untrained: there the predictor stays the static grid itself. At the end the same samples choose k of each N that is served
+and was not trained for (`predictor`) among KEPT, by the same rule. The spread of what is predicted is logged (`diagnosis`).
 After every validation it is said what one more pass promises (`phases.going_on`). Under accelerate or torchrun the
 training is data-parallel (`distributed`).
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ts_adapt.distributed import add_gradients, agree, by_rows, first, rank, share, total_of
-from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError, TsAdaptWarning
 from ts_adapt.numerics import warming_average
 from ts_adapt.predictors.diagnosis import chosen, draw, spread
 from ts_adapt.predictors.losses import Labelled, states_along
@@ -42,6 +44,7 @@ from ts_adapt.predictors.phases import (
     phases_of,
     rate,
 )
+from ts_adapt.predictors.predictor import served
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.sampling import generator_for
 from ts_adapt.search.captions import Captions, asking
@@ -50,6 +53,8 @@ from ts_adapt.search.distribution import Real, forget, matching
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.storage.checkpoint import Checkpoint
 
+KEPT = (0.25, 0.5, 0.75, 1.0)
+"""What k is chosen among, beside 0, at numbers of steps that were not learned."""
 MEASURED, LOOKED_AT, DRAWN = 512, 128, 64
 """How many samples standardise the predictor's inputs, show its spread, and are drawn; at most."""
 
@@ -81,6 +86,11 @@ class TrainResult:
 def as_numbers(grid: TimeGrid) -> dict[str, Any]:
     """`grid` as numbers, for what a checkpoint is of."""
     return {"times": grid.times.tolist(), **{name: value.tolist() for name, value in grid.corrections.items()}}
+
+
+def surely(gain: Tensor) -> bool:
+    """Whether the mean of `gain` `(n,)` is more than its standard error."""
+    return float(gain.mean()) > float(gain.std()) / len(gain) ** 0.5
 
 
 def train_predictor(
@@ -152,7 +162,7 @@ class _Training:
             objective, self.agreement = trusted(objective, steps, train, options.batch_size, together=True)
             self.objective = objective
         whole = matching(objective, real, options.distribution) if options.distribution else objective
-        self.objectives = {steps: replace(whole, distance=copy.copy(whole.distance)) for steps in predictor.learned}
+        self.objectives = {steps: replace(whole, distance=copy.copy(whole.distance)) for steps in served(predictor.learned)}
         self.static = {steps: self.measure(steps, predictor.begun[steps]) for steps in predictor.learned}
         means = {steps: float(values.mean()) for steps, values in self.static.items()}
         self.result = TrainResult(means, dict(means))
@@ -255,8 +265,8 @@ class _Training:
         candidate, learned = copy.deepcopy(now), dict(self.result.static)
         for steps, static in self.static.items():
             distance = self.measure(steps, now.policy(steps))
-            gain, value = static - distance, float(distance.mean())
-            if float(gain.mean()) > float(gain.std()) / len(gain) ** 0.5:
+            value = float(distance.mean())
+            if surely(static - distance):
                 learned[steps] = value
             else:
                 candidate.forget(steps)
@@ -272,8 +282,24 @@ class _Training:
         self.result, self.best = better, candidate.state_dict()
         return True
 
+    def choose(self, steps: int) -> None:
+        """k of `steps`, which were not learned: the best there, and 0 where none gains for sure."""
+        static = self.measure(steps, self.predictor.static(steps))
+        found = {0.0: static}
+        for share in KEPT:
+            self.predictor.keep(steps, share)
+            with warnings.catch_warnings(action="ignore", category=TsAdaptWarning):
+                distance = self.measure(steps, self.predictor.policy(steps))
+            if surely(static - distance):
+                found[share] = distance
+        best = min(found, key=lambda share: float(found[share].mean()))
+        self.predictor.keep(steps, best)
+        self.result.apart[steps] = found[best], static
+
     def end(self) -> None:
-        """Measure and draw what was learned."""
+        """Choose k of the numbers of steps that were not learned; measure and draw what was."""
+        for steps in sorted({*self.objectives} - {*self.static}):
+            self.choose(steps)
         for steps, static in self.static.items():
             self.result.apart[steps] = self.measure(steps, self.predictor.policy(steps)), static
         if rank() == 0:

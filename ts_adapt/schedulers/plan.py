@@ -5,7 +5,8 @@
 
 Over a number of steps that was not learned a grid is interpolated in log-SNR (`parametric.between`), with a warning.
 Corrections (model times, output scales, coefficients, history, guidance) belong to the steps they were learned with and
-are not interpolated, and predictors have no such rule: any other N is refused.
+are not interpolated. A predictor of several N serves those between by itself (`predictors.predictor`). Any other N is
+refused.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ts_adapt.interfaces import (
 from ts_adapt.numerics import validate_grid
 from ts_adapt.policies import FollowGrid
 from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.predictor import served
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.schedules.resolve import build_grid
 
@@ -201,7 +203,11 @@ class Source:
         return ", ".join(map(str, self.plans))
 
     def _between(self, steps: int, noise_schedule: NoiseSchedule) -> Plan:
-        grids = {n: grid for n, grid in self.grids.items() if n in neighbours(self.plans, steps)}
+        near = neighbours(self.plans, steps)
+        for predictor in (self.predictors[n] for n in near if n in self.predictors):
+            if steps in served(predictor.learned):
+                return Plan.of_predictor(predictor, steps)
+        grids = {n: grid for n, grid in self.grids.items() if n in near}
         if not grids or any(grid.per_sample or grid.corrections for grid in grids.values()):
             rule = " (corrections and grids per image are not interpolated)" if grids else ""
             way = (
