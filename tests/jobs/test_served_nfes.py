@@ -68,11 +68,33 @@ def test_it_is_sampled_and_exported_by_its_name(served: Job, tmp_path: Path, cap
             grid = json.loads(capsys.readouterr().out)
             static = json.loads((served.data / f"static/unipc-2-nfe{nfe}.json").read_text())
             assert (grid["nfe"], grid["times"]) == (int(nfe), static["times"])
-    said = served.refused(capsys, "sample", "--schedule", "recursive-all", "--steps", "4")
-    assert "is for unipc-2, NFE 2, 3, 5, not for unipc-2, NFE 4" in said
-    assert "learned for 2, 3, 5 steps, not for 4" in served.refused(
-        capsys, "sample", "--schedule", str(folder_of(served)), "--steps", "4"
-    )
+
+
+def test_an_nfe_between_is_sampled_and_compared_by_every_name(served: Job, tmp_path: Path, capsys: Any) -> None:
+    """Trained for 2, 3 and 5: 4 is a line of remark, one more too, and further off it is refused."""
+    images = {}
+    for name, source in (("word", "recursive-all"), ("folder", str(folder_of(served)))):
+        for nfe in ("4", "6"):
+            capsys.readouterr()
+            out = tmp_path / name / nfe
+            assert served.run("sample", "--schedule", source, "--steps", nfe, "--count", "2", "--out", str(out)) == 0
+            said = [line for line in capsys.readouterr().err.splitlines() if "was not trained for" in line]
+            near = {"4": "3 and 5", "6": "5"}[nfe]
+            assert len(said) == 1 and f"for {nfe} steps: this is interpolated from {near}" in said[0]
+            images[name, nfe] = [path.read_bytes() for path in sorted((out / "images").iterdir())]
+        assert "which serves 2 to 6, not for 8" in served.refused(
+            capsys, "sample", "--schedule", str(folder_of(served)), "--steps", "8"
+        )
+    assert images["word", "4"] == images["folder", "4"] and images["word", "6"] == images["folder", "6"]
+    said = served.refused(capsys, "sample", "--schedule", "recursive-all", "--steps", "8")
+    assert "is for unipc-2, NFE 2, 3, 5, not for unipc-2, NFE 8" in said
+    assert served.run("evaluate", "--nfe", "4") == 0
+    rows = {row["schedule"]: row for row in served.results["rows"] if row["nfe"] == 4}
+    assert rows["recursive-all"]["kind"] == "recursive"
+    times = read_tensors(served.runs / "unipc-2-nfe4-recursive-all.safetensors")["times"]
+    static = {nfe: LearnedGrid.load(served.data / f"static/unipc-2-nfe{nfe}.json").grid.times for nfe in (3, 5)}
+    k = read_json(folder_of(served) / "config.json")["network"]["kept"]["4"]
+    assert torch.equal(times, between(static, MIXTURE, 4).expand_as(times)) == (k == 0)
 
 
 def test_a_list_for_an_nfe_that_was_not_learned_says_what_it_costs(served: Job, tmp_path: Path, capsys: Any) -> None:
