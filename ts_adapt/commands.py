@@ -172,8 +172,8 @@ class Train(Command):
     """Train a predictor of grids and corrections through the solver, for every solver and NFE; with --train.loss labels
     on the oracle's grids, after `search --method per-sample`.
 
-    With -all behind the name (recursive-all) one network serves all NFEs of the config; it is kept, and compared,
-    apart. After every validation it is said what one more pass promises. A predictor that is finished stays until
+    With -all behind the name (recursive-all) one network serves all NFEs of the config, and by interpolation those
+    between and one beside; it is kept, and compared, apart. After every validation it is said what one more pass promises. A predictor that is finished stays until
     --redo is given along with other options; one that was interrupted goes on after its last finished epoch.
     --student.cacher and --student.quantizer as of search.
     """
@@ -182,7 +182,7 @@ class Train(Command):
     kept = "finished predictors and epochs are kept, and the same command goes on from there"
     shared = True
     predictor: Annotated[str, OneOf(PREDICTOR_NAMES)] = flag(
-        "recursive", "recursive, one-shot; recursive-all: one for all NFEs"
+        "recursive", "recursive, one-shot; recursive-all: one for all NFEs, and those between"
     )
     redo: bool = flag(False, REDO)
 

@@ -144,7 +144,10 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
                 f"{len(batch) - cut} validation samples; more train.samples (now {len(batch)}) or train.epochs (now "
                 f"{config.train.epochs}) may help"
             )
-    for each in sorted({*result.apart} - {*result.learned}):
+    if between := sorted({*result.apart} - {*result.learned}):
+        every = sorted(result.apart)
+        print(f"{kind}, {name}: it serves every number of steps from {every[0]} to {every[-1]}")
+    for each in between:
         share = sum(share for _, share in predictor.near(each))
         print(
             f"{kind}, {name}, {each} steps, not trained for: {100 * share:.0f} % of what is interpolated from the others; "

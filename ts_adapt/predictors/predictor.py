@@ -39,8 +39,8 @@ from ts_adapt.predictors.start import Moved, Start
 Static = Tensor | TimeGrid
 OUTSIDE = 1
 """How many steps fewer than the least learned, and more than the most, a predictor of several N serves."""
-
 HALF = 0.5
+"""k of an N that was not learned, where no training has found one."""
 
 
 def served(learned: Sequence[int]) -> range:

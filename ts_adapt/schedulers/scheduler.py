@@ -59,8 +59,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     grids       learned grids by their number of steps: {"5": {"times": [...], "model_times": ..., "output_scale": ...,
                 "coefficients": ..., "history": ..., "guidance": ...}}; for other numbers interpolated in log-SNR, with
                 a warning
-    predictors  the numbers of steps that predictors were learned for, [5, 10], or [[5, 10]] for one that serves both;
-                their weights come with `from_pretrained`
+    predictors  the numbers of steps that predictors were learned for, [5, 10], or [[5, 10]] for one that serves
+                both, and those between with a warning; their weights come with `from_pretrained`
     learned_for what is known of where it was learned: model, teacher, distance, ...; carried along
     clip_x0     clamp x0 to [-1, 1]
 

@@ -4,7 +4,7 @@
                                                       its own, with +rounded at integer timesteps
     static, static+shift+scale, blackbox, dmn, ..     a grid that a workspace has learned, and the corrections with it
     oracle, oracle+shift                              the grids searched for each test sample
-    one-shot, recursive, recursive-all                a predictor of a workspace; with -all one that serves all its NFEs
+    one-shot, recursive, recursive-all                a predictor of a workspace; with -all one for all its NFEs
     static@hqq4, one-shot@deepcache-2+hqq4            one of the three, learned for a cheaper network
     anything else                                     a place: a schedule of the zoo, a folder, a file, or a hub id
 
