@@ -173,9 +173,9 @@ class Train(Command):
     on the oracle's grids, after `search --method per-sample`.
 
     With -all behind the name (recursive-all) one network serves all NFEs of the config, and by interpolation those
-    between and one beside; it is kept, and compared, apart. After every validation it is said what one more pass promises. A predictor that is finished stays until
-    --redo is given along with other options; one that was interrupted goes on after its last finished epoch.
-    --student.cacher and --student.quantizer as of search.
+    between and one beside; it is kept, and compared, apart. After every validation it is said what one more pass
+    promises. A predictor that is finished stays until --redo is given along with other options; one that was
+    interrupted goes on after its last finished epoch. --student.cacher and --student.quantizer as of search.
     """
 
     brief = "train a predictor of grids and corrections"

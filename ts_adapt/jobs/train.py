@@ -148,10 +148,10 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
         every = sorted(result.apart)
         print(f"{kind}, {name}: it serves every number of steps from {every[0]} to {every[-1]}")
     for each in between:
-        share = sum(share for _, share in predictor.near(each))
+        share = 100 * sum(share for _, share in predictor.near(each))
         print(
-            f"{kind}, {name}, {each} steps, not trained for: {100 * share:.0f} % of what is interpolated from the others; "
-            f"beside the interpolated grid {paired_verdict(*result.apart[each])}"
+            f"{kind}, {name}, {each} steps, not trained for: {share:.0f} % of what is interpolated; beside "
+            f"the interpolated grid {paired_verdict(*result.apart[each])}"
         )
 
 

@@ -52,7 +52,7 @@ def served(learned: Sequence[int]) -> range:
 
 
 def among(step: int, steps: int, others: int) -> list[tuple[int, float]]:
-    """The steps of a solve of `others` that `step` of one of `steps` stands among, with their shares; N is before all."""
+    """The steps of a solve of `others` that `step` of one of `steps` stands among, and shares; N: before all."""
     if step == steps:
         return [(others, 1.0)]
     below, rest = divmod(step * (others - 1), max(steps - 1, 1))

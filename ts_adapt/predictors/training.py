@@ -8,10 +8,10 @@ The weights kept are those of the moving average with the lowest mean over N of
     distance along the predicted grids / distance along the static grid               on the validation samples
 
 where an N whose mean gain over the static grid is less than the standard error of that gain counts as 1, and is left
-untrained: there the predictor stays the static grid itself. At the end the same samples choose k of each N that is served
-and was not trained for (`predictor`) among KEPT, by the same rule. The spread of what is predicted is logged (`diagnosis`).
-After every validation it is said what one more pass promises (`phases.going_on`). Under accelerate or torchrun the
-training is data-parallel (`distributed`).
+untrained: there the predictor stays the static grid itself. At the end the same samples choose, by the same rule, k of
+each N that is served and was not trained for (`predictor`), among KEPT. The spread of what is predicted is logged
+(`diagnosis`). After every validation it is said what one more pass promises (`phases.going_on`). Under accelerate or
+torchrun the training is data-parallel (`distributed`).
 """
 
 from __future__ import annotations
@@ -162,7 +162,9 @@ class _Training:
             objective, self.agreement = trusted(objective, steps, train, options.batch_size, together=True)
             self.objective = objective
         whole = matching(objective, real, options.distribution) if options.distribution else objective
-        self.objectives = {steps: replace(whole, distance=copy.copy(whole.distance)) for steps in served(predictor.learned)}
+        self.objectives = {
+            steps: replace(whole, distance=copy.copy(whole.distance)) for steps in served(predictor.learned)
+        }
         self.static = {steps: self.measure(steps, predictor.begun[steps]) for steps in predictor.learned}
         means = {steps: float(values.mean()) for steps, values in self.static.items()}
         self.result = TrainResult(means, dict(means))
@@ -286,13 +288,13 @@ class _Training:
         """k of `steps`, which were not learned: the best there, and 0 where none gains for sure."""
         static = self.measure(steps, self.predictor.static(steps))
         found = {0.0: static}
-        for share in KEPT:
-            self.predictor.keep(steps, share)
+        for k in KEPT:
+            self.predictor.keep(steps, k)
             with warnings.catch_warnings(action="ignore", category=TsAdaptWarning):
                 distance = self.measure(steps, self.predictor.policy(steps))
             if surely(static - distance):
-                found[share] = distance
-        best = min(found, key=lambda share: float(found[share].mean()))
+                found[k] = distance
+        best = min(found, key=lambda k: float(found[k].mean()))
         self.predictor.keep(steps, best)
         self.result.apart[steps] = found[best], static
 
