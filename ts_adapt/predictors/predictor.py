@@ -204,7 +204,8 @@ class Predictor(nn.Module):
         def of(others: int) -> Tensor:
             place = self.places(others).start
             seen = self.encoder.seen(self.first_picture(x_T, x0, t), place)
-            return start(seen, self.encoder.features(seen, place, condition), self.learned.index(others))
+            found: Tensor = start(seen, self.encoder.features(seen, place, condition), self.learned.index(others))
+            return found
 
         found = mixed((share, of(others)) for others, share in self.near(steps))
         return scale(self.noise_schedule.sigma(t), shorten_gradient(found.flatten(1)).view_as(found))

@@ -17,6 +17,7 @@ torchrun the training is data-parallel (`distributed`).
 from __future__ import annotations
 
 import copy
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -90,7 +91,7 @@ def as_numbers(grid: TimeGrid) -> dict[str, Any]:
 
 def surely(gain: Tensor) -> bool:
     """Whether the mean of `gain` `(n,)` is more than its standard error."""
-    return float(gain.mean()) > float(gain.std()) / len(gain) ** 0.5
+    return float(gain.mean()) > float(gain.std()) / math.sqrt(len(gain))
 
 
 def train_predictor(
@@ -286,7 +287,7 @@ class _Training:
 
     def choose(self, steps: int) -> None:
         """k of `steps`, which were not learned: the best there, and 0 where none gains for sure."""
-        static = self.measure(steps, self.predictor.static(steps))
+        static = self.measure(steps, TimeGrid(self.predictor.static(steps)))
         found = {0.0: static}
         for k in KEPT:
             self.predictor.keep(steps, k)
