@@ -310,6 +310,7 @@ class Sample(Command):
     batch: Count | None = flag(None, "at a time; default: `evaluate.batch_size`")
     seed: Seed = flag(1, "of the starting noises")
     label: int | None = flag(None, "a class, for class-conditional models")
+    scale: Annotated[float, Between(-1000, 1000)] | None = flag(None, "of guidance, of all; default: `guidance`")
     out: PathText | None = flag(None, "a folder of their own; default: under `log_root`, by the pipeline's name")
     pipeline: PathText | None = flag(None, "a pipeline of diffusers: a folder, a hub id, or a zoo name")
     prompt: list[str] | None = flag(None, "a text; several take turns, image by image", action="append")
@@ -325,6 +326,8 @@ class Sample(Command):
 
             asked = {name: getattr(self, name) for name in hints_of(Request) if name != "guidance"}
             guidance = config.guidance if "guidance" in given else None
+            if self.scale is not None or isinstance(guidance, list):
+                raise TsAdaptError("a pipeline is called with one scale of guidance: with --pipeline --guidance NUMBER")
             config = config if "name" in given else replace(config, name=Path(self.pipeline).absolute().name)
             sample_pipeline(config, Request(**asked, guidance=guidance), progress=self.progress)
             return
@@ -338,7 +341,7 @@ class Sample(Command):
 
         sample_to_folder(
             self.session(config), self.schedule, self.solver, self.steps, self.count, self.seed, self.label, self.out,
-            self.batch, given_prompts(self.prompt, self.prompts),
+            self.batch, given_prompts(self.prompt, self.prompts), self.scale,
         )  # fmt: skip
 
 

@@ -155,8 +155,9 @@ class Config:
     name: str = "fashion"
     """The folder under data_root and log_root."""
     model: ModelOptions = field(default_factory=ModelOptions)
-    guidance: Annotated[float, Between(-1000, 1000)] = 1.0
-    """Scale of classifier-free guidance; 1: none."""
+    guidance: Annotated[float, Between(-1000, 1000)] | list[Positive] = 1.0
+    """Scale of classifier-free guidance; 1: none; [1.5, 8]: each sample has its own between the two, log-uniform, and
+    predictors are told it."""
     solvers: list[str] = field(default_factory=lambda: ["unipc-3"])
     """Names such as ddim, dpmpp-2m, unipc-3, deis-2, ipndm-3, ddim+corrector; unipc, dpmpp, deis and ipndm alone are
     of the order that diffusers takes."""
@@ -219,6 +220,8 @@ class Config:
     def __post_init__(self) -> None:
         if isinstance(self.solvers, list):
             self.solvers = [solver_name(name) if isinstance(name, str) else name for name in self.solvers]
+        if isinstance(self.guidance, list) and len(self.guidance) == 2 and self.guidance[0] == self.guidance[1]:
+            self.guidance = self.guidance[0]
 
     @property
     def static_validating(self) -> int:
@@ -283,6 +286,10 @@ class Config:
                 raise TsAdaptError(f"option {option} is {getattr(self, option)}; give a folder, URLs have no locks")
         if self.name in ("", ".", "..") or re.search(r"[/\\\x00-\x1f]", self.name):
             raise TsAdaptError(f"option name is {self.name!r}; give one folder name, without /, .. or line breaks")
+        if isinstance(self.guidance, list) and (len(self.guidance) != 2 or self.guidance[0] > self.guidance[1]):
+            raise TsAdaptError(
+                f"option guidance is {self.guidance}; give one scale, or the least and the greatest of a range, [1.5, 8]"
+            )
         for name in map(parse, self.learn or []):
             if name.kind not in (SHARED, ORACLE, PREDICTOR) or name.student:
                 raise unknown("schedule to learn", str(name), [*SHARED_NAMES, "oracle", *PREDICTOR_NAMES])

@@ -3,6 +3,7 @@
 iterations: Count = 20                             a whole number from 1 on
 ema: Annotated[float, Between(0, 0.999999)]        a number between two, which are allowed themselves
 method: Literal["lbfgs", "adam"] = "lbfgs"         one of these
+guidance: Annotated[...] | list[Positive]          a number, or a list of some
 columns: list[Annotated[str, OneOf(COLUMNS)]]      each of them a name of a registry
 prompts: PathText | None = None                    a file or folder
 teacher: TeacherOptions                            a group of options
@@ -96,7 +97,7 @@ def check_options(options: Any, prefix: str = "") -> None:
 
 def check(option: str, value: Any, hint: Any) -> None:
     """TsAdaptError, naming the `option`, unless `value` is what `hint` says."""
-    kind, limits, optional = taken_apart(hint)
+    kind, limits, optional = taken_apart(hint, value)
     if value is None and optional:
         return
     if isinstance(kind, type) and is_dataclass(kind):
@@ -167,7 +168,7 @@ def read(value: Any, hint: Any, option: str) -> Any:
 
     Raises TsAdaptError, naming the `option`, for a path that means nothing here.
     """
-    kind, limits, optional = taken_apart(hint)
+    kind, limits, optional = taken_apart(hint, value)
     if value == "null" and optional:
         return None
     if get_origin(kind) is list and isinstance(value, list):
@@ -192,15 +193,20 @@ def _number(value: str | float, kind: type) -> Any:
     return int(number) if kind is int and number.is_integer() else number
 
 
-def is_list(hint: Any) -> bool:
-    """Whether a list is expected."""
-    return get_origin(taken_apart(hint)[0]) is list
+def is_list(hint: Any, value: Any = None) -> bool:
+    """Whether a list is expected, where `value` is given."""
+    return get_origin(taken_apart(hint, value)[0]) is list
 
 
-def taken_apart(hint: Any) -> tuple[Any, Any, bool]:
-    """The type itself, its limits, and whether None is one of its values."""
+def taken_apart(hint: Any, value: Any = None) -> tuple[Any, Any, bool]:
+    """The type itself, its limits, and whether None is one of its values.
+
+    Of a list and something else it is the list where `value` is one, or a text with commas or in brackets.
+    """
     kinds = list(_alternatives(hint))
-    kind = next(kind for kind in kinds if kind is not NoneType)
+    several = isinstance(value, list) or (isinstance(value, str) and ("," in value or value[:1] == "["))
+    known = [kind for kind in kinds if kind is not NoneType]
+    kind = next((kind for kind in known if several and get_origin(kind) is list), known[0])
     limits = None
     if get_origin(kind) is Annotated:
         kind, limits = get_args(kind)

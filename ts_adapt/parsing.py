@@ -130,8 +130,8 @@ def _flag(line: Line, name: str, value: str, hint: Any) -> str:
 def _checked(line: Line, command: str, name: str, value: str, known: Mapping[str, Any]) -> str:
     """The value of an option of the config, as jsonargparse takes it."""
     hint = known[name]
-    nested = _is_group(hint) or is_list(hint) or hint == dict[str, Any]
-    if is_list(hint) and value != "null":
+    nested = _is_group(hint) or is_list(hint, value) or hint == dict[str, Any]
+    if is_list(hint, value) and value != "null":
         value = _in_brackets(value)
     content = {name: _yaml(value, f"option {name}") if nested else value}
     line.given |= _entries(content, command, known)
@@ -207,7 +207,7 @@ def _entries(content: dict[Any, Any], command: str, known: Mapping[str, Any], pr
         if value is None and _is_group(hint):
             content[key] = {}
             continue
-        if is_list(hint) and isinstance(value, str):
+        if is_list(hint, value) and isinstance(value, str):
             value = _yaml(_in_brackets(value), f"option {name}")
         found[name] = content[key] = read(value, hint, name)
         check(name, found[name], hint)

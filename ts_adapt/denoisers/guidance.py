@@ -24,7 +24,8 @@ class Guided(Wrapped):
     """A denoiser guided towards its condition.
 
     denoiser       the denoiser; it must not clip x0 itself, which would not commute with guidance
-    scale          w: a number, or `(B,)` for a batch of B; the call's `guidance_scale` overrides it
+    scale          w: a number, or `(B,)` for a batch of B; the call's `guidance_scale` overrides it; None: every call
+                   has one
     unconditional  the condition that stands for "none", by name: a number (a null class label), or a tensor for one
                    sample `(1, ...)` or for all `(B, ...)` (the embedding of the empty prompt); None: the denoiser's
                    own `null_condition`. What it does not name is shared by both halves.
@@ -41,7 +42,7 @@ class Guided(Wrapped):
     def __init__(
         self,
         denoiser: Denoiser,
-        scale: float | Tensor,
+        scale: float | Tensor | None,
         unconditional: Condition | None = None,
         *,
         clip_x0: bool = False,
@@ -62,7 +63,7 @@ class Guided(Wrapped):
 
     @property
     def guidance_scale(self) -> float | None:  # type: ignore[override]
-        return None if isinstance(self.scale, Tensor) else float(self.scale)
+        return None if self.scale is None or isinstance(self.scale, Tensor) else float(self.scale)
 
     def __call__(
         self,
@@ -81,6 +82,8 @@ class Guided(Wrapped):
         either.
         """
         weight = self.scale if guidance_scale is None else guidance_scale
+        if weight is None:
+            raise TsAdaptError("guidance has a scale for each sample here; give the call guidance_scale, one or `(B,)`")
         if guidance_factor is not None:
             weight = guidance_factor * torch.as_tensor(weight).to(guidance_factor)
         missing = [name for name in self.unconditional if condition.get(name) is None]

@@ -24,7 +24,7 @@ from ts_adapt.grids.corrections import CorrectionName, corrected
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import GUIDANCE, Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError
 from ts_adapt.pictures import picture_files
-from ts_adapt.pipelines.load import build_denoiser
+from ts_adapt.pipelines.load import build_denoiser, guided_by_samples
 from ts_adapt.predictors.phases import PREDICTED
 from ts_adapt.remedies import command
 from ts_adapt.sampling import initial_noise, is_guided, noise_scale
@@ -32,7 +32,15 @@ from ts_adapt.schedules.name import grid_names
 from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.solvers.coefficients import check_end
-from ts_adapt.teacher.generate import ConditionSource, Numbers, Prompts, Together, class_labels_for, teacher_config
+from ts_adapt.teacher.generate import (
+    ConditionSource,
+    Numbers,
+    Prompts,
+    Scales,
+    Together,
+    class_labels_for,
+    teacher_config,
+)
 from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of, indices_of
 
 FEW_PIXELS = 3 * 32 * 32
@@ -56,17 +64,20 @@ class Experiment:
         config, denoiser = self.config, build_denoiser(self.config.model)
         if config.guidance == 1.0:
             return denoiser
+        scales = config.guidance if isinstance(config.guidance, list) else None
+        if denoiser.loop is not None and scales is not None:
+            return guided_by_samples(denoiser, scales[0])
         if denoiser.loop is not None:
             raise TsAdaptError(
-                f"option guidance is {config.guidance:g}, but the pipeline of {config.model.name!r} guides by itself; "
+                f"option guidance is {config.guidance}, but the pipeline of {config.model.name!r} guides by itself; "
                 "leave guidance at 1, and give the scale as its call takes it, model.call: {guidance_scale: ...}"
             )
         if not denoiser.null_condition:
             raise TsAdaptError(
-                f"option guidance is {config.guidance:g}, but the model {config.model.name!r} has no unconditional "
+                f"option guidance is {config.guidance}, but the model {config.model.name!r} has no unconditional "
                 "part to guide by; leave guidance at 1, or choose a conditional model"
             )
-        return Guided(denoiser, config.guidance)
+        return Guided(denoiser, config.guidance if scales is None else None)
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
@@ -232,9 +243,14 @@ class Experiment:
         """Where the teacher's conditions come from."""
         return self.conditions(self.config.teacher.label, split)
 
-    def conditions(self, label: int | None, split: str = "train", texts: Sequence[str] = ()) -> ConditionSource | None:
+    def conditions(
+        self, label: int | None, split: str = "train", texts: Sequence[str] = (), scale: float | None = None
+    ) -> ConditionSource | None:
         """Where conditions come from: `texts` or the prompts' file, class labels (one for all, or drawn), numbers of
-        pictures."""
+        pictures, scales of guidance: `scale`, or drawn from the config's range.
+
+        Raises TsAdaptError for a scale of what nothing guides, and a pipeline's, which its call has.
+        """
         prompts, denoiser, sources = self.config.teacher.prompts_of(split), self.denoiser, list[ConditionSource]()
         if texts or prompts is not None:
             if denoiser.encode is None:
@@ -253,6 +269,14 @@ class Experiment:
             labels = class_labels_for(denoiser, label)
             sources += [labels] if labels is not None else []
         sources += [Numbers(denoiser.numbered)] if denoiser.numbered is not None else []
+        guided = self.config.guidance
+        if scale is not None and guided == 1.0:
+            raise TsAdaptError(
+                f"--scale is {scale:g}, and {self.config.model.name!r} is not guided by option guidance; set that, for "
+                "a pipeline model.call, or leave --scale out"
+            )
+        if scale is not None or isinstance(guided, list):
+            sources.append(Scales(*(guided if scale is None else (scale, scale))))
         return Together(sources) if len(sources) > 1 else next(iter(sources), None)
 
     def teacher_grid(self, nfe: int | None = None) -> TimeGrid:
@@ -301,8 +325,11 @@ class Experiment:
         return {"order": self.solver(solver).order, "model": model, "prediction": prediction}
 
     @property
-    def guidance_scale(self) -> float | None:
-        """What samples are guided by; 1: by nothing, though they could be; None: it is not known, or nothing can."""
+    def guidance_scale(self) -> float | list[float] | None:
+        """What samples are guided by, [a, b] each by its own; 1: by nothing, though they could be; None: it is not
+        known, or nothing can."""
+        if isinstance(self.config.guidance, list):
+            return self.config.guidance
         found, could = self.denoiser.guidance_scale, self.denoiser.loop is None and self.denoiser.null_condition
         return 1.0 if found is None and could else found
 

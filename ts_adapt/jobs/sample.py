@@ -29,14 +29,14 @@ SHOWN_SIDE = 128
 
 def sample(
     session: Session, chosen: TimeGrid | StepPolicy, method: Solver, index: Sequence[int], seed: int,
-    label: int | None = None, texts: Sequence[str] = (),
+    label: int | None = None, texts: Sequence[str] = (), scale: float | None = None,
 ) -> Tensor:  # fmt: skip
     """The images of the samples `index` in [-1, 1] along the schedule `chosen`, by the solver `method`.
 
     Without a label the classes of a class-conditional model are drawn; prompts are the config's unless there are
-    `texts`. A sample depends on (seed, its index) only.
+    `texts`, and scales of guidance are, unless there is one `scale`. A sample depends on (seed, its index) only.
     """
-    source = session.conditions(label, texts=texts)
+    source = session.conditions(label, texts=texts, scale=scale)
     x_T = initial_noise(seed, index, session.shape) * noise_scale(session.noise_schedule)
     x_T = x_T.to(session.config.model.device)
     drawn = source.draw(seed, index) if source is not None else {}
@@ -51,7 +51,7 @@ def sample(
 
 def sample_to_folder(
     session: Session, schedule: str, solver: str | None, nfe: int | None, count: int, seed: int, label: int | None,
-    out: str | None, batch: int | None = None, texts: Sequence[str] = (),
+    out: str | None, batch: int | None = None, texts: Sequence[str] = (), scale: float | None = None,
 ) -> Path:  # fmt: skip
     """`count` images of the student as PNG files and one grid of the first of them; returns the folder.
 
@@ -59,15 +59,16 @@ def sample_to_folder(
     solver, nfe  None: the schedule's own, or the first of the config
     batch        images at a time; None: the config's `evaluate.batch_size`
     texts        prompts in turn, image by image; none: the config's
+    scale        of guidance, of all; None: the config's, of a range each its own
     """
     found, config, student = resolve(schedule, session), session.config, session.config.student
     name, taken, others = found.choose(solver, nfe, config)
-    policy, method = session.policy(found, name, taken), session.solver(name)
+    policy, method = session.policy(found, name, taken, scale), session.solver(name)
     folder = Path(out) if out else session.workspace.samples(found.called, name, taken)
     check_folder(folder, count)
 
     def make(index: range) -> Tensor:
-        return (sample(session, policy, method, index, seed, label, texts).float().clamp(-1, 1) + 1) / 2
+        return (sample(session, policy, method, index, seed, label, texts, scale).float().clamp(-1, 1) + 1) / 2
 
     with cheaper_network(session, student.cacher, student.quantizer):
         write_images(folder, make, count, batch or config.evaluate.batch_size, progress=session.progress)

@@ -214,10 +214,10 @@ class Session(Experiment):
         grid = labels.grid.mapped(lambda value, dims: value.to(device))
         return Labelled(batch.rows(rows), grid, labels.distance.to(device))
 
-    def policy(self, found: Found, solver: str, nfe: int) -> TimeGrid | StepPolicy:
-        """Where the times of a solve come from, along what a name stands for."""
+    def policy(self, found: Found, solver: str, nfe: int, scale: float | None = None) -> TimeGrid | StepPolicy:
+        """Where the times of a solve, guided by `scale`, come from, along what a name stands for."""
         part = found.at(solver, nfe)
-        self.compare(found.called, part.about)
+        self.compare(found.called, part.about, scale)
         if isinstance(part, LearnedGrid):
             return part.grid
         return part.predictor.to(self.config.model.device).eval().policy(part.steps)
@@ -227,16 +227,16 @@ class Session(Experiment):
         if self.progress and evaluations.count and distributed.rank() == 0:
             print(f"{what}: about {evaluations.count:,} evaluations of the network to do", flush=True)
 
-    def compare(self, name: str, about: Mapping[str, Any]) -> None:
-        """Warn that the schedule `name` was found for another size, where that counts, or under another guidance.
+    def compare(self, name: str, about: Mapping[str, Any], scale: float | None = None) -> None:
+        """Warn that the schedule `name` was found for another size, where that counts, or under another guidance than
+        `scale`; None: than the config's.
 
         Raises TsAdaptError where what is known of it, `about`, is damaged.
         """
         check_about(about, name)
         if (then := about.get("shape")) and tuple(then) != tuple(self.shape):
             warnings.warn(f"of {name}: {of_another_size(then, self.shape)}", TsAdaptWarning, stacklevel=2)
-        then, now = about.get("guidance_scale"), self.guidance_scale
-        if then is not None and now is not None and (said := of_another_guidance(then, now)):
+        if said := of_another_guidance(about.get("guidance_scale"), self.guidance_scale if scale is None else scale):
             warnings.warn(f"of {name}: {said}", TsAdaptWarning, stacklevel=2)
 
 

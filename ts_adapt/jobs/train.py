@@ -28,6 +28,7 @@ from ts_adapt.predictors.training import as_numbers, train_predictor
 from ts_adapt.storage.files import make_folder, read_json, sha256_of_json
 from ts_adapt.storage.folders import beside, making, replace_folder
 from ts_adapt.storage.layout import ALL, CONFIG, LABELS, checkpoint_file
+from ts_adapt.teacher.generate import classes_of
 
 
 def train(session: Session, kind: str, *, redo: bool = False) -> None:
@@ -61,13 +62,15 @@ def check_start(session: Session) -> None:
 def new_predictor(
     session: Session, kind: str, static: list[TimeGrid], order: int, corrections: Sequence[str]
 ) -> OneShot | Recursive:
-    """An untrained predictor of the config's size, for what the teacher's samples have: classes, texts."""
+    """An untrained predictor of the config's size, for what the teacher's samples have: classes, texts, scales of
+    guidance."""
     config, (store, batch) = session.config, session.teacher("train", 1)
     text = session.denoiser.shown(batch.x_T, batch.condition)[1].get("encoder_hidden_states")
     predictor: OneShot | Recursive = PREDICTORS[kind](
         session.noise_schedule, static, session.seen_shape, corrections=corrections, order=order,
         width=config.train.width, hidden=config.train.hidden,
-        classes=int((store.config["condition"] or {}).get("classes", 0)), text=0 if text is None else text.shape[-1],
+        classes=classes_of(store.config["condition"]), text=0 if text is None else text.shape[-1],
+        scales=config.guidance if isinstance(config.guidance, list) else None,
     ).to(config.model.device)  # fmt: skip
     return predictor
 

@@ -69,7 +69,8 @@ class PipelineDenoiser(Denoiser):
              one that takes pictures names a folder of them
     noise_schedule, prediction, scheduler_config    those of its scheduler
     shape    of a sample in the form in which the pipeline's loop has it: packed tokens, five dimensions for video
-    alone    whether the pipeline takes one sample a call, as it may with pictures or films
+    alone    whether the pipeline takes one sample a call, as it may with pictures or films; of samples with scales of
+             guidance of their own it does
 
     A condition holds what each sample has of its own (`arguments`). The pipeline itself stays as it is but for its
     networks, which are put in evaluation mode and frozen. `evaluations` counts steps: whatever a step of the pipeline

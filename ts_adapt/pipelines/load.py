@@ -69,6 +69,23 @@ def load(
     return denoiser
 
 
+def guided_by_samples(denoiser: Denoiser, low: float) -> Denoiser:
+    """The denoiser of a pipeline, which takes the scale of guidance of each sample, `low` or more, from its condition.
+
+    Raises TsAdaptError for a pipeline whose call is given no such scale, or none as low, and another denoiser.
+    """
+    from ts_adapt.pipelines.arguments import check_scales
+    from ts_adapt.pipelines.denoiser import PipelineDenoiser
+
+    if not isinstance(denoiser, PipelineDenoiser) or "guidance_scale" not in denoiser.arguments.takes:
+        raise TsAdaptError("option guidance is a range, and the model's call takes no guidance_scale; give one number")
+    if "guidance_scale" in denoiser.arguments.shared:
+        raise TsAdaptError("option guidance is a range, and model.call has one guidance_scale; leave out one of them")
+    check_scales(denoiser.pipe, {"guidance_scale": low})
+    denoiser.alone = True
+    return denoiser
+
+
 def build_denoiser(options: ModelOptions) -> Denoiser:
     """The denoiser of `options`, on its device; TsAdaptError for what its network cannot be."""
     device, dtype = device_and_dtype(options)

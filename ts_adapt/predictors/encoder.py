@@ -1,6 +1,7 @@
 """The small network that both predictors share: a picture and the place it is from in, a few numbers out.
 
     h = silu(dense(conv(... silu(conv((picture - m_p) / s_p) + e_p)))) + condition        f = 10 b_p + W_p (k h)
+    z = (log w - (log a + log b) / 2) sqrt(12) / (log b - log a)                          the scale w of guidance
 
 A place p is where it is asked: a step i of a solve of N steps. The convolutions and the dense layer are shared by all
 places, whatever their N; e_p, W_p and b_p are each place's own. m_p and s_p are the mean and the standard deviation of
@@ -8,17 +9,22 @@ every pixel there, measured before training: x0 at high noise is the same grey p
 thousandths, and these carry all there is to know. Strided convolutions halve the picture until it is at most 4x4. b_p,
 what all samples share, learns ten times as fast as the rest. b and W start at zero: an untrained predictor corrects
 nothing. k is 1 but in a training with dropout, where it is drawn for each sample and stays for all of its solve: 0 with
-the probability p, else 1 / (1 - p) (Gal & Ghahramani 2016).
+the probability p, else 1 / (1 - p) (Gal & Ghahramani 2016). z, where it is learned for scales from a to b, is part of
+the condition; its mean is 0 and its deviation 1 over the log-uniform scales of training, and outside of a .. b it is
+that of the nearer end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ts_adapt.interfaces import TsAdaptError
 
 BIAS_RATE = 10.0
 LEAST_DEVIATION = 0.05
@@ -31,11 +37,12 @@ class Encoder(nn.Module):
     places   number of places that it is asked at
     classes  number of class labels (condition `class_labels`), 0 for none; one more row stands for "no label"
     text     width of prompt embeddings (condition `encoder_hidden_states`, averaged over tokens), 0 for none
+    scales   a and b of the scales of guidance (condition `guidance_scale`, a number or `(B,)`), None for none
     """
 
     def __init__(
         self, channels: int, outputs: int, *, places: int = 1, width: int = 24, hidden: int = 128,
-        size: tuple[int, int] = (28, 28), classes: int = 0, text: int = 0,
+        size: tuple[int, int] = (28, 28), classes: int = 0, text: int = 0, scales: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         for name, value in (("mean", torch.zeros), ("deviation", torch.ones)):
@@ -52,6 +59,8 @@ class Encoder(nn.Module):
         self.dense = nn.Linear(channels * high * wide, hidden)
         self.classes = nn.Embedding(classes + 1, hidden) if classes else None
         self.text = nn.Linear(text, hidden) if text else None
+        self.scales = scales
+        self.guidance = nn.Linear(1, hidden) if scales else None
         self.weight = nn.Parameter(torch.zeros(places, hidden, outputs))
         self.bias = nn.Parameter(torch.zeros(places, outputs))
         self.kept: Tensor | None = None
@@ -101,8 +110,22 @@ class Encoder(nn.Module):
             prompts = condition.get("encoder_hidden_states")
             if prompts is not None:
                 features = features + self.text(prompts.to(features.dtype).mean(1))
+        if self.guidance is not None:
+            features = features + self.guidance(self.standard(condition.get("guidance_scale")).to(features)[:, None])
         features = nn.functional.silu(features)
         return features if self.kept is None else self.kept * features
+
+    def standard(self, scale: float | Tensor | None) -> Tensor:
+        """z `(B,)` or `(1,)` of a scale; TsAdaptError where there is none."""
+        low, high = self.scales or (1.0, 1.0)
+        if scale is None:
+            raise TsAdaptError(
+                f"the predictor was learned for scales of guidance from {low:g} to {high:g}, and is not told which it "
+                "is; give it guidance_scale in the condition, or a pipeline that is called with one"
+            )
+        log = torch.as_tensor(scale, dtype=torch.float64).reshape(-1).clamp(low, high).log()
+        z: Tensor = (log - (math.log(low) + math.log(high)) / 2) * math.sqrt(12) / math.log(high / low)
+        return z
 
     def forward(self, picture: Tensor, place: int = 0, condition: Mapping[str, Any] | None = None) -> Tensor:
         found: Tensor = self.features(self.seen(picture, place), place, condition) @ self.weight[place]

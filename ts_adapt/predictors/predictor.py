@@ -72,7 +72,7 @@ class Predictor(nn.Module):
     corrections    some of shift, scale, coefficients, history, guidance, start (`start`), learned beside the times
     order          the solver's, for the number of coefficients
     width, hidden  of the network (`encoder`)
-    classes, text  what it sees of a condition (`encoder`)
+    classes, text, scales  what it sees of a condition (`encoder`)
     kept           k_N by N, as text, of some N that are not learned
 
     Raises TsAdaptError for two grids of the same N, and for none, ValueError for what `kept` may not hold.
@@ -87,7 +87,7 @@ class Predictor(nn.Module):
     def __init__(
         self, noise_schedule: NoiseSchedule, static: Static | Sequence[Static], shape: Sequence[int], *,
         corrections: Sequence[str] = (), order: int = 1, width: int = 24, hidden: int = 128, classes: int = 0,
-        text: int = 0, kept: Mapping[str, float] | None = None,
+        text: int = 0, kept: Mapping[str, float] | None = None, scales: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         given = [static] if isinstance(static, Tensor | TimeGrid) else list(static)
@@ -101,7 +101,7 @@ class Predictor(nn.Module):
         self.noise_schedule = noise_schedule
         self.options: dict[str, Any] = dict(
             steps=list(self.learned), shape=list(shape), corrections=list(corrections), order=order, width=width,
-            hidden=hidden, classes=classes, text=text, kept={},
+            hidden=hidden, classes=classes, text=text, kept={}, **({"scales": list(scales)} if scales else {}),
         )  # fmt: skip
         for number, share in dict(kept or {}).items():
             self.keep(int(number), share)
@@ -111,7 +111,7 @@ class Predictor(nn.Module):
         self.encoder = Encoder(
             self.pictures * shape[0], largest.size // (largest.steps if self.every_step else 1),
             places=self.places(self.learned[-1]).stop, width=width, hidden=hidden, size=(shape[1], shape[2]),
-            classes=classes, text=text,
+            classes=classes, text=text, scales=scales,
         )  # fmt: skip
         self.start: Start | None = None
         if START.name in corrections:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,12 @@ def _check_network(kind: type[OneShot | Recursive], network: dict[str, Any], ten
     for key, size in found.items():
         if network[key] != size:
             raise ValueError(f"its {key} is {network[key]}, that of the weights in the tensors {size}")
+    scales = network.get("scales")
+    if (scales is not None) != ("encoder.guidance.weight" in tensors):
+        raise ValueError(f"its scales of guidance are {scales}, and the weights in the tensors say otherwise")
+    low, high = (1.0, 2.0) if scales is None else scales
+    if not 0 < low < high < math.inf:
+        raise ValueError(f"its scales of guidance are {scales}; they are two numbers above 0 that rise")
     steps = network["steps"]
     if not isinstance(steps, list) or not all(type(n) is int and n > 0 for n in steps) or steps != sorted(set(steps)):
         raise ValueError(f"its numbers of steps are {steps}; they are whole numbers that rise")

@@ -108,10 +108,7 @@ class TimeHook:
     def _compare_guidance(self, run: Run) -> None:
         """Warn, once in a run, where the pipeline guides by another scale than the schedule holds for."""
         then, run.learned_under = run.learned_under, None
-        now = getattr(self.pipe, "guidance_scale", None)
-        if not isinstance(then, int | float) or not isinstance(now, int | float):
-            return
-        if said := of_another_guidance(then, now):
+        if said := of_another_guidance(then, getattr(self.pipe, "guidance_scale", None)):
             warnings.warn(said, TsAdaptWarning, stacklevel=2)
 
     def _as_told(self, tau: Tensor, timestep: Any, divisor: int) -> Tensor:
@@ -130,6 +127,9 @@ class TimeHook:
             for name in CONDITIONS
             if isinstance(value := given.get(name), Tensor) and value.ndim and value.shape[0] == rows
         }
+        scale = getattr(self.pipe, "guidance_scale", None)
+        if isinstance(scale, int | float):
+            condition["guidance_scale"] = torch.full((rows,), float(scale), dtype=torch.float64)
         x = x if self.run is None else self.run.unshown(x)
         shown, labels = Shown(x, condition, view_of(x, given, self.channels)), condition.get("class_labels")
         if self.null_class is None or labels is None or not shown.has_copies(2):

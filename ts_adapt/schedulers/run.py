@@ -142,7 +142,7 @@ class Run:
         self.noised = True
         self.network: nn.Module | None = None
         self.learned_at: Any = None
-        self.learned_under: float | None = None
+        self.learned_under: Any = None
         self._nominal: list[float] = timesteps.tolist()
         self._form: tuple[int, ...] = ()
         self._shape: tuple[int, ...] = ()

@@ -22,7 +22,8 @@ and in `about`, each where it is known (null or left out where not):
     teacher           the hash of the teacher's manifest, that is of everything its samples depend on
     teacher_solver, teacher_nfe, teacher_grid, teacher_seed    the fine solve itself
     made_with         the options of the search that found it, by the names that they have in a config
-    guidance_scale    what the samples were guided by; 1: by nothing, though they could have been
+    guidance_scale    what the samples were guided by; 1: by nothing, though they could have been; [a, b]: each by one
+                      of its own from a to b
     shape             of the samples that it was found on, where the pipeline's scheduler shifts its times by their size
     measured          name -> {"value": number, "evaluator": what measured it, "samples": how many, ...}
 
@@ -70,7 +71,7 @@ REQUIRED: Schema = {
 ABOUT: Schema = {
     "order": int, "model": str, "prediction": str, "method": str, "source": str, "seed": int, "distance": str,
     "teacher": str, "teacher_solver": str, "teacher_nfe": int, "teacher_grid": str, "teacher_seed": int,
-    "made_with": dict, "shape": list, "measured": dict, "guidance_scale": (int, float),
+    "made_with": dict, "shape": list, "measured": dict, "guidance_scale": (int, float, list),
 }  # fmt: skip
 """The named places of `about` and the type that each has, if it is not null."""
 AS_FAR = 2.0
@@ -180,24 +181,41 @@ def of_another_size(then: Sequence[int], now: Sequence[int]) -> str:
     )
 
 
-def of_another_guidance(then: float, now: float) -> str | None:
+def of_another_guidance(then: Any, now: Any) -> str | None:
     """The same of one found under the guidance scale `then`, where samples are guided by `now`; nothing if it holds.
 
+    Either is a number, or the two ends of a range; anything else is not known. Found for a range, it holds within that.
     Scales below 1, which most pipelines have for none, count as 1.
     """
-    one, other = max(then, 1.0), max(now, 1.0)
-    if one / AS_FAR <= other <= one * AS_FAR:
+    learned, called = ends_of(then), ends_of(now)
+    if learned is None or called is None:
         return None
+    factor = AS_FAR if learned[0] == learned[1] else 1.0
+    if max(learned[0], 1) / factor <= max(called[0], 1) and max(called[1], 1) <= max(learned[1], 1) * factor:
+        return None
+    of, by = (f"{a:g}" if a == b else f"{a:g} to {b:g}" for a, b in (learned, called))
     return (
-        f"the schedule was found under guidance_scale {then:g}, and these samples are guided by {now:g}: so far from "
-        "its own a fixed grid may be better; call with that scale, or find a schedule for this one"
+        f"the schedule was found under guidance_scale {of}, and these samples are guided by {by}: so far from its own "
+        "a fixed grid may be better; call with that scale, or find a schedule for this one"
     )
+
+
+def ends_of(scale: Any) -> tuple[float, float] | None:
+    """The least and the greatest of a scale, or of the two ends of a range of them; None: it is neither."""
+    ends = [*scale] if isinstance(scale, list | tuple) and len(scale) == 2 else [scale, scale]
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends) or not ends[0] <= ends[1]:
+        return None
+    return float(ends[0]), float(ends[1])
 
 
 def check_about(about: Mapping[str, Any], what: Path | str) -> None:
     """TsAdaptError, naming `what`, if one of the named places of `about` holds something else than it is for."""
     check_schema(about, {key: kind for key, kind in ABOUT.items() if about.get(key) is not None}, what)
-    prediction = about.get("prediction")
+    scale, prediction = about.get("guidance_scale"), about.get("prediction")
+    if scale is not None and ends_of(scale) is None:
+        raise TsAdaptError(
+            f"'guidance_scale' of {what} is {shortened(scale)}; expected a number, or two that rise: the ends of a range"
+        )
     if prediction is not None and prediction not in PARAMETERIZATIONS:
         raise TsAdaptError(f"{what}: {unknown('prediction', shortened(prediction), PARAMETERIZATIONS)}")
     for name, measurement in (about.get("measured") or {}).items():

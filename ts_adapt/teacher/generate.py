@@ -31,6 +31,8 @@ from ts_adapt.teacher.store import TEST_END, TEST_START, TeacherStore, condition
 
 LABEL_STREAM = -1
 """The stream of `initial_noise` that class labels are drawn from; x_T has 0, the solvers' noise those above."""
+SCALE_STREAM = -2
+"""That of the scales of guidance."""
 
 
 class ConditionSource(Protocol):
@@ -59,8 +61,24 @@ class ClassLabels:
     def draw(self, seed: int, index: Sequence[int]) -> dict[str, Tensor]:
         if self.label is not None:
             return {"class_labels": torch.full((len(index),), self.label)}
-        uniform = torch.special.ndtr(initial_noise(seed, index, (), stream=LABEL_STREAM).double())
+        uniform = _uniform(seed, index, LABEL_STREAM)
         return {"class_labels": (uniform * self.classes).long().clamp(max=self.classes - 1)}
+
+
+class Scales:
+    """`guidance_scale` `(n,)` float64: log-uniform on `low` .. `high`, drawn for each sample; equal ends for all."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "guidance_scale", "low": self.low, "high": self.high}
+
+    def draw(self, seed: int, index: Sequence[int]) -> dict[str, Tensor]:
+        if self.low == self.high:
+            return {"guidance_scale": torch.full((len(index),), self.low, dtype=torch.float64)}
+        drawn = self.low * (self.high / self.low) ** _uniform(seed, index, SCALE_STREAM)
+        return {"guidance_scale": drawn.clamp(self.low, self.high)}
 
 
 class Prompts:
@@ -111,6 +129,12 @@ class Together:
 
     def draw(self, seed: int, index: Sequence[int]) -> dict[str, Tensor]:
         return {name: value for source in self.sources for name, value in source.draw(seed, index).items()}
+
+
+def classes_of(described: Mapping[str, Any] | None) -> int:
+    """How many classes a source draws from, of what it says of itself; 0: none."""
+    parts = (described or {}).get("parts", [])
+    return max([int((described or {}).get("classes", 0)), *map(classes_of, parts)])
 
 
 def class_labels_for(denoiser: Denoiser, label: int | None = None) -> ClassLabels | None:
@@ -301,6 +325,12 @@ def _png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _uniform(seed: int, index: Sequence[int], stream: int) -> Tensor:
+    """`(n,)` on 0 .. 1, float64: of each sample its own."""
+    drawn: Tensor = torch.special.ndtr(initial_noise(seed, index, (), stream=stream).double())
+    return drawn
 
 
 def _batches(index: Sequence[int], size: int) -> Iterator[list[int]]:
