@@ -47,6 +47,14 @@ def test_every_number_is_bounded(option: str) -> None:
             with_option(option, value).validate()
 
 
+def test_a_range_of_scales_of_guidance_has_two_ends_that_rise() -> None:
+    assert Config(guidance=[4.0, 4.0]) == Config(guidance=4.0)
+    Config(guidance=[1.5, 8.0]).validate()
+    for given in ([8.0, 1.5], [3.0], [], [1.0, 2.0, 3.0], [0.0, 4.0], [-1.0, 4.0], ["a", 4.0], 2000.0, "four", None):
+        with pytest.raises(TsAdaptError, match="option guidance is .*; give "):
+            Config(guidance=given).validate()  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "option", ["static.method", "derivative", "qat.loss", "train.loss", "blackbox.sampler", "prune.measure"]
 )

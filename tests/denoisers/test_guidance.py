@@ -81,6 +81,19 @@ def test_scales_of_each_sample_are_as_many_single_calls(denoiser: Recorded) -> N
 
 
 @torch.no_grad()
+def test_the_same_scale_for_each_sample_is_the_one_scale_to_the_bit(denoiser: Recorded) -> None:
+    told = Guided(denoiser, None, {"class_labels": NULL})
+    one = Guided(denoiser, 2.7, {"class_labels": NULL})
+    for more in ({}, {"guidance_factor": torch.tensor(0.8).double()}):
+        scales = torch.full((3,), 2.7, dtype=torch.float64)
+        each = told(X, T, guidance_scale=scales, class_labels=LABELS, **more)
+        assert torch.equal(each, one(X, T, class_labels=LABELS, **more))
+    assert told.guidance_scale is None
+    with pytest.raises(TsAdaptError, match="give the call guidance_scale"):
+        told(X, T, class_labels=LABELS)
+
+
+@torch.no_grad()
 def test_shared_times_model_times_and_the_denoisers_own_null_condition(denoiser: Recorded) -> None:
     denoiser.null_condition = {"class_labels": NULL}
     guided = Guided(denoiser, 3.0)

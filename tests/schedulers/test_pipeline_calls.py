@@ -59,6 +59,28 @@ def test_another_guidance_than_it_was_learned_under_is_said_once_a_run(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["one-shot", "recursive"])
+def test_the_scale_of_the_call_is_what_a_predictor_is_told(
+    kind: str, pipes: Any, tiny: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Of the two copies that the network sees, and of one where it is not guided."""
+    pipe, case = pipes("sd"), CASES["sd"]
+    schedule = tiny.schedule(kind, pipe.scheduler.config, case.shape, **case.options, scales=[1.0, 4.0])
+    schedule.register_to_config(learned_for={"guidance_scale": [1.0, 4.0]})
+    encoder, seen = next(iter(schedule.source.predictors.values())).encoder, list[Any]()
+    standard = encoder.standard
+    encoder.standard = lambda scale: (seen.append(scale), standard(scale))[1]
+    attach(pipe, schedule)
+    for scale, said in ((1.0, 0), (3.0, 0), (4.5, 1)):
+        recwarn.clear()
+        seen.clear()
+        call_sd(pipe, ROWS, guidance_scale=scale)
+        assert seen and all(each.tolist() == [scale] * len(ROWS) for each in seen)
+        assert len([one for one in recwarn if "under guidance_scale 1 to 4, " in str(one.message)]) == said
+    detach(pipe)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_callback_sees_every_step_and_may_change_the_latents(kind: str, pipes: Any, tiny: Any) -> None:
     pipe, seen = pipes("sd"), []

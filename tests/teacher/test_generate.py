@@ -17,7 +17,16 @@ from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import RectifiedFlow, VarianceExploding
 from ts_adapt.sampling import initial_noise, integrate, noise_scale
 from ts_adapt.solvers import DDIM
-from ts_adapt.teacher.generate import ClassLabels, Prompts, class_labels_for, generate, weights_hash
+from ts_adapt.teacher.generate import (
+    ClassLabels,
+    Prompts,
+    Scales,
+    Together,
+    class_labels_for,
+    classes_of,
+    generate,
+    weights_hash,
+)
 from ts_adapt.teacher.store import TeacherStore, condition_of
 
 
@@ -95,6 +104,24 @@ def test_class_labels_are_a_function_of_seed_and_index(tmp_path: Path) -> None:
     assert torch.equal(data["class_labels"][3:5], labels.draw(7, [3, 4])["class_labels"])
     again = integrate(Shifted(NOISE, 0.3, 0.25, SHAPE), DDIM(NOISE), TIMES, data["x_T"], condition=condition_of(data))
     torch.testing.assert_close(data["target"], again.x)
+
+
+def test_scales_of_guidance_are_log_uniform_and_a_function_of_seed_and_index() -> None:
+    source = Scales(1.5, 8.0)
+    drawn = source.draw(0, range(4000))["guidance_scale"]
+    assert drawn.dtype == torch.float64 and 1.5 <= float(drawn.min()) < 1.51 and 7.9 < float(drawn.max()) <= 8
+    share = (drawn / 1.5).log() / torch.tensor(8 / 1.5).log()
+    assert [float(share.quantile(q)) for q in (0.25, 0.5, 0.75)] == pytest.approx([0.25, 0.5, 0.75], abs=0.02)
+    assert torch.equal(source.draw(0, [3000, 7, 50_001])["guidance_scale"][:2], drawn[[3000, 7]])
+    assert not torch.equal(source.draw(1, range(9))["guidance_scale"], drawn[:9])
+    labels = ClassLabels(10).draw(0, range(4000))["class_labels"].double()
+    assert abs(float(torch.corrcoef(torch.stack([share, labels]))[0, 1])) < 0.05
+    assert Scales(-2.0, -2.0).draw(0, range(3))["guidance_scale"].tolist() == [-2.0] * 3
+
+
+def test_classes_are_known_among_other_things_that_samples_have() -> None:
+    both = Together([Scales(1.5, 8.0), ClassLabels(7)])
+    assert [classes_of(each) for each in (None, Scales(1, 2).describe(), both.describe())] == [0, 0, 7]
 
 
 def test_class_labels_are_uniform_and_independent_of_the_noise() -> None:

@@ -53,7 +53,8 @@ def training_data(session: Session) -> tuple[Tensor, Condition]:
     if options.data == TEACHER:
         batch = session.teacher("train")[1]
         batch = batch.rows(slice(0, options.images))
-        return batch.target, {name: value for name, value in batch.condition.items() if name != "guidance_scale"}
+        guided = {"guidance_scale"} if isinstance(session.denoiser, Guided) else set()  # is not what the network is told
+        return batch.target, {name: value for name, value in batch.condition.items() if name not in guided}
     if options.data == EMBEDDED:
         try:
             pixels, labels = load_fashion_mnist("train", Path(session.config.data_root) / "fashion-mnist")
