@@ -289,7 +289,8 @@ class TeacherStore:
 
     def _refuse_other(self, config: dict[str, Any]) -> None:
         kept = self.manifest["config"]
-        for key in [*kept, *(key for key in config if key not in kept)]:
+        keys = [*kept, *(key for key in config if key not in kept)]
+        for key in sorted(keys, key=lambda key: isinstance(kept.get(key), dict)):  # what can be read at a glance first
             if kept.get(key) != config.get(key):
                 former, now = (files.shortened(repr(of.get(key)), 60) for of in (kept, config))
                 raise TsAdaptError(
