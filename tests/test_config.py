@@ -51,7 +51,7 @@ def test_a_range_of_scales_of_guidance_has_two_ends_that_rise() -> None:
     assert Config(guidance=[4.0, 4.0]) == Config(guidance=4.0)
     Config(guidance=[1.5, 8.0]).validate()
     for given in ([8.0, 1.5], [3.0], [], [1.0, 2.0, 3.0], [0.0, 4.0], [-1.0, 4.0], ["a", 4.0], 2000.0, "four", None):
-        with pytest.raises(TsAdaptError, match="option guidance is .*; give "):
+        with pytest.raises(TsAdaptError, match=r"option guidance is .*; give "):
             Config(guidance=given).validate()  # type: ignore[arg-type]
 
 

@@ -288,7 +288,7 @@ class Config:
             raise TsAdaptError(f"option name is {self.name!r}; give one folder name, without /, .. or line breaks")
         if isinstance(self.guidance, list) and (len(self.guidance) != 2 or self.guidance[0] > self.guidance[1]):
             raise TsAdaptError(
-                f"option guidance is {self.guidance}; give one scale, or the least and the greatest of a range, [1.5, 8]"
+                f"option guidance is {self.guidance}; give one scale, or the two ends of a range, such as [1.5, 8]"
             )
         for name in map(parse, self.learn or []):
             if name.kind not in (SHARED, ORACLE, PREDICTOR) or name.student:

@@ -1,4 +1,4 @@
-"""Scales of guidance that are the samples' own: drawn, kept with the teacher's samples, told to predictors, sampled by."""
+"""Scales of guidance that are the samples' own: kept with the teacher's, told to predictors, sampled by."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ def test_a_teachers_sample_is_the_solve_under_its_own_scale(done: Job) -> None:
 
 
 def test_what_was_learned_is_for_the_range_and_compared_under_it(done: Job) -> None:
-    grid, config = read_json(done.data / "static+guidance/ddim-nfe2.json"), read_json(done.data / "predictors/recursive/ddim-nfe2/config.json")
+    grid, config = (
+        read_json(done.data / "static+guidance/ddim-nfe2.json"),
+        read_json(done.data / "predictors/recursive/ddim-nfe2/config.json"),
+    )
     assert grid["guidance_scale"] == config["guidance_scale"] == config["network"]["scales"] == RANGE
     assert config["network"]["classes"] == 10
     assert {row["schedule"] for row in done.rows()} >= {"karras", "static", "static+guidance", "recursive", "oracle"}

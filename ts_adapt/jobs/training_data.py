@@ -53,8 +53,10 @@ def training_data(session: Session) -> tuple[Tensor, Condition]:
     if options.data == TEACHER:
         batch = session.teacher("train")[1]
         batch = batch.rows(slice(0, options.images))
-        guided = {"guidance_scale"} if isinstance(session.denoiser, Guided) else set()  # is not what the network is told
-        return batch.target, {name: value for name, value in batch.condition.items() if name not in guided}
+        condition = dict(batch.condition)
+        if isinstance(session.denoiser, Guided):
+            condition.pop("guidance_scale", None)  # which the network itself is not told
+        return batch.target, condition
     if options.data == EMBEDDED:
         try:
             pixels, labels = load_fashion_mnist("train", Path(session.config.data_root) / "fashion-mnist")

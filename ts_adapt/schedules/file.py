@@ -205,7 +205,7 @@ def ends_of(scale: Any) -> tuple[float, float] | None:
     ends = [*scale] if isinstance(scale, list | tuple) and len(scale) == 2 else [scale, scale]
     if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends) or not ends[0] <= ends[1]:
         return None
-    return float(ends[0]), float(ends[1])
+    return ends[0], ends[1]
 
 
 def check_about(about: Mapping[str, Any], what: Path | str) -> None:
@@ -214,7 +214,7 @@ def check_about(about: Mapping[str, Any], what: Path | str) -> None:
     scale, prediction = about.get("guidance_scale"), about.get("prediction")
     if scale is not None and ends_of(scale) is None:
         raise TsAdaptError(
-            f"'guidance_scale' of {what} is {shortened(scale)}; expected a number, or two that rise: the ends of a range"
+            f"'guidance_scale' of {what} is {shortened(scale)}; expected a number, or the two ends of a range"
         )
     if prediction is not None and prediction not in PARAMETERIZATIONS:
         raise TsAdaptError(f"{what}: {unknown('prediction', shortened(prediction), PARAMETERIZATIONS)}")
