@@ -270,13 +270,17 @@ class Experiment:
             sources += [labels] if labels is not None else []
         sources += [Numbers(denoiser.numbered)] if denoiser.numbered is not None else []
         guided = self.config.guidance
-        if scale is not None and guided == 1.0:
-            raise TsAdaptError(
-                f"--scale is {scale:g}, and {self.config.model.name!r} is not guided by option guidance; set that, for "
-                "a pipeline model.call, or leave --scale out"
-            )
-        if scale is not None or isinstance(guided, list):
-            sources.append(Scales(*(guided if scale is None else (scale, scale))))
+        if scale is not None:
+            if guided == 1.0:
+                raise TsAdaptError(
+                    f"--scale is {scale:g}, and {self.config.model.name!r} is not guided by option guidance; set that, "
+                    "for a pipeline model.call, or leave --scale out"
+                )
+            if denoiser.loop is not None:
+                guided_by_samples(denoiser, scale)
+            sources.append(Scales(scale, scale))
+        elif isinstance(guided, list):
+            sources.append(Scales(*guided))
         return Together(sources) if len(sources) > 1 else next(iter(sources), None)
 
     def teacher_grid(self, nfe: int | None = None) -> TimeGrid:
