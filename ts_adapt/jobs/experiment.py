@@ -77,7 +77,7 @@ class Experiment:
                 f"option guidance is {config.guidance}, but the model {config.model.name!r} has no unconditional "
                 "part to guide by; leave guidance at 1, or choose a conditional model"
             )
-        return Guided(denoiser, config.guidance if scales is None else None)
+        return Guided(denoiser, None if isinstance(config.guidance, list) else config.guidance)
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
