@@ -125,7 +125,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     *(({"measured": {"fid": value}}, "measured.fid of .* holds a") for value in ([1], 0.5)),
     ({"measured": {"fid": {"value": 1.0}}}, "measured.fid of .* has no 'evaluator'"),
     ({"measured": {"fid": {"value": "low", "evaluator": "x"}}}, "'value' of measured.fid"),
-    *(({key: [1]}, f"'{key}' of .* is a list") for key in ABOUT if key not in ("measured", "shape")),
+    *(({key: [1]}, f"'{key}' of .* is a list") for key in ABOUT if key not in ("measured", "shape", "guidance_scale")),
+    *(({"guidance_scale": given}, "'guidance_scale' of .*; expected a number") for given in ([1], [8, 2], ["a", 2])),
     ({"shape": 3}, "'shape' of .* is a int"),
 ]
 
