@@ -218,7 +218,10 @@ def test_a_plan_begins_nothing_and_what_is_there_is_not_counted(
         (["--static.corrections", "shift,scale"], ["static", "static+shift+scale", "recursive"]),
         (["--learn", "one-shot,static", "--static.corrections", "[]"], ["static", "one-shot"]),
         (["--learn", "blackbox"], ["blackbox"]),
-        (["--learn", "oracle+shift,recursive,static+shift"], ["static", "static+shift", "oracle+shift", "recursive"]),
+        (
+            ["--learn", "oracle+shift,recursive,static+shift", "--static.corrections", "shift"],
+            ["static", "static+shift", "oracle+shift", "recursive"],
+        ),
         (["--learn", "[]"], []),
     ],
 )

@@ -72,9 +72,10 @@ def same(one: TimeGrid, other: TimeGrid) -> bool:
 def test_it_is_searched_kept_predicted_and_evaluated(tmp_path: Path) -> None:
     job = Job.begun(tmp_path, TOY)
     for step in (
-        ("teach",), ("search",),
+        ("teach",), ("search", "--static.method", "lbfgs", "--static.iterations", "20"),
         ("search", "--static.corrections", "offset", "--static.method", "forward", "--static.evaluations", "200"),
-        (*LABEL, "--split", "test"), (*LABEL, "--split", "test", "--per_sample.corrections", "offset"),
+        (*LABEL, "--split", "test", "--per_sample.iterations", "20"),
+        (*LABEL, "--split", "test", "--per_sample.iterations", "20", "--per_sample.corrections", "offset"),
         ("train", "--predictor", "one-shot", "--train.corrections", "offset,shift", "--train.loss", "end_to_end"),
         ("train", "--train.corrections", "offset", "--train.loss", "end_to_end"),
         ("evaluate",),

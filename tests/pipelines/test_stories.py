@@ -85,14 +85,14 @@ def test_a_published_config_gives_the_call_what_it_takes(name: str) -> None:
     pipe, _ = family(name)
     config = cli.parse(["teach", "--config", str(CONFIGS / f"{name}.yml")]).config
     assert config.model.call and Arguments(pipe, config.model.call).shared == config.model.call
-    assert config.teacher.train_samples >= 2 * config.static_samples
+    assert config.teacher.train_samples >= config.static_samples + config.static_validating
 
 
 def tell(name: str, folder: Path) -> Story:
     """Teach, learn, compare and export; what is exported ends in the pipeline where the student does."""
     story = Story(name, folder)
     session = story.session
-    shared = session.config.static_name
+    shared = session.static_name
     learned = [shared, "recursive"] if session.denoiser.tells else [shared]
     train = [("train", "--predictor", kind) for kind in learned[1:]]
     for step in (("teach",), ("search",), *train, ("evaluate",)):

@@ -69,6 +69,8 @@ GridAt: TypeAlias = Callable[[Tensor], TimeGrid]
 """v `(P,)` or `(B, P)`, steps from the start in `GridSpace.unit`, -> the grid there."""
 CAP = 2.0
 """Medians of the best start that a distance counts for at most, where it is capped."""
+FEW = 96
+"""Samples that auto goes on with by forward, each of whose grids is measured on all of them; at most."""
 FIRST_STEP = 0.1
 """The length of L-BFGS's first trial step in the logits, before it knows any curvature."""
 
@@ -86,7 +88,7 @@ class StaticOptions:
     iterations: Count = 96
     """adam, smoothed: minibatches; lbfgs: at most."""
     evaluations: Count = 160
-    """forward: how many grids are measured on all samples."""
+    """forward: how many grids are measured on all samples (under auto, on 96 at most)."""
     spread: Positive = 0.3
     """forward: standard deviation of the first draws, in the logits."""
     starts: Annotated[int, Between(1, 1000)] = 2
@@ -102,7 +104,7 @@ class StaticOptions:
     """adam: each sample's gradient is clipped to this norm before the mean."""
     ema: Decay = 0.9
     """adam, smoothed: decay of the moving average of the parameters."""
-    validate_every: Count = 8
+    validate_every: Count = 16
     """adam, smoothed: iterations; lbfgs validates after each."""
     corrections: list[CorrectionName] | None = None
     """What is learned beside the times: shift (of the model times), scale (of the output), coefficients,
@@ -274,7 +276,7 @@ def search_static(
     track = _Track(objective, validation, space, starts[start], means[start], journal, on_step)
     result = StaticResult(starts[start], means[start], start, means[start], agreement=agreement)
 
-    def descend(method: Method, name: str, grid: TimeGrid) -> None:
+    def descend(method: Method, name: str, grid: TimeGrid, train: Batch = train) -> None:
         z = space.numbers(grid).detach().to(train.x_T.device)
         total = options.evaluations if method == "forward" else options.iterations
         result.tried.append((method, name))
@@ -286,7 +288,7 @@ def search_static(
         if agreement is None or agreement.leads_down:
             descend("adam", start, starts[start])
         if track.distance >= means[start]:
-            descend("forward", start, starts[start])
+            descend("forward", start, starts[start], train.rows(slice(0, FEW)))
     else:
         for name in finite[: options.starts if options.method == "lbfgs" else 1]:
             descend(options.method, name, starts[name])
