@@ -72,7 +72,7 @@ def same(one: TimeGrid, other: TimeGrid) -> bool:
 def test_it_is_searched_kept_predicted_and_evaluated(tmp_path: Path) -> None:
     job = Job.begun(tmp_path, TOY)
     for step in (
-        ("teach",), ("search", "--static.method", "lbfgs", "--static.iterations", "20"),
+        ("teach",), ("search", "--static.method", "lbfgs"),
         ("search", "--static.corrections", "offset", "--static.method", "forward", "--static.evaluations", "200"),
         (*LABEL, "--split", "test", "--per_sample.iterations", "20"),
         (*LABEL, "--split", "test", "--per_sample.iterations", "20", "--per_sample.corrections", "offset"),
