@@ -26,7 +26,8 @@ PROMPTS = ["a cat", "the big dog", "nothing", "a red house"]
 SEVEN = ("sd15", "sdxl", "sd35", "flux", "qwen-image", "sana", "wan")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL: dict[str, Any] = {
-    "name": "story", "solvers": [SOLVER], "nfe": [STEPS], "distance": "l2", "static_samples": 4, "static_validation": 4, "label_samples": 4,
+    "name": "story", "solvers": [SOLVER], "nfe": [STEPS], "distance": "l2", "static_samples": 4, "static_validation": 4,
+    "label_samples": 4,
     "oracle_samples": 4, "label_batch": 4,
     "model": {"device": "cpu", "dtype": "float32"},
     "teacher": {"solver": "dpmpp-2m", "nfe": 6, "train_samples": 10, "test_samples": 6, "batch_size": 5},
