@@ -21,7 +21,7 @@ STUDY_NFE := 5
 STUDY_LABELS := 4096
 STUDY_CONFIG = --config $(CONFIG) --solvers $(STUDY)
 STUDENTS := "--nfe 5 --student.quantizer hqq3" "--nfe 10 --student.cacher deepcache-2 --static_samples 128"
-MORE := --teacher.train_samples 2048 --train.samples 2048
+MORE := --teacher.train_samples 2048 --static_samples 768 --train.samples 2048
 EMOJI_SD := --config configs/emoji-sd.yml $(MORE) --evaluate.grids quadratic,ays-svd
 EMOJI_SD3 := --config configs/emoji-sd3.yml $(MORE) --evaluate.grids beta,quadratic
 CHEAPER := "--nfe 6,8 --student.cacher deepcache-2" "--nfe 5 --student.quantizer hqq3" "--nfe 6 --student.cacher tgate-3"
@@ -135,7 +135,6 @@ students: $(STAMP)
 suite: $(STAMP)
 	$(BIN)/ts-adapt learn $(EMOJI_SD) --nfe 3,5,10
 	for student in $(CHEAPER); do \
-		$(BIN)/ts-adapt search $(EMOJI_SD) $$student --static.corrections [] || exit; \
 		$(BIN)/ts-adapt search $(EMOJI_SD) $$student || exit; \
 		$(BIN)/ts-adapt train $(EMOJI_SD) $$student || exit; \
 	done

@@ -50,6 +50,8 @@ from ts_adapt.search.work import Work
 Schedule = TimeGrid | StepPolicy
 NOTHING = Work()
 LD3, GS = "LD3, its budget", "GS, two passes"
+BY_LBFGS = {"method": "lbfgs", "iterations": 20, "batch_size": 64}
+"""What static grids of few noises are learned by."""
 OF_LD3 = StaticOptions(method="adam", corrections=["shift"], soft_teacher=True, iterations=7 * 25, batch_size=2)
 OF_GS = StaticOptions(method="adam", corrections=["shift", "history"], batch_size=24, validate_every=20)
 PASSES_OF_GS = 2
@@ -150,7 +152,7 @@ def main() -> None:
     print(f"{options.solver}, NFE {options.nfe}, {options.validation} validation noises; best fixed {fixed.mean():.5f}")
 
     def shared(learned: Sequence[str]) -> dict[int, tuple[TimeGrid, Work]]:
-        settings, name = replace(config.static, corrections=list(learned)), corrected("static", learned)
+        settings, name = replace(config.static, corrections=list(learned), **BY_LBFGS), corrected("static", learned)
         parts = {n: (slice(0, n), slice(n, 2 * n)) for n in sorted({*options.static_sizes, options.begins})}
         return {n: report(name, n, 1, partial(static, settings, *parts[n])) for n in parts}
 

@@ -118,7 +118,9 @@ def main() -> None:
         given = dict(STATIC[row])
         by = {"derivative": given.pop("derivative", AUTO), "width": given.pop("width", objective.width)}
         counted, began = Counted(denoiser), time.process_time()
-        settings = StaticOptions(starts=1 if given["method"] != AUTO else 2, **given)
+        settings = StaticOptions(
+            **{"corrections": [], "starts": 1, "iterations": 20, "batch_size": 64, "validate_every": 5} | given
+        )
         found = search_static(
             replace(objective, denoiser=counted, **by), few, validation, starts, settings, means=means, progress=False
         )

@@ -114,3 +114,10 @@ def test_a_missing_static_grid_is_asked_for_without_the_corrections_of_the_confi
     assert "--method static --static.corrections '[]' --solvers unipc-2 --nfe 4" in message
     assert job.run("search", "--nfe", "4", "--static.corrections", "[]") == 0
     assert job.run("search", "--method", "per-sample", "--nfe", "4", "--static.corrections", "shift") == 0
+
+
+def test_a_static_search_makes_times_alone_and_then_corrections_unless_told_which(job: Job) -> None:
+    assert job.run("search", "--nfe", "4", "--static.corrections", "null") == 0
+    for name, held in (("static", set()), ("static+shift+history", {"model_times", "history"})):
+        grid = LearnedGrid.load(job.data / name / "unipc-2-nfe4.json").grid
+        assert grid.corrections.keys() == held

@@ -167,11 +167,8 @@ class Experiment:
         Names are known by then (`Config.validate`): here is what depends on the model.
         """
         config, shape = self.config, self.image_shape
-        learned = {
-            *(config.static.corrections or ()),
-            *config.per_sample.corrections,
-            *(config.train.corrections or ()),
-        }
+        own, predicted = config.static.corrections or (), config.train.corrections or ()
+        learned = {*own, *config.per_sample.corrections, *predicted}
         if GUIDANCE.name in learned and not self.guides:
             raise TsAdaptError(
                 f"guidance is among the corrections to learn, and nothing guides the model {config.model.name!r} by "

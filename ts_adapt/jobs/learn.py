@@ -75,13 +75,8 @@ def learn(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
         left, made = left - step.work.seconds(), made + step.work.seconds()
     kept, report = write_config(config, session.workspace.config), session.workspace.evaluation / REPORT
     print(f"[{time.monotonic() - began:.0f} s] done\n\nThe report is {report}. To go on with what was learned here:")
-    print(
-        "\n".join(
-            next_commands(
-                wanted(config, session.static_name, session.base), kept, for_diffusers=is_for_diffusers(session)
-            )
-        )
-    )
+    learned = wanted(config, session.static_name, session.base)
+    print("\n".join(next_commands(learned, kept, for_diffusers=is_for_diffusers(session))))
     return report
 
 

@@ -5,7 +5,7 @@
 A few free numbers and a mean over hundreds of samples: the mean is smooth where one sample's loss is rugged (a sample
 may end in another mode of the data), and two halves of the samples agree on its shape. The ways down, by `method`:
 
-    adam      the gradient of minibatches of few samples, each new, by Adam, as LD3 and GS do
+    adam      the gradient of minibatches, of some 24 samples out of hundreds, by Adam, as LD3 and GS do
     lbfgs     the gradient of the whole mean, by L-BFGS (scipy): of few samples, and of few numbers
     smoothed  Adam on the mean smoothed over Gaussian perturbations xi_b of the logits, antithetically, from forward
               solves alone (Nesterov & Spokoiny 2017):
