@@ -39,15 +39,17 @@ from ts_adapt.search.static import StaticOptions, best_start, search_static
 from ts_adapt.teacher.store import TEST_START, TRAIN_START
 
 GRIDS = ("linear", "quadratic", "karras", "log_snr", "ays-sd15", "ays-sdxl", "ays-svd")
+LBFGS: dict[str, Any] = {"method": "lbfgs", "iterations": 20, "batch_size": 64}
 STATIC: dict[str, dict[str, Any]] = {
-    "lbfgs, exact": {"method": "lbfgs", "derivative": "exact"},
-    "lbfgs, slow, width .01": {"method": "lbfgs", "derivative": "slow", "width": 0.01},
-    "lbfgs, slow, width .04": {"method": "lbfgs", "derivative": "slow"},
-    "lbfgs, slow, width .1": {"method": "lbfgs", "derivative": "slow", "width": 0.1},
-    "lbfgs, secant": {"method": "lbfgs", "derivative": "secant"},
-    "adam, exact": {"method": "adam", "iterations": 40, "derivative": "exact"},
-    "adam, slow": {"method": "adam", "iterations": 40, "derivative": "slow"},
-    "smoothed": {"method": "smoothed", "iterations": 40},
+    "lbfgs, exact": {**LBFGS, "derivative": "exact"},
+    "lbfgs, slow, width .01": {**LBFGS, "derivative": "slow", "width": 0.01},
+    "lbfgs, slow, width .04": {**LBFGS, "derivative": "slow"},
+    "lbfgs, slow, width .1": {**LBFGS, "derivative": "slow", "width": 0.1},
+    "lbfgs, secant": {**LBFGS, "derivative": "secant"},
+    "adam, exact": {"method": "adam", "derivative": "exact"},
+    "adam, slow": {"method": "adam", "derivative": "slow"},
+    "adam, secant": {"method": "adam", "derivative": "secant"},
+    "smoothed": {"method": "smoothed", "iterations": 40, "batch_size": 64},
     "forward": {"method": "forward"},
     "as it comes": {"method": "auto"},
 }
@@ -87,7 +89,8 @@ def main() -> None:
     parser.add_argument("--solver", default="dpmpp-2m")
     parser.add_argument("--nfe", type=int, default=5)
     parser.add_argument("--distance", default="features")
-    parser.add_argument("--samples", type=int, default=128, help="training noises of static grids; as many validate")
+    parser.add_argument("--samples", type=int, default=256, help="training noises of static grids")
+    parser.add_argument("--validation", type=int, default=128, help="training noises that validate them")
     parser.add_argument("--test", type=int, default=512, help="test noises")
     parser.add_argument("--oracles", type=int, default=32, help="test noises with grids of their own; 0: none")
     parser.add_argument("--noises", type=int, default=768, help="training noises of predictors; 0: no predictors")
@@ -97,8 +100,11 @@ def main() -> None:
     denoiser = ts_adapt.load(options.model)
     solver = ts_adapt.build_solver(options.solver, denoiser.noise_schedule)
     objective = Objective(denoiser, solver, ts_adapt.build_distance(options.distance))
-    train = teacher(objective, TRAIN_START, max(2 * options.samples, options.noises))
-    few, validation = train.rows(slice(0, options.samples)), train.rows(slice(options.samples, 2 * options.samples))
+    train = teacher(objective, TRAIN_START, max(options.samples + options.validation, options.noises))
+    few, validation = (
+        train.rows(slice(0, options.samples)),
+        train.rows(slice(options.samples, options.samples + options.validation)),
+    )
     test = teacher(objective, TEST_START, options.test)
     starts = {name: ts_adapt.build_grid(name, denoiser.noise_schedule, options.nfe, rescale=True) for name in GRIDS}
     name, means = best_start(objective, starts, validation)
@@ -118,9 +124,7 @@ def main() -> None:
         given = dict(STATIC[row])
         by = {"derivative": given.pop("derivative", AUTO), "width": given.pop("width", objective.width)}
         counted, began = Counted(denoiser), time.process_time()
-        settings = StaticOptions(
-            **{"corrections": [], "starts": 1, "iterations": 20, "batch_size": 64, "validate_every": 5} | given
-        )
+        settings = StaticOptions(corrections=[], starts=1, **given)
         found = search_static(
             replace(objective, denoiser=counted, **by), few, validation, starts, settings, means=means, progress=False
         )
@@ -164,7 +168,7 @@ def trained(kind: Any, objective: Objective, static: TimeGrid, data: Batch, opti
     denoiser = objective.denoiser
     predictor = kind(
         denoiser.noise_schedule, static.times, denoiser.shape,
-        corrections=["shift", "scale", "coefficients"], order=objective.solver.order,
+        corrections=["shift", "scale", "history"], order=objective.solver.order,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         train_predictor(
