@@ -141,12 +141,12 @@ def integrate(
 
 
 def condition_rows(condition: Condition, rows: slice | Tensor) -> dict[str, Any]:
-    """The condition of some samples: every tensor in it, nested ones included, has a row for each sample."""
+    """The condition of some samples: every tensor in it, nested ones included, has a row for each, or is `()`."""
 
     def pick(value: Any) -> Any:
         if isinstance(value, Mapping):
             return condition_rows(value, rows)
-        return value[rows] if isinstance(value, Tensor) else value
+        return value[rows] if isinstance(value, Tensor) and value.ndim else value
 
     return {key: pick(value) for key, value in condition.items()}
 

@@ -121,6 +121,12 @@ def test_a_pipeline_is_called_with_one_samples_scale_after_the_other(tmp_path: P
             own = {key: value[row : row + 1] for key, value in condition.items() if key != "guidance_scale"}
             expected = integrate(alone.denoiser, solver, grid, x_T[row : row + 1], condition=own).x
             torch.testing.assert_close(both[row : row + 1], expected)
+        rows = torch.full((2,), 4.0)
+        one, each = (
+            integrate(of.denoiser, solver, grid, x_T, condition={**condition, "guidance_scale": scale}).x
+            for scale in (4.0, rows)
+        )
+        torch.testing.assert_close(one, each)
     seen = of.denoiser.shown(x_T, condition)[1]
     assert torch.equal(seen["guidance_scale"], condition["guidance_scale"])
 

@@ -101,6 +101,14 @@ def test_a_scale_below_one_is_refused_where_it_guides_nothing(scale: float) -> N
     assert Arguments(Embedded(), {"guidance_scale": scale}).shared == {"guidance_scale": scale}
 
 
+@pytest.mark.parametrize("scale", [3, 3.0, torch.tensor(3.0), torch.tensor([3.0, 3.0], dtype=torch.float64)])
+def test_a_call_has_the_scale_of_its_samples_a_number_or_one_for_each(scale: Any) -> None:
+    arguments = Arguments(Pipe(), {"guidance_scale": 2.0})
+    assert arguments.of({"guidance_scale": scale}, 2)["guidance_scale"] == 3.0
+    with pytest.raises(TsAdaptError, match="one scale of guidance"):
+        arguments.of({"guidance_scale": torch.tensor([3.0, 4.0])}, 2)
+
+
 def test_each_sample_has_the_picture_of_its_number(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")

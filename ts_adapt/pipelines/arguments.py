@@ -5,7 +5,7 @@
     number         (B,): the sample's own; of each folder of pictures that an argument names, it has the one of this
                    number, modulo how many there are
     seed           (B,): by it and the number a sample draws
-    guidance_scale (B,): one for all of a call, where samples have scales of their own
+    guidance_scale (B,), or a number: one for all of a call, where samples have scales of their own
 
 What all share is given by name, as in the pipeline's own documentation; a `negative_prompt`, or a `prompt_2`, is for
 every sample. What a pipeline draws beside its starting noise is in `draws`.
@@ -121,7 +121,8 @@ class Arguments:
             given["class_labels"] = [0] * batch if labels is None else labels.tolist()
         if "batch_size" in self.takes:
             given["batch_size"] = batch
-        if (scales := condition.get("guidance_scale")) is not None:
+        if (scale := condition.get("guidance_scale")) is not None:
+            scales = torch.as_tensor(scale).reshape(-1)
             if bool((scales != scales[0]).any()):
                 raise TsAdaptError(f"a call of {self.name} has one scale of guidance; solve samples of others by turns")
             given["guidance_scale"] = float(scales[0])
