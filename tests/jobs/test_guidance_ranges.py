@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 
 from small_job import Job, edit
+from tiny_families import family
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.config import Config, TeacherOptions
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.train import check_predicted
 from ts_adapt.sampling import integrate
 from ts_adapt.storage.files import read_json
 
@@ -141,3 +143,20 @@ def test_a_pipeline_is_called_with_one_samples_scale_after_the_other(tmp_path: P
 def test_what_cannot_be_guided_by_a_range_is_refused(name: str, options: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(TsAdaptError, match=said):
         _ = session(name, tmp_path, **options).denoiser
+
+
+@pytest.mark.parametrize(
+    ("name", "grids", "said"),
+    [("qwen-image", False, "makes the same of guidance_scale 1.5 and 8"), ("pixart", True, "does not say with which")],
+)
+def test_what_a_pipeline_does_with_its_scale_is_seen_before_any_work(
+    name: str, grids: bool, said: str, tmp_path: Path
+) -> None:
+    """Qwen-Image is guided by another argument; PixArt, which keeps its scale to itself, tells predictors nothing."""
+    pipe, call = family(name)
+    pipe.save_pretrained(tmp_path / "model")
+    of = session(str(tmp_path / "model"), tmp_path, call=call)
+    if grids:
+        of.check()
+    with pytest.raises(TsAdaptError, match=said):
+        (check_predicted if grids else Session.check)(of)

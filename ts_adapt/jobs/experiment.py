@@ -175,6 +175,9 @@ class Experiment:
                 "none + w (condition - none); set option guidance, or in a pipeline the scale that its call takes, "
                 "above 1, or leave it out of them"
             )
+        if isinstance(config.guidance, list) and self.denoiser.loop is not None and "scales" not in self._said:
+            self._check_scales(*config.guidance)
+            self._said.add("scales")
         image = torch.zeros(1, *shape, device=config.model.device)
         with torch.no_grad():
             build_distance(self.distance, config.model.device, shape)(image, image)
@@ -210,6 +213,19 @@ class Experiment:
         if taken and "defaults" not in self._said and distributed.rank() == 0:
             print(f"ts-adapt: for images of {shape} by default {', '.join(taken)}", file=sys.stderr)
         self._said.add("defaults")
+
+    def _check_scales(self, low: float, high: float) -> None:
+        """TsAdaptError where the pipeline's first step is the same under both scales of guidance."""
+        _, x_T, condition = self.training_noises(1)
+        t = torch.tensor(self.noise_schedule.t_max, dtype=torch.float64)
+        with torch.no_grad():
+            first, last = (self.denoiser(x_T, t, **{**condition, "guidance_scale": end}) for end in (low, high))
+        if torch.equal(first, last):
+            raise TsAdaptError(
+                f"option guidance is a range, and the pipeline of {self.config.model.name!r} makes the same of "
+                f"guidance_scale {low:g} and {high:g}; leave guidance at 1, and give one scale as its call has it, in "
+                "model.call"
+            )
 
     def _check_networks(self) -> None:
         """Build what scores images once, which fetches weights, and read a real image; TsAdaptError where they are not

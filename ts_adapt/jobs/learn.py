@@ -29,7 +29,7 @@ from ts_adapt.jobs.runs import check_student, listed
 from ts_adapt.jobs.search import search
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.teach import teach
-from ts_adapt.jobs.train import check_start, train
+from ts_adapt.jobs.train import check_predicted, train
 from ts_adapt.options import yaml_text
 from ts_adapt.schedules.name import ORACLE, PREDICTOR, SHARED, Name, parse
 from ts_adapt.search.optimized import ON_MODEL
@@ -103,7 +103,7 @@ def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
     listed(session)
     check_counts(config, names)
     if any(name.kind == PREDICTOR for name in names):
-        check_start(session)
+        check_predicted(session)
     taught = f"{config.teacher.nfe}-step solves, for learning and for the test"
     compared = f"every schedule on the same {config.evaluate.samples} test noises"
     learned = {step.name: step for name in names for step in _steps(session, name, redo)}  # labels serve all predictors

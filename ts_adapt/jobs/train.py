@@ -38,7 +38,7 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
     """
     config = session.config
     session.check()
-    check_start(session)
+    check_predicted(session)
     with cheaper_network(session, config.student.cacher, config.student.quantizer):
         if config.train.loss != "labels":
             check_gradients(session)
@@ -49,13 +49,22 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
                     _train_one(session, kind, name, solver, served, redo)
 
 
-def check_start(session: Session) -> None:
-    """TsAdaptError where the change of a start is to be learned, and states are no pictures."""
+def check_predicted(session: Session) -> None:
+    """TsAdaptError where the change of a start is to be learned, and states are no pictures, and where predictors are
+    to know the scale of guidance, and are not told."""
     config = session.config
     if START.name in (config.train.corrections or ()) and session.seen_shape != session.shape:
         raise TsAdaptError(
             f"train.corrections has start, a change of pictures, and {config.model.name} has samples of shape "
             f"{session.shape} that are none; leave it out"
+        )
+    if not isinstance(config.guidance, list):
+        return
+    _, x_T, condition = session.training_noises(1)
+    if "guidance_scale" not in session.denoiser.shown(x_T, condition)[1]:
+        raise TsAdaptError(
+            f"option guidance is a range, and the pipeline of {config.model.name!r} does not say with which scale it "
+            "is called, so that no predictor can be told; give one number, or learn grids alone, --learn static"
         )
 
 

@@ -121,7 +121,7 @@ class Encoder(nn.Module):
         if scale is None:
             raise TsAdaptError(
                 f"the predictor was learned for scales of guidance from {low:g} to {high:g}, and is not told which it "
-                "is; give it guidance_scale in the condition, or a pipeline that is called with one"
+                "is; give it guidance_scale in the condition, or a pipeline that says with which it is called"
             )
         log = torch.as_tensor(scale, dtype=torch.float64).reshape(-1).clamp(low, high).log()
         z: Tensor = (log - (math.log(low) + math.log(high)) / 2) * math.sqrt(12) / math.log(high / low)
