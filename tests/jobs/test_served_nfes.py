@@ -15,6 +15,7 @@ from small_job import SMALL, Job, edit
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.grids.parametric import between
 from ts_adapt.interfaces import TimeGrid
+from ts_adapt.jobs.runs import planned
 from ts_adapt.pipelines.load import build_denoiser
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.storage.files import read_json, read_tensors
@@ -95,6 +96,19 @@ def test_an_nfe_between_is_sampled_and_compared_by_every_name(served: Job, tmp_p
     static = {nfe: LearnedGrid.load(served.data / f"static/unipc-2-nfe{nfe}.json").grid.times for nfe in (3, 5)}
     k = read_json(folder_of(served) / "config.json")["network"]["kept"]["4"]
     assert torch.equal(times, between(static, MIXTURE, 4).expand_as(times)) == (k == 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*was not trained for")
+def test_a_run_between_is_of_the_share_that_is_kept_there(served: Job, tmp_path: Path) -> None:
+    job = Job(Path(shutil.copytree(served.folder, tmp_path / "job")))
+    network = read_json(folder_of(job) / "config.json")["network"]
+
+    def prints(nfe: int, share: float) -> list[str]:
+        edit(folder_of(job) / "config.json", network={**network, "kept": {"4": share}})
+        entries = planned(job.session().changed(nfe=[nfe]))["none", "none"]
+        return [entry.fingerprint for entry in entries if entry.schedule == "recursive-all"]
+
+    assert prints(3, 0.25) == prints(3, 0.5) and len({*prints(4, 0.25), *prints(4, 0.5)}) == 2
 
 
 def test_a_list_for_an_nfe_that_was_not_learned_says_what_it_costs(served: Job, tmp_path: Path, capsys: Any) -> None:

@@ -293,7 +293,9 @@ def _entries(session: Session, solver: str, nfe: int, further: dict[str, TimeGri
         predicted = session.predictor(name, solver, nfe)
         session.check_judge(name, predicted.about)
         predictor = predicted.predictor
-        entries.append(entry(name, predictor.kind, predictor.policy(steps), predictor.state_dict()))
+        key: object = predictor.state_dict()
+        key = key if steps in predictor.learned else (key, predictor.near(steps))
+        entries.append(entry(name, predictor.kind, predictor.policy(steps), key))
     for corrections in session.oracles(solver, nfe):
         labels = session.labelled("test", solver, nfe, corrections)
         count = min(config.oracle_samples, len(labels.batch))
