@@ -79,14 +79,16 @@ def test_what_was_learned_is_for_the_range_and_compared_under_it(done: Job) -> N
 
 
 def test_images_have_scales_of_their_own_or_the_one_that_is_asked_for(done: Job, capsys: Any) -> None:
-    def made(name: str, *flags: str) -> list[bytes]:
+    def made(name: str, *flags: str, schedule: str = "recursive") -> list[bytes]:
         out = done.folder / name
-        assert done.run("sample", "--schedule", "recursive", "--count", "3", "--out", str(out), *flags) == 0
+        assert done.run("sample", "--schedule", schedule, "--count", "3", "--out", str(out), *flags) == 0
         return [Image.open(path).tobytes() for path in sorted((out / "images").glob("*.png"))]
 
     own, low, high = made("own"), made("low", "--scale", "2"), made("high", "--scale", "8")
     assert own == made("again") and len({*map(tuple, (own, low, high))}) == 3
     assert "found under guidance_scale" not in capsys.readouterr().err
+    folder = str(done.data / "predictors/recursive/ddim-nfe2")
+    assert made("config", "--guidance", "8", schedule=folder) == high  # of an experiment with one scale
     made("beyond", "--scale", "12")
     assert "found under guidance_scale 1.5 to 8, and these samples are guided by 12" in capsys.readouterr().err
     for flags in (["--pipeline", "fashion-ddpm"], ["--guidance", "1"]):
