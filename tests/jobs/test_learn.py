@@ -238,7 +238,7 @@ def test_what_cannot_be_learned_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--static_samples", "30"], "static_samples takes 60 train samples, there are 40"),
+        (["--static_samples", "30"], "static_samples with static_validation takes 60 train samples, there are 40"),
         (["--train.samples", "50"], "train.samples takes 50 train samples, there are 40"),
         (["--evaluate.samples", "21"], "evaluate.samples takes 21 test samples, there are 20"),
         (["--learn", "oracle", "--oracle_samples", "30"], "oracle_samples takes 30 test samples, there are 20"),

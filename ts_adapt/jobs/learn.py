@@ -87,7 +87,7 @@ def show_plan(config: Config, *, redo: bool = False) -> None:
     rows = [(step.name, step.work, plan.spoken(step.work.seconds(each))) for step in steps]
     total = sum((step.work for step in steps), Work())
     print(f"{'':28}{'evaluations':>14}{'with gradient':>15}{'about':>9}")
-    for name, work, took in [*rows, ("in all, at most", total, plan.spoken(total.seconds(each)))]:
+    for name, work, took in [*rows, ("in all", total, plan.spoken(total.seconds(each)))]:
         print(f"{name:28}{work.plain:14,.0f}{work.gradient:15,.0f}{took:>9}")
     print(
         f"one evaluation of one sample: {each[0]:.2g} s, with a gradient {each[1]:.2g} s; samples on disk: "
@@ -151,7 +151,8 @@ def wanted(config: Config, static: str, base: str) -> list[Name]:
 def check_counts(config: Config, names: list[Name]) -> None:
     """TsAdaptError where fewer samples are taught than learned from, or than are compared."""
     train, test, learned = config.teacher.train_samples, config.teacher.test_samples, {name.kind for name in names}
-    needed = [("static_samples", config.static_samples + config.static_validating, "train", train)]
+    searched = config.static_samples + config.static_validating
+    needed = [("static_samples with static_validation", searched, "train", train)]
     needed += [("train.samples", config.train.samples, "train", train)] if PREDICTOR in learned else []
     if PREDICTOR in learned and config.train.loss != "end_to_end":
         needed.append(("label_samples", config.label_samples, "train", train))

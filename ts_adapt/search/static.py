@@ -131,7 +131,8 @@ class StaticOptions:
         return {name: value for name, value in asdict(self).items() if name != "caption" or value}
 
     def solves(self, train: int, validation: int) -> Work:
-        """About how many solves a search takes that does not end early, from numbers of samples."""
+        """About how many solves a search takes that does not end early, from numbers of samples; of auto, where Adam
+        leads on: else forward comes behind it."""
         batch, validations = min(self.batch_size, train), -(-self.iterations // self.validate_every)
         lbfgs = Work(validation, train).times(self.starts * self.iterations)
         forward = Work(self.evaluations * (train + validation // 4))  # two validations a generation of eight or more
