@@ -137,7 +137,8 @@ class Teach(Command):
 class Search(Command):
     """Search schedules for every solver and NFE of the config.
 
-      static      one grid for all samples, by the gradient of their mean distance
+      static      one grid for all samples, by the gradient of their mean distance: times alone, then with
+                  corrections; --static.corrections says which
       per-sample  the oracle: one grid for each sample
       blackbox    one grid without gradients, by optuna
       dmn         from an error bound, without the model
