@@ -13,12 +13,14 @@ import torch
 
 from small_job import SMALL, Job, edit
 from ts_adapt.assembly import ModelOptions
+from ts_adapt.config import Config
 from ts_adapt.grids.parametric import between
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.jobs.runs import planned
+from ts_adapt.jobs.session import Session
 from ts_adapt.pipelines.load import build_denoiser
 from ts_adapt.schedules.file import LearnedGrid
-from ts_adapt.storage.files import read_json, read_tensors
+from ts_adapt.storage.files import make_folder, read_json, read_tensors, write_json
 
 CONFIG = SMALL.replace("nfe: [3]", "nfe: [3, 2, 5]").replace("loss: both", "loss: end_to_end")
 MIXTURE = build_denoiser(ModelOptions(name="gaussian-mixture")).noise_schedule
@@ -96,6 +98,13 @@ def test_an_nfe_between_is_sampled_and_compared_by_every_name(served: Job, tmp_p
     static = {nfe: LearnedGrid.load(served.data / f"static/unipc-2-nfe{nfe}.json").grid.times for nfe in (3, 5)}
     k = read_json(folder_of(served) / "config.json")["network"]["kept"]["4"]
     assert torch.equal(times, between(static, MIXTURE, 4).expand_as(times)) == (k == 0)
+
+
+@pytest.mark.parametrize(("solver", "nfes"), [("unipc-2", [*range(3, 10)]), ("heun", [4, 6, 8, 10])])
+def test_one_beside_is_a_step_of_the_solver(solver: str, nfes: list[int], tmp_path: Path) -> None:
+    session = Session(Config(model=ModelOptions("gaussian-mixture"), data_root=str(tmp_path)), progress=False)
+    write_json(make_folder(session.workspace.predictor("recursive-all", solver, 4)) / "config.json", {"nfe": [4, 8]})
+    assert [nfe for nfe in range(1, 14) if session.predictor_names(solver, nfe)] == nfes
 
 
 @pytest.mark.filterwarnings("ignore:.*was not trained for")

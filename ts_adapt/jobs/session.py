@@ -136,7 +136,16 @@ class Session(Experiment):
         """The predictors that the workspace has and that serve `nfe` with `solver`."""
         found = {name: self.workspace.predictor(name, solver, nfe) / CONFIG for name in PREDICTOR_NAMES}
         there = [name for name, path in found.items() if path.exists()]
-        return [name for name in there if not name.endswith(ALL) or nfe in served(nfes_of(read_json(found[name], {})))]
+        return [
+            name for name in there
+            if not name.endswith(ALL) or self._serves(solver, nfes_of(read_json(found[name], {})), nfe)
+        ]  # fmt: skip
+
+    def _serves(self, solver: str, learned: Collection[int], nfe: int) -> bool:
+        """Whether a predictor that was trained for the NFEs `learned` serves `nfe`: one step beside them is one of
+        `solver`."""
+        each = self.solver(solver).evaluations_per_step
+        return nfe % each == 0 and nfe // each in served([known // each for known in learned])
 
     def predictor(self, name: str, solver: str, nfe: int, *, strict: bool = False) -> Predicted:
         """The workspace's predictor `name`; TsAdaptError if it is missing or for others; `strict` as in `shared`."""
@@ -149,7 +158,7 @@ class Session(Experiment):
         if predictor.kind != kind:
             raise TsAdaptError(f"{folder} holds a {predictor.kind} predictor, not a {kind} one; replace it by {again}")
         learned = dict(zip(nfes_of(config), predictor.learned, strict=False))
-        fits = nfe in learned or (not strict and nfe in served([*learned]))
+        fits = nfe in learned or (not strict and self._serves(solver, learned, nfe))
         known, steps = nfe if fits else ", ".join(map(str, learned)), learned.get(nfe, self.steps(solver, nfe))
         self.check_fit(folder, config.get("solver"), known, steps, wanted=(solver, nfe))
         self.check_origin(folder, config, again)
