@@ -13,7 +13,7 @@ import torch
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
-from ts_adapt.schedules.file import ABOUT, MAX_BYTES, LearnedGrid
+from ts_adapt.schedules.file import ABOUT, MAX_BYTES, LearnedGrid, of_another_guidance
 
 TABLE = BetaTable.from_config({})
 ZERO_SNR = BetaTable.from_config({"rescale_betas_zero_snr": True})
@@ -146,6 +146,23 @@ def test_a_foreign_file_is_one_sentence_that_names_it(tmp_path: Path, content: b
     with pytest.raises(TsAdaptError, match=r"a\.json") as caught:
         LearnedGrid.load(tmp_path / "a.json")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("then", "holds", "not_so"),
+    [
+        (4, [2, 4.0, 8, [2, 8]], [1.9, 8.1, 0, [1, 8]]),
+        (1, [1, 0, 0.3, 2], [2.5]),
+        ([1.5, 8], [1.5, 3, 8, [2, 7], [1.5, 8]], [1.4, 8.1, 0, [1, 8]]),
+        ([1, 8], [1, 0, 0.5], [9]),
+        ([0.5, 8], [0.5, 1], [0.4, 0, -3, 9]),
+        (None, [3, [1, 2]], []),
+        ("high", [3], []),
+    ],
+)
+def test_a_schedule_holds_about_its_scale_of_guidance_and_within_its_range(then: Any, holds: Any, not_so: Any) -> None:
+    assert [now for now in holds if of_another_guidance(then, now)] == []
+    assert [now for now in not_so if not of_another_guidance(then, now)] == []
 
 
 def test_an_absurdly_long_grid_is_refused(tmp_path: Path) -> None:

@@ -185,13 +185,15 @@ def of_another_guidance(then: Any, now: Any) -> str | None:
     """The same of one found under the guidance scale `then`, where samples are guided by `now`; nothing if it holds.
 
     Either is a number, or the two ends of a range; anything else is not known. Found for a range, it holds within that.
-    Scales below 1, which most pipelines have for none, count as 1.
+    Scales below 1, which most pipelines have for none, count as 1, but for a range that has some.
     """
     learned, called = ends_of(then), ends_of(now)
     if learned is None or called is None:
         return None
     factor = AS_FAR if learned[0] == learned[1] else 1.0
-    if max(learned[0], 1) / factor <= max(called[0], 1) and max(called[1], 1) <= max(learned[1], 1) * factor:
+    least = 1.0 if factor > 1 or learned[0] >= 1 else -math.inf
+    (low, high), (lowest, highest) = ([max(end, least) for end in ends] for ends in (learned, called))
+    if low / factor <= lowest and highest <= high * factor:
         return None
     of, by = (f"{a:g}" if a == b else f"{a:g} to {b:g}" for a, b in (learned, called))
     return (
