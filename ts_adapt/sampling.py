@@ -85,6 +85,7 @@ def integrate(
 ) -> Solution:
     """Solve the probability-flow ODE from the noise `x_T` `(B, ...)` along `schedule`.
 
+    condition   of the samples, for the denoiser and for the policy, which is told the denoiser's guidance scale too
     step_noise  step index -> standard normal noise `(B, ...)`, for solvers that need it (`noise_for` makes one)
     step_aware  cachers, told the step before each evaluation, beside those that are attached to the denoiser's network
     callback    called with (node, x_t, x0) after each evaluation, of a single sample where the denoiser takes but one
@@ -127,7 +128,8 @@ def integrate(
     def evaluate(x_t: Tensor, at: Node) -> Tensor:
         return _evaluate(denoiser, x_t, at, condition, checkpoint)
 
-    node, state = policy.init(x_T, condition)
+    scale = denoiser.guidance_scale
+    node, state = policy.init(x_T, condition if scale is None else {"guidance_scale": scale, **condition})
     if check:
         _look_at(x_T, node.t, denoiser.noise_schedule)
     memory, x = solver.init(x_T), x_T

@@ -85,6 +85,8 @@ def test_images_have_scales_of_their_own_or_the_one_that_is_asked_for(done: Job,
         return [Image.open(path).tobytes() for path in sorted((out / "images").glob("*.png"))]
 
     own, low, high = made("own"), made("low", "--scale", "2"), made("high", "--scale", "8")
+    folder = str(done.data / "predictors/recursive/ddim-nfe2")
+    assert high == made("of 8", "--guidance", "8", schedule=folder)
     assert own == made("again") and len({*map(tuple, (own, low, high))}) == 3
     assert "found under guidance_scale" not in capsys.readouterr().err
     folder = str(done.data / "predictors/recursive/ddim-nfe2")

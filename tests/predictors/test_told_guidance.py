@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ NOISE = ContinuousVP()
 class Deaf:
     """A denoiser that does nothing with the scale."""
 
-    def __init__(self, denoiser: Any) -> None:
-        self.denoiser = denoiser
+    def __init__(self, denoiser: Any, guidance_scale: float | None = None) -> None:
+        self.denoiser, self.guidance_scale = denoiser, guidance_scale
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.denoiser, name)
@@ -85,6 +86,15 @@ def test_one_that_is_told_nothing_says_what_it_wants(kind: type[Predictor], prob
     predictor, objective, batch = told(kind, problem)
     with pytest.raises(TsAdaptError, match="learned for scales of guidance from 1"):
         predicted(predictor, objective, Batch(batch.index, batch.x_T, batch.target, {}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_one_scale_for_all_the_denoiser_tells(kind: type[Predictor], problem: Any) -> None:
+    predictor, objective, batch = told(kind, problem)
+    of_three = replace(objective, denoiser=Deaf(objective.denoiser, 3.0))  # type: ignore[arg-type]
+    few = replace(batch, condition={})
+    assert torch.equal(predicted(predictor, of_three, few).times, times(predictor, objective, batch, 3.0))  # type: ignore[arg-type]
+    assert torch.equal(times(predictor, of_three, batch, 5.0), times(predictor, objective, batch, 5.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
