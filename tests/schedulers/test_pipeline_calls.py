@@ -60,11 +60,12 @@ def test_another_guidance_than_it_was_learned_under_is_said_once_a_run(
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["one-shot", "recursive"])
+@pytest.mark.parametrize("name", ["sd", "dit"])
 def test_the_scale_of_the_call_is_what_a_predictor_is_told(
-    kind: str, pipes: Any, tiny: Any, recwarn: pytest.WarningsRecorder
+    name: str, kind: str, pipes: Any, tiny: Any, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """Of the two copies that the network sees, and of one where it is not guided."""
-    pipe, case = pipes("sd"), CASES["sd"]
+    """Of the two copies that the network sees, and of one where it is not guided; DiT's pipeline keeps no scale."""
+    pipe, case = pipes(name), CASES[name]
     schedule = tiny.schedule(kind, pipe.scheduler.config, case.shape, **case.options, scales=[1.0, 4.0])
     schedule.register_to_config(learned_for={"guidance_scale": [1.0, 4.0]})
     encoder, seen = next(iter(schedule.source.predictors.values())).encoder, list[Any]()
@@ -74,7 +75,7 @@ def test_the_scale_of_the_call_is_what_a_predictor_is_told(
     for scale, said in ((1.0, 0), (3.0, 0), (4.5, 1)):
         recwarn.clear()
         seen.clear()
-        call_sd(pipe, ROWS, guidance_scale=scale)
+        case.call(pipe, ROWS, guidance_scale=scale)
         assert seen and all(each.tolist() == [scale] * len(ROWS) for each in seen)
         assert len([one for one in recwarn if "under guidance_scale 1 to 4, " in str(one.message)]) == said
     detach(pipe)
