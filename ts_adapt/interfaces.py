@@ -153,6 +153,7 @@ class Denoiser(Protocol):
     alone           whether it takes one sample at a time: `sampling.integrate` solves for one after the other
     guides          whether a call takes `guidance_factor` `()` or `(B,)` too, which multiplies its guidance scale
     guidance_scale  what samples are guided by; None: by nothing, or it is not known
+    other_scales    further scales of a pipeline's call, by the names of its arguments
     numbered        what identifies the list that each sample takes one thing of, by the `number` in its condition, such
                     as pictures to start from, or what is drawn for it, by its `seed` too; None: it has neither
     """
@@ -173,6 +174,7 @@ class Denoiser(Protocol):
     alone: bool = False
     guides: bool = False
     guidance_scale: float | None = None
+    other_scales: Mapping[str, float] = MappingProxyType({})
 
     def __call__(
         self,

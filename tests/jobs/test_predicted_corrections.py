@@ -10,7 +10,7 @@ import pytest
 from small_job import Job, edit
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.config import Config, TeacherOptions
-from ts_adapt.interfaces import TsAdaptError, TsAdaptWarning
+from ts_adapt.interfaces import Denoiser, TsAdaptError, TsAdaptWarning
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.phases import PREDICTED, TrainOptions
 from ts_adapt.storage.files import read_json
@@ -78,14 +78,20 @@ train: {samples: 12, epochs: 1}
 """
 
 
-def test_what_was_learned_keeps_its_guidance_wherever_it_goes(tmp_path: Path, capsys: Any) -> None:
+def test_what_was_learned_keeps_its_guidance_wherever_it_goes(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fixed grids, and lists from elsewhere, were found under none."""
+    more = {"true_cfg_scale": 4.0}
+    monkeypatch.setattr(Denoiser, "other_scales", more)
     job = Job.begun(tmp_path, CLASSES)
     for step in (["teach", "--split", "train"], ["search"], ["search", "--method", "dmn"], ["train"]):
         assert job.run(*step) == 0, step
     grid, predictor = job.data / "static/ddim-nfe2.json", job.data / "predictors/recursive/ddim-nfe2"
     assert [read_json(file)["guidance_scale"] for file in (grid, predictor / "config.json")] == [3.0, 3.0]
+    assert [read_json(file)["other_scales"] for file in (grid, predictor / "config.json")] == [more, more]
     now = ("--guidance", "9")
+    monkeypatch.setattr(Denoiser, "other_scales", {"true_cfg_scale": 1.0})
     for name in ("karras", "dmn"):
         assert job.run("export", name, "--out", str(tmp_path / f"{name}.json")) == 0
     assert job.run("export", str(predictor), "--format", "diffusers", "--out", str(tmp_path / "folder"), *now) == 0
@@ -98,7 +104,9 @@ def test_what_was_learned_keeps_its_guidance_wherever_it_goes(tmp_path: Path, ca
     ):  # fmt: skip
         capsys.readouterr()
         assert job.run("sample", "--schedule", str(source), "--count", "1", *now) == 0
-        assert capsys.readouterr().err.count("found under guidance_scale 3, and these samples are guided by 9") == said
+        err = capsys.readouterr().err
+        assert err.count("found under guidance_scale 3, and these samples are guided by 9") == said
+        assert err.count("found under true_cfg_scale 4, and these samples are guided by 1") == said
     edit(predictor / "config.json", guidance_scale="three")
     assert "'guidance_scale' of" in job.refused(capsys, "sample", "--schedule", str(predictor))
 

@@ -52,6 +52,13 @@ def attached(pipe: Any, call: dict[str, Any], schedule: LearnedScheduler, x_T: T
     return end
 
 
+@pytest.mark.parametrize(
+    ("name", "scales"), [("flux", {"true_cfg_scale": 1.0}), ("qwen-image", {"true_cfg_scale": 4.0}), ("sd15", {})]
+)
+def test_what_guides_beside_the_usual_scale_is_known(name: str, scales: dict[str, float], family: Any) -> None:
+    assert PipelineDenoiser(*family(name)).other_scales == scales
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_reach_the_grid_and_the_attached_run_ends_in_the_same_state(name: str, family: Any) -> None:
     pipe, call = family(name)

@@ -13,9 +13,11 @@ from pipeline_cases import (
     CASES,
     ROWS,
     STEPS,
+    TOKENS,
     WIDTH,
     Counted,
     by_hand,
+    call_flux,
     call_sd,
     embeddings,
     guided_sd3,
@@ -55,6 +57,23 @@ def test_another_guidance_than_it_was_learned_under_is_said_once_a_run(
         call_sd(pipe, ROWS, guidance_scale=scale)
         found = [one.category for one in recwarn if "under guidance_scale 3, " in str(one.message)]
         assert found == [TsAdaptWarning] * said
+    detach(pipe)
+
+
+@torch.no_grad()
+def test_flux_is_compared_by_its_true_guidance_too(pipes: Any, tiny: Any, recwarn: pytest.WarningsRecorder) -> None:
+    pipe = pipes("flux")
+    schedule = made(tiny, pipe, "static", "flux")
+    schedule.register_to_config(learned_for={"guidance_scale": 3.5, "other_scales": {"true_cfg_scale": 4.0}})
+    negative = {
+        "negative_prompt_embeds": torch.zeros(len(ROWS), TOKENS, WIDTH),
+        "negative_pooled_prompt_embeds": torch.zeros(len(ROWS), 6),
+    }
+    attach(pipe, schedule)
+    for scale, given, said in ((4.0, negative, 0), (4.0, {}, 1), (9.0, negative, 1)):
+        recwarn.clear()
+        call_flux(pipe, ROWS, true_cfg_scale=scale, **given)
+        assert len([one for one in recwarn if "found under true_cfg_scale 4, " in str(one.message)]) == said
     detach(pipe)
 
 

@@ -13,7 +13,7 @@ import torch
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
-from ts_adapt.schedules.file import ABOUT, MAX_BYTES, LearnedGrid, of_another_guidance
+from ts_adapt.schedules.file import ABOUT, MAX_BYTES, LearnedGrid, of_another_guidance, of_other_guidance, other_scales
 
 TABLE = BetaTable.from_config({})
 ZERO_SNR = BetaTable.from_config({"rescale_betas_zero_snr": True})
@@ -138,6 +138,22 @@ def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path: Path, change: di
     with pytest.raises(TsAdaptError, match=expected) as caught:
         LearnedGrid.load(path, TABLE)
     assert "a.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_scale_counts_where_it_guides_and_is_compared_with_its_like() -> None:
+    assert other_scales({"guidance_scale": 3.5, "prompt": "a"}) == {}
+    assert other_scales({"true_cfg_scale": 4, "negative_prompt": None}) == {"true_cfg_scale": 1.0}
+    assert other_scales({"true_cfg_scale": 4, "guidance_scale_2": None, "negative_prompt": ""}) == {
+        "true_cfg_scale": 4.0
+    }
+    assert other_scales({"guidance_scale": 5.0, "guidance_scale_2": 3.0}) == {"guidance_scale_2": 3.0}
+    about = {"guidance_scale": 3.5, "other_scales": {"true_cfg_scale": 1.0, "guidance_scale_2": 3.0}}
+    assert of_other_guidance(about, 3.5, {"true_cfg_scale": 2.0}) == []
+    (said,) = of_other_guidance(about, 3.5, {"true_cfg_scale": 4.0, "guidance_scale_2": 2.0})
+    assert "found under true_cfg_scale 1, and these samples are guided by 4" in said
+    assert len(of_other_guidance(about, 9.0, {"guidance_scale_2": 9.0})) == 2
+    for known in ({}, {"other_scales": None}, {"other_scales": [4]}, {"other_scales": {"true_cfg_scale": "high"}}):
+        assert of_other_guidance(known, 3.5, {"true_cfg_scale": 9.0}) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"14.6, 0", b"[]", b"null", b"[" * 100_000, b"\x00" * 100])

@@ -34,6 +34,7 @@ class Wrapped(Denoiser):
     alone: bool = _inner("alone")
     guides: bool = _inner("guides")
     guidance_scale: float | None = _inner("guidance_scale")
+    other_scales: Mapping[str, float] = _inner("other_scales")
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser

@@ -15,7 +15,7 @@ from ts_adapt.schedules.file import ABOUT, LearnedGrid
 from ts_adapt.schedules.name import FIXED
 from ts_adapt.schedules.resolve import ANY, SCHEDULER, Found, Predicted, Shelf
 
-LEARNED_FOR = ("model", "shape", "guidance_scale", "method", "teacher", "distance", "seed")
+LEARNED_FOR = ("model", "shape", "guidance_scale", "other_scales", "method", "teacher", "distance", "seed")
 """What travels along of that which is known of a schedule."""
 
 

@@ -351,6 +351,12 @@ class Experiment:
         return 1.0 if found is None and could else found
 
     @property
+    def guided_by(self) -> dict[str, Any]:
+        """What a schedule keeps of what guides samples: `guidance_scale`, and other scales where there are some."""
+        others = dict(self.denoiser.other_scales)
+        return {"guidance_scale": self.guidance_scale, **({"other_scales": others} if others else {})}
+
+    @property
     def shape_that_counts(self) -> list[int] | None:
         """That of a sample, where the pipeline's own scheduler shifts its times by the size of what is made."""
         shifts = (self.denoiser.scheduler_config or {}).get("use_dynamic_shifting")

@@ -248,7 +248,7 @@ def keep_shared(
     paired = {"evaluator": session.distance, "samples": config.static_validating, "split": "validation"}
     drawn, said = {called: grid.times}, f"{name}, NFE {nfe}: "
     about = {**session.about(name), "method": called, "seed": seed, "shape": session.shape_that_counts}
-    about |= {} if called == "dmn" else {"guidance_scale": session.guidance_scale}  # which asks no model
+    about |= {} if called == "dmn" else session.guided_by  # which asks no model
     if batch is not None:
         distances = session.objective(solver).measure(grid, batch)
         distance, median = float(distances.mean()), float(distances.median())

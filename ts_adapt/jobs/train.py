@@ -123,8 +123,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
         captions=session.captions if config.train.caption else None, progress=session.progress,
     )  # fmt: skip
     about = {
-        "model": config.model.name, "guidance_scale": session.guidance_scale, "teacher": store.hash, "solver": name,
-        "nfe": served,
+        "model": config.model.name, **session.guided_by, "teacher": store.hash, "solver": name, "nfe": served,
         "distance": session.distance, "seed": config.train.seed, "base": base,
         "labels": None if labels is None else _labels_hashes(session, name, served),
         "made_with": config.made_with(kind),

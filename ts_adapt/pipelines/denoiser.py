@@ -55,6 +55,7 @@ from ts_adapt.sampling import condition_rows
 from ts_adapt.schedulers.attach import attach, detach, network_of, networks_of
 from ts_adapt.schedulers.hook import TimeHook
 from ts_adapt.schedulers.plan import Plan, Source
+from ts_adapt.schedules.file import other_scales
 
 ENCODERS = ("text_encoder", "image_encoder")
 """What the names of components begin with whose answers are kept."""
@@ -149,6 +150,10 @@ class PipelineDenoiser(Denoiser):
     def guidance_scale(self) -> float | None:  # type: ignore[override]
         given = self.arguments.of_call("guidance_scale")
         return float(given) if isinstance(given, int | float) else None
+
+    @property
+    def other_scales(self) -> Mapping[str, float]:  # type: ignore[override]
+        return other_scales({name: self.arguments.of_call(name) for name in self.arguments.takes})
 
     @property
     def null_condition(self) -> Condition | None:  # type: ignore[override]

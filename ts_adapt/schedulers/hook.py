@@ -30,7 +30,7 @@ from ts_adapt.interfaces import StepAware, TsAdaptWarning
 from ts_adapt.schedulers.run import Run, Shown
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedulers.view import view_of
-from ts_adapt.schedules.file import of_another_guidance
+from ts_adapt.schedules.file import of_other_guidance, other_scales
 
 DIVISORS = (1, 1000, -1000)
 """How pipelines tell it: t, t / 1000, 1 - t / 1000."""
@@ -107,10 +107,11 @@ class TimeHook:
             self._asking.hear(answer)
 
     def _compare_guidance(self, run: Run) -> None:
-        """Warn, once in a run, where the pipeline guides by another scale than the schedule holds for."""
+        """Warn, once in a run, where the pipeline guides by other scales than the schedule holds for."""
         then, run.learned_under = run.learned_under, None
-        if then is not None and (said := of_another_guidance(then, scale_of(self.pipe))):
-            warnings.warn(said, TsAdaptWarning, stacklevel=2)
+        if then:
+            for said in of_other_guidance(then, scale_of(self.pipe), other_scales(arguments_of(self.pipe))):
+                warnings.warn(said, TsAdaptWarning, stacklevel=2)
 
     def _as_told(self, tau: Tensor, timestep: Any, divisor: int) -> Tensor:
         """`tau` in the form and the shape of the pipeline's own `timestep`, and its precision if all goes by that."""
@@ -165,8 +166,8 @@ class TimeHook:
 
 
 def scale_of(pipe: Any) -> Any:
-    """The scale of guidance that `pipe` has been called with: what it keeps of it, or else (DiT, PixArt) the argument of
-    the call that this thread is in; None: neither."""
+    """The scale of guidance that `pipe` is called with: what it keeps of it, or else (DiT, PixArt) the argument of the
+    call that this thread is in; None: neither."""
     kept = getattr(pipe, "guidance_scale", None)
     return arguments_of(pipe).get("guidance_scale") if kept is None else kept
 

@@ -24,6 +24,7 @@ and in `about`, each where it is known (null or left out where not):
     made_with         the options of the search that found it, by the names that they have in a config
     guidance_scale    what the samples were guided by; 1: by nothing, though they could have been; [a, b]: each by one
                       of its own from a to b
+    other_scales      further scales of guidance of the pipeline's call, by the names of its arguments (`OTHER_SCALES`)
     shape             of the samples that it was found on, where the pipeline's scheduler shifts its times by their size
     measured          name -> {"value": number, "evaluator": what measured it, "samples": how many, ...}
 
@@ -71,9 +72,15 @@ REQUIRED: Schema = {
 ABOUT: Schema = {
     "order": int, "model": str, "prediction": str, "method": str, "source": str, "seed": int, "distance": str,
     "teacher": str, "teacher_solver": str, "teacher_nfe": int, "teacher_grid": str, "teacher_seed": int,
-    "made_with": dict, "shape": list, "measured": dict, "guidance_scale": (int, float, list),
+    "made_with": dict, "shape": list, "measured": dict, "guidance_scale": (int, float, list), "other_scales": dict,
 }  # fmt: skip
 """The named places of `about` and the type that each has, if it is not null."""
+OTHER_SCALES: dict[str, tuple[str, ...]] = {
+    "true_cfg_scale": ("negative_prompt", "negative_prompt_embeds"), "guidance_scale_2": (),
+    "distilled_guidance_scale": (), "image_guidance_scale": (), "img_guidance_scale": (),
+}  # fmt: skip
+"""Scales that calls of pipelines take besides `guidance_scale` (FLUX and Qwen-Image, Wan's second network, edits of
+images) -> the arguments without any of which nothing is guided by it."""
 AS_FAR = 2.0
 """The factor between guidance scales over which a schedule holds (docs/diffusers.md)."""
 LOG_SNR_TOLERANCE = 1e-3
@@ -181,11 +188,30 @@ def of_another_size(then: Sequence[int], now: Sequence[int]) -> str:
     )
 
 
-def of_another_guidance(then: Any, now: Any) -> str | None:
+def other_scales(arguments: Mapping[str, Any]) -> dict[str, float]:
+    """The scales of `OTHER_SCALES` among the arguments of a pipeline's call; one that nothing is guided by is 1."""
+    return {
+        name: float(arguments[name]) if not needed or any(arguments.get(one) is not None for one in needed) else 1.0
+        for name, needed in OTHER_SCALES.items()
+        if isinstance(arguments.get(name), int | float)
+    }
+
+
+def of_other_guidance(about: Mapping[str, Any], scale: Any, others: Mapping[str, Any]) -> list[str]:
+    """`of_another_guidance` for each scale that is known in `about`; samples are guided by `scale` and `others`."""
+    more = about.get("other_scales")
+    then = {"guidance_scale": about.get("guidance_scale"), **(more if isinstance(more, Mapping) else {})}
+    now = {"guidance_scale": scale, **others}
+    found = [of_another_guidance(known, now.get(name), name) for name, known in then.items()]
+    return [said for said in found if said]
+
+
+def of_another_guidance(then: Any, now: Any, name: str) -> str | None:
     """The same of one found under the guidance scale `then`, where samples are guided by `now`; nothing if it holds.
 
-    Either is a number, or the two ends of a range; anything else is not known. Found for a range, it holds within that.
-    Scales below 1, which most pipelines have for none, count as 1, but for a range that has some.
+    Both are of the argument `name` of a call. Either is a number, or the two ends of a range; anything else is not
+    known. Found for a range, it holds within that. Scales below 1, which most pipelines have for none, count as 1, but
+    for a range that has some.
     """
     learned, called = ends_of(then), ends_of(now)
     if learned is None or called is None:
@@ -197,7 +223,7 @@ def of_another_guidance(then: Any, now: Any) -> str | None:
         return None
     of, by = (f"{a:g}" if a == b else f"{a:g} to {b:g}" for a, b in (learned, called))
     return (
-        f"the schedule was found under guidance_scale {of}, and these samples are guided by {by}: so far from its own "
+        f"the schedule was found under {name} {of}, and these samples are guided by {by}: so far from its own "
         "a fixed grid may be better; call with that scale, or find a schedule for this one"
     )
 

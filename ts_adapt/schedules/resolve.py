@@ -211,7 +211,7 @@ def predicted(
     predictor: OneShot | Recursive, config: Mapping[str, Any], solver: str, nfe: int, shelf: Shelf
 ) -> Predicted:
     """A predictor that was read with its `config`, which is what is known of it."""
-    told = ("model", "guidance_scale", "teacher", "distance", "seed", "made_with")
+    told = ("model", "guidance_scale", "other_scales", "teacher", "distance", "seed", "made_with")
     known = {key: config.get(key) for key in told if config.get(key) is not None}
     steps = steps_of(build_solver(solver, ANY), nfe)
     return Predicted(predictor, steps, {**shelf.about(solver), "method": predictor.kind, **known})
