@@ -225,6 +225,11 @@ def test_it_is_a_job_whose_result_its_network_does_not_judge(tmp_path, monkeypat
     with pytest.raises(TsAdaptError, match="may not judge it too"):
         session.check_judge("static", grid.about)
     assert "made with another caption" in job.refused(capsys, "search")
+    lost = ("--caption", str(tmp_path / "nowhere"), "--evaluate.clip", "null", "--redo")
+    assert job.run("search", *lost) == 0  # which asks for no prompts, and so for no network that reads them
+    assert job.run("search", "--method", "dmn", *flags, *lost) == 0
+    for command in (("search", *flags), ("learn", "--train.caption", "0.5")):
+        assert "nowhere' cannot be had" in job.refused(capsys, *command, *lost)
 
 
 @pytest.mark.parametrize(

@@ -159,10 +159,11 @@ class Experiment:
         small = torch.Size(shape).numel() <= FEW_PIXELS or len(shape) != 3 or shape[0] not in IN_COLOUR
         return wanted or ("zoo" if self.of_zoo else "pixels" if small else "inception")
 
-    def check(self, *, scores: bool = False) -> None:
+    def check(self, *, scores: bool = False, caption: float = 0.0) -> None:
         """TsAdaptError for what a later job of the config would refuse; says once what is taken by default.
 
-        scores  whether the job ends in scores: the networks that give them are fetched where they are not here
+        scores   whether the job ends in scores: the networks that give them are fetched where they are not here
+        caption  what weight it gives to prompts: with none, the network that reads them is not asked for
 
         Names are known by then (`Config.validate`): here is what depends on the model.
         """
@@ -186,8 +187,8 @@ class Experiment:
                 f"option evaluate.features is {self.features}, and so are the features of distance {self.distance}, in "
                 "which a distribution is matched: who is learned by may not judge; set one of the two to another"
             )
-        if config.static.caption or config.train.caption:
-            dual_encoders.load(config.caption, config.model.device, "caption").pictures(image)
+        if caption:
+            self.reader.pictures(image)
         width = INCEPTION_WIDTH  # of what may be for another machine to fetch
         if self.features != "inception":
             width = self.extractor()(image).shape[-1]
@@ -330,6 +331,11 @@ class Experiment:
             self.denoiser, solver, self.compared_by(), config.checkpointing, config.teacher.seed,
             config.derivative, config.derivative_width,
         )  # fmt: skip
+
+    @cached_property
+    def reader(self) -> dual_encoders.DualEncoder:
+        """The network that tells how well images show their prompts; TsAdaptError where it is not to be had."""
+        return dual_encoders.load(self.config.caption, self.config.model.device, "caption")
 
     def extractor(self) -> Extractor:
         """The features that the config compares images in."""

@@ -99,10 +99,13 @@ def show_plan(config: Config, *, redo: bool = False) -> None:
 def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
     """The jobs of a config, in order; TsAdaptError for what one of them would refuse after the work of others."""
     config, names = session.config, wanted(session.config, session.static_name, session.base)
-    session.check(scores=True)
+    predicts = any(name.kind == PREDICTOR for name in names)
+    asked = [config.train.caption if predicts else 0.0]
+    asked += [config.static.caption for name in names if name.base == STATIC]
+    session.check(scores=True, caption=max(asked))
     listed(session)
     check_counts(config, names)
-    if any(name.kind == PREDICTOR for name in names):
+    if predicts:
         check_predicted(session)
     taught = f"{config.teacher.nfe}-step solves, for learning and for the test"
     compared = f"every schedule on the same {config.evaluate.samples} test noises"

@@ -18,9 +18,7 @@ from ts_adapt.search.static import StaticOptions
 def captions(session: Experiment) -> Captions:
     """What the training samples of `session` are asked to show, and the network that tells; TsAdaptError where it is
     not to be had."""
-    config = session.config
-    encoder = dual_encoders.load(config.caption, config.model.device, "caption")
-    return Captions(encoder, read_prompts(Path(str(config.teacher.prompts_of("train")))))
+    return Captions(session.reader, read_prompts(Path(str(session.config.teacher.prompts_of("train")))))
 
 
 def minimised_said(session: Experiment, options: StaticOptions | TrainOptions) -> list[str]:

@@ -60,7 +60,7 @@ def search(session: Session, method: str, split: str = "train", *, redo: bool = 
         for corrections in ([], session.static_corrections):
             search(session.changed(static=replace(config.static, corrections=corrections)), method, split, redo=redo)
         return
-    session.check()
+    session.check(caption=config.static.caption if method == "static" else 0.0)
     with cheaper_network(session, config.student.cacher, config.student.quantizer):
         if method == "per-sample" or (method == "static" and config.static.method in ("lbfgs", "adam")):
             check_gradients(session)

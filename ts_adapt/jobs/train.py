@@ -37,7 +37,7 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
     kind  of `PREDICTORS`; with `ALL` behind it, one predictor for every solver, which serves all NFEs
     """
     config = session.config
-    session.check()
+    session.check(caption=config.train.caption)
     check_predicted(session)
     with cheaper_network(session, config.student.cacher, config.student.quantizer):
         if config.train.loss != "labels":
