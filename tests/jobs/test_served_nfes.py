@@ -51,6 +51,27 @@ def test_one_network_is_kept_and_stays(served: Job, capsys: Any) -> None:
     assert "is for unipc-2, NFE 2, 3, 5, not for unipc-2, NFE 4" in said
 
 
+def test_what_is_kept_between_is_chosen_without_a_training_where_it_is_missing(served: Job, capsys: Any) -> None:
+    path = folder_of(served) / "config.json"
+    config, train = read_json(path), ("train", "--predictor", "recursive-all")
+    assert config["network"]["kept"].keys() == {"4", "6"}
+    edit(path, network={**config["network"], "kept": {"6": 0.3}})
+    weights = (path.parent / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert served.run(*train) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "not trained for" in line]
+    assert len(said) == 1 and "4 steps, not trained for" in said[0]
+    kept = {**config["network"]["kept"], "6": 0.3}
+    assert read_json(path) == {**config, "network": {**config["network"], "kept": kept}}
+    assert (path.parent / "model.safetensors").read_bytes() == weights
+    assert served.run("evaluate", "--nfe", "4") == 0
+    measured = (served.runs / "unipc-2-nfe4-recursive-all.safetensors").read_bytes()
+    edit(path, network={**config["network"], "kept": {**kept, "4": 0.3}})
+    assert served.run(*train) == 0 and served.run("evaluate", "--nfe", "4") == 0
+    assert (served.runs / "unipc-2-nfe4-recursive-all.safetensors").read_bytes() != measured
+    edit(path, network=config["network"])
+
+
 def test_rows_of_both_are_told_apart(served: Job) -> None:
     assert served.run("evaluate") == 0
     found = {(r["nfe"], r["schedule"], r["kind"]) for r in served.results["rows"] if r["kind"] == "recursive"}

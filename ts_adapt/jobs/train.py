@@ -1,13 +1,15 @@
 """train: a predictor for each solver and NFE of the config, or one for all NFEs, kept with the options that made it.
 
 What was made with other options is refused, or with `redo` made anew beside the old one, which is replaced once the new
-one is complete. Several processes (`distributed`) train one predictor together.
+one is complete. What one for all NFEs keeps between them is chosen at the end of its training, and where one is there
+without, by itself. Several processes (`distributed`) train one predictor together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import torch
 
@@ -24,8 +26,8 @@ from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import PREDICTORS, save_predictor
-from ts_adapt.predictors.training import as_numbers, train_predictor
-from ts_adapt.storage.files import make_folder, read_json, sha256_of_json
+from ts_adapt.predictors.training import as_numbers, choose_kept, choosing, train_predictor
+from ts_adapt.storage.files import make_folder, read_json, sha256_of_json, write_json
 from ts_adapt.storage.folders import beside, making, replace_folder
 from ts_adapt.storage.layout import ALL, CONFIG, LABELS, checkpoint_file
 from ts_adapt.teacher.generate import classes_of
@@ -90,6 +92,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     if stays(folder / CONFIG, lambda: _check_predictor(session, kind, name, served), redo):
         nfes = ", ".join(map(str, served))
         print(f"{kind}, {name}, NFE {nfes}: {folder} is there already, made with these options")
+        _choose_kept(session, kind, name, solver, served[0])
         return
     labels = None
     if config.train.loss != "end_to_end":
@@ -158,11 +161,38 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     if between := sorted({*result.apart} - {*result.learned}):
         every = sorted(result.apart)
         print(f"{kind}, {name}: it serves every number of steps from {every[0]} to {every[-1]}")
-    for each in between:
-        share = 100 * sum(share for _, share in predictor.near(each))
+    _say_kept(f"{kind}, {name}", predictor, {each: result.apart[each] for each in between})
+
+
+def _choose_kept(session: Session, kind: str, name: str, solver: Solver, nfe: int) -> None:
+    """Choose what the workspace's predictor keeps between the NFEs that it was trained for, where it was made without;
+    on the validation samples of its training."""
+    folder, predictor = session.workspace.predictor(kind, name, nfe), session.predictor(kind, name, nfe).predictor
+    if not predictor.unasked:
+        return
+    options, (_, batch) = session.config.train, session.teacher("train", session.config.train.samples)
+    validation = batch.rows(slice(len(batch) - options.validating, None))
+    work = choosing(predictor.learned, len(validation)).times(solver.evaluations_per_step)
+    session.announce(f"{kind}, {name}, between", work)
+    found = choose_kept(
+        predictor, session.objective(solver), validation, options,
+        real=session.real_images if options.distribution else None,
+        captions=session.captions if options.caption else None,
+    )  # fmt: skip
+    config = {**read_json(folder / CONFIG), "network": predictor.options}
+    distributed.first(partial(write_json, folder / CONFIG, config))
+    _say_kept(f"{kind}, {name}", predictor, found)
+
+
+def _say_kept(
+    called: str, predictor: OneShot | Recursive, found: Mapping[int, tuple[torch.Tensor, torch.Tensor]]
+) -> None:
+    """Say what is kept at numbers of steps that were not trained for, and what that gains."""
+    for steps, distances in found.items():
+        share = 100 * sum(share for _, share in predictor.near(steps))
         print(
-            f"{kind}, {name}, {each} steps, not trained for: {share:.0f} % of what is interpolated; beside "
-            f"the interpolated grid {paired_verdict(*result.apart[each])}"
+            f"{called}, {steps} steps, not trained for: {share:.0f} % of what is interpolated; beside "
+            f"the interpolated grid {paired_verdict(*distances)}"
         )
 
 

@@ -142,6 +142,12 @@ class Predictor(nn.Module):
             raise ValueError(f"the share of corrections at {steps} steps is {share}; it is from 0 to 1")
         self.options["kept"][str(steps)] = share
 
+    @property
+    def unasked(self) -> list[int]:
+        """The numbers of steps that are served, not learned, and of which k has not been chosen."""
+        kept = self.options["kept"]
+        return [steps for steps in served(self.learned) if steps not in self.learned and str(steps) not in kept]
+
     def near(self, steps: int) -> list[tuple[int, float]]:
         """The one or two learned numbers of steps that one of `steps` is made of, with their shares, of sum k."""
         low, *rest = neighbours(self.learned, steps)

@@ -9,9 +9,9 @@ The weights kept are those of the moving average with the lowest mean over N of
 
 where an N whose mean gain over the static grid is less than the standard error of that gain counts as 1, and is left
 untrained: there the predictor stays the static grid itself. At the end the same samples choose, by the same rule, k of
-each N that is served and was not trained for (`predictor`), among KEPT. The spread of what is predicted is logged
-(`diagnosis`). After every validation it is said what one more pass promises (`phases.going_on`). Under accelerate or
-torchrun the training is data-parallel (`distributed`).
+each N that is served and was not trained for (`predictor`), among KEPT; of a predictor without, `choose_kept` does that
+alone. The spread of what is predicted is logged (`diagnosis`). After every validation it is said what one more pass
+promises (`phases.going_on`). Under accelerate or torchrun the training is data-parallel (`distributed`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ from ts_adapt.search.captions import Captions, asking
 from ts_adapt.search.derivative import Agreement, trusted
 from ts_adapt.search.distribution import Real, forget, matching
 from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.work import Work
 from ts_adapt.storage.checkpoint import Checkpoint
 
 KEPT = (0.25, 0.5, 0.75, 1.0)
@@ -143,6 +144,59 @@ def train_predictor(
     return replace(training.result, agreement=training.agreement)
 
 
+def choose_kept(
+    predictor: OneShot | Recursive, objective: Objective, validation: Batch, options: TrainOptions, *,
+    real: Real | None = None, captions: Captions | None = None,
+) -> dict[int, tuple[Tensor, Tensor]]:  # fmt: skip
+    """Choose k of the numbers of steps of which it has not been chosen, as a training by these options does at its end.
+
+    Returns the validation distances `(n,)` there, the predictor's and the interpolated grid's.
+    """
+    asked = asking(objective, captions, options.caption) if options.caption else objective
+    whole = matching(asked, real, options.distribution) if options.distribution else asked
+    measured = _Measured(whole, validation, predictor.learned)
+    return {steps: measured.choose(predictor, steps) for steps in predictor.unasked}
+
+
+def choosing(learned: Sequence[int], validation: int) -> Work:
+    """How many steps of single samples it takes to choose k between and beside the numbers of steps `learned`."""
+    between = sum(steps for steps in served(learned) if steps not in learned)
+    return Work(between * validation * (1 + len(KEPT)))
+
+
+class _Measured:
+    """Validation samples, and the objective that measures them: of each N one, with a memory of its own."""
+
+    def __init__(self, objective: Objective, samples: Batch, learned: Sequence[int]) -> None:
+        self.samples = samples
+        self.objectives = {
+            steps: replace(objective, distance=copy.copy(objective.distance)) for steps in served(learned)
+        }
+
+    def along(self, steps: int, schedule: StepPolicy | TimeGrid) -> Tensor:
+        """The distances `(n,)` of all samples along `schedule`, of `steps` steps."""
+        objective = self.objectives[steps]
+
+        def part(rows: Tensor) -> Tensor:
+            return objective.apart(schedule, self.samples.rows(rows))
+
+        return objective.whole(by_rows(part, len(self.samples), self.samples.x_T.device))
+
+    def choose(self, predictor: OneShot | Recursive, steps: int) -> tuple[Tensor, Tensor]:
+        """Let k of `steps`, not learned, be the best there, and 0 where none gains for sure; the distances there."""
+        static = self.along(steps, TimeGrid(predictor.static(steps)))
+        found = {0.0: static}
+        for k in KEPT:
+            predictor.keep(steps, k)
+            with warnings.catch_warnings(action="ignore", category=TsAdaptWarning):
+                distance = self.along(steps, predictor.policy(steps))
+            if surely(static - distance):
+                found[k] = distance
+        best = min(found, key=lambda k: float(found[k].mean()))
+        predictor.keep(steps, best)
+        return found[best], static
+
+
 class _Training:
     """A training under way: what it works on, where it is, and the best weights so far."""
 
@@ -163,10 +217,9 @@ class _Training:
             objective, self.agreement = trusted(objective, steps, train, options.batch_size, together=True)
             self.objective = objective
         whole = matching(objective, real, options.distribution) if options.distribution else objective
-        self.objectives = {
-            steps: replace(whole, distance=copy.copy(whole.distance)) for steps in served(predictor.learned)
-        }
-        self.static = {steps: self.measure(steps, predictor.begun[steps]) for steps in predictor.learned}
+        self.measured = _Measured(whole, validation, predictor.learned)
+        self.objectives = self.measured.objectives
+        self.static = {steps: self.measured.along(steps, predictor.begun[steps]) for steps in predictor.learned}
         means = {steps: float(values.mean()) for steps, values in self.static.items()}
         self.result = TrainResult(means, dict(means))
         for steps in predictor.learned:
@@ -186,16 +239,6 @@ class _Training:
             self.result.learned = dict(zip(means, progress["learned"], strict=True))
         else:
             self.log({f"distance/{steps}-steps": value for steps, value in means.items()})
-
-    def measure(self, steps: int, schedule: StepPolicy | TimeGrid) -> Tensor:
-        """The distances `(n,)` of all validation samples along `schedule`, of `steps` steps."""
-
-        objective = self.objectives[steps]
-
-        def part(rows: Tensor) -> Tensor:
-            return objective.apart(schedule, self.validation.rows(rows))
-
-        return objective.whole(by_rows(part, len(self.validation), self.validation.x_T.device))
 
     def total(self, value: float) -> float:
         """The sum of the values of all processes."""
@@ -267,7 +310,7 @@ class _Training:
         """Whether the predictor `now` is better than all before; if so it is kept, but for the N that it is bad at."""
         candidate, learned = copy.deepcopy(now), dict(self.result.static)
         for steps, static in self.static.items():
-            distance = self.measure(steps, now.policy(steps))
+            distance = self.measured.along(steps, now.policy(steps))
             value = float(distance.mean())
             if surely(static - distance):
                 learned[steps] = value
@@ -285,26 +328,12 @@ class _Training:
         self.result, self.best = better, candidate.state_dict()
         return True
 
-    def choose(self, steps: int) -> None:
-        """k of `steps`, which were not learned: the best there, and 0 where none gains for sure."""
-        static = self.measure(steps, TimeGrid(self.predictor.static(steps)))
-        found = {0.0: static}
-        for k in KEPT:
-            self.predictor.keep(steps, k)
-            with warnings.catch_warnings(action="ignore", category=TsAdaptWarning):
-                distance = self.measure(steps, self.predictor.policy(steps))
-            if surely(static - distance):
-                found[k] = distance
-        best = min(found, key=lambda k: float(found[k].mean()))
-        self.predictor.keep(steps, best)
-        self.result.apart[steps] = found[best], static
-
     def end(self) -> None:
         """Choose k of the numbers of steps that were not learned; measure and draw what was."""
         for steps in sorted({*self.objectives} - {*self.static}):
-            self.choose(steps)
+            self.result.apart[steps] = self.measured.choose(self.predictor, steps)
         for steps, static in self.static.items():
-            self.result.apart[steps] = self.measure(steps, self.predictor.policy(steps)), static
+            self.result.apart[steps] = self.measured.along(steps, self.predictor.policy(steps)), static
         if rank() == 0:
             writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
             for steps in self.predictor.learned:
