@@ -41,6 +41,8 @@ JOBS: list[tuple[list[str], float]] = [
     (["search", "--method", "gits"], 0.3),
     (["search", "--method", "per-sample"], 0.3),
     (["train", "--predictor", "one-shot"], 0.3),
+    (["search", "--static.method", "forward", "--nfe", "2,5"], 0.3),
+    (["train", "--predictor", "one-shot-all", "--nfe", "2,5"], 0.3),
     (["evaluate"], 0.3),
 ]
 """Commands, and by what share what is said may be off."""

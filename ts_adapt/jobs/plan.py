@@ -21,13 +21,14 @@ from ts_adapt.jobs.labels import label_options
 from ts_adapt.jobs.search import shared_solves
 from ts_adapt.jobs.session import Session, stays
 from ts_adapt.numerics import tensors_in
+from ts_adapt.predictors.training import choosing
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.name import ORACLE, PREDICTOR, Name
 from ts_adapt.search.labels import LabelStore
 from ts_adapt.search.objective import Batch
 from ts_adapt.search.work import SLOWER, Work
 from ts_adapt.storage.files import read_json
-from ts_adapt.storage.layout import CONFIG, LABELS, MANIFEST
+from ts_adapt.storage.layout import ALL, CONFIG, LABELS, MANIFEST
 from ts_adapt.teacher.store import TeacherStore
 
 FEW = 8
@@ -54,9 +55,11 @@ def of_result(session: Session, name: Name, split: str = "test", *, redo: bool =
     """
     config, work = session.config, Work()
     for solver in config.solvers:
-        for nfe in config.nfe:
-            if not _is_there(session, name, split, solver, nfe, redo):
-                work += _solves(config, name, split).times(nfe)
+        missing = [nfe for nfe in config.nfe if not _is_there(session, name, split, solver, nfe, redo)]
+        work += _solves(config, name, split).times(sum(missing))
+        if missing and str(name).endswith(ALL):
+            learned, each = [session.steps(solver, nfe) for nfe in missing], session.solver(solver).evaluations_per_step
+            work += choosing(learned, config.train.validating).times(each)
     return work
 
 

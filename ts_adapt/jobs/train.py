@@ -112,9 +112,10 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     checkpoint = checkpoint_file(folder, key)
     torch.manual_seed(config.train.seed)
     predictor = new_predictor(session, kind.removesuffix(ALL), static, solver.order, corrections)
+    chosen = choosing(list(steps.values()), len(batch) - cut).times(solver.evaluations_per_step)
     session.announce(
         f"{kind}, {name}, NFE {', '.join(map(str, served))}",
-        config.train.solves(cut, len(batch) - cut).times(sum(served)),
+        config.train.solves(cut, len(batch) - cut).times(sum(served)) + chosen,
     )
     if distributed.rank() == 0:
         with board(config, f"train {kind}", logs):
