@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from ts_adapt.evaluation.side_by_side import compare, teacher_batch
     from ts_adapt.pipelines.denoiser import PipelineDenoiser
     from ts_adapt.predictors.phases import TrainOptions
-    from ts_adapt.predictors.training import train_predictor
+    from ts_adapt.predictors.training import choose_kept, train_predictor
     from ts_adapt.schedulers.attach import attach, detach
     from ts_adapt.schedulers.scheduler import LearnedScheduler
     from ts_adapt.search.static import StaticOptions, search_static
@@ -96,6 +96,7 @@ __all__ = [
     "build_distance",
     "build_grid",
     "build_solver",
+    "choose_kept",
     "compare",
     "detach",
     "from_edm",
@@ -119,6 +120,7 @@ _LATER = {
     "StaticOptions": "search.static",
     "TrainOptions": "predictors.phases",
     "attach": "schedulers.attach",
+    "choose_kept": "predictors.training",
     "compare": "evaluation.side_by_side",
     "detach": "schedulers.attach",
     "search_static": "search.static",

@@ -18,7 +18,7 @@ from ts_adapt.predictors.phases import TrainOptions, batches_of, going_on
 from ts_adapt.predictors.recursive import Recursive, shares
 from ts_adapt.predictors.start import BOUND
 from ts_adapt.predictors.store import load_predictor, nfes_of, save_predictor
-from ts_adapt.predictors.training import train_predictor
+from ts_adapt.predictors.training import choose_kept, train_predictor
 from ts_adapt.sampling import generator_for
 from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
 
@@ -134,6 +134,9 @@ def test_a_training_finds_out_how_much_is_kept_between(problem, tmp_path):
         for steps, share in found[sign].items():
             distance, static = result.apart[steps]
             assert float(distance.mean()) < float(static.mean()) if share else torch.equal(distance, static)
+        predictor.options["kept"] = {"5": 0.3}
+        assert choose_kept(predictor, objective, batch).keys() == {3} and predictor.unasked == []
+        assert predictor.options["kept"] == {"3": found[sign][3], "5": 0.3}
     assert sorted(share > 0 for share in (found[-1][3], found[1][3])) == [False, True]
 
 

@@ -145,15 +145,19 @@ def train_predictor(
 
 
 def choose_kept(
-    predictor: OneShot | Recursive, objective: Objective, validation: Batch, options: TrainOptions, *,
+    predictor: OneShot | Recursive, objective: Objective, validation: Batch, options: TrainOptions | None = None, *,
     real: Real | None = None, captions: Captions | None = None,
 ) -> dict[int, tuple[Tensor, Tensor]]:  # fmt: skip
-    """Choose k of the numbers of steps of which it has not been chosen, as a training by these options does at its end.
+    """Choose k of the numbers of steps of which it has not been chosen, as a training does at its end.
 
-    Returns the validation distances `(n,)` there, the predictor's and the interpolated grid's.
+    validation  noises that the predictor was not trained on
+    options     of the training, with `real` and `captions` as there; None: by the paired distance alone
+
+    Returns the distances `(n,)` by the number of steps, the predictor's and the interpolated grid's.
     """
-    asked = asking(objective, captions, options.caption) if options.caption else objective
-    whole = matching(asked, real, options.distribution) if options.distribution else asked
+    weights = options or TrainOptions()
+    asked = asking(objective, captions, weights.caption) if weights.caption else objective
+    whole = matching(asked, real, weights.distribution) if weights.distribution else asked
     measured = _Measured(whole, validation, predictor.learned)
     return {steps: measured.choose(predictor, steps) for steps in predictor.unasked}
 
