@@ -55,11 +55,6 @@ def own_grids(denoiser: Denoiser, guided: bool) -> tuple[Tensor, GridSpace]:
     return (z + 0.1 * spread).requires_grad_(), space
 
 
-def test_a_policy_is_shown_the_scale_of_the_call(pair: Pair) -> None:
-    _, _, through, own = pair
-    assert through.shown(noise(through), own)[1]["guidance_scale"].tolist() == [through.guidance_scale] * ROWS
-
-
 def test_a_single_evaluation_is_that_of_the_direct_way(pair: Pair) -> None:
     direct, condition, through, own = pair
     x, t = noise(direct), torch.tensor([100.0, 500.2, 900.0]).double()

@@ -13,11 +13,9 @@ from pipeline_cases import (
     CASES,
     ROWS,
     STEPS,
-    TOKENS,
     WIDTH,
     Counted,
     by_hand,
-    call_flux,
     call_sd,
     embeddings,
     guided_sd3,
@@ -61,30 +59,12 @@ def test_another_guidance_than_it_was_learned_under_is_said_once_a_run(
 
 
 @torch.no_grad()
-def test_flux_is_compared_by_its_true_guidance_too(pipes: Any, tiny: Any, recwarn: pytest.WarningsRecorder) -> None:
-    pipe = pipes("flux")
-    schedule = made(tiny, pipe, "static", "flux")
-    schedule.register_to_config(learned_for={"guidance_scale": 3.5, "other_scales": {"true_cfg_scale": 4.0}})
-    negative = {
-        "negative_prompt_embeds": torch.zeros(len(ROWS), TOKENS, WIDTH),
-        "negative_pooled_prompt_embeds": torch.zeros(len(ROWS), 6),
-    }
-    attach(pipe, schedule)
-    for scale, given, said in ((4.0, negative, 0), (4.0, {}, 1), (9.0, negative, 1)):
-        recwarn.clear()
-        call_flux(pipe, ROWS, true_cfg_scale=scale, **given)
-        assert len([one for one in recwarn if "found under true_cfg_scale 4, " in str(one.message)]) == said
-    detach(pipe)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("kind", ["one-shot", "recursive"])
-@pytest.mark.parametrize("name", ["sd", "dit"])
 def test_the_scale_of_the_call_is_what_a_predictor_is_told(
-    name: str, kind: str, pipes: Any, tiny: Any, recwarn: pytest.WarningsRecorder
+    kind: str, pipes: Any, tiny: Any, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """Of the two copies that the network sees, and of one where it is not guided; DiT's pipeline keeps no scale."""
-    pipe, case = pipes(name), CASES[name]
+    """Of the two copies that the network sees, and of one where it is not guided."""
+    pipe, case = pipes("sd"), CASES["sd"]
     schedule = tiny.schedule(kind, pipe.scheduler.config, case.shape, **case.options, scales=[1.0, 4.0])
     schedule.register_to_config(learned_for={"guidance_scale": [1.0, 4.0]})
     encoder, seen = next(iter(schedule.source.predictors.values())).encoder, list[Any]()
@@ -94,7 +74,7 @@ def test_the_scale_of_the_call_is_what_a_predictor_is_told(
     for scale, said in ((1.0, 0), (3.0, 0), (4.5, 1)):
         recwarn.clear()
         seen.clear()
-        case.call(pipe, ROWS, guidance_scale=scale)
+        call_sd(pipe, ROWS, guidance_scale=scale)
         assert seen and all(each.tolist() == [scale] * len(ROWS) for each in seen)
         assert len([one for one in recwarn if "under guidance_scale 1 to 4, " in str(one.message)]) == said
     detach(pipe)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +29,7 @@ from ts_adapt.interfaces import StepAware, TsAdaptWarning
 from ts_adapt.schedulers.run import Run, Shown
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedulers.view import view_of
-from ts_adapt.schedules.file import of_other_guidance, other_scales
+from ts_adapt.schedules.file import of_another_guidance
 
 DIVISORS = (1, 1000, -1000)
 """How pipelines tell it: t, t / 1000, 1 - t / 1000."""
@@ -107,11 +106,10 @@ class TimeHook:
             self._asking.hear(answer)
 
     def _compare_guidance(self, run: Run) -> None:
-        """Warn, once in a run, where the pipeline guides by other scales than the schedule holds for."""
+        """Warn, once in a run, where the pipeline guides by another scale than the schedule holds for."""
         then, run.learned_under = run.learned_under, None
-        if then:
-            for said in of_other_guidance(then, scale_of(self.pipe), other_scales(arguments_of(self.pipe))):
-                warnings.warn(said, TsAdaptWarning, stacklevel=2)
+        if said := of_another_guidance(then, getattr(self.pipe, "guidance_scale", None)):
+            warnings.warn(said, TsAdaptWarning, stacklevel=2)
 
     def _as_told(self, tau: Tensor, timestep: Any, divisor: int) -> Tensor:
         """`tau` in the form and the shape of the pipeline's own `timestep`, and its precision if all goes by that."""
@@ -129,7 +127,7 @@ class TimeHook:
             for name in CONDITIONS
             if isinstance(value := given.get(name), Tensor) and value.ndim and value.shape[0] == rows
         }
-        scale = scale_of(self.pipe)
+        scale = getattr(self.pipe, "guidance_scale", None)
         if isinstance(scale, int | float):
             condition["guidance_scale"] = torch.full((rows,), float(scale), dtype=torch.float64)
         x = x if self.run is None else self.run.unshown(x)
@@ -163,23 +161,6 @@ class TimeHook:
             run.step_aware = [(part, part.runs) for part in parts]
         for part in parts:
             part.at(run.done)
-
-
-def scale_of(pipe: Any) -> Any:
-    """The scale of guidance that `pipe` is called with: what it keeps of it, or else (DiT, PixArt) the argument of the
-    call that this thread is in; None: neither."""
-    kept = getattr(pipe, "guidance_scale", None)
-    return arguments_of(pipe).get("guidance_scale") if kept is None else kept
-
-
-def arguments_of(pipe: Any) -> Mapping[str, Any]:
-    """The arguments of the call of `pipe` that this thread is in, among its other variables; none outside of one."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
-            return frame.f_locals
-        frame = frame.f_back
-    return {}
 
 
 def last_run(network: nn.Module) -> Run | None:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import itertools
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,8 +116,8 @@ class Run:
     begin                          the place of the nominal times where it begins; None: that of the first step
     number, thread                 the later of two runs has the greater number; the thread that began it
     learned_at                     the shape of the samples that the times were found for; None: it does not count
-    learned_under                  what is known of the schedule, with the scales of guidance that it was found under;
-                                   None: they have been compared
+    learned_under                  the guidance scale that the schedule was found under; None: it is not known, or has
+                                   been compared
     network                        that is called for the run, where it is known
     noised                         whether samples that begin inside are known to be at the loop's times
     batch                          the number of samples; None: no step has told it yet
@@ -142,7 +142,7 @@ class Run:
         self.noised = True
         self.network: nn.Module | None = None
         self.learned_at: Any = None
-        self.learned_under: Mapping[str, Any] | None = None
+        self.learned_under: Any = None
         self._nominal: list[float] = timesteps.tolist()
         self._form: tuple[int, ...] = ()
         self._shape: tuple[int, ...] = ()

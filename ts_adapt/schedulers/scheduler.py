@@ -365,7 +365,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.run = Run(plan, self.timesteps, solver, self.prediction, begin, self.config["clip_x0"])
         self.run.noised = not self.continues
         known = self.config["learned_for"] or {}
-        self.run.learned_at, self.run.learned_under = known.get("shape"), known
+        self.run.learned_at, self.run.learned_under = known.get("shape"), known.get("guidance_scale")
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run at a later place of the timesteps (img2img).

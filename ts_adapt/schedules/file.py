@@ -206,7 +206,7 @@ def of_other_guidance(about: Mapping[str, Any], scale: Any, others: Mapping[str,
     return [said for said in found if said]
 
 
-def of_another_guidance(then: Any, now: Any, name: str) -> str | None:
+def of_another_guidance(then: Any, now: Any, name: str = "guidance_scale") -> str | None:
     """The same of one found under the guidance scale `then`, where samples are guided by `now`; nothing if it holds.
 
     Both are of the argument `name` of a call. Either is a number, or the two ends of a range; anything else is not
