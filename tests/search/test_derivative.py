@@ -93,6 +93,20 @@ def test_the_derivative_that_agrees_with_differences_is_taken(smooth, how, wante
         assert agreement.error["exact"] > 1 > 3 * agreement.error[wanted]
 
 
+def test_a_place_that_is_nearly_flat_does_not_outvote_the_other(smooth):
+    """Differences (4, 3) and (0, .1), a derivative that is right about the first and opposite about the second."""
+    objective, batch = smooth
+    values = {-1.0: iter([[4.0, 3.0], [0.0, 0.1]])}
+
+    def recorded(what: list[float], _: Any) -> list[float]:
+        return next(values.setdefault(what[0], iter([[4.0, 3.0], [0.0, -0.1]])))
+
+    agreement = compare(objective, 2, batch, recall=recorded)
+    assert agreement.leads_down
+    assert agreement.cosine["exact"] == pytest.approx((25 - 0.01) / 25.01)
+    assert agreement.error["exact"] == pytest.approx(0.2 / 25.01**0.5)
+
+
 @pytest.mark.parametrize("how", [*ROUGH, "embedded 0.05"])
 @pytest.mark.parametrize("method", ["auto", "forward"])
 def test_static_search_finds_the_smooth_problem_s_optimum_through_the_wiggle(smooth, optimum, how, method):

@@ -3,10 +3,10 @@
     D_j = (L(z + h e_j) - L(z - h e_j)) / 2h,   j = 1 .. N          L  the mean distance of a few samples
     error = |dL/dz - D| / |D|                                       z  the logits of a grid, h as long as a step
 
-at two grids of equal steps, in log-SNR and in time: unlike a searched grid they are at no minimum, where derivatives
-say little. Between timesteps a network may wiggle, in amounts that rule its derivative and mean nothing
-(`time_derivative`). No derivative is right for every network; the differences tell which one is for this, for the
-price of 4N solves of a few samples.
+at two grids of equal steps, in log-SNR and in time, taken together as one vector: unlike a searched grid they are at no
+minimum, where derivatives say little; should one of them be near one, the other decides. Between timesteps a network
+may wiggle, in amounts that rule its derivative and mean nothing (`time_derivative`). No derivative is right for every
+network; the differences tell which one is for this, for the price of 4N solves of a few samples.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Recall = Callable[[Sequence[float], Callable[[], Sequence[float]]], list[float]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the derivatives agree with differences of the objective, by their way: means of cosine and error.
+    """How the derivatives agree with differences of the objective, by their way: cosine and error.
 
     Both are empty where the denoiser has no derivative at all.
     """
@@ -96,15 +96,15 @@ def compare(
     cosine, error = {}, {}
     for number, way in enumerate(DERIVATIVES):
         try:
-            taken = objective.differentiated(way)
-            slopes = [asked(number, z, partial(_gradient, taken, space, z, few, part)) for z in places]
+            by = objective.differentiated(way)
+            slopes = [asked(number, z, partial(_gradient, by, space, z, few, part)) for z in places]
         except torch.OutOfMemoryError:
             raise
         except (TsAdaptError, RuntimeError):  # this denoiser has no such derivative
             continue
-        pairs = list(zip(slopes, differences, strict=True))
-        cosine[way] = sum(float(torch.cosine_similarity(g, d, dim=0)) for g, d in pairs) / len(pairs)
-        error[way] = sum(float((g - d).norm() / d.norm().clamp_min(SMALLEST)) for g, d in pairs) / len(pairs)
+        taken, found = torch.cat(slopes), torch.cat(differences)
+        cosine[way] = float(torch.cosine_similarity(taken, found, dim=0))
+        error[way] = float((taken - found).norm() / found.norm().clamp_min(SMALLEST))
     return Agreement(cosine, error)
 
 
