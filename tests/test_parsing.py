@@ -138,6 +138,19 @@ def test_paths_mean_what_they_mean_in_a_shell(tmp_path: Path, monkeypatch: pytes
             config("--data_root", value)
 
 
+def test_one_nfe_and_one_solver_are_those_of_the_schedule(tmp_path: Path) -> None:
+    def asked(*words: str) -> tuple[int | None, str | None]:
+        command = parse(words).command
+        return command.steps, command.solver  # type: ignore[attr-defined]
+
+    for name in (("sample",), ("prune",), ("export", "static")):
+        assert asked(*name, "--nfe", "6", "--solvers", "unipc") == (6, "unipc-2")
+        assert asked(*name, "--nfe", "6", "--solvers", "ddim", "--steps", "4", "--solver", "deis-3") == (4, "deis-3")
+        assert asked(*name, "--nfe", "3,6", "--solvers", "ddim,unipc-3") == (None, None)
+    (tmp_path / "c.yml").write_text("{nfe: [7], solvers: [ddim]}")
+    assert asked("sample", "--config", str(tmp_path / "c.yml")) == (None, None)
+
+
 def test_a_family_of_solvers_stands_for_one_of_them() -> None:
     assert config("--solvers", "unipc,dpmpp+corrector,ddim").solvers == ["unipc-2", "dpmpp-2m+corrector", "ddim"]
     assert parse(["sample", "--solver", "deis"]).command.solver == "deis-2"

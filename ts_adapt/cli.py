@@ -92,11 +92,20 @@ def _called(name: str, kind: type[Command], words: Sequence[str]) -> Called:
     config.validate()
     values = {option.name: made[option.name] for option in fields(kind)}
     values |= {option: read(values[option], flags[option], option) for option in behind}
+    values |= _named_alone(config, line, values)
     if values.get("solver") is not None:
         values["solver"] = solver_name(values["solver"])
         build_solver(values["solver"], ContinuousVP())
     _check_fixed(config, line, base)
     return Called(name, kind(**values), config, line)
+
+
+def _named_alone(config: Config, line: Line, values: dict[str, Any]) -> dict[str, Any]:
+    """The steps and the solver of a command about one schedule, where --nfe or --solvers says them by one value."""
+    lists = {"steps": "nfe", "solver": "solvers"}
+    flags = {option for option, _ in line.experiment}
+    said = {own: getattr(config, name) for own, name in lists.items() if f"--{name}" in flags}
+    return {own: found[0] for own, found in said.items() if own in values and values[own] is None and len(found) == 1}
 
 
 def _check_fixed(config: Config, line: Line, base: Line) -> None:

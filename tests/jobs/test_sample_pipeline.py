@@ -346,7 +346,7 @@ def test_fewer_images_replace_all_of_an_earlier_command_and_none_of_anyone_else(
         (["ddpm", "ddpm-static", "--guidance", "2"], "takes no scale of guidance; leave --guidance out"),
         (["ddpm", "ddpm-static", "--init-image", "START"], "no image-to-image pipeline for DDPMPipeline"),
         (["ddpm", "ddpm-static", "--strength", ".5"], "along with --init-image FILE"),
-        (["ddpm", "ddpm-one-shot", "--steps", "9"], "num_inference_steps is 9; this schedule was learned for 4"),
+        (["ddpm", "ddpm-one-shot", "--steps", "9"], "number of steps is 9; this schedule was learned for 4"),
         (["ddpm", "ddpm-static", "--solver", "ddim"], "is for unipc-3, not for ddim; leave --solver out"),
         (["ddpm", "sd-static"], "was learned for another model, which differs in"),
         (["ddpm", "karras", "--solver", "heun", "--steps", "4"], "evaluates the network 2 times a step"),

@@ -320,7 +320,7 @@ def test_pipelines_that_start_from_an_image_or_blend_one_in(pipe: Any, tiny: Any
 
 def test_an_nfe_that_was_not_learned(pipe: Any, tiny: Any) -> None:
     attach(pipe, tiny.schedule("one-shot", pipe.scheduler.config, SHAPE))
-    with pytest.raises(TsAdaptError, match="num_inference_steps is 5; this schedule was learned for 4"):
+    with pytest.raises(TsAdaptError, match="number of steps is 5; this schedule was learned for 4"):
         images(pipe, num_inference_steps=5)
 
 

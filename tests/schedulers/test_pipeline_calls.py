@@ -204,7 +204,7 @@ def test_lists_of_times_for_schedules_that_choose_their_own(kind: str, pipes: An
     for given in ({"timesteps": [999, 500]}, {"sigmas": [14.0, 1.0, 0.0]}):
         with pytest.raises(TsAdaptError, match="chooses the times of each image by itself"):
             call_sd(pipe, ROWS, num_inference_steps=None, **given)
-    with pytest.raises(TsAdaptError, match="num_inference_steps is 7; this schedule was learned for 4"):
+    with pytest.raises(TsAdaptError, match="number of steps is 7; this schedule was learned for 4"):
         call_sd(pipe, ROWS, num_inference_steps=7)
     detach(pipe)
 

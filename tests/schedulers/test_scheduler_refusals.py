@@ -147,7 +147,7 @@ def test_times_of_its_own_have_to_reach_the_network(tiny: Any) -> None:
         schedule.step(X_T, 999, X_T)
     with pytest.raises(TsAdaptError, match="cannot begin inside"):
         schedule.set_begin_index(1)
-    with pytest.raises(TsAdaptError, match="num_inference_steps is 5; this schedule was learned for 4"):
+    with pytest.raises(TsAdaptError, match="number of steps is 5; this schedule was learned for 4"):
         schedule.set_timesteps(5)
     with pytest.raises(TsAdaptError, match="chooses the times of each image by itself"):
         schedule.set_timesteps(timesteps=[900, 100])

@@ -204,20 +204,18 @@ class Source:
 
     def _between(self, steps: int, noise_schedule: NoiseSchedule) -> Plan:
         near = neighbours(self.plans, steps)
+        learned = self._known()
         for predictor in (self.predictors[n] for n in near if n in self.predictors):
-            if steps in served(predictor.learned):
+            between_too = served(predictor.learned)
+            if steps in between_too:
                 return Plan.of_predictor(predictor, steps)
+            learned += f" and serves {between_too[0]} to {between_too[-1]}" if len(between_too) > 1 else ""
         grids = {n: grid for n, grid in self.grids.items() if n in near}
         if not grids or any(grid.per_sample or grid.corrections for grid in grids.values()):
             rule = " (corrections and grids per image are not interpolated)" if grids else ""
-            way = (
-                ", or attach the one grid that `ts-adapt export --steps` makes of it"
-                if grids or self.predictors
-                else ""
-            )
+            way = ", or take the one grid that `ts-adapt export --steps` makes" if grids or self.predictors else ""
             raise TsAdaptError(
-                f"num_inference_steps is {steps}; this schedule was learned for {self._known()}{rule}: give one of "
-                f"them{way}"
+                f"the number of steps is {steps}; this schedule was learned for {learned}{rule}: ask for one of these{way}"
             )
         warnings.warn(
             f"{steps} steps were not learned: their grid is interpolated in log-SNR from those for "
