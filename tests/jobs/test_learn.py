@@ -19,14 +19,15 @@ from small_job import Job
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.cli import main, parse
 from ts_adapt.commands import Demo
-from ts_adapt.config import Config
+from ts_adapt.config import Config, TeacherOptions
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs import learn
+from ts_adapt.jobs import learn, plan
 from ts_adapt.jobs import train as training
 from ts_adapt.jobs.export_scheduler import is_for_diffusers
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.training import TrainResult
+from ts_adapt.search.static import StaticOptions
 
 SMALL = """
 name: demo
@@ -203,11 +204,29 @@ def test_a_plan_begins_nothing_and_what_is_there_is_not_counted(
     assert counted["teach"] == [f"{12 * (40 + 20) + 16 * (2 * 12 + 3):,}", "0"]  # and how near it is to converged
     assert counted["evaluate"] == [f"{3 * 20 * (2 + 2)}", "0"]
     assert list(counted) == ["teach", "static", "labels", "recursive", "evaluate"]
-    assert finished.run("learn", "--plan", "--learn", "static,recursive,one-shot") == 0
-    text = capsys.readouterr().out
-    counted = {line.split()[0]: line.split()[1:3] for line in text.splitlines()[1:7]}
+    more = "static+shift+scale+coefficients"
+    assert finished.run("learn", "--plan", "--learn", f"static,{more},recursive,one-shot") == 0
+    table = capsys.readouterr().out.splitlines()[:9]
+    assert len({len(line) for line in table}) == 1  # its columns stand below one another
+    counted = {line.split()[0]: line.split()[1:3] for line in table[1:8]}
+    assert more in counted
     assert [counted[name] for name in ("teach", "static", "labels", "recursive")] == [["0", "0"]] * 4
     assert counted["one-shot"] != ["0", "0"]
+
+
+@pytest.mark.parametrize(("seconds", "timed"), [(1e-6, [8, 24]), (0.1, [8])])
+def test_samples_that_take_no_time_are_timed_in_whole_batches(
+    seconds: float, timed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+
+    def solved(session: Session, count: int) -> tuple[float, float]:
+        counts.append(count)
+        return seconds, seconds
+
+    monkeypatch.setattr(plan, "_measured", solved)
+    plan.measured(Session(Config(teacher=TeacherOptions(batch_size=32), static=StaticOptions(batch_size=24))))
+    assert counts == timed
 
 
 @pytest.mark.parametrize(

@@ -86,9 +86,11 @@ def show_plan(config: Config, *, redo: bool = False) -> None:
     steps, each = steps_of(session, redo=redo), plan.measured(session)
     rows = [(step.name, step.work, plan.spoken(step.work.seconds(each))) for step in steps]
     total = sum((step.work for step in steps), Work())
-    print(f"{'':28}{'evaluations':>14}{'with gradient':>15}{'about':>9}")
-    for name, work, took in [*rows, ("in all", total, plan.spoken(total.seconds(each)))]:
-        print(f"{name:28}{work.plain:14,.0f}{work.gradient:15,.0f}{took:>9}")
+    rows.append(("in all", total, plan.spoken(total.seconds(each))))
+    width = max(len(name) for name, _, _ in rows)
+    print(f"{'':{width}}{'evaluations':>14}{'with gradient':>15}{'about':>9}")
+    for name, work, took in rows:
+        print(f"{name:{width}}{work.plain:14,.0f}{work.gradient:15,.0f}{took:>9}")
     print(
         f"one evaluation of one sample: {each[0]:.2g} s, with a gradient {each[1]:.2g} s; samples on disk: "
         f"{plan.disk(session) / 2**20:,.0f} MiB; weights: {plan.weights(session) / 2**20:,.0f} MiB of memory\n"

@@ -33,6 +33,8 @@ from ts_adapt.teacher.store import TeacherStore
 
 FEW = 8
 """Samples that are timed."""
+QUICK = 0.1
+"""Seconds of their solves, below which a whole batch is."""
 FIXED = 8
 """Fixed grids that a search, or an evaluation, looks at, about."""
 
@@ -97,9 +99,17 @@ def _solves(config: Config, name: Name, split: str) -> Work:
 
 
 def measured(session: Session) -> tuple[float, float]:
-    """Seconds of an evaluation of a sample, without a gradient and with one, of a first few-step solve."""
+    """Seconds of an evaluation of a sample, without a gradient and with one, of a first few-step solve: of FEW samples,
+    or of a whole batch where these take next to no time, as then it is not they that do."""
+    config, few = session.config, min(FEW, session.config.teacher.batch_size)
+    whole = min(config.teacher.batch_size, config.static.batch_size)
+    found = _measured(session, few)
+    return found if whole <= few or sum(found) * few * min(config.nfe) > QUICK else _measured(session, whole)
+
+
+def _measured(session: Session, count: int) -> tuple[float, float]:
     config = session.config
-    index, x_T, condition = session.training_noises(min(FEW, config.teacher.batch_size))
+    index, x_T, condition = session.training_noises(count)
     batch = Batch(torch.tensor(index), x_T, x_T, condition)
     name, nfe = config.solvers[0], min(config.nfe)
     objective = session.objective(session.solver(name))
