@@ -293,6 +293,9 @@ class TeacherStore:
         for key in sorted(keys, key=lambda key: isinstance(kept.get(key), dict)):  # what can be read at a glance first
             if kept.get(key) != config.get(key):
                 former, now = (files.shortened(repr(of.get(key)), 60) for of in (kept, config))
+                steps, wanted = (len(of["times"]) - 1 for of in (kept, config))
+                if key == "times" and steps != wanted:
+                    key, former, now = "steps", str(steps), f"{wanted}, which follow from teacher.nfe"
                 raise TsAdaptError(
                     f"the teacher folder {self.folder} was made with {key} = {former}, not {now}; set it back, remove "
                     "the folder, or choose another one"
