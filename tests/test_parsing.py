@@ -185,7 +185,7 @@ def test_a_family_of_solvers_stands_for_one_of_them() -> None:
         (["sample", "--pipeline", "no/such", "--solver", "unipc3"], "did you mean 'unipc-3'"),
         (["search", "--cachers", "deepcache-0"], "of the cacher 'deepcache-0' interval is 0"),
         (["search", "--quantizers", "hqq0"], "of the quantizer 'hqq0' bits is 0"),
-        (["search", "--nfe", "three"], "option nfe is three; give a number from 1 on, at most 10000"),
+        (["search", "--nfe", "three"], "option nfe is three; give a whole number from 1 on, at most 10000"),
         (["search", "--teacher", "5"], "option teacher is 5; it is a group of options, give some of it"),
         (["search", "--teacher.nfe", "1.5"], "option teacher.nfe is 1.5; give"),
         (["search", "--checkpointing", "maybe"], "option checkpointing is 'maybe'; give true or false"),

@@ -220,6 +220,7 @@ def _alternatives(hint: Any) -> Iterator[Any]:
 def _check_limits(option: str, value: Any, kind: type, limits: Between) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not limits.low <= value <= limits.high or (kind is int and value != int(value)):
-        wanted = f"at least {limits.low:g}" if number and value < limits.low else f"a number from {limits.low:g} on"
+        low = f"{WORDS[kind]} from {limits.low:g} on"
+        wanted = f"at least {limits.low:g}" if number and value < limits.low else low
         ceiling = limits.high if isinstance(limits.high, int) else format(limits.high, "g")
         raise TsAdaptError(f"option {option} is {value}; give {wanted}, at most {ceiling}")
