@@ -111,7 +111,7 @@ def test_an_nfe_between_is_sampled_and_compared_by_every_name(served: Job, tmp_p
         )
     assert images["word", "4"] == images["folder", "4"] and images["word", "6"] == images["folder", "6"]
     said = served.refused(capsys, "sample", "--schedule", "recursive-all", "--steps", "8")
-    assert "is for unipc-2, NFE 2, 3, 5, not for unipc-2, NFE 8" in said
+    assert "was learned for NFE 2, 3, 5 and serves 2 to 6, not 8" in said
     assert served.run("evaluate", "--nfe", "4") == 0
     rows = {row["schedule"]: row for row in served.results["rows"] if row["nfe"] == 4}
     assert rows["recursive-all"]["kind"] == "recursive"

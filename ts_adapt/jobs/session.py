@@ -159,6 +159,11 @@ class Session(Experiment):
             raise TsAdaptError(f"{folder} holds a {predictor.kind} predictor, not a {kind} one; replace it by {again}")
         learned = dict(zip(nfes_of(config), predictor.learned, strict=False))
         fits = nfe in learned or (not strict and self._serves(solver, learned, nfe))
+        if not fits and not strict and len(learned) > 1:
+            raise TsAdaptError(
+                f"{folder} was learned for NFE {', '.join(map(str, learned))} and serves what lies between, one step fewer "
+                f"and one more, not {nfe}; choose one of these, or train it for more"
+            )
         known, steps = nfe if fits else ", ".join(map(str, learned)), learned.get(nfe, self.steps(solver, nfe))
         self.check_fit(folder, config.get("solver"), known, steps, wanted=(solver, nfe))
         self.check_origin(folder, config, again)
