@@ -330,7 +330,8 @@ class Sample(Command):
             asked = {name: getattr(self, name) for name in hints_of(Request) if name != "guidance"}
             guidance = config.guidance if "guidance" in given else None
             if self.scale is not None or isinstance(guidance, list):
-                raise TsAdaptError("a pipeline is called with one scale of guidance: with --pipeline --guidance NUMBER")
+                said = f"option guidance is {guidance}" if self.scale is None else f"--scale is {self.scale:g}"
+                raise TsAdaptError(f"{said}, but a pipeline is called with one scale of guidance: --guidance NUMBER")
             config = config if "name" in given else replace(config, name=Path(self.pipeline).absolute().name)
             sample_pipeline(config, Request(**asked, guidance=guidance), progress=self.progress)
             return

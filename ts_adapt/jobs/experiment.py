@@ -287,8 +287,8 @@ class Experiment:
         if scale is not None:
             if guided == 1.0:
                 raise TsAdaptError(
-                    f"--scale is {scale:g}, and {self.config.model.name!r} is not guided by option guidance; set that, "
-                    "for a pipeline model.call, or leave --scale out"
+                    f"--scale is {scale:g}, but nothing guides {self.config.model.name!r} here; give option guidance "
+                    "too, for a whole pipeline guidance_scale in model.call, or leave --scale out"
                 )
             if denoiser.loop is not None:
                 guided_by_samples(denoiser, scale)
