@@ -74,11 +74,11 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
             bar.update(len(parts[part]))
     labels = distributed.first(partial(_finished, store, folder, len(parts)))
     if agreement is not None:
-        print(f"{name}, NFE {nfe}: {agreement}")
+        print(f"{what}: {agreement}")
     oracle, shared = labels.distance[:count], labels.static_distance[:count]
     print(
-        f"{name}, NFE {nfe}, {split}: {corrected('oracle', corrections)} distance {float(oracle.mean()):.5f} over "
-        f"{count} samples, the {static} grid's {float(shared.mean()):.5f}: {paired_verdict(oracle, shared)}"
+        f"{what}, {split}: distance {float(oracle.mean()):.5f} over {count} samples, the {static} grid's "
+        f"{float(shared.mean()):.5f}: {paired_verdict(oracle, shared)}"
     )
 
 

@@ -99,7 +99,7 @@ def _shared_stays(session: Session, called: str, name: str, nfe: int, redo: bool
     path = session.workspace.shared(called, name, nfe)
     there = stays(path, lambda: session.shared(called, name, nfe, strict=True), redo)
     if there:
-        print(f"{name}, NFE {nfe}: {path} is there already, made with these options")
+        print(f"{called}, {name}, NFE {nfe}: {path} is there already, made with these options")
     return there
 
 
@@ -139,7 +139,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
             progress=session.progress, on_step=lambda step, loss: writer.add_scalar("train/distance", loss, step),
         )  # fmt: skip
         for line in [*minimised_said(session, config.static), *result.remarks()]:
-            print(f"{name}, NFE {nfe}: {line}")
+            print(f"{called}, {name}, NFE {nfe}: {line}")
         for step, value in result.curve:
             writer.add_scalar("validation/distance", value, step)
     keep_shared(session, called, name, nfe, result.grid, (best, means[best]), config.static.seed)
@@ -246,7 +246,7 @@ def keep_shared(
     config, solver, path = session.config, session.solver(name), session.workspace.shared(called, name, nfe)
     batch, measured = validation_samples(session), {}
     paired = {"evaluator": session.distance, "samples": config.static_validating, "split": "validation"}
-    drawn, said = {called: grid.times}, f"{name}, NFE {nfe}: "
+    drawn, said = {called: grid.times}, f"{called}, {name}, NFE {nfe}: "
     about = {**session.about(name), "method": called, "seed": seed, "shape": session.shape_that_counts}
     about |= {} if called == "dmn" else session.guided_by  # which asks no model
     if batch is not None:
