@@ -137,7 +137,8 @@ def _finish(axes: Axes, title: str) -> None:
 
 def plot_images(rows: Mapping[str, Tensor], title: str = "", columns: int = 8) -> Figure:
     """One labelled row of images in [-1, 1] for each name: the same noises, so columns compare."""
-    figure = Figure(figsize=(1.6 + 0.85 * columns, 0.3 + 0.87 * len(rows)), layout="constrained")
+    names = max(1.6, 0.2 + 0.08 * max(map(len, rows)))  # inches, at 9 points
+    figure = Figure(figsize=(names + 0.85 * columns, 0.3 + 0.87 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axis, (name, images) in zip(axes, rows.items(), strict=True):
         shown = pictures(images[:columns].detach().cpu().float())
@@ -145,6 +146,7 @@ def plot_images(rows: Mapping[str, Tensor], title: str = "", columns: int = 8) -
         axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
         axis.set_yticks([])
         axis.set_xticks([])
+        axis.set_anchor("E")
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         for spine in axis.spines.values():
             spine.set_visible(False)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.evaluation.comparison import Results
@@ -35,7 +36,7 @@ from ts_adapt.evaluation.tables import (
     written,
 )
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.plots import plot_quality
+from ts_adapt.plots import plot_images, plot_quality
 
 PLAIN = Row("m", "unipc-3", 5, "karras", "fixed", 40, 0.30, 0.20, 0.10, 0.09, 0.11, 0.001, 0, 0.08, 0.4)
 ROWS = [
@@ -237,6 +238,9 @@ def test_results_are_read_and_joined(tmp_path: Path) -> None:
     page = written_to(tmp_path, joined)
     assert "unipc-3, NFE 5" in page and "unipc-3, NFE 7" in page
     assert Results.read(tmp_path) == joined
+    fewer = [replace(row, nfe=3) for row in ROWS[-1:]]
+    again = replace(results(rows=fewer), differences=[]).joined(joined)
+    assert [row.nfe for row in again.rows] == [3] + 5 * [5] + 5 * [7]  # as if all had been compared at once
 
 
 @pytest.mark.parametrize("spoil", ["rows", "differences"])
@@ -255,6 +259,14 @@ def test_pictures_of_an_earlier_evaluation_stay_on_the_page(tmp_path: Path) -> N
     names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
     assert names == {"images-unipc-3-nfe5", "schedules-unipc-3-nfe5", "intervals-unipc-3-nfe5-40"}
     assert first.count("data:image/png;base64,") == second.count("data:image/png;base64,") == 3
+
+
+@pytest.mark.parametrize("images", [torch.zeros(8, 1, 28, 28), torch.zeros(2, 3, 8, 16)])
+def test_names_of_images_are_whole_however_long(images: torch.Tensor) -> None:
+    names = ["karras", "static+shift+scale+coefficients+history+guidance@deepcache-2+hqq4"]
+    figure = plot_images(dict.fromkeys(names, images))
+    FigureCanvasAgg(figure).draw()
+    assert all(axes.yaxis.label.get_window_extent().x0 >= 0 for axes in figure.axes)
 
 
 def test_an_unknown_column_is_refused_before_anything_is_sampled() -> None:

@@ -178,11 +178,13 @@ class Results:
         return found
 
     def joined(self, earlier: Results | None) -> Results:
-        """These results, and of the `earlier` ones of the same comparison those groups that are not among them."""
+        """These results, and of the `earlier` ones of the same comparison those groups that are not among them, with NFE
+        rising, whichever came first."""
         if earlier is None or earlier.facts.get("comparison") != self.facts["comparison"]:
             return self
         mine = {(r.sampler, r.nfe) for r in self.rows}
         rows = [*self.rows, *(r for r in earlier.rows if (r.sampler, r.nfe) not in mine)]
+        rows.sort(key=lambda row: row.nfe)
         apart = [*self.differences, *(d for d in earlier.differences if (d.sampler, d.nfe) not in mine)]
         counts = {key: {**earlier.facts[key], **self.facts[key]} for key in ("teacher", "floor")}
         there = {key for r in rows for key in ((r.cacher, r.quantizer, ""), (r.cacher, r.quantizer, r.file))}
