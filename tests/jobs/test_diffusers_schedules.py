@@ -73,6 +73,8 @@ def test_the_nfe_that_is_taken_is_said_with_the_others(tmp_path: Path, capsys) -
     for asked in (3, 4):
         assert run(tmp_path, "export", ZOO, "--nfe", str(asked), "--out", str(tmp_path / "a.json")) == 0
         assert LearnedGrid.load(tmp_path / "a.json").nfe == asked and "this is NFE" not in capsys.readouterr().err
+    assert run(tmp_path, "export", ZOO, "--nfe", "4", "--model.name", "gaussian-mixture") == 0
+    assert "unmeasured: it is for the model fashion-ddpm, and the config's is gaussian" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def test_samples_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "changed"),
     [
-        ("seed", {"seed": 8}), ("times", {"grid": TIMES**2}), ("steps", {"grid": TIMES[1:]}), ("weights", {"denoiser": gaussian(mean=0.4)}),
+        ("seed", {"seed": 8}), ("times", {"grid": TIMES**2}), ("steps", {"grid": TIMES[1:]}),
+        ("weights", {"denoiser": gaussian(mean=0.4)}),
         ("shard_size", {"shard_size": 5}), ("batch_size", {"batch_size": 2}), ("trajectory", {"trajectory": True}),
         ("first", {"first": 1}), ("model", {"model": "other"}), ("dtype", {"dtype": "bfloat16"}),
         ("noise", {"denoiser": gaussian(ContinuousVP(beta_1=19.0))}), ("guidance", {"guidance": 2.0}),

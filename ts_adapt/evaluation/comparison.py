@@ -178,8 +178,8 @@ class Results:
         return found
 
     def joined(self, earlier: Results | None) -> Results:
-        """These results, and of the `earlier` ones of the same comparison those groups that are not among them, with NFE
-        rising, whichever came first."""
+        """These results, and of the `earlier` ones of the same comparison those groups that are not among them; NFE
+        rises, whichever came first."""
         if earlier is None or earlier.facts.get("comparison") != self.facts["comparison"]:
             return self
         mine = {(r.sampler, r.nfe) for r in self.rows}

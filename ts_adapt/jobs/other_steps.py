@@ -69,9 +69,10 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
         why = f"{session.workspace.teacher('train')} has not the teacher's samples"
     except TsAdaptError as error:  # a file's, or the zoo's, needs no workspace
         batch, why = None, str(error)
-    if batch is None or about.get("model") != session.config.model.name:
-        if batch is not None:
-            why = f"it is for the model {about.get('model')}, those samples are {session.config.model.name}'s"
+    model, here = about.get("model"), session.config.model.name
+    if batch is None or model != here:
+        if batch is not None or model not in (None, here):
+            why = f"it is for the model {model}, and the config's is {here}; give the config that it was learned with"
         return LearnedGrid(grid, solver, nfe, about), [*remarks, f"what is lost by that is unmeasured: {why}"]
     student, objective = session.config.student, session.objective(session.solver(solver))
     with cheaper_network(session, student.cacher, student.quantizer):

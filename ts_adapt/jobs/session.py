@@ -141,11 +141,11 @@ class Session(Experiment):
             if not name.endswith(ALL) or self._serves(solver, nfes_of(read_json(found[name], {})), nfe)
         ]  # fmt: skip
 
-    def _serves(self, solver: str, learned: Collection[int], nfe: int) -> bool:
-        """Whether a predictor that was trained for the NFEs `learned` serves `nfe`: one step beside them is one of
-        `solver`."""
+    def _served(self, solver: str, learned: Collection[int]) -> range:
+        """The NFEs that a predictor serves which was trained for those of `learned`: `served` counts steps of `solver`."""
         each = self.solver(solver).evaluations_per_step
-        return nfe % each == 0 and nfe // each in served([known // each for known in learned])
+        steps = served([known // each for known in learned])
+        return range(steps.start * each, steps.stop * each, each)
 
     def predictor(self, name: str, solver: str, nfe: int, *, strict: bool = False) -> Predicted:
         """The workspace's predictor `name`; TsAdaptError if it is missing or for others; `strict` as in `shared`."""
@@ -158,11 +158,12 @@ class Session(Experiment):
         if predictor.kind != kind:
             raise TsAdaptError(f"{folder} holds a {predictor.kind} predictor, not a {kind} one; replace it by {again}")
         learned = dict(zip(nfes_of(config), predictor.learned, strict=False))
-        fits = nfe in learned or (not strict and self._serves(solver, learned, nfe))
+        every = self._served(solver, learned)
+        fits = nfe in learned or (not strict and nfe in every)
         if not fits and not strict and len(learned) > 1:
             raise TsAdaptError(
-                f"{folder} was learned for NFE {', '.join(map(str, learned))} and serves what lies between, one step fewer "
-                f"and one more, not {nfe}; choose one of these, or train it for more"
+                f"{folder} was learned for NFE {', '.join(map(str, learned))} and serves {every[0]} to {every[-1]}, "
+                f"not {nfe}; choose one of these, or train it for more"
             )
         known, steps = nfe if fits else ", ".join(map(str, learned)), learned.get(nfe, self.steps(solver, nfe))
         self.check_fit(folder, config.get("solver"), known, steps, wanted=(solver, nfe))

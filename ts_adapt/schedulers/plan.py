@@ -215,7 +215,8 @@ class Source:
             rule = " (corrections and grids per image are not interpolated)" if grids else ""
             way = ", or take the one grid that `ts-adapt export --steps` makes" if grids or self.predictors else ""
             raise TsAdaptError(
-                f"the number of steps is {steps}; this schedule was learned for {learned}{rule}: ask for one of these{way}"
+                f"the number of steps is {steps}; this schedule was learned for {learned}{rule}: ask for one of "
+                f"these{way}"
             )
         warnings.warn(
             f"{steps} steps were not learned: their grid is interpolated in log-SNR from those for "
