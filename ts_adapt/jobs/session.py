@@ -142,7 +142,7 @@ class Session(Experiment):
         ]  # fmt: skip
 
     def _served(self, solver: str, learned: Collection[int]) -> range:
-        """The NFEs that a predictor serves which was trained for those of `learned`: `served` counts steps of `solver`."""
+        """The NFEs that a predictor trained for `learned` serves: `served` counts steps, of `solver`."""
         each = self.solver(solver).evaluations_per_step
         steps = served([known // each for known in learned])
         return range(steps.start * each, steps.stop * each, each)
