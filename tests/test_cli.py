@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ts_adapt
-from ts_adapt.cli import build_parser, main, parse
+from ts_adapt.cli import main, parse
 from ts_adapt.commands import COMMANDS
 from ts_adapt.config import Config
 from ts_adapt.interfaces import TsAdaptError
@@ -37,10 +37,9 @@ def test_the_examples_of_the_help_are_understood(capsys, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     lines = [line.split()[1:] for line in help_of(capsys).splitlines() if line.startswith("  ts-adapt ")]
     assert len(lines) >= 8
-    parser = build_parser()
     for words in lines:
         last_flag = max(place for place, word in enumerate(words) if word.startswith("--"))
-        assert parser.parse_args(words[: last_flag + 2]).subcommand == words[0]  # behind its value stands a remark
+        assert parse(words[: last_flag + 2]).name == words[0]  # behind its value stands a remark
 
 
 STARTS = """
@@ -61,9 +60,12 @@ def test_help_and_misspelt_commands_import_no_library_of_a_job(words: list[str])
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
-@pytest.mark.parametrize("words", [["search", "--nef", "3"], ["sample", "--help"]])
-def test_options_are_read_without_the_libraries_of_a_job(words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"), [(["search", "--nef", "3"], ""), (["sample", "--help-all"], "Keep every state of the solve")]
+)
+def test_options_are_read_and_explained_without_the_libraries_of_a_job(words: list[str], said: str) -> None:
     done = subprocess.run([sys.executable, "-c", STARTS, *words], capture_output=True, text=True, check=True)
+    assert said in " ".join(done.stdout.split())
     assert not {"diffusers", "scipy.stats", "tensorboard"} & set(done.stdout.splitlines()[-1].split())
 
 

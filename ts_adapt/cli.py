@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import reduce
 from io import TextIOWrapper
 from pathlib import Path
@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ts_adapt import distributed, remedies
 from ts_adapt.assembly import build_solver, solver_name
 from ts_adapt.commands import COMMANDS, Command, Demo, Sample, build_parser, command_parser
-from ts_adapt.interfaces import TsAdaptError, TsAdaptWarning, one_line, unknown
+from ts_adapt.interfaces import TsAdaptError, TsAdaptWarning, unknown
 from ts_adapt.noise import ContinuousVP
-from ts_adapt.options import hints_of, read
-from ts_adapt.parsing import HELP, HELP_ALL, Line, Parser, Refused, read_line
+from ts_adapt.options import hints_of, read, yaml_text
+from ts_adapt.parsing import CONFIG, HELP, HELP_ALL, Line, Parser, made, read_line
 
 if TYPE_CHECKING:
     from ts_adapt.config import Config
@@ -46,14 +46,14 @@ def parse(arguments: Sequence[str]) -> Called:
     """What is called by `arguments`, all of it valid; TsAdaptError for what cannot be understood."""
     name = arguments[0] if arguments else None
     if name is None:
-        build_parser([]).print_help()
+        build_parser().print_help()
         raise TsAdaptError("no command is given; name one of the commands above")
     if name in COMMANDS:
         return _called(name, COMMANDS[name], arguments[1:])
     if name in HELP:
-        _show(build_parser([]))
+        _show(build_parser())
     if name == "--version":
-        build_parser([]).parse_args([name])
+        build_parser().parse_args([name])
     if name.startswith("-"):
         raise TsAdaptError(f"{name} is no command; the command comes first: `ts-adapt COMMAND [OPTION VALUE]...`")
     raise unknown("command", name, COMMANDS)
@@ -70,9 +70,10 @@ def _called(name: str, kind: type[Command], words: Sequence[str]) -> Called:
 
     if {*HELP} & {*words}:
         _show(command_parser(name, whole=HELP_ALL in words))
-    flags, options = hints_of(kind), hints_of(Config)
-    line, base = (read_line(name, each, flags, options) for each in (words, kind.base))
+    hints = hints_of(kind)
     behind = [option.name for option in fields(kind) if "positional" in option.metadata]
+    flags = {option: hint for option, hint in hints.items() if option not in behind}
+    line, base = (read_line(name, each, flags, hints_of(Config)) for each in (words, kind.base))
     if line.behind[len(behind) :]:
         extra = line.behind[len(behind)]
         raise TsAdaptError(
@@ -81,31 +82,28 @@ def _called(name: str, kind: type[Command], words: Sequence[str]) -> Called:
     if behind[len(line.behind) :]:
         missing = behind[len(line.behind)]
         raise TsAdaptError(f"{name} needs a {missing} behind it; `ts-adapt {name} --help` says which there are")
-    parser = build_parser([name])
-    try:
-        made = parser.instantiate(parser.parse_args([name, *base.words, *line.words]))[name]
-    except (Refused, TypeError, AttributeError, ValueError, KeyError, OverflowError) as error:
-        raise TsAdaptError(
-            f"the options cannot be understood ({one_line(error)}); `ts-adapt {name} {HELP_ALL}` lists them"
-        ) from error
-    config = Config(**{option.name: made[option.name] for option in fields(Config)})
+    given = base.given | line.given
+    config, command = made(Config, given), made(kind, given)
+    if line.shown is not None:
+        content = asdict(config) | {option: getattr(command, option) for option in flags}
+        command_parser(name).parse_args([*line.behind, CONFIG, yaml_text(content), line.shown])  # prints it, and leaves
     config.validate()
-    values = {option.name: made[option.name] for option in fields(kind)}
-    values |= {option: read(values[option], flags[option], option) for option in behind}
-    values |= _named_alone(config, line, values)
-    if values.get("solver") is not None:
-        values["solver"] = solver_name(values["solver"])
-        build_solver(values["solver"], ContinuousVP())
+    for option, word in zip(behind, line.behind, strict=True):
+        setattr(command, option, read(word, hints[option], option))
+    for option, value in _named_alone(config, line, command).items():
+        setattr(command, option, value)
+    if (solver := getattr(command, "solver", None)) is not None:
+        command.solver = solver_name(solver)
+        build_solver(command.solver, ContinuousVP())
     _check_fixed(config, line, base)
-    return Called(name, kind(**values), config, line)
+    return Called(name, command, config, line)
 
 
-def _named_alone(config: Config, line: Line, values: dict[str, Any]) -> dict[str, Any]:
+def _named_alone(config: Config, line: Line, command: Command) -> dict[str, Any]:
     """The steps and the solver of a command about one schedule, where --nfe or --solvers says them by one value."""
-    lists = {"steps": "nfe", "solver": "solvers"}
-    flags = {option for option, _ in line.experiment}
-    said = {own: getattr(config, name) for own, name in lists.items() if f"--{name}" in flags}
-    return {own: found[0] for own, found in said.items() if own in values and values[own] is None and len(found) == 1}
+    lists, flags = {"steps": "nfe", "solver": "solvers"}, {option for option, _ in line.experiment}
+    open_ones = {own: name for own, name in lists.items() if f"--{name}" in flags and getattr(command, own, 0) is None}
+    return {own: values[0] for own, name in open_ones.items() if len(values := getattr(config, name)) == 1}
 
 
 def _check_fixed(config: Config, line: Line, base: Line) -> None:

@@ -435,15 +435,13 @@ COMMANDS: dict[str, type[Command]] = {
 }  # fmt: skip
 
 
-def build_parser(commands: Collection[str] | None = None) -> Parser:
-    """The parser of the whole command line, with the options of these `commands`; None: of all."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+def build_parser() -> Parser:
+    """The parser of the first word, for the help that lists the commands; theirs are `command_parser`'s."""
     parser = Parser(prog="ts-adapt", description=DESCRIPTION, formatter_class=Help, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"ts-adapt {__version__}")
     subcommands = parser.add_subcommands(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        own = command_parser(name) if commands is None or name in commands else Parser()
-        subcommands.add_subcommand(name, own, help=command.brief)
+        subcommands.add_subcommand(name, Parser(), help=command.brief)
     return parser
 
 
@@ -454,6 +452,7 @@ def command_parser(name: str, *, whole: bool = True) -> Parser:
     """
     from ts_adapt.config import Config
 
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     command = COMMANDS[name]
     own = [option for option in fields(command) if option.name != "quiet"]
     behind = "".join(f" {option.name.upper()}" for option in own if "positional" in option.metadata)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
@@ -79,10 +79,11 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 def hints_of(kind: type, prefix: str = "") -> dict[str, Any]:
     """The dotted name of every option of a dataclass, groups and what is in them included, and what it may be."""
     found: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        if name in kind.__dataclass_fields__:  # type: ignore[attr-defined]
-            found[prefix + name] = hint
-            found |= hints_of(hint, f"{prefix}{name}.") if is_dataclass(hint) and isinstance(hint, type) else {}
+    hints = get_type_hints(kind, include_extras=True)
+    for name in (option.name for option in fields(kind)):
+        found[prefix + name] = hints[name]
+        if is_dataclass(hints[name]) and isinstance(hints[name], type):
+            found |= hints_of(hints[name], f"{prefix}{name}.")
     return found
 
 
@@ -178,17 +179,17 @@ def read(value: Any, hint: Any, option: str) -> Any:
         return limits.expanded(option, value)
     if kind is bool and isinstance(value, str):
         return {"true": True, "false": False}.get(value.lower(), value)
-    if kind in (int, float) and isinstance(value, str | float):
+    if kind in (int, float) and isinstance(value, str | int | float) and not isinstance(value, bool):
         return _number(value, kind)
     return value
 
 
 def _number(value: str | float, kind: type) -> Any:
     try:
-        if kind is int and isinstance(value, str) and value.strip("+-_0123456789") == "":
+        if kind is int and (isinstance(value, int) or (isinstance(value, str) and not value.strip("+-_0123456789"))):
             return int(value)
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return value
     return int(number) if kind is int and number.is_integer() else number
 

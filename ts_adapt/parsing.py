@@ -3,8 +3,8 @@
 A list is one value, or has commas (`--nfe 5`, `--solvers unipc-3,ddim`), with or without brackets, in a YAML file too.
 YAML's plain words are read as JSON's: what is no number there (010, 1_000, 1:30, a date) is a text, which an option
 that is a number reads as people do, or refuses; a key given twice is refused; a group without options gives none.
-Every option is checked by what its dataclass says of it (`options`), wherever it is given; jsonargparse is then handed
-what holds.
+Every option is checked by what its dataclass says of it (`options`), wherever it is given. jsonargparse gives the help
+and prints configs.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.options import Place, Scalar, check, is_list, read, taken_apart, yaml_text
+from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.options import Place, Scalar, check, is_list, read, taken_apart
 
 HELP_ALL = "--help-all"
 HELP = ("--help", "-h", HELP_ALL)
@@ -39,10 +39,6 @@ MAX_BYTES, MAX_VALUES = 2**20, 10_000
 """Of a config file; its aliases count as what they stand for."""
 
 
-class Refused(Exception):
-    """The command line could not be understood."""
-
-
 class Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Types and defaults behind each option, where there are any; descriptions as they are written."""
 
@@ -53,10 +49,10 @@ class Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """Raises `Refused` where argparse would print usage and exit."""
+    """Raises TsAdaptError where argparse would print usage and exit."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise Refused(message)
+        raise TsAdaptError(f"the options cannot be understood ({one_line(message)}); leave out what is named")
 
 
 def flag_of(name: str) -> str:
@@ -68,16 +64,16 @@ def flag_of(name: str) -> str:
 class Line:
     """What stands behind a command.
 
-    words       as they are parsed: config files in place of their names, every list in brackets
     given       the options that are named, in config files too, and their values
     experiment  what says which experiment it is about: config files, and the options that override them
     behind      the words that are neither options nor values of one
+    shown       the word that asks for the config to be printed, if any
     """
 
-    words: list[str] = field(default_factory=list)
     given: dict[str, Any] = field(default_factory=dict)
     experiment: list[tuple[str, str]] = field(default_factory=list)
     behind: list[str] = field(default_factory=list)
+    shown: str | None = None
 
 
 def read_line(command: str, words: Sequence[str], flags: Mapping[str, Any], options: Mapping[str, Any]) -> Line:
@@ -90,54 +86,58 @@ def read_line(command: str, words: Sequence[str], flags: Mapping[str, Any], opti
     for word in rest:
         option, equals, text = word.partition("=")
         name = own.get(option, option[2:] if option[:2] == "--" and option[2:] in options else "")
-        if word in HELP or option == PRINT or (own.get(word) == name and known.get(name) is bool):
-            line.words.append(word)
-            line.given |= {name: True} if name else {}
+        if option == PRINT:
+            line.shown = word
+            continue
+        if name and option in own and known[name] is bool:
+            if equals:
+                raise TsAdaptError(f"{option} takes no value; give it alone, or leave it out")
+            line.given[name] = True
             continue
         if not name and option != CONFIG:
             if option[:1] == "-" and option != "-":
                 raise _unknown(command, option.removeprefix("--"), known)
-            line.words.append(word)
             line.behind.append(word)
             continue
-        if equals and option in own and known[name] is bool:
-            raise TsAdaptError(f"{option} takes no value; give it alone, or leave it out")
         value = text if equals else next(rest, None)
         if value is None or value.partition("=")[0] in (CONFIG, *own, *(f"--{other}" for other in options)):
             raise TsAdaptError(f"{option} has no value; give one behind it")
         line.experiment += [(option, value)] if option not in own else []
         if option == CONFIG:
-            value = _config_text(Path(Place().expanded(CONFIG, value)), command, known, line.given)
+            line.given |= _file(Path(Place().expanded(CONFIG, value)), command, known)
         elif option in own:
-            value = _flag(line, name, value, known[name])
+            _flag(line, name, value, known[name])
         else:
-            value = _checked(line, command, name, value, known)
-        line.words += [option, value]
+            line.given |= _option(command, name, value, known)
     return line
 
 
-def _flag(line: Line, name: str, value: str, hint: Any) -> str:
-    """The value of a command's own flag, as jsonargparse takes it."""
-    if is_list(hint):  # one more of them
-        value = read(value, get_args(taken_apart(hint)[0])[0], name)
-        line.given.setdefault(name, []).append(value)
-        return value
+def made(kind: type[Any], given: Mapping[str, Any], prefix: str = "") -> Any:
+    """The dataclass `kind`, with what is `given` by dotted names for its options and those of the groups in it."""
+    hints, values = get_type_hints(kind), {}
+    for name in (option.name for option in fields(kind)):
+        if _is_group(hints[name]):
+            values[name] = made(hints[name], given, f"{prefix}{name}.")
+        elif prefix + name in given:
+            values[name] = given[prefix + name]
+    return kind(**values)
+
+
+def _flag(line: Line, name: str, value: str, hint: Any) -> None:
+    """Give a command's own flag the `value`; where it takes a list, one more of them."""
+    if is_list(hint):
+        line.given.setdefault(name, []).append(read(value, get_args(taken_apart(hint)[0])[0], name))
+        return
     line.given[name] = read(value, hint, name)
     check(name, line.given[name], hint)
-    return value if line.given[name] is None else str(line.given[name])
 
 
-def _checked(line: Line, command: str, name: str, value: str, known: Mapping[str, Any]) -> str:
-    """The value of an option of the config, as jsonargparse takes it."""
-    hint = known[name]
-    nested = _is_group(hint) or is_list(hint, value) or hint == dict[str, Any]
-    if is_list(hint, value) and value != "null":
-        value = _in_brackets(value)
-    content = {name: _yaml(value, f"option {name}") if nested else value}
-    line.given |= _entries(content, command, known)
-    if not nested and isinstance(content[name], str):
-        return content[name]
-    return _text(content[name]).strip().removesuffix("\n...")
+def _option(command: str, name: str, value: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What the text `value` of an option of the config gives, by dotted names."""
+    hint, listed = known[name], is_list(known[name], value)
+    text = _in_brackets(value) if listed and value != "null" else value
+    nested = listed or _is_group(hint) or hint == dict[str, Any]
+    return _entries({name: _yaml(text, f"option {name}") if nested else text}, command, known)
 
 
 def _in_brackets(value: str) -> str:
@@ -189,12 +189,8 @@ def _load(text: str, what: str) -> Any:
         loader.dispose()
 
 
-def _text(content: Any) -> str:
-    return yaml_text(content, width=2**20, default_flow_style=True)
-
-
 def _entries(content: dict[Any, Any], command: str, known: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The options in `content` by their dotted names, checked; every list in it is made one."""
+    """The options in `content` by their dotted names, read and checked."""
     found: dict[str, Any] = {}
     for key, value in content.items():
         name = f"{prefix}{key}"
@@ -205,17 +201,16 @@ def _entries(content: dict[Any, Any], command: str, known: Mapping[str, Any], pr
             found |= _entries(value, command, known, f"{name}.")
             continue
         if value is None and _is_group(hint):
-            content[key] = {}
             continue
         if is_list(hint, value) and isinstance(value, str):
             value = _yaml(_in_brackets(value), f"option {name}")
-        found[name] = content[key] = read(value, hint, name)
+        found[name] = read(value, hint, name)
         check(name, found[name], hint)
     return found
 
 
-def _config_text(path: Path, command: str, known: Mapping[str, Any], given: dict[str, Any]) -> str:
-    """The YAML of a config file, every list in it a list; TsAdaptError unless it is a file of options."""
+def _file(path: Path, command: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in a config file by their dotted names; TsAdaptError unless it is a file of options."""
     import yaml
 
     from ts_adapt.storage.files import check_plain, read_bytes
@@ -230,9 +225,9 @@ def _config_text(path: Path, command: str, known: Mapping[str, Any], given: dict
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"holds a {type(content).__name__}, not options"
         raise TsAdaptError(f"{path} {found}; give a YAML file of lines like `name: fashion`")
-    given |= _entries(content, command, known)
-    check_plain(content, path)  # its numbers, where numbers are meant
-    return _text(content)
+    found = _entries(content, command, known)
+    check_plain(found, path)  # its numbers, where numbers are meant
+    return found
 
 
 def _unknown(command: str, given: str, known: Mapping[str, Any]) -> TsAdaptError:

@@ -73,7 +73,7 @@ def test_the_remedy_for_labels_names_their_split(job: Job, capsys) -> None:
         ("evaluate", "ts_adapt.jobs.evaluate.evaluate"),
         ("sample", "ts_adapt.jobs.sample.sample_to_folder"),
         ("import", "ts_adapt.jobs.import_schedule.import_schedule"),
-        ("search", "ts_adapt.cli.build_parser"),
+        ("search", "ts_adapt.cli.read_line"),
     ],
 )
 def test_an_interrupt_says_what_is_kept(
