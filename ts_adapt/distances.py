@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.interfaces import Distance, TsAdaptError, unknown
+from ts_adapt.numerics import dtype_of
 from ts_adapt.zoo.features import load_features
 from ts_adapt.zoo.networks import GREY
 
@@ -68,7 +69,7 @@ class FeatureDistance:
         return [_unit(h) for h in self._maps(x)]
 
     def _maps(self, x: Tensor) -> Sequence[Tensor]:
-        maps: Sequence[Tensor] = self.network(x.to(_dtype_of(self.network, x.dtype))).maps
+        maps: Sequence[Tensor] = self.network(x.to(dtype_of(self.network, x.dtype))).maps
         return maps
 
 
@@ -95,7 +96,7 @@ class LPIPSDistance:
                 f"lpips compares images (B, 1, H, W) or (B, 3, H, W); got {tuple(x.shape)}: "
                 "decode latents first, or use l2"
             )
-        return x.to(_dtype_of(self.network, x.dtype)).expand(-1, 3, -1, -1)
+        return x.to(dtype_of(self.network, x.dtype)).expand(-1, 3, -1, -1)
 
 
 class Logarithm:
@@ -207,10 +208,6 @@ def _frozen(network: nn.Module, device: torch.device | str) -> nn.Module:
 
 def _unit(h: Tensor) -> Tensor:
     return h * torch.rsqrt(h.square().sum(1, keepdim=True) + _SMALL)
-
-
-def _dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:
-    return next((p.dtype for p in network.parameters() if p.is_floating_point()), default)
 
 
 def _check(x: Tensor, y: Tensor) -> None:

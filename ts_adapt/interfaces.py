@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -213,6 +213,13 @@ class Denoiser(Protocol):
     def decode(self, x: Tensor, condition: Condition | None = None) -> Tensor:
         """Images in [-1, 1] from states `x` `(B, ...)` at the end of a solve under `condition`."""
         return x if self.decoder is None else self.decoder(x)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move network and decoder to a device, a precision, or both; returns the denoiser itself."""
+        for module in (self.network, self.decoder):
+            if isinstance(module, nn.Module):
+                module.to(device=device, dtype=dtype)
+        return self
 
     def draw(self, count: int, seed: int) -> Tensor | None:
         """`count` exact samples of the data, `(count, *shape)`, a function of `seed`; None: its law is not known."""

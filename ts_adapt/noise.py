@@ -265,25 +265,14 @@ class OnGrid:
     """
 
     def __init__(self, noise_schedule: NoiseSchedule, times: Tensor) -> None:
-        self.noise_schedule, self.t_min, self.t_max = noise_schedule, noise_schedule.t_min, noise_schedule.t_max
-        self.t_end, self.reaches_0 = noise_schedule.t_end, noise_schedule.reaches_0
-        self.time_scale, self.noise_scale, self.time = (
-            noise_schedule.time_scale,
-            noise_schedule.noise_scale,
-            noise_schedule.time,
-        )
-        self.reach, self.at_share, self.data_std = (
-            noise_schedule.reach,
-            noise_schedule.at_share,
-            noise_schedule.data_std,
-        )
-        self.timestep, self.time_of_timestep = noise_schedule.timestep, noise_schedule.time_of_timestep
-        self.program_sigma, self.time_of_program_sigma = (
-            noise_schedule.program_sigma,
-            noise_schedule.time_of_program_sigma,
-        )
+        self.noise_schedule = noise_schedule
         places = (noise_schedule.alpha(times), noise_schedule.sigma(times), noise_schedule.log_snr(times))
         self._places = dict(zip(times.tolist(), zip(*(values.unbind() for values in places), strict=True), strict=True))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "noise_schedule":  # of a copy that has none yet
+            raise AttributeError(name)
+        return getattr(self.noise_schedule, name)
 
     def _at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         if t.ndim or t.requires_grad or not t.is_cpu:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
 
@@ -40,6 +40,17 @@ def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
     for c, x in rest:
         total = total + scale(c, x)
     return total
+
+
+def check_steps(steps: int) -> None:
+    """TsAdaptError unless a grid can have so many."""
+    if steps < 1:
+        raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
+
+
+def dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:
+    """The precision of a network's floating-point weights; `default` where it has none."""
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), default)
 
 
 def each_tensor(value: Any, change: Callable[[Tensor], Any]) -> Any:

@@ -27,6 +27,7 @@ PARAMETERIZATIONS = ("epsilon", "sample", "v", "minus_v", "velocity")
 
 def to_x0(prediction: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
     """x0 `(B, ...)` from the network's prediction of kind `epsilon`, `sample`, `v`, `minus_v` or `velocity`."""
+    check_prediction(kind)
     if kind == "epsilon":
         return combine((1 / alpha, x_t), (-sigma / alpha, prediction))
     if kind == "sample":
@@ -34,13 +35,12 @@ def to_x0(prediction: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, kind: s
     if kind in ("v", "minus_v"):
         norm = alpha.square() + sigma.square()
         return combine((alpha / norm, x_t), ((-sigma if kind == "v" else sigma) / norm, prediction))
-    if kind == "velocity":
-        return combine((1 / (alpha + sigma), x_t), (-sigma / (alpha + sigma), prediction))
-    raise _unknown(kind)
+    return combine((1 / (alpha + sigma), x_t), (-sigma / (alpha + sigma), prediction))
 
 
 def from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
     """The inverse of `to_x0`: the prediction of `kind` that x0 stands for."""
+    check_prediction(kind)
     if kind == "sample":
         return x0
     eps = to_epsilon(x0, x_t, alpha, sigma)
@@ -50,9 +50,7 @@ def from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, kind: str) ->
         return combine((alpha, eps), (-sigma, x0))
     if kind == "minus_v":
         return combine((-alpha, eps), (sigma, x0))
-    if kind == "velocity":
-        return eps - x0
-    raise _unknown(kind)
+    return eps - x0
 
 
 def to_epsilon(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -60,5 +58,7 @@ def to_epsilon(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return combine((1 / sigma, x_t), (-alpha / sigma, x0))
 
 
-def _unknown(kind: str) -> TsAdaptError:
-    return TsAdaptError(f"prediction {kind!r} is not known; expected one of {', '.join(PARAMETERIZATIONS)}")
+def check_prediction(kind: str) -> None:
+    """TsAdaptError unless `kind` is one of PARAMETERIZATIONS."""
+    if kind not in PARAMETERIZATIONS:
+        raise TsAdaptError(f"prediction {kind!r} is not known; expected one of {', '.join(PARAMETERIZATIONS)}")

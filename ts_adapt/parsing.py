@@ -223,8 +223,8 @@ def _file(path: Path, command: str, known: Mapping[str, Any]) -> dict[str, Any]:
         reason = "it is nested too deeply" if deep else " ".join(str(error).split())
         raise TsAdaptError(f"{path} is no YAML text ({reason}); give a file of lines like `name: fashion`") from error
     if not isinstance(content, dict):
-        found = "is empty" if content is None else f"holds a {type(content).__name__}, not options"
-        raise TsAdaptError(f"{path} {found}; give a YAML file of lines like `name: fashion`")
+        held = "is empty" if content is None else f"holds a {type(content).__name__}, not options"
+        raise TsAdaptError(f"{path} {held}; give a YAML file of lines like `name: fashion`")
     found = _entries(content, command, known)
     check_plain(found, path)  # its numbers, where numbers are meant
     return found

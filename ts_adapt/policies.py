@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import Condition, Node, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import Condition, Node, NoiseSchedule, Nominal, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.numerics import check_rows, validate_grid
 
 
@@ -41,6 +42,17 @@ class FollowGrid:
 
     def next(self, x_t: Tensor, x0: Tensor, node: Node, state: TimeGrid) -> tuple[Node, TimeGrid]:
         return state.node(node.index + 1), state
+
+
+@dataclass(frozen=True)
+class Around:
+    """A policy around `policy`, whose times stand for its own in a pipeline's loop; a subclass says what it does."""
+
+    policy: StepPolicy
+
+    @property
+    def nominal(self) -> Tensor | None:
+        return self.policy.nominal if isinstance(self.policy, Nominal) else None
 
 
 class FromNoise:

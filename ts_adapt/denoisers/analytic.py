@@ -24,7 +24,7 @@ from torch import Tensor
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, TsAdaptError
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.numerics import expand, scale
-from ts_adapt.parameterization import PARAMETERIZATIONS, from_x0, to_x0
+from ts_adapt.parameterization import check_prediction, from_x0, to_x0
 
 
 class AnalyticDenoiser(Denoiser):
@@ -39,10 +39,7 @@ class AnalyticDenoiser(Denoiser):
     prediction: str
 
     def __init__(self, noise_schedule: NoiseSchedule, shape: tuple[int, ...], prediction: str) -> None:
-        if prediction not in PARAMETERIZATIONS:
-            raise TsAdaptError(
-                f"prediction {prediction!r} is not known; expected one of {', '.join(PARAMETERIZATIONS)}"
-            )
+        check_prediction(prediction)
         self.noise_schedule, self.shape, self.prediction = noise_schedule, shape, prediction
         self.evaluations = 0
 

@@ -16,7 +16,7 @@ them. Whoever trusts one loads it with NVlabs' code and hands its "ema" over: `f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,13 +83,6 @@ class EDMDenoiser(Denoiser):
         """c_skip, c_out, c_in at `sigma`."""
         total = sigma.square() + self.sigma_data**2
         return self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(), 1 / total.sqrt()
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the network, if it is a module; returns the denoiser itself."""
-        for module in (self.network, self.decoder):
-            if isinstance(module, nn.Module):
-                module.to(device=device, dtype=dtype)
-        return self
 
 
 def from_edm(

@@ -26,15 +26,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ts_adapt.interfaces import Condition, Denoiser, NoiseSchedule, StepAware, TsAdaptError, as_node_times
-from ts_adapt.numerics import each_tensor, scale
-from ts_adapt.parameterization import PARAMETERIZATIONS, to_x0
+from ts_adapt.numerics import dtype_of, each_tensor, scale
+from ts_adapt.parameterization import check_prediction, to_x0
 
 NetworkCall = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], Tensor]
 """(network, x_t `(B, ...)`, timestep `(B,)`, condition) -> the raw prediction `(B, ...)`."""
@@ -89,10 +89,7 @@ class NetworkDenoiser(Denoiser):
         call: NetworkCall | None = None,
         scheduler_config: Mapping[str, Any] | None = None,
     ) -> None:
-        if prediction not in PARAMETERIZATIONS:
-            raise TsAdaptError(
-                f"prediction {prediction!r} is not known; expected one of {', '.join(PARAMETERIZATIONS)}"
-            )
+        check_prediction(prediction)
         self.network = network
         self.noise_schedule = noise_schedule
         self.prediction = prediction
@@ -126,7 +123,7 @@ class NetworkDenoiser(Denoiser):
         """
         t = as_node_times(t)
         timestep = self.timestep(t if model_time is None else as_node_times(model_time), x_t)
-        dtype = _dtype_of(self.network, x_t.dtype)
+        dtype = dtype_of(self.network, x_t.dtype)
         x, _, _ = seen(x_t, t, self.noise_schedule)
         raw = self.call(self.network, x.to(dtype), timestep, _cast(condition, x_t.device, dtype))
         self.evaluations += 1
@@ -142,13 +139,6 @@ class NetworkDenoiser(Denoiser):
             )
         told = self.noise_schedule.timestep(time) if self.time_scale is None else time * self.time_scale
         return told.to(device=x.device, dtype=torch.float32).expand(batch)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the network (and the decoder's) to a device, a precision, or both; returns the denoiser itself."""
-        for module in (self.network, self.decoder):
-            if isinstance(module, nn.Module):
-                module.to(device=device, dtype=dtype)
-        return self
 
 
 def x0_from_raw(
@@ -295,10 +285,6 @@ def correction_of(network: nn.Module) -> nn.Module | None:
     noise in the latest one; None for any other network."""
     found: nn.Module | None = getattr(network, CORRECTION, None)
     return found
-
-
-def _dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:
-    return next((p.dtype for p in network.parameters() if p.is_floating_point()), default)
 
 
 def _cast(condition: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Wrapped(Denoiser):
 
     def to(self, *where: Any, **given: Any) -> Self:
         """Move the denoiser inside; returns the one around it."""
-        self.denoiser.to(*where, **given)  # type: ignore[attr-defined]
+        self.denoiser.to(*where, **given)
         return self
 
     def draw(self, count: int, seed: int) -> Tensor | None:

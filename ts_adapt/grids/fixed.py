@@ -40,7 +40,7 @@ from torch import Tensor
 
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, unknown
 from ts_adapt.noise import BetaTable, time_of_edm_sigma
-from ts_adapt.numerics import finite_log_snr_range, validate_times
+from ts_adapt.numerics import check_steps, finite_log_snr_range, validate_times
 
 Family = Callable[[NoiseSchedule, int], Tensor]
 
@@ -59,8 +59,7 @@ def make(name: str, noise_schedule: NoiseSchedule, steps: int, native: bool = Fa
     """
     if name not in FIXED:
         raise unknown("grid", name, FIXED)
-    if steps < 1:
-        raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
+    check_steps(steps)
     if native and name in NATIVE:
         return validate_times(
             NATIVE[name](noise_schedule, steps), noise_schedule, what=f"the native {name} grid over {steps} steps"

@@ -40,7 +40,7 @@ from torch.nn.functional import logsigmoid, pad
 from ts_adapt.grids.fixed import pin_ends
 from ts_adapt.grids.parametric import FLOOR
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
-from ts_adapt.numerics import finite_log_snr_range, validate_times
+from ts_adapt.numerics import check_steps, finite_log_snr_range, validate_times
 
 ITERATIONS = 500
 
@@ -58,8 +58,7 @@ def dmn(
     Where lambda is infinite at an end, the range is `numerics.finite_log_snr_range`. Raises TsAdaptError for `steps`
     or `order` below 1, a negative `apart`, or a power that is not finite.
     """
-    if steps < 1:
-        raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
+    check_steps(steps)
     _check_options(order, power, apart)
     noisy, clean = finite_log_snr_range(noise_schedule)
     times = noise_schedule.time(_minimum(noisy, clean, steps, order, power, apart))

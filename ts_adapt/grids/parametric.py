@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
-from ts_adapt.numerics import finite_log_snr_range, validate_times
+from ts_adapt.numerics import check_steps, finite_log_snr_range, validate_times
 
 FLOOR = 1e-4
 """eps: the share of the log-SNR range that is spread evenly, whatever the logits."""
@@ -92,8 +92,7 @@ def interpolate(times: Tensor, noise_schedule: NoiseSchedule, steps: int) -> Ten
     neighbour as the next one. Where no more is known than one evaluation and sigma 0, t_min is the last evaluation.
     Raises TsAdaptError for bad times, or `steps` below 1.
     """
-    if steps < 1:
-        raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
+    check_steps(steps)
     times = validate_times(times, noise_schedule)
     if noise_schedule.t_end < noise_schedule.t_min and bool((times[..., -1] == noise_schedule.t_end).any()):
         if times.ndim == 2:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ts_adapt.grids.fixed import nearest_timesteps, pin_ends, then
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, unknown
 from ts_adapt.noise import BetaTable
-from ts_adapt.numerics import finite_log_snr_range, validate_times
+from ts_adapt.numerics import check_steps, finite_log_snr_range, validate_times
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ def ays(table: str, noise_schedule: NoiseSchedule, steps: int, native: bool = Fa
     """
     if table not in TABLES:
         raise unknown("Align Your Steps table", table, TABLES)
-    if steps < 1:
-        raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
+    check_steps(steps)
     if native and rescale:
         raise TsAdaptError("native=True gives a table as published and rescale=True changes it; choose one")
     published = TABLES[table]

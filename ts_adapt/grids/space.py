@@ -16,6 +16,7 @@ from torch import Tensor
 from ts_adapt.grids.corrections import CORRECTIONS, Correction
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
 from ts_adapt.interfaces import START, NoiseSchedule, TimeGrid, TsAdaptError, unknown
+from ts_adapt.numerics import check_steps
 
 
 class GridSpace:
@@ -29,8 +30,7 @@ class GridSpace:
     def __init__(
         self, noise_schedule: NoiseSchedule, steps: int, corrections: Collection[str] = (), order: int = 1
     ) -> None:
-        if steps < 1:
-            raise TsAdaptError(f"steps is {steps}; a time grid has at least 1")
+        check_steps(steps)
         for name in corrections:
             if name == START.name:
                 raise TsAdaptError("start is a change of each x_T, which no grid holds; train a predictor with it")

@@ -11,7 +11,7 @@ from typing import Any
 from ts_adapt import zoo
 from ts_adapt.assembly import build_solver
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
-from ts_adapt.schedules.file import ABOUT, LearnedGrid
+from ts_adapt.schedules.file import ABOUT, LearnedGrid, in_common
 from ts_adapt.schedules.name import FIXED
 from ts_adapt.schedules.resolve import ANY, SCHEDULER, Found, Predicted, Shelf
 
@@ -53,9 +53,8 @@ def make_scheduler(found: Found, solver: str, nfes: Sequence[int], config: Mappi
     if found.scheduler is not None:
         return found.scheduler
     parts = [found.at(solver, nfe) for nfe in nfes]
-    first, *rest = (part.about for part in parts)
-    known = {} if found.kind == FIXED else {key: first[key] for key in LEARNED_FOR if first.get(key) is not None}
-    alike = {key: value for key, value in known.items() if all(other.get(key) == value for other in rest)}
+    known = {} if found.kind == FIXED else in_common(part.about for part in parts)
+    alike = {key: known[key] for key in LEARNED_FOR if known.get(key) is not None}
     grids = [part for part in parts if isinstance(part, LearnedGrid)]
     if grids:
         return LearnedScheduler.from_schedules(grids, config, learned_for=alike)

@@ -23,7 +23,7 @@ from ts_adapt.jobs.cheaper_network import cheaper_network
 from ts_adapt.jobs.search import validation_samples
 from ts_adapt.jobs.session import Session, compared
 from ts_adapt.predictors.store import nfes_of
-from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.schedules.file import LearnedGrid, in_common
 from ts_adapt.schedules.name import PREDICTOR, SHARED, parse
 from ts_adapt.schedules.resolve import Found, Predicted
 from ts_adapt.search.objective import Batch, Objective
@@ -57,9 +57,8 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
     lost = dict.fromkeys(name.replace("_", " ") for grid in grids for name in grid.corrections)
     remarks = [f"{found.name} was not learned for NFE {nfe}: this is interpolated in log-SNR from {known} steps"]
     remarks += [f"{' and '.join(lost)} are not interpolated: dropped"] if lost else []
-    first, *rest = (part.about for part in parts)
-    about = {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
-    about = {key: value for key, value in about.items() if key not in OF_ITSELF} | {"source": found.called}
+    alike = in_common(part.about for part in parts)
+    about = {key: value for key, value in alike.items() if key not in OF_ITSELF} | {"source": found.called}
     grid = TimeGrid(between(learned, noise_schedule, steps))
     teacher = session.config.teacher.nfe
     try:

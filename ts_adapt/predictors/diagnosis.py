@@ -17,23 +17,19 @@ from torch import Tensor
 
 from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.grids.parametric import positions
-from ts_adapt.interfaces import START, Condition, Field, Node, Nominal, StepPolicy, TimeGrid
+from ts_adapt.interfaces import START, Condition, Field, Node, TimeGrid
 from ts_adapt.numerics import finite_log_snr_range, scale
+from ts_adapt.policies import Around
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.search.objective import Batch, Objective
 
 
 @dataclass(frozen=True)
-class Overheard:
+class Overheard(Around):
     """`policy`, whose `nodes` are kept, those of all batches one after the other."""
 
-    policy: StepPolicy
     nodes: list[Node] = field(default_factory=list)
-
-    @property
-    def nominal(self) -> Tensor | None:
-        return self.policy.nominal if isinstance(self.policy, Nominal) else None
 
     def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
         node, state = self.policy.init(x_T, condition)

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ts_adapt.grids.parametric import positions
-from ts_adapt.interfaces import Condition, Node, Nominal, StepPolicy, TimeGrid
+from ts_adapt.interfaces import Condition, Node, TimeGrid
+from ts_adapt.policies import Around
 from ts_adapt.predictors.encoder import Encoder
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
@@ -44,16 +45,11 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Dropping:
+class Dropping(Around):
     """`policy`, in whose solve k of its `encoder` is `kept` `(B, hidden)`, of each sample its own."""
 
-    policy: StepPolicy
     encoder: Encoder
     kept: Tensor
-
-    @property
-    def nominal(self) -> Tensor | None:
-        return self.policy.nominal if isinstance(self.policy, Nominal) else None
 
     def rows(self, rows: slice) -> Dropping:
         return replace(self, kept=self.kept[rows])

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import START, Condition, Node, Nominal, StepPolicy
-from ts_adapt.policies import check_next
+from ts_adapt.interfaces import START, Condition, Node
+from ts_adapt.policies import Around, check_next
 
 BOUND = 0.5
 """r: how far a number of the state may be moved, in sigma_T."""
@@ -46,15 +46,10 @@ class Start(nn.Module):
 
 
 @dataclass(frozen=True)
-class Moved:
+class Moved(Around):
     """`policy`, whose first step begins at x_T + `change(x_T, x0, t, condition)`; from inside it is `policy` itself."""
 
-    policy: StepPolicy
     change: Callable[[Tensor, Tensor, Tensor, Condition], Tensor]
-
-    @property
-    def nominal(self) -> Tensor | None:
-        return self.policy.nominal if isinstance(self.policy, Nominal) else None
 
     def init(self, x_T: Tensor, condition: Condition) -> tuple[Node, Any]:
         node, state = self.policy.init(x_T, condition)

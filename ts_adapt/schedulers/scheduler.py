@@ -32,7 +32,7 @@ from ts_adapt.numerics import combine
 from ts_adapt.schedulers import storage
 from ts_adapt.schedulers.plan import LISTS, Plan, Predictor, Source, as_grid, whole
 from ts_adapt.schedulers.run import Run, Shown, cannot_begin_inside
-from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.schedules.file import LearnedGrid, in_common
 from ts_adapt.solvers.coefficients import check_end
 
 
@@ -156,9 +156,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"schedules in one file share a solver and differ in NFE; these have {', '.join(sorted(solvers))} "
                 f"and NFE {', '.join(map(str, steps))}"
             )
-        first, *rest = (s.about for s in found)
-        alike = {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
-        options = {"learned_for": alike, "solver": found[0].solver, **options}
+        options = {"learned_for": in_common(s.about for s in found), "solver": found[0].solver, **options}
         grids = storage.grids_to_json({s.grid.steps: s.grid for s in found})
         return cls(**_required(config, "a learned schedule"), grids=grids, **options)
 

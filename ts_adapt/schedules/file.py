@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,12 @@ AS_FAR = 2.0
 """The factor between guidance scales over which a schedule holds (docs/diffusers.md)."""
 LOG_SNR_TOLERANCE = 1e-3
 """How far the file's log-SNR may lie from that of a noise schedule for which the file is still accepted."""
+
+
+def in_common(abouts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all of `abouts`, of one file or of several, say alike."""
+    first, *rest = abouts
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ c_k (sigma_s - sigma_t) v_k for eps: a correction of 1 weighs as much as a first
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -60,6 +61,8 @@ class Multistep:
     evaluations_per_step = 1
     needs_noise = False
     interpolates = "x0"
+    lower_order_final = False
+    few_steps: float = FEW_STEPS
     __repr__ = shown
 
     def __init__(self, noise_schedule: NoiseSchedule, order: int) -> None:
@@ -91,7 +94,8 @@ class Multistep:
 
     def order_at(self, node: Node) -> int:
         """The highest order allowed at `node`, whatever the history."""
-        return self.order
+        lowered = self.lower_order_final and node.steps < self.few_steps
+        return min(self.order, node.steps - node.index) if lowered else self.order
 
     def weights(self, t: Place, s: Place, past: Sequence[Tensor]) -> list[Tensor]:
         """w_k, `()` or `(B,)`, for the past evaluations at log-SNR `past`; the order is `len(past) + 1`."""
@@ -116,9 +120,6 @@ class DPMSolverPP(Multistep):
         super().__init__(noise_schedule, check_order("DPM-Solver++", order, (2, 3)))
         self.lower_order_final, self.exact = lower_order_final, exact
 
-    def order_at(self, node: Node) -> int:
-        return _lowered(self.order, node) if self.lower_order_final and node.steps < FEW_STEPS else self.order
-
     def weights(self, t: Place, s: Place, past: Sequence[Tensor]) -> list[Tensor]:
         if self.exact:
             return data_weights(t, s, past)
@@ -136,14 +137,13 @@ class UniP(Multistep):
     lower_order_final  at most as many orders as steps are left, at any number of steps, as diffusers does for UniPC
     """
 
+    few_steps = math.inf
+
     def __init__(
         self, noise_schedule: NoiseSchedule, order: int = 2, variant: str = "bh2", lower_order_final: bool = True
     ) -> None:
         super().__init__(noise_schedule, check_order("UniPC", order, (1, 2, 3)))
         self.variant, self.lower_order_final = check_variant(variant), lower_order_final
-
-    def order_at(self, node: Node) -> int:
-        return _lowered(self.order, node) if self.lower_order_final else self.order
 
     def weights(self, t: Place, s: Place, past: Sequence[Tensor]) -> list[Tensor]:
         if len(past) == 1:
@@ -165,9 +165,6 @@ class DEIS(Multistep):
     def __init__(self, noise_schedule: NoiseSchedule, order: int = 3, lower_order_final: bool = True) -> None:
         super().__init__(noise_schedule, check_order("DEIS", order, (1, 2, 3)))
         self.lower_order_final = lower_order_final
-
-    def order_at(self, node: Node) -> int:
-        return _lowered(self.order, node) if self.lower_order_final and node.steps < FEW_STEPS else self.order
 
     def update(
         self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: Met, noise: Tensor | None = None
@@ -202,7 +199,3 @@ class IPNDM(Multistep):
         rho_t = torch.where(endless, 0.0, t.sigma / torch.where(endless, 1.0, t.alpha))
         unit = s.alpha * rho_t * torch.expm1(t.log_snr - s.log_snr)  # alpha_s (rho_s - rho_t)
         return [b * unit for b in ADAMS_BASHFORTH[len(past) + 1][1:]]
-
-
-def _lowered(order: int, node: Node) -> int:
-    return min(order, node.steps - node.index)

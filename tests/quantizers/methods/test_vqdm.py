@@ -175,7 +175,7 @@ def test_blocks_are_those_of_the_network() -> None:
 def test_bad_input_is_explained(denoiser: Any) -> None:
     with pytest.raises(TsAdaptError, match="codebooks for 2, 3, 4"):
         build("vqdm8")
-    with pytest.raises(TsAdaptError, match="beam of vqdm is 0"):
+    with pytest.raises(TsAdaptError, match=r"option vqdm\.beam is 0"):
         VQDM(VQDMOptions(beam=0))
     with pytest.raises(TsAdaptError, match="calibration set is empty"):
         quantize(denoiser.network, VQDM())

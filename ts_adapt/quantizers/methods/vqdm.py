@@ -17,11 +17,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.options import MANY, Between, Count, check_options
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.calibration.layer_inputs import Recorder, observe, second_moments
 from ts_adapt.quantizers.layers.codebooks import FORMATS, CodebookWeight, Codes, Format, LearnedCodebooks, looked_up
@@ -43,24 +45,22 @@ class VQDMOptions:
     """Of the codes of a weight: 2, 3 or 4."""
     overhead: float = 0.25
     """Bits a weight that the codebooks of a layer may add; a layer too small for any takes the cheapest."""
-    rounds: int = 4
+    rounds: Annotated[int, Between(0, MANY)] = 4
     """Of Adam and beam search for a layer, at most."""
-    steps: int = 100
+    steps: Count = 100
     """Of Adam in a round."""
     lr: float = 1e-4
-    beam: int = 8
-    fine_tune: int = 0
+    beam: Count = 8
+    fine_tune: Annotated[int, Between(0, MANY)] = 0
     """Steps of fine-tuning to the network in full precision."""
     fine_tune_lr: float = 1e-6
-    fine_tune_batch: int = 16
+    fine_tune_batch: Count = 16
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.bits not in FORMATS:
             raise TsAdaptError(f"bits is {self.bits!r}; vqdm has codebooks for {', '.join(map(str, FORMATS))}")
-        for name, least in (("rounds", 0), ("steps", 1), ("beam", 1), ("fine_tune", 0), ("fine_tune_batch", 1)):
-            if getattr(self, name) < least:
-                raise TsAdaptError(f"{name} of vqdm is {getattr(self, name)}; expected {least} or more")
+        check_options(self, "vqdm.")
 
 
 class VQDM(Quantizer):
