@@ -20,6 +20,7 @@ from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.denoisers.scheduler_config import noise_of
 from ts_adapt.sampling import integrate
 from ts_adapt.schedulers.attach import network_of
+from ts_adapt.schedulers.scheduler import LearnedScheduler
 
 STEPS, WIDTH, TOKENS, SCALE = 4, 16, 3, 3.0
 ROWS = [3, 8, 5]
@@ -188,6 +189,13 @@ CASES = {
     "sd3": Case((4, 8, 8), call_sd3, guided_sd3, sd3_condition, itself, {"text": WIDTH}),
     "flux": Case((4, 8, 8), call_flux, by_hand, sd3_condition, lambda denoiser, x: tokens(x), {"text": WIDTH}),
 }  # fmt: skip
+
+
+def made(tiny: Any, pipe: Any, kind: str, name: str = "sd", **options: Any) -> LearnedScheduler:
+    """A schedule of `kind` for the case `name`; its predictors look at the condition."""
+    options = {} if kind == "static" else {**CASES[name].options, **options}
+    schedule: LearnedScheduler = tiny.schedule(kind, pipe.scheduler.config, CASES[name].shape, **options)
+    return schedule
 
 
 class Counted:

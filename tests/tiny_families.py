@@ -32,13 +32,15 @@ def t5_tokenizer() -> Any:
     return transformers.T5Tokenizer(vocab=words, extra_ids=0, model_max_length=TOKENS)
 
 
+def texts(layers: int = 2, projection: bool = False) -> dict[str, Any]:
+    """Both CLIPs with their tokenizers; `projection`: of the first one too."""
+    first, second = tiny.clip(layers, projection), tiny.clip(layers, projection=True)
+    tokenizers = {"tokenizer": tiny.tokenizer(), "tokenizer_2": tiny.tokenizer()}
+    return {"text_encoder": first, "text_encoder_2": second, **tokenizers}
+
+
 def stable_diffusion_xl() -> Any:
-    xl = tiny.text_unet(cross_attention_dim=2 * POOLED, **XL)
-    return diffusers.StableDiffusionXLPipeline(
-        vae=tiny.vae(), text_encoder=tiny.clip(layers=2), text_encoder_2=tiny.clip(layers=2, projection=True),
-        tokenizer=tiny.tokenizer(), tokenizer_2=tiny.tokenizer(), unet=xl, scheduler=tiny.betas(),
-        add_watermarker=False,
-    )  # fmt: skip
+    return tiny.stable_diffusion_xl(unet=tiny.text_unet(**XL | {"cross_attention_dim": 2 * POOLED}), **texts())
 
 
 def playground() -> Any:
@@ -50,32 +52,23 @@ def playground() -> Any:
 
 def stable_diffusion_3() -> Any:
     transformer = small("SD3Transformer2DModel", joint_attention_dim=WIDTH, pooled_projection_dim=2 * POOLED)
-    return diffusers.StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=tiny.flow(), vae=tiny.vae(shift_factor=0.1),
-        text_encoder=tiny.clip(layers=2, projection=True), text_encoder_2=tiny.clip(layers=2, projection=True),
-        tokenizer=tiny.tokenizer(), tokenizer_2=tiny.tokenizer(), text_encoder_3=t5(), tokenizer_3=t5_tokenizer(),
-    )  # fmt: skip
+    return tiny.stable_diffusion_3(
+        transformer=transformer, text_encoder_3=t5(), tokenizer_3=t5_tokenizer(), **texts(projection=True)
+    )
 
 
 def flux() -> Any:
     transformer = small(
         "FluxTransformer2DModel", joint_attention_dim=WIDTH, pooled_projection_dim=POOLED, guidance_embeds=True
     )
-    return diffusers.FluxPipeline(
-        scheduler=tiny.flow(use_dynamic_shifting=True), vae=tiny.vae(shift_factor=0.1), text_encoder=tiny.clip(),
-        tokenizer=tiny.tokenizer(), text_encoder_2=t5(), tokenizer_2=t5_tokenizer(), transformer=transformer,
+    return tiny.flux(
+        transformer=transformer, text_encoder=tiny.clip(), tokenizer=tiny.tokenizer(), text_encoder_2=t5(),
+        tokenizer_2=t5_tokenizer(),
     )  # fmt: skip
 
 
 def qwen_image() -> Any:
-    transformer = diffusers.QwenImageTransformer2DModel(
-        patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=16, guidance_embeds=False, axes_dims_rope=(2, 2, 4),
-    )  # fmt: skip
-    vae = diffusers.AutoencoderKLQwenImage(
-        base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False], attn_scales=[],
-        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
-    )  # fmt: skip
+    transformer = small("QwenImageTransformer2DModel", in_channels=16, out_channels=4, joint_attention_dim=16)
     text = {
         "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 2, "vocab_size": 40, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
@@ -88,25 +81,12 @@ def qwen_image() -> Any:
     words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "Ġ", *LETTERS]
     tokenizer = transformers.Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
     return diffusers.QwenImagePipeline(
-        scheduler=tiny.flow(use_dynamic_shifting=True), vae=ready(vae), text_encoder=ready(encoder),
-        tokenizer=tokenizer, transformer=ready(transformer),
+        scheduler=tiny.flow(use_dynamic_shifting=True), vae=small("AutoencoderKLQwenImage"),
+        text_encoder=ready(encoder), tokenizer=tokenizer, transformer=transformer,
     )  # fmt: skip
 
 
 def sana() -> Any:
-    transformer = diffusers.SanaTransformer2DModel(
-        patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
-        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=16,
-        sample_size=8,
-    )  # fmt: skip
-    block = ("ResBlock", "EfficientViTBlock")
-    vae = diffusers.AutoencoderDC(
-        in_channels=3, latent_channels=4, attention_head_dim=2, encoder_block_types=block, decoder_block_types=block,
-        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5,)),
-        decoder_qkv_multiscales=((), (5,)), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
-        downsample_block_type="conv", upsample_block_type="interpolate", decoder_norm_types="rms_norm",
-        decoder_act_fns="silu", scaling_factor=0.4,
-    )  # fmt: skip
     config = transformers.Gemma2Config(
         vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, pad_token_id=0, eos_token_id=1, bos_token_id=2, query_pre_attn_scalar=8,
@@ -114,18 +94,14 @@ def sana() -> Any:
     words = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", *LETTERS]
     tokenizer = transformers.GemmaTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
     return diffusers.SanaPipeline(
-        tokenizer=tokenizer, text_encoder=ready(transformers.Gemma2Model(config)), vae=ready(vae),
-        transformer=ready(transformer), scheduler=tiny.flow(),
+        tokenizer=tokenizer, text_encoder=ready(transformers.Gemma2Model(config)), vae=small("AutoencoderDC"),
+        transformer=small("SanaTransformer2DModel", caption_channels=16, sample_size=8), scheduler=tiny.flow(),
     )  # fmt: skip
 
 
 def wan() -> Any:
-    vae = diffusers.AutoencoderKLWan(
-        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
-    )  # fmt: skip
     return diffusers.WanPipeline(
-        tokenizer=t5_tokenizer(), text_encoder=t5("UMT5"), vae=ready(vae), scheduler=tiny.flow(),
+        tokenizer=t5_tokenizer(), text_encoder=t5("UMT5"), vae=small("AutoencoderKLWan"), scheduler=tiny.flow(),
         transformer=small("WanTransformer3DModel", text_dim=WIDTH),
         transformer_2=small("WanTransformer3DModel", text_dim=WIDTH), boundary_ratio=0.5,
     )  # fmt: skip
@@ -139,21 +115,9 @@ def pixart() -> Any:
 
 
 def ltx() -> Any:
-    transformer = diffusers.LTXVideoTransformer3DModel(
-        in_channels=8, out_channels=8, patch_size=1, patch_size_t=1, num_attention_heads=4, attention_head_dim=8,
-        cross_attention_dim=32, num_layers=1, caption_channels=WIDTH,
-    )  # fmt: skip
-    vae = diffusers.AutoencoderKLLTXVideo(
-        in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8), layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1, 1), spatio_temporal_scaling=(True, True, False, False),
-        decoder_spatio_temporal_scaling=(True, True, False, False), decoder_inject_noise=(False,) * 5,
-        upsample_residual=(False,) * 4, upsample_factor=(1,) * 4, timestep_conditioning=False, patch_size=1,
-        patch_size_t=1, encoder_causal=True, decoder_causal=False,
-    )  # fmt: skip
     return diffusers.LTXPipeline(
-        scheduler=tiny.flow(), vae=ready(vae), text_encoder=t5(), tokenizer=t5_tokenizer(),
-        transformer=ready(transformer),
+        scheduler=tiny.flow(), vae=small("AutoencoderKLLTXVideo"), text_encoder=t5(), tokenizer=t5_tokenizer(),
+        transformer=small("LTXVideoTransformer3DModel"),
     )  # fmt: skip
 
 

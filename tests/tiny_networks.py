@@ -6,48 +6,29 @@ from typing import Any
 
 import diffusers
 
+from diffusers_zoo.sizes import SIZES
+
 WIDTH = 16
 """Numbers of a token of text."""
-SIZES: dict[str, dict[str, Any]] = {
-    "UNet2DModel": {
-        "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": (8, 16),
-        "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 4,
-        "attention_head_dim": 8,
-    },
-    "UNet2DConditionModel": {
-        "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": (8, 16),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "norm_num_groups": 4, "attention_head_dim": 2, "cross_attention_dim": WIDTH,
-    },
-    "DiTTransformer2DModel": {
-        "num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 4, "out_channels": 8, "num_layers": 1,
-        "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 1000, "norm_num_groups": 2,
-    },
-    "PixArtTransformer2DModel": {
-        "num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 4, "out_channels": 8, "num_layers": 1,
-        "sample_size": 8, "patch_size": 2, "norm_num_groups": 2, "cross_attention_dim": 8, "caption_channels": WIDTH,
-    },
+OWN: dict[str, dict[str, Any]] = {
+    "UNet2DModel": {"in_channels": 1, "out_channels": 1},
+    "UNet2DConditionModel": {"sample_size": 8, "cross_attention_dim": WIDTH},
+    "ControlNetModel": {"cross_attention_dim": WIDTH},
+    "PixArtTransformer2DModel": {"sample_size": 8, "caption_channels": WIDTH},
     "SD3Transformer2DModel": {
-        "sample_size": 8, "patch_size": 2, "in_channels": 4, "num_layers": 1, "attention_head_dim": 4,
-        "num_attention_heads": 2, "caption_projection_dim": 8, "joint_attention_dim": WIDTH,
-        "pooled_projection_dim": 6, "out_channels": 4, "pos_embed_max_size": 8,
+        "sample_size": 8, "patch_size": 2, "joint_attention_dim": WIDTH, "pooled_projection_dim": 6,
     },
-    "FluxTransformer2DModel": {
-        "patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8,
-        "num_attention_heads": 2, "joint_attention_dim": WIDTH, "pooled_projection_dim": 6,
-        "axes_dims_rope": (2, 2, 4), "guidance_embeds": False,
+    "FluxTransformer2DModel": {"joint_attention_dim": WIDTH, "pooled_projection_dim": 6},
+    "WanTransformer3DModel": {"in_channels": 4, "out_channels": 4, "text_dim": WIDTH},
+    "AutoencoderKL": {"sample_size": 16, "shift_factor": None},
+    "AutoencoderKLQwenImage": {
+        "base_dim": 8, "z_dim": 4, "dim_mult": [1, 1], "temperal_downsample": [False], "attn_scales": [],
+        "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4,
     },
-    "WanTransformer3DModel": {
-        "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4,
-        "out_channels": 4, "text_dim": WIDTH, "freq_dim": 32, "ffn_dim": 32, "num_layers": 1, "rope_max_seq_len": 32,
-    },
-    "AutoencoderKL": {
-        "in_channels": 3, "out_channels": 3, "block_out_channels": (8, 8), "sample_size": 16, "latent_channels": 4,
-        "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "norm_num_groups": 4, "scaling_factor": 0.3,
-    },
+    "AutoencoderKLWan": {"base_dim": 8, "z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4},
+    "VQModel": {"latent_channels": 3, "scaling_factor": 0.4},
 }  # fmt: skip
+"""Over the sizes of `diffusers_zoo.sizes`: fewer numbers and pixels."""
 ATTENTIVE = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }  # fmt: skip
@@ -65,4 +46,4 @@ def ready(module: Any) -> Any:
 
 def small(kind: str, **options: Any) -> Any:
     """One of the class `kind`, with `options` of its own."""
-    return ready(getattr(diffusers, kind)(**{**SIZES[kind], **options}))
+    return ready(getattr(diffusers, kind)(**{**SIZES[kind], **OWN.get(kind, {}), **options}))

@@ -68,11 +68,7 @@ def ddim() -> Any:
 
 
 def ldm() -> Any:
-    vqvae = diffusers.VQModel(
-        in_channels=3, out_channels=3, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=3, norm_num_groups=4, scaling_factor=0.4,
-    )  # fmt: skip
-    return diffusers.LDMPipeline(ready(vqvae), unet(3), betas())
+    return diffusers.LDMPipeline(small("VQModel"), unet(3), betas())
 
 
 def dit(learned_variance: bool = True) -> Any:
@@ -80,34 +76,36 @@ def dit(learned_variance: bool = True) -> Any:
     return diffusers.DiTPipeline(transformer, vae(), betas())
 
 
-def stable_diffusion(image: bool = False) -> Any:
-    kind = diffusers.StableDiffusionImg2ImgPipeline if image else diffusers.StableDiffusionPipeline
-    return kind(
-        vae=vae(), text_encoder=clip(), tokenizer=tokenizer(), unet=text_unet(), scheduler=betas(), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+def stable_diffusion(kind: str = "StableDiffusionPipeline", **parts: Any) -> Any:
+    """Of the class `kind`, with `parts` that a test wants otherwise."""
+    own = {
+        "vae": vae(), "text_encoder": clip(), "tokenizer": tokenizer(), "unet": text_unet(), "scheduler": betas(),
+        "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False,
+    }  # fmt: skip
+    return getattr(diffusers, kind)(**own | parts)
 
 
-def stable_diffusion_xl() -> Any:
-    xl = text_unet(**XL)
-    return diffusers.StableDiffusionXLPipeline(
-        vae=vae(), text_encoder=clip(), text_encoder_2=clip(projection=True), tokenizer=None, tokenizer_2=None,
-        unet=xl, scheduler=betas(), add_watermarker=False,
-    )  # fmt: skip
+def stable_diffusion_xl(**parts: Any) -> Any:
+    own = {
+        "vae": vae(), "text_encoder": clip(), "text_encoder_2": clip(projection=True), "tokenizer": None,
+        "tokenizer_2": None, "unet": text_unet(**XL), "scheduler": betas(), "add_watermarker": False,
+    }  # fmt: skip
+    return diffusers.StableDiffusionXLPipeline(**own | parts)
 
 
-def stable_diffusion_3() -> Any:
-    return diffusers.StableDiffusion3Pipeline(
-        transformer=small("SD3Transformer2DModel"), scheduler=flow(), vae=vae(shift_factor=0.1), text_encoder=None,
-        tokenizer=None, text_encoder_2=None, tokenizer_2=None, text_encoder_3=None, tokenizer_3=None,
-    )  # fmt: skip
+def stable_diffusion_3(**parts: Any) -> Any:
+    texts = dict.fromkeys(f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))
+    own = {"transformer": small("SD3Transformer2DModel"), "scheduler": flow(), "vae": vae(shift_factor=0.1)}
+    return diffusers.StableDiffusion3Pipeline(**texts | own | parts)
 
 
-def flux() -> Any:
-    return diffusers.FluxPipeline(
-        transformer=small("FluxTransformer2DModel"), scheduler=flow(use_dynamic_shifting=True),
-        vae=vae(shift_factor=0.1), text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
-    )  # fmt: skip
+def flux(**parts: Any) -> Any:
+    own = {
+        "transformer": small("FluxTransformer2DModel"), "scheduler": flow(use_dynamic_shifting=True),
+        "vae": vae(shift_factor=0.1), "text_encoder": None, "tokenizer": None, "text_encoder_2": None,
+        "tokenizer_2": None,
+    }  # fmt: skip
+    return diffusers.FluxPipeline(**own | parts)
 
 
 PIPELINES: dict[str, Callable[[], Any]] = {
@@ -119,7 +117,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "sdxl": stable_diffusion_xl,
     "sd3": stable_diffusion_3,
     "flux": flux,
-    "sd-img2img": lambda: stable_diffusion(image=True),
+    "sd-img2img": lambda: stable_diffusion("StableDiffusionImg2ImgPipeline"),
 }
 
 

@@ -10,31 +10,31 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+
+from tiny_networks import small
 
 WIDTH, TOKENS = 8, 3
 
 
 def attentive(**options: Any) -> Any:
     """UNet2DModel with attention on the way down, in the middle and on the way up, two resnets a block."""
-    common = {
-        "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 2, "block_out_channels": (8, 8, 16),
+    own = {
+        "layers_per_block": 2, "block_out_channels": (8, 8, 16), "attention_head_dim": 4,
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), "norm_num_groups": 4, "attention_head_dim": 4,
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     }  # fmt: skip
-    return UNet2DModel(**{**common, **options})
+    return small("UNet2DModel", **own | options)
 
 
 def texted(**options: Any) -> Any:
     """UNet2DConditionModel, as in Stable Diffusion."""
-    common = {
-        "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "block_out_channels": (8, 16),
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "norm_num_groups": 4, "attention_head_dim": 2, "cross_attention_dim": WIDTH,
+    own = {
+        "layers_per_block": 2, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "cross_attention_dim": WIDTH,
     }  # fmt: skip
-    return UNet2DConditionModel(**{**common, **options})
+    return small("UNet2DConditionModel", **own | options)
 
 
 NETWORKS = {
@@ -111,7 +111,7 @@ class Kit:
 
     def network(self, name: str) -> Any:
         torch.manual_seed(0)
-        return NETWORKS[name]().eval().requires_grad_(False)
+        return NETWORKS[name]()
 
     def inputs(self, network: Any, batch: int, place: int = 0) -> dict[str, Any]:
         """What the network is called with at the `place`-th step, other numbers at each."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import LatteTransformer3DModel, hooks
+from diffusers import hooks
 from torch import Tensor, nn
 
 from tiny_families import family
@@ -62,10 +62,7 @@ def network(name: str) -> Any:
 
 
 def latte() -> Any:
-    return LatteTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=4, num_layers=2, sample_size=8,
-        patch_size=2, cross_attention_dim=8, caption_channels=WIDTH, video_length=2,
-    ).eval()  # fmt: skip
+    return small("LatteTransformer3DModel", num_layers=2, sample_size=8, caption_channels=WIDTH, video_length=2)
 
 
 def problem(name: str, guided: bool = False) -> tuple[Any, Tensor, dict[str, Any]]:

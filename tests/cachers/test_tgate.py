@@ -169,7 +169,7 @@ def test_every_form_of_condition_loses_its_first_half(kit: Any) -> None:
     network = kit.texted(
         addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=4 * 6 + 5,
         class_embed_type="timestep",
-    ).eval()  # fmt: skip
+    )  # fmt: skip
     calls = guided_calls(kit, network)
     rows = 2 * BATCH
     added = {"text_embeds": torch.randn(rows, 5), "time_ids": torch.arange(float(6 * rows)).reshape(rows, 6)}

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffusers_zoo.others import others
-from diffusers_zoo.stand_ins import LENGTH, SIZE, WIDTH, picture
+from diffusers_zoo.sizes import LENGTH, SIZE, WIDTH
+from diffusers_zoo.stand_ins import picture
 
 STEPS, FRAMES = 4, 5
 

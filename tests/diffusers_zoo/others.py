@@ -16,8 +16,8 @@ from typing import Any
 
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from diffusers_zoo.sizes import IF, MOTION, TEXT_OR_IMAGE, XL
-from diffusers_zoo.stand_ins import SIZE, WIDTH, ImageEncoder, picture
+from diffusers_zoo.sizes import IF, MOTION, SIZE, TEXT_OR_IMAGE, WIDTH, XL
+from diffusers_zoo.stand_ins import ImageEncoder, picture
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 NOT_ONE = ("DiffusionPipeline",)

@@ -19,7 +19,9 @@ from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput, CLIPVisionModelOutput
 
-WIDTH, VOCABULARY, LENGTH, LAYERS, SIZE = 32, 100, 8, 40, 32
+from diffusers_zoo.sizes import LAYERS, LENGTH, SIZE, WIDTH
+
+VOCABULARY = 100
 PAD, END, BEGIN = 0, 1, 2
 
 

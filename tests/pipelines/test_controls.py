@@ -11,7 +11,7 @@ from diffusers import CMStochasticIterativeScheduler
 from PIL import Image
 from torch import Tensor
 
-from tiny_networks import ready
+from tiny_networks import small
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.grids import fixed
@@ -27,35 +27,21 @@ PROMPTS = ["a cat", "the big dog", "nothing"]
 
 @pytest.fixture(scope="module")
 def edited(tiny: Any) -> Any:
-    from diffusers import StableDiffusionInstructPix2PixPipeline
-
     torch.manual_seed(0)
-    pipe = StableDiffusionInstructPix2PixPipeline(
-        vae=tiny.vae(), text_encoder=tiny.clip(), tokenizer=tiny.tokenizer(), unet=tiny.text_unet(in_channels=8),
-        scheduler=tiny.betas(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return quiet(tiny.stable_diffusion("StableDiffusionInstructPix2PixPipeline", unet=tiny.text_unet(in_channels=8)))
 
 
 @pytest.fixture(scope="module")
 def controlled(tiny: Any) -> Any:
-    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
-
     torch.manual_seed(0)
-    control = ControlNetModel(
-        in_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), cross_attention_dim=tiny.WIDTH,
-        conditioning_embedding_out_channels=(8, 8),
-    )  # fmt: skip
+    control = small("ControlNetModel")
     with torch.no_grad():
         for block in (*control.controlnet_down_blocks, control.controlnet_mid_block):
             block.weight.normal_(0, 0.3)
-    pipe = StableDiffusionControlNetPipeline(
-        vae=tiny.vae(), text_encoder=tiny.clip(), tokenizer=tiny.tokenizer(), unet=tiny.text_unet(),
-        controlnet=ready(control), scheduler=tiny.betas(), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
-    )  # fmt: skip
+    return quiet(tiny.stable_diffusion("StableDiffusionControlNetPipeline", controlnet=control))
+
+
+def quiet(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -99,7 +99,7 @@ def test_what_is_drawn_by_generators_and_without_is_independent() -> None:
 
 
 def test_a_state_is_decoded_with_its_own_picture(tiny: Any, pictures: Path) -> None:
-    from diffusers import AutoencoderKL, StableDiffusionInstructPix2PixPipeline
+    from diffusers import AutoencoderKL
 
     class Told(AutoencoderKL):
         """What it decodes is as bright as what it has encoded."""
@@ -113,10 +113,7 @@ def test_a_state_is_decoded_with_its_own_picture(tiny: Any, pictures: Path) -> N
 
     vae = tiny.vae()
     vae.__class__ = Told
-    pipe = StableDiffusionInstructPix2PixPipeline(
-        vae=vae, text_encoder=tiny.clip(), tokenizer=tiny.tokenizer(), unet=tiny.text_unet(in_channels=8),
-        scheduler=tiny.betas(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+    pipe = tiny.stable_diffusion("StableDiffusionInstructPix2PixPipeline", vae=vae, unet=tiny.text_unet(in_channels=8))
     denoiser = PipelineDenoiser(pipe, {"image": str(pictures)})
     x = initial_noise(0, range(3), denoiser.shape)
     condition = {**denoiser.encode(PROMPTS), "number": torch.tensor([0, 1, 3])}

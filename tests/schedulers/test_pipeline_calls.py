@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline_cases import (
     CASES,
+    KINDS,
     ROWS,
     STEPS,
     WIDTH,
@@ -19,6 +20,7 @@ from pipeline_cases import (
     call_sd,
     embeddings,
     guided_sd3,
+    made,
     noise,
     sd3_condition,
     tokens,
@@ -31,14 +33,6 @@ from ts_adapt.sampling import integrate
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedules.resolve import build_grid
-
-KINDS = ["static", "one-shot", "recursive"]
-
-
-def made(tiny: Any, pipe: Any, kind: str, name: str = "sd") -> LearnedScheduler:
-    options = {} if kind == "static" else CASES[name].options
-    schedule: LearnedScheduler = tiny.schedule(kind, pipe.scheduler.config, CASES[name].shape, **options)
-    return schedule
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline_cases import (
     CASES,
+    KINDS,
     ROWS,
     SCALE,
     STEPS,
@@ -24,6 +25,7 @@ from pipeline_cases import (
     embeddings,
     generators,
     guided_sd3,
+    made,
     noise,
     our_own,
     sd3_condition,
@@ -35,15 +37,6 @@ from ts_adapt.interfaces import GUIDANCE, TimeGrid, TsAdaptError
 from ts_adapt.sampling import integrate
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
-
-KINDS = ["static", "one-shot", "recursive"]
-
-
-def made(tiny: Any, pipe: Any, kind: str, name: str, **options: Any) -> LearnedScheduler:
-    """A schedule of `kind` for the case `name`; its predictors look at the condition."""
-    options = {} if kind == "static" else {**CASES[name].options, **options}
-    schedule: LearnedScheduler = tiny.schedule(kind, pipe.scheduler.config, CASES[name].shape, **options)
-    return schedule
 
 
 @torch.no_grad()
