@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from ts_adapt import zoo
 from ts_adapt.cli import main, parse
 from ts_adapt.jobs.session import Session
 from ts_adapt.storage.files import read_json, read_tensors, sha256_of_tensors
@@ -53,6 +57,12 @@ class Job:
 
     def run(self, command: str, *flags: str) -> int:
         return main([command, *self.options, "--quiet", *flags])
+
+    def do(self, *steps: Sequence[str]) -> Job:
+        """Itself, with these commands done, one after the other."""
+        for step in steps:
+            assert self.run(*step) == 0, step
+        return self
 
     def session(self, *flags: str) -> Session:
         """What the commands work with."""
@@ -109,6 +119,14 @@ class Job:
             elif path.is_file() and path.suffix != ".lock" and path.name != ".lock" and path.name != "optuna.db":
                 found[str(name)] = path.read_text()
         return found
+
+
+def real_images(folder: Path, count: int) -> Path:
+    """The new `folder`, with so many images of the embedded data."""
+    folder.mkdir()
+    for number, image in enumerate(zoo.test_images()[0][:count, 0].numpy()):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return folder
 
 
 def sentence(capsys: Any) -> str:

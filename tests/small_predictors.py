@@ -14,6 +14,7 @@ from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.predictor import Predictor
 from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.search.objective import Batch
 
 KINDS = [OneShot, Recursive]
 STEPS = 4
@@ -29,3 +30,8 @@ def build(
     times = partial(fixed.make, "karras", noise_schedule)
     static = times(served) if isinstance(served, int) else [times(steps) for steps in served]
     return kind(noise_schedule, static, (1, 4, 4), **{"width": 8, "hidden": 32, "order": 3, **options})
+
+
+def split(batch: Batch) -> tuple[Batch, Batch]:
+    """What is learned from of the fixture `problem`, and what validates."""
+    return batch.rows(slice(0, 32)), batch.rows(slice(32, None))

@@ -18,7 +18,7 @@ def with_option(option: str, value: object) -> Config:
     place = config
     for group in groups:
         place = getattr(place, group)
-    setattr(place, name, [value] if option == "nfe" else value)
+    setattr(place, name, [value] if option in ("nfe", "evaluate.columns") else value)
     return config
 
 
@@ -56,24 +56,12 @@ def test_a_range_of_scales_of_guidance_has_two_ends_that_rise() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["static.method", "derivative", "qat.loss", "train.loss", "blackbox.sampler", "prune.measure"]
+    "option",
+    ["static.method", "derivative", "qat.loss", "train.loss", "blackbox.sampler", "prune.measure", "evaluate.columns"],
 )
 def test_a_choice_is_one_of_those_known(option: str) -> None:
     with pytest.raises(TsAdaptError, match=f"unknown {option} 'foo'"):
         with_option(option, "foo").validate()
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("name", None),
-        ("solvers", ["ddim", "ddim"]),
-        ("teacher", None),
-    ],
-)
-def test_names_lists_and_groups_are_checked(option: str, value: object) -> None:
-    with pytest.raises(TsAdaptError, match=f"option {option} "):
-        with_option(option, value).validate()
 
 
 def test_an_empty_or_repeating_nfe_is_refused() -> None:

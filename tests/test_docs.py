@@ -12,7 +12,8 @@ from ts_adapt.cli import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+README = ROOT / "README.md"
+LINKED = [README, ROOT / "CONTRIBUTING.md", *PAGES]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -38,7 +39,7 @@ def test_the_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
             names["images"] = before
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
 def test_configs_and_commands_are_understood(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each YAML block is the file that its first line names."""
     monkeypatch.chdir(tmp_path)

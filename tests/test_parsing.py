@@ -181,6 +181,8 @@ def test_a_family_of_solvers_stands_for_one_of_them() -> None:
         (["search", "--model.call", "3"], "option model.call is 3; give names and values, like {name: value}"),
         (["search", "--distance", "{a: b}"], "unknown distance"),
         (["search", "--name", "a\nb"], "give one folder name"),
+        (["sample", "--out", ""], "option out is '', which is no path"),
+        (["sample", "--strength", "2"], "option strength is 2.0; give"),
         (["sample", "--solver", ""], "unknown solver ''"),
         (["sample", "--pipeline", "no/such", "--solver", "unipc3"], "did you mean 'unipc-3'"),
         (["search", "--cachers", "deepcache-0"], "of the cacher 'deepcache-0' interval is 0"),

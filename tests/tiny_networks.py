@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
+import torch
+from torch import Tensor
 
 from diffusers_zoo.sizes import SIZES
 
@@ -47,3 +49,16 @@ def ready(module: Any) -> Any:
 def small(kind: str, **options: Any) -> Any:
     """One of the class `kind`, with `options` of its own."""
     return ready(getattr(diffusers, kind)(**{**SIZES[kind], **OWN.get(kind, {}), **options}))
+
+
+def said(network: Any) -> Tensor:
+    """What a UNet answers to two pictures, and to two texts where it reads any."""
+    generator, config = torch.Generator().manual_seed(0), network.config
+    x = torch.randn(2, config.in_channels, 8, 8, generator=generator)
+    read = "cross_attention_dim" in config
+    given = (
+        {"encoder_hidden_states": torch.randn(2, 3, config.cross_attention_dim, generator=generator)} if read else {}
+    )
+    with torch.no_grad():
+        answer: Tensor = network(x, timestep=torch.tensor([300.0, 700.0]), **given).sample
+    return answer

@@ -55,8 +55,6 @@ def test_a_name_sets_what_it_says(name: str, kinds: list[type], options: list[di
         ("", "unknown cacher"),
         ("none+deepcache-2", "unknown cacher 'none'"),
         ("deepcache-0", "interval is 0"),
-        ("deepcache-.5", "interval is 0.5"),
-        ("taylorseer-3-warmup0", "warm_up is 0"),
         ("firstblock-.", "'.' in the cacher"),
         ("deepcache-two", "'two' in the cacher"),
         ("deepcache-2-3", "gives interval twice"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tiny_networks import said
 from ts_adapt.assembly import ModelOptions, build_cachers
 from ts_adapt.cachers import attached
 from ts_adapt.denoisers.execution import Execution, execute, execution_of, plain
@@ -22,15 +23,6 @@ from ts_adapt.quantizers.quantization import quantize, restore
 from ts_adapt.sampling import integrate
 from ts_adapt.solvers import DDIM
 from ts_adapt.teacher.generate import weights_hash
-
-
-def said(network: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    channels = network.config.in_channels
-    x, text = (torch.randn(shape, generator=generator) for shape in ((2, channels, 8, 8), (2, 3, 16)))
-    given = {"encoder_hidden_states": text} if channels == 4 else {}
-    with torch.no_grad():
-        return network(x, timestep=torch.tensor([300.0, 700.0]), **given).sample  # type: ignore[no-any-return]
 
 
 def marks(network: nn.Module) -> list[Any]:

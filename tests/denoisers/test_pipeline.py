@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
-    CMStochasticIterativeScheduler,
     DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
@@ -19,7 +18,6 @@ from diffusers import (
     DiTPipeline,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
-    FlowMatchEulerDiscreteScheduler,
     LDMPipeline,
     UNet2DModel,
 )
@@ -32,9 +30,7 @@ from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers import Guided, NetworkDenoiser, encode_prompts, from_pipeline
 from ts_adapt.denoisers.load import image_to_image, load_pipeline
 from ts_adapt.denoisers.pipeline import LatentDecoder
-from ts_adapt.denoisers.scheduler_config import noise_of
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.noise import RectifiedFlow
 from ts_adapt.pipelines.load import load
 from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.schedules.resolve import build_grid
@@ -141,19 +137,6 @@ def test_stable_diffusion_with_prompts() -> None:
     torch.testing.assert_close(decoded, pipe.vae.decode(x / 0.3).sample)
     pipe.__class__ = type("Inpainting", (type(pipe),), {})
     assert isinstance(from_pipeline(pipe), NetworkDenoiser)
-
-
-def test_noise_of_scheduler_configs() -> None:
-    table, kind = noise_of(DDPMScheduler(beta_schedule="squaredcos_cap_v2").config)
-    expected = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.double().sqrt()
-    torch.testing.assert_close(table.alpha(torch.arange(999.0)), expected[:999], rtol=1e-4, atol=1e-5)
-    assert kind == "epsilon"
-    flow, kind = noise_of(FlowMatchEulerDiscreteScheduler().config, "FlowMatchEulerDiscreteScheduler")
-    assert isinstance(flow, RectifiedFlow) and kind == "velocity"
-    with pytest.raises(TsAdaptError, match="CMStochasticIterativeScheduler has no betas"):
-        noise_of(CMStochasticIterativeScheduler().config, "CMStochasticIterativeScheduler")
-    with pytest.raises(TsAdaptError, match="prediction_type 'noise'"):
-        noise_of({"beta_schedule": "linear", "prediction_type": "noise"})
 
 
 def test_the_config_of_the_scheduler_is_kept() -> None:

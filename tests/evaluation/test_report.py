@@ -35,7 +35,6 @@ from ts_adapt.evaluation.tables import (
     overviews,
     written,
 )
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.plots import plot_images, plot_quality
 
 PLAIN = Row("m", "unipc-3", 5, "karras", "fixed", 40, 0.30, 0.20, 0.10, 0.09, 0.11, 0.001, 0, 0.08, 0.4)
@@ -267,12 +266,3 @@ def test_names_of_images_are_whole_however_long(images: torch.Tensor) -> None:
     figure = plot_images(dict.fromkeys(names, images))
     FigureCanvasAgg(figure).draw()
     assert all(axes.yaxis.label.get_window_extent().x0 >= 0 for axes in figure.axes)
-
-
-def test_an_unknown_column_is_refused_before_anything_is_sampled() -> None:
-    from ts_adapt.config import Config
-
-    config = Config()
-    config.evaluate.columns = ["distance", "precison"]
-    with pytest.raises(TsAdaptError, match=r"unknown evaluate\.columns 'precison'; did you mean 'precision'"):
-        config.validate()

@@ -42,13 +42,10 @@ evaluate: {samples: 5, batch_size: 3, features: pixels, grids: [karras]}
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    job = Job.begun(tmp_path_factory.mktemp("job"), CLASSES)
-    for step in (
+    return Job.begun(tmp_path_factory.mktemp("job"), CLASSES).do(
         ["teach"], ["search"], ["search", "--static.corrections", "[]"],
         ["search", "--method", "per-sample", "--split", "test"], ["train"], ["evaluate"],
-    ):  # fmt: skip
-        assert job.run(*step) == 0, step
-    return job
+    )  # fmt: skip
 
 
 def test_a_teachers_sample_is_the_solve_under_its_own_scale(done: Job) -> None:

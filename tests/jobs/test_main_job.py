@@ -35,8 +35,7 @@ evaluate: {samples: 40, features: pixels, batch_size: 16}
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Job:
     """An experiment in which the whole job has run once."""
-    job = Job.begun(tmp_path_factory.mktemp("job"), SMALL)
-    for step in (
+    return Job.begun(tmp_path_factory.mktemp("job"), SMALL).do(
         ["teach", "--save-png"],
         ["search"],
         ["search", "--method", "per-sample"],
@@ -45,9 +44,7 @@ def done(tmp_path_factory) -> Job:
         ["train", "--predictor", "one-shot"],
         ["evaluate"],
         ["sample", "--schedule", "recursive", "--count", "4"],
-    ):
-        assert job.run(*step) == 0, step
-    return job
+    )
 
 
 def scored_folders(job: Job) -> list[tuple[dict[str, float], dict[str, str]]]:
@@ -255,12 +252,6 @@ def test_corrections_are_learned_from_the_static_grid_on_and_have_rows_of_their_
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(done, capsys, arguments, expected):
     assert expected in done.refused(capsys, *arguments)
-
-
-def test_an_unknown_key_of_a_config_file_is_refused_with_the_near_one(done, capsys, tmp_path):
-    (tmp_path / "bad.yml").write_text("teacher:\n  nef: 3\n")
-    assert main(["teach", "--config", str(tmp_path / "bad.yml")]) == 2
-    assert "did you mean 'teacher.nfe'" in capsys.readouterr().err
 
 
 def test_labels_of_another_teacher_are_refused(done, capsys):

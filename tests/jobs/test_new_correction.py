@@ -70,8 +70,7 @@ def same(one: TimeGrid, other: TimeGrid) -> bool:
 
 
 def test_it_is_searched_kept_predicted_and_evaluated(tmp_path: Path) -> None:
-    job = Job.begun(tmp_path, TOY)
-    for step in (
+    job = Job.begun(tmp_path, TOY).do(
         ("teach",), ("search", "--static.method", "lbfgs"),
         ("search", "--static.corrections", "offset", "--static.method", "forward", "--static.evaluations", "200"),
         (*LABEL, "--split", "test", "--per_sample.iterations", "20"),
@@ -79,8 +78,7 @@ def test_it_is_searched_kept_predicted_and_evaluated(tmp_path: Path) -> None:
         ("train", "--predictor", "one-shot", "--train.corrections", "offset,shift", "--train.loss", "end_to_end"),
         ("train", "--train.corrections", "offset", "--train.loss", "end_to_end"),
         ("evaluate",),
-    ):  # fmt: skip
-        assert job.run(*step) == 0, step
+    )  # fmt: skip
     kept = LearnedGrid.load(job.data / "static+offset/moved-nfe3.json").grid
     assert kept.corrections.keys() == {"offsets"} and bool(kept.corrections["offsets"].any())
     labels = LabelStore.open(job.data / "labels/test+offset/moved-nfe3").load().grid

@@ -160,10 +160,10 @@ def test_what_a_later_job_would_refuse_is_refused_before_any_work(models, capsys
 
 @pytest.mark.parametrize("function", ["edm", "flow"])
 def test_the_whole_job_on_a_model_from_a_file(models, function, capsys):
-    job = Job.begun(models.parent, CONFIG.format(model=f"{models}:{function}"))
     oracle = ("search", "--method", "per-sample", "--split", "test")
-    for step in (("teach",), ("search",), ("train", "--predictor", "recursive"), oracle, ("evaluate",)):
-        assert job.run(*step) == 0, step
+    job = Job.begun(models.parent, CONFIG.format(model=f"{models}:{function}")).do(
+        ("teach",), ("search",), ("train", "--predictor", "recursive"), oracle, ("evaluate",)
+    )
     shown = capsys.readouterr().out
     assert all(row in shown for row in ("static", "recursive", "oracle"))
     row = job.results["rows"][0]

@@ -84,9 +84,9 @@ def test_what_was_learned_keeps_its_guidance_wherever_it_goes(
     """Fixed grids, and lists from elsewhere, were found under none."""
     more = {"true_cfg_scale": 4.0}
     monkeypatch.setattr(Denoiser, "other_scales", more)
-    job = Job.begun(tmp_path, CLASSES)
-    for step in (["teach", "--split", "train"], ["search"], ["search", "--method", "dmn"], ["train"]):
-        assert job.run(*step) == 0, step
+    job = Job.begun(tmp_path, CLASSES).do(
+        ["teach", "--split", "train"], ["search"], ["search", "--method", "dmn"], ["train"]
+    )
     grid, predictor = job.data / "static/ddim-nfe2.json", job.data / "predictors/recursive/ddim-nfe2"
     assert [read_json(file)["guidance_scale"] for file in (grid, predictor / "config.json")] == [3.0, 3.0]
     assert [read_json(file)["other_scales"] for file in (grid, predictor / "config.json")] == [more, more]

@@ -76,8 +76,6 @@ def test_a_pruned_model_is_evaluated_on_a_teacher_of_its_own(model: Path, capsys
     ("flags", "said"),
     [
         (["--model.name", "gaussian-mixture"], "has no network to prune"),
-        (["--prune.measure", "macs"], "unknown prune.measure 'macs'"),
-        (["--prune.cost", "2"], "option prune.cost is 2"),
         (["--prune.distance", "0"], "nothing was left out"),
         (["--schedule", "karas"], "did you mean 'karras'"),
         (["--model.pruned", "absent.json"], "there is no file"),

@@ -28,11 +28,12 @@ MIXTURE = build_denoiser(ModelOptions(name="gaussian-mixture")).noise_schedule
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    job = Job.begun(tmp_path_factory.mktemp("served"), CONFIG)
-    for step in (("teach",), ("search",), ("train", "--predictor", "recursive-all")):
-        assert job.run(*step) == 0, step
-    assert job.run("train", "--predictor", "recursive", "--nfe", "3") == 0
-    return job
+    return Job.begun(tmp_path_factory.mktemp("served"), CONFIG).do(
+        ("teach",),
+        ("search",),
+        ("train", "--predictor", "recursive-all"),
+        ("train", "--predictor", "recursive", "--nfe", "3"),
+    )
 
 
 def folder_of(job: Job) -> Path:

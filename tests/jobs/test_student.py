@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
-from small_job import Job
-from ts_adapt import zoo
+from small_job import Job, real_images
 from ts_adapt.config import StudentOptions
 from ts_adapt.evaluation.comparison import Results, differences
 from ts_adapt.evaluation.conclusions import conclusions, verdict_tables
@@ -50,10 +48,7 @@ def session_in(root: Job, cacher: str = "none", quantizer: str = "none", **optio
 def root(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """An experiment with the teacher's samples, some real images, and the full network's static grid."""
     folder: Path = tmp_path_factory.mktemp("student")
-    (folder / "real").mkdir()
-    for number, image in enumerate(zoo.test_images()[0][:8, 0].numpy()):
-        Image.fromarray(image).save(folder / "real" / f"{number}.png")
-    job = Job.begun(folder, CONFIG.replace("REAL", str(folder / "real")))
+    job = Job.begun(folder, CONFIG.replace("REAL", str(real_images(folder / "real", 8))))
     assert job.run("teach") == job.run("search") == 0
     return job
 

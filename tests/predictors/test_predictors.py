@@ -156,18 +156,6 @@ def test_conditions_reach_the_grid(kind, problem):
     assert not torch.allclose(two, none)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_round_trip_on_disk(kind, problem, tmp_path):
-    objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, corrections=UNGUIDED)
-    with torch.no_grad():
-        predictor.encoder.weight.normal_(0, 0.2)
-    save_predictor(tmp_path, predictor, {"solver": "unipc-3"})
-    loaded, config = load_predictor(str(tmp_path), objective.denoiser.noise_schedule)
-    assert config["solver"] == "unipc-3"
-    assert torch.equal(predicted(loaded, objective, batch).times, predicted(predictor, objective, batch).times)
-
-
 def test_a_bad_folder_is_refused_in_one_sentence(problem, tmp_path):
     objective, _ = problem
     noise_schedule = objective.denoiser.noise_schedule

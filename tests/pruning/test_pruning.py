@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tiny_networks import ATTENTIVE, small
+from tiny_networks import ATTENTIVE, said, small
 from ts_adapt.assembly import build_cachers
 from ts_adapt.cachers import attached
 from ts_adapt.denoisers.execution import execute
@@ -31,15 +31,6 @@ def texted(layers: int = 2) -> Any:
     """A network with transformers of several layers."""
     torch.manual_seed(0)
     return small("UNet2DConditionModel", cross_attention_dim=8, transformer_layers_per_block=layers)
-
-
-def said(network: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    channels = network.config.in_channels
-    x, text = (torch.randn(shape, generator=generator) for shape in ((2, channels, 8, 8), (2, 3, 8)))
-    given = {"encoder_hidden_states": text} if channels == 4 else {}
-    with torch.no_grad():
-        return network(x, timestep=torch.tensor([300.0, 700.0]), **given).sample  # type: ignore[no-any-return]
 
 
 def marks(network: nn.Module) -> list[Any]:

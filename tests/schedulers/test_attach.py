@@ -318,12 +318,6 @@ def test_pipelines_that_start_from_an_image_or_blend_one_in(pipe: Any, tiny: Any
     detach(attach(painting, tiny.schedule("static", pipe.scheduler.config, SHAPE)))
 
 
-def test_an_nfe_that_was_not_learned(pipe: Any, tiny: Any) -> None:
-    attach(pipe, tiny.schedule("one-shot", pipe.scheduler.config, SHAPE))
-    with pytest.raises(TsAdaptError, match="number of steps is 5; this schedule was learned for 4"):
-        images(pipe, num_inference_steps=5)
-
-
 def test_a_batch_that_changes_within_a_run(pipe: Any, tiny: Any) -> None:
     attach(pipe, tiny.schedule("one-shot", pipe.scheduler.config, SHAPE))
     schedule, x = pipe.scheduler, torch.randn(4, *SHAPE)

@@ -49,7 +49,6 @@ def test_another_guidance_than_it_was_learned_under_is_said_once_a_run(
         call_sd(pipe, ROWS, guidance_scale=scale)
         found = [one.category for one in recwarn if "under guidance_scale 3, " in str(one.message)]
         assert found == [TsAdaptWarning] * said
-    detach(pipe)
 
 
 @torch.no_grad()
@@ -71,7 +70,6 @@ def test_the_scale_of_the_call_is_what_a_predictor_is_told(
         call_sd(pipe, ROWS, guidance_scale=scale)
         assert seen and all(each.tolist() == [scale] * len(ROWS) for each in seen)
         assert len([one for one in recwarn if "under guidance_scale 1 to 4, " in str(one.message)]) == said
-    detach(pipe)
 
 
 @torch.no_grad()
@@ -86,7 +84,6 @@ def test_a_callback_sees_every_step_and_may_change_the_latents(kind: str, pipes:
     attach(pipe, made(tiny, pipe, kind))
     halved, nominal = call_sd(pipe, ROWS, callback_on_step_end=callback), pipe.scheduler.timesteps.tolist()
     plain = call_sd(pipe, ROWS)
-    detach(pipe)
     assert seen == [(i, nominal[i], (3, 4, 8, 8)) for i in range(STEPS)]
     assert torch.isfinite(halved).all() and not torch.allclose(halved, plain)
 
@@ -108,7 +105,6 @@ def test_a_callback_may_switch_guidance_off_half_way(kind: str, pipes: Any, tiny
     with Counted(pipe) as counted:
         together = call_sd(pipe, ROWS, **options)
     alone = torch.cat([call_sd(pipe, [row], **options) for row in ROWS])
-    detach(pipe)
     if kind != "static":
         assert [len(told) for told in counted.timesteps] == [6, 6, 3, 3]
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
@@ -128,7 +124,6 @@ def test_an_interrupted_call_does_not_disturb_the_next(kind: str, pipes: Any, ti
     stopped = call_sd(pipe, ROWS, callback_on_step_end=interrupt)
     assert pipe.scheduler.step_index == 2 and not torch.allclose(stopped, expected)
     torch.testing.assert_close(call_sd(pipe, ROWS[:1]), expected[:1], atol=1e-4, rtol=1e-4)
-    detach(pipe)
 
 
 @torch.no_grad()
@@ -186,7 +181,6 @@ def test_the_published_lists_of_diffusers(pipes: Any, tiny: Any) -> None:
     )
     attach(pipe, named)
     by_name = call_sd(pipe, ROWS, num_inference_steps=10)
-    detach(pipe)
     torch.testing.assert_close(by_sigma, by_name, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(by_time, by_name, atol=0.1, rtol=0.1)
 
@@ -200,7 +194,6 @@ def test_lists_of_times_for_schedules_that_choose_their_own(kind: str, pipes: An
             call_sd(pipe, ROWS, num_inference_steps=None, **given)
     with pytest.raises(TsAdaptError, match="number of steps is 7; this schedule was learned for 4"):
         call_sd(pipe, ROWS, num_inference_steps=7)
-    detach(pipe)
 
 
 @torch.no_grad()
@@ -234,6 +227,5 @@ def test_a_prompt_is_encoded_by_the_pipeline(pipes: Any, tiny: Any) -> None:
     both = call_sd(pipe, [1, 1], prompt=["a cat", "dogs"], **options)
     options["latents"] = options["latents"][:1]
     alone = [call_sd(pipe, [1], prompt=words, **options) for words in ("a cat", "dogs")]
-    detach(pipe)
     torch.testing.assert_close(both, torch.cat(alone), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(*alone) and embeddings([1]).shape[-1] == WIDTH

@@ -47,12 +47,9 @@ def test_images_equal_our_own_loop_and_single_calls(name: str, kind: str, pipes:
     schedule = made(tiny, pipe, kind, name)
     expected = our_own(pipe, case, schedule, ROWS)
     attach(pipe, schedule)
-    try:
-        with Counted(pipe) as counted:
-            together = case.call(pipe, ROWS)
-        alone = torch.cat([case.call(pipe, [row]) for row in ROWS])
-    finally:
-        detach(pipe)
+    with Counted(pipe) as counted:
+        together = case.call(pipe, ROWS)
+    alone = torch.cat([case.call(pipe, [row]) for row in ROWS])
     assert len(counted.timesteps) == STEPS
     assert float(expected.std()) > 0.01
     torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
@@ -76,7 +73,6 @@ def test_without_guidance(name: str, kind: str, pipes: Any, tiny: Any) -> None:
     solution = integrate(plain, solver, policy, noise(ROWS, *case.shape), condition=case.condition(ROWS))
     attach(pipe, schedule)
     found = case.call(pipe, ROWS, guidance_scale=1.0)
-    detach(pipe)
     torch.testing.assert_close(found, case.finish(plain, solution.x), atol=1e-4, rtol=1e-4)
 
 
@@ -100,7 +96,6 @@ def test_the_same_noise_for_all_is_not_taken_for_guidance(
     attach(pipe, schedule)
     together = case.call(pipe, rows, **options)
     alone = torch.cat([case.call(pipe, [row], **only(options, i)) for i, row in enumerate(rows)])
-    detach(pipe)
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
@@ -158,7 +153,6 @@ def test_corrections_and_grids_of_each_image(
     if name == "sd" and make is not shared:
         with pytest.raises(TsAdaptError, match=r"are for 3 samples|3 grids for a batch of 2"):
             case.call(pipe, ROWS[:2])
-    detach(pipe)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -171,7 +165,6 @@ def test_predicted_corrections(name: str, kind: str, pipes: Any, tiny: Any) -> N
     expected = our_own(pipe, case, schedule, ROWS)
     attach(pipe, schedule)
     found = case.call(pipe, ROWS)
-    detach(pipe)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -196,7 +189,6 @@ def test_factors_on_the_guidance(name: str, own: bool, pipes: Any, tiny: Any, tm
     found = case.call(pipe, ROWS)
     with pytest.raises(TsAdaptError, match="takes a pipeline guided by two answers"):
         case.call(pipe, ROWS, guidance_scale=1.0)
-    detach(pipe)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -207,7 +199,6 @@ def test_a_guidance_that_is_rescaled_has_no_factor(pipes: Any, tiny: Any) -> Non
     attach(pipe, LearnedScheduler.from_grid(grid, "unipc-3", pipe.scheduler.config))
     with pytest.raises(TsAdaptError, match="takes a pipeline guided by two answers"):
         CASES["sd"].call(pipe, ROWS, guidance_rescale=0.7)
-    detach(pipe)
 
 
 @torch.no_grad()
@@ -242,7 +233,6 @@ def test_img2img_refuses_what_starts_from_pure_noise(pipes: Any, tiny: Any) -> N
     attach(pipe, made(tiny, pipe, "static", "sd"))
     with pytest.raises(TsAdaptError, match="raise strength or num_inference_steps"):
         call_sd(pipe, ROWS, latents=None, image=noise(ROWS, 4, 8, 8), strength=0.1)
-    detach(pipe)
 
 
 @torch.no_grad()

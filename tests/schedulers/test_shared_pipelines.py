@@ -22,12 +22,11 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
-from pipeline_cases import ROWS, WIDTH, call_sd, generators, noise
+from pipeline_cases import KINDS, ROWS, call_sd, generators, made, noise
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
-KINDS = ["static", "one-shot", "recursive"]
 SHAPE = (1, 8, 8)
 
 
@@ -35,12 +34,6 @@ def images(pipe: Any, count: int = 2) -> Any:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return torch.from_numpy(pipe(count, generator, num_inference_steps=4, output_type="np").images)
-
-
-def sd_schedule(tiny: Any, pipe: Any, kind: str) -> LearnedScheduler:
-    options = {} if kind == "static" else {"text": WIDTH}
-    schedule: LearnedScheduler = tiny.schedule(kind, pipe.scheduler.config, (4, 8, 8), **options)
-    return schedule
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +94,7 @@ def test_pipelines_of_the_same_components(kind: str, tiny: Any) -> None:
 def test_image_to_image_from_a_pipe_that_was_attached_to(kind: str, guidance: float, tiny: Any) -> None:
     """from_pipe takes scheduler and network along; the guidance of the first pipeline says nothing of the second's."""
     pipe, reference = tiny.pipeline("sd"), tiny.pipeline("sd-img2img")
-    attach(pipe, sd_schedule(tiny, pipe, kind))
+    attach(pipe, made(tiny, pipe, kind))
     call_sd(pipe, ROWS, guidance_scale=4.0 - guidance)
     other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
     other.set_progress_bar_config(disable=True)
@@ -117,7 +110,7 @@ def test_image_to_image_from_a_pipe_that_was_attached_to(kind: str, guidance: fl
         return
     reference.unet.load_state_dict(pipe.unet.state_dict())
     reference.vae.load_state_dict(pipe.vae.state_dict())
-    attach(reference, sd_schedule(tiny, reference, kind))
+    attach(reference, made(tiny, reference, kind))
     expected = call(reference)
     torch.testing.assert_close(call(other), expected, atol=1e-4, rtol=1e-4)
     attach(other, pipe.scheduler)
@@ -172,7 +165,7 @@ def test_threads_may_share_a_network(kind: str, tiny: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_pipeline_is_saved_and_loaded(kind: str, tiny: Any, tmp_path: Path) -> None:
     pipe = tiny.pipeline("sd")
-    attach(pipe, sd_schedule(tiny, pipe, kind))
+    attach(pipe, made(tiny, pipe, kind))
     expected = call_sd(pipe, ROWS)
     pipe.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["scheduler"] == ["ts_adapt", "LearnedScheduler"]

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from small_job import Job
-from small_predictors import build
+from small_predictors import build, split
 from tiny_clip import tiny_clip
 from ts_adapt import dual_encoders
 from ts_adapt.assembly import ModelOptions
@@ -116,10 +116,6 @@ def test_it_stands_beside_the_distance_and_a_distribution(problem):
     both = matching(asking(objective, FLAT, 0.7), real, 0.3)
     wanted = paired + 0.7 * asked + 0.3 * shares_of(found, found, real)
     assert torch.allclose(both.measure(grid, batch, 13), wanted.float(), rtol=1e-4)
-
-
-def split(batch):
-    return batch.rows(slice(0, 32)), batch.rows(slice(32, None))
 
 
 def asked_of(objective, schedule, batch):

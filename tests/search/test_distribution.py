@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from small_job import SMALL, Job
-from small_predictors import build
+from small_predictors import build, split
 from ts_adapt.config import Config
 from ts_adapt.distances import features_of, l2
 from ts_adapt.distances import make as make_distance
@@ -125,10 +125,6 @@ def test_features_are_those_of_the_network_of_the_distance():
     zoo = make_distance("features")
     assert torch.equal(features_of(zoo)(images), zoo.network(images).pooled)
     assert torch.equal(features_of(l2)(images), images.flatten(1))
-
-
-def split(batch):
-    return batch.rows(slice(0, 32)), batch.rows(slice(32, None))
 
 
 @torch.no_grad()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import pytest
-
 from ts_adapt.search.journal import Journal
 
 
@@ -34,7 +32,10 @@ def test_a_journal_opened_again_answers_what_it_was_asked_before(tmp_path: Path)
 def test_a_journal_of_another_search_or_a_damaged_one_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     assert squares(Journal(path, "k"), [1.0]) == squares(Journal(path, "other"), [1.0]) == [1.0]
-    for content in ("{", "[]", '{"key": "k", "records": [1]}', '{"key": "k", "records": [[["x"], [1]]]}'):
+    for content in (
+        "{", "[]", '{"key": "k", "records": [1]}', '{"key": "k", "records": [[["x"], [1]]]}',
+        '{"key": "k", "records": {}}', '{"records": []}', "null",
+    ):  # fmt: skip
         path.write_text(content)
         assert squares(Journal(path, "k"), [1.0]) == [1.0]
 
@@ -46,12 +47,6 @@ def test_a_journal_that_ends_is_removed_and_one_without_a_path_keeps_nothing(tmp
     journal.remove()
     assert not list(tmp_path.iterdir())
     assert squares(Journal(), [1.0]) == squares(Journal(), [1.0]) == [1.0]
-
-
-@pytest.mark.parametrize("text", ['{"key": "k", "records": {}}', '{"records": []}', "null"])
-def test_a_foreign_file_is_no_journal(tmp_path: Path, text: str) -> None:
-    (tmp_path / "journal").write_text(text)
-    assert squares(Journal(tmp_path / "journal", "k"), [1.0]) == [1.0]
 
 
 def test_no_digit_of_a_journal_changes_unseen(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
+from small_predictors import split
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
@@ -19,10 +20,6 @@ STEPS = 4
 
 def starts(noise_schedule):
     return {name: TimeGrid(fixed.make(name, noise_schedule, STEPS)) for name in ("linear", "log_snr", "karras")}
-
-
-def split(batch):
-    return batch.rows(slice(0, 32)), batch.rows(slice(32, None))
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "adam", "smoothed"])
