@@ -55,3 +55,14 @@ def solve(denoiser: NetworkDenoiser) -> tuple[Any, Any, Any]:
 @pytest.fixture
 def calls(denoiser: NetworkDenoiser, solve: tuple[Any, Any, Any]) -> list[Call]:
     return collect(denoiser, *solve)
+
+
+@pytest.fixture
+def error(denoiser: NetworkDenoiser, calls: list[Call]) -> Callable[[], float]:
+    """How far what the network says is from what it said in full precision; 0 where it is the very same."""
+    full = [call.run(denoiser.network) for call in calls]
+
+    def now() -> float:
+        return sum(float((call.run(denoiser.network) - y).square().mean()) for call, y in zip(calls, full, strict=True))
+
+    return now
