@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+import soak
 from ts_adapt.storage.files import write_tensors
-
-SCRIPT = Path(__file__).parents[2] / "scripts/soak.py"
-
-
-@pytest.fixture(scope="module")
-def soak() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("soak", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["soak"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_jobs_killed_twice_end_as_if_they_had_not_been() -> None:
     jobs = ["search per-sample", "search blackbox", "train", "evaluate"]
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--kills", "2", "--jobs", *jobs],
+        [sys.executable, soak.__file__, "--kills", "2", "--jobs", *jobs],
         capture_output=True, text=True, timeout=600, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"kills": 8, "lost": 0, "differing": 0}
 
 
-def test_numbers_count_and_times_do_not(soak: ModuleType, tmp_path: Path) -> None:
+def test_numbers_count_and_times_do_not(tmp_path: Path) -> None:
     def made(seconds: float, distance: float) -> dict[str, str]:
         runs = {"distance": torch.tensor([distance]), "seconds": torch.tensor(seconds)}
         write_tensors(tmp_path / "logs/runs/a.safetensors", runs)
@@ -55,9 +42,7 @@ def test_numbers_count_and_times_do_not(soak: ModuleType, tmp_path: Path) -> Non
     assert all(text != first[name] for name, text in made(1.0, 2.5).items())
 
 
-def test_what_a_killed_job_leaves_out_or_behind_is_counted(
-    soak: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_killed_job_leaves_out_or_behind_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, after, work = tmp_path / "before", tmp_path / "after", tmp_path / "work"
     for folder in (before, after):
         folder.mkdir()

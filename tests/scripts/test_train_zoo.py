@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import train_zoo
 from ts_adapt.noise import BetaTable
 from ts_adapt.pipelines.load import load
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location("train_zoo", SCRIPTS / "train_zoo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     images = torch.randint(0, 256, (16, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(module, "load_fashion_mnist", lambda split: (images, torch.arange(16) % 10))
-    return module
+    monkeypatch.setattr(train_zoo, "load_fashion_mnist", lambda split: (images, torch.arange(16) % 10))
+    return train_zoo
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
+import train_classifier
 from ts_adapt import zoo
 from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.zoo import features
 from ts_adapt.zoo.data import to_model_range, to_uint8
 from ts_adapt.zoo.features import FOLDER, FeatureNet, load_features, pooled_features
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_classifier.py"
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +25,6 @@ def network() -> FeatureNet:
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     return to_model_range(zoo.test_images()[0][:2000])
-
-
-@pytest.fixture(scope="module")
-def training() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_classifier", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_test_images_are_ten_thousand_of_ten_classes() -> None:
@@ -107,9 +93,9 @@ def test_paths_name_the_models() -> None:
 
 
 @torch.no_grad()
-def test_folding_batch_normalisation_changes_nothing(training: ModuleType) -> None:
+def test_folding_batch_normalisation_changes_nothing() -> None:
     torch.manual_seed(0)
-    net = training.Normalised()
+    net = train_classifier.Normalised()
     for _ in range(3):
         net(torch.randn(16, 1, 28, 28))
     for norm in net.norms:
@@ -120,11 +106,11 @@ def test_folding_batch_normalisation_changes_nothing(training: ModuleType) -> No
     torch.testing.assert_close(net.folded().classify(x), net(x), rtol=1e-4, atol=1e-4)
 
 
-def test_shifting_moves_each_image_by_itself_and_fills_with_background(training: ModuleType) -> None:
+def test_shifting_moves_each_image_by_itself_and_fills_with_background() -> None:
     torch.manual_seed(0)
     dots = torch.full((64, 1, 9, 9), -1.0)
     dots[:, :, 4, 4] = 1.0
-    moved = training.shifted(dots, 2)
+    moved = train_classifier.shifted(dots, 2)
     assert moved.shape == dots.shape
     assert (moved.flatten(1) == 1).sum(1).eq(1).all()
     places = {tuple(place) for place in (moved[:, 0] == 1).nonzero()[:, 1:].tolist()}

@@ -28,7 +28,7 @@ from ts_adapt.schedules.name import PREDICTOR, SHARED, parse
 from ts_adapt.schedules.resolve import Found, Predicted
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.storage.files import read_json
-from ts_adapt.storage.layout import ALL, CONFIG, MANIFEST
+from ts_adapt.storage.layout import ALL, CONFIG
 
 OF_ITSELF = ("seed", "measured", "made_with")
 """What is known of a grid that was learned, and not of one that is made of it."""
@@ -64,7 +64,7 @@ def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tup
     try:
         if nfe >= teacher:
             raise TsAdaptError(f"the teacher takes {teacher} evaluations itself")
-        batch = _validating(session, any(isinstance(part, Predicted) for part in parts))
+        batch = validation_samples(session, of_predictor=any(isinstance(part, Predicted) for part in parts))
         why = f"{session.workspace.teacher('train')} has not the teacher's samples"
     except TsAdaptError as error:  # a file's, or the zoo's, needs no workspace
         batch, why = None, str(error)
@@ -112,15 +112,3 @@ def _beside(
         own = float(objective.measure(session.static(solver, nfe).grid, batch).mean())
         said += f", {compared(distance, own)} the {own:.5f} of the static grid learned for NFE {nfe}"
     return measured, said
-
-
-def _validating(session: Session, of_predictor: bool) -> Batch | None:
-    """The training noises that a static grid, or a predictor, is validated on; None where there are not as many."""
-    config = session.config
-    if not of_predictor:
-        return validation_samples(session)
-    count, validating = config.train.samples, config.train.validating
-    begun = (session.workspace.teacher("train") / MANIFEST).exists()
-    if not begun or len(session.teacher("train")[1]) < count:
-        return None
-    return session.teacher("train", count)[1].rows(slice(count - validating, None))

@@ -212,15 +212,15 @@ def _study_name(session: Session, store: TeacherStore, solver: str, nfe: int, st
     return f"{solver}-nfe{nfe}-{key}"
 
 
-def validation_samples(session: Session) -> Batch | None:
-    """The training samples that shared grids are validated on; None before the teacher has made that many."""
+def validation_samples(session: Session, *, of_predictor: bool = False) -> Batch | None:
+    """The training samples that shared grids, or predictors, are validated on; None where the teacher has fewer."""
     config = session.config
-    count = config.static_samples
-    needed = count + config.static_validating
+    validating = config.train.validating if of_predictor else config.static_validating
+    count = config.train.samples if of_predictor else config.static_samples + validating
     begun = (session.workspace.teacher("train") / MANIFEST).exists()
-    if not begun or len(session.teacher("train")[1]) < needed:
+    if not begun or len(session.teacher("train")[1]) < count:
         return None
-    return session.teacher("train", needed)[1].rows(slice(count, None))
+    return session.teacher("train", count)[1].rows(slice(count - validating, None))
 
 
 def best_fixed_known(session: Session, solver: str, nfe: int) -> tuple[str, float] | None:
