@@ -216,14 +216,20 @@ class Counted:
         self.handle.remove()
 
 
+def solved(
+    denoiser: Any, schedule: Any, x: Tensor, condition: dict[str, Any], policy: Any = None, begin: int = 0
+) -> Tensor:
+    """The last state of `integrate` along `schedule`, or by its solver along `policy`."""
+    solver = build_solver(schedule.config["solver"], schedule.noise_schedule)
+    policy = schedule.source.plan(STEPS, schedule.noise_schedule).policy(begin) if policy is None else policy
+    return integrate(denoiser, solver, policy, x, condition=condition).x
+
+
 def our_own(
     pipe: Any, case: Case, schedule: Any, rows: Sequence[int], x: Tensor | None = None, begin: int = 0
 ) -> Tensor:
     """The same from `integrate`: same noise, solver, policy and condition."""
     denoiser = case.ours(pipe)
-    solver = build_solver(schedule.config["solver"], schedule.noise_schedule)
-    policy = schedule.source.plan(STEPS, schedule.noise_schedule).policy(begin)
-    x = noise(rows, *case.shape) if x is None else x
-    solution = integrate(denoiser, solver, policy, x, condition=case.condition(rows))
+    x = solved(denoiser, schedule, noise(rows, *case.shape) if x is None else x, case.condition(rows), begin=begin)
     assert denoiser.evaluations == STEPS - begin
-    return case.finish(denoiser, solution.x)
+    return case.finish(denoiser, x)

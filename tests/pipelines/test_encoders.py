@@ -79,12 +79,8 @@ def test_rows_that_share_something_are_encoded_together() -> None:
     assert encoder.seen == [3, 2]
 
 
-class Deep(nn.Module):
+class Deep(Encoder):
     """A row of hidden states, each the one before and one; `whole`: and their sum over all rows."""
-
-    def __init__(self, whole: bool = False) -> None:
-        super().__init__()
-        self.whole, self.seen = whole, list[int]()
 
     def forward(self, ids: Tensor) -> Any:
         self.seen.append(len(ids))

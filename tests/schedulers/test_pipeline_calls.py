@@ -23,13 +23,12 @@ from pipeline_cases import (
     made,
     noise,
     sd3_condition,
+    solved,
     tokens,
 )  # fmt: skip
-from ts_adapt.assembly import build_solver
 from ts_adapt.grids.given import from_sigmas
 from ts_adapt.interfaces import TimeGrid, TsAdaptError, TsAdaptWarning
 from ts_adapt.noise import edm_sigma
-from ts_adapt.sampling import integrate
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedules.resolve import build_grid
@@ -138,12 +137,10 @@ def test_lists_of_timesteps_and_sigmas(name: str, pipes: Any, tiny: Any) -> None
     by_sigma = case.call(pipe, ROWS, num_inference_steps=None, sigmas=[*sigmas, 0.0])
     without_end = case.call(pipe, ROWS, num_inference_steps=None, sigmas=sigmas)
     detach(pipe)
-    solution = integrate(
-        case.ours(pipe), build_solver("unipc-3", schedule.noise_schedule), TimeGrid(times), noise(ROWS, *case.shape),
-        condition=case.condition(ROWS),
-    )  # fmt: skip
+    x_T, condition = noise(ROWS, *case.shape), case.condition(ROWS)
+    expected = solved(case.ours(pipe), schedule, x_T, condition, TimeGrid(times))
     for found in (by_time, by_sigma, without_end):
-        torch.testing.assert_close(found, solution.x, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -156,13 +153,7 @@ def test_sigmas_of_flows_are_their_times(name: str, pipes: Any, tiny: Any) -> No
     detach(pipe)
     denoiser = guided_sd3(pipe) if name == "sd3" else by_hand(pipe)
     times = torch.tensor([1.0, 0.8, 0.5, 0.1, 0.0]).double()
-    x = integrate(
-        denoiser,
-        build_solver("unipc-3", schedule.noise_schedule),
-        times,
-        noise(ROWS, 4, 8, 8),
-        condition=sd3_condition(ROWS),
-    ).x
+    x = solved(denoiser, schedule, noise(ROWS, 4, 8, 8), sd3_condition(ROWS), times)
     torch.testing.assert_close(found, tokens(x) if name == "flux" else x, atol=1e-4, rtol=1e-4)
 
 

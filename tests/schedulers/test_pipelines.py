@@ -29,12 +29,11 @@ from pipeline_cases import (
     noise,
     our_own,
     sd3_condition,
+    solved,
     tokens,
 )  # fmt: skip
-from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.scheduler_config import noise_of
 from ts_adapt.interfaces import GUIDANCE, TimeGrid, TsAdaptError
-from ts_adapt.sampling import integrate
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
@@ -66,14 +65,10 @@ def test_without_guidance(name: str, kind: str, pipes: Any, tiny: Any) -> None:
     pipe, case = pipes(name), CASES[name]
     schedule = made(tiny, pipe, kind, name)
     plain = case.ours(pipe).denoiser
-    solver, policy = (
-        build_solver("unipc-3", schedule.noise_schedule),
-        schedule.source.plan(STEPS, schedule.noise_schedule).policy(0),
-    )
-    solution = integrate(plain, solver, policy, noise(ROWS, *case.shape), condition=case.condition(ROWS))
+    x = solved(plain, schedule, noise(ROWS, *case.shape), case.condition(ROWS))
     attach(pipe, schedule)
     found = case.call(pipe, ROWS, guidance_scale=1.0)
-    torch.testing.assert_close(found, case.finish(plain, solution.x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, case.finish(plain, x), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -253,12 +248,8 @@ def test_flux_with_true_guidance_calls_the_network_twice_a_step(kind: str, pipes
         found = call_flux(pipe, ROWS, true_cfg_scale=SCALE, **negative)
     detach(pipe)
     assert len(counted.timesteps) == 2 * STEPS
-    policy = schedule.source.plan(STEPS, schedule.noise_schedule).policy(0)
-    expected = integrate(
-        guided_sd3(pipe), build_solver("unipc-3", schedule.noise_schedule), policy, noise(ROWS, 4, 8, 8),
-        condition=sd3_condition(ROWS),
-    )  # fmt: skip
-    torch.testing.assert_close(found, tokens(expected.x), atol=1e-4, rtol=1e-4)
+    expected = solved(guided_sd3(pipe), schedule, noise(ROWS, 4, 8, 8), sd3_condition(ROWS))
+    torch.testing.assert_close(found, tokens(expected), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -269,9 +260,6 @@ def test_several_images_a_prompt(kind: str, pipes: Any, tiny: Any) -> None:
     attach(pipe, schedule)
     found = call_sd(pipe, [3, 8], latents=None, num_images_per_prompt=2, generator=generators([1, 2, 3, 4]))
     detach(pipe)
-    policy = schedule.source.plan(STEPS, schedule.noise_schedule).policy(0)
     x_T, condition = noise([1, 2, 3, 4], 4, 8, 8), {"encoder_hidden_states": embeddings([3, 3, 8, 8])}
-    expected = integrate(
-        case.ours(pipe), build_solver("unipc-3", schedule.noise_schedule), policy, x_T, condition=condition
-    ).x
+    expected = solved(case.ours(pipe), schedule, x_T, condition)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
