@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+from noise_schedules import SD
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.grids import fixed
@@ -17,7 +18,7 @@ from ts_adapt.sampling import integrate
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedules.file import LearnedGrid
 
-CONFIG = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).config
+CONFIG = DDIMScheduler(**SD).config
 V_CONFIG = DDIMScheduler(prediction_type="v_prediction").config
 FLOW = FlowMatchEulerDiscreteScheduler(shift=3.0).config
 NOISE = BetaTable.from_config(CONFIG)

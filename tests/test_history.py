@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from noise_schedules import PLAIN
 from own_loops import by_hand, our_own
 from ts_adapt import LearnedGrid, LearnedScheduler, integrate
 from ts_adapt.assembly import SOLVERS, build_solver
@@ -16,19 +17,14 @@ from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
 from ts_adapt.distances import l2
 from ts_adapt.grids.fixed import make
 from ts_adapt.interfaces import HISTORY, Node, TimeGrid, TsAdaptError
-from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
+from ts_adapt.noise import BetaTable
 from ts_adapt.policies import FollowGrid
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.static import StaticOptions, search_static
 from ts_adapt.solvers.coefficients import data_weights, first_order, half_weight, place
 
 STEPS = 4
-NOISES = {
-    "vp": ContinuousVP(),
-    "flow": RectifiedFlow(),
-    "ve": VarianceExploding(),
-    "zero snr": BetaTable.from_config({"rescale_betas_zero_snr": True}),
-}
+NOISES = {name: PLAIN[name] for name in ("vp", "flow", "edm", "zero_snr")}
 CONFIG = DDIMScheduler().config
 TABLE = BetaTable.from_config(CONFIG)
 

@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from noise_schedules import SD
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
 from ts_adapt.noise import (
     BetaTable,
@@ -26,7 +27,7 @@ from ts_adapt.noise import (
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "linear": {},
-    "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "scaled_linear": SD,
     "squaredcos_cap_v2": {"beta_schedule": "squaredcos_cap_v2"},
     "trained_betas": {"trained_betas": torch.linspace(0.001, 0.2, 50).tolist(), "num_train_timesteps": 50},
     "short": {"num_train_timesteps": 100, "beta_end": 0.2},

@@ -18,7 +18,7 @@ from ts_adapt.interfaces import Denoiser, Node, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, Cosine, VarianceExploding
 from ts_adapt.numerics import expand
 from ts_adapt.sampling import initial_noise, integrate, noise_for
-from ts_adapt.solvers import DDIM, IPNDM, Corrected, Heun
+from ts_adapt.solvers import DDIM, IPNDM, Corrected
 
 NOISE = Cosine()
 TIMES = torch.tensor([0.95, 0.6, 0.3, 0.05], dtype=torch.float64)
@@ -90,12 +90,6 @@ def test_the_trajectory_obeys_the_update() -> None:
         eps = (solution.states[:, i] - alpha[i] * solution.x0[:, i]) / sigma[i]
         expected = alpha[i + 1] * solution.x0[:, i] + sigma[i + 1] * eps
         torch.testing.assert_close(solution.states[:, i + 1], expected.float(), rtol=1e-5, atol=1e-6)
-
-
-def test_two_evaluations_a_step_are_counted_as_two() -> None:
-    denoiser = Tiny()
-    integrate(denoiser, Heun(NOISE), TIMES, noise())
-    assert denoiser.evaluations == 6
 
 
 def test_a_batch_of_grids_equals_runs_of_one() -> None:

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from noise_schedules import SD
 from tiny_networks import WIDTH, XL, ready, small
 from ts_adapt.grids import fixed
 from ts_adapt.predictors.one_shot import OneShot
@@ -35,9 +36,7 @@ def vae(**options: Any) -> Any:
 
 
 def betas(**options: Any) -> Any:
-    return diffusers.DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1, **options
-    )  # fmt: skip
+    return diffusers.DDIMScheduler(**SD, clip_sample=False, steps_offset=1, **options)
 
 
 def flow(**options: Any) -> Any:

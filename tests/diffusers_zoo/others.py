@@ -18,8 +18,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 
 from diffusers_zoo.sizes import IF, MOTION, SIZE, TEXT_OR_IMAGE, WIDTH, XL
 from diffusers_zoo.stand_ins import ImageEncoder, picture
+from noise_schedules import SD
 
-BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+BETAS = {**SD, "clip_sample": False}
 NOT_ONE = ("DiffusionPipeline",)
 
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_utils import AysSchedules
 
+from noise_schedules import NOISES
+from noise_schedules import SD as CONFIG
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.published import TABLES, ays, round_to_timesteps
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
 from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding, edm_sigma
 
-SD_CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-SD = BetaTable.from_config(SD_CONFIG)
+SD = NOISES["sd"]
 SVD = VarianceExploding(t_min=0.002, t_max=700.0)
 OWN: list[tuple[str, NoiseSchedule]] = [("sd15", SD), ("sdxl", SD), ("svd", SVD)]
 PUBLISHED: dict[str, Any] = AysSchedules
@@ -112,7 +113,7 @@ def test_bad_requests_are_refused() -> None:
         ays("sd15", SD, 10, native=True, rescale=True)
 
 
-@pytest.mark.parametrize("config", [SD_CONFIG, {}, {**SD_CONFIG, "rescale_betas_zero_snr": True}])
+@pytest.mark.parametrize("config", [CONFIG, {}, {**CONFIG, "rescale_betas_zero_snr": True}])
 def test_rounding_takes_the_timestep_nearest_in_log_sigma(config: dict[str, object]) -> None:
     noise_schedule = BetaTable.from_config(config)
     times = torch.stack([make("linear", noise_schedule, 13), make("quadratic", noise_schedule, 13)])

@@ -5,20 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from noise_schedules import PLAIN
 from ts_adapt.grids.corrections import CORRECTIONS, GUIDANCE_BOUND, SCALE_BOUND
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import GUIDANCE, HISTORY, TimeGrid, TsAdaptError
-from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.numerics import validate_grid
 
 STEPS = 5
-NOISES = {
-    "table": BetaTable.from_config({}),
-    "vp": ContinuousVP(),
-    "ve": VarianceExploding(0.002, 80.0),
-    "flow": RectifiedFlow(),
-}
+NOISES = {name: PLAIN[name] for name in ("table", "vp", "edm", "flow")}
 WITH = [(), *((name,) for name in CORRECTIONS), CORRECTIONS]
 
 

@@ -10,17 +10,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+from own_loops import CONFIG, NOISE
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
-from ts_adapt.noise import BetaTable
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import save_predictor
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedules.file import LearnedGrid
 
-CONFIG = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).config
-NOISE = BetaTable.from_config(CONFIG)
 SHAPE = (1, 8, 8)
 
 

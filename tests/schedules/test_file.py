@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from noise_schedules import NOISES
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
@@ -81,7 +82,7 @@ def test_what_a_file_holds_beside_travels_along(tmp_path: Path) -> None:
 def test_a_schedule_of_another_noise_schedule_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     corrected(TABLE).save(path, TABLE)
-    other = BetaTable.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
+    other = NOISES["sd"]
     with pytest.raises(TsAdaptError, match=r"a\.json is for another noise schedule, that of some/model: at time 999"):
         LearnedGrid.load(path, other)
 

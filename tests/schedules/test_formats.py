@@ -19,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import noise_schedules
 from ts_adapt.grids import fixed, parametric
 from ts_adapt.grids.published import ays
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
-from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding, edm_sigma
+from ts_adapt.noise import ContinuousVP, Cosine, RectifiedFlow, VarianceExploding, edm_sigma
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.formats import (
     CLIPPED_SIGMA,
@@ -37,9 +38,7 @@ from ts_adapt.schedules.formats import (
     write_timesteps,
 )
 
-STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-TABLE = BetaTable.from_config(STABLE)
-ZERO_SNR = BetaTable.from_config({**STABLE, "rescale_betas_zero_snr": True})
+TABLE, ZERO_SNR = noise_schedules.NOISES["sd"], noise_schedules.NOISES["zero_snr"]
 NOISES = [TABLE, ZERO_SNR, ContinuousVP(), Cosine(), VarianceExploding(), VarianceExploding(1e-5, 700), RectifiedFlow()]
 NAMES = ["table", "zero-snr", "vp", "cosine", "ve", "wide-ve", "flow"]
 
@@ -212,7 +211,7 @@ def test_timesteps_are_what_diffusers_takes() -> None:
     made = schedule(TABLE, 6)
     text, remarks = write_timesteps(made, "", TABLE)
     values = [int(word) for word in text.split(",")]
-    scheduler = DPMSolverMultistepScheduler(**STABLE)
+    scheduler = DPMSolverMultistepScheduler(**noise_schedules.SD)
     scheduler.set_timesteps(timesteps=values)
     assert scheduler.timesteps.tolist() == values and len(values) == 6
     wanted = edm_sigma(TABLE, torch.tensor(values, dtype=torch.float64))

@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 import torch
 
+from noise_schedules import PLAIN
 from ts_adapt.assembly import steps_of
 from ts_adapt.denoisers.analytic import GaussianDenoiser, GaussianMixtureDenoiser
 from ts_adapt.interfaces import Node, TimeGrid, TsAdaptError
-from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
+from ts_adapt.noise import ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.sampling import integrate
 from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniP, UniPC
 
@@ -35,12 +36,7 @@ SOLVERS = {
 }
 ONE_EVALUATION = {name: make for name, make in SOLVERS.items() if name != "heun"}
 NEEDS_SIGMA = {"heun", "deis2", "deis3", "deis3 + unic3"}
-NOISES = {
-    "vp": ContinuousVP(),
-    "flow": RectifiedFlow(),
-    "ve": VarianceExploding(),
-    "zero snr": BetaTable.from_config({"rescale_betas_zero_snr": True}),
-}
+NOISES = {name: PLAIN[name] for name in ("vp", "flow", "edm", "zero_snr")}
 
 
 def mixture(noise_schedule):
@@ -113,7 +109,7 @@ def test_terminal_sigma_of_zero_is_refused(name):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_zero_terminal_snr_start_is_finite(name):
-    noise_schedule = NOISES["zero snr"]
+    noise_schedule = NOISES["zero_snr"]
     free = grid(noise_schedule, 4)[1:].requires_grad_()
     times = torch.cat([torch.tensor([noise_schedule.t_max], dtype=torch.float64), free])
     x = integrate(mixture(noise_schedule), SOLVERS[name](noise_schedule), times, start(noise_schedule)).x

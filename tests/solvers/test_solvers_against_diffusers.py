@@ -10,12 +10,13 @@ import diffusers
 import pytest
 import torch
 
+from noise_schedules import SD
 from ts_adapt.interfaces import Denoiser
 from ts_adapt.noise import BetaTable
 from ts_adapt.sampling import integrate
 from ts_adapt.solvers import DDIM, DEIS, DPMSolverPP, Euler, UniPC
 
-CONFIG = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+CONFIG = {"num_train_timesteps": 1000, **SD}
 
 
 class Toy(Denoiser):
