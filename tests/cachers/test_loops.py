@@ -189,7 +189,6 @@ def test_the_run_behind_one_that_was_broken_off_begins_anew(scheduled: bool, tin
 def test_a_run_that_was_broken_off_leaves_nothing_to_other_uses_of_the_network(way: str, tiny: Any) -> None:
     pipe = tiny.pipeline("ddpm")
     other = DDPMPipeline(pipe.unet, pipe.scheduler)
-    other.set_progress_bar_config(disable=True)
     expected = images(other)
     attach(pipe, tiny.schedule("static", pipe.scheduler.config, (1, 8, 8)))
     with attached(pipe.unet, DeepCache(3)):

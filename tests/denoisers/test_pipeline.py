@@ -68,7 +68,6 @@ def as_images(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_ddim_pipeline_end_to_end(kind: str) -> None:
     pipe = DDIMPipeline(unet(), scheduler(kind))
-    pipe.set_progress_bar_config(disable=True)
     x_T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     theirs = pipe(2, torch.Generator().manual_seed(5), num_inference_steps=5, output_type="np").images
     denoiser = from_pipeline(pipe)
@@ -81,7 +80,6 @@ def test_ddim_pipeline_end_to_end(kind: str) -> None:
 @torch.no_grad()
 def test_ldm_pipeline_end_to_end_with_its_decoder() -> None:
     pipe = LDMPipeline(ldm().vqvae, unet(3), scheduler())
-    pipe.set_progress_bar_config(disable=True)
     theirs = pipe(1, torch.Generator().manual_seed(5), num_inference_steps=4, output_type="np").images
     denoiser = from_pipeline(pipe)
     x_T = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -105,7 +103,6 @@ def test_latents_of_images_are_scaled_as_the_decoder_undoes_it() -> None:
 @torch.no_grad()
 def test_dit_pipeline_end_to_end_guided_with_its_null_class() -> None:
     pipe = DiTPipeline(dit().transformer, vae(), scheduler())
-    pipe.set_progress_bar_config(disable=True)
     labels = [3, 8]
     theirs = pipe(
         labels, guidance_scale=4.0, generator=torch.Generator().manual_seed(5), num_inference_steps=4, output_type="np"

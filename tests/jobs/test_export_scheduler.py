@@ -73,7 +73,6 @@ def by_integrate(done: Job, source: str, nfe: int, solver: str = "unipc-2") -> t
 
 def by_pipeline(done: Job, schedule: Any, nfe: int) -> torch.Tensor:
     pipe = DDPMPipeline.from_pretrained(done.folder / "model")
-    pipe.set_progress_bar_config(disable=True)
     attach(pipe, schedule)
     generators = [generator_for(7, i) for i in ROWS]
     images = pipe(len(ROWS), generators, num_inference_steps=nfe, output_type="np").images

@@ -28,7 +28,7 @@ PROMPTS = ["a cat", "the big dog", "nothing"]
 @pytest.fixture(scope="module")
 def edited(tiny: Any) -> Any:
     torch.manual_seed(0)
-    return quiet(tiny.stable_diffusion("StableDiffusionInstructPix2PixPipeline", unet=tiny.text_unet(in_channels=8)))
+    return tiny.stable_diffusion("StableDiffusionInstructPix2PixPipeline", unet=tiny.text_unet(in_channels=8))
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,7 @@ def controlled(tiny: Any) -> Any:
     with torch.no_grad():
         for block in (*control.controlnet_down_blocks, control.controlnet_mid_block):
             block.weight.normal_(0, 0.3)
-    return quiet(tiny.stable_diffusion("StableDiffusionControlNetPipeline", controlnet=control))
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return tiny.stable_diffusion("StableDiffusionControlNetPipeline", controlnet=control)
 
 
 def solved(denoiser: PipelineDenoiser, grid: Any, checkpoint: bool = False) -> Tensor:

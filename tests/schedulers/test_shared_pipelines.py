@@ -97,7 +97,6 @@ def test_image_to_image_from_a_pipe_that_was_attached_to(kind: str, guidance: fl
     attach(pipe, made(tiny, pipe, kind))
     call_sd(pipe, ROWS, guidance_scale=4.0 - guidance)
     other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
-    other.set_progress_bar_config(disable=True)
     latents = noise(ROWS, 4, 8, 8, stream=3)
 
     def call(pipe: Any) -> Any:
@@ -116,7 +115,6 @@ def test_image_to_image_from_a_pipe_that_was_attached_to(kind: str, guidance: fl
     attach(other, pipe.scheduler)
     torch.testing.assert_close(call(other), expected, atol=1e-4, rtol=1e-4)
     back = StableDiffusionPipeline.from_pipe(other)
-    back.set_progress_bar_config(disable=True)
     torch.testing.assert_close(call_sd(back, ROWS), call_sd(pipe, ROWS), atol=1e-4, rtol=1e-4)
 
 
@@ -170,7 +168,6 @@ def test_a_whole_pipeline_is_saved_and_loaded(kind: str, tiny: Any, tmp_path: Pa
     pipe.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["scheduler"] == ["ts_adapt", "LearnedScheduler"]
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
     assert isinstance(loaded, StableDiffusionPipeline) and isinstance(loaded.scheduler, LearnedScheduler)
     if kind != "static":
         with pytest.raises(TsAdaptError, match=r"the network was not told them: use ts_adapt.attach"):
@@ -179,7 +176,6 @@ def test_a_whole_pipeline_is_saved_and_loaded(kind: str, tiny: Any, tmp_path: Pa
     given = StableDiffusionPipeline.from_pretrained(
         tmp_path, scheduler=LearnedScheduler.from_pretrained(tmp_path, "scheduler")
     )
-    given.set_progress_bar_config(disable=True)
     torch.testing.assert_close(call_sd(attach(given, given.scheduler), ROWS), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -116,7 +116,6 @@ def test_the_checkpoint_of_another_training_is_refused(
 )  # fmt: skip
 def test_a_pipeline_makes_pictures_of_prompts(name: str, options: Any, trained: dict[str, Path]) -> None:
     pipe = DiffusionPipeline.from_pretrained(trained[name] / "pipeline", **options)
-    pipe.set_progress_bar_config(disable=True)
     made = [
         pipe(prompt, num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images
         for prompt in ("noto disc 1", "fluent disc 2", "noto disc 1")

@@ -67,7 +67,6 @@ def test_the_text_models_make_what_they_are_told_to(model, options):
         "fluent person in lotus position with medium dark skin tone",
     ]  # fmt: skip
     pipe = load_pipeline(model)
-    pipe.set_progress_bar_config(disable=True)
     images = pipe(
         prompts, num_inference_steps=15, guidance_scale=4.0, output_type="pt",
         generator=torch.Generator().manual_seed(0), **options,

@@ -110,7 +110,6 @@ def test_a_gated_guided_batch_is_told_the_times_of_its_samples(
 def test_behind_a_schedule_in_a_pipeline_the_time_is_the_networks(tiny: Any, first: str) -> None:
     """The schedule tells the network other times than the loop's, whichever of the two came first."""
     pipe = tiny.pipeline("ddpm")
-    pipe.set_progress_bar_config(disable=True)
     times = fixed.make("linear", noise_of(pipe.scheduler.config, "DDPMScheduler")[0], STEPS)
     grid = TimeGrid(times, model_times=0.8 * times[:-1])
     schedule = LearnedScheduler.from_grid(grid, solver="unipc", config=dict(pipe.scheduler.config))
