@@ -60,12 +60,9 @@ def test_help_and_misspelt_commands_import_no_library_of_a_job(words: list[str])
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
-@pytest.mark.parametrize(
-    ("words", "said"), [(["search", "--nef", "3"], ""), (["sample", "--help-all"], "Keep every state of the solve")]
-)
-def test_options_are_read_and_explained_without_the_libraries_of_a_job(words: list[str], said: str) -> None:
+@pytest.mark.parametrize("words", [["search", "--nef", "3"], ["sample", "--help"]])
+def test_options_are_read_without_the_libraries_of_a_job(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", STARTS, *words], capture_output=True, text=True, check=True)
-    assert said in " ".join(done.stdout.split())
     assert not {"diffusers", "scipy.stats", "tensorboard"} & set(done.stdout.splitlines()[-1].split())
 
 
@@ -110,6 +107,7 @@ def test_a_commands_own_flags_come_first_in_its_help(command: str, capsys: pytes
     missing = [name for name in named if f" --{name}{'.*' if is_dataclass(hints[name]) else ''}" not in f" {brief}"]
     assert not missing
     assert all(f"  --{option} " in whole or f"  --{option}\n" in whole for option in hints if "." in option)
+    assert "Keep every state of the solve" in " ".join(whole.split()) and "Keep every state" not in brief
 
 
 def test_help_is_given_whatever_stands_before_it(capsys: pytest.CaptureFixture[str]) -> None:

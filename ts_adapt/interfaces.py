@@ -498,8 +498,3 @@ class Distance(Protocol):
     """A per-sample distance between images in [-1, 1]: `(B, ...), (B, ...) -> (B,)`."""
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor: ...
-
-
-def as_node_times(t: float | Tensor) -> Tensor:
-    """A time as a float64 tensor."""
-    return torch.as_tensor(t, dtype=torch.float64)

@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
 
 
+def as_node_times(t: float | Tensor) -> Tensor:
+    """A time as a float64 tensor."""
+    return torch.as_tensor(t, dtype=torch.float64)
+
+
 def expand(c: Tensor, x: Tensor) -> Tensor:
     """`()` or `(B,)` -> a shape that broadcasts with `x` `(B, ...)`, in the dtype of x.
 

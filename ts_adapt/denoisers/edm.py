@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import step_aware_parts
-from ts_adapt.interfaces import Denoiser, NoiseSchedule, StepAware, TsAdaptError, as_node_times
+from ts_adapt.interfaces import Denoiser, NoiseSchedule, StepAware, TsAdaptError
 from ts_adapt.noise import VarianceExploding
-from ts_adapt.numerics import combine, scale
+from ts_adapt.numerics import as_node_times, combine, scale
 
 
 class EDMDenoiser(Denoiser):

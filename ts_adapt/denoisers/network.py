@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ts_adapt.interfaces import Condition, Denoiser, NoiseSchedule, StepAware, TsAdaptError, as_node_times
-from ts_adapt.numerics import dtype_of, each_tensor, scale
+from ts_adapt.interfaces import Condition, Denoiser, NoiseSchedule, StepAware, TsAdaptError
+from ts_adapt.numerics import as_node_times, dtype_of, each_tensor, scale
 from ts_adapt.parameterization import check_prediction, to_x0
 
 NetworkCall = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], Tensor]

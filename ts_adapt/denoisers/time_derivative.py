@@ -43,9 +43,9 @@ from ts_adapt.interfaces import (
     Solver,
     StepPolicy,
     TsAdaptError,
-    as_node_times,
     unknown,
 )
+from ts_adapt.numerics import as_node_times
 
 POINTS, REACH = 128, 4.0
 """The line is fitted to so many places within so many w, 2.5 timesteps apart."""

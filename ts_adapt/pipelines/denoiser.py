@@ -40,9 +40,9 @@ from ts_adapt.interfaces import (
     StepPolicy,
     TimeGrid,
     TsAdaptError,
-    as_node_times,
     one_line,
 )
+from ts_adapt.numerics import as_node_times
 from ts_adapt.pipelines.arguments import Arguments, as_bytes, samples_of
 from ts_adapt.pipelines.draws import Kinds, OwnDraws, drawn_alike
 from ts_adapt.pipelines.encoders import Encoded
