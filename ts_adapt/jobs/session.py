@@ -138,7 +138,7 @@ class Session(Experiment):
         there = [name for name, path in found.items() if path.exists()]
         return [
             name for name in there
-            if not name.endswith(ALL) or self._serves(solver, nfes_of(read_json(found[name], {})), nfe)
+            if not name.endswith(ALL) or nfe in self._served(solver, nfes_of(read_json(found[name], {})))
         ]  # fmt: skip
 
     def _served(self, solver: str, learned: Collection[int]) -> range:
