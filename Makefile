@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
-CONFIG ?= configs/fashion.yml
+CONFIG ?= configs/plain.yml
 KILLS ?= 20
 FILES ?= 100000
 RUNS ?= 10000
@@ -19,7 +19,7 @@ STUDIES := ablation training_size label_search learning_cost quantizer_quality
 STUDY := unipc-3
 STUDY_NFE := 5
 STUDY_LABELS := 4096
-STUDY_CONFIG = --config $(CONFIG) --solvers $(STUDY)
+STUDY_CONFIG := --config configs/fashion.yml --solvers $(STUDY)
 STUDENTS := "--nfe 5 --student.quantizer hqq3" "--nfe 10 --student.cacher deepcache-2 --static_samples 128"
 MORE := --teacher.train_samples 2048 --static_samples 768 --train.samples 2048
 EMOJI_SD := --config configs/emoji-sd.yml $(MORE) --evaluate.grids quadratic,ays-svd
@@ -93,27 +93,26 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# All of docs/RESULTS.md; hours on two cores. Stopped and started again, it goes on. The solvers are learned side by
-# side, one thread each: small convolutions gain little from a second thread.
+# The tables of "Without text" in docs/RESULTS.md; two hours on two cores. Stopped and started again, it goes on. The
+# solvers are learned side by side, one thread each: small convolutions gain little from a second thread.
 results: $(STAMP)
 	$(BIN)/ts-adapt teach --config $(CONFIG)
 	OMP_NUM_THREADS=1 $(MAKE) -j 2 $(addprefix learn-,$(SOLVERS))
-	OMP_NUM_THREADS=1 $(BIN)/ts-adapt train $(STUDY_CONFIG) --predictor recursive-all --train.batch_size 32
 	$(BIN)/ts-adapt evaluate --config $(CONFIG)
-	$(MAKE) studies benchmarks
 
 learn-%: $(STAMP)
 	for method in $(METHODS); do \
 		$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --method $$method || exit; \
 	done
-	$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --static.corrections $(CORRECTIONS)
 	$(BIN)/ts-adapt search --config $(CONFIG) --solvers [$*] --method per-sample --split test
-	$(BIN)/ts-adapt train --config $(CONFIG) --solvers [$*] --predictor recursive
-	$(BIN)/ts-adapt train --config $(CONFIG) --solvers [$*] --predictor one-shot --train.samples 3072
+	for kind in recursive one-shot; do \
+		$(BIN)/ts-adapt train --config $(CONFIG) --solvers [$*] --predictor $$kind || exit; \
+	done
 
-# What each part is worth, on one solver and NFE with the teacher and the static grid of `results`; then schedules for
-# cheaper networks.
+# What each part is worth, on one solver and NFE; then schedules for cheaper networks.
 studies: $(STAMP)
+	$(BIN)/ts-adapt teach $(STUDY_CONFIG)
+	$(BIN)/ts-adapt search $(STUDY_CONFIG) --nfe $(STUDY_NFE),10 --static.corrections []
 	OMP_NUM_THREADS=1 $(BIN)/ts-adapt search $(STUDY_CONFIG) --nfe $(STUDY_NFE) --method per-sample \
 		--label_samples $(STUDY_LABELS)
 	$(MAKE) $(addprefix bench-,$(STUDIES))

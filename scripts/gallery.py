@@ -1,6 +1,6 @@
 """Draw docs/gallery.png: the first eight test noises on fixed and learned schedules, beside the teacher.
 
-    python scripts/gallery.py --config configs/fashion.yml
+    python scripts/gallery.py --config configs/plain.yml
 
 The number below a row's name is the mean distance to the teacher's images, over all test samples that have an oracle's
 grid. Images of one channel are coloured by their difference from the teacher's: red where too bright, cyan where too
