@@ -23,7 +23,7 @@ from ts_adapt.schedulers.scheduler import LearnedScheduler
 
 MODEL, SOLVER, SEED = "emoji-sd", "unipc-3", 7
 PROMPTS = Path(__file__).resolve().parents[1] / "configs" / "emoji" / "prompts.txt"
-LEARNED = {"static+guidance": "emoji-sd-unipc-3", "recursive": "emoji-sd-unipc-3-recursive"}
+LEARNED = {"static+shift+history+guidance": "emoji-sd-unipc-3", "recursive": "emoji-sd-unipc-3-recursive"}
 
 
 @torch.inference_mode()

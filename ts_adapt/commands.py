@@ -306,9 +306,7 @@ class Sample(Command):
         "such as unipc-3, dpmpp-2m, ddim-eta0.5 (eta between 0 and 1); default: the schedule's, or the first of "
         "`solvers`",
     )
-    steps: Evaluations | None = flag(
-        None, "evaluations; default: --nfe, where that is one number, else the schedule's, or the largest of `nfe`"
-    )
+    steps: Evaluations | None = flag(None, "evaluations; default: --nfe N, the schedule's, or the largest of `nfe`")
     count: Annotated[int, Between(1, 1_000_000)] = flag(16, "how many images")
     batch: Count | None = flag(None, "at a time; default: `evaluate.batch_size`")
     seed: Seed = flag(1, "of the starting noises")

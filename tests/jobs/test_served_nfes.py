@@ -65,11 +65,6 @@ def test_what_is_kept_between_is_chosen_without_a_training_where_it_is_missing(s
     kept = {**config["network"]["kept"], "6": 0.3}
     assert read_json(path) == {**config, "network": {**config["network"], "kept": kept}}
     assert (path.parent / "model.safetensors").read_bytes() == weights
-    assert served.run("evaluate", "--nfe", "4") == 0
-    measured = (served.runs / "unipc-2-nfe4-recursive-all.safetensors").read_bytes()
-    edit(path, network={**config["network"], "kept": {**kept, "4": 0.3}})
-    assert served.run(*train) == 0 and served.run("evaluate", "--nfe", "4") == 0
-    assert (served.runs / "unipc-2-nfe4-recursive-all.safetensors").read_bytes() != measured
     edit(path, network=config["network"])
 
 

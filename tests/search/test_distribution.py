@@ -148,8 +148,8 @@ def test_a_search_nears_the_data_where_the_teacher_is_far_from_them(narrow):
     for weight in (0.0, 10.0):
         options = StaticOptions(
             method="adam",
-            iterations=25,
-            lr=0.15,
+            iterations=40,
+            lr=0.06,
             batch_size=16,
             validate_every=5,
             corrections=["scale", "history"],
