@@ -51,6 +51,7 @@ STATIC: dict[str, dict[str, Any]] = {
     "adam, secant": {"method": "adam", "derivative": "secant"},
     "smoothed": {"method": "smoothed", "iterations": 40, "batch_size": 64},
     "forward": {"method": "forward"},
+    "forward, a fifth": {"method": "forward", "evaluations": 32},
     "as it comes": {"method": "auto"},
 }
 
