@@ -12,12 +12,11 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network
 from ts_adapt.jobs.session import Session
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
-from ts_adapt.schedules.resolve import Found, Predicted, resolve
+from ts_adapt.schedules.resolve import resolve
 from ts_adapt.storage.files import make_folder, write_bytes
 from ts_adapt.storage.layout import CONTACT_SHEET, IMAGES, image_file
 from ts_adapt.teacher.store import condition_of
@@ -67,7 +66,6 @@ def sample_to_folder(
     policy, method = session.policy(found, name, taken, scale), session.solver(name)
     folder = Path(out) if out else session.workspace.samples(found.called, name, taken)
     check_folder(folder, count)
-    scale = _told(session, found, name, taken) if scale is None else scale
 
     def make(index: range) -> Tensor:
         return (sample(session, policy, method, index, seed, label, texts, scale).float().clamp(-1, 1) + 1) / 2
@@ -76,14 +74,6 @@ def sample_to_folder(
         write_images(folder, make, count, batch or config.evaluate.batch_size, progress=session.progress)
     print(f"{count} images along {schedule}, {name}, NFE {taken}{others}: {folder}")
     return folder
-
-
-def _told(session: Session, found: Found, solver: str, nfe: int) -> float | None:
-    """The scale of guidance that the config has for all, where a predictor that was learned for a range is to be told;
-    None: there is no such predictor, or samples are told their own."""
-    part, guided = found.at(solver, nfe), session.config.guidance
-    told = isinstance(part, Predicted) and "scales" in part.predictor.options
-    return guided if told and isinstance(session.denoiser, Guided) and not isinstance(guided, list) else None
 
 
 def check_folder(folder: Path, count: int) -> None:
