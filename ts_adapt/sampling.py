@@ -29,10 +29,12 @@ from torch.utils.checkpoint import checkpoint as recompute
 from ts_adapt.interfaces import (
     GUIDANCE,
     HISTORY,
+    RESIDUAL,
     START,
     ByRows,
     Condition,
     Denoiser,
+    Field,
     Node,
     NoiseSchedule,
     Solver,
@@ -271,7 +273,9 @@ def advance(
     """
     next_node, state = policy.next(x_t, x0, node, state)
     if START in next_node.held:
-        x_t = _moved(x_t, next_node.held[START])
+        x_t = _moved(x_t, next_node, START)
+    if RESIDUAL in next_node.held:
+        x0 = _moved(x0, next_node, RESIDUAL)
     remembers = isinstance(memory, Past) or HISTORY in next_node.held
     past = memory if isinstance(memory, Past) else Past(memory)
     if solver.evaluations_per_step == 1:
@@ -301,13 +305,14 @@ def is_guided(denoiser: Denoiser, x_T: Tensor, condition: dict[str, Any]) -> boo
     return True
 
 
-def _moved(x_T: Tensor, start: Tensor) -> Tensor:
-    if start.shape != x_T.shape:
+def _moved(x: Tensor, node: Node, by: Field) -> Tensor:
+    change = node.held[by]
+    if change.shape != x.shape:
         raise TsAdaptError(
-            f"the schedule changes the start of samples of shape {tuple(start.shape[1:])}, as pictures, and the "
-            f"solve's are {tuple(x_T.shape[1:])}; take one that was learned without start"
+            f"the schedule has a {by.name} of samples of shape {tuple(change.shape[1:])}, as pictures, and the solve's "
+            f"are {tuple(x.shape[1:])}; take one that was learned without {by.name}"
         )
-    return x_T + start.to(x_T)
+    return x + change.to(x)
 
 
 def _evaluate(denoiser: Denoiser, x: Tensor, node: Node, condition: dict[str, Any], checkpoint: bool) -> Tensor:

@@ -161,8 +161,8 @@ def test_dropout_is_of_training_alone_and_none_at_zero(kind, loss, problem, labe
 
     def trained(folder, **options):
         predictor = build(kind, objective.denoiser.noise_schedule)
-        predictor.encoder.register_forward_hook(
-            lambda encoder, args, out: met.append((out.requires_grad, encoder.kept is not None))
+        predictor.encoder.dense.register_forward_hook(
+            lambda dense, args, out: met.append((out.requires_grad, predictor.encoder.kept is not None))
         )
         options = TrainOptions(loss=loss, epochs=1, label_epochs=1, validate_every=1, batch_size=12, lr=1e-3, **options)
         training = {"labels": {STEPS: labelled}, "checkpoint": tmp_path / folder / "state.safetensors"}

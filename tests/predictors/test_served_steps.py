@@ -15,8 +15,8 @@ from ts_adapt.interfaces import COEFFICIENTS, HISTORY, TimeGrid, TsAdaptError
 from ts_adapt.predictors.diagnosis import chosen, predicted, spread
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.phases import TrainOptions, batches_of, going_on
+from ts_adapt.predictors.changes import BOUND
 from ts_adapt.predictors.recursive import Recursive, shares
-from ts_adapt.predictors.start import BOUND
 from ts_adapt.predictors.store import load_predictor, nfes_of, save_predictor
 from ts_adapt.predictors.training import choose_kept, train_predictor
 from ts_adapt.sampling import generator_for

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ts_adapt.grids.corrections import CORRECTIONS, Correction
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
-from ts_adapt.interfaces import START, NoiseSchedule, TimeGrid, TsAdaptError, unknown
+from ts_adapt.interfaces import RESIDUAL, START, NoiseSchedule, TimeGrid, TsAdaptError, unknown
 from ts_adapt.numerics import check_steps
 
 
@@ -32,8 +32,10 @@ class GridSpace:
     ) -> None:
         check_steps(steps)
         for name in corrections:
-            if name == START.name:
-                raise TsAdaptError("start is a change of each x_T, which no grid holds; train a predictor with it")
+            if name in (START.name, RESIDUAL.name):
+                raise TsAdaptError(
+                    f"{name} is a picture of each sample, which no grid holds; train a predictor with it"
+                )
             if name not in CORRECTIONS:
                 raise unknown("correction", str(name), CORRECTIONS)
         self.noise_schedule, self.steps, self.order = noise_schedule, steps, order

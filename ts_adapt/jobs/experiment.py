@@ -22,10 +22,21 @@ from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extrac
 from ts_adapt.evaluation.moments import are_moments, read_moments
 from ts_adapt.grids.corrections import CorrectionName, corrected
 from ts_adapt.grids.published import PUBLISHED
-from ts_adapt.interfaces import GUIDANCE, Denoiser, Distance, NoiseSchedule, Solver, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import (
+    GUIDANCE,
+    RESIDUAL,
+    START,
+    Denoiser,
+    Distance,
+    NoiseSchedule,
+    Solver,
+    TimeGrid,
+    TsAdaptError,
+)
 from ts_adapt.pictures import picture_files
 from ts_adapt.pipelines.load import build_denoiser, guided_by_samples
 from ts_adapt.predictors.phases import PREDICTED
+from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.remedies import command
 from ts_adapt.sampling import initial_noise, is_guided, noise_scale
 from ts_adapt.schedules.name import grid_names
@@ -119,9 +130,16 @@ class Experiment:
 
     @property
     def predicted_corrections(self) -> list[str]:
-        """What predictors learn beside the times."""
+        """What predictors of any kind learn beside the times."""
         wanted = self.config.train.corrections
         return [*PREDICTED, *([GUIDANCE.name] if self.guides else [])] if wanted is None else wanted
+
+    def predicted_by(self, kind: str) -> list[str]:
+        """What predictors of `kind` learn beside the times: by default, where states are pictures, their changes too."""
+        corrections, train = self.predicted_corrections, self.config.train
+        if train.corrections is not None or train.loss == "labels" or self.seen_shape != self.shape:
+            return corrections
+        return [*corrections, (RESIDUAL if PREDICTORS[kind].every_step else START).name]
 
     @property
     def shape(self) -> tuple[int, ...]:

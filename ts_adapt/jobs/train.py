@@ -16,7 +16,7 @@ import torch
 from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
 from ts_adapt.evaluation.records import fingerprint
-from ts_adapt.interfaces import START, Solver, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import RESIDUAL, START, Solver, TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.labels import student_options
 from ts_adapt.jobs.minimised import minimised_said
@@ -55,9 +55,10 @@ def check_predicted(session: Session) -> None:
     """TsAdaptError where the change of a start is to be learned, and states are no pictures, and where predictors are
     to know the scale of guidance, and are not told."""
     config = session.config
-    if START.name in (config.train.corrections or ()) and session.seen_shape != session.shape:
+    pictures = [name for name in config.train.corrections or () if name in (START.name, RESIDUAL.name)]
+    if pictures and session.seen_shape != session.shape:
         raise TsAdaptError(
-            f"train.corrections has start, a change of pictures, and {config.model.name} has samples of shape "
+            f"train.corrections has {pictures[0]}, a change of pictures, and {config.model.name} has samples of shape "
             f"{session.shape} that are none; leave it out"
         )
     if not isinstance(config.guidance, list):
@@ -102,7 +103,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     base = session.base
     static = [session.shared(base, name, nfe).grid for nfe in served]
     given = {option: value for option, value in config.train.record.items() if value is not None}
-    corrections = session.predicted_corrections
+    corrections = session.predicted_by(kind.removesuffix(ALL))
     learned = given, corrections, asdict(config.distribution), config.derivative, config.derivative_width
     pleased = [config.caption] if config.train.caption else []
     key = fingerprint(

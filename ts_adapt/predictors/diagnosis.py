@@ -2,13 +2,14 @@
 
     spread   standard deviation over samples, in the mean over steps: of the inner times and of the shift (both in
              log-SNR), of the output scale, of the coefficients, of the weights of the history, of the factors on the
-             guidance; of the change of the start, in sigma_T, in the mean over the numbers of a state
+             guidance; of the changes of pictures, of the start in sigma_T and of x0, in the mean over their numbers
 
 Without a spread a predictor has collapsed: it is one more static grid.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.grids.parametric import positions
-from ts_adapt.interfaces import START, Condition, Field, Node, TimeGrid
+from ts_adapt.interfaces import RESIDUAL, START, Condition, Field, Node, TimeGrid
 from ts_adapt.numerics import finite_log_snr_range, scale
 from ts_adapt.policies import Around
 from ts_adapt.predictors.one_shot import OneShot
@@ -45,20 +46,24 @@ class Overheard(Around):
 @torch.no_grad()
 def chosen(
     predictor: OneShot | Recursive, objective: Objective, batch: Batch, steps: int | None = None, batch_size: int = 128
-) -> tuple[TimeGrid, Tensor | None]:
-    """The grids `(n, N+1)` that the predictor chooses, with the corrections that it learns, and its changes of x_T
-    `(n, ...)` in sigma_T, where it learns one; `steps` as in `policy`."""
-    parts, changes = [], []
+) -> tuple[TimeGrid, dict[str, Tensor]]:
+    """The grids `(n, N+1)` that the predictor chooses, with the corrections that they hold, and the changes of pictures
+    that it learns: start `(n, ...)` in sigma_T, residual `(n, N, ...)`; `steps` as in `policy`."""
+    parts: list[TimeGrid] = []
+    changes: dict[str, list[Tensor]] = {}
     for part in batch.split(1 if objective.denoiser.alone else batch_size):
         heard = Overheard(predictor.policy(steps))
         objective.student(heard, part)
         parts.append(_grid_of(heard.nodes, len(part)))
-        first, second = heard.nodes[:2]
-        if START in second.held:
-            changes.append(scale(1 / objective.denoiser.noise_schedule.sigma(first.t), second.held[START]))
+        first, *after = heard.nodes
+        if START in after[0].held:
+            change = scale(1 / objective.denoiser.noise_schedule.sigma(first.t), after[0].held[START])
+            changes.setdefault(START.name, []).append(change)
+        if RESIDUAL in after[0].held:
+            changes.setdefault(RESIDUAL.name, []).append(torch.stack([node.held[RESIDUAL] for node in after], 1))
     held = {field: torch.cat([part.held[field] for part in parts]) for field in parts[0].held}
     grid = TimeGrid.of(torch.cat([part.times for part in parts]), held)
-    return grid, torch.cat(changes) if changes else None
+    return grid, {name: torch.cat(each) for name, each in changes.items()}
 
 
 def predicted(
@@ -85,9 +90,9 @@ def _grid_of(nodes: list[Node], batch: int) -> TimeGrid:
     return TimeGrid.of(stacked([node.t for node in nodes]), held)
 
 
-def spread(grid: TimeGrid, change: Tensor | None, objective: Objective) -> dict[str, float]:
-    """The spread of the times of grids `(n, N+1)`, of each of their corrections, and of the start's, by name: of what
-    `chosen` finds."""
+def spread(grid: TimeGrid, changes: Mapping[str, Tensor], objective: Objective) -> dict[str, float]:
+    """The spread of the times of grids `(n, N+1)`, of each of their corrections, and of the changes of pictures, by
+    name: of what `chosen` finds."""
     noise_schedule = objective.denoiser.noise_schedule
     low, high = finite_log_snr_range(noise_schedule)
     u, found = positions(grid.times, noise_schedule), {}
@@ -96,9 +101,7 @@ def spread(grid: TimeGrid, change: Tensor | None, objective: Objective) -> dict[
     for name, correction in CORRECTIONS.items():
         if correction.field in grid.held:
             found[name] = correction.departure(grid.held[correction.field], grid.times, noise_schedule)
-    if change is not None:
-        found[START.name] = change
-    return {name: float(value.std(0, correction=0).mean()) for name, value in found.items()}
+    return {name: float(value.std(0, correction=0).mean()) for name, value in {**found, **changes}.items()}
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.numerics import scale
 
 BIAS_RATE = 10.0
 LEAST_DEVIATION = 0.05
@@ -128,20 +129,23 @@ class Encoder(nn.Module):
         return z
 
     def forward(self, picture: Tensor, place: int = 0, condition: Mapping[str, Any] | None = None) -> Tensor:
-        found: Tensor = self.features(self.seen(picture, place), place, condition) @ self.weight[place]
-        return found + BIAS_RATE * self.bias[place]
+        return self.answer(self.features(self.seen(picture, place), place, condition), place)
+
+    def answer(self, features: Tensor, place: int) -> Tensor:
+        """f `(B, outputs)` at `place`, of what `features` returned."""
+        return features @ self.weight[place] + BIAS_RATE * self.bias[place]
 
 
 def shorten_gradient(numbers: Tensor, norm: float = 1.0) -> Tensor:
-    """`numbers` `(B, P)` as they are; backward, each row's gradient is shortened to at most `norm`.
+    """`numbers` `(B, ...)` as they are; backward, each row's gradient is shortened to at most `norm`.
 
     A sample about to end in another mode has a gradient many times those of all others: it may not decide alone.
     """
 
     def shortened(gradient: Tensor) -> Tensor:
         gradient = torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
-        length: Tensor = gradient.norm(dim=-1, keepdim=True)
-        return gradient * (norm / length.clamp_min(norm))
+        length = gradient.flatten(1).norm(dim=-1)
+        return scale(norm / length.clamp_min(norm), gradient)
 
     if numbers.requires_grad:
         numbers.register_hook(shortened)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.grids.corrections import CORRECTIONS
-from ts_adapt.interfaces import START, TsAdaptError
+from ts_adapt.interfaces import RESIDUAL, START, TsAdaptError
 from ts_adapt.options import MANY, Between, Count, Decay, OneOf, Positive, Seed, Weight, check_options
 from ts_adapt.predictors.losses import Labelled, Loss, end_to_end, regression
 from ts_adapt.predictors.one_shot import OneShot
@@ -33,8 +33,8 @@ LAST_RATE = 0.04
 """Share of the learning rate at the end of its cosine."""
 SEEN = 3
 PREDICTED = ("shift", "scale", "history")
-"""What predictors learn beside the times where nothing else is said, of models without guidance."""
-PredictedName = Annotated[str, OneOf(ChainMap({START.name: START}, CORRECTIONS))]
+"""What predictors learn beside the times where nothing else is said, of models without guidance, in grids."""
+PredictedName = Annotated[str, OneOf(ChainMap({field.name: field for field in (START, RESIDUAL)}, CORRECTIONS))]
 """What options name a correction by that a predictor may learn."""
 
 
@@ -45,8 +45,9 @@ class TrainOptions:
     loss: Literal["end_to_end", "labels", "both"] = "end_to_end"
     """end_to_end, labels (needs those of search --method per-sample), or both: labels first."""
     corrections: list[PredictedName] | None = None
-    """What is predicted beside the times: what grids have, and start (a change of x_T, as a picture); None: shift,
-    scale, history, and guidance where the model is guided."""
+    """What is predicted beside the times: what grids have, and changes of pictures, start (of x_T) and residual (of
+    every x0; recursive alone); None: shift, scale, history, guidance where the model is guided, and where states are
+    pictures residual, or start of one-shot predictors."""
     distribution: Weight = 0.0
     """end_to_end: weight of the distance to real images as a set, as in the group static."""
     caption: Weight = 0.0

@@ -31,10 +31,19 @@ from torch import Tensor, nn
 
 from ts_adapt.grids.parametric import between, neighbours
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import START, Condition, NoiseSchedule, StepPolicy, TimeGrid, TsAdaptError, TsAdaptWarning
+from ts_adapt.interfaces import (
+    RESIDUAL,
+    START,
+    Condition,
+    NoiseSchedule,
+    StepPolicy,
+    TimeGrid,
+    TsAdaptError,
+    TsAdaptWarning,
+)
 from ts_adapt.numerics import scale
 from ts_adapt.predictors.encoder import Encoder, shorten_gradient
-from ts_adapt.predictors.start import Moved, Start
+from ts_adapt.predictors.changes import Change, Moved
 
 Static = Tensor | TimeGrid
 OUTSIDE = 1
@@ -69,7 +78,8 @@ class Predictor(nn.Module):
     """Corrects the grid `static`, or several of them with each another N, for samples of `shape` `(C, H, W)`.
 
     static         times `(N+1,)`, or a grid that has some of the corrections too: an untrained predictor *is* that grid
-    corrections    some of shift, scale, coefficients, history, guidance, start (`start`), learned beside the times
+    corrections    some of shift, scale, coefficients, history, guidance, learned beside the times; and of start and,
+                   of recursive ones, residual (`changes`)
     order          the solver's, for the number of coefficients
     width, hidden  of the network (`encoder`)
     classes, text, scales  what it sees of a condition (`encoder`)
@@ -113,9 +123,18 @@ class Predictor(nn.Module):
             places=self.places(self.learned[-1]).stop, width=width, hidden=hidden, size=(shape[1], shape[2]),
             classes=classes, text=text, scales=scales,
         )  # fmt: skip
-        self.start: Start | None = None
+        self.start: Change | None = None
         if START.name in corrections:
-            self.start = Start(self.pictures * shape[0], shape[0], hidden, len(self.learned))
+            self.start = Change(self.pictures * shape[0], shape[0], hidden, len(self.learned))
+        self.residual: Change | None = None
+        if RESIDUAL.name in corrections:
+            if not self.every_step:
+                raise TsAdaptError(
+                    f"residual changes what the model predicts at every step, and a {self.kind} predictor is asked "
+                    "once; train a recursive one, or take start"
+                )
+            places = self.places(self.learned[-1]).stop
+            self.residual = Change(self.pictures * shape[0], shape[0], hidden, places)
         for steps in self.learned:
             self.forget(steps)
 
@@ -127,7 +146,7 @@ class Predictor(nn.Module):
 
     def space(self, steps: int) -> GridSpace:
         """Where the network's numbers of a solve of `steps` steps belong."""
-        of_grids = [name for name in self.options["corrections"] if name != START.name]
+        of_grids = [name for name in self.options["corrections"] if name not in (START.name, RESIDUAL.name)]
         return GridSpace(self.noise_schedule, steps, of_grids, self.options["order"])
 
     def static(self, steps: int) -> Tensor:
@@ -181,6 +200,8 @@ class Predictor(nn.Module):
         self.encoder.forget(self.places(steps), self.shared(self.begun[steps]))
         if self.start is not None:
             self.start.weight.data[self.learned.index(steps)] = 0
+        if self.residual is not None:
+            self.residual.weight.data[self.places(steps)] = 0
 
     def shared(self, grid: TimeGrid) -> Tensor:
         """The network's numbers `(places, P)` of the corrections of `grid`, at the times of the static one."""
@@ -206,7 +227,7 @@ class Predictor(nn.Module):
             warnings.warn(said, TsAdaptWarning, stacklevel=3)
         return policy if self.start is None else Moved(policy, partial(self._change, self.start, steps))
 
-    def _change(self, start: Start, steps: int, x_T: Tensor, x0: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def _change(self, start: Change, steps: int, x_T: Tensor, x0: Tensor, t: Tensor, condition: Condition) -> Tensor:
         def of(others: int) -> Tensor:
             place = self.places(others).start
             seen = self.encoder.seen(self.first_picture(x_T, x0, t), place)
@@ -214,7 +235,7 @@ class Predictor(nn.Module):
             return found
 
         found = mixed((share, of(others)) for others, share in self.near(steps))
-        return scale(self.noise_schedule.sigma(t), shorten_gradient(found.flatten(1)).view_as(found))
+        return scale(self.noise_schedule.sigma(t), shorten_gradient(found))
 
     def _steps(self, steps: int | None) -> int:
         if steps is None and len(self.learned) > 1:

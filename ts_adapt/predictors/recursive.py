@@ -7,6 +7,7 @@ f = f(x_t, x0, x0 - x0 of the step before, i, N):
     shift         the model time of t_{i+1} is at u_{i+1} + f_d / L
     scale         the output scale at t_{i+1} is 1 + b tanh(f_o / b); the factor on the guidance likewise
     coefficients  c_k = f_k, in the step from t_i to t_{i+1}; the weights of a history likewise
+    residual      x0 + d in the step from t_i to t_{i+1}, d a picture of the same features (`changes`)
 
 A step takes a share r of the rest that is left. All but the times are learned where asked for; the last step ends at
 t_N whatever f_t, and has coefficients and weights only. The scale and the guidance at t_0 are those of
@@ -26,7 +27,7 @@ from torch import Tensor
 from ts_adapt.grids.corrections import Correction
 from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import MODEL_TIMES, Condition, Field, Node, NoiseSchedule, StepPolicy, TimeGrid
+from ts_adapt.interfaces import MODEL_TIMES, RESIDUAL, Condition, Field, Node, NoiseSchedule, StepPolicy, TimeGrid
 from ts_adapt.numerics import scale
 from ts_adapt.policies import check_next
 from ts_adapt.predictors.encoder import shorten_gradient
@@ -77,20 +78,20 @@ class Recursive(Predictor):
     def first_picture(self, x_T: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         return self.picture(x_T, x0, None, t)
 
-    def numbers(self, picture: Tensor, steps: int, step: int, condition: Condition) -> Tensor:
-        """The network's numbers `(B, P)` at step i of N, float64; at N those before the first."""
-
-        def of(others: int, place: int) -> Tensor:
-            asked = self.encoder(picture, self.places(others).start + place, condition)
-            return self.fitted(asked, others, steps)
-
-        return shorten_gradient(
-            mixed(
-                (share * part, of(others, place))
-                for others, share in self.near(steps)
-                for place, part in among(step, steps, others)
-            ).double()
-        )
+    def numbers(self, picture: Tensor, steps: int, step: int, condition: Condition) -> tuple[Tensor, Tensor | None]:
+        """The network's numbers `(B, P)` at step i of N, float64, and d `(B, C, H, W)` where it has a residual; at N
+        the numbers before the first step."""
+        numbers, changes = [], []
+        for others, share in self.near(steps):
+            for within, part in among(step, steps, others):
+                place = self.places(others).start + within
+                seen = self.encoder.seen(picture, place)
+                features = self.encoder.features(seen, place, condition)
+                numbers.append((share * part, self.fitted(self.encoder.answer(features, place), others, steps)))
+                if self.residual is not None and step < steps:
+                    changes.append((share * part, self.residual(seen, features, place)))
+        change = shorten_gradient(mixed(changes)) if changes else None
+        return shorten_gradient(mixed(numbers).double()), change
 
     def share(self, numbers: Tensor, steps: int, step: int) -> Tensor:
         """r_i `(B,)` of the network's numbers `(B, P)` at step i of N."""
@@ -104,7 +105,7 @@ class Recursive(Predictor):
         if not learned:
             return start
         picture = self.picture(x_T, torch.zeros_like(x_T), None, start.t.to(x_T.device).expand(len(x_T)))
-        numbers = self.numbers(picture, steps, steps, condition)
+        numbers, _ = self.numbers(picture, steps, steps, condition)
         return Node.of(0, steps, start.t, self._held(numbers, space, numbers.new_zeros(len(x_T)), learned))
 
     def forward(self, x_t: Tensor, x0: Tensor, before: Tensor | None, node: Node, condition: Condition) -> Node:
@@ -112,7 +113,7 @@ class Recursive(Predictor):
         steps, after, batch = node.steps, node.index + 1, x_t.shape[0]
         space = self.space(steps)
         seen = self.picture(x_t, x0, before, node.t.to(x_t.device).expand(batch))
-        numbers = self.numbers(seen, steps, node.index, condition)
+        numbers, change = self.numbers(seen, steps, node.index, condition)
         if after == steps:
             u, t = numbers.new_ones(batch), self.static(steps)[-1].expand(batch)
         else:
@@ -120,7 +121,8 @@ class Recursive(Predictor):
             u = u + self.share(numbers, steps, node.index) * (1 - u)
             t = times_at(u, self.noise_schedule)
         learned = [each for each in space.learned if each.field.ends or after < steps]
-        return Node.of(after, steps, t, self._held(numbers, space, u, learned))
+        held = self._held(numbers, space, u, learned)
+        return Node.of(after, steps, t, held if change is None else {**held, RESIDUAL: change})
 
     def _held(
         self, numbers: Tensor, space: GridSpace, u: Tensor, learned: Collection[Correction]

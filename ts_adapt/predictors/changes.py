@@ -1,11 +1,13 @@
-"""A learned start: once the network has seen x_T, the first step begins at another state.
+"""Learned changes of pictures, by a small network of their own: of the start, and of every x0.
 
-    x_T' = x_T + sigma_T r tanh(W_N g / r)          g = blocks of dilated convolutions over (the picture, h)
+    start      x_T' = x_T + sigma_T d(W_N)       once the network has seen x_T, the first step begins at another state
+    residual   x0_i' = x0_i + d(W_N,i)           every step is taken with another prediction; recursive predictors alone
+    d(W) = r tanh(W g / r)                       g = blocks of dilated convolutions over (the picture, h)
 
-The picture is what the predictor sees at the first place, by its mean and deviation there, and h what its encoder makes
-of that and of the condition (`encoder`): what is far away in the state, and what was asked for, reaches every pixel
-through h. x0 is that of x_T, so that the change may depend on it and costs no evaluation. W_N, of solves of N steps,
-starts at zero: untrained, it changes nothing. ("Faithful previews", 2026, adds such a residual to the noise itself.)
+The picture is what the predictor sees at that place, by its mean and deviation there, and h what its encoder makes of
+that and of the condition (`encoder`): what is far away in the state, and what was asked for, reaches every pixel
+through h. The changes depend on the x0 just computed and cost no evaluation. W starts at zero: untrained, they change
+nothing. ("Faithful previews", 2026, adds such a residual to the noise itself.)
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from ts_adapt.interfaces import START, Condition, Node
 from ts_adapt.policies import Around, check_next
 
 BOUND = 0.5
-"""r: how far a number of the state may be moved, in sigma_T."""
+"""r: how far a number may be moved: of the state in sigma_T, of x0 as it is, whose numbers are about 1."""
 WIDTH = 32
 DILATIONS = (1, 2, 4, 8)
 
 
-class Start(nn.Module):
-    """`(B, channels, H, W)`, h `(B, hidden)` and the place of N -> the change in sigma_T, `(B, outputs, H, W)`."""
+class Change(nn.Module):
+    """`(B, channels, H, W)`, h `(B, hidden)` and the place of W -> d `(B, outputs, H, W)`."""
 
     def __init__(self, channels: int, outputs: int, hidden: int, places: int) -> None:
         super().__init__()

@@ -1,6 +1,8 @@
-"""The learned start: another x_T for the first step, nothing before training, all of x_T in every pixel of it."""
+"""Learned changes of pictures: of x_T for the first step, of x0 in every step; nothing before training."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,13 +16,14 @@ from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import START, Node, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import RESIDUAL, START, Node, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
-from ts_adapt.policies import FollowGrid
+from ts_adapt.policies import Around, FollowGrid
 from ts_adapt.predictors.encoder import Encoder
+from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
+from ts_adapt.predictors.changes import BOUND, DILATIONS, WIDTH, Change, Moved
 from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.predictors.start import BOUND, DILATIONS, WIDTH, Moved, Start
 from ts_adapt.predictors.store import load_predictor, save_predictor
 from ts_adapt.predictors.training import train_predictor
 
@@ -28,11 +31,30 @@ NOISES = {"vp": ContinuousVP(), "flow": RectifiedFlow(), "ve": VarianceExploding
 CONFIG = DDIMScheduler().config
 
 
-def moving(kind, noise_schedule, **options):
-    """A predictor whose start is at random weights, and everything else as before training."""
-    predictor = build(kind, noise_schedule, corrections=["start"], **options)
-    torch.nn.init.normal_(predictor.start.weight, 0, 0.3)
+MOVING = [*((kind, "start") for kind in KINDS), (Recursive, "residual")]
+"""Which predictors have which change."""
+
+
+def moving(kind, noise_schedule, name="start", **options):
+    """A predictor whose change is at random weights, and everything else as before training."""
+    predictor = build(kind, noise_schedule, corrections=[name], **options)
+    torch.nn.init.normal_(getattr(predictor, name).weight, 0, 0.3)
     return predictor
+
+
+class Added(Around):
+    """A policy whose every step has the residual `change`."""
+
+    def __init__(self, policy, change):
+        super().__init__(policy)
+        object.__setattr__(self, "change", change)
+
+    def init(self, x_T, condition):
+        return self.policy.init(x_T, condition)
+
+    def next(self, x_t, x0, node, state):
+        found, state = self.policy.next(x_t, x0, node, state)
+        return Node.of(found.index, found.steps, found.t, {**found.held, RESIDUAL: self.change}), state
 
 
 @pytest.mark.parametrize("solver", ["ddim", "euler", "heun", "dpmpp-3m", "unipc-3", "ipndm-4"])
@@ -49,26 +71,45 @@ def test_where_x0_does_not_depend_on_the_state_it_is_another_noise(noise_schedul
     assert not torch.allclose(moved, integrate(denoiser, solver, grid, x_T, step_noise=noise, check=False).x, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_untrained_it_changes_no_bit_and_trained_it_is_bounded(kind, problem):
+@pytest.mark.parametrize("solver", ["ddim", "euler", "dpmpp-3m", "unipc-3", "ipndm-4", "ddpm"])
+@pytest.mark.parametrize("noise_schedule", NOISES.values(), ids=NOISES)
+def test_a_residual_is_another_prediction(noise_schedule, solver):
+    """The solve whose every x0 is changed is that of data in another point."""
+    solver = build_solver(solver, noise_schedule)
+    span = noise_schedule.t_max - noise_schedule.t_min
+    grid = FollowGrid(noise_schedule.t_min + span * torch.linspace(1, 0.05, STEPS + 1, dtype=torch.float64))
+    x_T = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    change, noise = torch.full_like(x_T, 0.25), lambda step: torch.ones_like(x_T)
+
+    def solve(mean, policy):
+        denoiser = GaussianDenoiser(noise_schedule, mean, 1e-20, (1, 4, 4))
+        return integrate(denoiser, solver, policy, x_T, step_noise=noise, check=False).x
+
+    torch.testing.assert_close(solve(0.5, Added(grid, change)), solve(0.75, grid))
+    assert not torch.allclose(solve(0.5, grid), solve(0.75, grid), atol=1e-2)
+
+
+@pytest.mark.parametrize(("kind", "name"), MOVING)
+def test_untrained_it_changes_no_bit_and_trained_it_is_bounded(kind, name, problem):
     objective, batch = problem
     noise_schedule = objective.denoiser.noise_schedule
-    plain, started = (build(kind, noise_schedule, corrections=names) for names in ([], ["start"]))
-    started.load_state_dict(plain.state_dict(), strict=False)
-    assert torch.equal(*(objective.student(predictor.policy(), batch) for predictor in (plain, started)))
-    torch.nn.init.normal_(started.start.weight, 0, 100)
-    policy = started.policy()
+    plain, changed = (build(kind, noise_schedule, corrections=names) for names in ([], [name]))
+    changed.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(*(objective.student(predictor.policy(), batch) for predictor in (plain, changed)))
+    torch.nn.init.normal_(getattr(changed, name).weight, 0, 100)
+    policy = changed.policy()
     node, state = policy.init(batch.x_T, {})
-    change = policy.next(batch.x_T, batch.target, node, state)[0].held[START]
-    reach = BOUND * float(noise_schedule.sigma(node.t).max())
+    held = policy.next(batch.x_T, batch.target, node, state)[0].held
+    reach = BOUND * float(noise_schedule.sigma(node.t).max()) if name == "start" else BOUND
+    change = held[START if name == "start" else RESIDUAL]
     assert 0.9 * reach < float(change.abs().max()) <= reach * (1 + 1e-6)
-    assert not torch.allclose(*(objective.student(predictor.policy(), batch) for predictor in (plain, started)))
+    assert not torch.allclose(*(objective.student(predictor.policy(), batch) for predictor in (plain, changed)))
 
 
 @pytest.mark.parametrize("size", [(16, 16), (28, 28), (64, 64)])
 def test_every_pixel_of_it_sees_all_of_the_state(size):
     torch.manual_seed(0)
-    encoder, start = Encoder(1, 1, size=size), Start(1, 1, 128, 1)
+    encoder, start = Encoder(1, 1, size=size), Change(1, 1, 128, 1)
     torch.nn.init.normal_(start.weight)
     picture = torch.randn(1, 1, *size, requires_grad=True)
     start(picture, encoder.features(picture, 0), 0)[0, 0, 0, 0].backward()
@@ -88,24 +129,42 @@ def test_only_the_first_step_has_it_and_none_of_a_solve_that_begins_inside(probl
         assert [START in node.held for node in nodes] == [not first, *[False] * (len(nodes) - 1)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_condition_and_for_recursive_ones_x0_reach_it(kind, problem):
+def test_every_step_has_a_residual_of_its_own_also_inside(problem):
     objective, batch = problem
-    predictor = moving(kind, objective.denoiser.noise_schedule, classes=2)
+    predictor = moving(Recursive, objective.denoiser.noise_schedule, "residual")
+    for first in (0, 1):
+        policy, changes = predictor.policy(first=first), []
+        node, state = policy.init(batch.x_T, {})
+        while node.index < node.steps:
+            node, state = policy.next(batch.x_T, batch.target, node, state)
+            changes.append(node.held[RESIDUAL])
+        assert len(changes) == STEPS - first
+        assert all(not torch.allclose(a, b) for a, b in pairwise(changes))
+
+
+def test_a_predictor_that_is_asked_once_has_no_residual():
+    with pytest.raises(TsAdaptError, match="train a recursive one"):
+        build(OneShot, NOISES["vp"], corrections=["residual"])
+
+
+@pytest.mark.parametrize(("kind", "name"), MOVING)
+def test_the_condition_and_for_recursive_ones_x0_reach_it(kind, name, problem):
+    objective, batch = problem
+    predictor = moving(kind, objective.denoiser.noise_schedule, name, classes=2)
 
     def change(label, x0):
         policy = predictor.policy()
         node, state = policy.init(batch.x_T, {"class_labels": torch.full((len(batch),), label)})
-        return policy.next(batch.x_T, x0, node, state)[0].held[START]
+        return policy.next(batch.x_T, x0, node, state)[0].held[START if name == "start" else RESIDUAL]
 
     assert not torch.allclose(change(0, batch.target), change(1, batch.target))
     assert torch.equal(change(0, batch.target), change(0, -batch.target)) == (kind is not Recursive)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_number_of_steps_has_its_own(kind, problem, tmp_path):
+@pytest.mark.parametrize(("kind", "name"), MOVING)
+def test_each_number_of_steps_has_its_own(kind, name, problem, tmp_path):
     objective, batch = problem
-    predictor = moving(kind, objective.denoiser.noise_schedule, served=(2, 4))
+    predictor = moving(kind, objective.denoiser.noise_schedule, name, served=(2, 4))
     save_predictor(tmp_path, predictor, {})
     loaded, _ = load_predictor(tmp_path, objective.denoiser.noise_schedule)
     before = {steps: objective.student(loaded.policy(steps), batch) for steps in (2, 4)}
@@ -117,15 +176,16 @@ def test_each_number_of_steps_has_its_own(kind, problem, tmp_path):
     torch.testing.assert_close(objective.student(loaded.policy(2), batch), objective.student(static, batch))
 
 
-def test_it_is_learned(problem, tmp_path):
+@pytest.mark.parametrize("name", ["start", "residual"])
+def test_it_is_learned(name, problem, tmp_path):
     objective, batch = problem
-    predictor = build(Recursive, objective.denoiser.noise_schedule, corrections=["start"])
+    predictor = build(Recursive, objective.denoiser.noise_schedule, corrections=[name])
     with torch.no_grad():
         before = float(objective.measure(predictor.policy(), batch).mean())
     options = TrainOptions(epochs=20, batch_size=8)
     train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
     train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
-    assert bool(predictor.start.weight.any())
+    assert bool(getattr(predictor, name).weight.any())
     assert float(objective.measure(predictor.policy(), batch).mean()) < 0.9 * before
 
 
@@ -138,25 +198,26 @@ def test_its_operations_are_counted(problem):
 
     convolutions = 2 * len(batch) * 2 * 2 * WIDTH * 9 * (3 + len(DILATIONS) * WIDTH)  # a state of 4x4 is 2x2 inside
     assert counted("start") - counted() >= convolutions
+    assert counted("residual") - counted() >= STEPS * convolutions
 
 
-@pytest.mark.parametrize("kind", ["one-shot", "recursive"])
-def test_it_is_trained_by_name_and_no_grid_has_it(kind, tmp_path, capsys):
+@pytest.mark.parametrize(("kind", "name"), [("one-shot", "start"), ("recursive", "start"), ("recursive", "residual")])
+def test_it_is_trained_by_name_and_no_grid_has_it(kind, name, tmp_path, capsys):
     job = Job.begun(tmp_path)
     assert job.run("teach") == job.run("search") == 0
-    wanted = ("--predictor", kind, "--train.corrections", "shift,start", "--train.loss", "end_to_end")
+    wanted = ("--predictor", kind, "--train.corrections", f"shift,{name}", "--train.loss", "end_to_end")
     assert job.run("train", *wanted) == 0
     folder = job.data / "predictors" / kind / "unipc-2-nfe3"
-    assert load_predictor(folder, example_mixture().noise_schedule)[0].start is not None
-    assert "start" in job.refused(capsys, "search", "--static.corrections", "start", "--redo")
+    assert load_predictor(folder, example_mixture().noise_schedule)[0].options["corrections"] == ["shift", name]
+    assert name in job.refused(capsys, "search", "--static.corrections", name, "--redo")
     with pytest.raises(TsAdaptError, match="train a predictor"):
-        GridSpace(NOISES["vp"], 3, ["start"])
+        GridSpace(NOISES["vp"], 3, [name])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_scheduler_begins_where_a_solve_does(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "name"), MOVING)
+def test_the_scheduler_does_what_a_solve_does(kind, name, tmp_path):
     noise_schedule = BetaTable.from_config(CONFIG)
-    predictor = moving(kind, noise_schedule)
+    predictor = moving(kind, noise_schedule, name)
     LearnedScheduler.from_predictors(predictor, "unipc-3", CONFIG).save_pretrained(tmp_path)
     scheduler = LearnedScheduler.from_pretrained(tmp_path)
     with torch.no_grad():
@@ -169,6 +230,7 @@ def test_the_scheduler_begins_where_a_solve_does(kind, tmp_path):
 def test_states_that_are_no_pictures_are_refused():
     noise_schedule = NOISES["vp"]
     denoiser = GaussianDenoiser(noise_schedule, 0.5, 0.3, (4, 4))
-    policy = Moved(FollowGrid(torch.tensor([1.0, 0.5, 0.1])), lambda x_T, *_: x_T[:, None])
-    with pytest.raises(TsAdaptError, match=r"samples of shape \(1, 4, 4\), as pictures, and the solve's are \(4, 4\)"):
-        integrate(denoiser, build_solver("ddim", noise_schedule), policy, torch.randn(2, 4, 4))
+    grid, x_T = FollowGrid(torch.tensor([1.0, 0.5, 0.1])), torch.randn(2, 4, 4)
+    for policy in (Moved(grid, lambda x_T, *_: x_T[:, None]), Added(grid, x_T[:, None])):
+        with pytest.raises(TsAdaptError, match=r"of shape \(1, 4, 4\), as pictures, and the solve's are \(4, 4\)"):
+            integrate(denoiser, build_solver("ddim", noise_schedule), policy, x_T)
