@@ -19,10 +19,10 @@ from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import RESIDUAL, START, Node, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.policies import Around, FollowGrid
+from ts_adapt.predictors.changes import BOUND, DILATIONS, WIDTH, Change, Moved
 from ts_adapt.predictors.encoder import Encoder
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
-from ts_adapt.predictors.changes import BOUND, DILATIONS, WIDTH, Change, Moved
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import load_predictor, save_predictor
 from ts_adapt.predictors.training import train_predictor

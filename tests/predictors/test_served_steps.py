@@ -12,10 +12,10 @@ from small_predictors import KINDS, UNGUIDED, build
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import between
 from ts_adapt.interfaces import COEFFICIENTS, HISTORY, TimeGrid, TsAdaptError
+from ts_adapt.predictors.changes import BOUND
 from ts_adapt.predictors.diagnosis import chosen, predicted, spread
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.phases import TrainOptions, batches_of, going_on
-from ts_adapt.predictors.changes import BOUND
 from ts_adapt.predictors.recursive import Recursive, shares
 from ts_adapt.predictors.store import load_predictor, nfes_of, save_predictor
 from ts_adapt.predictors.training import choose_kept, train_predictor

@@ -135,7 +135,7 @@ class Experiment:
         return [*PREDICTED, *([GUIDANCE.name] if self.guides else [])] if wanted is None else wanted
 
     def predicted_by(self, kind: str) -> list[str]:
-        """What predictors of `kind` learn beside the times: by default, where states are pictures, their changes too."""
+        """What predictors of `kind` learn beside the times: by default their changes too, where states are pictures."""
         corrections, train = self.predicted_corrections, self.config.train
         if train.corrections is not None or train.loss == "labels" or self.seen_shape != self.shape:
             return corrections

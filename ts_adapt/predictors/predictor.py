@@ -42,8 +42,8 @@ from ts_adapt.interfaces import (
     TsAdaptWarning,
 )
 from ts_adapt.numerics import scale
-from ts_adapt.predictors.encoder import Encoder, shorten_gradient
 from ts_adapt.predictors.changes import Change, Moved
+from ts_adapt.predictors.encoder import Encoder, shorten_gradient
 
 Static = Tensor | TimeGrid
 OUTSIDE = 1
