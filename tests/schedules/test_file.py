@@ -14,7 +14,7 @@ from noise_schedules import NOISES
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
-from ts_adapt.schedules.file import ABOUT, MAX_BYTES, LearnedGrid, of_another_guidance, of_other_guidance, other_scales
+from ts_adapt.schedules.file import ABOUT, MAX_BYTES, LearnedGrid, guidance_remarks, other_scales, scale_remark
 
 TABLE = BetaTable.from_config({})
 ZERO_SNR = BetaTable.from_config({"rescale_betas_zero_snr": True})
@@ -149,12 +149,12 @@ def test_a_scale_counts_where_it_guides_and_is_compared_with_its_like() -> None:
     }
     assert other_scales({"guidance_scale": 5.0, "guidance_scale_2": 3.0}) == {"guidance_scale_2": 3.0}
     about = {"guidance_scale": 3.5, "other_scales": {"true_cfg_scale": 1.0, "guidance_scale_2": 3.0}}
-    assert of_other_guidance(about, 3.5, {"true_cfg_scale": 2.0}) == []
-    (said,) = of_other_guidance(about, 3.5, {"true_cfg_scale": 4.0, "guidance_scale_2": 2.0})
+    assert guidance_remarks(about, 3.5, {"true_cfg_scale": 2.0}) == []
+    (said,) = guidance_remarks(about, 3.5, {"true_cfg_scale": 4.0, "guidance_scale_2": 2.0})
     assert "found under true_cfg_scale 1, and these samples are guided by 4" in said
-    assert len(of_other_guidance(about, 9.0, {"guidance_scale_2": 9.0})) == 2
+    assert len(guidance_remarks(about, 9.0, {"guidance_scale_2": 9.0})) == 2
     for known in ({}, {"other_scales": None}, {"other_scales": [4]}, {"other_scales": {"true_cfg_scale": "high"}}):
-        assert of_other_guidance(known, 3.5, {"true_cfg_scale": 9.0}) == []
+        assert guidance_remarks(known, 3.5, {"true_cfg_scale": 9.0}) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"14.6, 0", b"[]", b"null", b"[" * 100_000, b"\x00" * 100])
@@ -178,8 +178,8 @@ def test_a_foreign_file_is_one_sentence_that_names_it(tmp_path: Path, content: b
     ],
 )
 def test_a_schedule_holds_about_its_scale_of_guidance_and_within_its_range(then: Any, holds: Any, not_so: Any) -> None:
-    assert [now for now in holds if of_another_guidance(then, now)] == []
-    assert [now for now in not_so if not of_another_guidance(then, now)] == []
+    assert [now for now in holds if scale_remark("guidance_scale", then, now)] == []
+    assert [now for now in not_so if not scale_remark("guidance_scale", then, now)] == []
 
 
 def test_an_absurdly_long_grid_is_refused(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.predictor import served
 from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, nfes_of
 from ts_adapt.remedies import command
-from ts_adapt.schedules.file import LearnedGrid, check_about, of_another_size, of_other_guidance
+from ts_adapt.schedules.file import LearnedGrid, check_about, guidance_remarks, size_remark
 from ts_adapt.schedules.name import SHARED_NAMES, parse
 from ts_adapt.schedules.resolve import Found, Predicted, check_steps, predicted
 from ts_adapt.search.labels import LabelStore, start_entries
@@ -250,9 +250,9 @@ class Session(Experiment):
         """
         check_about(about, name)
         if (then := about.get("shape")) and tuple(then) != tuple(self.shape):
-            warnings.warn(f"of {name}: {of_another_size(then, self.shape)}", TsAdaptWarning, stacklevel=2)
+            warnings.warn(f"of {name}: {size_remark(then, self.shape)}", TsAdaptWarning, stacklevel=2)
         by = self.guidance_scale if scale is None else scale
-        for said in of_other_guidance(about, by, self.denoiser.other_scales):
+        for said in guidance_remarks(about, by, self.denoiser.other_scales):
             warnings.warn(f"of {name}: {said}", TsAdaptWarning, stacklevel=2)
 
 

@@ -29,7 +29,7 @@ from ts_adapt.interfaces import StepAware, TsAdaptWarning
 from ts_adapt.schedulers.run import Run, Shown
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedulers.view import view_of
-from ts_adapt.schedules.file import of_another_guidance
+from ts_adapt.schedules.file import scale_remark
 
 DIVISORS = (1, 1000, -1000)
 """How pipelines tell it: t, t / 1000, 1 - t / 1000."""
@@ -108,7 +108,7 @@ class TimeHook:
     def _compare_guidance(self, run: Run) -> None:
         """Warn, once in a run, where the pipeline guides by another scale than the schedule holds for."""
         then, run.learned_under = run.learned_under, None
-        if said := of_another_guidance(then, getattr(self.pipe, "guidance_scale", None)):
+        if said := scale_remark("guidance_scale", then, getattr(self.pipe, "guidance_scale", None)):
             warnings.warn(said, TsAdaptWarning, stacklevel=2)
 
     def _as_told(self, tau: Tensor, timestep: Any, divisor: int) -> Tensor:

@@ -51,7 +51,7 @@ from ts_adapt.numerics import scale
 from ts_adapt.sampling import advance
 from ts_adapt.schedulers.plan import Plan
 from ts_adapt.schedulers.view import View
-from ts_adapt.schedules.file import of_another_size
+from ts_adapt.schedules.file import size_remark
 from ts_adapt.solvers.absorbing import absorbing
 
 _numbers = itertools.count()
@@ -379,7 +379,7 @@ class Run:
         if self.batch is None:
             self.batch, self._form = self._settle(x_t), form
             if isinstance(self.learned_at, list) and tuple(self.learned_at) != tuple(form):
-                warnings.warn(of_another_size(self.learned_at, form), TsAdaptWarning, stacklevel=4)
+                warnings.warn(size_remark(self.learned_at, form), TsAdaptWarning, stacklevel=4)
         if form != self._form:
             raise TsAdaptError(
                 f"the run began with samples of shape {tuple(self._form)} and step {self.done} has {tuple(form)}; call "

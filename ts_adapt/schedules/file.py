@@ -186,7 +186,7 @@ class LearnedGrid:
             )
 
 
-def of_another_size(then: Sequence[int], now: Sequence[int]) -> str:
+def size_remark(then: Sequence[int], now: Sequence[int]) -> str:
     """What there is to say where a schedule found for samples of the shape `then` meets some of the shape `now`."""
     return (
         f"the schedule was found for samples of shape {tuple(then)}, and these are of {tuple(now)}: pipelines of this "
@@ -203,21 +203,22 @@ def other_scales(arguments: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def of_other_guidance(about: Mapping[str, Any], scale: Any, others: Mapping[str, Any]) -> list[str]:
-    """`of_another_guidance` for each scale that is known in `about`; samples are guided by `scale` and `others`."""
+def guidance_remarks(about: Mapping[str, Any], scale: Any, others: Mapping[str, Any]) -> list[str]:
+    """What there is to say where a schedule meets samples under another guidance: `scale_remark` of each scale that is
+    known in `about`, of samples that are guided by `scale` and `others`."""
     more = about.get("other_scales")
     then = {"guidance_scale": about.get("guidance_scale"), **(more if isinstance(more, Mapping) else {})}
     now = {"guidance_scale": scale, **others}
-    found = [of_another_guidance(known, now.get(name), name) for name, known in then.items()]
+    found = [scale_remark(name, known, now.get(name)) for name, known in then.items()]
     return [said for said in found if said]
 
 
-def of_another_guidance(then: Any, now: Any, name: str = "guidance_scale") -> str | None:
-    """The same of one found under the guidance scale `then`, where samples are guided by `now`; nothing if it holds.
+def scale_remark(name: str, then: Any, now: Any) -> str | None:
+    """The same of one scale, the argument `name` of a call: found under `then`, where samples are guided by `now`;
+    nothing if it holds.
 
-    Both are of the argument `name` of a call. Either is a number, or the two ends of a range; anything else is not
-    known. Found for a range, it holds within that. Scales below 1, which most pipelines have for none, count as 1, but
-    for a range that has some.
+    Either is a number, or the two ends of a range; anything else is not known. Found for a range, it holds within that.
+    Scales below 1, which most pipelines have for none, count as 1, but for a range that has some.
     """
     learned, called = ends_of(then), ends_of(now)
     if learned is None or called is None:
