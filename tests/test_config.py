@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, get_args, get_origin
+from dataclasses import asdict, fields
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 
-from ts_adapt.config import Config
+from ts_adapt.config import USED, Config, other_options
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.options import Between, hints_of
 from ts_adapt.storage.files import differing
@@ -77,3 +78,74 @@ def test_what_was_trained_before_there_was_dropout_is_that_without() -> None:
     dropped = with_option("train.dropout", 0.25).made_with("recursive")
     assert differing(made, dropped) == ["train.dropout (None, now 0.25)"]
     assert differing(dropped, Config().made_with("recursive")) == ["train.dropout (0.25, now None)"]
+
+
+def chosen(group: str, value: str) -> Config:
+    return with_option(f"{group}.{USED[group][0]}", value)
+
+
+CHOICES = [
+    (group, result, value)
+    for group, result in (("static", "static"), ("train", "recursive"))
+    for value in get_args(hints_of(Config)[f"{group}.{USED[group][0]}"])
+]
+
+
+@pytest.mark.parametrize(("group", "result", "value"), CHOICES)
+def test_what_a_method_does_not_use_is_not_recorded_and_what_was_kept_of_it_counts_for_nothing(
+    group: str, result: str, value: str
+) -> None:
+    made = chosen(group, value).made_with(result)
+    unused = {name for name, under in USED[group][1].items() if value not in under}
+    assert not unused & made[group].keys()
+    assert {name for name in USED[group][1] if name not in unused} <= made[group].keys()
+    kept = {**made, group: {**made[group], **dict.fromkeys(unused, 7)}}
+    assert other_options(kept, made, made) == []
+    one = next(name for name in USED[group][1] if name not in unused)
+    assert other_options({**made, group: {**made[group], one: 7}}, made, made) == [
+        f"{group}.{one} (7, now {made[group][one]})"
+    ]
+
+
+def test_every_option_that_only_some_methods_use_is_there() -> None:
+    for group, (chooser, under) in USED.items():
+        assert {chooser, *under} <= {option.name for option in fields(getattr(Config(), group))}
+        assert {value for values in under.values() for value in values} <= {
+            value for of, _, value in CHOICES if of == group
+        }
+
+
+def test_of_another_method_the_method_is_named_and_none_of_the_options_of_one_alone() -> None:
+    kept, made = (chosen("static", method).made_with("static") for method in ("lbfgs", "adam"))
+    assert other_options(kept, made, made) == ["static.method (lbfgs, now adam)"]
+
+
+@pytest.mark.parametrize(
+    ("result", "option", "other", "counts"),
+    [
+        ("per-sample", "per_sample.candidates", 9, False),
+        ("per-sample", "per_sample.iterations", 9, True),
+        ("recursive", "derivative_width", 0.1, False),
+        ("static", "derivative_width", 0.1, False),
+    ],
+)
+def test_an_option_that_another_makes_idle_is_not_recorded(result: str, option: str, other: Any, counts: bool) -> None:
+    def made(**changed: Any) -> dict[str, Any]:
+        config = with_option(option, changed[option]) if changed else Config()
+        config.per_sample.random_starts, config.derivative = 0, "exact"
+        return config.made_with(result)
+
+    assert (made(**{option: other}) != made()) == counts
+
+
+def test_what_an_option_leaves_open_is_recorded_as_it_was_used() -> None:
+    static, train = Config(static_samples=40).made_with("static"), Config().made_with("recursive")
+    assert (static["static_validation"], Config().made_with("static")["static_validation"]) == (40, 128)
+    assert train["train"]["validation"] == Config().train.validating
+    given = Config(static_samples=40, static_validation=12).made_with("static")
+    asked = asdict(Config(static_samples=40))
+    kept = {**static, "static_validation": asked["static_validation"]}
+    assert other_options(kept, static, static) == []
+    assert other_options(kept, given, static) == ["static_validation (40, now 12)"]
+    kept = {**train, "train": {**train["train"], "validation": None}}
+    assert other_options(kept, train, train) == []

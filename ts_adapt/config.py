@@ -6,6 +6,7 @@ Every option has a default, so a config names what differs.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,12 +39,56 @@ from ts_adapt.search.objective import AUTO
 from ts_adapt.search.optimized import OptimizedOptions
 from ts_adapt.search.per_sample import PerSampleOptions
 from ts_adapt.search.static import BY_GRADIENT, StaticOptions
+from ts_adapt.storage.files import differing
 from ts_adapt.storage.layout import Workspace
 from ts_adapt.teacher.manifest import MAX_SHARD
 
 MOST_VALIDATION = 128
 """Samples that validate a static grid where nothing else is said, at most."""
-DERIVATIVE = ["derivative", "derivative_width"]
+STEPWISE = ("auto", "adam", "smoothed")
+USED: dict[str, tuple[str, dict[str, Sequence[str]]]] = {
+    "static": (
+        "method",
+        {
+            "iterations": (*STEPWISE, "lbfgs"), "batch_size": (*STEPWISE, "lbfgs"), "starts": ("lbfgs",),
+            "tolerance": ("lbfgs",), "evaluations": ("auto", "forward"), "spread": ("auto", "forward"),
+            "lr": STEPWISE, "ema": STEPWISE, "validate_every": STEPWISE, "smoothing": ("smoothed",),
+            "clip": ("auto", "adam"), "soft_teacher": ("adam",), "seed": (*STEPWISE, "forward"),
+        },
+    ),
+    "train": (
+        "loss",
+        {
+            "epochs": ("end_to_end", "both"), "lr": ("end_to_end", "both"), "label_epochs": ("labels", "both"),
+            "label_lr": ("labels", "both"), "validate_every": ("labels", "both"),
+        },
+    ),
+}  # fmt: skip
+"""Of a group of options the one that chooses, and the values of it under which others are used; the rest always is."""
+OPEN = ("static_validation", "validation", "corrections")
+"""What is recorded as it was used, where the option itself may be None."""
+
+
+def used(group: str, options: Mapping[str, Any], chosen: Any) -> dict[str, Any]:
+    """The `options` of a `group` that are used where the one that chooses is `chosen`."""
+    under = USED[group][1]
+    return {name: value for name, value in options.items() if name not in under or chosen in under[name]}
+
+
+def other_options(kept: Mapping[str, Any], now: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    """What of `now`, a record of `Config.made_with`, is another in one that was `kept`, as `differing` says it.
+
+    usual  such a record where options are left open that may be: what a None stands for that was kept of them
+    """
+
+    def filled(record: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+        return {**record, **{name: usual[name] for name in OPEN if name in usual and record.get(name, 0) is None}}
+
+    before, after = filled(kept, usual), dict(now)
+    for group, (chooser, _) in USED.items():
+        if isinstance(former := before.get(group), Mapping) and group in after:
+            before[group], after[group] = filled(former, usual[group]), used(group, now[group], former.get(chooser))
+    return differing(before, after)
 
 
 @dataclass
@@ -229,21 +274,28 @@ class Config:
         given = self.static_validation
         return min(self.static_samples, MOST_VALIDATION) if given is None else given
 
+    @property
+    def derivative_options(self) -> list[str]:
+        """The names of the options that the derivative in time depends on."""
+        return ["derivative"] if self.derivative == "exact" else ["derivative", "derivative_width"]
+
     def made_with(self, result: str) -> dict[str, Any]:
         """The options that `result` depends on beside teacher, distance and static grid, nested as in the YAML file.
+
+        Those that its method uses, and what was used where an option leaves it open.
 
         result  static (with corrections or without), per-sample, blackbox, dmn, gits, oss, klub, one-shot or recursive
         """
         if result.startswith("static"):
             options = ["static_samples", "static_validation", "rescale_published", "static"]
-            options += DERIVATIVE if self.static.method in BY_GRADIENT else []
+            options += self.derivative_options if self.static.method in BY_GRADIENT else []
         elif result == "blackbox":
             options = ["static_samples", "static_validation", "rescale_published", "blackbox"]
         elif result == "per-sample":
-            options = ["label_batch", "per_sample", *DERIVATIVE]
+            options = ["label_batch", "per_sample", *self.derivative_options]
         elif result in PREDICTOR_NAMES:
             options = ["train"]
-            options += DERIVATIVE if self.train.loss != "labels" else []
+            options += self.derivative_options if self.train.loss != "labels" else []
             options += ["label_samples"] if self.train.loss != "end_to_end" else []
         else:
             options = [] if result == "dmn" else ["optimized"]
@@ -253,7 +305,16 @@ class Config:
             options += ["calibration"] if quantizing is not None and quantizing.needs_calls else []
             options += ["qat"] if quantizing is not None and quantizing.method.needs_training else []
         found = {name: value for name, value in asdict(self).items() if name in options}
-        found |= {"train": self.train.record} if "train" in found else {}
+        if "static_validation" in found:
+            found["static_validation"] = self.static_validating
+        if "train" in found:
+            found["train"] = {**self.train.record, "validation": self.train.validating}
+        for group, (chooser, _) in USED.items():
+            if group in found:
+                found[group] = used(group, found[group], found[group][chooser])
+        if not self.per_sample.random_starts:
+            for option in ("candidates", "spread", "seed"):
+                found.get("per_sample", {}).pop(option, None)
         found.get("blackbox", {}).pop("storage", None)
         found.get("qat", {}).pop("checkpoint_every", None)
         for group in ("static", "per_sample"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from small_job import LABEL, Job
+from small_job import LABEL, Job, edit
 from ts_adapt.schedules.file import LearnedGrid
 
 
@@ -125,3 +125,30 @@ def test_blackbox_is_searched_anew_by_another_sampler(job: Job, capsys) -> None:
     assert LearnedGrid.load(path).about["made_with"]["blackbox"]["trials"] == 4
     assert "blackbox.seed (0, now 1)" in job.refused(capsys, *flags, "4", "--blackbox.seed", "1")
     assert job.run(*flags, "4", "--blackbox.storage", f"sqlite:///{job.folder}/other.db") == 0
+
+
+def test_options_that_a_result_does_not_depend_on_refuse_nothing(job: Job, capsys) -> None:
+    """Also where it is from a time when they were recorded, and what was left open was not."""
+    idle = {
+        "static": {"starts": 5, "tolerance": 0.5, "smoothing": 1.0},
+        "per_sample": {"candidates": 9, "spread": 0.1, "seed": 3},
+    }
+    named = [(f"--{group}.{name}", str(value)) for group, given in idle.items() for name, value in given.items()]
+    flags = [word for pair in named for word in pair]
+    as_used = ("--static_validation", "8", "--train.validation", "4", "--train.corrections", "shift,scale,history")
+    kept = json.loads(job.static.read_text())["made_with"]
+    assert kept["static_validation"] == 8 and not idle["static"].keys() & kept["static"].keys()
+    made = json.loads((job.predictor / "config.json").read_text())["made_with"]
+    assert (made["train"]["validation"], made["train"]["corrections"]) == (4, ["shift", "scale", "history"])
+    assert not {"starts", "label_samples"} & made["train"].keys() and "label_epochs" in made["train"]
+    for command in (("search",), LABEL, ("train",)):
+        before = job.content()
+        assert job.run(*command, *flags, *as_used) == 0 and job.content() == before
+    made["train"] |= {"validation": None, "corrections": None}
+    edit(job.predictor / "config.json", made_with=made)
+    edit(job.static, made_with={**kept, "static_validation": None, "static": {**kept["static"], **idle["static"]}})
+    for command in (("search",), ("train",)):
+        before = job.content()
+        assert job.run(*command, *as_used) == 0 and job.content() == before
+    assert "static_validation (8, now 7)" in job.refused(capsys, "search", "--static_validation", "7")
+    assert "train.corrections" in job.refused(capsys, "train", "--train.corrections", "shift")

@@ -35,7 +35,7 @@ def label_options(config: Config) -> dict[str, Any]:
     """What the spec of labels says of the options that they are searched with."""
     spec = {
         "batch": config.label_batch, "options": config.made_with("per-sample")["per_sample"],
-        "derivative": [config.derivative, config.derivative_width],
+        "derivative": [getattr(config, name) for name in config.derivative_options],
     }  # fmt: skip
     return spec | ({"student": student_options(config)} if config.student.name else {})
 

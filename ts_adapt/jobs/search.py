@@ -124,11 +124,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
         return
     onwards = called != method and method in session.shared_names(name, nfe)
     starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
-    searched = config.static.record, config.derivative, config.derivative_width
-    pleased = [config.caption] if config.static.caption else []
-    key = fingerprint(
-        store.hash, session.distance, len(train), len(validation), *searched, *pleased, *student_options(config)
-    )
+    key = fingerprint(store.hash, session.distance, session.made_with(called))
     journal = Journal(session.workspace.journal(called, name, nfe), key)
     with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
         result = search_static(
@@ -269,7 +265,7 @@ def keep_shared(
         said += "; "
     with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
         writer.add_figure("schedule", plot_schedules(drawn, session.noise_schedule, f"{name}, NFE {nfe}"))
-    LearnedGrid(grid, name, nfe, {**about, "made_with": config.made_with(called), "measured": measured}).save(
+    LearnedGrid(grid, name, nfe, {**about, "made_with": session.made_with(called), "measured": measured}).save(
         path, session.noise_schedule
     )
     print(f"{said}{path}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt import distributed, dual_encoders
-from ts_adapt.config import Config
+from ts_adapt.config import Config, other_options
 from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.comparison import share_of_wins
 from ts_adapt.grids.corrections import CORRECTIONS, corrected
@@ -33,7 +34,7 @@ from ts_adapt.schedules.name import SHARED_NAMES, parse
 from ts_adapt.schedules.resolve import Found, Predicted, check_steps, predicted
 from ts_adapt.search.labels import LabelStore, start_entries
 from ts_adapt.search.work import Work
-from ts_adapt.storage.files import differing, read_json
+from ts_adapt.storage.files import read_json
 from ts_adapt.storage.layout import ALL, CONFIG, LABELS
 
 
@@ -95,6 +96,14 @@ class Session(Experiment):
                     f"replace it by {remedy}, or choose another `name`"
                 )
 
+    def made_with(self, result: str) -> dict[str, Any]:
+        """`Config.made_with`, with the corrections that a predictor learns, which the model decides where none are
+        named."""
+        made = self.config.made_with(result)
+        if "train" in made:
+            made["train"]["corrections"] = self.predicted_corrections
+        return made
+
     def check_options(self, path: Path, made_with: Any, result: str, *, strict: bool) -> None:
         """Say on stderr, once, that `result` in `path` was made with other options than the config's.
 
@@ -105,7 +114,9 @@ class Session(Experiment):
             raise TsAdaptError(f"{path} has no 'made_with'; it is damaged, replace it with --redo")
         if path in self._warned and not strict:
             return
-        others = differing(made_with, self.config.made_with(result))
+        left_open = replace(self.config.train, validation=None, corrections=None)
+        usual = self.changed(static_validation=None, train=left_open).made_with(result)
+        others = other_options(made_with, self.made_with(result), usual)
         if not others:
             return
         sentence = f"{path} was made with another {', '.join(others)}"

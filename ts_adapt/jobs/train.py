@@ -131,7 +131,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
         "model": config.model.name, **session.guided_by, "teacher": store.hash, "solver": name, "nfe": served,
         "distance": session.distance, "seed": config.train.seed, "base": base,
         "labels": None if labels is None else _labels_hashes(session, name, served),
-        "made_with": config.made_with(kind),
+        "made_with": session.made_with(kind),
         "measured": {
             "static": result.static, "learned": result.learned, "epochs": result.epochs, "gain": result.gain,
             "agreement": None if result.agreement is None else asdict(result.agreement),

@@ -45,7 +45,7 @@ class LabelStore:
             raise TsAdaptError(f"{folder / LABELS} holds no labels' spec; remove {folder} and search again")
         if kept:
             cls(folder, kept).compare(store.spec)
-        if differing(kept, store.spec):
+        if differing(_named(kept), _named(store.spec)):
             write_json(folder / LABELS, store.spec)
         return store
 
@@ -142,4 +142,7 @@ def _kind(part: dict[str, Tensor]) -> str:
 
 
 def _named(spec: dict[str, Any]) -> dict[str, Any]:
-    return {NAMES.get(key, key): value for key, value in spec.items()}
+    """`spec` by the names of options, without the width of a derivative that is exact."""
+    named = {NAMES.get(key, key): value for key, value in spec.items()}
+    way = named.get("derivative")
+    return {**named, "derivative": way[:1]} if isinstance(way, list) and way[:1] == ["exact"] else named
