@@ -58,14 +58,25 @@ def test_what_is_kept_between_is_chosen_without_a_training_where_it_is_missing(s
     assert config["network"]["kept"].keys() == {"4", "6"}
     edit(path, network={**config["network"], "kept": {"6": 0.3}})
     weights = (path.parent / "model.safetensors").read_bytes()
-    capsys.readouterr()
+    plan = ("learn", "--plan", "--learn", "recursive-all", "--static.corrections", "[]")
+    assert planned_for(served, capsys, *plan) == 5 * (4 + 6) * 4
     assert served.run(*train) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "not trained for" in line]
     assert len(said) == 1 and "4 steps, not trained for" in said[0]
     kept = {**config["network"]["kept"], "6": 0.3}
     assert read_json(path) == {**config, "network": {**config["network"], "kept": kept}}
     assert (path.parent / "model.safetensors").read_bytes() == weights
+    assert planned_for(served, capsys, *plan) == 0
+    assert "for unipc-2, NFE 2, 3, 5, not for" in served.refused(capsys, *plan, "--nfe", "[2, 3, 4]")
     edit(path, network=config["network"])
+
+
+def planned_for(job: Job, capsys: Any, *words: str) -> int:
+    """The evaluations of the network that a plan counts for `recursive-all`."""
+    capsys.readouterr()
+    assert job.run(*words) == 0
+    (row,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("recursive-all "))
+    return int(row[1].replace(",", "")) + int(row[2].replace(",", ""))
 
 
 def test_rows_of_both_are_told_apart(served: Job) -> None:

@@ -8,6 +8,7 @@ seconds       (per evaluation without gradient, with one), measured on a solve o
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ts_adapt.jobs.labels import label_options
 from ts_adapt.jobs.search import shared_solves
 from ts_adapt.jobs.session import Session, stays
 from ts_adapt.numerics import tensors_in
+from ts_adapt.predictors.store import load_predictor, nfes_of
 from ts_adapt.predictors.training import choosing
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.name import ORACLE, PREDICTOR, Name
@@ -59,10 +61,19 @@ def of_result(session: Session, name: Name, split: str = "test", *, redo: bool =
     for solver in config.solvers:
         missing = [nfe for nfe in config.nfe if not _is_there(session, name, split, solver, nfe, redo)]
         work += _solves(config, name, split).times(sum(missing))
-        if missing and str(name).endswith(ALL):
-            learned, each = [session.steps(solver, nfe) for nfe in missing], session.solver(solver).evaluations_per_step
+        if str(name).endswith(ALL):
+            learned = [session.steps(solver, nfe) for nfe in missing] or _left_open(session, str(name), solver)
+            each = session.solver(solver).evaluations_per_step
             work += choosing(learned, config.train.validating).times(each)
     return work
+
+
+def _left_open(session: Session, name: str, solver: str) -> Sequence[int]:
+    """The numbers of steps that the workspace's predictor was trained for, where it has yet to choose what it keeps
+    between them; else none."""
+    folder = session.workspace.predictor(name, solver, session.config.nfe[0])
+    predictor, _ = load_predictor(folder, session.noise_schedule)
+    return predictor.learned if predictor.unasked else ()
 
 
 def of_evaluation(config: Config, learned: int) -> Work:
@@ -82,6 +93,9 @@ def _is_there(session: Session, name: Name, split: str, solver: str, nfe: int, r
 
     def check() -> None:
         about = read_json(path, {}) if learned else LearnedGrid.load(path, session.noise_schedule).about
+        if learned and nfe not in (known := nfes_of(about)):
+            of = ", ".join(map(str, known))
+            session.check_fit(path.parent, about.get("solver"), of, session.steps(solver, nfe), wanted=(solver, nfe))
         session.check_options(path, about.get("made_with"), str(name), strict=True)
 
     return stays(path, check, redo)
