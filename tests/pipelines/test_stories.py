@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,14 @@ from tiny_families import family
 from ts_adapt import cli
 from ts_adapt.evaluation import comparison
 from ts_adapt.evaluation.metrics import FeatureStatistics
+from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.jobs.learn import steps_of
+from ts_adapt.jobs.search import search
 from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.teach import teach
+from ts_adapt.jobs.train import train
 from ts_adapt.pipelines.arguments import Arguments
+from ts_adapt.pipelines.denoiser import PipelineDenoiser
 from ts_adapt.sampling import integrate
 from ts_adapt.schedulers.attach import attach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
@@ -31,11 +40,13 @@ SMALL: dict[str, Any] = {
     "oracle_samples": 4, "label_batch": 4,
     "model": {"device": "cpu", "dtype": "float32"},
     "teacher": {"solver": "dpmpp-2m", "nfe": 6, "train_samples": 10, "test_samples": 6, "batch_size": 5},
-    "static": {"iterations": 2, "batch_size": 4},
+    "static": {"iterations": 2, "evaluations": 8, "batch_size": 4},
     "train": {"samples": 10, "epochs": 1, "batch_size": 5, "width": 4, "hidden": 8},
     "evaluate": {"samples": 6, "batch_size": 3, "features": "pixels", "grids": ["karras", "uniform"]},
 }  # fmt: skip
 """What is small in place of the options of a config."""
+EXPLICIT: dict[str, Any] = {"corrections": ["shift"], "method": "adam"}
+"""Options of the static search that take other times than those of a loop."""
 
 
 def overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -94,9 +105,9 @@ def tell(name: str, folder: Path) -> Story:
     story = Story(name, folder)
     session = story.session
     shared = session.static_name
-    learned = [shared, "recursive"] if session.denoiser.tells else [shared]
-    train = [("train", "--predictor", kind) for kind in learned[1:]]
-    for step in (("teach",), ("search",), *train, ("evaluate",)):
+    learned = [shared] if session.untold else [shared, "recursive"]
+    training = [("train", "--predictor", kind) for kind in learned[1:]]
+    for step in (("teach",), ("search",), *training, ("evaluate",)):
         assert story(*step) == 0, step
     table = json.loads((folder / "logs" / "story" / "results.json").read_text())
     assert {"karras", "uniform", *learned} <= {row["schedule"] for row in table["rows"]}
@@ -121,6 +132,28 @@ def between_means(first: FeatureStatistics, second: FeatureStatistics) -> float:
 
 def test_the_whole_job_on_stable_diffusion_xl(tmp_path: Path) -> None:
     tell("sdxl", tmp_path)
+
+
+def test_what_takes_other_times_is_left_out_of_a_network_that_cannot_be_told_them_and_refused_if_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PipelineDenoiser, "untold", "it has one loop for all; attach another")
+    session = Story("sdxl", tmp_path).session
+    assert [step.name for step in steps_of(session)] == ["teach", "static", "static+history", "evaluate"]
+    static = session.config.static
+    shift, adam = (session.changed(static=replace(static, **{name: value})) for name, value in EXPLICIT.items())
+    asked: list[Callable[[], Any]] = [
+        *(partial(steps_of, session.changed(learn=[name])) for name in ("recursive", "oracle", "static+shift")),
+        *(partial(search, each, "static") for each in (shift, adam)),
+        partial(search, session, "per-sample"), partial(train, session, "recursive"),
+    ]  # fmt: skip
+    for job in asked:
+        with pytest.raises(TsAdaptError, match=r"cannot be learned of .* \(it has one loop for all\); leave it"):
+            job()
+    assert not (tmp_path / "data").exists()
+    teach(session, ("train",))
+    search(session, "static")
+    assert session.shared_names(SOLVER, STEPS) == ["static", "static+history"]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extractor, read_image, taken_shape
 from ts_adapt.evaluation.moments import are_moments, read_moments
-from ts_adapt.grids.corrections import CorrectionName, corrected
+from ts_adapt.grids.corrections import TOLD, CorrectionName, corrected
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import (
     GUIDANCE,
@@ -54,6 +54,8 @@ from ts_adapt.teacher.generate import (
 )
 from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of, indices_of
 
+BY_SAMPLE = ("adam", "smoothed")
+"""The ways of the static search that give each sample of a minibatch times of its own."""
 FEW_PIXELS = 3 * 32 * 32
 IN_COLOUR = (1, 3)
 """Channels of the images that Inception takes."""
@@ -118,10 +120,26 @@ class Experiment:
         return is_guided(self.denoiser, x_T, condition)
 
     @property
+    def untold(self) -> str:
+        """Why the network can be told no times but those of its pipeline's loop; empty where it is told any."""
+        return getattr(self.denoiser, "untold", "")
+
+    def check_told(self, what: str) -> None:
+        """TsAdaptError where the network cannot be told the times that `what` takes."""
+        if self.untold:
+            raise TsAdaptError(
+                f"{what} cannot be learned of {self.config.model.name!r}, whose network is told the times of its loop "
+                f"alone ({self.untold.partition(';')[0]}); leave it out, and learn a grid that all samples share"
+            )
+
+    @property
     def static_corrections(self) -> list[CorrectionName]:
         """What the shared grid learns beside the times."""
         options = self.config.static
-        return options.corrected(options.corrections is None and self.guides)
+        if options.corrections is not None:
+            return options.corrections
+        usual = options.corrected(self.guides)
+        return [name for name in usual if not (self.untold and name in TOLD)]
 
     @property
     def static_name(self) -> str:
@@ -194,6 +212,10 @@ class Experiment:
                 "none + w (condition - none); set option guidance, or in a pipeline the scale that its call takes, "
                 "above 1, or leave it out of them"
             )
+        taking = [f"the correction {name}" for name in TOLD if name in own]
+        taking += [f"static.method {config.static.method}"] if config.static.method in BY_SAMPLE else []
+        for what in taking:
+            self.check_told(what)
         if isinstance(config.guidance, list) and self.denoiser.loop is not None and "scales" not in self._said:
             self._check_scales(*config.guidance)
             self._said.add("scales")

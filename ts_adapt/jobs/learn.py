@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ts_adapt.config import Config
 from ts_adapt.evaluation.records import STATIC
+from ts_adapt.grids.corrections import TOLD
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import plan
 from ts_adapt.jobs.evaluate import evaluate
@@ -75,7 +76,7 @@ def learn(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
         left, made = left - step.work.seconds(), made + step.work.seconds()
     kept, report = write_config(config, session.workspace.config), session.workspace.evaluation / REPORT
     print(f"[{time.monotonic() - began:.0f} s] done\n\nThe report is {report}. To go on with what was learned here:")
-    learned = wanted(config, session.static_name, session.base)
+    learned = wanted(config, session.static_name, session.base, not session.untold)
     print("\n".join(next_commands(learned, kept, for_diffusers=is_for_diffusers(session))))
     return report
 
@@ -100,13 +101,17 @@ def show_plan(config: Config, *, redo: bool = False) -> None:
 
 def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
     """The jobs of a config, in order; TsAdaptError for what one of them would refuse after the work of others."""
-    config, names = session.config, wanted(session.config, session.static_name, session.base)
+    config = session.config
+    names = wanted(config, session.static_name, session.base, not session.untold)
     predicts = any(name.kind == PREDICTOR for name in names)
     asked = [config.train.caption if predicts else 0.0]
     asked += [config.static.caption for name in names if name.base == STATIC]
     session.check(scores=True, caption=max(asked))
     listed(session)
     check_counts(config, names)
+    for name in names:
+        if name.kind != SHARED or {*TOLD} & {*name.corrections}:
+            session.check_told(str(name))
     if predicts:
         check_predicted(session)
     taught = f"{config.teacher.nfe}-step solves, for learning and for the test"
@@ -140,13 +145,15 @@ def _steps(session: Session, name: Name, redo: bool) -> list[Step]:
     return [Step(str(name), said, partial(search, own, method, split, redo=redo), work)]
 
 
-def wanted(config: Config, static: str, base: str) -> list[Name]:
+def wanted(config: Config, static: str, base: str, told: bool = True) -> list[Name]:
     """What the config's `learn` names, each once: the static grid that the others begin at, then whatever is one grid
     for all samples, as grids of samples begin at such a one with their corrections where there is one.
 
     static  what the config's shared grid is called, and `base` that which its predictors begin at
+    told    whether the network can be told the times of a predictor, which is made then where nothing else is said
     """
-    asked = [STATIC, static, "recursive"] if config.learn is None else config.learn
+    usual = [STATIC, static, *(["recursive"] if told else [])]
+    asked = usual if config.learn is None else config.learn
     names = sorted(dict.fromkeys(map(parse, asked)), key=lambda name: name.kind != SHARED)
     onwards = any(name.kind != SHARED or name.corrections for name in names)
     begun = [base] if any(name.kind == PREDICTOR for name in names) else []

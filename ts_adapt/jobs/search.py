@@ -38,7 +38,7 @@ from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.optimized import METHODS as OPTIMIZED
 from ts_adapt.search.optimized import search_optimized
-from ts_adapt.search.static import best_start, search_static
+from ts_adapt.search.static import FEW, best_start, search_static
 from ts_adapt.search.work import Work
 from ts_adapt.search.workers import open_study
 from ts_adapt.storage.files import make_folder
@@ -61,6 +61,8 @@ def search(session: Session, method: str, split: str = "train", *, redo: bool = 
             search(session.changed(static=replace(config.static, corrections=corrections)), method, split, redo=redo)
         return
     session.check(caption=config.static.caption if method == "static" else 0.0)
+    if method == "per-sample":
+        session.check_told("a grid for each sample")
     with cheaper_network(session, config.student.cacher, config.student.quantizer):
         if method == "per-sample" or (method == "static" and config.static.method in ("lbfgs", "adam")):
             check_gradients(session)
@@ -126,9 +128,12 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
     key = fingerprint(store.hash, session.distance, session.made_with(called))
     journal = Journal(session.workspace.journal(called, name, nfe), key)
+    options = config.static
+    if session.untold and options.method == "auto":  # what it does where no derivative leads on: it tells samples alike
+        options, train = replace(options, method="forward"), train.rows(slice(0, FEW))
     with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
         result = search_static(
-            objective, train, validation, starts, config.static,
+            objective, train, validation, starts, options,
             means=means if starts.keys() == fixed.keys() else None,
             journal=journal, real=session.real_images if config.static.distribution else None,
             captions=session.captions if config.static.caption else None,

@@ -52,9 +52,10 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
 
 
 def check_predicted(session: Session) -> None:
-    """TsAdaptError where the change of a start is to be learned, and states are no pictures, and where predictors are
-    to know the scale of guidance, and are not told."""
+    """TsAdaptError where each sample's times cannot be told, where changes of pictures are to be learned and states are
+    none, and where predictors are to know the scale of guidance, and are not told."""
     config = session.config
+    session.check_told("a predictor")
     pictures = [name for name in config.train.corrections or () if name in (START.name, RESIDUAL.name)]
     if pictures and session.seen_shape != session.shape:
         raise TsAdaptError(

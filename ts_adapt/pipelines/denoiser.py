@@ -85,6 +85,8 @@ class PipelineDenoiser(Denoiser):
     prediction: str
     guides = True
     """Where the pipeline does, which its first step shows (`schedulers.run`)."""
+    untold = ""
+    """Why the network can be told no times but its loop's; empty: it is told any, of each sample and of its own."""
 
     def __init__(self, pipe: Any, call: Mapping[str, Any] | None = None) -> None:
         name = type(pipe).__name__
@@ -112,7 +114,6 @@ class PipelineDenoiser(Denoiser):
         self._encoders = [module for key, module in _modules(self.pipe).items() if key.startswith(ENCODERS)]
         self._encoded, self._recorded, self._ending = Encoded(), Recorded(), Ending(self.pipe)
         self._solver = build_solver("ddim", self.noise_schedule)
-        self.tells, self._cannot_tell = True, ""
         self._draws = self._draws_freely = True
         self._kinds = Kinds()
         self._form: Form | None = None
@@ -121,7 +122,7 @@ class PipelineDenoiser(Denoiser):
                 self._student, self._hook = self._attached()
                 self.shape = self._probe()
             except TsAdaptError as error:
-                self.tells, self._cannot_tell = False, str(error)
+                self.untold = str(error)
                 self._student, self._hook = self._attached()
                 self.shape = self._probe()
         except BaseException:
@@ -229,8 +230,8 @@ class PipelineDenoiser(Denoiser):
 
     def shown(self, x: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
         """What a policy is shown of `x`, without a run of the network; TsAdaptError where it is shown nothing."""
-        if not self.tells:
-            raise TsAdaptError(self._cannot_tell)
+        if self.untold:
+            raise TsAdaptError(self.untold)
         if self.alone and len(x) > 1:
             each = [self.shown(x[row], condition_rows(condition, row)) for row in _single(x)]
             told = {key: torch.cat([of[key] for _, of in each]) for key in each[0][1]}
@@ -327,12 +328,11 @@ class PipelineDenoiser(Denoiser):
         return made
 
     def _plan(self, policy: Any, batch: int) -> Plan:
-        if not (self.tells or _shared(policy)):
-            raise TsAdaptError(self._cannot_tell)
-        nominal = policy.nominal.detach() if self.tells else policy.nominal
-        return Plan(
-            nominal.cpu(), lambda begin: policy, own_times=self.tells, told=self.tells, rows=batch, grid=_known(policy)
-        )  # fmt: skip
+        told = not self.untold
+        if not (told or _shared(policy)):
+            raise TsAdaptError(self.untold)
+        nominal = policy.nominal.detach() if told else policy.nominal
+        return Plan(nominal.cpu(), lambda begin: policy, own_times=told, told=told, rows=batch, grid=_known(policy))
 
     def _called(
         self, around: Around | None, checkpoint: bool, network: nn.Module, forward: Any, arguments: dict[str, Any]
@@ -353,7 +353,7 @@ class PipelineDenoiser(Denoiser):
         def call(told: Tensor) -> Tensor:
             if around is None:
                 return evaluate(told)
-            if not self.tells or told.ndim != 1:
+            if self.untold or told.ndim != 1:
                 return around(evaluate, told, None)
             begin = self._begins_at
             return around(lambda t: evaluate(t + begin), told - begin, self._hook.divisor)
@@ -366,7 +366,7 @@ class PipelineDenoiser(Denoiser):
     def _attached(self) -> tuple[StudentScheduler, TimeHook]:
         """The student on the pipeline, in place of one before, and its hook on the network."""
         student = StudentScheduler.from_grid("uniform", "ddim", self.scheduler_config)
-        if self.tells:
+        if not self.untold:
             plan = Plan.of_policy(_At(Node(0, 1, as_node_times(self.noise_schedule.t_max))), torch.zeros(2))
             student.source = Source(plans={1: replace(plan, inside=True)})
         attach(self.pipe, student)
