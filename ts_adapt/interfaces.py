@@ -151,6 +151,7 @@ class Denoiser(Protocol):
     loop            runs a whole solve, in place of the loop of `sampling.integrate`; None: it has no loop of its own
     parts           other modules that a solve depends on, by name
     alone           whether it takes one sample at a time: `sampling.integrate` solves for one after the other
+    untold          why its network can be told no times but those of its loop; empty: it can
     guides          whether a call takes `guidance_factor` `()` or `(B,)` too, which multiplies its guidance scale
     guidance_scale  what samples are guided by; None: by nothing, or it is not known
     other_scales    further scales of a pipeline's call, by the names of its arguments
@@ -172,6 +173,7 @@ class Denoiser(Protocol):
     parts: Mapping[str, nn.Module] = MappingProxyType({})
     numbered: str | None = None
     alone: bool = False
+    untold: str = ""
     guides: bool = False
     guidance_scale: float | None = None
     other_scales: Mapping[str, float] = MappingProxyType({})
@@ -306,10 +308,7 @@ class TimeGrid:
         return {field.name: value for field, value in self.held.items()}
 
     def mapped(self, change: Callable[[Tensor, int], Tensor]) -> TimeGrid:
-        """The grid of `change(value, dims)` of its times and of each correction.
-
-        `dims` is the value's number of dimensions where all samples share it.
-        """
+        """The grid of `change(value, dims)` of its times and corrections; dims are those of a value that all share."""
         held = {field: change(value, 1 + field.dims) for field, value in self.held.items()}
         return TimeGrid.of(change(self.times, 1), held)
 

@@ -119,17 +119,12 @@ class Experiment:
         _, x_T, condition = self.training_noises(1)
         return is_guided(self.denoiser, x_T, condition)
 
-    @property
-    def untold(self) -> str:
-        """Why the network can be told no times but those of its pipeline's loop; empty where it is told any."""
-        return getattr(self.denoiser, "untold", "")
-
     def check_told(self, what: str) -> None:
         """TsAdaptError where the network cannot be told the times that `what` takes."""
-        if self.untold:
+        if reason := self.denoiser.untold.partition(";")[0]:
             raise TsAdaptError(
                 f"{what} cannot be learned of {self.config.model.name!r}, whose network is told the times of its loop "
-                f"alone ({self.untold.partition(';')[0]}); leave it out, and learn a grid that all samples share"
+                f"alone ({reason}); leave it out, and learn a grid that all samples share"
             )
 
     @property
@@ -139,7 +134,7 @@ class Experiment:
         if options.corrections is not None:
             return options.corrections
         usual = options.corrected(self.guides)
-        return [name for name in usual if not (self.untold and name in TOLD)]
+        return [name for name in usual if not (self.denoiser.untold and name in TOLD)]
 
     @property
     def static_name(self) -> str:

@@ -129,7 +129,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     key = fingerprint(store.hash, session.distance, session.made_with(called))
     journal = Journal(session.workspace.journal(called, name, nfe), key)
     options = config.static
-    if session.untold and options.method == "auto":  # what it does where no derivative leads on: it tells samples alike
+    if session.denoiser.untold and options.method == "auto":  # forward solves tell all samples the same times
         options, train = replace(options, method="forward"), train.rows(slice(0, FEW))
     with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
         result = search_static(

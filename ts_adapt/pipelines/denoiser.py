@@ -85,8 +85,6 @@ class PipelineDenoiser(Denoiser):
     prediction: str
     guides = True
     """Where the pipeline does, which its first step shows (`schedulers.run`)."""
-    untold = ""
-    """Why the network can be told no times but its loop's; empty: it is told any, of each sample and of its own."""
 
     def __init__(self, pipe: Any, call: Mapping[str, Any] | None = None) -> None:
         name = type(pipe).__name__
