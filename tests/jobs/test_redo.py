@@ -135,18 +135,12 @@ def test_options_that_a_result_does_not_depend_on_refuse_nothing(job: Job, capsy
     }
     named = [(f"--{group}.{name}", str(value)) for group, given in idle.items() for name, value in given.items()]
     flags = [word for pair in named for word in pair]
-    as_used = (
-        "--static_validation",
-        "8",
-        "--train.validation",
-        "4",
-        "--train.corrections",
-        "shift,scale,history,residual",
-    )
+    learned = ["shift", "scale", "history", "residual"]
+    as_used = ("--static_validation", "8", "--train.validation", "4", "--train.corrections", ",".join(learned))
     kept = json.loads(job.static.read_text())["made_with"]
     assert kept["static_validation"] == 8 and not idle["static"].keys() & kept["static"].keys()
     made = json.loads((job.predictor / "config.json").read_text())["made_with"]
-    assert (made["train"]["validation"], made["train"]["corrections"]) == (4, ["shift", "scale", "history", "residual"])
+    assert (made["train"]["validation"], made["train"]["corrections"]) == (4, learned)
     assert not {"starts", "label_samples"} & made["train"].keys() and "label_epochs" in made["train"]
     for command in (("search",), LABEL, ("train",)):
         before = job.content()

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -124,11 +124,6 @@ class StaticOptions:
         """What is learned beside the times of a model that is guided, or not."""
         default: list[CorrectionName] = [*CORRECTED, *(["guidance"] if guides else [])]
         return default if self.corrections is None else self.corrections
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The options as what they make keeps them, where no weight of captions is none given."""
-        return {name: value for name, value in asdict(self).items() if name != "caption" or value}
 
     def solves(self, train: int, validation: int) -> Work:
         """About how many solves a search takes that does not end early, from numbers of samples; of auto, where Adam
