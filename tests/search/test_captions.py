@@ -170,7 +170,7 @@ def test_what_cannot_be_asked_is_refused(problem, tmp_path):
         train_predictor(predictor, objective, batch, batch, options, tmp_path, captions=FLAT)
 
 
-def test_without_a_weight_it_is_no_part_of_what_a_search_or_a_training_is():
+def test_without_a_weight_it_is_no_part_of_what_a_training_is():
     """So that what was begun before there was such a loss goes on."""
     assert TrainOptions().record["caption"] is None and TrainOptions(caption=0.5).record["caption"] == 0.5
 
