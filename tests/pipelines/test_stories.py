@@ -105,7 +105,7 @@ def tell(name: str, folder: Path) -> Story:
     story = Story(name, folder)
     session = story.session
     shared = session.static_name
-    learned = [shared] if session.untold else [shared, "recursive"]
+    learned = [shared] if session.denoiser.untold else [shared, "recursive"]
     training = [("train", "--predictor", kind) for kind in learned[1:]]
     for step in (("teach",), ("search",), *training, ("evaluate",)):
         assert story(*step) == 0, step

@@ -131,10 +131,7 @@ class Experiment:
     def static_corrections(self) -> list[CorrectionName]:
         """What the shared grid learns beside the times."""
         options = self.config.static
-        if options.corrections is not None:
-            return options.corrections
-        usual = options.corrected(self.guides)
-        return [name for name in usual if not (self.denoiser.untold and name in TOLD)]
+        return options.corrected(options.corrections is None and self.guides, not self.denoiser.untold)
 
     @property
     def static_name(self) -> str:

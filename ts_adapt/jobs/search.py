@@ -38,7 +38,7 @@ from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.optimized import METHODS as OPTIMIZED
 from ts_adapt.search.optimized import search_optimized
-from ts_adapt.search.static import FEW, best_start, search_static
+from ts_adapt.search.static import best_start, search_static
 from ts_adapt.search.work import Work
 from ts_adapt.search.workers import open_study
 from ts_adapt.storage.files import make_folder
@@ -128,12 +128,9 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     starts = {"static": session.static(name, nfe).grid} if onwards else fixed | _of_full(session, name, nfe)
     key = fingerprint(store.hash, session.distance, session.made_with(called))
     journal = Journal(session.workspace.journal(called, name, nfe), key)
-    options = config.static
-    if session.denoiser.untold and options.method == "auto":  # forward solves tell all samples the same times
-        options, train = replace(options, method="forward"), train.rows(slice(0, FEW))
     with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
         result = search_static(
-            objective, train, validation, starts, options,
+            objective, train, validation, starts, config.static,
             means=means if starts.keys() == fixed.keys() else None,
             journal=journal, real=session.real_images if config.static.distribution else None,
             captions=session.captions if config.static.caption else None,

@@ -13,7 +13,8 @@ may end in another mode of the data), and two halves of the samples agree on its
     forward   CMA-ES (Hansen 2016) on the mean of all samples, from forward solves alone: for what has no useful
               derivative, and for networks too large for a backward pass
     auto      adam; forward where no derivative in time agrees with differences of the objective (`search.derivative`),
-              or where adam has found nothing better than its start (the default)
+              where a pipeline tells all samples the same times, or where adam has found nothing better than its start
+              (the default)
 
 What is minimised is a mean over samples, by `target`: of L_b, of log L_b, which is the geometric mean, or of L_b capped
 at twice the median of the best start. A few samples that end in another mode of the data decide the first; the others
@@ -47,7 +48,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt.distances import Capped, Logarithm
-from ts_adapt.grids.corrections import CorrectionName
+from ts_adapt.grids.corrections import TOLD, CorrectionName
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.options import MANY, SMALL, Between, Count, Decay, Positive, Seed, Weight, check_options
@@ -120,10 +121,11 @@ class StaticOptions:
     the paired distance."""
     seed: Seed = 0
 
-    def corrected(self, guides: bool) -> list[CorrectionName]:
-        """What is learned beside the times of a model that is guided, or not."""
-        default: list[CorrectionName] = [*CORRECTED, *(["guidance"] if guides else [])]
-        return default if self.corrections is None else self.corrections
+    def corrected(self, guides: bool, told: bool = True) -> list[CorrectionName]:
+        """What is learned beside the times of a model that is guided, or not, and can be told others, or not."""
+        if self.corrections is not None:
+            return self.corrections
+        return [name for name in (*CORRECTED, *(["guidance"] if guides else [])) if told or name not in TOLD]
 
     def solves(self, train: int, validation: int) -> Work:
         """About how many solves a search takes that does not end early, from numbers of samples; of auto, where Adam
@@ -262,11 +264,12 @@ def search_static(
     learned = options.corrections
     if learned is None:
         first = train.rows(slice(0, 1))
-        learned = options.corrected(is_guided(objective.denoiser, first.x_T, first.condition))
+        guided = is_guided(objective.denoiser, first.x_T, first.condition)
+        learned = options.corrected(guided, not objective.denoiser.untold)
     space = GridSpace(noise_schedule, steps, learned, objective.solver.order)
     journal = Journal() if journal is None or options.soft_teacher or options.distribution else journal
     agreement = None
-    if options.method in BY_GRADIENT:
+    if options.method in BY_GRADIENT and not objective.denoiser.untold:
         taken, agreement = trusted(paired, steps, train, options.batch_size, journal.recall)
         objective = replace(taken, distance=objective.distance) if options.distribution else taken
     track = _Track(objective, validation, space, starts[start], means[start], journal, on_step)
@@ -281,7 +284,7 @@ def search_static(
 
     finite = [name for name in sorted(starts, key=means.__getitem__) if math.isfinite(means[name])]
     if options.method == "auto":
-        if agreement is None or agreement.leads_down:
+        if not objective.denoiser.untold and (agreement is None or agreement.leads_down):
             descend("adam", start, starts[start])
         if track.distance >= means[start]:
             descend("forward", start, starts[start], train.rows(slice(0, FEW)))
