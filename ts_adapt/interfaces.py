@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -297,7 +298,7 @@ class TimeGrid:
         own += [value for field, value in self.held.items() if value.ndim > 1 + field.dims]
         return len(own[0]) if own else None
 
-    @property
+    @cached_property
     def held(self) -> dict[Field, Tensor]:
         """The corrections that the grid has, by field."""
         return _held(self.model_times, self.output_scale, self.coefficients, self.others)
@@ -318,9 +319,9 @@ class TimeGrid:
 
     def node(self, index: int) -> Node:
         """The place of the `index`-th evaluation; index N is the end, where nothing is evaluated."""
-        places = ((kept, value, index - kept.ends) for kept, value in self.held.items())
-        held = {kept: value.select(-1 - kept.dims, place) for kept, value, place in places if 0 <= place < self.steps}
-        return Node.of(index, self.steps, self.times[..., index], held)
+        steps, places = self.steps, ((kept, value, index - kept.ends) for kept, value in self.held.items())
+        found = {kept: value.select(-1 - kept.dims, place) for kept, value, place in places if 0 <= place < steps}
+        return Node.of(index, steps, self.times[..., index], found)
 
 
 @dataclass(frozen=True)
@@ -346,9 +347,9 @@ class Node:
     @classmethod
     def of(cls, index: int, steps: int, t: Tensor, held: Mapping[Field, Tensor]) -> Node:
         """The node at `t` with the corrections `held`; see `held`."""
-        return cls(index, steps, t, *_own_and_others(held))
+        return cls(index, steps, t, *_own_and_others(held)) if held else cls(index, steps, t)
 
-    @property
+    @cached_property
     def held(self) -> dict[Field, Tensor]:
         """The corrections that the node has, by field."""
         return _held(self.model_time, self.output_scale, self.coefficients, self.others)
@@ -357,8 +358,8 @@ class Node:
 def _held(
     model: Tensor | None, output: Tensor | None, coefficients: Tensor | None, others: Mapping[Field, Tensor]
 ) -> dict[Field, Tensor]:
-    own = {MODEL_TIMES: model, OUTPUT_SCALE: output, COEFFICIENTS: coefficients}
-    return {**{field: value for field, value in own.items() if value is not None}, **others}
+    own = ((MODEL_TIMES, model), (OUTPUT_SCALE, output), (COEFFICIENTS, coefficients))
+    return {**{field: value for field, value in own if value is not None}, **others}
 
 
 def _own_and_others(

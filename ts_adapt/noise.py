@@ -265,7 +265,7 @@ class OnGrid:
     """
 
     def __init__(self, noise_schedule: NoiseSchedule, times: Tensor) -> None:
-        self.noise_schedule = noise_schedule
+        self.noise_schedule, self.data_std = noise_schedule, noise_schedule.data_std
         places = (noise_schedule.alpha(times), noise_schedule.sigma(times), noise_schedule.log_snr(times))
         self._places = dict(zip(times.tolist(), zip(*(values.unbind() for values in places), strict=True), strict=True))
 

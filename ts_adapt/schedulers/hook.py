@@ -108,6 +108,8 @@ class TimeHook:
     def _compare_guidance(self, run: Run) -> None:
         """Warn, once in a run, where the pipeline guides by another scale than the schedule holds for."""
         then, run.learned_under = run.learned_under, None
+        if then is None:
+            return
         if said := scale_remark("guidance_scale", then, getattr(self.pipe, "guidance_scale", None)):
             warnings.warn(said, TsAdaptWarning, stacklevel=2)
 

@@ -22,10 +22,9 @@ from ts_adapt.numerics import scale
 
 def absorbing(solver: Solver, network: nn.Module | None, prediction: str | None) -> Solver:
     """`solver` for `network`, which predicts as `prediction` says; itself where there is nothing to absorb."""
-    noisy = network is not None and correction_of(network) is not None
-    if network is None or prediction is None or not (noisy and solver.needs_noise) or isinstance(solver, Absorbing):
+    if not solver.needs_noise or network is None or prediction is None or isinstance(solver, Absorbing):
         return solver
-    return Absorbing(solver, network, prediction)
+    return solver if correction_of(network) is None else Absorbing(solver, network, prediction)
 
 
 class Absorbing:
