@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
 import ts_adapt  # isort: skip
 import torch
+from torch import Tensor
 
 from ts_adapt import Batch, Objective, TimeGrid, integrate
 from ts_adapt.cli import parse
 from ts_adapt.config import Config
+from ts_adapt.evaluation.comparison import share_of_wins
+from ts_adapt.evaluation.metrics import ratio, ratio_interval
+from ts_adapt.evaluation.tables import percent
 from ts_adapt.interfaces import Solver
 from ts_adapt.jobs.session import Session
 from ts_adapt.teacher.store import TEST_START
@@ -52,16 +56,46 @@ class Experiment:
         return parser
 
     @classmethod
-    def of(cls, options: argparse.Namespace) -> Experiment:
+    def of(cls, options: argparse.Namespace, more: Sequence[str] = ()) -> Experiment:
+        """`more`: options of the config, as commands take them."""
         place = ["--data_root", options.data_root] if options.data_root else []
-        config = parse(["train", "--config", options.config, *place]).config
+        config = parse(["train", "--config", options.config, *place, *more]).config
         session = Session(config, progress=False)
         solver = session.solver(options.solver)
         return cls(config, session, solver, session.objective(solver), (options.solver, options.nfe))
 
+    def unseen(self, count: int) -> tuple[Batch, Batch]:
+        """Training samples: those that validate predictors, and `count` behind all learned from or validated on."""
+        config, known = self.config, self.config.train.samples
+        begin = max(known, config.static_samples + config.static_validating)
+        _, batch = self.session.teacher("train", begin + count)
+        return batch.rows(slice(known - config.train.validating, known)), batch.rows(slice(begin, None))
+
     def mean_distance(self, batch: Batch) -> float:
         """Along the static grid: what is to be beaten."""
         return float(self.objective.measure(self.static, batch).mean())
+
+
+def compared(
+    title: str, distances: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]]
+) -> dict[str, dict[str, float | list[float]]]:
+    """Print and return mean and median of the distances `(n,)` of each schedule, and how far the first of each pair is
+    from the second on the same samples: by mean, with its 95 % interval, by median, and the share that is nearer."""
+    found: dict[str, dict[str, float | list[float]]] = {}
+    for name, each in distances.items():
+        found[name] = {"mean": float(each.mean()), "median": float(each.median())}
+        print(f"{title}, {name}: mean {each.mean():.5f}, median {each.median():.5f}")
+    for name, against in pairs:
+        one, other = distances[name], distances[against]
+        mean, interval, median = ratio(one, other), ratio_interval(one, other), ratio([one.median()], [other.median()])
+        nearer = share_of_wins(one, other)
+        found[f"{name} / {against}"] = {"mean": mean, "interval": [*interval], "median": median, "nearer": nearer}
+        print(
+            f"{title}, {name} beside {against}: mean {percent(mean)} ({' to '.join(map(percent, interval))}), median "
+            f"{percent(median)}, nearer on {100 * nearer:.0f} % of {len(one)}",
+            flush=True,
+        )
+    return found
 
 
 def objective_on(device: str = "cpu", dtype: torch.dtype | None = None) -> Objective:

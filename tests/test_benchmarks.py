@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from small_job import Job
+from ts_adapt.interfaces import Node, TsAdaptError
+from ts_adapt.policies import StepByStep
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = {
@@ -70,3 +73,51 @@ def test_what_learning_costs_is_counted_for_every_method_and_drawn(
     validated, trained = 2 * 4 * 3, 16 * 3  # solves of three evaluations; validation looks at the spread too
     assert twice["evaluations"] - once["evaluations"] == trained + validated
     assert once["evaluations"] > static["evaluations"] + trained
+
+
+def test_steps_between_those_learned_are_compared_on_noises_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, learned = Job.begun(tmp_path), ("--nfe", "2,4")
+    training = ("--train.loss", "end_to_end")
+    job.do(
+        ["teach", "--split", "train"], ["search", *learned],
+        ["train", *learned, *training, "--predictor", "recursive-all"],
+    )  # fmt: skip
+    flags = [*job.options, "--solver", "unipc-2", "--nfe", "4", "--samples", "16", *training]
+    last = last_line("between_steps", flags, monkeypatch, capsys)
+    found = last["found"]
+    assert last["samples"] == 16 and found.keys() == {"3", "5"}
+    for compared in found.values():
+        means = {name.split(",")[0]: each["mean"] for name, each in compared.items() if " / " not in name}
+        (pair,) = (each for name, each in compared.items() if name.endswith("/ interpolated static"))
+        gained = means["recursive-all"] / means["interpolated static"] - 1
+        assert pair["mean"] == pytest.approx(gained, abs=0.02)  # of means to four places
+        assert pair["interval"][0] <= pair["mean"] <= pair["interval"][1]
+    with pytest.raises(TsAdaptError, match=r"made with another train\.samples"):
+        last_line("between_steps", [*flags, "--train.samples", "16"], monkeypatch, capsys)
+
+
+def test_the_bands_of_a_range_of_guidance_make_up_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, nfe = Job.begun(tmp_path), ("--nfe", "2")
+    model = "--model.name fashion-ddpm-class --guidance 1.5,8 --teacher.nfe 3 --teacher.train_samples 20"
+    few = "--static_samples 4 --static.method adam --derivative exact --train.samples 12 --train.loss end_to_end"
+    given = [*model.split(), *few.split(), "--static.corrections", "guidance"]
+    job.do(
+        ["teach", "--split", "train", *given], ["search", *given, *nfe],
+        ["search", *given, *nfe, "--static.corrections", "[]"], ["train", *given, *nfe],
+    )  # fmt: skip
+    flags = [*job.options, "--solver", "unipc-2", *nfe, "--samples", "8", "--bands", "3.5", *given]
+    found = last_line("guidance_range", flags, monkeypatch, capsys)["found"]
+    whole, *bands = found.values()
+    assert [*found] == ["1.5-8", "1.5-3.5", "3.5-8"]
+    assert whole["samples"] == sum(each["samples"] for each in bands) == 8
+    for name in ("static", "static+guidance", "recursive, told", "recursive, told 3.46 of all"):
+        means = [each["samples"] * each[name]["mean"] for each in bands]
+        assert whole[name]["mean"] == pytest.approx(sum(means) / 8, abs=1e-4)
+    shown = runpy.run_path(str(FOLDER / "guidance_range.py"))["Told"](StepByStep(Node(0, 1, torch.ones(())), list), 2.0)
+    assert shown.init(torch.zeros(1), {"guidance_scale": 8.0, "class_labels": 1})[1] == {
+        "guidance_scale": 2.0, "class_labels": 1,
+    }  # fmt: skip

@@ -1,0 +1,68 @@
+"""What one predictor of several numbers of steps is worth at those that it serves and was never trained for.
+
+For each of these the paired distance to the teacher, mean and median, along
+
+    the best fixed grid    chosen on the noises that validated the predictor
+    interpolated static    the grid that the static grids of the learned numbers make there (`grids.parametric`)
+    recursive-all          with the share k of its corrections that its validation noises chose (`predictors.predictor`)
+
+and how far each is from the others on the same noises: training noises behind all that were learned from or validated
+on. What was made with other options than those given here is refused: options of the config are flags here too.
+
+    ts-adapt teach  --config configs/plain.yml --split train
+    ts-adapt search --config configs/plain.yml --solvers unipc-3 --nfe 3,5,8
+    ts-adapt train  --config configs/plain.yml --solvers unipc-3 --nfe 3,5,8 --predictor recursive-all
+    python benchmarks/between_steps.py --config configs/plain.yml
+
+The last line is one JSON object: {"samples": n, "found": {N: {schedule: {"mean", "median"}, "one / other": {"mean",
+"interval", "median", "nearer"}}}}.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workload import Experiment, compared, last_line  # isort: skip  (first: it loads ts_adapt)
+import ts_adapt
+from ts_adapt import TimeGrid
+from ts_adapt.grids.parametric import between
+from ts_adapt.interfaces import StepPolicy
+from ts_adapt.predictors.predictor import served
+from ts_adapt.search.static import best_start
+
+STATIC, PREDICTOR = "interpolated static", "recursive-all"
+
+
+def main() -> None:
+    parser = Experiment.parser(__doc__)
+    parser.add_argument("--samples", type=int, default=256, help="noises that all are measured on")
+    options, more = parser.parse_known_args()
+    given = Experiment.of(options, more)
+    session, objective, each = given.session, given.objective, given.solver.evaluations_per_step
+    predictor = session.predictor(PREDICTOR, *given.place, strict=True).predictor
+    learned = {
+        steps: session.shared("static", options.solver, steps * each, strict=True).grid.times
+        for steps in predictor.learned
+    }
+    validation, judging = given.unseen(options.samples)
+    print(f"{options.solver}, learned for {', '.join(map(str, learned))} steps; {len(judging)} other training noises")
+    found: dict[int, Any] = {}
+    for steps in served(predictor.learned):
+        if steps in learned:
+            continue
+        starts = session.starts(steps)
+        best, _ = best_start(objective, starts, validation)
+        kept = sum(share for _, share in predictor.near(steps))
+        fixed, recursive = f"best fixed grid, {best}", f"{PREDICTOR}, k = {kept:g}"
+        schedules: dict[str, TimeGrid | StepPolicy] = {
+            fixed: starts[best],
+            STATIC: TimeGrid(between(learned, session.noise_schedule, steps)),
+            recursive: predictor.policy(steps),
+        }
+        distances = {name: objective.measure(schedule, judging) for name, schedule in schedules.items()}
+        found[steps] = compared(f"{steps} steps", distances, [(STATIC, fixed), (recursive, STATIC), (recursive, fixed)])
+    last_line(version=ts_adapt.__version__, samples=options.samples, found=found)
+
+
+if __name__ == "__main__":
+    main()
