@@ -100,7 +100,8 @@ def test_untrained_it_is_the_interpolated_static_grid_between_and_beside(kind, p
 @pytest.mark.filterwarnings("ignore:.*was not trained for")
 @pytest.mark.parametrize("kind", KINDS)
 def test_between_two_numbers_of_steps_corrections_are_linear(kind, problem):
-    """Of coefficients on a line from the first step to the last, with an offset that grows with the number of steps."""
+    """On a line from the first step to the last, with an offset that grows with the number of steps; of a history too,
+    as far back as each of the two reaches."""
     objective, batch = problem
     predictor = build(kind, objective.denoiser.noise_schedule, (3, 9), corrections=["coefficients", "history"])
 
@@ -114,8 +115,10 @@ def test_between_two_numbers_of_steps_corrections_are_linear(kind, problem):
     for share in (1, 0.25):
         predictor.keep(5, share)
         grid = predicted(predictor, objective, batch, 5)
-        torch.testing.assert_close(grid.coefficients, share * line(5).expand(len(batch), -1, -1), rtol=1e-5, atol=1e-5)
-        assert not grid.held[HISTORY].any()
+        both, of_nine = line(5)[:, :1].expand(-1, 4), (line(9)[0, 0] + line(5)[:, :1] - 5) / 3
+        history = torch.cat([both, of_nine.expand(-1, 2)], -1)
+        for found, expected in ((grid.coefficients, line(5)), (grid.held[HISTORY], history)):
+            torch.testing.assert_close(found, share * expected.expand(len(batch), -1, -1), rtol=1e-5, atol=1e-5)
 
 
 def test_a_training_finds_out_how_much_is_kept_between(problem, tmp_path):

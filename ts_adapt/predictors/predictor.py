@@ -16,7 +16,8 @@ so that the first step, which alone sees pure noise, stands for the first and th
 Numbers are mixed, not weights: each place is asked as it has learned to be. Beyond all that were learned the nearest
 speaks alone. Two N may come to the same end by opposite corrections, whose mean leads elsewhere: k_N in [0, 1] is
 the share of them that the validation samples of a training find best, HALF where nobody has asked them, and 1 of what
-was learned, where f is its own. The weights of a history are as many as there are steps, and none between.
+was learned, where f is its own. The weights of a history, as many as there are steps, are those of the state and of the
+predictions that are as many steps back; there are none of what n or m steps do not reach.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ class Predictor(nn.Module):
         widths, found = self.space(others).widths, []
         parts = numbers[..., : sum(widths)].split(widths, -1)
         for part, width in zip(parts, self.space(steps).widths, strict=True):
-            found.append(part if part.shape[-1] == width else part.new_zeros(*part.shape[:-1], width))
+            found.append(nn.functional.pad(part, (0, width - part.shape[-1])))
         return torch.cat(found, -1)
 
     def places(self, steps: int) -> slice:
