@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from own_loops import CONFIG, FLOW, NOISE, by_hand, grid, learned, our_own
 from ts_adapt.grids import fixed
+from ts_adapt.grids.between import grid_between
 from ts_adapt.grids.parametric import interpolate
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.noise import edm_sigma
+from ts_adapt.schedulers.plan import Source
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedules.file import LearnedGrid
 
@@ -78,10 +80,18 @@ def test_grids_in_between_fall_and_share_their_ends(first: int, more: int, seed:
         assert (float(times[0]), float(times[-1])) == (999.0, 0.0)
 
 
-def test_corrections_are_not_interpolated() -> None:
-    scaled = [LearnedGrid(TimeGrid(grid(n).times, output_scale=torch.ones(n)), "ddim", n) for n in (4, 6)]
-    with pytest.raises(TsAdaptError, match="corrections and grids per image are not interpolated"):
-        LearnedScheduler.from_schedules(scaled, CONFIG).set_timesteps(5)
+def test_corrections_are_interpolated_and_grids_per_image_are_not() -> None:
+    scaled = {n: TimeGrid(grid(n).times, output_scale=torch.full((n,), 1 + n / 100)) for n in (4, 6)}
+    schedule = LearnedScheduler.from_schedules([LearnedGrid(each, "ddim", n) for n, each in scaled.items()], CONFIG)
+    with pytest.warns(UserWarning, match="^5 steps were not learned"):
+        schedule.set_timesteps(5)
+    found = schedule.run.plan.grid  # type: ignore[union-attr]
+    assert found is not None and 1.04 < float(found.output_scale.min()) <= float(found.output_scale.max()) < 1.06
+    expected = grid_between(scaled, NOISE, 5)
+    torch.testing.assert_close(found.output_scale.double(), expected.output_scale.double())
+    each = {n: TimeGrid(grid(n).times.expand(2, -1)) for n in (4, 6)}
+    with pytest.raises(TsAdaptError, match="grids per image are not interpolated"):
+        Source.of_grids(each, NOISE).plan(5, NOISE)
 
 
 def test_corrections_of_numbers_that_are_not_next_do_not_matter() -> None:
@@ -93,9 +103,6 @@ def test_corrections_of_numbers_that_are_not_next_do_not_matter() -> None:
     pair = [NOISE.log_snr(interpolate(grid(n).times, NOISE, 4)) for n in (3, 5)]
     expected = NOISE.time((pair[0] + pair[1]) / 2)[:-1]
     torch.testing.assert_close(schedule.timesteps.double(), expected, rtol=1e-6, atol=1e-4)
-    for steps in (7, 11):
-        with pytest.raises(TsAdaptError, match="learned for 3, 5, 10"):
-            schedule.set_timesteps(steps)
 
 
 def test_published_sigmas_begin_a_hair_above_the_table() -> None:

@@ -220,6 +220,10 @@ def refusal(command: str, form: str) -> str:
     return ""
 
 
+def equal(grid: TimeGrid, other: TimeGrid) -> None:
+    torch.testing.assert_close((grid.times, grid.held), (other.times, other.held), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_a_name_for_the_same_schedule(
@@ -235,7 +239,7 @@ def test_every_command_takes_a_name_for_the_same_schedule(
     found = COMMANDS[command](world, name, tmp_path / "out")
     if isinstance(found, LearnedGrid):
         assert (found.solver, found.nfe) == (SOLVER, NFE)
-        torch.testing.assert_close(vars(found.grid), vars(world.standing(name)), rtol=0, atol=0)
+        equal(found.grid, world.standing(name))
         return
     wanted = world.images(world.meanings[name])
     assert float((found - wanted).abs().max()) <= 1
@@ -276,7 +280,7 @@ def test_import_reads_files_and_nothing_else(world: World, tmp_path: Path) -> No
         name = of_world(world, form)
         if form.startswith("mine"):
             found = import_schedule(world.session.config, name, out=str(tmp_path / "out.json"))
-            torch.testing.assert_close(vars(found.grid), vars(world.meanings[name]), rtol=0, atol=0)
+            equal(found.grid, world.meanings[name])
         else:
             with pytest.raises((TsAdaptError, IsADirectoryError), match=r"there is no file|directory"):
                 import_schedule(world.session.config, name)

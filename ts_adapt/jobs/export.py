@@ -46,7 +46,8 @@ def export_schedule(
     session = Session(config, progress=progress)
     found = resolve(source, session, alone=True)
     name, taken, others = found.choose(solver, nfe, config, unlearned=True)
-    schedule, remarks = at_other_steps(session, found, name, taken) or found.shared(name, taken)
+    made = at_other_steps(session, found, name, taken, corrected=kind == "json")
+    schedule, remarks = made or found.shared(name, taken)
     remarks += [f"this is NFE {taken}{others}"] if others else []
     noise_schedule = found.noise_schedule
     if noise_schedule is None and (kind == "timesteps" or schedule.log_snr is None):

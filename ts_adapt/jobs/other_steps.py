@@ -1,12 +1,12 @@
 """Lists for a number of steps N that was not learned, and what is lost with them.
 
-    of shared grids    that which `parametric.between` makes of those that were learned
-    of a predictor     that which it makes of the static grids that the predictor corrects
+    of shared grids    that which `grids.between` makes of those that were learned
+    of a predictor     that which it makes of the static grids that the predictor corrects, as times alone
 
-Corrections belong to the steps that they were learned with and are left out. The loss is the mean distance to the
-teacher on training noises that validate, beside that of the best fixed grid of N steps and of the one learned there, if
-the workspace has one; test noises have no part in it. A list of as many steps as the teacher's, or more, is not
-measured: the distance to a coarser solve says nothing of it.
+What the list cannot carry of it is left out. The loss is the mean distance to the teacher on training noises that
+validate, beside that of the best fixed grid of N steps and of the one learned there, if the workspace has one; test
+noises have no part in it. A list of as many steps as the teacher's, or more, is not measured: the distance to a coarser
+solve says nothing of it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
-from ts_adapt.grids.parametric import between, neighbours
+from ts_adapt.grids.between import grid_between
+from ts_adapt.grids.parametric import neighbours
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network
 from ts_adapt.jobs.search import validation_samples
@@ -34,32 +34,38 @@ OF_ITSELF = ("seed", "measured", "made_with")
 """What is known of a grid that was learned, and not of one that is made of it."""
 
 
-def at_other_steps(session: Session, found: Found, solver: str, nfe: int) -> tuple[LearnedGrid, list[str]] | None:
-    """The list that `found` gives for `nfe`, and what is to be said of it; None where that was learned, or is any's."""
+def at_other_steps(
+    session: Session, found: Found, solver: str, nfe: int, *, corrected: bool
+) -> tuple[LearnedGrid, list[str]] | None:
+    """The list that `found` gives for `nfe`, and what is to be said of it; None where that was learned, or is any's.
+
+    corrected  whether the list carries corrections
+    """
     parts = _learned(session, found, solver, nfe)
     if not parts:
         return None
-    steps, learned, corrected = session.steps(solver, nfe), dict[int, Tensor](), dict[int, TimeGrid]()
+    steps, learned, lost = session.steps(solver, nfe), dict[int, TimeGrid](), dict[int, list[str]]()
     for part in parts:
         if isinstance(part, Predicted):
-            learned |= {each: part.predictor.static(each).cpu() for each in part.predictor.learned}
+            learned |= {each: TimeGrid(part.predictor.static(each).cpu()) for each in part.predictor.learned}
+        elif corrected and part.grid.own_rows is None:
+            learned[part.grid.steps] = part.grid
         else:
             times = part.grid.times
-            learned[part.grid.steps] = times.mean(0) if part.grid.per_sample else times
-            corrected[part.grid.steps] = part.grid
+            learned[part.grid.steps] = TimeGrid(times.mean(0) if part.grid.per_sample else times)
+            lost[part.grid.steps] = [name.replace("_", " ") for name in part.grid.corrections]
     noise_schedule = found.noise_schedule or session.noise_schedule
     for part in parts:
         if isinstance(part, LearnedGrid):
             part.check_noise(noise_schedule, found.name)
     near = neighbours(learned, steps)
     known = ", ".join(map(str, near))
-    grids = [corrected[n] for n in near if n in corrected]
-    lost = dict.fromkeys(name.replace("_", " ") for grid in grids for name in grid.corrections)
+    without = dict.fromkeys(name for n in near for name in lost.get(n, []))
     remarks = [f"{found.name} was not learned for NFE {nfe}: this is interpolated in log-SNR from {known} steps"]
-    remarks += [f"{' and '.join(lost)} are not interpolated: dropped"] if lost else []
+    remarks += [f"without {' and '.join(without)}, which it cannot carry"] if without else []
     alike = in_common(part.about for part in parts)
     about = {key: value for key, value in alike.items() if key not in OF_ITSELF} | {"source": found.called}
-    grid = TimeGrid(between(learned, noise_schedule, steps))
+    grid = grid_between(learned, noise_schedule, steps)
     teacher = session.config.teacher.nfe
     try:
         if nfe >= teacher:

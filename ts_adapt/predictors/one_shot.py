@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ts_adapt.grids.between import among, mixed
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.policies import FromNoise
 from ts_adapt.predictors.encoder import shorten_gradient
-from ts_adapt.predictors.predictor import Predictor, among, mixed
+from ts_adapt.predictors.predictor import Predictor
 from ts_adapt.sampling import noise_scale
 
 

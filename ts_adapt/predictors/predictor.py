@@ -7,30 +7,28 @@ numbered with N rising, then i:
     place(N, i) = i + sum of the places of all smaller N
 
 It serves the numbers of steps between them too, and OUTSIDE more at either end. There the static grid is that which
-`parametric.between` makes of those that were learned, and what the network says of it is linear between the nearest two
-n < N < m that were learned, and within each of these between the two steps that step i stands among:
+`parametric.between` makes of those that were learned, and what the network says of it is mixed as the corrections of
+grids are there (`grids.between`), by a share k_N:
 
-    f_N,i = k_N ((1 - w) f_n,j(n) + w f_m,j(m)),     w = (N - n) / (m - n),     j(n) = i (n - 1) / (N - 1)
+    f_N,i = k_N ((1 - w) f_n,j(n) + w f_m,j(m))
 
-so that the first step, which alone sees pure noise, stands for the first and the last, which ends at t_N, for the last.
-Numbers are mixed, not weights: each place is asked as it has learned to be. Beyond all that were learned the nearest
-speaks alone. Two N may come to the same end by opposite corrections, whose mean leads elsewhere: k_N in [0, 1] is
-the share of them that the validation samples of a training find best, HALF where nobody has asked them, and 1 of what
-was learned, where f is its own. The weights of a history, as many as there are steps, are those of the state and of the
-predictions that are as many steps back; there are none of what n or m steps do not reach.
+Numbers are mixed, not weights: each place is asked as it has learned to be. Two N may come to the same end by opposite
+corrections, whose mean leads elsewhere: k_N in [0, 1] is the share of them that the validation samples of a training
+find best, HALF where nobody has asked them, and 1 of what was learned, where f is its own.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.grids.parametric import between, neighbours
+from ts_adapt.grids.between import fitted, mixed, shares
+from ts_adapt.grids.parametric import between
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import (
     RESIDUAL,
@@ -59,20 +57,6 @@ def served(learned: Sequence[int]) -> range:
         return range(learned[0], learned[0] + 1) if learned else range(0)
     low, high = min(learned), max(learned)
     return range(max(low - OUTSIDE, min(low, 2)), high + OUTSIDE + 1)
-
-
-def among(step: int, steps: int, others: int) -> list[tuple[int, float]]:
-    """The steps of a solve of `others` that `step` of one of `steps` stands among, and shares; N: before all."""
-    if step == steps:
-        return [(others, 1.0)]
-    below, rest = divmod(step * (others - 1), max(steps - 1, 1))
-    share = rest / max(steps - 1, 1)
-    return [(below, 1 - share), (below + 1, share)] if rest else [(below, 1.0)]
-
-
-def mixed(parts: Iterable[tuple[float, Tensor]]) -> Tensor:
-    """The sum of tensors by their shares."""
-    return torch.stack([share * part for share, part in parts]).sum(0)
 
 
 class Predictor(nn.Module):
@@ -170,20 +154,16 @@ class Predictor(nn.Module):
 
     def near(self, steps: int) -> list[tuple[int, float]]:
         """The one or two learned numbers of steps that one of `steps` is made of, with their shares, of sum k."""
-        low, *rest = neighbours(self.learned, steps)
-        w = (steps - low) / (rest[0] - low) if rest else 0.0
-        k = 1.0 if steps == low else self.options["kept"].get(str(steps), HALF)
-        return [(low, k * (1 - w)), *((other, k * w) for other in rest)]
+        k = 1.0 if steps in self.learned else self.options["kept"].get(str(steps), HALF)
+        return [(other, k * share) for other, share in shares(self.learned, steps)]
 
     def fitted(self, numbers: Tensor, others: int, steps: int) -> Tensor:
         """The `numbers` `(..., P)` of one step of a solve of `others` steps, as those of one of `steps`."""
         if others == steps:
             return numbers
-        widths, found = self.space(others).widths, []
+        widths = self.space(others).widths
         parts = numbers[..., : sum(widths)].split(widths, -1)
-        for part, width in zip(parts, self.space(steps).widths, strict=True):
-            found.append(nn.functional.pad(part, (0, width - part.shape[-1])))
-        return torch.cat(found, -1)
+        return torch.cat([fitted(*pair) for pair in zip(parts, self.space(steps).widths, strict=True)], -1)
 
     def places(self, steps: int) -> slice:
         """The places of a solve of `steps` steps, which were learned."""

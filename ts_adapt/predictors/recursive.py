@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ts_adapt.grids.between import among, mixed
 from ts_adapt.grids.corrections import Correction
 from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.grids.space import GridSpace
@@ -31,7 +32,7 @@ from ts_adapt.interfaces import MODEL_TIMES, RESIDUAL, Condition, Field, Node, N
 from ts_adapt.numerics import scale
 from ts_adapt.policies import check_next
 from ts_adapt.predictors.encoder import shorten_gradient
-from ts_adapt.predictors.predictor import Predictor, among, mixed
+from ts_adapt.predictors.predictor import Predictor
 
 MIN_SHARE = 1e-4
 

@@ -3,10 +3,9 @@
     Plan     the nominal times, which a pipeline's loop sees, and the step policy that the run follows
     Source   the plans of a schedule: of a fixed family of grids, for any N, or those that were learned for some
 
-Over a number of steps that was not learned a grid is interpolated in log-SNR (`parametric.between`), with a warning.
-Corrections (model times, output scales, coefficients, history, guidance) belong to the steps they were learned with and
-are not interpolated. A predictor of several N serves those between by itself (`predictors.predictor`). Any other N is
-refused.
+Over a number of steps that was not learned a grid is interpolated, with its corrections (`grids.between`), with a
+warning; those of the images of one batch are not. A predictor of several N serves those between by itself
+(`predictors.predictor`). Any other N is refused.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ts_adapt.grids.between import grid_between
 from ts_adapt.grids.given import from_sigmas, from_timesteps
-from ts_adapt.grids.parametric import between, neighbours
+from ts_adapt.grids.parametric import neighbours
 from ts_adapt.interfaces import (
     GUIDANCE,
     MAX_STEPS,
@@ -211,8 +211,8 @@ class Source:
                 return Plan.of_predictor(predictor, steps)
             learned += f" and serves {between_too[0]} to {between_too[-1]}" if len(between_too) > 1 else ""
         grids = {n: grid for n, grid in self.grids.items() if n in near}
-        if not grids or any(grid.per_sample or grid.corrections for grid in grids.values()):
-            rule = " (corrections and grids per image are not interpolated)" if grids else ""
+        if not grids or any(grid.own_rows is not None for grid in grids.values()):
+            rule = " (grids per image are not interpolated)" if grids else ""
             way = ", or take the one grid that `ts-adapt export --steps` makes" if grids or self.predictors else ""
             raise TsAdaptError(
                 f"the number of steps is {steps}; this schedule was learned for {learned}{rule}: ask for one of "
@@ -224,8 +224,7 @@ class Source:
             TsAdaptWarning,
             stacklevel=5,
         )
-        times = between({n: grid.times for n, grid in grids.items()}, noise_schedule, steps)
-        return Plan.of_grid(validate_grid(TimeGrid(times), noise_schedule))
+        return Plan.of_grid(validate_grid(grid_between(grids, noise_schedule, steps), noise_schedule))
 
 
 def as_grid(given: Any, noise_schedule: NoiseSchedule | None = None) -> TimeGrid:
