@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -270,12 +270,15 @@ def advance(
     state     the policy's
     memory    the solver's; from the first weights of history on, with what was met since (`solvers.history`)
     evaluate  (x, node) -> x0, for solvers with more than one evaluation a step
+
+    A residual is the solver's and its memories' alone: the policy sees what the network has said itself.
     """
     next_node, state = policy.next(x_t, x0, node, state)
     if START in next_node.held:
         x_t = _moved(x_t, next_node, START)
     if RESIDUAL in next_node.held:
         x0 = _moved(x0, next_node, RESIDUAL)
+        evaluate = None if evaluate is None else partial(_changed, evaluate)
     remembers = isinstance(memory, Past) or HISTORY in next_node.held
     past = memory if isinstance(memory, Past) else Past(memory)
     if solver.evaluations_per_step == 1:
@@ -303,6 +306,11 @@ def is_guided(denoiser: Denoiser, x_T: Tensor, condition: dict[str, Any]) -> boo
     except Unguided:
         return False
     return True
+
+
+def _changed(evaluate: Callable[[Tensor, Node], Tensor], x: Tensor, node: Node) -> Tensor:
+    """The evaluation at the end of a step, with the residual of that step."""
+    return _moved(evaluate(x, node), node, RESIDUAL)
 
 
 def _moved(x: Tensor, node: Node, by: Field) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -16,7 +17,7 @@ from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import RESIDUAL, START, Node, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import HISTORY, RESIDUAL, START, Node, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.policies import Around, FollowGrid
 from ts_adapt.predictors.changes import BOUND, DILATIONS, WIDTH, Change, Moved
@@ -42,12 +43,11 @@ def moving(kind, noise_schedule, name="start", **options):
     return predictor
 
 
+@dataclass(frozen=True)
 class Added(Around):
     """A policy whose every step has the residual `change`."""
 
-    def __init__(self, policy, change):
-        super().__init__(policy)
-        object.__setattr__(self, "change", change)
+    change: torch.Tensor
 
     def init(self, x_T, condition):
         return self.policy.init(x_T, condition)
@@ -71,13 +71,13 @@ def test_where_x0_does_not_depend_on_the_state_it_is_another_noise(noise_schedul
     assert not torch.allclose(moved, integrate(denoiser, solver, grid, x_T, step_noise=noise, check=False).x, atol=1e-4)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "euler", "dpmpp-3m", "unipc-3", "ipndm-4", "ddpm"])
+@pytest.mark.parametrize("solver", ["ddim", "euler", "heun", "dpmpp-3m", "unipc-3", "ipndm-4", "ddpm"])
 @pytest.mark.parametrize("noise_schedule", NOISES.values(), ids=NOISES)
 def test_a_residual_is_another_prediction(noise_schedule, solver):
-    """The solve whose every x0 is changed is that of data in another point."""
+    """The solve whose every x0 is changed is that of data in another point, with weights of a history too."""
     solver = build_solver(solver, noise_schedule)
     span = noise_schedule.t_max - noise_schedule.t_min
-    grid = FollowGrid(noise_schedule.t_min + span * torch.linspace(1, 0.05, STEPS + 1, dtype=torch.float64))
+    times = noise_schedule.t_min + span * torch.linspace(1, 0.05, STEPS + 1, dtype=torch.float64)
     x_T = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
     change, noise = torch.full_like(x_T, 0.25), lambda step: torch.ones_like(x_T)
 
@@ -85,8 +85,10 @@ def test_a_residual_is_another_prediction(noise_schedule, solver):
         denoiser = GaussianDenoiser(noise_schedule, mean, 1e-20, (1, 4, 4))
         return integrate(denoiser, solver, policy, x_T, step_noise=noise, check=False).x
 
-    torch.testing.assert_close(solve(0.5, Added(grid, change)), solve(0.75, grid))
-    assert not torch.allclose(solve(0.5, grid), solve(0.75, grid), atol=1e-2)
+    for held in ({}, {HISTORY: torch.full((STEPS, STEPS + 1), 0.1, dtype=torch.float64)}):
+        grid = FollowGrid(TimeGrid.of(times, held))
+        torch.testing.assert_close(solve(0.5, Added(grid, change)), solve(0.75, grid))
+        assert not torch.allclose(solve(0.5, grid), solve(0.75, grid), atol=1e-2)
 
 
 @pytest.mark.parametrize(("kind", "name"), MOVING)

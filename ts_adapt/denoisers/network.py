@@ -190,8 +190,8 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 def step_aware_parts(network: nn.Module) -> tuple[StepAware, ...]:
     """What is attached to `network` and has to know the step: cachers."""
-    if _STEP_AWARE not in vars(network) and "_orig_mod" not in network._modules:  # modules search long for what is not
-        return ()
+    if _STEP_AWARE not in vars(network) and "_orig_mod" not in network._modules:
+        return ()  # nn.Module.__getattr__ is slow for what is missing
     parts: tuple[StepAware, ...] = getattr(network, _STEP_AWARE, ())
     return parts
 

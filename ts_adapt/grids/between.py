@@ -7,8 +7,8 @@ among:
     z_N,i = (1 - w) z_n,j(n) + w z_m,j(m),     w = (N - n) / (m - n),     j(n) = i (n - 1) / (N - 1)
 
 so that the first step, which alone sees pure noise, stands for the first and the last, which ends at t_N, for the last.
-The weights of a history, as many as there are steps, are those of the state and of the predictions that are as many
-steps back; there are none of what n or m steps do not reach. Beyond all that were learned the nearest speaks alone.
+A weight of a history is mixed with that of equally many steps back; where one does not reach as far, its weight is
+zero. Beyond all that were learned the nearest speaks alone.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 
 The picture is what the predictor sees at that place, by its mean and deviation there, and h what its encoder makes of
 that and of the condition (`encoder`): what is far away in the state, and what was asked for, reaches every pixel
-through h. The changes depend on the x0 just computed and cost no evaluation. W starts at zero: untrained, they change
-nothing. ("Faithful previews", 2026, adds such a residual to the noise itself.)
+through h. A recursive predictor's depend on the x0 just computed too; none costs an evaluation. W starts at zero:
+untrained, they change nothing. ("Faithful previews", 2026, adds such a residual to the noise itself.)
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ def search_static(
     space = GridSpace(noise_schedule, steps, learned, objective.solver.order)
     journal = Journal() if journal is None or options.soft_teacher or options.distribution else journal
     agreement = None
-    if options.method in BY_GRADIENT and not objective.denoiser.untold:
+    if options.method in (("lbfgs",) if objective.denoiser.untold else BY_GRADIENT):
         taken, agreement = trusted(paired, steps, train, options.batch_size, journal.recall)
         objective = replace(taken, distance=objective.distance) if options.distribution else taken
     track = _Track(objective, validation, space, starts[start], means[start], journal, on_step)
