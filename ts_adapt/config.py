@@ -65,7 +65,7 @@ USED: dict[str, tuple[str, dict[str, Sequence[str]]]] = {
     ),
 }  # fmt: skip
 """Of a group of options the one that chooses, and the values of it under which others are used; the rest always is."""
-OPEN = ("static_validation", "validation", "corrections")
+OPEN = ("static_validation", "validation")
 """What is recorded as it was used, where the option itself may be None."""
 
 

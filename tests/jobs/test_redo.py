@@ -153,3 +153,14 @@ def test_options_that_a_result_does_not_depend_on_refuse_nothing(job: Job, capsy
         assert job.run(*command, *as_used) == 0 and job.content() == before
     assert "static_validation (8, now 7)" in job.refused(capsys, "search", "--static_validation", "7")
     assert "train.corrections" in job.refused(capsys, "train", "--train.corrections", "shift")
+
+
+def test_corrections_that_were_left_open_are_those_that_the_network_has(job: Job, capsys) -> None:
+    fewer = ("--train.corrections", "shift,scale,history")
+    assert job.run("train", *fewer, "--redo") == 0
+    made = json.loads((job.predictor / "config.json").read_text())["made_with"]
+    edit(job.predictor / "config.json", made_with={**made, "train": {**made["train"], "corrections": None}})
+    before = job.content()
+    assert job.run("train", *fewer) == 0 and job.content() == before
+    for command in (("train",), ("learn", "--plan", "--learn", "recursive")):
+        assert "train.corrections" in job.refused(capsys, *command)

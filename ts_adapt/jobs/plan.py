@@ -20,7 +20,7 @@ from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.jobs import converged
 from ts_adapt.jobs.labels import label_options
 from ts_adapt.jobs.search import shared_solves
-from ts_adapt.jobs.session import Session, stays
+from ts_adapt.jobs.session import Session, recorded, stays
 from ts_adapt.numerics import tensors_in
 from ts_adapt.predictors.store import load_predictor, nfes_of
 from ts_adapt.predictors.training import choosing
@@ -96,7 +96,7 @@ def _is_there(session: Session, name: Name, split: str, solver: str, nfe: int, r
         if learned and nfe not in (known := nfes_of(about)):
             of = ", ".join(map(str, known))
             session.check_fit(path.parent, about.get("solver"), of, session.steps(solver, nfe), wanted=(solver, nfe))
-        session.check_options(path, about.get("made_with"), str(name), strict=True)
+        session.check_options(path, recorded(about), str(name), strict=True)
 
     return stays(path, check, redo)
 

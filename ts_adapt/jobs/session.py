@@ -114,7 +114,7 @@ class Session(Experiment):
             raise TsAdaptError(f"{path} has no 'made_with'; it is damaged, replace it with --redo")
         if path in self._warned and not strict:
             return
-        left_open = replace(self.config.train, validation=None, corrections=None)
+        left_open = replace(self.config.train, validation=None)
         usual = self.changed(static_validation=None, train=left_open).made_with(result)
         others = other_options(made_with, self.made_with(result), usual)
         if not others:
@@ -187,7 +187,7 @@ class Session(Experiment):
         if tuple(predictor.options["shape"]) != self.seen_shape:
             shape = predictor.options["shape"]
             raise TsAdaptError(f"{folder} is for samples of {shape}, not {self.seen_shape}; replace it by {again}")
-        self.check_options(folder, config.get("made_with"), name, strict=strict)
+        self.check_options(folder, recorded(config), name, strict=strict)
         return predicted(predictor.to(self.config.model.device).eval(), config, solver, nfe, self)
 
     def check_fit(self, path: Path, solver: Any, nfe: Any, steps: int, *, wanted: tuple[str, int]) -> None:
@@ -265,6 +265,15 @@ class Session(Experiment):
         by = self.guidance_scale if scale is None else scale
         for said in guidance_remarks(about, by, self.denoiser.other_scales):
             warnings.warn(f"of {name}: {said}", TsAdaptWarning, stacklevel=2)
+
+
+def recorded(about: Mapping[str, Any]) -> Any:
+    """What is known of the options that a result was made with; of a predictor's corrections, what its network has."""
+    made, network = about.get("made_with"), about.get("network")
+    if not isinstance(made, Mapping) or not isinstance(network, Mapping) or "corrections" not in network:
+        return made
+    train = made.get("train")
+    return {**made, "train": {**train, "corrections": network["corrections"]}} if isinstance(train, Mapping) else made
 
 
 def stays(path: Path, check: Callable[[], object], redo: bool) -> bool:
