@@ -139,7 +139,7 @@ def main() -> None:
         return search_static(objective, *parts, starts, settings, progress=False).grid
 
     def predictor(kind: str, noises: int, passes: int, start: TimeGrid) -> StepPolicy:
-        corrections = given.session.predicted_by(kind)
+        corrections = given.session.corrections_of(kind)
         learned: Any = new_predictor(given.session, kind, [start], given.solver.order, corrections)
         settings = replace(config.train, samples=noises, epochs=passes, loss="end_to_end")
         cut = noises - settings.validating

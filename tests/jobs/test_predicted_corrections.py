@@ -36,17 +36,17 @@ def test_the_guidance_is_among_them_where_there_is_one(name: str, options: Any, 
     prompts.write_text("fluent red heart\n")
     by_default = session(name, prompts if name == "emoji-sd3" else None, **options)
     of_grids = [*PREDICTED, *(["guidance"] if guides else [])]
-    assert by_default.predicted_by("recursive") == [*of_grids, "residual"]
-    assert by_default.predicted_by("one-shot") == [*of_grids, "start"]
+    assert by_default.corrections_of("recursive") == [*of_grids, "residual"]
+    assert by_default.corrections_of("one-shot") == [*of_grids, "start"]
     chosen = session(name, prompts if name == "emoji-sd3" else None, train=TrainOptions(corrections=[]), **options)
-    assert chosen.predicted_by("recursive") == chosen.predicted_by("one-shot") == []
+    assert chosen.corrections_of("recursive") == chosen.corrections_of("one-shot") == []
 
 
 def test_the_changes_are_those_of_pictures_that_are_learned_through_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = session("fashion-ddpm-class", None, train=TrainOptions(loss="labels"))
-    assert labels.predicted_by("recursive") == list(PREDICTED)
+    assert labels.corrections_of("recursive") == list(PREDICTED)
     monkeypatch.setattr(Session, "seen_shape", (3, 8, 8))
-    assert session("fashion-ddpm-class", None).predicted_by("one-shot") == list(PREDICTED)
+    assert session("fashion-ddpm-class", None).corrections_of("one-shot") == list(PREDICTED)
 
 
 @pytest.mark.parametrize(

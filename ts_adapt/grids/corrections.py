@@ -174,7 +174,7 @@ CORRECTIONS: dict[str, Correction] = {
     "guidance": Guidance(),
 }  # fmt: skip
 """By the name that users give; the order is that of the numbers z, of names and of files."""
-TOLD = tuple(name for name, correction in CORRECTIONS.items() if correction.field is MODEL_TIMES)
+OF_MODEL_TIME = tuple(name for name, correction in CORRECTIONS.items() if correction.field is MODEL_TIMES)
 """Those that change what the network is told of the time."""
 
 CorrectionName = Annotated[str, OneOf(CORRECTIONS)]

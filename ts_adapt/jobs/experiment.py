@@ -20,7 +20,7 @@ from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extractor, read_image, taken_shape
 from ts_adapt.evaluation.moments import are_moments, read_moments
-from ts_adapt.grids.corrections import TOLD, CorrectionName, corrected
+from ts_adapt.grids.corrections import OF_MODEL_TIME, CorrectionName, corrected
 from ts_adapt.grids.published import PUBLISHED
 from ts_adapt.interfaces import (
     GUIDANCE,
@@ -144,7 +144,7 @@ class Experiment:
         wanted = self.config.train.corrections
         return [*PREDICTED, *([GUIDANCE.name] if self.guides else [])] if wanted is None else wanted
 
-    def predicted_by(self, kind: str) -> list[str]:
+    def corrections_of(self, kind: str) -> list[str]:
         """What predictors of `kind` learn beside the times: by default their changes too, where states are pictures."""
         corrections, train = self.predicted_corrections, self.config.train
         if train.corrections is not None or train.loss == "labels" or self.seen_shape != self.shape:
@@ -204,7 +204,7 @@ class Experiment:
                 "none + w (condition - none); set option guidance, or in a pipeline the scale that its call takes, "
                 "above 1, or leave it out of them"
             )
-        taking = [f"the correction {name}" for name in TOLD if name in own]
+        taking = [f"the correction {name}" for name in OF_MODEL_TIME if name in own]
         taking += [f"static.method {config.static.method}"] if config.static.method in BY_SAMPLE else []
         for what in taking:
             self.check_told(what)

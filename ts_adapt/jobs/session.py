@@ -101,7 +101,7 @@ class Session(Experiment):
         named."""
         made = self.config.made_with(result)
         if "train" in made:
-            made["train"]["corrections"] = self.predicted_by(result.removesuffix(ALL))
+            made["train"]["corrections"] = self.corrections_of(result.removesuffix(ALL))
         return made
 
     def check_options(self, path: Path, made_with: Any, result: str, *, strict: bool) -> None:

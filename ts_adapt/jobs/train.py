@@ -104,7 +104,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     base = session.base
     static = [session.shared(base, name, nfe).grid for nfe in served]
     given = {option: value for option, value in config.train.record.items() if value is not None}
-    corrections = session.predicted_by(kind.removesuffix(ALL))
+    corrections = session.corrections_of(kind.removesuffix(ALL))
     learned = given, corrections, asdict(config.distribution), config.derivative, config.derivative_width
     pleased = [config.caption] if config.train.caption else []
     key = fingerprint(

@@ -48,7 +48,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt.distances import Capped, Logarithm
-from ts_adapt.grids.corrections import TOLD, CorrectionName
+from ts_adapt.grids.corrections import OF_MODEL_TIME, CorrectionName
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.options import MANY, SMALL, Between, Count, Decay, Positive, Seed, Weight, check_options
@@ -125,7 +125,7 @@ class StaticOptions:
         """What is learned beside the times of a model that is guided, or not, and can be told others, or not."""
         if self.corrections is not None:
             return self.corrections
-        return [name for name in (*CORRECTED, *(["guidance"] if guides else [])) if told or name not in TOLD]
+        return [name for name in (*CORRECTED, *(["guidance"] if guides else [])) if told or name not in OF_MODEL_TIME]
 
     def solves(self, train: int, validation: int) -> Work:
         """About how many solves a search takes that does not end early, from numbers of samples; of auto, where Adam
