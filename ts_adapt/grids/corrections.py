@@ -32,6 +32,8 @@ from ts_adapt.interfaces import (
     HISTORY,
     MODEL_TIMES,
     OUTPUT_SCALE,
+    RESIDUAL,
+    START,
     Field,
     NoiseSchedule,
     TimeGrid,
@@ -176,6 +178,8 @@ CORRECTIONS: dict[str, Correction] = {
 """By the name that users give; the order is that of the numbers z, of names and of files."""
 OF_MODEL_TIME = tuple(name for name, correction in CORRECTIONS.items() if correction.field is MODEL_TIMES)
 """Those that change what the network is told of the time."""
+PICTURES: dict[str, Field] = {field.name: field for field in (START, RESIDUAL)}
+"""What predictors change beside the corrections of grids, by the name that users give: pictures of each sample."""
 
 CorrectionName = Annotated[str, OneOf(CORRECTIONS)]
 """What options name a correction by."""

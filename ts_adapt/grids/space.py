@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor
 
-from ts_adapt.grids.corrections import CORRECTIONS, Correction
+from ts_adapt.grids.corrections import CORRECTIONS, PICTURES, Correction
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
-from ts_adapt.interfaces import RESIDUAL, START, NoiseSchedule, TimeGrid, TsAdaptError, unknown
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
 from ts_adapt.numerics import check_steps
 
 
@@ -32,7 +32,7 @@ class GridSpace:
     ) -> None:
         check_steps(steps)
         for name in corrections:
-            if name in (START.name, RESIDUAL.name):
+            if name in PICTURES:
                 raise TsAdaptError(
                     f"{name} is a picture of each sample, which no grid holds; train a predictor with it"
                 )

@@ -16,7 +16,8 @@ import torch
 from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
 from ts_adapt.evaluation.records import fingerprint
-from ts_adapt.interfaces import RESIDUAL, START, Solver, TimeGrid, TsAdaptError
+from ts_adapt.grids.corrections import PICTURES
+from ts_adapt.interfaces import Solver, TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.labels import student_options
 from ts_adapt.jobs.minimised import minimised_said
@@ -56,7 +57,7 @@ def check_predicted(session: Session) -> None:
     none, and where predictors are to know the scale of guidance, and are not told."""
     config = session.config
     session.check_told("a predictor")
-    pictures = [name for name in config.train.corrections or () if name in (START.name, RESIDUAL.name)]
+    pictures = [name for name in config.train.corrections or () if name in PICTURES]
     if pictures and session.seen_shape != session.shape:
         raise TsAdaptError(
             f"train.corrections has {pictures[0]}, a change of pictures, and {config.model.name} has samples of shape "

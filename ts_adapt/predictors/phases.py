@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from ts_adapt.grids.corrections import CORRECTIONS
-from ts_adapt.interfaces import RESIDUAL, START, TsAdaptError
+from ts_adapt.grids.corrections import CORRECTIONS, PICTURES
+from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.options import MANY, Between, Count, Decay, OneOf, Positive, Seed, Weight, check_options
 from ts_adapt.predictors.losses import Labelled, Loss, end_to_end, regression
 from ts_adapt.predictors.one_shot import OneShot
@@ -34,7 +34,7 @@ LAST_RATE = 0.04
 SEEN = 3
 PREDICTED = ("shift", "scale", "history")
 """What predictors learn beside the times where nothing else is said, of models without guidance, in grids."""
-PredictedName = Annotated[str, OneOf(ChainMap({field.name: field for field in (START, RESIDUAL)}, CORRECTIONS))]
+PredictedName = Annotated[str, OneOf(ChainMap(PICTURES, CORRECTIONS))]
 """What options name a correction by that a predictor may learn."""
 
 
