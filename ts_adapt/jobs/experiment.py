@@ -42,6 +42,7 @@ from ts_adapt.sampling import initial_noise, is_guided, noise_scale
 from ts_adapt.schedules.name import grid_names
 from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.static import BY_SAMPLE
 from ts_adapt.solvers.coefficients import check_end
 from ts_adapt.teacher.generate import (
     ConditionSource,
@@ -54,8 +55,6 @@ from ts_adapt.teacher.generate import (
 )
 from ts_adapt.teacher.store import TEST_START, TRAIN_START, TeacherStore, condition_of, indices_of
 
-BY_SAMPLE = ("adam", "smoothed")
-"""The ways of the static search that give each sample of a minibatch times of its own."""
 FEW_PIXELS = 3 * 32 * 32
 IN_COLOUR = (1, 3)
 """Channels of the images that Inception takes."""

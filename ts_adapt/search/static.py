@@ -63,6 +63,8 @@ from ts_adapt.search.work import Work
 Method = Literal["auto", "lbfgs", "adam", "smoothed", "forward"]
 Target = Literal["mean", "geometric", "capped"]
 BY_GRADIENT = ("auto", "lbfgs", "adam")
+BY_SAMPLE = ("adam", "smoothed")
+"""Those that give each sample of a minibatch times of its own."""
 CORRECTED = ("shift", "history")
 """What is learned beside the times where nothing else is said, of models without guidance."""
 Bar: TypeAlias = "tqdm[Any]"
