@@ -6,7 +6,7 @@ Every option has a default, so a config names what differs.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +30,7 @@ from ts_adapt.options import (
     Seed,
     check_options,
 )
-from ts_adapt.predictors.phases import TrainOptions
+from ts_adapt.predictors.phases import USED_BY_LOSS, TrainOptions
 from ts_adapt.predictors.store import PREDICTOR_NAMES
 from ts_adapt.pruning import PruneOptions
 from ts_adapt.schedules.name import ORACLE, PREDICTOR, SHARED, SHARED_NAMES, fixed_name, parse
@@ -38,32 +38,17 @@ from ts_adapt.search.blackbox import BlackboxOptions
 from ts_adapt.search.objective import AUTO
 from ts_adapt.search.optimized import OptimizedOptions
 from ts_adapt.search.per_sample import PerSampleOptions
-from ts_adapt.search.static import BY_GRADIENT, StaticOptions
+from ts_adapt.search.static import BY_GRADIENT, USED_BY_METHOD, StaticOptions
 from ts_adapt.storage.files import differing
 from ts_adapt.storage.layout import Workspace
 from ts_adapt.teacher.manifest import MAX_SHARD
 
 MOST_VALIDATION = 128
 """Samples that validate a static grid where nothing else is said, at most."""
-STEPWISE = ("auto", "adam", "smoothed")
-USED: dict[str, tuple[str, dict[str, Sequence[str]]]] = {
-    "static": (
-        "method",
-        {
-            "iterations": (*STEPWISE, "lbfgs"), "batch_size": (*STEPWISE, "lbfgs"), "starts": ("lbfgs",),
-            "tolerance": ("lbfgs",), "evaluations": ("auto", "forward"), "spread": ("auto", "forward"),
-            "lr": STEPWISE, "ema": STEPWISE, "validate_every": STEPWISE, "smoothing": ("smoothed",),
-            "clip": ("auto", "adam"), "soft_teacher": ("adam",), "seed": (*STEPWISE, "forward"),
-        },
-    ),
-    "train": (
-        "loss",
-        {
-            "epochs": ("end_to_end", "both"), "lr": ("end_to_end", "both"), "label_epochs": ("labels", "both"),
-            "label_lr": ("labels", "both"), "validate_every": ("labels", "both"),
-        },
-    ),
-}  # fmt: skip
+USED: dict[str, tuple[str, Mapping[str, tuple[str, ...]]]] = {
+    "static": ("method", USED_BY_METHOD),
+    "train": ("loss", USED_BY_LOSS),
+}
 """Of a group of options the one that chooses, and the values of it under which others are used; the rest always is."""
 OPEN = ("static_validation", "validation")
 """What is recorded as it was used, where the option itself may be None."""

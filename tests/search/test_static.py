@@ -9,12 +9,19 @@ import pytest
 import torch
 
 from small_predictors import split
-from ts_adapt.config import USED
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.search.journal import Journal
-from ts_adapt.search.static import Method, StaticOptions, Target, _smoothed_gradient, best_start, search_static
+from ts_adapt.search.static import (
+    USED_BY_METHOD,
+    Method,
+    StaticOptions,
+    Target,
+    _smoothed_gradient,
+    best_start,
+    search_static,
+)
 
 STEPS = 4
 
@@ -163,8 +170,8 @@ def test_an_option_that_no_result_of_a_method_records_changes_nothing_of_it(prob
     grids = starts(objective.denoiser.noise_schedule)
     few = {"iterations": 2, "evaluations": 10, "starts": 1, "batch_size": 8, "validate_every": 1}
     options = StaticOptions(method=method, corrections=[], **few)
-    idle = {name for name, under in USED["static"][1].items() if method not in under} - {"soft_teacher"}
-    others = replace(options, **{name: 2 * getattr(options, name) or 1 for name in idle - {"ema"}})
+    idle = {name for name, under in USED_BY_METHOD.items() if method not in under} - {"soft_teacher"}
+    others = replace(options, **{name: 0.5 if name == "ema" else 2 * getattr(options, name) or 1 for name in idle})
     one, other = (
         search_static(objective, train, validation, grids, each, progress=False) for each in (options, others)
     )

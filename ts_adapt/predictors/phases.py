@@ -36,6 +36,11 @@ PREDICTED = ("shift", "scale", "history")
 """What predictors learn beside the times where nothing else is said, of models without guidance, in grids."""
 PredictedName = Annotated[str, OneOf(ChainMap(PICTURES, CORRECTIONS))]
 """What options name a correction by that a predictor may learn."""
+THROUGH, REGRESSED = ("end_to_end", "both"), ("labels", "both")
+USED_BY_LOSS = {
+    "epochs": THROUGH, "lr": THROUGH, "label_epochs": REGRESSED, "label_lr": REGRESSED, "validate_every": REGRESSED,
+}  # fmt: skip
+"""Options of `TrainOptions` and the losses under which they are used; the others always are."""
 
 
 @dataclass

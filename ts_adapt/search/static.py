@@ -65,6 +65,14 @@ Target = Literal["mean", "geometric", "capped"]
 BY_GRADIENT = ("auto", "lbfgs", "adam")
 BY_SAMPLE = ("adam", "smoothed")
 """Those that give each sample of a minibatch times of its own."""
+STEPWISE = ("auto", "adam", "smoothed")
+USED_BY_METHOD = {
+    "iterations": (*STEPWISE, "lbfgs"), "batch_size": (*STEPWISE, "lbfgs"), "starts": ("lbfgs",),
+    "tolerance": ("lbfgs",), "evaluations": ("auto", "forward"), "spread": ("auto", "forward"), "lr": STEPWISE,
+    "ema": STEPWISE, "validate_every": STEPWISE, "smoothing": ("smoothed",), "clip": ("auto", "adam"),
+    "soft_teacher": ("adam",), "seed": (*STEPWISE, "forward"),
+}  # fmt: skip
+"""Options of `StaticOptions` and the methods that use them; the others all do."""
 CORRECTED = ("shift", "history")
 """What is learned beside the times where nothing else is said, of models without guidance."""
 Bar: TypeAlias = "tqdm[Any]"
