@@ -17,7 +17,7 @@ from ts_adapt.noise import RectifiedFlow
 from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.predictors.losses import Labelled, end_to_end, regression
 from ts_adapt.predictors.one_shot import OneShot
-from ts_adapt.predictors.phases import TrainOptions, kept_of
+from ts_adapt.predictors.phases import USED_BY_LOSS, TrainOptions, kept_of
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.training import train_predictor
 from ts_adapt.sampling import initial_noise
@@ -122,6 +122,27 @@ def test_a_damaged_checkpoint_is_not_used_and_one_of_other_options_is_refused(pr
     options = TrainOptions(epochs=1, batch_size=24, lr=1e-4)
     with pytest.raises(TsAdaptError, match=r"of a training with other options\.lr"):
         train_predictor(predictor, objective, batch, batch, options, tmp_path, checkpoint=path, progress=False)
+
+
+@pytest.mark.parametrize("loss", ["end_to_end", "labels", "both"])
+def test_an_option_changes_what_is_learned_where_a_result_of_the_loss_records_it(loss, problem, labelled, tmp_path):
+    objective, batch = problem
+    options = TrainOptions(loss=loss, epochs=2, label_epochs=2, validate_every=2, batch_size=24)
+
+    def trained(*changed):
+        predictor, path = build(Recursive, objective.denoiser.noise_schedule), tmp_path / f"{changed}.safetensors"
+        other = replace(options, **{name: getattr(options, name) / 2 for name in changed if name.endswith("lr")})
+        other = replace(other, **{name: 1 for name in changed if not name.endswith("lr")})
+        training = {"labels": {STEPS: labelled}, "checkpoint": path, "progress": False}
+        train_predictor(predictor, objective, batch, batch, other, tmp_path, **training)
+        return {key: value for key, value in read_tensors(path).items() if key.startswith("weights/")}
+
+    plain, idle = trained(), [name for name, under in USED_BY_LOSS.items() if loss not in under]
+    assert plain
+    torch.testing.assert_close(trained(*idle), plain, rtol=0, atol=0)
+    for name in USED_BY_LOSS.keys() - {*idle, "validate_every"}:
+        other = trained(name)
+        assert any(not torch.equal(other[key], value) for key, value in plain.items()), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
