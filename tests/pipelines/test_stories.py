@@ -144,13 +144,15 @@ def test_what_takes_other_times_is_left_out_of_a_network_that_cannot_be_told_the
     shift, adam = (session.changed(static=replace(static, **{name: value})) for name, value in EXPLICIT.items())
     asked: list[Callable[[], Any]] = [
         *(partial(steps_of, session.changed(learn=[name])) for name in ("recursive", "oracle", "static+shift")),
-        *(partial(search, each, "static") for each in (shift, adam)),
+        *(partial(search, each, "static") for each in (shift, adam)), partial(steps_of, adam),
         partial(search, session, "per-sample"), partial(train, session, "recursive"),
     ]  # fmt: skip
     for job in asked:
-        with pytest.raises(TsAdaptError, match=r"cannot be learned of .* \(it has one loop for all\); leave it"):
+        with pytest.raises(TsAdaptError, match=r"can be told no others \(it has one loop for all\); leave it"):
             job()
     assert not (tmp_path / "data").exists()
+    for each in (shift, adam):
+        each.check()  # as other jobs do
     teach(session, ("train",))
     search(session, "static")
     assert session.shared_names(SOLVER, STEPS) == ["static", "static+history"]

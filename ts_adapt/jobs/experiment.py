@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -122,9 +122,16 @@ class Experiment:
         """TsAdaptError where the network cannot be told the times that `what` takes."""
         if reason := self.denoiser.untold.partition(";")[0]:
             raise TsAdaptError(
-                f"{what} cannot be learned of {self.config.model.name!r}, whose network is told the times of its loop "
-                f"alone ({reason}); leave it out, and learn a grid that all samples share"
+                f"{what} takes other times than those of the pipeline's loop, and the network of "
+                f"{self.config.model.name!r} can be told no others ({reason}); leave it out"
             )
+
+    def check_static(self, corrections: Collection[str]) -> None:
+        """TsAdaptError where the network cannot be told the times of a static search with `corrections`."""
+        method = self.config.static.method
+        taking = [f"the correction {name}" for name in OF_MODEL_TIME if name in corrections]
+        for what in [*taking, *([f"static.method {method}"] if method in BY_SAMPLE else [])]:
+            self.check_told(what)
 
     @property
     def static_corrections(self) -> list[CorrectionName]:
@@ -203,10 +210,6 @@ class Experiment:
                 "none + w (condition - none); set option guidance, or in a pipeline the scale that its call takes, "
                 "above 1, or leave it out of them"
             )
-        taking = [f"the correction {name}" for name in OF_MODEL_TIME if name in own]
-        taking += [f"static.method {config.static.method}"] if config.static.method in BY_SAMPLE else []
-        for what in taking:
-            self.check_told(what)
         if isinstance(config.guidance, list) and self.denoiser.loop is not None and "scales" not in self._said:
             self._check_scales(*config.guidance)
             self._said.add("scales")

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from ts_adapt.config import Config
 from ts_adapt.evaluation.records import STATIC
-from ts_adapt.grids.corrections import OF_MODEL_TIME
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import plan
 from ts_adapt.jobs.evaluate import evaluate
@@ -110,7 +109,9 @@ def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
     listed(session)
     check_counts(config, names)
     for name in names:
-        if name.kind != SHARED or {*OF_MODEL_TIME} & {*name.corrections}:
+        if name.base == STATIC:
+            session.check_static(name.corrections)
+        elif name.kind != SHARED:
             session.check_told(str(name))
     if predicts:
         check_predicted(session)

@@ -61,6 +61,8 @@ def search(session: Session, method: str, split: str = "train", *, redo: bool = 
             search(session.changed(static=replace(config.static, corrections=corrections)), method, split, redo=redo)
         return
     session.check(caption=config.static.caption if method == "static" else 0.0)
+    if method == "static":
+        session.check_static(session.static_corrections)
     if method == "per-sample":
         session.check_told("a grid for each sample")
     with cheaper_network(session, config.student.cacher, config.student.quantizer):
