@@ -160,4 +160,4 @@ def test_what_a_pipeline_does_with_its_scale_is_seen_before_any_work(
     if grids:
         of.check()
     with pytest.raises(TsAdaptError, match=said):
-        (check_predicted if grids else Session.check)(of)
+        check_predicted(of, ["recursive"]) if grids else of.check()

@@ -285,6 +285,24 @@ def test_a_start_of_what_is_no_picture_is_refused_before_any_work(
     assert job.run(*wanted, "static", "--plan") == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "loss", "named"),
+    [
+        ("one-shot", "residual", "end_to_end", "has residual, and a one-shot predictor is asked once"),
+        ("one-shot-all", "residual", "both", "has residual, and a one-shot-all predictor is asked once"),
+        ("one-shot", "start", "labels", "has start, and labels teach times alone"),
+        ("recursive", "residual", "labels", "has residual, and labels teach times alone"),
+    ],
+)
+def test_a_change_of_pictures_that_would_not_be_learned_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, change: str, loss: str, named: str
+) -> None:
+    job, asked = Job.begun(tmp_path), ("--train.corrections", change, "--train.loss", loss)
+    for command in (("learn", "--learn", f"static,{kind}"), ("train", "--predictor", kind)):
+        assert named in job.refused(capsys, *command, *asked)
+    assert not job.data.exists()
+
+
 def test_moments_of_other_features_are_refused_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,8 +102,8 @@ def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
     """The jobs of a config, in order; TsAdaptError for what one of them would refuse after the work of others."""
     config = session.config
     names = wanted(config, session.static_name, session.base, not session.denoiser.untold)
-    predicts = any(name.kind == PREDICTOR for name in names)
-    asked = [config.train.caption if predicts else 0.0]
+    predictors = [str(name) for name in names if name.kind == PREDICTOR]
+    asked = [config.train.caption if predictors else 0.0]
     asked += [config.static.caption for name in names if name.base == STATIC]
     session.check(scores=True, caption=max(asked))
     listed(session)
@@ -113,8 +113,8 @@ def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
             session.check_static(name.corrections)
         elif name.kind != SHARED:
             session.check_told(str(name))
-    if predicts:
-        check_predicted(session)
+    if predictors:
+        check_predicted(session, predictors)
     taught = f"{config.teacher.nfe}-step solves, for learning and for the test"
     compared = f"every schedule on the same {config.evaluate.samples} test noises"
     learned = {step.name: step for name in names for step in _steps(session, name, redo)}  # labels serve all predictors

@@ -7,7 +7,7 @@ without, by itself. Several processes (`distributed`) train one predictor togeth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -17,7 +17,7 @@ from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
 from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.grids.corrections import PICTURES
-from ts_adapt.interfaces import Solver, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import RESIDUAL, START, Solver, TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.labels import student_options
 from ts_adapt.jobs.minimised import minimised_said
@@ -41,7 +41,7 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
     """
     config = session.config
     session.check(caption=config.train.caption)
-    check_predicted(session)
+    check_predicted(session, [kind])
     with cheaper_network(session, config.student.cacher, config.student.quantizer):
         if config.train.loss != "labels":
             check_gradients(session)
@@ -52,9 +52,10 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
                     _train_one(session, kind, name, solver, served, redo)
 
 
-def check_predicted(session: Session) -> None:
+def check_predicted(session: Session, kinds: Iterable[str]) -> None:
     """TsAdaptError where each sample's times cannot be told, where changes of pictures are to be learned and states are
-    none, and where predictors are to know the scale of guidance, and are not told."""
+    none, there are labels alone, or one of `kinds` has no such change, and where predictors are to know the scale of
+    guidance, and are not told."""
     config = session.config
     session.check_told("a predictor")
     pictures = [name for name in config.train.corrections or () if name in PICTURES]
@@ -62,6 +63,17 @@ def check_predicted(session: Session) -> None:
         raise TsAdaptError(
             f"train.corrections has {pictures[0]}, a change of pictures, and {config.model.name} has samples of shape "
             f"{session.shape} that are none; leave it out"
+        )
+    if pictures and config.train.loss == "labels":
+        raise TsAdaptError(
+            f"train.corrections has {pictures[0]}, and labels teach times alone; leave it out, or set train.loss to "
+            "end_to_end or both"
+        )
+    once = [kind for kind in kinds if not PREDICTORS[kind.removesuffix(ALL)].every_step]
+    if once and RESIDUAL.name in pictures:
+        raise TsAdaptError(
+            f"train.corrections has {RESIDUAL.name}, and a {once[0]} predictor is asked once; take {START.name}, or "
+            "train recursive"
         )
     if not isinstance(config.guidance, list):
         return
