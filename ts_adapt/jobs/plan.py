@@ -60,6 +60,7 @@ def of_result(session: Session, name: Name, split: str = "test", *, redo: bool =
     config, work = session.config, Work()
     for solver in config.solvers:
         missing = [nfe for nfe in config.nfe if not _is_there(session, name, split, solver, nfe, redo)]
+        missing = config.nfe if missing and str(name).endswith(ALL) else missing  # one network, trained for all
         work += _solves(config, name, split).times(sum(missing))
         if str(name).endswith(ALL):
             learned = [session.steps(solver, nfe) for nfe in missing] or _left_open(session, str(name), solver)
