@@ -10,10 +10,11 @@ For each of these the paired distance to the teacher, mean and median, along
 and how far each is from the others on the same noises: training noises behind all that were learned from or validated
 on. What was made with other options than those given here is refused: options of the config are flags here too.
 
-    ts-adapt teach  --config configs/plain.yml --split train
-    ts-adapt search --config configs/plain.yml --solvers unipc-3 --nfe 3,5,8
-    ts-adapt train  --config configs/plain.yml --solvers unipc-3 --nfe 3,5,8 --predictor recursive-all
-    python benchmarks/between_steps.py --config configs/plain.yml
+    O="--config configs/plain.yml --train.samples 1152 --train.validation 128"
+    ts-adapt teach  $O --split train
+    ts-adapt search $O --solvers unipc-3 --nfe 3,5,8
+    ts-adapt train  $O --solvers unipc-3 --nfe 3,5,8 --predictor recursive-all
+    python benchmarks/between_steps.py $O
 
 The last line is one JSON object: {"samples": n, "found": {N: {schedule: {"mean", "median"}, "one / other": {"mean",
 "interval", "median", "nearer"}}}}.
