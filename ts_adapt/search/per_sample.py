@@ -50,7 +50,7 @@ class PerSampleOptions:
     """Each sample's gradient is clipped to this norm."""
     corrections: list[CorrectionName] = field(default_factory=list)
     """What is searched beside the times: shift (of the model times), scale (of the output), coefficients,
-    history (weights on all past predictions), guidance (factors on its scale); start takes a predictor."""
+    history (weights on all past predictions), guidance (factors on its scale); start and residual take a predictor."""
     seed: Seed = 0
 
     @property

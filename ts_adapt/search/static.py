@@ -119,9 +119,9 @@ class StaticOptions:
     """adam, smoothed: iterations; lbfgs validates after each."""
     corrections: list[CorrectionName] | None = None
     """What is learned beside the times: shift (of the model times), scale (of the output), coefficients,
-    history (weights on all past predictions), guidance (factors on its scale); start takes a predictor. None: shift,
-    history, and guidance where the model is guided, by the job after the times alone; []: the times alone, which any
-    program can follow."""
+    history (weights on all past predictions), guidance (factors on its scale); start and residual take a predictor.
+    None: shift (not of pipelines that can be told only their loop's times), history, and guidance where the model is
+    guided, by the job after the times alone; []: the times alone, which any program can follow."""
     soft_teacher: bool = False
     distribution: Weight = 0.0
     """adam: weight of the distance to real images as a set (the kernel distance of KID, unbiased, in the features of
