@@ -214,8 +214,8 @@ def guidance_remarks(about: Mapping[str, Any], scale: Any, others: Mapping[str, 
 
 
 def scale_remark(name: str, then: Any, now: Any) -> str | None:
-    """The same of one scale, the argument `name` of a call: found under `then`, where samples are guided by `now`;
-    nothing if it holds.
+    """What there is to say where a schedule found under `then`, of the argument `name`, meets samples guided by `now`;
+    None where it holds.
 
     Either is a number, or the two ends of a range; anything else is not known. Found for a range, it holds within that.
     Scales below 1, which most pipelines have for none, count as 1, but for a range that has some.
