@@ -200,8 +200,8 @@ class Config:
     """How evaluate quantizes it: none, hqq4, minmax-w8a8, tdq-w4a8, tinydm-w8a8, vqdm4, torchao-int8."""
     learn: list[str] | None = None
     """What `learn` makes, of static, static+shift+scale+coefficients, blackbox, dmn, gits, oss, klub, oracle, one-shot,
-    recursive, recursive-all; None: static, the same with static.corrections, and recursive;
-    []: nothing."""
+    recursive, recursive-all; None: static, the same with static.corrections, and recursive (not of pipelines that can
+    be told only their loop's times); []: nothing."""
     distance: Annotated[str, OneOf(DISTANCES)] | None = None
     """What is minimised: features (the embedded network), l2, or lpips; None: features where they fit, else l2."""
     rescale_published: bool = False
