@@ -134,6 +134,9 @@ def predictor(kind: type, noise_schedule: Any, shape: tuple[int, ...], *steps: i
     built = kind(noise_schedule, grids, shape, width=8, hidden=16, **options)
     with torch.no_grad():
         built.encoder.weight.normal_(0, 0.2)
+        for change in (built.start, built.residual):
+            if change is not None:
+                change.weight.normal_(0, 0.3)
     return ready(built)
 
 

@@ -124,11 +124,13 @@ def test_inputs_are_seen_by_their_own_mean_and_deviation():
     assert torch.isfinite(encoder(pictures)).all()
 
 
-def test_no_row_has_more_than_its_share_of_the_gradient():
-    numbers = torch.zeros(3, 2, requires_grad=True)
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (2, 1, 1), (1, 1, 2)])
+def test_no_row_has_more_than_its_share_of_the_gradient(shape):
+    """However many numbers a row has, and in whatever shape: of a picture its length is that of all pixels."""
+    numbers = torch.zeros(3, *shape, requires_grad=True)
     pulled = torch.tensor([[3.0, 4.0], [0.3, 0.4], [torch.nan, 1.0]])
-    (shorten_gradient(numbers * 1.0) * pulled).sum().backward()
-    torch.testing.assert_close(numbers.grad, torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 1.0]]))
+    (shorten_gradient(numbers * 1.0) * pulled.reshape(3, *shape)).sum().backward()
+    torch.testing.assert_close(numbers.grad.reshape(3, 2), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 1.0]]))
 
 
 def test_positions_and_shares_invert(mixture):

@@ -87,7 +87,8 @@ def test_steps_beyond_those_that_were_learned_are_refused(kind, mixture):
 def test_untrained_it_is_the_interpolated_static_grid_between_and_beside(kind, problem):
     objective, batch = problem
     noise_schedule = objective.denoiser.noise_schedule
-    predictor = build(kind, noise_schedule, SERVED, corrections=[*UNGUIDED, "start"])
+    changes = ["start", "residual"] if kind is Recursive else ["start"]
+    predictor = build(kind, noise_schedule, SERVED, corrections=[*UNGUIDED, *changes])
     grids = {steps: fixed.make("karras", noise_schedule, steps) for steps in SERVED}
     for steps in (3, 5):
         expected = between(grids, noise_schedule, steps)
@@ -119,6 +120,26 @@ def test_between_two_numbers_of_steps_corrections_are_linear(kind, problem):
         history = torch.cat([both, of_nine.expand(-1, 2)], -1)
         for found, expected in ((grid.coefficients, line(5)), (grid.held[HISTORY], history)):
             torch.testing.assert_close(found, share * expected.expand(len(batch), -1, -1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*was not trained for")
+@pytest.mark.parametrize("share", [1, 0.25, 0])
+def test_between_two_numbers_of_steps_a_residual_is_mixed_of_both_and_kept_by_its_share(share, problem):
+    """Of changes on a line from the first step to the last, with an offset that grows with the number of steps."""
+    objective, batch = problem
+    predictor = build(Recursive, objective.denoiser.noise_schedule, (3, 5), corrections=["residual"])
+    line = {steps: 0.02 * steps + 0.05 * torch.linspace(0, 1, steps) for steps in (3, 4, 5)}
+
+    class Line(torch.nn.Module):
+        def forward(self, seen, features, place):
+            (steps,) = (steps for steps in (3, 5) if place in range(1000)[predictor.places(steps)])
+            return line[steps][place - predictor.places(steps).start].expand(len(seen), 1, *seen.shape[2:])
+
+    predictor.residual = Line()
+    predictor.keep(4, share)
+    found = chosen(predictor, objective, batch, 4)[1]["residual"]
+    expected = share * line[4][:, None, None, None]
+    torch.testing.assert_close(found, expected.expand(len(batch), -1, 1, 4, 4).to(found), rtol=1e-5, atol=1e-6)
 
 
 def test_a_training_finds_out_how_much_is_kept_between(problem, tmp_path):

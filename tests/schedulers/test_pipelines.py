@@ -152,11 +152,16 @@ def test_corrections_and_grids_of_each_image(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["one-shot", "recursive"])
-@pytest.mark.parametrize("name", ["sd", "flux"])
-def test_predicted_corrections(name: str, kind: str, pipes: Any, tiny: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "corrections"),
+    [
+        *product(["sd", "flux"], ["one-shot", "recursive"], [("shift", "scale", "coefficients")]),
+        ("sd", "recursive", ("shift", "residual")),
+    ],
+)
+def test_predicted_corrections(name: str, kind: str, corrections: tuple[str, ...], pipes: Any, tiny: Any) -> None:
     pipe, case = pipes(name), CASES[name]
-    schedule = made(tiny, pipe, kind, name, corrections=("shift", "scale", "coefficients"), order=3)
+    schedule = made(tiny, pipe, kind, name, corrections=corrections, order=3)
     expected = our_own(pipe, case, schedule, ROWS)
     attach(pipe, schedule)
     found = case.call(pipe, ROWS)
