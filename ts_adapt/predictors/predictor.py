@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.grids.between import fitted, mixed, shares
+from ts_adapt.grids.corrections import PICTURES
 from ts_adapt.grids.parametric import between
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import (
@@ -131,7 +132,7 @@ class Predictor(nn.Module):
 
     def space(self, steps: int) -> GridSpace:
         """Where the network's numbers of a solve of `steps` steps belong."""
-        of_grids = [name for name in self.options["corrections"] if name not in (START.name, RESIDUAL.name)]
+        of_grids = [name for name in self.options["corrections"] if name not in PICTURES]
         return GridSpace(self.noise_schedule, steps, of_grids, self.options["order"])
 
     def static(self, steps: int) -> Tensor:
