@@ -93,8 +93,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The tables of "Without text" in docs/RESULTS.md; two hours on two cores. Stopped and started again, it goes on. The
-# solvers are learned side by side, one thread each: small convolutions gain little from a second thread.
+# The tables of "Without text" in docs/RESULTS.md, of one-shot predictors from more noises than there; three hours on two
+# cores. Stopped and started again, it goes on. The solvers are learned side by side, one thread each: small convolutions
+# gain little from a second thread.
 results: $(STAMP)
 	$(BIN)/ts-adapt teach --config $(CONFIG)
 	OMP_NUM_THREADS=1 $(MAKE) -j 2 $(addprefix learn-,$(SOLVERS))
