@@ -70,6 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny: Any) -> Iterator[World
     )  # fmt: skip
     config.teacher = replace(config.teacher, nfe=4, train_samples=2, test_samples=2, shard_size=2, batch_size=2)
     config.prune = replace(config.prune, samples=2)
+    config.train = replace(config.train, corrections=[])
     session = Session(config, progress=False)
     teach(session)
     noise_schedule, workspace = session.noise_schedule, config.workspace
