@@ -428,3 +428,9 @@ def test_other_predictions_of_edms_schedulers_are_refused() -> None:
     for prediction in ("velocity", "v"):
         with pytest.raises(TsAdaptError, match=f"'epsilon' and prediction '{prediction}' is asked for"):
             from_pipeline(DDPMPipeline(unet(), EDMEulerScheduler()), prediction)
+
+
+def test_a_pipeline_that_needs_transformers_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusers.utils.import_utils.is_transformers_available", lambda: False)
+    with pytest.raises(TsAdaptError, match=r"text_encoder of the pipeline in .* pip install 'ts_adapt\[text\]'"):
+        load_pipeline("emoji-sd")

@@ -238,16 +238,20 @@ def _from_folder(folder: Path, dtype: torch.dtype | None, network: _Network) -> 
         raise TsAdaptError(
             f"{folder} has no model_index.json: it is not a folder that a diffusers pipeline's save_pretrained wrote"
         )
-    failure = f"the pipeline in {folder} cannot be loaded ({{}})"
-    options = {**_absent(folder), **network.options(str(folder), dtype)}
-    return _read(str(folder), failure, dtype, local_files_only=True, **options)
+    from diffusers.utils.import_utils import is_transformers_available
 
-
-def _absent(folder: Path) -> dict[str, None]:
-    """The parts that the pipeline was saved without, which diffusers has to be told for some: T5 of SD3."""
     index = read_json(folder / "model_index.json")
-    parts = index.items() if isinstance(index, dict) else ()
-    return {name: None for name, place in parts if place == [None, None]}
+    listed = index.items() if isinstance(index, dict) else ()
+    parts = {name: place for name, place in listed if isinstance(place, list)}
+    of_texts = [name for name, place in parts.items() if place[:1] == ["transformers"]]
+    if of_texts and not is_transformers_available():
+        raise TsAdaptError(
+            f"the {of_texts[0]} of the pipeline in {folder} needs transformers, which is not installed; "
+            "pip install 'ts_adapt[text]'"
+        )
+    failure = f"the pipeline in {folder} cannot be loaded ({{}})"
+    absent = {name: None for name, place in parts.items() if place == [None, None]}  # some have to be told: T5 of SD3
+    return _read(str(folder), failure, dtype, local_files_only=True, **absent, **network.options(str(folder), dtype))
 
 
 def _from_hub(name: str, dtype: torch.dtype | None, network: _Network) -> Any:
