@@ -93,7 +93,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The tables of "Without text" in docs/RESULTS.md, of one-shot predictors from more noises than there; three hours on two
+# The tables of "Without text" in docs/RESULTS.md, of one-shot predictors from more noises than there; hours on two
 # cores. Stopped and started again, it goes on. The solvers are learned side by side, one thread each: small convolutions
 # gain little from a second thread.
 results: $(STAMP)
