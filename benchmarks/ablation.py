@@ -1,29 +1,45 @@
 """What each part of a learned schedule is worth: predictors trained with one thing changed at a time.
 
 Every variant starts from the same static grid (times only), sees the same training samples for the same number of
-passes, and is measured on the same validation samples: the paired distance to the teacher, mean and median, and the
-share of samples that are nearer than along the static grid. "shared" variants learn only what all samples share: a
-static grid with corrections, trained in the same way. Of a model that is not guided those with guidance are left out.
+passes, and is judged on the same samples, training ones behind all that were learned from or validated on:
 
-    ts-adapt teach --config configs/fashion.yml --split train
-    ts-adapt search --config configs/fashion.yml --solvers unipc-3 --nfe 5
-    python benchmarks/ablation.py
+    the paired distance to the teacher, mean and median, and the share of samples nearer than along the static grid
+    the Frechet distance to the data and the recall, in the features of `evaluate.features`, and as many of the data's
+    what it costs: operations of sampling beside the static grid's, seconds of the processor in training
 
-The last line is one JSON object: {"static": distance, "gain": {variant: share of its mean that is gone}}.
+"shared" variants learn only what all samples share: a static grid with corrections, trained in the same way. Those with
+guidance are left out of a model that is not guided, those with captions where there are no prompts.
+
+    ts-adapt teach --config configs/plain.yml --split train
+    ts-adapt search --config configs/plain.yml --solvers unipc-3 --nfe 5 --static.corrections []
+    python benchmarks/ablation.py --config configs/plain.yml
+
+The last line is one JSON object: {"static": distance, "gain": {variant: share of its mean that is gone}, "found":
+{variant: {"mean", "median", "nearer", "frechet", "recall", "operations", "seconds"}}}.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 from workload import Experiment, last_line  # isort: skip  (first: it loads ts_adapt)
+import torch
+from torch import Tensor
+
 import ts_adapt
+from ts_adapt import Batch, Objective, TimeGrid
 from ts_adapt.evaluation.comparison import share_of_wins
+from ts_adapt.evaluation.cost import count_flops
+from ts_adapt.evaluation.features import Extractor
+from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
+from ts_adapt.evaluation.quality import Reference, quality_of
+from ts_adapt.interfaces import StepPolicy, TsAdaptError
+from ts_adapt.jobs.evaluate import reference_images
 from ts_adapt.jobs.train import new_predictor
 from ts_adapt.predictors.phases import PREDICTED
 from ts_adapt.predictors.training import train_predictor
@@ -31,14 +47,17 @@ from ts_adapt.predictors.training import train_predictor
 
 @dataclass(frozen=True)
 class Variant:
-    """`shared`: the network is frozen at zero, only what all samples share is learned; `share` of the samples."""
+    """`shared`: the network is frozen at zero, only what all samples share is learned; `share` of the samples;
+    `losses`: what is minimised beside the paired distance, by the name of its weight."""
 
     kind: str = "recursive"
     corrections: Sequence[str] = PREDICTED
     shared: bool = False
     share: float = 1.0
+    losses: Mapping[str, float] = field(default_factory=dict)
 
 
+CHANGED = (*PREDICTED, "residual")
 VARIANTS: dict[str, Variant] = {
     "shared, times": Variant(corrections=(), shared=True),
     "shared, all": Variant(shared=True),
@@ -52,7 +71,11 @@ VARIANTS: dict[str, Variant] = {
     "recursive, start": Variant(corrections=("start",)),
     "recursive, all and start": Variant(corrections=(*PREDICTED, "start")),
     "recursive, residual": Variant(corrections=("residual",)),
-    "recursive, all and residual": Variant(corrections=(*PREDICTED, "residual")),
+    "recursive, all and residual": Variant(corrections=CHANGED),
+    "recursive, all and residual, data .2": Variant(corrections=CHANGED, losses={"distribution": 0.2}),
+    "recursive, all and residual, data 1": Variant(corrections=CHANGED, losses={"distribution": 1.0}),
+    "recursive, all, data 1": Variant(losses={"distribution": 1.0}),
+    "recursive, all, captions .2": Variant(losses={"caption": 0.2}),
     "recursive, all, start and residual": Variant(corrections=(*PREDICTED, "start", "residual")),
     "shared, guidance": Variant(corrections=("guidance",), shared=True),
     "recursive, times and guidance": Variant(corrections=("guidance",)),
@@ -65,47 +88,121 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A schedule on the judging samples."""
+
+    mean: float
+    median: float
+    nearer: float
+    frechet: float
+    recall: float
+    operations: float
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The samples that schedules are judged on, and the data."""
+
+    objective: Objective
+    batch: Batch
+    extractor: Extractor
+    reference: Reference
+    static: TimeGrid
+
+    def images(self, schedule: StepPolicy | TimeGrid, batch: Batch) -> Tensor:
+        return self.objective.denoiser.decode(self.objective.student(schedule, batch), batch.condition).float()
+
+    @cached_property
+    def along(self) -> tuple[Tensor, Tensor]:
+        """Of the static grid."""
+        return self.looks(self.static)
+
+    @torch.inference_mode()
+    def looks(self, schedule: StepPolicy | TimeGrid, size: int = 128) -> tuple[Tensor, Tensor]:
+        """Distances `(n,)` to the teacher, and features `(n, D)`."""
+        distances, features = [], []
+        for start in range(0, len(self.batch), size):
+            part = self.batch.rows(slice(start, start + size))
+            images = self.images(schedule, part)
+            of_teacher = self.objective.denoiser.decode(part.target, part.condition)
+            distances.append(self.objective.distance(images, of_teacher))
+            features.append(self.extractor(images))
+        return torch.cat(distances), torch.cat(features).float()
+
+    def judge(self, schedule: StepPolicy | TimeGrid) -> Judged:
+        distance, features = self.along if schedule is self.static else self.looks(schedule)
+        few = self.batch.rows(slice(0, 2))
+        here, there = (count_flops(partial(self.images, each, few)) for each in (schedule, self.static))
+        recall = quality_of({"features": features}, len(features), self.reference).recall
+        assert recall is not None
+        return Judged(
+            float(distance.mean()), float(distance.median()), share_of_wins(distance, self.along[0]),
+            frechet(FeatureStatistics.of(features), self.reference.statistics), recall, here / there,
+        )  # fmt: skip
+
+
 def main() -> None:
     parser = Experiment.parser(__doc__)
     parser.add_argument("--samples", type=int, default=2048, help="training samples")
     parser.add_argument("--validation", type=int, default=512, help="validation samples, behind the training samples")
+    parser.add_argument("--judged", type=int, default=1024, help="samples that all are judged on, behind these")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
-    options = parser.parse_args()
-    given = Experiment.of(options)
-    _, batch = given.session.teacher("train", options.samples + options.validation)
-    train, validation = batch.rows(slice(0, options.samples)), batch.rows(slice(options.samples, None))
-    along, gain = given.objective.measure(given.static, validation), {}
-    before = float(along.mean())
-    print(
-        f"{options.solver}, NFE {options.nfe}, {options.samples} samples x {options.epochs}; static grid {before:.5f}, "
-        f"median {float(along.median()):.5f}"
-    )
+    options, more = parser.parse_known_args()
+    given = Experiment.of(options, more)
+    session, learned = given.session, options.samples + options.validation
+    _, batch = session.teacher("train", learned + options.judged)
+    train, validation = batch.rows(slice(0, options.samples)), batch.rows(slice(options.samples, learned))
+    extractor = session.extractor()
+    reference = reference_images(session, extractor)
+    if reference is None:
+        raise TsAdaptError("there are no real images to judge by; evaluate.reference names a folder of them")
+    judge = Judge(given.objective, batch.rows(slice(learned, None)), extractor, reference, given.static)
+    print(f"{options.solver}, NFE {options.nfe}, {options.samples} samples x {options.epochs}, {options.judged} judged")
+    found = {"static": judge.judge(given.static)}
+    _show("static", found["static"])
     for name in options.variants:
         variant = VARIANTS[name]
-        if "guidance" in variant.corrections and not given.session.guides:
+        guided, prompted = "guidance" in variant.corrections, "caption" in variant.losses
+        if (guided and not session.guides) or (prompted and given.config.teacher.prompts_of("train") is None):
             continue
-        predictor: Any = new_predictor(
-            given.session, variant.kind, [given.static], given.solver.order, variant.corrections
-        )
-        if variant.shared:
-            predictor.requires_grad_(False)
-            predictor.encoder.bias.requires_grad_(True)
-        count, began = int(variant.share * len(train)), time.process_time()
-        with tempfile.TemporaryDirectory() as folder:
-            settings = replace(given.config.train, epochs=round(options.epochs / variant.share), loss="end_to_end")
-            result = train_predictor(
-                predictor, given.objective, train.rows(slice(0, count)), validation, settings, Path(folder),
-                progress=False,
-            )  # fmt: skip
-        gain[name], took = result.gain, time.process_time() - began
-        found = given.objective.measure(predictor.eval().policy(given.static.steps), validation)
-        print(
-            f"{name:42} {float(found.mean()):.5f} {0.0 - 100 * result.gain:6.1f} %   median {float(found.median()):.5f}"
-            f"   nearer on {100 * share_of_wins(found, along):3.0f} %   {took:5.0f} s",
-            flush=True,
-        )
-    last_line(version=ts_adapt.__version__, static=before, gain=gain)
+        predictor, seconds = _trained(given, variant, train, validation, options.epochs)
+        found[name] = replace(judge.judge(predictor.eval().policy(given.static.steps)), seconds=seconds)
+        _show(name, found[name])
+    gain = {name: 1 - each.mean / found["static"].mean for name, each in found.items()}
+    last_line(
+        version=ts_adapt.__version__, static=found["static"].mean, gain=gain,
+        found={name: asdict(each) for name, each in found.items()},
+    )  # fmt: skip
+
+
+def _trained(given: Experiment, variant: Variant, train: Batch, validation: Batch, epochs: int) -> tuple[Any, float]:
+    """A predictor, and the seconds that its training took."""
+    session = given.session
+    predictor: Any = new_predictor(session, variant.kind, [given.static], given.solver.order, variant.corrections)
+    if variant.shared:
+        predictor.requires_grad_(False)
+        predictor.encoder.bias.requires_grad_(True)
+    settings = replace(given.config.train, epochs=round(epochs / variant.share), loss="end_to_end", **variant.losses)
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        train_predictor(
+            predictor, given.objective, train.rows(slice(0, int(variant.share * len(train)))), validation, settings,
+            folder, real=session.real_images if settings.distribution else None,
+            captions=session.captions if settings.caption else None, progress=False,
+        )  # fmt: skip
+    return predictor, time.process_time() - began
+
+
+def _show(name: str, found: Judged) -> None:
+    print(
+        f"{name:42} mean {found.mean:.5f}   median {found.median:.5f}   nearer on {100 * found.nearer:3.0f} %   "
+        f"Frechet {found.frechet:.3f}   recall {found.recall:.3f}   operations x {found.operations:.3f}   "
+        f"{found.seconds:5.0f} s",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
