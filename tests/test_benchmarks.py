@@ -122,3 +122,25 @@ def test_the_bands_of_a_range_of_guidance_make_up_the_whole(
     assert shown.init(torch.zeros(1), {"guidance_scale": 8.0, "class_labels": 1})[1] == {
         "guidance_scale": 2.0, "class_labels": 1,
     }  # fmt: skip
+
+
+def test_what_is_left_out_of_a_schedule_is_judged_on_samples_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, given = Job.begun(tmp_path), "--model.name fashion-ddpm-plain --evaluate.features judge --teacher.nfe 6".split()
+    given += "--static.method adam --static_samples 4 --derivative exact".split()
+    job.do(["teach", "--split", "train", *given], ["search", *given])
+    variants = ["shared, all", "recursive, residual", "recursive, all and guidance", "recursive, all, captions .2"]
+    flags = [*job.options, *given, "--solver", "unipc-2", "--nfe", "3", "--samples", "16", "--validation", "8", "--judged", "16"]
+    last = last_line("ablation", [*flags, "--epochs", "1", "--variants", *variants], monkeypatch, capsys)
+    found = last["found"]
+    assert [*found] == ["static", "shared, all", "recursive, residual"]  # the model is not guided and has no prompts
+    session = job.session(*given)
+    judged = session.teacher("train", 40)[1].rows(slice(24, None))
+    apart = session.objective(session.solver("unipc-2")).measure(session.static("unipc-2", 3).grid, judged)
+    assert found["static"]["mean"] == pytest.approx(float(apart.mean()), abs=1e-4)
+    assert (found["static"]["nearer"], found["static"]["operations"]) == (0.5, 1.0)
+    assert all(1 < found[name]["operations"] and 0 < found[name]["seconds"] for name in variants[:2])
+    assert all(0 <= each["recall"] <= 1 and each["frechet"] > 0 for each in found.values())
+    share = 1 - found["recursive, residual"]["mean"] / found["static"]["mean"]
+    assert last["gain"]["recursive, residual"] == pytest.approx(share, abs=0.01)  # of means to four places
