@@ -18,23 +18,29 @@ on. What was made with other options than those given here is refused: options o
     ts-adapt train  $O --nfe 5
     python benchmarks/guidance_range.py $O
 
+With `--alone NAME W` the predictor is compared with the one that learned guidance W alone, in the workspace NAME, by
+the same options otherwise: on the test samples there.
+
 The last line is one JSON object: {"found": {band: {"samples": n, schedule: {"mean", "median"}, "one / other": {"mean",
-"interval", "median", "nearer"}}}}.
+"interval", "median", "nearer"}}}}; the band
+of the test samples is called "alone".
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from workload import Experiment, compared, last_line  # isort: skip  (first: it loads ts_adapt)
+import torch
 from torch import Tensor
 
 import ts_adapt
 from ts_adapt import TimeGrid, TsAdaptError
 from ts_adapt.interfaces import Condition, Node, StepPolicy
+from ts_adapt.jobs.session import Session
 from ts_adapt.policies import Around
 from ts_adapt.search.static import best_start
 
@@ -58,6 +64,7 @@ def main() -> None:
     parser = Experiment.parser(__doc__)
     parser.add_argument("--samples", type=int, default=192, help="samples that all are measured on")
     parser.add_argument("--bands", type=float, nargs="*", default=[2.5, 5.0], help="scales that divide the range")
+    parser.add_argument("--alone", nargs=2, metavar=("NAME", "W"), help="what learned one scale alone, and the scale")
     options, more = parser.parse_known_args()
     given = Experiment.of(options, more)
     session, config, objective = given.session, given.config, given.objective
@@ -84,7 +91,23 @@ def main() -> None:
         here = {name: each[rows] for name, each in distances.items()}
         of_band = compared(f"guidance {start:g} to {end:g} ({int(rows.sum())})", here, pairs)
         found[f"{start:g}-{end:g}"] = {"samples": int(rows.sum()), **of_band}
+    if options.alone is not None:
+        found["alone"] = _beside_one(given, policy, options.alone[0], float(options.alone[1]))
     last_line(version=ts_adapt.__version__, found=found)
+
+
+def _beside_one(given: Experiment, policy: StepPolicy, name: str, scale: float) -> dict[str, Any]:
+    """`policy` beside the predictor of the workspace `name`, which learned `scale` alone, on its test samples."""
+    one = Session(replace(given.config, name=name, guidance=scale), progress=False)
+    alone = one.predictor(PREDICTOR, *given.place, strict=True).predictor.policy(one.steps(*given.place))
+    _, test = one.teacher("test", given.config.evaluate.samples)
+    scales = torch.full((len(test),), scale)
+    told = replace(test, condition={**test.condition, SCALE: scales})
+    distances = {
+        "of all scales": given.objective.measure(policy, told), "of this one": given.objective.measure(alone, told)
+    }  # fmt: skip
+    compare = [("of all scales", "of this one")]
+    return {"samples": len(test), **compared(f"guidance {scale:g}", distances, compare)}
 
 
 if __name__ == "__main__":

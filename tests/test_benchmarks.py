@@ -110,8 +110,16 @@ def test_the_bands_of_a_range_of_guidance_make_up_the_whole(
         ["teach", "--split", "train", *given], ["search", *given, *nfe],
         ["search", *given, *nfe, "--static.corrections", "[]"], ["train", *given, *nfe],
     )  # fmt: skip
+    one = [*given, "--name", "one", "--guidance", "3"]
+    job.do(["teach", *one], ["search", *one, *nfe], ["train", *one, *nfe])
     flags = [*job.options, "--solver", "unipc-2", *nfe, "--samples", "8", "--bands", "3.5", *given]
-    found = last_line("guidance_range", flags, monkeypatch, capsys)["found"]
+    found = last_line("guidance_range", [*flags, "--alone", "one", "3"], monkeypatch, capsys)["found"]
+    alone = found.pop("alone")
+    session = job.session(*one, *nfe)
+    predictor = session.predictor("recursive", "unipc-2", 2).predictor.policy(2)
+    apart = session.objective(session.solver("unipc-2")).measure(predictor, session.teacher("test", 20)[1])
+    assert alone["samples"] == 20 and alone["of this one"]["mean"] == pytest.approx(float(apart.mean()), abs=1e-4)
+    assert alone["of all scales"]["mean"] > 0
     whole, *bands = found.values()
     assert [*found] == ["1.5-8", "1.5-3.5", "3.5-8"]
     assert whole["samples"] == sum(each["samples"] for each in bands) == 8
@@ -127,20 +135,21 @@ def test_the_bands_of_a_range_of_guidance_make_up_the_whole(
 def test_what_is_left_out_of_a_schedule_is_judged_on_samples_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job, given = Job.begun(tmp_path), "--model.name fashion-ddpm-plain --evaluate.features judge --teacher.nfe 6".split()
-    given += "--static.method adam --static_samples 4 --derivative exact".split()
-    job.do(["teach", "--split", "train", *given], ["search", *given])
+    given = "--model.name fashion-ddpm-plain --evaluate.features judge --teacher.nfe 6 --derivative exact"
+    job, few = Job.begun(tmp_path), [*given.split(), "--static.method", "adam", "--static_samples", "4"]
+    job.do(["teach", "--split", "train", *few], ["search", *few])
     variants = ["shared, all", "recursive, residual", "recursive, all and guidance", "recursive, all, captions .2"]
-    flags = [*job.options, *given, "--solver", "unipc-2", "--nfe", "3", "--samples", "16", "--validation", "8", "--judged", "16"]
-    last = last_line("ablation", [*flags, "--epochs", "1", "--variants", *variants], monkeypatch, capsys)
+    sizes = "--solver unipc-2 --nfe 3 --samples 16 --validation 8 --judged 16 --epochs 1"
+    flags = [*job.options, *few, *sizes.split(), "--variants", *variants]
+    last = last_line("ablation", flags, monkeypatch, capsys)
     found = last["found"]
     assert [*found] == ["static", "shared, all", "recursive, residual"]  # the model is not guided and has no prompts
-    session = job.session(*given)
+    session = job.session(*few)
     judged = session.teacher("train", 40)[1].rows(slice(24, None))
     apart = session.objective(session.solver("unipc-2")).measure(session.static("unipc-2", 3).grid, judged)
     assert found["static"]["mean"] == pytest.approx(float(apart.mean()), abs=1e-4)
     assert (found["static"]["nearer"], found["static"]["operations"]) == (0.5, 1.0)
-    assert all(1 < found[name]["operations"] and 0 < found[name]["seconds"] for name in variants[:2])
+    assert all(found[name]["operations"] > 1 and found[name]["seconds"] > 0 for name in variants[:2])
     assert all(0 <= each["recall"] <= 1 and each["frechet"] > 0 for each in found.values())
     share = 1 - found["recursive, residual"]["mean"] / found["static"]["mean"]
     assert last["gain"]["recursive, residual"] == pytest.approx(share, abs=0.01)  # of means to four places
