@@ -74,6 +74,7 @@ VARIANTS: dict[str, Variant] = {
     "recursive, all and residual": Variant(corrections=CHANGED),
     "recursive, all and residual, data .2": Variant(corrections=CHANGED, losses={"distribution": 0.2}),
     "recursive, all and residual, data 1": Variant(corrections=CHANGED, losses={"distribution": 1.0}),
+    "recursive, all and residual, data 10": Variant(corrections=CHANGED, losses={"distribution": 10.0}),
     "recursive, all, data 1": Variant(losses={"distribution": 1.0}),
     "recursive, all, captions .2": Variant(losses={"caption": 0.2}),
     "recursive, all, start and residual": Variant(corrections=(*PREDICTED, "start", "residual")),
