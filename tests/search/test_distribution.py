@@ -33,9 +33,10 @@ def drawn(count, seed, width=6, mean=0.0):
 
 def by_loops(x, y):
     """MMD^2 pair by pair."""
+    square = float(sum(f @ f for f in y)) / y.numel()
 
     def k(f, g):
-        return (float(f @ g) / len(f) + 1) ** 3
+        return (float(f @ g) / (len(f) * square) + 1) ** 3
 
     def among(z):
         return sum(k(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j) / (len(z) * (len(z) - 1))
@@ -48,6 +49,11 @@ def test_the_shares_add_up_to_the_unbiased_estimate_pair_by_pair():
     shares = shares_of(x, x, Real(y, l2))
     assert shares.shape == (7,)
     assert float(shares.mean()) == pytest.approx(by_loops(x, y), rel=1e-10)
+
+
+def test_a_weight_means_the_same_whatever_the_size_of_the_features():
+    x, y = drawn(7, 0), drawn(9, 1, mean=0.4)
+    assert torch.allclose(shares_of(x, x, Real(y, l2)), shares_of(20 * x, 20 * x, Real(20 * y, l2)))
 
 
 def test_their_spread_says_how_far_the_estimate_may_be_off():
@@ -74,8 +80,9 @@ def test_the_gradient_is_that_of_the_estimate():
     ours = torch.autograd.grad(shares_of(x, x, Real(y, l2)).mean(), x)[0]
 
     def estimate(x):
-        k = (x @ x.T / 6 + 1).pow(3)
-        return (k.sum() - k.diagonal().sum()) / 30 - 2 * (x @ y.T / 6 + 1).pow(3).mean()
+        size = 6 * y.square().mean()
+        k = (x @ x.T / size + 1).pow(3)
+        return (k.sum() - k.diagonal().sum()) / 30 - 2 * (x @ y.T / size + 1).pow(3).mean()
 
     assert torch.allclose(ours, torch.autograd.grad(estimate(x), x)[0], rtol=1e-10)
 

@@ -1,17 +1,19 @@
 """The loss that asks for the data: how far the student's images are from real ones as a set.
 
-    k(f, g) = (f.g / D + 1)^3                       f, g: features `(D,)` of images, of the network of the distance
+    k(f, g) = (f.g / D q + 1)^3                     f, g: features `(D,)` of images, of the network of the distance;
+                                                    q: the mean square of those of real ones
     MMD^2   = mean_{i != j} k(x_i, x_j) - 2 mean_ij k(x_i, y_j) + mean_{i != j} k(y_i, y_j)      x student's, y real
     k_b     = mean_{x' in X_b} k(x_b, x')
     r_b     = 2 k_b - 2 mean_j k(x_b, y_j) + mean_{i != j} k(y_i, y_j) - mean_b k_b     mean_b r_b = MMD^2
     L_b     = distance_b + weight r_b
 
-the unbiased kernel distance of KID (Binkowski et al. 2018), as a number of each sample, so that it goes wherever a
-distance goes. Each sample is in the pairs of the others too, whence 2 k_b: the spread of r_b over sqrt(n) is the
-standard error of MMD^2 over the student's n samples. X_b are the other images of the minibatch and, in learning, those
-of the minibatches before it, as they were then: of a few dozen images alone the estimate is mostly noise. They are
-forgotten when the samples come round again, as no image may be compared with itself. Learning follows the gradient of
-the expectation, 2 E grad (k(x, x') - k(x, y)) with x' and mean_b k_b held fixed.
+the unbiased kernel distance of KID (Binkowski et al. 2018), in units of the features, so that a weight means the same
+for every network, and as a number of each sample, so that it goes wherever a distance goes. Each sample is in the pairs
+of the others too, whence 2 k_b: the spread of r_b over sqrt(n) is the standard error of MMD^2 over the student's n
+samples. X_b are the other images of the minibatch and, in learning, those of the minibatches before it, as they were
+then: of a few dozen images alone the estimate is mostly noise. They are forgotten when the samples come round again, as
+no image may be compared with itself. Learning follows the gradient of the expectation, 2 E grad (k(x, x') - k(x, y))
+with x' and mean_b k_b held fixed.
 
 A paired distance cannot be better than its teacher; the data can. Alone this loss learns to please its network, which
 is why that network may not judge the result (`config`), and the paired distance stays beside it.
@@ -37,13 +39,14 @@ WIDEST = 4096
 """Features of an image, at most: of the networks, and of the values of small images."""
 
 
-def kernel(f: Tensor, g: Tensor) -> Tensor:
-    """k `(n, m)` of features `(n, D)` and `(m, D)`."""
-    return (f @ g.T / f.shape[1] + 1).pow(3)
+def kernel(f: Tensor, g: Tensor, square: Tensor) -> Tensor:
+    """k `(n, m)` of features `(n, D)` and `(m, D)`; `square` `()` is q."""
+    return (f @ g.T / (f.shape[1] * square) + 1).pow(3)
 
 
 class Real:
-    """Features `(m, D)` of real `images` `(m, C, H, W)` in [-1, 1] as `distance` sees them, and k among themselves.
+    """Features `(m, D)` of real `images` `(m, C, H, W)` in [-1, 1] as `distance` sees them, their mean square, and k
+    among themselves.
 
     images  at once, or part by part, none of which is kept
 
@@ -64,8 +67,9 @@ class Real:
         if count < 2:
             raise TsAdaptError(f"there are {count} real images; a distribution needs at least 2")
         self.features = torch.cat(found)
-        total = sum(kernel(part, self.features).sum() for part in self.features.split(CHUNK))
-        own = (self.features.square().mean(1) + 1).pow(3).sum()
+        self.square = self.features.square().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        total = sum(kernel(part, self.features, self.square).sum() for part in self.features.split(CHUNK))
+        own = (self.features.square().mean(1) / self.square + 1).pow(3).sum()
         self.among = (total - own) / (count * (count - 1))
 
 
@@ -121,8 +125,8 @@ def shares_of(found: Tensor, met: Tensor, real: Real) -> Tensor:
     for part, own in zip(found.split(CHUNK), places[: len(found)].split(CHUNK), strict=True):
         others = finite & (own[:, None] != places)
         count.append(others.sum(1))
-        near.append(torch.where(others, kernel(part, there), 0.0).sum(1) / count[-1].clamp_min(1))
-        apart.append(near[-1] - kernel(part, real.features).mean(1))
+        near.append(torch.where(others, kernel(part, there, real.square), 0.0).sum(1) / count[-1].clamp_min(1))
+        apart.append(near[-1] - kernel(part, real.features, real.square).mean(1))
     there_is = torch.cat(count) > 0
     level = torch.cat(near).detach()[there_is & finite[: len(found)]].mean()
     return torch.where(there_is, 2 * torch.cat(apart) + real.among - level, 0.0)
