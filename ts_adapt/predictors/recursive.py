@@ -79,9 +79,13 @@ class Recursive(Predictor):
     def first_picture(self, x_T: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         return self.picture(x_T, x0, None, t)
 
-    def numbers(self, picture: Tensor, steps: int, step: int, condition: Condition) -> tuple[Tensor, Tensor | None]:
-        """The network's numbers `(B, P)` at step i of N, float64, and d `(B, C, H, W)` where it has a residual; at N
-        the numbers before the first step."""
+    def numbers_and_change(
+        self, picture: Tensor, steps: int, step: int, condition: Condition
+    ) -> tuple[Tensor, Tensor | None]:
+        """The network's numbers f `(B, P)` at step i of N, float64, and the change of x0 there, d `(B, C, H, W)`.
+
+        At i = N the numbers are those before the first step. d is None there, and of a predictor without a residual.
+        """
         numbers, changes = [], []
         for others, share in self.near(steps):
             for within, part in among(step, steps, others):
@@ -106,7 +110,7 @@ class Recursive(Predictor):
         if not learned:
             return start
         picture = self.picture(x_T, torch.zeros_like(x_T), None, start.t.to(x_T.device).expand(len(x_T)))
-        numbers, _ = self.numbers(picture, steps, steps, condition)
+        numbers, _ = self.numbers_and_change(picture, steps, steps, condition)
         return Node.of(0, steps, start.t, self._held(numbers, space, numbers.new_zeros(len(x_T)), learned))
 
     def forward(self, x_t: Tensor, x0: Tensor, before: Tensor | None, node: Node, condition: Condition) -> Node:
@@ -114,7 +118,7 @@ class Recursive(Predictor):
         steps, after, batch = node.steps, node.index + 1, x_t.shape[0]
         space = self.space(steps)
         seen = self.picture(x_t, x0, before, node.t.to(x_t.device).expand(batch))
-        numbers, change = self.numbers(seen, steps, node.index, condition)
+        numbers, change = self.numbers_and_change(seen, steps, node.index, condition)
         if after == steps:
             u, t = numbers.new_ones(batch), self.static(steps)[-1].expand(batch)
         else:
