@@ -144,6 +144,17 @@ def test_every_step_has_a_residual_of_its_own_also_inside(problem):
         assert all(not torch.allclose(a, b) for a, b in pairwise(changes))
 
 
+def test_every_weight_of_a_residual_is_used_by_the_steps_of_one_number_of_them(problem):
+    objective, batch = problem
+    predictor = moving(Recursive, objective.denoiser.noise_schedule, "residual", served=(2, 4))
+    used = {}
+    for steps in (2, 4):
+        predictor.zero_grad()
+        objective(predictor.policy(steps), batch).sum().backward()
+        used[steps] = predictor.residual.weight.grad.flatten(1).any(1).tolist()
+    assert used == {2: [True] * 2 + [False] * 4, 4: [False] * 2 + [True] * 4}
+
+
 def test_a_predictor_that_is_asked_once_has_no_residual():
     with pytest.raises(TsAdaptError, match="train a recursive one"):
         build(OneShot, NOISES["vp"], corrections=["residual"])

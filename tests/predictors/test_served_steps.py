@@ -132,8 +132,8 @@ def test_between_two_numbers_of_steps_a_residual_is_mixed_of_both_and_kept_by_it
 
     class Line(torch.nn.Module):
         def forward(self, seen, features, place):
-            (steps,) = (steps for steps in (3, 5) if place in range(1000)[predictor.places(steps)])
-            return line[steps][place - predictor.places(steps).start].expand(len(seen), 1, *seen.shape[2:])
+            (steps,) = (steps for steps in (3, 5) if place in range(1000)[predictor.residual_places(steps)])
+            return line[steps][place - predictor.residual_places(steps).start].expand(len(seen), 1, *seen.shape[2:])
 
     predictor.residual = Line()
     predictor.keep(4, share)

@@ -119,8 +119,7 @@ class Predictor(nn.Module):
                     f"residual changes what the model predicts at every step, and a {self.kind} predictor is asked "
                     "once; train a recursive one, or take start"
                 )
-            places = self.places(self.learned[-1]).stop
-            self.residual = Change(self.pictures * shape[0], shape[0], hidden, places)
+            self.residual = Change(self.pictures * shape[0], shape[0], hidden, sum(self.learned))
         for steps in self.learned:
             self.forget(steps)
 
@@ -172,6 +171,11 @@ class Predictor(nn.Module):
         begin = sum(count for other, count in counts.items() if other < steps)
         return slice(begin, begin + counts[steps])
 
+    def residual_places(self, steps: int) -> slice:
+        """Those of the residual, which has one for each step and none before the first: i + sum of all smaller N."""
+        begin = sum(other for other in self.learned if other < steps)
+        return slice(begin, begin + steps)
+
     @classmethod
     def asked(cls, steps: int) -> int:
         """How often the network is asked in a solve of `steps` steps."""
@@ -183,7 +187,7 @@ class Predictor(nn.Module):
         if self.start is not None:
             self.start.weight.data[self.learned.index(steps)] = 0
         if self.residual is not None:
-            self.residual.weight.data[self.places(steps)] = 0
+            self.residual.weight.data[self.residual_places(steps)] = 0
 
     def shared(self, grid: TimeGrid) -> Tensor:
         """The network's numbers `(places, P)` of the corrections of `grid`, at the times of the static one."""

@@ -94,7 +94,8 @@ class Recursive(Predictor):
                 features = self.encoder.features(seen, place, condition)
                 numbers.append((share * part, self.fitted(self.encoder.answer(features, place), others, steps)))
                 if self.residual is not None and step < steps:
-                    changes.append((share * part, self.residual(seen, features, place)))
+                    row = self.residual_places(others).start + within
+                    changes.append((share * part, self.residual(seen, features, row)))
         change = shorten_gradient(mixed(changes)) if changes else None
         return shorten_gradient(mixed(numbers).double()), change
 
