@@ -152,7 +152,7 @@ class Denoiser(Protocol):
     loop            runs a whole solve, in place of the loop of `sampling.integrate`; None: it has no loop of its own
     parts           other modules that a solve depends on, by name
     alone           whether it takes one sample at a time: `sampling.integrate` solves for one after the other
-    untold          why its network can be told no times but those of its loop; empty: it can
+    loop_times_only  why its network can be told only the times of its loop; empty: it can be told any
     guides          whether a call takes `guidance_factor` `()` or `(B,)` too, which multiplies its guidance scale
     guidance_scale  what samples are guided by; None: by nothing, or it is not known
     other_scales    further scales of a pipeline's call, by the names of its arguments
@@ -174,7 +174,8 @@ class Denoiser(Protocol):
     parts: Mapping[str, nn.Module] = MappingProxyType({})
     numbered: str | None = None
     alone: bool = False
-    untold: str = ""
+    loop_times_only: str = ""
+    untold: Any = property(lambda self: self.loop_times_only)
     guides: bool = False
     guidance_scale: float | None = None
     other_scales: Mapping[str, float] = MappingProxyType({})
@@ -419,8 +420,7 @@ class Solver(Protocol):
 
 
 Advance = Callable[..., tuple[Tensor, Node, Any, Any]]
-"""(policy, solver, x_t, x0, node, the policy's state, the solver's memory) -> x_s, its node, both: `sampling.advance`.
-"""
+"""(policy, solver, x_t, x0, node, policy's state, solver's memory) -> x_s, its node, both: `sampling.advance`."""
 Around = Callable[[Callable[[Tensor], Tensor], Tensor, float | None], Tensor]
 """(evaluate, told, divisor) -> what the network answers: how one call of it is made inside a loop.
 

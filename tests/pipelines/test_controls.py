@@ -145,7 +145,7 @@ def test_a_pipeline_that_is_refused_is_left_as_it_was(way: str, tiny: Any) -> No
 
 def test_own_times_are_refused_with_the_reason_where_the_network_cannot_be_told_them(tiny: Any) -> None:
     denoiser = PipelineDenoiser(tiny.pipeline("sd"))
-    denoiser.untold = "the reason"
+    denoiser.loop_times_only = "the reason"
     times = fixed.make("karras", denoiser.noise_schedule, STEPS).repeat(3, 1)
     for refused in (times, TimeGrid(times[0], model_times=times[0, :-1])):
         with pytest.raises(TsAdaptError, match="the reason"):

@@ -79,7 +79,7 @@ def test_gradients_reach_the_grid_and_the_attached_run_ends_in_the_same_state(na
 def test_predictors_learn_from_what_they_see_when_attached(name: str, kind: Any, family: Any, tiny: Any) -> None:
     pipe, call = family(name)
     denoiser = PipelineDenoiser(pipe, call)
-    if denoiser.untold:
+    if denoiser.loop_times_only:
         pytest.skip("the network of this pipeline cannot be told each sample's time")
     seen, condition = denoiser.shown(noise(denoiser), denoiser.encode(PROMPTS))
     text = condition["encoder_hidden_states"].shape[-1]

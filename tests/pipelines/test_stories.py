@@ -105,7 +105,7 @@ def tell(name: str, folder: Path) -> Story:
     story = Story(name, folder)
     session = story.session
     shared = session.static_name
-    learned = [shared] if session.denoiser.untold else [shared, "recursive"]
+    learned = [shared] if session.denoiser.loop_times_only else [shared, "recursive"]
     training = [("train", "--predictor", kind) for kind in learned[1:]]
     for step in (("teach",), ("search",), *training, ("evaluate",)):
         assert story(*step) == 0, step
@@ -137,7 +137,7 @@ def test_the_whole_job_on_stable_diffusion_xl(tmp_path: Path) -> None:
 def test_what_takes_other_times_is_left_out_of_a_network_that_cannot_be_told_them_and_refused_if_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PipelineDenoiser, "untold", "it has one loop for all; attach another")
+    monkeypatch.setattr(PipelineDenoiser, "loop_times_only", "it has one loop for all; attach another")
     session = Story("sdxl", tmp_path).session
     assert [step.name for step in steps_of(session)] == ["teach", "static", "static+history", "evaluate"]
     static = session.config.static

@@ -32,7 +32,7 @@ class Wrapped(Denoiser):
     parts: Mapping[str, nn.Module] = _inner("parts")
     numbered: str | None = _inner("numbered")
     alone: bool = _inner("alone")
-    untold: str = _inner("untold")
+    loop_times_only: str = _inner("loop_times_only")
     guides: bool = _inner("guides")
     guidance_scale: float | None = _inner("guidance_scale")
     other_scales: Mapping[str, float] = _inner("other_scales")

@@ -120,7 +120,7 @@ class Experiment:
 
     def check_told(self, what: str) -> None:
         """TsAdaptError where the network cannot be told the times that `what` takes."""
-        if reason := self.denoiser.untold.partition(";")[0]:
+        if reason := self.denoiser.loop_times_only.partition(";")[0]:
             raise TsAdaptError(
                 f"{what} takes other times than those of the pipeline's loop, and the network of "
                 f"{self.config.model.name!r} can be told no others ({reason}); leave it out"
@@ -137,7 +137,7 @@ class Experiment:
     def static_corrections(self) -> list[CorrectionName]:
         """What the shared grid learns beside the times."""
         options = self.config.static
-        return options.corrected(options.corrections is None and self.guides, not self.denoiser.untold)
+        return options.corrected(options.corrections is None and self.guides, not self.denoiser.loop_times_only)
 
     @property
     def static_name(self) -> str:

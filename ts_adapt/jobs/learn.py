@@ -75,7 +75,7 @@ def learn(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
         left, made = left - step.work.seconds(), made + step.work.seconds()
     kept, report = write_config(config, session.workspace.config), session.workspace.evaluation / REPORT
     print(f"[{time.monotonic() - began:.0f} s] done\n\nThe report is {report}. To go on with what was learned here:")
-    learned = wanted(config, session.static_name, session.base, not session.denoiser.untold)
+    learned = wanted(config, session.static_name, session.base, not session.denoiser.loop_times_only)
     print("\n".join(next_commands(learned, kept, for_diffusers=is_for_diffusers(session))))
     return report
 
@@ -101,7 +101,7 @@ def show_plan(config: Config, *, redo: bool = False) -> None:
 def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
     """The jobs of a config, in order; TsAdaptError for what one of them would refuse after the work of others."""
     config = session.config
-    names = wanted(config, session.static_name, session.base, not session.denoiser.untold)
+    names = wanted(config, session.static_name, session.base, not session.denoiser.loop_times_only)
     predictors = [str(name) for name in names if name.kind == PREDICTOR]
     asked = [config.train.caption if predictors else 0.0]
     asked += [config.static.caption for name in names if name.base == STATIC]

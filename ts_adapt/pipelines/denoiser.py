@@ -120,7 +120,7 @@ class PipelineDenoiser(Denoiser):
                 self._student, self._hook = self._attached()
                 self.shape = self._probe()
             except TsAdaptError as error:
-                self.untold = str(error)
+                self.loop_times_only = str(error)
                 self._student, self._hook = self._attached()
                 self.shape = self._probe()
         except BaseException:
@@ -228,8 +228,8 @@ class PipelineDenoiser(Denoiser):
 
     def shown(self, x: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
         """What a policy is shown of `x`, without a run of the network; TsAdaptError where it is shown nothing."""
-        if self.untold:
-            raise TsAdaptError(self.untold)
+        if self.loop_times_only:
+            raise TsAdaptError(self.loop_times_only)
         if self.alone and len(x) > 1:
             each = [self.shown(x[row], condition_rows(condition, row)) for row in _single(x)]
             told = {key: torch.cat([of[key] for _, of in each]) for key in each[0][1]}
@@ -326,9 +326,9 @@ class PipelineDenoiser(Denoiser):
         return made
 
     def _plan(self, policy: Any, batch: int) -> Plan:
-        told = not self.untold
+        told = not self.loop_times_only
         if not (told or _shared(policy)):
-            raise TsAdaptError(self.untold)
+            raise TsAdaptError(self.loop_times_only)
         nominal = policy.nominal.detach() if told else policy.nominal
         return Plan(nominal.cpu(), lambda begin: policy, own_times=told, told=told, rows=batch, grid=_known(policy))
 
@@ -351,7 +351,7 @@ class PipelineDenoiser(Denoiser):
         def call(told: Tensor) -> Tensor:
             if around is None:
                 return evaluate(told)
-            if self.untold or told.ndim != 1:
+            if self.loop_times_only or told.ndim != 1:
                 return around(evaluate, told, None)
             begin = self._begins_at
             return around(lambda t: evaluate(t + begin), told - begin, self._hook.divisor)
@@ -364,7 +364,7 @@ class PipelineDenoiser(Denoiser):
     def _attached(self) -> tuple[StudentScheduler, TimeHook]:
         """The student on the pipeline, in place of one before, and its hook on the network."""
         student = StudentScheduler.from_grid("uniform", "ddim", self.scheduler_config)
-        if not self.untold:
+        if not self.loop_times_only:
             plan = Plan.of_policy(_At(Node(0, 1, as_node_times(self.noise_schedule.t_max))), torch.zeros(2))
             student.source = Source(plans={1: replace(plan, inside=True)})
         attach(self.pipe, student)
