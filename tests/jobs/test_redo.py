@@ -155,6 +155,42 @@ def test_options_that_a_result_does_not_depend_on_refuse_nothing(job: Job, capsy
     assert "train.corrections" in job.refused(capsys, "train", "--train.corrections", "shift")
 
 
+IDLE = {
+    "end_to_end": {
+        "train.label_epochs": 9, "train.label_lr": 0.5, "train.validate_every": 3, "label_samples": 10,
+        "distribution.images": 7, "caption": "none", "derivative_width": 0.1, "train.validation": 4,
+        "train.corrections": "shift,scale,history,start",
+    },
+    "labels": {"train.epochs": 9, "train.lr": 0.5, "derivative": "slow", "train.corrections": "shift,scale,history"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", IDLE)
+def test_a_half_done_training_goes_on_unless_what_it_depends_on_is_another(job: Job, monkeypatch, loss) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def left(*flags: str) -> dict[Path, bytes]:
+        assert job.run(*training, *flags) == 130
+        return content(folder)
+
+    training = ("train", "--predictor", "one-shot", "--train.loss", loss, "--derivative", "exact")
+    folder, idle = job.data / "predictors/one-shot", [f"--{name}={value}" for name, value in IDLE[loss].items()]
+    monkeypatch.setattr("ts_adapt.jobs.train.save_predictor", interrupted)
+    begun = left()
+    (checkpoint,) = (path for path in begun if path.suffix == ".training")
+    assert left(*idle) == begun
+    used = "--train.lr" if loss == "end_to_end" else "--train.label_lr"
+    assert left(used, "0.01").keys() > begun.keys()
+    if loss == "labels":
+        before = content(folder)
+        assert job.run(*LABEL, "--per_sample.lr", "0.2", "--redo") == 0
+        assert left().keys() > before.keys()
+        return
+    monkeypatch.undo()
+    assert job.run(*training, *idle) == 0 and not checkpoint.exists()
+
+
 def test_corrections_that_were_left_open_are_those_that_the_network_has(job: Job, capsys) -> None:
     fewer = ("--train.corrections", "shift,scale,history")
     assert job.run("train", *fewer, "--redo") == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -19,7 +20,6 @@ from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.grids.corrections import PICTURES
 from ts_adapt.interfaces import RESIDUAL, START, Solver, TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
-from ts_adapt.jobs.labels import student_options
 from ts_adapt.jobs.minimised import minimised_said
 from ts_adapt.jobs.session import Session, command_for, paired_verdict, stays
 from ts_adapt.jobs.tracking import board
@@ -116,15 +116,9 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     cut = len(batch) - config.train.validating
     base = session.base
     static = [session.shared(base, name, nfe).grid for nfe in served]
-    given = {option: value for option, value in config.train.record.items() if value is not None}
-    corrections = session.corrections_of(kind.removesuffix(ALL))
-    learned = given, corrections, asdict(config.distribution), config.derivative, config.derivative_width
-    pleased = [config.caption] if config.train.caption else []
-    key = fingerprint(
-        store.hash, session.distance, list(map(as_numbers, static)), *learned, *pleased, len(batch),
-        *student_options(config),
-    )  # fmt: skip
-    checkpoint = checkpoint_file(folder, key)
+    made_with, hashes = session.made_with(kind), None if labels is None else _labels_hashes(session, name, served)
+    key = fingerprint(store.hash, session.distance, list(map(as_numbers, static)), _given(made_with), hashes)
+    checkpoint, corrections = checkpoint_file(folder, key), session.corrections_of(kind.removesuffix(ALL))
     torch.manual_seed(config.train.seed)
     predictor = new_predictor(session, kind.removesuffix(ALL), static, solver.order, corrections)
     chosen = choosing(list(steps.values()), len(batch) - cut).times(solver.evaluations_per_step)
@@ -144,8 +138,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     about = {
         "model": config.model.name, **session.guided_by, "teacher": store.hash, "solver": name, "nfe": served,
         "distance": session.distance, "seed": config.train.seed, "base": base,
-        "labels": None if labels is None else _labels_hashes(session, name, served),
-        "made_with": session.made_with(kind),
+        "labels": hashes, "made_with": made_with,
         "measured": {
             "static": result.static, "learned": result.learned, "epochs": result.epochs, "gain": result.gain,
             "agreement": None if result.agreement is None else asdict(result.agreement),
@@ -178,6 +171,12 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
         every = sorted(result.apart)
         print(f"{kind}, {name}: it serves every number of steps from {every[0]} to {every[-1]}")
     _say_kept(f"{kind}, {name}", predictor, {each: result.apart[each] for each in between})
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options`, nested, without those that are None: a new one that is not given throws no training away."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return {name: _given(value) if isinstance(value, Mapping) else value for name, value in given.items()}
 
 
 def _choose_kept(session: Session, kind: str, name: str, solver: Solver, nfe: int) -> None:

@@ -86,6 +86,13 @@ class TrainOptions:
         return {**asdict(self), "dropout": self.dropout or None, "caption": self.caption or None}
 
     @property
+    def of_training(self) -> dict[str, Any]:
+        """Of `record` what the loss uses, and neither the samples nor the network say: all that weights depend on."""
+        elsewhere = {"samples", "validation", "corrections", "width", "hidden"}
+        idle = {name for name, losses in USED_BY_LOSS.items() if self.loss not in losses}
+        return {name: value for name, value in self.record.items() if name not in elsewhere | idle}
+
+    @property
     def validating(self) -> int:
         """The number of samples that validate; TsAdaptError where none is left to learn from."""
         count = min(max(1, self.samples // 5), MOST_VALIDATION) if self.validation is None else self.validation

@@ -133,7 +133,7 @@ def train_predictor(
     if options.caption:
         objective = asking(objective, captions, options.caption)
     phases_of(options, predictor, dict.fromkeys(predictor.learned, objective), train, labels)  # refuses at once
-    about = {"predictor": predictor.kind, "network": predictor.options, "options": options.record}
+    about = {"predictor": predictor.kind, "network": predictor.options, "options": options.of_training}
     begun = [predictor.begun[steps] for steps in predictor.learned]
     kept = Checkpoint(checkpoint, {**about, "static": [as_numbers(grid) for grid in begun]})
     training = _Training(predictor, objective, train, validation, options, Path(folder), kept, real)

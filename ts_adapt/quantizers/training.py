@@ -228,7 +228,8 @@ def fine_tune(
     average = {name: p.detach().clone() for name, p in trained.items()} if options.ema else {}
     remember = warming_average(options.ema)
     device, of = next(iter(trained.values())).device, quantization_of(network)
-    about = {"options": asdict(options), "method": of.method, "quantizer": of.options, "network": of.fingerprint}
+    learned = {name: value for name, value in asdict(options).items() if name != "checkpoint_every"}
+    about = {"options": learned, "method": of.method, "quantizer": of.options, "network": of.fingerprint}
     kept = Checkpoint(checkpoint, about)
     logged = {} if tensorboard is None else {"log_with": "tensorboard", "project_dir": str(tensorboard.parent)}
     accelerator = Accelerator(cpu=device.type == "cpu", **logged)
