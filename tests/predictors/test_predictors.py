@@ -14,7 +14,7 @@ from ts_adapt.interfaces import HISTORY, Node, TsAdaptError
 from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.predictors.encoder import Encoder, shorten_gradient
 from ts_adapt.predictors.one_shot import OneShot
-from ts_adapt.predictors.recursive import Recursive, shares
+from ts_adapt.predictors.recursive import Recursive, shares_of_rest
 from ts_adapt.predictors.store import load_predictor, made_for, save_predictor
 from ts_adapt.storage.files import write_tensors
 
@@ -53,7 +53,9 @@ def test_times_that_do_not_fall_are_named(problem, monkeypatch):
     """Shares of nearly all that is left come to the end, in the precision of the times, before the last step."""
     objective, batch = problem
     predictor = build(Recursive, objective.denoiser.noise_schedule, 12)
-    monkeypatch.setattr(Recursive, "share", lambda self, numbers, steps, step: torch.full_like(numbers[:, 0], 1 - 1e-4))
+    monkeypatch.setattr(
+        Recursive, "share_of_rest", lambda self, numbers, steps, step: torch.full_like(numbers[:, 0], 1 - 1e-4)
+    )
     with pytest.raises(TsAdaptError, match="time does not fall"):
         objective.student(predictor.policy(), batch)
 
@@ -137,7 +139,7 @@ def test_positions_and_shares_invert(mixture):
     times = fixed.make("karras", mixture.noise_schedule, 6)
     u = positions(times, mixture.noise_schedule)
     assert torch.allclose(times_at(u, mixture.noise_schedule), times, rtol=1e-6, atol=1e-9)
-    r, rebuilt = shares(times, mixture.noise_schedule), [torch.zeros(())]
+    r, rebuilt = shares_of_rest(times, mixture.noise_schedule), [torch.zeros(())]
     for share in r:
         rebuilt.append(rebuilt[-1] + share * (1 - rebuilt[-1]))
     assert torch.allclose(torch.stack(rebuilt).double(), u[:-1], atol=1e-6)

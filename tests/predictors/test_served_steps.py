@@ -16,7 +16,7 @@ from ts_adapt.predictors.changes import BOUND
 from ts_adapt.predictors.diagnosis import chosen, predicted, spread
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.phases import TrainOptions, batches_of, going_on
-from ts_adapt.predictors.recursive import Recursive, shares
+from ts_adapt.predictors.recursive import Recursive, shares_of_rest
 from ts_adapt.predictors.store import load_predictor, nfes_of, save_predictor
 from ts_adapt.predictors.training import choose_kept, train_predictor
 from ts_adapt.sampling import generator_for
@@ -219,7 +219,9 @@ def test_a_number_of_steps_that_gains_nothing_for_sure_stays_static_and_the_othe
     predictor = Recursive(noise_schedule, [better2, worse4], (1, 4, 4), width=8, hidden=16)
     with torch.no_grad():
         for steps, to in ((2, worse2), (4, better4)):
-            f = torch.logit(shares(to, noise_schedule)) - torch.logit(shares(predictor.static(steps), noise_schedule))
+            f = torch.logit(shares_of_rest(to, noise_schedule)) - torch.logit(
+                shares_of_rest(predictor.static(steps), noise_schedule)
+            )
             predictor.encoder.bias[predictor.places(steps)][: steps - 1, 0] = f.float() / 10
     torch.testing.assert_close(predicted(predictor, objective, batch, 4).times[0], better4)
     options = TrainOptions(epochs=1, lr=1e-9, batch_size=48)

@@ -35,9 +35,10 @@ from ts_adapt.predictors.encoder import shorten_gradient
 from ts_adapt.predictors.predictor import Predictor
 
 MIN_SHARE = 1e-4
+"""Of the rest that is left: the least that a step takes, and the least that it leaves."""
 
 
-def shares(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
+def shares_of_rest(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """r_i = (u_{i+1} - u_i) / (1 - u_i) of grids `(..., N+1)`, for the N-1 steps that are free: `(..., N-1)`."""
     u = positions(times, noise_schedule)
     r = (u[..., 1:-1] - u[..., :-2]) / (1 - u[..., :-2])
@@ -99,9 +100,9 @@ class Recursive(Predictor):
         change = shorten_gradient(mixed(changes)) if changes else None
         return shorten_gradient(mixed(numbers).double()), change
 
-    def share(self, numbers: Tensor, steps: int, step: int) -> Tensor:
+    def share_of_rest(self, numbers: Tensor, steps: int, step: int) -> Tensor:
         """r_i `(B,)` of the network's numbers `(B, P)` at step i of N."""
-        static = torch.logit(shares(self.static(steps), self.noise_schedule))[step]
+        static = torch.logit(shares_of_rest(self.static(steps), self.noise_schedule))[step]
         return torch.sigmoid(static + numbers[:, 0]).clamp(MIN_SHARE, 1 - MIN_SHARE)
 
     def begin(self, x_T: Tensor, condition: Condition, steps: int) -> Node:
@@ -124,7 +125,7 @@ class Recursive(Predictor):
             u, t = numbers.new_ones(batch), self.static(steps)[-1].expand(batch)
         else:
             u = positions(node.t, self.noise_schedule).to(numbers.device)
-            u = u + self.share(numbers, steps, node.index) * (1 - u)
+            u = u + self.share_of_rest(numbers, steps, node.index) * (1 - u)
             t = times_at(u, self.noise_schedule)
         learned = [each for each in space.learned if each.field.ends or after < steps]
         held = self._held(numbers, space, u, learned)
