@@ -159,7 +159,7 @@ def test_a_training_finds_out_how_much_is_kept_between(problem, tmp_path):
             distance, static = result.apart[steps]
             assert float(distance.mean()) < float(static.mean()) if share else torch.equal(distance, static)
         predictor.options["kept"] = {"5": 0.3}
-        assert choose_kept(predictor, objective, batch).keys() == {3} and predictor.unasked == []
+        assert choose_kept(predictor, objective, batch).keys() == {3} and predictor.without_k == []
         assert predictor.options["kept"] == {"3": found[sign][3], "5": 0.3}
     assert sorted(share > 0 for share in (found[-1][3], found[1][3])) == [False, True]
 

@@ -74,7 +74,7 @@ def _left_open(session: Session, name: str, solver: str) -> Sequence[int]:
     between them; else none."""
     folder = session.workspace.predictor(name, solver, session.config.nfe[0])
     predictor, _ = load_predictor(folder, session.noise_schedule)
-    return predictor.learned if predictor.unasked else ()
+    return predictor.learned if predictor.without_k else ()
 
 
 def of_evaluation(config: Config, learned: int) -> Work:

@@ -183,7 +183,7 @@ def _choose_kept(session: Session, kind: str, name: str, solver: Solver, nfe: in
     """Choose what the workspace's predictor keeps between the NFEs that it was trained for, where it was made without;
     on the validation samples of its training."""
     folder, predictor = session.workspace.predictor(kind, name, nfe), session.predictor(kind, name, nfe).predictor
-    if not predictor.unasked:
+    if not predictor.without_k:
         return
     options, (_, batch) = session.config.train, session.teacher("train", session.config.train.samples)
     validation = batch.rows(slice(len(batch) - options.validating, None))

@@ -147,7 +147,7 @@ class Predictor(nn.Module):
         self.options["kept"][str(steps)] = share
 
     @property
-    def unasked(self) -> list[int]:
+    def without_k(self) -> list[int]:
         """The numbers of steps that are served, not learned, and of which k has not been chosen."""
         kept = self.options["kept"]
         return [steps for steps in served(self.learned) if steps not in self.learned and str(steps) not in kept]

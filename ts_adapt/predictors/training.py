@@ -159,7 +159,7 @@ def choose_kept(
     asked = asking(objective, captions, weights.caption) if weights.caption else objective
     whole = matching(asked, real, weights.distribution) if weights.distribution else asked
     measured = _Measured(whole, validation, predictor.learned)
-    return {steps: measured.choose(predictor, steps) for steps in predictor.unasked}
+    return {steps: measured.choose(predictor, steps) for steps in predictor.without_k}
 
 
 def choosing(learned: Sequence[int], validation: int) -> Work:
