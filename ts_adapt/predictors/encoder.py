@@ -105,8 +105,9 @@ class Encoder(nn.Module):
         condition = condition or {}
         if self.classes is not None:
             labels = condition.get("class_labels")
-            none = torch.full((len(seen),), self.classes.num_embeddings - 1, device=seen.device)
-            features = features + self.classes(none if labels is None else labels.clamp(max=int(none[0])))
+            last = self.classes.num_embeddings - 1
+            none = torch.full((len(seen),), last, device=seen.device)
+            features = features + self.classes(none if labels is None else labels.clamp(max=last))
         if self.text is not None:
             prompts = condition.get("encoder_hidden_states")
             if prompts is not None:
