@@ -109,8 +109,8 @@ def _regression(
         _, condition = objective.denoiser.shown(batch.x_T, batch.condition)
         for i in range(steps - 1):
             before = x0[rows, i - 1] if i else None
-            seen = predictor.picture(states[rows, i], x0[rows, i], before, times[rows, i])
-            r = predictor.share_of_rest(predictor.encoder(seen, place + i, condition).double(), steps, i)
+            picture = predictor.picture(states[rows, i], x0[rows, i], before, times[rows, i])
+            r = predictor.share_of_rest(predictor.encoder(picture, place + i, condition).double(), steps, i)
             parts.append(u[rows, i] + r * (1 - u[rows, i]))
         return squared_error(torch.stack(parts, 1), u[rows, 1:-1])
 

@@ -51,8 +51,8 @@ class OneShot(Predictor):
 
         def of(others: int) -> Tensor:
             widths = self.space(others).widths
-            seen = self.encoder(picture, self.places(others).start, condition)[:, : others * sum(widths)]
-            blocks = seen.split([others * width for width in widths], 1)
+            numbers = self.encoder(picture, self.places(others).start, condition)[:, : others * sum(widths)]
+            blocks = numbers.split([others * width for width in widths], 1)
             rows = torch.cat([block.unflatten(1, (others, -1)) for block in blocks], -1)
             found = [mixed((part, rows[:, j]) for j, part in among(i, steps, others)) for i in range(steps)]
             parts = self.fitted(torch.stack(found, 1), others, steps).split(space.widths, -1)

@@ -101,7 +101,7 @@ class Recursive(Predictor):
         return shorten_gradient(mixed(numbers).double()), change
 
     def share_of_rest(self, numbers: Tensor, steps: int, step: int) -> Tensor:
-        """r_i `(B,)` of the network's numbers `(B, P)` at step i of N."""
+        """r_i `(B,)` of the network's numbers `(B, P)` at step i < N - 1 of N, between MIN_SHARE and 1 - MIN_SHARE."""
         static = torch.logit(shares_of_rest(self.static(steps), self.noise_schedule))[step]
         return torch.sigmoid(static + numbers[:, 0]).clamp(MIN_SHARE, 1 - MIN_SHARE)
 
@@ -116,11 +116,14 @@ class Recursive(Predictor):
         return Node.of(0, steps, start.t, self._held(numbers, space, numbers.new_zeros(len(x_T)), learned))
 
     def forward(self, x_t: Tensor, x0: Tensor, before: Tensor | None, node: Node, condition: Condition) -> Node:
-        """The next node; the last one is the end of the grid, exactly."""
+        """The node after `node`, of the states and of the x0 there `(B, C, H, W)`; the last is the grid's end, exactly.
+
+        before  x0 of the step before; None at the first, and at that with which a solve begins inside
+        """
         steps, after, batch = node.steps, node.index + 1, x_t.shape[0]
         space = self.space(steps)
-        seen = self.picture(x_t, x0, before, node.t.to(x_t.device).expand(batch))
-        numbers, change = self.numbers_and_change(seen, steps, node.index, condition)
+        picture = self.picture(x_t, x0, before, node.t.to(x_t.device).expand(batch))
+        numbers, change = self.numbers_and_change(picture, steps, node.index, condition)
         if after == steps:
             u, t = numbers.new_ones(batch), self.static(steps)[-1].expand(batch)
         else:
@@ -143,7 +146,7 @@ class Recursive(Predictor):
         }
 
     def policy(self, steps: int | None = None, first: int = 0) -> StepPolicy:
-        """The step policy that asks this network at every step."""
+        """The step policy that asks this network at every step, from node `first` of the static grid on."""
         steps = self._steps(steps)
         return self._complete(AtEveryStep(self, steps, first), steps)
 
