@@ -29,7 +29,10 @@ DILATIONS = (1, 2, 4, 8)
 
 
 class Change(nn.Module):
-    """`(B, channels, H, W)`, h `(B, hidden)` and the place of W -> d `(B, outputs, H, W)`."""
+    """d `(B, outputs, H, W)` of a picture `(B, channels, H, W)`, h `(B, hidden)` and a place.
+
+    places  how many weights W there are: of the start one for each N, of the residual one for each step of each N
+    """
 
     def __init__(self, channels: int, outputs: int, hidden: int, places: int) -> None:
         super().__init__()

@@ -140,6 +140,7 @@ class Encoder(nn.Module):
 def shorten_gradient(numbers: Tensor, norm: float = 1.0) -> Tensor:
     """`numbers` `(B, ...)` as they are; backward, each row's gradient is shortened to at most `norm`.
 
+    What of it is not finite counts as 0.
     A sample about to end in another mode has a gradient many times those of all others: it may not decide alone.
     """
 

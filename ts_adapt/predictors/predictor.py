@@ -198,11 +198,14 @@ class Predictor(nn.Module):
         raise NotImplementedError
 
     def first_picture(self, x_T: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """What the network sees at the first place."""
+        """What the network sees at the first step `(B, pictures C, H, W)`: of x_T and x0 there, at t `()` or `(B,)`."""
         raise NotImplementedError
 
     def policy(self, steps: int | None = None, first: int = 0) -> StepPolicy:
-        """The policy of solves of `steps` steps (None: the only number learned), from node `first` of the grid on."""
+        """The policy of solves of `steps` steps (None: the only number learned), from node `first` of the grid on.
+
+        Raises TsAdaptError for a number that is not served, and for none where several were learned.
+        """
         raise NotImplementedError
 
     def _complete(self, policy: StepPolicy, steps: int) -> StepPolicy:
