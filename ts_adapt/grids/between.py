@@ -31,7 +31,10 @@ def shares(learned: Collection[int], steps: int) -> list[tuple[int, float]]:
 
 
 def among(step: int, steps: int, others: int) -> list[tuple[int, float]]:
-    """The steps of a solve of `others` that `step` of one of `steps` stands among, and shares; N: before all."""
+    """The one or two steps of a solve of `others` steps that step i of one of N stands among, with shares of sum 1.
+
+    i = N, the place before the first step, stands for that of the other; the step of N = 1 stands for the first.
+    """
     if step == steps:
         return [(others, 1.0)]
     below, rest = divmod(step * (others - 1), max(steps - 1, 1))
@@ -40,12 +43,12 @@ def among(step: int, steps: int, others: int) -> list[tuple[int, float]]:
 
 
 def mixed(parts: Iterable[tuple[float, Tensor]]) -> Tensor:
-    """The sum of tensors by their shares."""
+    """The sum of share * tensor, all of one shape."""
     return torch.stack([share * part for share, part in parts]).sum(0)
 
 
 def fitted(numbers: Tensor, width: int) -> Tensor:
-    """The first `width` of `numbers` `(..., P)`; zeros in the place of those that are not there."""
+    """`numbers` `(..., P)` as `(..., width)`: the first of them, and zeros for those that are not there."""
     return nn.functional.pad(numbers, (0, width - numbers.shape[-1]))
 
 
