@@ -199,12 +199,9 @@ class Source:
             )
         return plan
 
-    def _known(self) -> str:
-        return ", ".join(map(str, self.plans))
-
     def _between(self, steps: int, noise_schedule: NoiseSchedule) -> Plan:
         near = neighbours(self.plans, steps)
-        learned = self._known()
+        learned = ", ".join(map(str, self.plans))
         for predictor in (self.predictors[n] for n in near if n in self.predictors):
             between_too = served(predictor.learned)
             if steps in between_too:
