@@ -175,7 +175,6 @@ class Denoiser(Protocol):
     numbered: str | None = None
     alone: bool = False
     loop_times_only: str = ""
-    untold: Any = property(lambda self: self.loop_times_only)
     guides: bool = False
     guidance_scale: float | None = None
     other_scales: Mapping[str, float] = MappingProxyType({})

@@ -275,11 +275,11 @@ def search_static(
     if learned is None:
         first = train.rows(slice(0, 1))
         guided = is_guided(objective.denoiser, first.x_T, first.condition)
-        learned = options.corrected(guided, not objective.denoiser.untold)
+        learned = options.corrected(guided, not objective.denoiser.loop_times_only)
     space = GridSpace(noise_schedule, steps, learned, objective.solver.order)
     journal = Journal() if journal is None or options.soft_teacher or options.distribution else journal
     agreement = None
-    if options.method in (("lbfgs",) if objective.denoiser.untold else BY_GRADIENT):
+    if options.method in (("lbfgs",) if objective.denoiser.loop_times_only else BY_GRADIENT):
         taken, agreement = trusted(paired, steps, train, options.batch_size, journal.recall)
         objective = replace(taken, distance=objective.distance) if options.distribution else taken
     track = _Track(objective, validation, space, starts[start], means[start], journal, on_step)
@@ -294,7 +294,7 @@ def search_static(
 
     finite = [name for name in sorted(starts, key=means.__getitem__) if math.isfinite(means[name])]
     if options.method == "auto":
-        if not objective.denoiser.untold and (agreement is None or agreement.leads_down):
+        if not objective.denoiser.loop_times_only and (agreement is None or agreement.leads_down):
             descend("adam", start, starts[start])
         if track.distance >= means[start]:
             descend("forward", start, starts[start], train.rows(slice(0, FEW)))
