@@ -154,7 +154,8 @@ class QATOptions:
 
 @dataclass
 class DistributionOptions:
-    """The real images that --static.distribution and --train.distribution match; those that judge are others."""
+    """The real images that the losses distribution and adversarial of --static and --train learn from; those that judge
+    are others."""
 
     data: PathText | None = None
     """A folder of images of the model's size; None: the second half of the embedded test images, as the first may
@@ -308,6 +309,8 @@ class Config:
             if group in found:
                 weight = found[group].pop("distribution")
                 found["distribution"] = {"weight": weight, **asdict(self.distribution)} if weight else None
+                weight = found[group].pop("adversarial")
+                found["adversarial"] = {"weight": weight, **asdict(self.distribution)} if weight else None
                 weight = found[group].pop("caption")
                 found["caption"] = {"weight": weight, "by": self.caption} if weight else None
         return found
@@ -354,13 +357,13 @@ class Config:
             build_cachers(cacher)
         for quantizer in (*self.quantizers, self.student.quantizer):
             build_quantizer(quantizer)
-        if self.static.distribution or self.train.distribution:
+        if any(options.distribution or options.adversarial for options in (self.static, self.train)):
             self._check_images()
         if self.static.caption or self.train.caption:
             self._check_captions()
 
     def _check_images(self) -> None:
-        """TsAdaptError where the images that a distribution is learned from also judge."""
+        """TsAdaptError where the real images that are learned from also judge."""
         data, reference = self.distribution.data, self.evaluate.reference
         if data is not None and reference is not None:
             one, other = Path(data).resolve(), Path(reference).resolve()

@@ -141,7 +141,8 @@ def test_options_that_a_result_does_not_depend_on_refuse_nothing(job: Job, capsy
     assert kept["static_validation"] == 8 and not idle["static"].keys() & kept["static"].keys()
     made = json.loads((job.predictor / "config.json").read_text())["made_with"]
     assert (made["train"]["validation"], made["train"]["corrections"]) == (4, learned)
-    assert made.keys() == {"train", "derivative", "derivative_width", "label_samples", "distribution", "caption"}
+    losses = {"distribution", "adversarial", "caption"}
+    assert made.keys() == {"train", "derivative", "derivative_width", "label_samples"} | losses
     for command in (("search",), LABEL, ("train",)):
         before = job.content()
         assert job.run(*command, *flags, *as_used) == 0 and job.content() == before

@@ -34,7 +34,8 @@ from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.solvers import UniPC
 from ts_adapt.storage.files import write_json, write_tensors
 
-SERVED, OPTIONS = (2, 4), TrainOptions(loss="both", label_epochs=2, epochs=2, validate_every=1, batch_size=15)
+SERVED = (2, 4)
+OPTIONS = TrainOptions(loss="both", label_epochs=2, epochs=2, validate_every=1, batch_size=15, adversarial=0.5)
 CASES = {
     "one": [(1, None)],
     "two": [(2, None)],
@@ -71,7 +72,7 @@ def part_of(folder: Path, rank: int, dies_at: int | None) -> None:
     train, validation = batch.rows(slice(0, 31)), batch.rows(slice(31, None))
     result = train_predictor(
         predictor, replace(objective, distance=distance), train, validation, OPTIONS, folder, labels=labels,
-        checkpoint=folder / "training.safetensors", progress=rank == 0,
+        images=objective.denoiser.draw(40, 1).float(), checkpoint=folder / "training.safetensors", progress=rank == 0,
     )  # fmt: skip
     write_tensors(folder / f"{rank}.safetensors", predictor.state_dict())
     write_json(folder / f"{rank}.json", {"gain": result.gain, "epochs": result.epochs})

@@ -41,6 +41,7 @@ from ts_adapt.remedies import command
 from ts_adapt.sampling import initial_noise, is_guided, noise_scale
 from ts_adapt.schedules.name import grid_names
 from ts_adapt.schedules.resolve import build_grid
+from ts_adapt.search.adversarial import Discriminator
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.static import BY_SAMPLE
 from ts_adapt.solvers.coefficients import check_end
@@ -221,6 +222,8 @@ class Experiment:
                 f"option evaluate.features is {self.features}, and so are the features of distance {self.distance}, in "
                 "which a distribution is matched: who is learned by may not judge; set one of the two to another"
             )
+        if config.static.adversarial or config.train.adversarial:
+            Discriminator(shape)
         if caption:
             self.reader.pictures(image)
         width = INCEPTION_WIDTH  # of what may be for another machine to fetch

@@ -1,4 +1,4 @@
-"""The real images that a distribution is matched to."""
+"""The real images that a distribution is matched to, and that a discriminator learns from."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ts_adapt.evaluation.features import read_image
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.pictures import picture_files
+from ts_adapt.search.adversarial import seen
 from ts_adapt.search.distribution import Real
 from ts_adapt.zoo.data import to_model_range
 from ts_adapt.zoo.features import JUDGING_IMAGES
@@ -28,6 +29,11 @@ def real_images(session: Experiment) -> Real:
     Raises TsAdaptError for images of another size than the model's, and as `Real` does.
     """
     return Real(_parts(session), session.compared_by())
+
+
+def seen_images(session: Experiment) -> Tensor:
+    """The images of the config of `session` as a discriminator sees them; errors as those of `real_images`."""
+    return torch.cat([seen(part) for part in _parts(session)])
 
 
 def _parts(session: Experiment) -> Iterator[Tensor]:

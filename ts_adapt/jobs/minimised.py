@@ -29,6 +29,11 @@ def minimised_said(session: Experiment, options: StaticOptions | TrainOptions) -
             f"{options.distribution:g} times the unbiased MMD^2 (cubic kernel, {LOOKS[session.distance]} features) to "
             f"at most {config.distribution.images} images of {source_of(session)}"
         )
+    if options.adversarial:
+        parts.append(
+            f"{options.adversarial:g} times the relativistic loss of a discriminator that learns along, on at most "
+            f"{config.distribution.images} images of {source_of(session)}"
+        )
     if options.caption:
         name = "the embedded dual encoder" if config.caption == dual_encoders.ZOO else config.caption
         parts.append(f"{options.caption:g} times one minus the score of image and prompt by {name}")

@@ -135,6 +135,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
             objective, train, validation, starts, config.static,
             means=means if starts.keys() == fixed.keys() else None,
             journal=journal, real=session.real_images if config.static.distribution else None,
+            images=session.seen_images if config.static.adversarial else None,
             captions=session.captions if config.static.caption else None,
             progress=session.progress, on_step=lambda step, loss: writer.add_scalar("train/distance", loss, step),
         )  # fmt: skip

@@ -23,7 +23,7 @@ from ts_adapt.grids.parametric import neighbours
 from ts_adapt.interfaces import MAX_STEPS, StepPolicy, TimeGrid, TsAdaptError, TsAdaptWarning
 from ts_adapt.jobs.diffusers_schedules import find_scheduler
 from ts_adapt.jobs.experiment import Experiment
-from ts_adapt.jobs.matched_images import real_images
+from ts_adapt.jobs.matched_images import real_images, seen_images
 from ts_adapt.jobs.minimised import captions
 from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.predictor import served
@@ -43,6 +43,7 @@ class Session(Experiment):
 
     scheduler = find_scheduler
     real_images = cached_property(real_images)
+    seen_images = cached_property(seen_images)
     captions = cached_property(captions)
 
     def __init__(self, config: Config, *, progress: bool = True) -> None:

@@ -133,6 +133,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
         predictor, session.objective(solver), batch.rows(slice(0, cut)), batch.rows(slice(cut, None)),
         config.train, make_folder(logs), labels=labels,
         checkpoint=checkpoint, real=session.real_images if config.train.distribution else None,
+        images=session.seen_images if config.train.adversarial else None,
         captions=session.captions if config.train.caption else None, progress=session.progress,
     )  # fmt: skip
     about = {

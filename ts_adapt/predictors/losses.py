@@ -2,8 +2,9 @@
 
     end to end   the distance itself, through the solver: sum_b distance(student_b, teacher_b). A row's gradient with
                  respect to what is predicted for it is shortened to a length of 1 (`shorten_gradient`). Where it is
-                 asked for, the distance has that to real images beside it (`search.distribution`), and each N a
-                 memory of its own. What dropout keeps of a sample's features goes with the sample
+                 asked for, the distance has that to real images beside it (`search.distribution`), each N with a
+                 memory of its own, or a discriminator (`search.adversarial`), one for all N. What dropout keeps of a
+                 sample's features goes with the sample
     labels       regression on the oracle's grids: the squared error of the positions u in log-SNR (see `recursive`),
                  over the variance of the labels, so that 1 is what predicting their mean scores. The recursive
                  predictor sees the states that the solver meets along the label. Learns the times only (ALD3)

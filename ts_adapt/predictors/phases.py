@@ -55,6 +55,8 @@ class TrainOptions:
     pictures residual, or start of one-shot predictors."""
     distribution: Weight = 0.0
     """end_to_end: weight of the distance to real images as a set, as in the group static."""
+    adversarial: Weight = 0.0
+    """end_to_end: weight of the loss of a discriminator, as in the group static."""
     caption: Weight = 0.0
     """end_to_end: weight of how badly images show their prompts, as in the group static."""
     samples: Annotated[int, Between(10, MANY)] = 512
@@ -82,8 +84,9 @@ class TrainOptions:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The options as what they make keeps them, where no dropout, and no weight of captions, is none given."""
-        return {**asdict(self), "dropout": self.dropout or None, "caption": self.caption or None}
+        """The options as what they make keeps them, where no dropout, and no weight of a discriminator or of captions,
+        is none given."""
+        return {**asdict(self), **{name: getattr(self, name) or None for name in ("dropout", "adversarial", "caption")}}
 
     @property
     def of_training(self) -> dict[str, Any]:
@@ -113,7 +116,8 @@ class TrainOptions:
 class Phase:
     """One loss, for a number of epochs. `samples`: how many rows there are to learn from, by the number of steps.
 
-    loss  makes it: what it looks at is computed when the phase begins
+    loss        makes it: what it looks at is computed when the phase begins
+    keeps_last  whether of what is better than the static grid the last is kept, not the best (`search.adversarial`)
     """
 
     name: str
@@ -122,6 +126,7 @@ class Phase:
     validate_every: int
     samples: Mapping[int, int]
     loss: Callable[[], Loss]
+    keeps_last: bool = False
 
 
 def phases_of(
@@ -141,6 +146,7 @@ def phases_of(
     through = Phase(
         "end-to-end", options.epochs, options.lr, 1,
         dict.fromkeys(predictor.learned, len(train)), lambda: end_to_end(predictor, objectives, train),
+        keeps_last=options.adversarial > 0,
     )  # fmt: skip
     check_options(options, "train.")
     known = {"end_to_end": [through], "labels": [regressed], "both": [regressed, through]}

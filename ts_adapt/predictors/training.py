@@ -8,10 +8,11 @@ The weights kept are those of the moving average with the lowest mean over N of
     distance along the predicted grids / distance along the static grid               on the validation samples
 
 where an N whose mean gain over the static grid is less than the standard error of that gain counts as 1, and is left
-untrained: there the predictor stays the static grid itself. At the end the same samples choose, by the same rule, k of
-each N that is served and was not trained for (`predictor`), among KEPT; of a predictor without, `choose_kept` does that
-alone. The spread of what is predicted is logged (`diagnosis`). After every validation it is said what one more pass
-promises (`phases.going_on`). Under accelerate or torchrun the training is data-parallel (`distributed`).
+untrained: there the predictor stays the static grid itself. Of averages that please a discriminator the last below 1
+are kept, not the lowest (`search.adversarial` has the reason). At the end the same samples choose, by the same rule, k
+of each N that is served and was not trained for (`predictor`), among KEPT; of a predictor without, `choose_kept` does
+that alone. The spread of what is predicted is logged (`diagnosis`). After every validation it is said what one more
+pass promises (`phases.going_on`). Under accelerate or torchrun the training is data-parallel (`distributed`).
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from ts_adapt.predictors.phases import (
 from ts_adapt.predictors.predictor import served
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.sampling import generator_for
+from ts_adapt.search.adversarial import Adversary, learn, opposed
 from ts_adapt.search.captions import Captions, asking
 from ts_adapt.search.derivative import Agreement, trusted
 from ts_adapt.search.distribution import Real, forget, matching
@@ -57,6 +59,8 @@ from ts_adapt.storage.checkpoint import Checkpoint
 
 KEPT = (0.25, 0.5, 0.75, 1.0)
 """What k is chosen among, beside 0, at numbers of steps that were not learned."""
+DISCRIMINATOR = "discriminator"
+"""Its weights in a checkpoint."""
 MEASURED, LOOKED_AT, DRAWN = 512, 128, 64
 """How many samples standardise the predictor's inputs, show its spread, and are drawn; at most."""
 
@@ -106,6 +110,7 @@ def train_predictor(
     labels: Mapping[int, Labelled] | None = None,
     checkpoint: Path | None = None,
     real: Real | None = None,
+    images: Tensor | None = None,
     captions: Captions | None = None,
     progress: bool = True,
 ) -> TrainResult:
@@ -118,25 +123,29 @@ def train_predictor(
                 remove once the predictor is kept
     real        the images that `options.distribution` asks for, and `captions` what `options.caption` does; the
                 distances of the result have these losses beside the paired one
+    images      those that `options.adversarial` asks for, as `adversarial.seen`; no part of these distances. The
+                discriminator is part of the checkpoint, and goes with it
 
     Raises TsAdaptError for an unknown loss, labels that are missing or have corrections, where there is nothing to
-    learn (one step, and no corrections or labels), for a distribution or captions with regression alone or without
-    images or prompts, and for the checkpoint of another predictor or of other options.
+    learn (one step, and no corrections or labels), for a distribution, a discriminator or captions with regression
+    alone or without images or prompts, and for the checkpoint of another predictor or of other options.
     """
     if 1 in predictor.learned and (options.loss != "end_to_end" or not predictor.options["corrections"]):
         raise TsAdaptError(
             "a grid of one step has no free time to predict; use nfe 2 or more, or learn corrections end to end"
         )
-    if (options.distribution or options.caption) and options.loss == "labels":
-        what = "distribution" if options.distribution else "caption"
+    beside = [name for name in ("distribution", "adversarial", "caption") if getattr(options, name)]
+    if beside and options.loss == "labels":
+        what = beside[0]
         raise TsAdaptError(f"labels teach times, no {what}; set train.loss to end_to_end, or train.{what} to 0")
     if options.caption:
         objective = asking(objective, captions, options.caption)
+    adversary = Adversary(images, options.seed) if options.adversarial else None
     phases_of(options, predictor, dict.fromkeys(predictor.learned, objective), train, labels)  # refuses at once
     about = {"predictor": predictor.kind, "network": predictor.options, "options": options.of_training}
     begun = [predictor.begun[steps] for steps in predictor.learned]
     kept = Checkpoint(checkpoint, {**about, "static": [as_numbers(grid) for grid in begun]})
-    training = _Training(predictor, objective, train, validation, options, Path(folder), kept, real)
+    training = _Training(predictor, objective, train, validation, options, Path(folder), kept, real, adversary)
     phases = phases_of(options, predictor, training.objectives, train, labels)
     for phase in phases[training.phase :]:
         training.run(phase, progress)
@@ -206,7 +215,7 @@ class _Training:
 
     def __init__(
         self, predictor: OneShot | Recursive, objective: Objective, train: Batch, validation: Batch,
-        options: TrainOptions, folder: Path, kept: Checkpoint, real: Real | None,
+        options: TrainOptions, folder: Path, kept: Checkpoint, real: Real | None, adversary: Adversary | None,
     ) -> None:  # fmt: skip
         from accelerate import Accelerator
 
@@ -215,12 +224,14 @@ class _Training:
         cpu = train.x_T.device.type == "cpu"
         self.accelerator = Accelerator(cpu=cpu, log_with="tensorboard", project_dir=str(folder.parent))
         self.accelerator.init_trackers(folder.name)
-        self.kept = kept
+        self.kept, self.adversary = kept, adversary
         if options.loss != "labels":
             steps = sorted(predictor.learned)[len(predictor.learned) // 2]
             objective, self.agreement = trusted(objective, steps, train, options.batch_size, together=True)
             self.objective = objective
         whole = matching(objective, real, options.distribution) if options.distribution else objective
+        if adversary is not None:
+            whole = opposed(whole, adversary, options.adversarial)
         self.measured = _Measured(whole, validation, predictor.learned)
         self.objectives = self.measured.objectives
         self.static = {steps: self.measured.along(steps, predictor.begun[steps]) for steps in predictor.learned}
@@ -235,8 +246,11 @@ class _Training:
         self.curve: list[tuple[int, float]] = []
         """(epochs of this phase, share of the static grid's distance) of its validations since it was begun here."""
         states = dict.fromkeys(("weights", "average", "best"), self.best)
-        lengths = {"place": 4, "learned": len(means)}
-        self.found = first(lambda: kept.load(states, predictor.parameters(), lengths))
+        parameters, lengths = [*predictor.parameters()], {"place": 4, "learned": len(means)}
+        if adversary is not None:
+            states[DISCRIMINATOR] = adversary.network.state_dict()
+            parameters += adversary.network.parameters()
+        self.found = first(lambda: kept.load(states, parameters, lengths))
         if self.found:
             self.best, progress = self.found.states["best"], self.found.progress
             self.phase, self.epoch, self.since_best, self.result.epochs = map(int, progress["place"])
@@ -256,6 +270,7 @@ class _Training:
         predictor, options = self.predictor, self.options
         loss_of = phase.loss()
         average = AveragedModel(predictor, avg_fn=warming_average(options.ema), use_buffers=False)
+        adversary, others = self.adversary, [] if self.adversary is None else [self.adversary.optimizer]
         optimizer = torch.optim.AdamW(predictor.parameters(), betas=(0.9, 0.98), weight_decay=options.weight_decay)
         per_epoch = sum(-(-count // options.batch_size) for count in phase.samples.values())
         steps, done = phase.epochs * per_epoch, self.epoch * per_epoch
@@ -263,7 +278,9 @@ class _Training:
             predictor.load_state_dict(self.found.states["weights"])
             average.module.load_state_dict(self.found.states["average"])
             average.n_averaged.fill_(done)
-            self.found.give(optimizer)
+            self.found.give(optimizer, *others)
+            if adversary is not None:
+                adversary.network.load_state_dict(self.found.states[DISCRIMINATOR])
         bar = tqdm(
             total=steps, initial=done, desc=f"{predictor.kind}, {phase.name}", unit="step",
             disable=not (progress and rank() == 0), leave=False,
@@ -288,6 +305,7 @@ class _Training:
                     total += float(loss.detach())
                 add_gradients(predictor.parameters())
                 optimizer.step()
+                learn(self.objectives[number], together=True)
                 average.update_parameters(predictor)
                 done += 1
                 bar.update()
@@ -296,22 +314,26 @@ class _Training:
                 continue
             mean = self.total(total) / sum(phase.samples.values())
             self.accelerator.log({f"train/{phase.name}": mean}, step=self.result.epochs)
-            self.since_best = 0 if self.validate(average.module) else self.since_best + phase.validate_every
+            better = self.validate(average.module, phase.keeps_last)
+            self.since_best = 0 if better else self.since_best + phase.validate_every
             if progress and rank() == 0:
                 seconds = (time.monotonic() - began) / (self.epoch - first_epoch)
                 bar.write(f"{predictor.kind}, {phase.name}, {going_on(self.curve, seconds)}")
             bar.set_postfix(best=f"{self.result.relative:.4f} of static")
             if rank() == 0:
                 states = {"weights": predictor.state_dict(), "average": average.module.state_dict(), "best": self.best}
+                if adversary is not None:
+                    states[DISCRIMINATOR] = adversary.network.state_dict()
                 place = (self.phase, self.epoch, self.since_best, self.result.epochs)
                 learned = list(self.result.learned.values())
-                self.kept.save(states, optimizer, {"place": place, "learned": learned})
+                self.kept.save(states, optimizer, {"place": place, "learned": learned}, *others)
         bar.close()
         predictor.load_state_dict(self.best)
         self.found, self.phase, self.epoch, self.since_best = None, self.phase + 1, 0, 0
 
-    def validate(self, now: Any) -> bool:
-        """Whether the predictor `now` is better than all before; if so it is kept, but for the N that it is bad at."""
+    def validate(self, now: Any, keeps_last: bool) -> bool:
+        """Whether the predictor `now` is better than all before, or if the last is kept than the static grid; if so it
+        is kept, but for the N that it is bad at."""
         candidate, learned = copy.deepcopy(now), dict(self.result.static)
         for steps, static in self.static.items():
             distance = self.measured.along(steps, now.policy(steps))
@@ -327,7 +349,7 @@ class _Training:
         better = replace(self.result, learned=learned)
         self.log({"relative": better.relative})
         self.curve.append((self.epoch, better.relative))
-        if better.relative >= self.result.relative:
+        if better.relative >= (1.0 if keeps_last else self.result.relative):
             return False
         self.result, self.best = better, candidate.state_dict()
         return True

@@ -2,7 +2,8 @@
 
 L_b(grid) = distance(decode(student_b(grid)), decode(teacher_b))          student and teacher start from the same x_T
 
-and what is asked of the student's images beside it, by `search.distribution` and `search.captions`.
+and what is asked of the student's images beside it, by `search.distribution`, `search.captions` and
+`search.adversarial`.
 """
 
 from __future__ import annotations

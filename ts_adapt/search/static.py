@@ -28,10 +28,10 @@ the same result.
 
 Corrections (`grids.corrections`) are learned along with the times, by default the model times, the weights of a history
 and the guidance; Adam and CMA-ES measure them in their units. Adam may also lower the distance to real images as a set
-(`distribution`), which takes many noises rather than a few; any method may ask images for what their prompts say
-(`captions`). Another option of LD3, with adam only, is the soft teacher: the student may start anywhere within r =
-0.001 D / N^2 of x_T (D data dimensions); each visit makes one gradient step on the start, projected, kept only where
-the distance falls.
+(`distribution`), which takes many noises rather than a few, or please a discriminator (`adversarial`), under which the
+last average that is better than the start is kept; any method may ask images for what their prompts say (`captions`).
+Another option of LD3, with adam only, is the soft teacher: the student may start anywhere within r = 0.001 D / N^2 of
+x_T (D data dimensions); each visit makes one gradient step on the start, projected, kept only where the distance falls.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.options import MANY, SMALL, Between, Count, Decay, Positive, Seed, Weight, check_options
 from ts_adapt.sampling import is_guided
+from ts_adapt.search.adversarial import Adversary, learn, opposed
 from ts_adapt.search.captions import Captions, asking
 from ts_adapt.search.derivative import Agreement, trusted
 from ts_adapt.search.distribution import Real, forget, matching
@@ -126,6 +127,8 @@ class StaticOptions:
     distribution: Weight = 0.0
     """adam: weight of the distance to real images as a set (the kernel distance of KID, unbiased, in the features of
     the distance's network), beside the paired distance to the teacher; images are those of the group distribution."""
+    adversarial: Weight = 0.0
+    """adam: weight of the loss of a discriminator that learns along, from the same images, beside that distance."""
     caption: Weight = 0.0
     """Weight of how badly images show their prompts (one minus the score of the dual encoder of option caption), beside
     the paired distance."""
@@ -227,6 +230,7 @@ def search_static(
     means: Mapping[str, float] | None = None,
     journal: Journal | None = None,
     real: Real | None = None,
+    images: Tensor | None = None,
     captions: Captions | None = None,
     progress: bool = True,
     on_step: Callable[[int, float], None] | None = None,
@@ -236,21 +240,23 @@ def search_static(
     starts   grids of N steps by name; the best on `validation` is the one that the result is measured against
     means    their mean distances on `validation`, where `best_start` has measured them before; of no use for the
              target geometric, and with `options.distribution` or `caption`
-    journal  of the same search, with what it computed before it was killed; soft starts and the memory of a
-             distribution are no part of it
+    journal  of the same search, with what it computed before it was killed; soft starts, the memory of a
+             distribution and a discriminator are no part of it
     real     the images that `options.distribution` asks for, and `captions` what `options.caption` does; what is
              validated then, and said of the result, is that loss
+    images   those that `options.adversarial` asks for, as `adversarial.seen`; no part of what is validated
 
-    Raises TsAdaptError for an unknown method or target, for soft teaching or a distribution without minibatches of
-    exact gradients, for captions of another target than the mean, and if no start has a finite distance.
+    Raises TsAdaptError for an unknown method or target, for soft teaching, a distribution or a discriminator without
+    minibatches of exact gradients, for captions of another target than the mean, and if no start has a finite distance.
     """
     check_options(options, "static.")
     if options.soft_teacher and options.method != "adam":
         raise TsAdaptError("soft_teacher moves the starts by their gradient at each visit; set static.method to adam")
-    if options.distribution and (options.method != "adam" or options.target != "mean" or options.soft_teacher):
+    by_data = options.distribution or options.adversarial
+    if by_data and (options.method != "adam" or options.target != "mean" or options.soft_teacher):
         raise TsAdaptError(
-            "a distribution is matched by minibatches, in the mean, from the noises as they are; set static.method to "
-            "adam, static.target to mean and static.soft_teacher to false"
+            "real images are learned from by minibatches, in the mean, from the noises as they are; set static.method "
+            "to adam, static.target to mean and static.soft_teacher to false"
         )
     if options.caption and options.target != "mean":
         raise TsAdaptError("a caption loss is added to the mean distance; set static.target to mean")
@@ -265,6 +271,8 @@ def search_static(
     paired = objective
     if options.distribution:
         objective, means = matching(objective, real, options.distribution), None
+    if options.adversarial:
+        objective = opposed(objective, Adversary(images, options.seed), options.adversarial)
     if means is None:
         _, means = best_start(objective, starts, validation)
     start = min(starts, key=means.__getitem__)
@@ -277,12 +285,12 @@ def search_static(
         guided = is_guided(objective.denoiser, first.x_T, first.condition)
         learned = options.corrected(guided, not objective.denoiser.loop_times_only)
     space = GridSpace(noise_schedule, steps, learned, objective.solver.order)
-    journal = Journal() if journal is None or options.soft_teacher or options.distribution else journal
+    journal = Journal() if journal is None or options.soft_teacher or by_data else journal
     agreement = None
     if options.method in (("lbfgs",) if objective.denoiser.loop_times_only else BY_GRADIENT):
         taken, agreement = trusted(paired, steps, train, options.batch_size, journal.recall)
-        objective = replace(taken, distance=objective.distance) if options.distribution else taken
-    track = _Track(objective, validation, space, starts[start], means[start], journal, on_step)
+        objective = replace(taken, distance=objective.distance, beside=objective.beside) if by_data else taken
+    track = _Track(objective, validation, space, starts[start], means[start], journal, on_step, options.adversarial > 0)
     result = StaticResult(starts[start], means[start], start, means[start], agreement=agreement)
 
     def descend(method: Method, name: str, grid: TimeGrid, train: Batch = train) -> None:
@@ -306,14 +314,15 @@ def search_static(
 
 
 class _Track:
-    """The best grid on the validation samples so far, and the curve of what was validated."""
+    """The best grid on the validation samples so far, or the last that is better than the start where it `keeps_last`,
+    and the curve of what was validated."""
 
     def __init__(
         self, objective: Objective, validation: Batch, space: GridSpace, grid: TimeGrid, distance: float,
-        journal: Journal, on_step: Callable[[int, float], None] | None,
+        journal: Journal, on_step: Callable[[int, float], None] | None, keeps_last: bool,
     ) -> None:  # fmt: skip
         self.objective, self.validation, self.space = objective, validation, space
-        self.journal, self.on_step = journal, on_step
+        self.journal, self.on_step, self.keeps_last = journal, on_step, keeps_last
         self.grid, self.distance, self.curve, self.steps = grid, distance, [(0, distance)], 0
 
     def step(self, loss: float) -> None:
@@ -322,13 +331,13 @@ class _Track:
             self.on_step(self.steps, loss)
 
     def validate(self, z: Tensor, bar: Bar) -> None:
-        """Measure the grid of `z`, without gradient, and keep it if it is the best so far."""
+        """Measure the grid of `z`, without gradient, and keep it if it is the best so far, or good enough."""
         grid = self.space.grid(z)
         (value,) = self.journal.recall(
             z.tolist(), lambda: [float(self.objective.measure(grid, self.validation).mean())]
         )
         self.curve.append((self.steps, value))
-        if value < self.distance:
+        if value < (self.curve[0][1] if self.keeps_last else self.distance):
             self.distance, self.grid = value, grid
         bar.set_postfix(validation=f"{value:.5f}", best=f"{self.distance:.5f}")
 
@@ -395,6 +404,8 @@ def _descend_adam(
         draws = torch.randn((size, len(v)), generator=generator, dtype=v.dtype).to(v.device)
         step = partial(_gradient, objective, grid_at, v, train.rows(rows), rows, offsets, draws, options)
         loss, *gradient = journal.recall([*rows.tolist(), *(origin + unit * v).tolist()], step)
+        if options.adversarial:
+            learn(objective)
         v.grad = torch.tensor(gradient, dtype=v.dtype, device=v.device)
         optimizer.step()
         average.lerp_(v.detach(), 1 - options.ema if iteration > 1 else 1.0)

@@ -2,7 +2,7 @@
 
     about                         what is trained and how, as JSON: a file of another training is refused
     <name>/...                    the state dict called so: of a module, of its moving average, of a generator, ...
-    optimizer/<parameter>/<name>  Adam's moments and step counts
+    optimizer/<parameter>/<name>  Adam's moments and step counts; parameters of several Adams are counted through
     progress/<name>               counts, losses, distances: the caller's affair
 
 One safetensors file, replaced atomically. It may be anybody's: one that is damaged, or holds what no training can be
@@ -13,7 +13,7 @@ noise drawn from a seed and that number) needs no state; a `torch.Generator` tha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,11 @@ class Resumed:
     moments: dict[int, dict[str, Tensor]]
     progress: dict[str, list[float]]
 
-    def give(self, optimizer: torch.optim.Optimizer) -> None:
-        """Have `optimizer`, of the same parameters, go on with these moments."""
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": self.moments})
+    def give(self, *optimizers: torch.optim.Optimizer) -> None:
+        """Have the `optimizers`, of the same parameters in the same order, go on with these moments."""
+        for places, optimizer in _placed(optimizers):
+            own = {i: self.moments[place] for i, place in enumerate(places) if place in self.moments}
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": own})
 
 
 class Checkpoint:
@@ -63,14 +65,17 @@ class Checkpoint:
         states: Mapping[str, Mapping[str, Tensor]],
         optimizer: torch.optim.Optimizer,
         progress: Mapping[str, Sequence[float]],
+        *others: torch.optim.Optimizer,
     ) -> None:
-        """Keep `states` (name -> state dict), what the `optimizer`, an Adam, has of its parameters, and `progress`."""
+        """Keep `states` (name -> state dict), what the `optimizer`, an Adam, and `others` have of their parameters, and
+        `progress`."""
         if self.path is None:
             return
         tensors: dict[str, Tensor] = {ABOUT: torch.frombuffer(bytearray(self.about), dtype=torch.uint8)}
         tensors |= {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
-        for place, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"{OPTIMIZER}/{place}/{key}": torch.as_tensor(value) for key, value in state.items()}
+        for places, each in _placed((optimizer, *others)):
+            for i, state in each.state_dict()["state"].items():
+                tensors |= {f"{OPTIMIZER}/{places[i]}/{key}": torch.as_tensor(value) for key, value in state.items()}
         for name, numbers in progress.items():
             tensors[f"{PROGRESS}/{name}"] = torch.tensor(numbers, dtype=torch.float64)
         write_tensors(self.path, tensors)
@@ -84,7 +89,7 @@ class Checkpoint:
         """What was kept, on the CPU; None where there is nothing that can be used.
 
         states      those that `save` will be given, for their names, shapes and precisions
-        parameters  the optimizer's, in its order
+        parameters  the optimizer's, in its order, and behind them those of others
         progress    how many numbers there are of each name; None: any number
 
         Raises TsAdaptError, naming what differs, for the file of another training.
@@ -124,6 +129,15 @@ class Checkpoint:
             {int(place): state for place, state in moments.items()},
             {name: value.tolist() for name, value in numbers.items()},
         )
+
+
+def _placed(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[tuple[range, torch.optim.Optimizer]]:
+    """Each with the places of its parameters among those of all."""
+    first = 0
+    for optimizer in optimizers:
+        behind = first + sum(len(group["params"]) for group in optimizer.param_groups)
+        yield range(first, behind), optimizer
+        first = behind
 
 
 def _kinds(state: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:

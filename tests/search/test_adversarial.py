@@ -1,0 +1,311 @@
+"""The loss of a discriminator: its formula, where it pushes, what it leads to, and that a killed training goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from small_job import SMALL, Job
+from small_predictors import build, split
+from ts_adapt.config import Config
+from ts_adapt.distances import l2
+from ts_adapt.grids import fixed
+from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.phases import TrainOptions
+from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.predictors.training import train_predictor
+from ts_adapt.schedules.file import LearnedGrid
+from ts_adapt.search.adversarial import GAMMA, LARGEST, TURNS, Adversary, Discriminator, losses_of, opposed, seen
+from ts_adapt.search.captions import Captions, asking
+from ts_adapt.search.distribution import Real, forget, matching
+from ts_adapt.search.static import StaticOptions, search_static
+from ts_adapt.storage.files import read_tensors
+
+FEW = 3
+
+
+def drawn(count, seed, shape=(1, 8, 8), mean=0.0):
+    return mean + torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def start(objective):
+    return {"log_snr": TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, FEW))}
+
+
+@pytest.fixture
+def narrow(problem):
+    """A teacher whose samples are drawn together, and samples of the law that it should have."""
+    objective, batch = problem
+    narrow = replace(batch, target=0.4 * batch.target)
+    return replace(objective, derivative="exact"), narrow, seen(objective.denoiser.draw(500, 1))
+
+
+def test_the_loss_of_a_linear_one_is_the_formula():
+    w, x, y = drawn(1, 0)[0], drawn(5, 1), drawn(5, 2)
+
+    def score(images):
+        return (images * w).flatten(1).sum(1) + 3.0
+
+    found = losses_of(score, x, y)
+    wanted = F.softplus(((x - y) * w).flatten(1).sum(1)) + 2 * GAMMA * 64 / 2 * w.square().sum()
+    assert torch.allclose(found, wanted, rtol=1e-5)
+
+
+def test_its_penalties_are_of_both_sides_and_lead_back_into_the_network():
+    """D(x) = a mean(x^2) / 2: its slope at an image is a x / n."""
+    a = torch.tensor(1.5, requires_grad=True)
+    x, y = drawn(4, 1), drawn(4, 2, mean=1.0)
+
+    def score(images):
+        return a / 2 * images.square().flatten(1).mean(1)
+
+    def size(z):
+        return z.square().flatten(1).mean(1)
+
+    (slope,) = torch.autograd.grad(losses_of(score, x, y).sum(), a)
+    apart = (size(x) - size(y)) / 2
+    wanted = torch.sigmoid(1.5 * apart) * apart + GAMMA * 1.5 * (size(x) + size(y))
+    assert float(slope) == pytest.approx(float(wanted.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 16, 16), (4, 64, 48), (2, 3 * LARGEST + 5, 40)])
+def test_any_picture_is_seen_and_scored_alone(shape):
+    torch.manual_seed(0)
+    network, images = Discriminator(shape), torch.rand(2, *shape)
+    torch.nn.init.normal_(network.score.weight)
+    assert max(seen(images).shape[2:]) <= LARGEST
+    assert torch.allclose(network(seen(images))[1:], network(seen(images[1:])), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_no_picture_is_refused():
+    with pytest.raises(TsAdaptError, match="set adversarial to 0"):
+        Discriminator((3, 5, 16, 16))
+
+
+def taught(steps, *, shift=1.0):
+    """A discriminator that has met images that are off by `shift`, and how it scored real ones and these."""
+    adversary = Adversary(drawn(64, 1), 0)
+    for turn in range(steps):
+        index = torch.arange(16) + 16 * turn
+        adversary.loss(index, drawn(16, 100 + turn, mean=shift).requires_grad_())
+        adversary.learn()
+    with torch.no_grad():
+        return adversary, adversary.network(drawn(64, 2)), adversary.network(drawn(64, 3, mean=shift))
+
+
+def test_it_learns_to_tell_and_pushes_images_towards_the_real_ones():
+    _, *before = taught(0)
+    adversary, real, student = taught(15)
+    assert torch.equal(*before) and float(real.mean() - student.mean()) > 1.0
+    images = drawn(8, 4, mean=1.0).requires_grad_()
+    loss = adversary.loss(torch.arange(8), images)
+    (slope,) = torch.autograd.grad(loss.sum(), images)
+    assert float(slope.mean()) > 0
+    with torch.no_grad():
+        nearer = (images - 0.5).requires_grad_()
+    assert bool(adversary.loss(torch.arange(8), nearer).mean() < loss.mean())
+    assert all(parameter.grad is None or not parameter.requires_grad for parameter in adversary.network.parameters())
+
+
+def test_pairs_depend_on_the_sample_and_the_step_not_on_who_holds_it():
+    images, index = drawn(6, 5).requires_grad_(), torch.tensor([3, 70, 12, 40, 8, 1])
+    adversary = taught(2)[0]
+    whole = adversary.loss(index, images)
+    parts = [adversary.loss(index[rows], images[rows]) for rows in (slice(0, 2), slice(2, 6))]
+    assert torch.allclose(torch.cat(parts), whole, rtol=1e-4)
+    adversary.learn()
+    assert adversary.optimizer.state_dict()["state"][0]["step"] == 3 * TURNS
+    assert not torch.allclose(adversary.loss(index, images), whole, rtol=1e-4)
+
+
+def test_an_image_that_is_not_finite_teaches_nothing_and_nothing_is_asked_without_a_gradient():
+    ends = []
+    for broken in (False, True):
+        adversary = Adversary(drawn(64, 1), 0)
+        images = drawn(4, 2)
+        images, index = (torch.cat([images, images[:1] / 0]), torch.arange(5)) if broken else (images, torch.arange(4))
+        adversary.loss(index, images.requires_grad_())
+        adversary.learn()
+        ends.append(adversary.network.state_dict())
+    assert all(torch.equal(ends[1][key], value) for key, value in ends[0].items())
+    assert torch.equal(adversary.loss(torch.arange(4), drawn(4, 2)), torch.zeros(4))
+    adversary.learn()
+    assert all(torch.equal(ends[1][key], value) for key, value in adversary.network.state_dict().items())
+
+
+class Brightness:
+    """Sees the mean of a picture, and asks nothing of a prompt."""
+
+    def pictures(self, images):
+        return images.flatten(1).mean(1, keepdim=True)
+
+    def captions(self, prompts):
+        return torch.ones(len(prompts), 1)
+
+
+def test_it_stands_beside_the_other_losses_where_a_gradient_is_asked_for(problem):
+    objective, batch = problem
+    grid, images = start(objective)["log_snr"], objective.denoiser.draw(50, 1)
+    both = asking(matching(objective, Real(images, l2), 0.3), Captions(Brightness(), ["a"]), 0.7)
+    adversary = Adversary(seen(images), 0)
+    for _ in range(3):
+        adversary.loss(batch.index, batch.x_T.clone().requires_grad_())
+        adversary.learn()
+    three = opposed(both, adversary, 0.5)
+    assert torch.equal(three.measure(grid, batch), both.measure(grid, batch))
+    x_T = batch.x_T.clone().requires_grad_()
+    ends = objective.denoiser.decode(objective.student(grid, batch, x_T))
+    wanted = both(grid, batch, x_T) + 0.5 * adversary.loss(batch.index, ends)
+    forget(both)
+    assert torch.allclose(three(grid, batch, x_T), wanted, rtol=1e-4)
+
+
+def mean_square(objective, schedule, batch):
+    with torch.no_grad():
+        return float(objective.denoiser.decode(objective.student(schedule, batch)).square().mean())
+
+
+def test_a_search_nears_the_data_where_the_teacher_is_far_from_them_by_as_many_evaluations(narrow, monkeypatch):
+    objective, batch, images = narrow
+    train, validation = split(batch)
+    calls, asked = {0.0: 0, 2.0: 0}, type(objective.denoiser).__call__
+
+    def counted(*given, **condition):
+        calls[weight] += 1
+        return asked(*given, **condition)
+
+    monkeypatch.setattr(type(objective.denoiser), "__call__", counted)
+    real, sizes = float(images.square().mean()), {}
+    for weight in (0.0, 2.0):
+        options = StaticOptions(
+            method="adam", iterations=40, lr=0.05, batch_size=16, validate_every=8, corrections=["scale", "history"],
+            adversarial=weight,
+        )  # fmt: skip
+        given = images if weight else None
+        result = search_static(objective, train, validation, start(objective), options, images=given, progress=False)
+        sizes[weight] = abs(mean_square(objective, result.grid, batch) - real)
+        assert result.distance == pytest.approx(float(objective.measure(result.grid, validation).mean()), rel=1e-5)
+        better = [value for _, value in result.curve if value < result.curve[0][1]]
+        assert result.distance == (better[-1] if weight else min(better))
+    assert sizes[2.0] < 0.8 * sizes[0.0] and calls[2.0] == calls[0.0] > 0
+
+
+@pytest.mark.parametrize(("kind", "corrections"), [(OneShot, ["scale", "history", "start"]), (Recursive, ["residual"])])
+def test_a_predictor_learns_it_too(kind, corrections, narrow, tmp_path):
+    objective, batch, images = narrow
+    train, validation = split(batch)
+    real, sizes = float(images.square().mean()), {}
+    for weight in (0.0, 2.0):
+        predictor = build(kind, objective.denoiser.noise_schedule, FEW, corrections=corrections)
+        options = TrainOptions(epochs=10, lr=0.02, batch_size=16, adversarial=weight)
+        result = train_predictor(
+            predictor, objective, train, validation, options, tmp_path / str(weight),
+            images=images if weight else None, progress=False,
+        )  # fmt: skip
+        sizes[weight] = abs(mean_square(objective, predictor.policy(), batch) - real)
+        assert result.gain > 0
+    assert sizes[2.0] < 0.8 * sizes[0.0]
+
+
+@pytest.mark.parametrize(("kind", "change"), [(OneShot, "start"), (Recursive, "residual")])
+def test_a_killed_training_goes_on_with_its_discriminator(kind, change, narrow, tmp_path):
+    objective, batch, images = narrow
+    train, validation = split(batch)
+    options = TrainOptions(epochs=3, batch_size=12, lr=0.01, adversarial=2.0)
+    left = [8]
+
+    def run(folder, objective):
+        predictor = build(kind, objective.denoiser.noise_schedule, corrections=["shift", change])
+        checkpoint = tmp_path / folder / "kept"
+        result = train_predictor(
+            predictor, objective, train, validation, options, tmp_path / folder, images=images, checkpoint=checkpoint,
+            progress=False,
+        )  # fmt: skip
+        return result, predictor.state_dict(), read_tensors(checkpoint)
+
+    def dying(x, y):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return objective.distance(x, y)
+
+    whole, weights, kept = run("whole", objective)
+    with pytest.raises(KeyboardInterrupt):
+        run("killed", replace(objective, distance=dying))
+    half = read_tensors(tmp_path / "killed/kept")
+    learned = [key for key in kept if key.startswith("discriminator/")]
+    assert learned and not all(torch.equal(half[key], kept[key]) for key in learned)
+    resumed, again, now = run("killed", objective)
+    assert resumed == whole and now.keys() == kept.keys()
+    assert all(torch.equal(again[key], value) for key, value in weights.items())
+    assert all(torch.equal(now[key], value) for key, value in kept.items())
+
+
+def test_without_a_weight_it_is_no_part_of_what_a_search_or_a_training_is(narrow, tmp_path):
+    objective, batch, images = narrow
+    config = Config()
+    config.static.adversarial = 0.5
+    given = {"weight": 0.5, "data": None, "images": 5000}
+    made = config.made_with("static")
+    assert made["adversarial"] == given and "adversarial" not in made["static"]
+    assert config.made_with("one-shot")["adversarial"] is None
+    train, validation = split(batch)
+    state, ends = torch.get_rng_state(), []
+    for given in (None, images):
+        predictor = build(OneShot, objective.denoiser.noise_schedule)
+        path = tmp_path / str(len(ends))
+        options = TrainOptions(epochs=2, batch_size=12)
+        train_predictor(
+            predictor, objective, train, validation, options, path, images=given, checkpoint=path / "kept",
+            progress=False,
+        )  # fmt: skip
+        ends.append(read_tensors(path / "kept"))
+    assert ends[0].keys() == ends[1].keys() and not any(key.startswith("discriminator") for key in ends[0])
+    assert all(torch.equal(ends[1][key], value) for key, value in ends[0].items())
+    torch.set_rng_state(state)
+    Adversary(images, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_cannot_be_learned_from_is_refused(narrow, tmp_path):
+    objective, batch, images = narrow
+    for options, given, message in (
+        (StaticOptions(adversarial=1.0), images, "set static.method to adam"),
+        (StaticOptions(adversarial=1.0, method="adam", target="capped"), images, "static.target to mean"),
+        (StaticOptions(adversarial=1.0, method="adam", soft_teacher=True), images, "static.soft_teacher to false"),
+        (StaticOptions(adversarial=1.0, method="adam"), None, "none were given"),
+    ):
+        with pytest.raises(TsAdaptError, match=message):
+            search_static(objective, batch, batch, start(objective), options, images=given, progress=False)
+    predictor = build(OneShot, objective.denoiser.noise_schedule)
+    for loss, given, message in (("labels", images, r"train\.adversarial to 0"), ("end_to_end", None, "none were")):
+        with pytest.raises(TsAdaptError, match=message):
+            options = TrainOptions(loss=loss, adversarial=1.0)
+            train_predictor(predictor, objective, batch, batch, options, tmp_path, images=given)
+
+
+def test_images_that_are_learned_from_may_not_judge(tmp_path):
+    config = Config()
+    config.train.adversarial = 1.0
+    config.distribution.data, config.evaluate.reference = str(tmp_path / "real"), str(tmp_path)
+    with pytest.raises(TsAdaptError, match="folders apart"):
+        config.validate()
+
+
+def test_it_is_a_job_that_says_what_was_minimised(tmp_path, capsys):
+    job = Job.begun(tmp_path, SMALL + "distribution: {images: 50}\n")
+    assert job.run("teach") == 0
+    flags = ("--static.method", "adam", "--static.adversarial", "2.0")
+    assert job.run("search", *flags) == 0
+    said = capsys.readouterr().out
+    assert "2 times the relativistic loss of a discriminator" in said and "50 images of the model's own law" in said
+    kept = LearnedGrid.load(job.static).about["made_with"]
+    assert kept["adversarial"] == {"weight": 2.0, "data": None, "images": 50}
+    assert "made with another adversarial" in job.refused(capsys, "search", "--static.method", "adam")
+    assert job.run("train", *flags, "--train.loss", "end_to_end", "--train.adversarial", "1.0") == 0
+    assert "1 times the relativistic loss" in capsys.readouterr().out
+    assert not [*job.data.rglob("*training*")]
