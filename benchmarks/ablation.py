@@ -75,6 +75,8 @@ VARIANTS: dict[str, Variant] = {
     "recursive, all and residual, data .3": Variant(corrections=CHANGED, losses={"distribution": 0.3}),
     "recursive, all and residual, data 1": Variant(corrections=CHANGED, losses={"distribution": 1.0}),
     "recursive, all and residual, data 3": Variant(corrections=CHANGED, losses={"distribution": 3.0}),
+    "recursive, all and residual, discriminator .03": Variant(corrections=CHANGED, losses={"adversarial": 0.03}),
+    "recursive, all and residual, discriminator .3": Variant(corrections=CHANGED, losses={"adversarial": 0.3}),
     "recursive, all, data 1": Variant(losses={"distribution": 1.0}),
     "recursive, all, captions .2": Variant(losses={"caption": 0.2}),
     "recursive, all, start and residual": Variant(corrections=(*PREDICTED, "start", "residual")),
@@ -192,6 +194,7 @@ def _trained(given: Experiment, variant: Variant, train: Batch, validation: Batc
         train_predictor(
             predictor, given.objective, train.rows(slice(0, int(variant.share * len(train)))), validation, settings,
             folder, real=session.real_images if settings.distribution else None,
+            images=session.seen_images if settings.adversarial else None,
             captions=session.captions if settings.caption else None, progress=False,
         )  # fmt: skip
     return predictor, time.process_time() - began
@@ -199,7 +202,7 @@ def _trained(given: Experiment, variant: Variant, train: Batch, validation: Batc
 
 def _show(name: str, found: Judged) -> None:
     print(
-        f"{name:42} mean {found.mean:.5f}   median {found.median:.5f}   nearer on {100 * found.nearer:3.0f} %   "
+        f"{name:46} mean {found.mean:.5f}   median {found.median:.5f}   nearer on {100 * found.nearer:3.0f} %   "
         f"Frechet {found.frechet:.3f}   recall {found.recall:.3f}   operations x {found.operations:.3f}   "
         f"{found.seconds:5.0f} s",
         flush=True,
