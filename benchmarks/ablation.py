@@ -66,7 +66,7 @@ VARIANTS: dict[str, Variant] = {
     "recursive, times": Variant(corrections=()),
     "recursive, times and shift": Variant(corrections=("shift",)),
     "recursive, times and scale": Variant(corrections=("scale",)),
-    "recursive, times and coefficients": Variant(corrections=("coefficients",)),
+    "recursive, times and history": Variant(corrections=("history",)),
     "recursive, all": Variant(),
     "recursive, start": Variant(corrections=("start",)),
     "recursive, all and start": Variant(corrections=(*PREDICTED, "start")),
