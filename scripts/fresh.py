@@ -51,7 +51,10 @@ def run(steps: list[str], folder: Path) -> bool:
     clone, log = folder / "clone", folder / "pip.log"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "VENV")}
-    environment |= {"PIP_CONFIG_FILE": pip_config(), "PIP_LOG": str(log), "PYTHON": sys.executable}
+    environment |= {
+        "PIP_CONFIG_FILE": pip_config(), "PIP_LOG": str(log), "PYTHON": sys.executable,
+        "PIP_PROGRESS_BAR": "off",  # with a log, pip shows it in spite of --quiet
+    }  # fmt: skip
     environment.pop("PIP_CACHE_DIR", None)
     environment.pop("PYTHONPATH", None)
     (folder / "guard").mkdir()
@@ -73,7 +76,7 @@ def report(folder: Path, log: str, failed: list[str]) -> bool:
     tries = {tuple(line.split("\t")) for line in (folder / "tries").read_text().splitlines()}
     refused = sorted(found for found in tries if found[0] != "pip")
     hosts = sorted({host for who, _, host in tries if who == "pip"})
-    files = {Path(name).name: size or megabytes(Path(name)) for name, size in FETCHED.findall(log)}
+    files = {Path(name).name: size or size_of(Path(name)) for name, size in FETCHED.findall(log)}
     print(f"\nfetched by pip, from {', '.join(hosts) or 'folders'}: {len(files)} distributions")
     print(*(f"    {name} ({size})" for name, size in sorted(files.items())), sep="\n")
     print("fetched by anything else:", "tries, refused" if refused else "nothing")
@@ -82,14 +85,16 @@ def report(folder: Path, log: str, failed: list[str]) -> bool:
     print("left in the home folder:")
     home = folder / "home"
     for place in sorted({path.relative_to(home).parts[:2] for path in home.rglob("*") if path.is_file()}):
-        print(f"    {'/'.join(place)} ({megabytes(home.joinpath(*place))})")
-    print("fresh:", f"{', '.join(failed)} failed" if failed else "all went well")
-    return not failed and not refused
+        print(f"    {'/'.join(place)} ({size_of(home.joinpath(*place))})")
+    faults = [f"{step} failed" for step in failed] + ["the network was reached for, see above"] * bool(refused)
+    print("fresh:", "; ".join(faults) or "all went well")
+    return not faults
 
 
-def megabytes(place: Path) -> str:
-    files = [path for path in (place, *place.rglob("*")) if path.is_file()]
-    return f"{sum(path.stat().st_size for path in files) / 1e6:.1f} MB"
+def size_of(place: Path) -> str:
+    """Of a file, or of the files in a folder, in words."""
+    size = sum(path.stat().st_size for path in (place, *place.rglob("*")) if path.is_file())
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def pip_config() -> str:
