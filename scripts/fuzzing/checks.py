@@ -29,4 +29,4 @@ def strict(text: str) -> Any:
 def check_grid(grid: TimeGrid, noise_schedule: NoiseSchedule | None = None) -> None:
     assert 1 <= grid.steps <= MAX_STEPS
     validate_grid(grid, noise_schedule)
-    finite(grid.times, grid.model_times, grid.output_scale, grid.coefficients)
+    finite(grid.times, *grid.held.values())

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from PIL import Image
@@ -23,8 +24,8 @@ from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.evaluation.comparison import Results
 from ts_adapt.evaluation.records import Difference, Entry, Row, as_bytes
 from ts_adapt.grids import fixed
-from ts_adapt.grids.space import CORRECTIONS
-from ts_adapt.interfaces import TimeGrid
+from ts_adapt.grids.space import CORRECTIONS, PICTURES, GridSpace
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid
 from ts_adapt.noise import BetaTable, RectifiedFlow
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
@@ -53,7 +54,7 @@ SHAPE = (1, 4, 4)
 STEPS = 3
 TEACHER_HASH = "a" * 64
 METHODS: dict[str, dict[str, Any]] = {
-    "hqq4": {}, "minmax-w4a8+split": {}, "minmax-w8a8+dynamic": {}, "tdq-w4a8": {}, "tinydm-w8a8": {},
+    "hqq4": {}, "minmax-w4a8+split": {}, "minmax-w8a8+dynamic": {}, "tdq-w4a8+ptqd": {}, "tinydm-w8a8": {},
     "vqdm2": {"rounds": 1, "steps": 2},
 }  # fmt: skip
 IN_FULL = ("down_blocks.*", "mid_block.*", "up_blocks.1.*")
@@ -64,6 +65,12 @@ def times_of(noise_schedule: Any, steps: int = STEPS) -> torch.Tensor:
     return fixed.make("karras" if noise_schedule is VP else "linear", noise_schedule, steps)
 
 
+def corrected(noise_schedule: NoiseSchedule, without: str = "") -> TimeGrid:
+    """A grid for a solver of the order 2 that has every correction but one."""
+    space = GridSpace(noise_schedule, STEPS, CORRECTIONS.keys() - {without}, order=2)
+    return space.grid(torch.linspace(-0.3, 0.3, space.size).double())
+
+
 def taken(folder: Path) -> Files:
     """Every file under `folder` but the hidden ones, which are locks."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
@@ -72,9 +79,6 @@ def taken(folder: Path) -> Files:
 
 def schedules() -> dict[str, Files]:
     grid = TimeGrid(times_of(VP))
-    corrected = TimeGrid(
-        grid.times, grid.times[:-1] * 0.99, torch.tensor([1.0, 0.9, 1.1]).double(), torch.full((STEPS, 2), 0.01)
-    )
     about = {
         "order": 2, "model": "gaussian-mixture", "prediction": "epsilon", "method": "static", "source": "a", "seed": 0,
         "distance": "l2", "teacher": TEACHER_HASH, "teacher_solver": "unipc-3", "teacher_nfe": 40,
@@ -84,7 +88,7 @@ def schedules() -> dict[str, Files]:
     of_flow = LearnedGrid(TimeGrid(times_of(FLOW)), "ddim", STEPS, {"model": "flow"})
     return {
         "plain": {"s.json": LearnedGrid(grid, "unipc-2", STEPS, about).text(VP).encode()},
-        "corrected": {"s.json": LearnedGrid(corrected, "dpmpp-2m", STEPS, about).text(VP).encode()},
+        "corrected": {"s.json": LearnedGrid(corrected(VP), "dpmpp-2m", STEPS, about).text(VP).encode()},
         "flow": {"s.json": of_flow.text(FLOW).encode()},
     }
 
@@ -102,8 +106,8 @@ def predictors() -> dict[str, Files]:
     found = {}
     for kind, name, options in (
         (OneShot, "one-shot", {}),
-        (OneShot, "one-shot-all", {"corrections": CORRECTIONS, "order": 2, "classes": 3, "text": 5}),
-        (Recursive, "recursive", {"corrections": CORRECTIONS, "order": 2}),
+        (OneShot, "one-shot-all", {"corrections": [*CORRECTIONS, "start"], "order": 2, "classes": 3, "text": 5}),
+        (Recursive, "recursive", {"corrections": [*CORRECTIONS, *PICTURES], "order": 2, "scales": (1.0, 8.0)}),
     ):
         grids = [times_of(VP, steps) for steps in ((2, STEPS) if name == "recursive" else (STEPS,))]
         predictor = kind(VP, grids, SHAPE, width=4, hidden=8, **options)
@@ -115,14 +119,17 @@ def predictors() -> dict[str, Files]:
 
 
 def labels() -> dict[str, Files]:
-    with TemporaryDirectory() as folder:
-        spec = {"teacher": TEACHER_HASH, "solver": "unipc-2", "nfe": STEPS, "distance": "l2", "options": {"lr": 0.1}}
-        store = LabelStore.create(Path(folder), {**spec, "static": times_of(VP).tolist()})
-        for part in range(2):
-            index, distance = torch.arange(5) + 5 * part, torch.rand(5)
-            rows = TimeGrid(times_of(VP).expand(5, -1))
-            store.write(part, LabelBatch(index, rows, distance, distance + 0.1, torch.zeros(5, dtype=torch.int64)))
-        return {"labels": taken(Path(folder))}
+    spec = {"teacher": TEACHER_HASH, "solver": "unipc-2", "nfe": STEPS, "distance": "l2", "options": {"lr": 0.1}}
+    found = {}
+    for name, grid in (("plain", TimeGrid(times_of(VP))), ("corrected", corrected(VP))):
+        rows = grid.mapped(lambda value, dims: value.expand(5, *value.shape))
+        with TemporaryDirectory() as folder:
+            store = LabelStore.create(Path(folder), {**spec, "static": times_of(VP).tolist()})
+            for part in range(2):
+                index, distance = torch.arange(5) + 5 * part, torch.rand(5)
+                store.write(part, LabelBatch(index, rows, distance, distance + 0.1, torch.zeros(5, dtype=torch.int64)))
+            found[name] = taken(Path(folder))
+    return found
 
 
 def teachers() -> dict[str, Files]:
@@ -255,12 +262,12 @@ def results() -> dict[str, Files]:
 
 def schedulers() -> dict[str, Files]:
     grids = [LearnedGrid(TimeGrid(times_of(TABLE, n)), "unipc-2", n, {"model": "m"}) for n in (3, 5)]
-    corrected = TimeGrid(times_of(TABLE), times_of(TABLE)[:-1], torch.ones(STEPS), torch.zeros(STEPS, 2))
+    unguided = corrected(TABLE, without="guidance")  # which asks for a pipeline that is guided
     betas = {"_class_name": "DDPMScheduler", "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
     predictor = OneShot(TABLE, [times_of(TABLE)], SHAPE, width=4, hidden=8)
     made = {
         "grids": LearnedScheduler.from_schedules(grids, betas, learned_for={"model": "m"}),
-        "corrected": LearnedScheduler.from_schedules(LearnedGrid(corrected, "unipc-2", STEPS), betas),
+        "corrected": LearnedScheduler.from_schedules(LearnedGrid(unguided, "unipc-2", STEPS), betas),
         "family": LearnedScheduler.from_grid("karras", "ddim", {**betas, "beta_schedule": "scaled_linear"}),
         "trained": LearnedScheduler(trained_betas=[0.1, 0.2, 0.3], solver="ddim"),
         "predictor": LearnedScheduler.from_predictors(predictor, "unipc-2", betas),
@@ -300,4 +307,23 @@ def images() -> dict[str, Files]:
         text = io.BytesIO()
         Image.new(mode, (4, 4), 7 if mode != "RGB" else (1, 2, 3)).save(text, "PNG")
         found[mode] = {"a.png": text.getvalue()}
+    return found
+
+
+def metadata() -> dict[str, Files]:
+    return {
+        "labels": {"metadata.csv": b"file_name,label\na.png,3\nsub/b.png,0\n"},
+        "prompts": {"metadata.csv": 'file_name,prompt,label\na.png,"a cat, in ""rain""",1\nsub/b.png,猫,2\n'.encode()},
+    }
+
+
+def moments() -> dict[str, Files]:
+    found = {}
+    for name, keys, write in (
+        ("pooled", ("mu", "sigma"), np.savez),
+        ("spatial", ("mu", "sigma", "mu_s", "sigma_s"), np.savez_compressed),
+    ):
+        text = io.BytesIO()
+        write(text, **{key: np.eye(4) if key.startswith("sigma") else np.zeros(4) for key in keys})
+        found[name] = {"m.npz": text.getvalue()}
     return found

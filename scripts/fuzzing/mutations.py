@@ -3,6 +3,7 @@
     any file      bits flipped, cut off, pieces repeated, removed, overwritten, taken from another file
     JSON          a value of another type, huge, infinite, nested deeply; keys lost, renamed, doubled
     safetensors   the same of its header; other shapes, types and offsets; NaN among the values
+    npz           of one part the type, shape or bytes, its checksum put right
     text          the same of its words; YAML's aliases and tags
 
 What cannot be changed by its meaning any more is changed as bytes.
@@ -10,9 +11,12 @@ What cannot be changed by its meaning any more is changed as bytes.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
@@ -48,6 +52,9 @@ PLAIN: dict[str, Callable[[Random], bytes]] = {
     "I64": lambda random: struct.pack("<q", random.randrange(-2, 12)),
 }
 """Values that are not at all remarkable."""
+DESCRS = ["'<f4'", "'<c16'", "'<i8'", "'|b1'", "'|O'", "'<U2'", "'<M8[ns]'", "'|V8'", "'<f2'", "[('a', '<f8')]", "'x'"]
+SHAPES = ["()", "(4,)", "(2, 2)", "(16,)", "(1, 16)", "(0,)", "(0, 0)", "(1000000000000,)", "(-4,)", "4", "([],)"]
+"""Types and shapes of an array of numpy's, as its file tells them."""
 YAML = [
     "a: &a [x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nd: &d [*c, *c, *c, *c]\ne: &e [*d, *d, *d, *d]\n"
     "f: &f [*e, *e, *e, *e]\ng: &g [*f, *f, *f, *f]\nh: &h [*g, *g, *g, *g]\nnfe: &i [*h, *h, *h, *h]\nname: *i\n",
@@ -247,6 +254,29 @@ def _moved(header: dict[str, Any], end: int, by: int) -> dict[str, Any]:
     return moved
 
 
+def archive(data: bytes, random: Random) -> bytes:
+    """A zip file of numpy's in which one part is another; what is none any more, as bytes without meaning."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as kept:
+            parts = {name: kept.read(name) for name in kept.namelist()}
+        name = random.choice(sorted(parts))
+    except (zipfile.BadZipFile, zlib.error, ValueError, LookupError, OSError, RuntimeError, struct.error):
+        return raw(data, random)
+    parts[name] = random.choice((raw, _changed_array))(parts[name], random)
+    kind, made = random.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)), io.BytesIO()
+    with zipfile.ZipFile(made, "w") as changed:
+        for each, content in parts.items():
+            changed.writestr(zipfile.ZipInfo(each), content, kind)
+    return made.getvalue()
+
+
+def _changed_array(data: bytes, random: Random) -> bytes:
+    """An .npy file of another type or shape."""
+    old, new = random.choice(((rb"'[<|]\w+'", DESCRS), (rb"\([\d, ]*\)", SHAPES)))
+    header = re.sub(old, random.choice(new).encode(), data[10 : 10 + int.from_bytes(data[8:10], "little")], count=1)
+    return data[:8] + len(header).to_bytes(2, "little") + header + data[10 + int.from_bytes(data[8:10], "little") :]
+
+
 def text(data: bytes, random: Random) -> bytes:
     """Words and lines changed."""
     try:
@@ -282,5 +312,6 @@ BY_SUFFIX: dict[str, list[Mutation]] = {
     "yml": [yaml_text],
     "txt": [text],
     "png": [raw],
+    "npz": [archive],
 }
 """What is done to files by the end of their name, beside `raw` and `splice`."""

@@ -15,11 +15,13 @@ from fuzzing.corpus import Files
 from ts_adapt.cli import parse
 from ts_adapt.evaluation.comparison import Results
 from ts_adapt.evaluation.features import read_image
+from ts_adapt.evaluation.moments import read_moments
 from ts_adapt.evaluation.records import kept_run
 from ts_adapt.evaluation.report import page
 from ts_adapt.evaluation.tables import as_text, group_tables
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.numerics import validate_grid
+from ts_adapt.pictures import metadata_of
 from ts_adapt.prompts import read_prompts
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.labels import LabelStore
@@ -130,3 +132,25 @@ def image(folder: Path) -> None:
     pixels = read_image(folder / "a.png")
     assert pixels.ndim == 4 and pixels.shape[1] == 3
     finite(pixels)
+
+
+def metadata(folder: Path) -> None:
+    files = [folder / "a.png", folder / "sub" / "b.png"]
+    for wanted in ("label", "prompt"):
+        try:
+            found = metadata_of(folder, wanted, files)
+        except TsAdaptError as error:
+            refusal = error
+        else:
+            assert found is not None and len(found) == len(files)
+            assert all(isinstance(value, str) and isinstance(value.encode(), bytes) for value in found)
+            return
+    raise refusal
+
+
+def moments(folder: Path) -> None:
+    for found in read_moments(folder / "m.npz"):
+        if found is not None:
+            size = len(found.mean)
+            assert found.mean.shape == (size,) and found.covariance.shape == (size, size)
+            finite(torch.from_numpy(found.mean), torch.from_numpy(found.covariance))

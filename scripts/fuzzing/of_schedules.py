@@ -98,10 +98,10 @@ def predictor(folder: Path) -> None:
         return
     for steps in found.learned:
         policy = found.policy(steps)
-        node, state = policy.init(x, {})
+        node, state = policy.init(x, {"guidance_scale": torch.tensor([2.0, 3.0])})
         while node.index < steps:
             t = node.t
-            finite(t, node.output_scale, node.coefficients, node.model_time)
+            finite(t, *node.held.values())
             node, state = policy.next(x, x / 2, node, state)
             assert bool((node.t < t).all()), "times do not fall"
 

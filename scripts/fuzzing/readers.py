@@ -50,4 +50,6 @@ def all_readers() -> dict[str, Reader]:
         "config": Reader(of_data.config, corpus.configs(), 1),
         "prompts": Reader(of_data.prompts, corpus.prompts(), 4),
         "image": Reader(of_data.image, corpus.images(), 4),
+        "metadata": Reader(of_data.metadata, corpus.metadata(), 2),
+        "moments": Reader(of_data.moments, corpus.moments(), 4),
     }

@@ -12,11 +12,15 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import safetensors.torch
 
-from fuzzing import runner
+from fuzzing import corpus, runner
 from fuzzing.mutations import BY_SUFFIX, mutate
 from fuzzing.readers import Reader, all_readers
+from ts_adapt.grids.corrections import field_names
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.quantizers.layers.weights import TorchAOWeight
+from ts_adapt.quantizers.storage import PARTS
 
 FILES, ROOT = 600, Path(__file__).parents[1]
 
@@ -32,6 +36,14 @@ def test_valid_files_are_accepted(readers: Mapping[str, Reader]) -> None:
             assert runner.attempt(reader, files) == "accepted", (name, variant)
             if reader.reseal is not None:
                 assert runner.attempt(reader, reader.reseal(files)) == "accepted", (name, variant)
+
+
+def test_valid_files_have_every_correction_and_every_part_of_a_quantization() -> None:
+    schedule = json.loads(corpus.schedules()["corrected"]["s.json"])
+    labels = safetensors.torch.load(corpus.labels()["corrected"]["part-00000.safetensors"])
+    assert set(field_names()) <= schedule.keys() & labels.keys()
+    configs = "".join(files["config.json"].decode() for files in corpus.quantizations().values())
+    assert {kind for kind in PARTS if f'"kind": "{kind}"' not in configs} == {TorchAOWeight.kind}
 
 
 def test_mutated_files_are_read_or_refused(readers: Mapping[str, Reader], tmp_path: Path) -> None:

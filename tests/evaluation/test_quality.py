@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -198,6 +200,20 @@ def test_what_are_no_moments_is_named(tmp_path: Path, content: Any, said: str) -
         np.savez(path, **content)
     with pytest.raises(TsAdaptError, match=rf"real.npz holds .*{said}|real.npz holds {said}"):
         reference_of(lambda images: images, "inception", path)
+
+
+@pytest.mark.parametrize("shape", [b"(3,", b"(1000000000000,)", b"4"])
+def test_moments_that_cannot_be_read_are_refused_whatever_reading_them_raises(tmp_path: Path, shape: bytes) -> None:
+    path, archive = tmp_path / "real.npz", io.BytesIO()
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(3))
+    with zipfile.ZipFile(path) as kept, zipfile.ZipFile(archive, "w") as changed:
+        for name in kept.namelist():
+            wider = b"(3,), }".ljust(30), (shape + b", }").ljust(30)
+            changed.writestr(name, kept.read(name).replace(*wider))
+    for damaged in (archive.getvalue(), archive.getvalue()[:30], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(TsAdaptError, match=r"real\.npz holds no numbers"):
+            reference_of(lambda images: images, "inception", path)
 
 
 def test_the_moments_of_adm_hold_spatial_ones_as_well(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from small_job import Job
@@ -48,6 +50,15 @@ def test_it_is_measured_once_for_a_teacher_and_a_distance(tmp_path: Path) -> Non
     assert kept(job).stat().st_mtime_ns == first
     assert job.run("teach", "--distance", "l1") == 0
     assert read_json(kept(job))["distance"] == "l1"
+
+
+@pytest.mark.parametrize("values", [[], ["1"], [[1.0]], [True]])
+def test_what_holds_no_distances_is_refused(tmp_path: Path, capsys: Any, values: list[Any]) -> None:
+    job = Job.begun(tmp_path)
+    assert job.run("teach") == 0
+    kept(job).write_text(json.dumps({**read_json(kept(job)), "moved": values}))
+    capsys.readouterr()
+    assert job.run("teach") == 2 and "'moved'" in capsys.readouterr().err
 
 
 def test_a_teacher_that_draws_noise_has_no_limit_of_its_own(tmp_path: Path) -> None:

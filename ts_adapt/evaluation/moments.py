@@ -9,7 +9,6 @@ clean-fid:NAME-SPLIT-SIZE   those of clean-fid, by its names (clean-fid:cifar10-
 from __future__ import annotations
 
 import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +31,12 @@ def read_moments(reference: str | Path) -> tuple[FeatureStatistics, FeatureStati
     if str(reference).startswith(CLEAN_FID):
         return _statistics(*_of_clean_fid(str(reference)), reference), None
     path = Path(reference)
+    data = read_bytes(path)
     try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as kept:
+        with np.load(io.BytesIO(data), allow_pickle=False) as kept:
             names = [POOLED, *([SPATIAL] if all(name in kept for name in SPATIAL) else [])]
             found = [[np.asarray(kept[name], np.float64) for name in pair] for pair in names]
-    except (KeyError, ValueError, TypeError, AttributeError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of the readers of zip, deflate and numpy each has its own for a damaged file
         raise TsAdaptError(f"{path} holds no numbers mu and sigma ({one_line(error)}); give another") from error
     pooled, *spatial = (_statistics(mean, covariance, path) for mean, covariance in found)
     return pooled, next(iter(spatial), None)

@@ -18,6 +18,7 @@ import torch
 
 from ts_adapt.interfaces import Solver, TimeGrid, TsAdaptError
 from ts_adapt.jobs.session import Session
+from ts_adapt.remedies import command
 from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.work import Work
 from ts_adapt.solvers.coefficients import check_end
@@ -90,13 +91,18 @@ def _measured(session: Session, solves: Mapping[str, tuple[Solver, TimeGrid]]) -
 
 
 def of_teacher(session: Session) -> dict[str, Any] | None:
-    """What was measured of the teacher that there is, in the config's distance; None where nothing was."""
+    """What was measured of the teacher that there is, in the config's distance; None where nothing was. TsAdaptError
+    for a file of something else."""
     folder = session.workspace.teacher("train")
-    if not (folder / CONVERGENCE).exists():
+    path = folder / CONVERGENCE
+    if not path.exists():
         return None
-    found: dict[str, Any] = read_json(folder / CONVERGENCE, KEPT)
+    found: dict[str, Any] = read_json(path, KEPT)
     for key in ("moved", "missed"):
-        found[key] = [math.inf if value is None else float(value) for value in found[key]]
+        values = [math.inf if value is None else value for value in found[key]]
+        if not values or not all(type(value) in (int, float) for value in values):
+            raise TsAdaptError(f"{key!r} of {path} holds no distances; remove it and run {command('teach')} again")
+        found[key] = values
     now = {"teacher": TeacherStore.open(folder).hash, "distance": session.distance}
     return found if now.items() <= found.items() else None
 
