@@ -34,6 +34,7 @@ from ts_adapt.pruning import plan_file
 from ts_adapt.pruning.blocks import candidates
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.methods.registry import build
+from ts_adapt.quantizers.methods.tdq import freeze
 from ts_adapt.quantizers.quantization import quantize
 from ts_adapt.quantizers.storage import save
 from ts_adapt.schedulers.scheduler import LearnedScheduler
@@ -54,9 +55,11 @@ SHAPE = (1, 4, 4)
 STEPS = 3
 TEACHER_HASH = "a" * 64
 METHODS: dict[str, dict[str, Any]] = {
-    "hqq4": {}, "minmax-w4a8+split": {}, "minmax-w8a8+dynamic": {}, "tdq-w4a8+ptqd": {}, "tinydm-w8a8": {},
-    "vqdm2": {"rounds": 1, "steps": 2},
+    "hqq4": {}, "minmax-w4a8+split": {}, "minmax-w8a8+dynamic": {"bits": None}, "tdq-w4a8+ptqd": {}, "tdq-w4a8+qat": {},
+    "tdq-w4a8": {}, "tinydm-w8a8": {}, "vqdm2": {"rounds": 1, "steps": 2},
 }  # fmt: skip
+FROZEN = "tdq-w4a8"
+"""The method whose quantizers are put into a table of timesteps."""
 IN_FULL = ("down_blocks.*", "mid_block.*", "up_blocks.1.*")
 """Layers that are not quantized: a few of each kind are left."""
 
@@ -185,7 +188,8 @@ def quantizations() -> dict[str, Files]:
         layers.skip = IN_FULL
         calls = [call(unet, t) for t in (990.0, 700.0, 400.0, 10.0)]
         with TemporaryDirectory() as folder:
-            save(quantize(unet, quantizer, calls, layers=layers), folder)
+            quantized = quantize(unet, quantizer, calls, layers=layers)
+            save(freeze(quantized, torch.tensor([10.0, 500.0, 990.0])) if method == FROZEN else quantized, folder)
             found[method] = taken(Path(folder))
     return found
 
