@@ -194,13 +194,17 @@ def train_one_shot(session: Session) -> None:
 
 
 @pytest.mark.packages
-def test_integers_pass_no_gradient_on(root: Job) -> None:
-    session = session_in(root, quantizer="torchao-int8")
+def test_through_integers_a_descent_is_refused_and_what_takes_no_gradient_is_searched(root: Job) -> None:
+    static = root.session().config.static
+    descent = session_in(root, quantizer="torchao-int8", static=replace(static, method="adam"))
     with pytest.raises(
         TsAdaptError, match=r"torchao-int8 has none \(torchao computes with integers.*--method blackbox"
     ):
-        search(session, "static")
-    search(session, "blackbox")
+        search(descent, "static")
+    session = session_in(root, quantizer="torchao-int8", static=replace(static, evaluations=8))
+    for method in ("static", "blackbox"):
+        search(session, method)
+        assert session.shared(method, "ddim", 3).grid.steps == 3
 
 
 def test_predictors_are_trained_on_the_student(root: Job, learned: Session) -> None:
