@@ -26,7 +26,10 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="read this one file again, here and without limits")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    readers = {name: reader for name, reader in all_readers().items() if not given.reader or name in given.reader}
+    known = all_readers()
+    if unknown := set(given.reader or ()) - known.keys():
+        parser.error(f"there is no reader {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    readers = {name: reader for name, reader in known.items() if not given.reader or name in given.reader}
     if given.list:
         print("\n".join(readers))
         return 0

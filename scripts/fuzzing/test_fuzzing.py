@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from random import Random
 
@@ -122,6 +123,15 @@ def test_what_is_a_failure(
 def test_a_child_that_died_is_followed_by_another(tmp_path: Path) -> None:
     tally = runner.fuzz({"a": Reader(dies, {"v": {"a.txt": b"x"}})}, 0, 3, None, lambda line: None)
     assert sorted(tally.failures) == [0, 1, 2]
+
+
+def test_a_reader_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = import_module("fuzzing.__main__")
+    monkeypatch.setattr(program, "all_readers", lambda: {"a": Reader(refuses, {"v": {"a.txt": b"x"}})})
+    monkeypatch.setattr(sys, "argv", ["fuzzing", "--reader", "b"])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 2
 
 
 @pytest.mark.packages
