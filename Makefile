@@ -53,9 +53,9 @@ test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not packages and not postgres"
 
 test-packages: $(STAMP)
-	$(PIP) install --quiet torchao atheris
-	$(PIP) install --quiet --no-deps hqq einops termcolor torch-fidelity gguf
-	$(BIN)/python -m pytest -m packages tests scripts/fuzzing
+	$(PIP) install --quiet -c constraints.txt torchao atheris
+	$(PIP) install --quiet -c constraints.txt --no-deps hqq einops termcolor torch-fidelity gguf
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m packages tests scripts/fuzzing
 
 # The server is Debian's package postgresql (apt-get install postgresql); the test runs one of its own.
 test-postgres: $(STAMP)
