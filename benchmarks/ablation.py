@@ -47,7 +47,7 @@ from ts_adapt.predictors.training import train_predictor
 
 @dataclass(frozen=True)
 class Variant:
-    """`shared`: the network is frozen at zero, only what all samples share is learned; `share` of the samples;
+    """`shared`: the network is frozen at zero, only what all samples share is learned, a grid; `share` of the samples;
     `losses`: what is minimised beside the paired distance, by the name of its weight."""
 
     kind: str = "recursive"
@@ -171,7 +171,8 @@ def main() -> None:
         if (guided and not session.guides) or (prompted and given.config.teacher.prompts_of("train") is None):
             continue
         predictor, seconds = _trained(given, variant, train, validation, options.epochs)
-        found[name] = replace(judge.judge(predictor.eval().policy(given.static.steps)), seconds=seconds)
+        judged = judge.judge(predictor.eval().policy(given.static.steps))
+        found[name] = replace(judged, seconds=seconds, operations=1.0 if variant.shared else judged.operations)
         _show(name, found[name])
     gain = {name: 1 - each.mean / found["static"].mean for name, each in found.items()}
     last_line(
