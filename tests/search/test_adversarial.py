@@ -100,7 +100,7 @@ def taught(steps, *, shift=1.0):
 def test_it_learns_to_tell_and_pushes_images_towards_the_real_ones():
     _, *before = taught(0)
     adversary, real, student = taught(15)
-    assert torch.equal(*before) and float(real.mean() - student.mean()) > 1.0
+    assert not any(bool(scores.any()) for scores in before) and float(real.mean() - student.mean()) > 1.0
     images = drawn(8, 4, mean=1.0).requires_grad_()
     loss = adversary.loss(torch.arange(8), images)
     (slope,) = torch.autograd.grad(loss.sum(), images)
@@ -108,7 +108,7 @@ def test_it_learns_to_tell_and_pushes_images_towards_the_real_ones():
     with torch.no_grad():
         nearer = (images - 0.5).requires_grad_()
     assert bool(adversary.loss(torch.arange(8), nearer).mean() < loss.mean())
-    assert all(parameter.grad is None or not parameter.requires_grad for parameter in adversary.network.parameters())
+    assert not any(parameter.requires_grad for parameter in adversary.network.parameters())
 
 
 def test_pairs_depend_on_the_sample_and_the_step_not_on_who_holds_it():

@@ -4,11 +4,11 @@
     L_D = mean_b softplus(D(x_b) - D(y_b)) + gamma n / 2 mean_b (|dD(x_b)/dx_b|^2 + |dD(y_b)/dy_b|^2)
 
 The relativistic pairing loss with the zero-centred penalties R1, on real images, and R2, on the student's (Huang et al.
-2024, R3GAN), beside the distance as GAS has it (arXiv 2510.17699). n is the number of values of an image: the penalty
-is of the slope in |x| / sqrt(n), so that one gamma serves all sizes. Only D is differentiated twice. Pairs are drawn
-anew at each of D's steps, from the seed, the step's number and the samples' own: neither which process holds which
-samples, nor whether a training was killed, changes anything. After each step of the student's D makes TURNS, on the
-same images.
+2024, R3GAN), beside the distance as in GAS (arXiv 2510.17699), whose y_b are the teacher's; here they are real. n is
+the number of values of an image: the penalty is of the slope in |x| / sqrt(n), so that one gamma serves all sizes.
+Only D is differentiated twice. Pairs are drawn anew at each of D's steps, from the seed, the step's number and the
+samples' own: neither which process holds which samples, nor whether a training was killed, changes anything. After each
+step of the student's D makes TURNS, on the same images.
 
 D sees images, as in GAS, not features: a learner hides what a fixed network does not see (`distribution`), that
 network could not judge, and not every model has one. R1 and R2 are what keeps D from living on what is small. It sees
@@ -42,6 +42,7 @@ GAMMA = 1e-3
 RATE, BETAS = 1e-3, (0.0, 0.99)
 """Of D's Adam."""
 TURNS = 4
+"""Steps of D behind each of the student's."""
 STREAM = 5
 """Of the draws of pairs."""
 
@@ -72,7 +73,7 @@ class Discriminator(nn.Module):
             layers += [nn.Conv2d(width, wider, 3, 2, 1), nn.LeakyReLU(0.2)]
             width = wider
         self.features = nn.Sequential(*layers, nn.Flatten())
-        self.score = nn.Linear(width * sides[0] * sides[1], 1)
+        self.score = nn.Linear(width * sides[0] * sides[1], 1, bias=False)  # it would cancel in every pair
         nn.init.zeros_(self.score.weight)
 
     def forward(self, x: Tensor) -> Tensor:
