@@ -307,10 +307,9 @@ class Config:
             found.get(group, {}).pop("corrections", None)  # the result's name says them
         for group in ("static", "train"):
             if group in found:
-                weight = found[group].pop("distribution")
-                found["distribution"] = {"weight": weight, **asdict(self.distribution)} if weight else None
-                weight = found[group].pop("adversarial")
-                found["adversarial"] = {"weight": weight, **asdict(self.distribution)} if weight else None
+                for loss in ("distribution", "adversarial"):
+                    weight = found[group].pop(loss)
+                    found[loss] = {"weight": weight, **asdict(self.distribution)} if weight else None
                 weight = found[group].pop("caption")
                 found["caption"] = {"weight": weight, "by": self.caption} if weight else None
         return found

@@ -303,6 +303,15 @@ def test_a_change_of_pictures_that_would_not_be_learned_is_refused_before_any_wo
     assert not job.data.exists()
 
 
+def test_a_loss_that_labels_alone_do_not_lower_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, asked = Job.begun(tmp_path), ("--train.loss", "labels", "--train.adversarial", "0.5")
+    for command in ("learn", "train"):
+        assert "labels teach times, no adversarial" in job.refused(capsys, command, *asked)
+    assert not job.data.exists()
+
+
 def test_moments_of_other_features_are_refused_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,7 +56,7 @@ class Training:
             self.average.update_parameters(self.model)
             self.losses.append(float(loss.detach()))
             rate = [self.schedule.last_epoch, self.schedule.get_last_lr()[0]]
-            self.checkpoint.save(self.states(), self.optimizer, {"losses": self.losses, "rate": rate})
+            self.checkpoint.save(self.states(), {"losses": self.losses, "rate": rate}, self.optimizer)
 
 
 @pytest.mark.parametrize("killed", [0, 1, 7, 12])

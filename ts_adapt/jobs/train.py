@@ -54,9 +54,10 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
 
 def check_predicted(session: Session, kinds: Iterable[str]) -> None:
     """TsAdaptError where each sample's times cannot be told, where changes of pictures are to be learned and states are
-    none, there are labels alone, or one of `kinds` has no such change, and where predictors are to know the scale of
-    guidance, and are not told."""
+    none, there are labels alone, or one of `kinds` has no such change, where labels alone are to lower a loss beside
+    the distance, and where predictors are to know the scale of guidance, and are not told."""
     config = session.config
+    config.train.check_beside()
     session.check_told("a predictor")
     pictures = [name for name in config.train.corrections or () if name in PICTURES]
     if pictures and session.seen_shape != session.shape:

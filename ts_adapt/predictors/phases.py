@@ -84,8 +84,8 @@ class TrainOptions:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The options as what they make keeps them, where no dropout, and no weight of a discriminator or of captions,
-        is none given."""
+        """The options as what they make keeps them: no dropout, no weight of a discriminator or of captions is None, as
+        if there were no such option."""
         return {**asdict(self), **{name: getattr(self, name) or None for name in ("dropout", "adversarial", "caption")}}
 
     @property
@@ -94,6 +94,13 @@ class TrainOptions:
         elsewhere = {"samples", "validation", "corrections", "width", "hidden"}
         idle = {name for name, losses in USED_BY_LOSS.items() if self.loss not in losses}
         return {name: value for name, value in self.record.items() if name not in elsewhere | idle}
+
+    def check_beside(self) -> None:
+        """TsAdaptError where something is to be minimised beside the distance, and there are labels alone."""
+        beside = [name for name in ("distribution", "adversarial", "caption") if getattr(self, name)]
+        if beside and self.loss == "labels":
+            what = beside[0]
+            raise TsAdaptError(f"labels teach times, no {what}; set train.loss to end_to_end, or train.{what} to 0")
 
     @property
     def validating(self) -> int:

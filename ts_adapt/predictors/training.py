@@ -134,10 +134,7 @@ def train_predictor(
         raise TsAdaptError(
             "a grid of one step has no free time to predict; use nfe 2 or more, or learn corrections end to end"
         )
-    beside = [name for name in ("distribution", "adversarial", "caption") if getattr(options, name)]
-    if beside and options.loss == "labels":
-        what = beside[0]
-        raise TsAdaptError(f"labels teach times, no {what}; set train.loss to end_to_end, or train.{what} to 0")
+    options.check_beside()
     if options.caption:
         objective = asking(objective, captions, options.caption)
     adversary = Adversary(images, options.seed) if options.adversarial else None
@@ -270,15 +267,16 @@ class _Training:
         predictor, options = self.predictor, self.options
         loss_of = phase.loss()
         average = AveragedModel(predictor, avg_fn=warming_average(options.ema), use_buffers=False)
-        adversary, others = self.adversary, [] if self.adversary is None else [self.adversary.optimizer]
         optimizer = torch.optim.AdamW(predictor.parameters(), betas=(0.9, 0.98), weight_decay=options.weight_decay)
+        adversary = self.adversary
+        optimizers = [optimizer] if adversary is None else [optimizer, adversary.optimizer]
         per_epoch = sum(-(-count // options.batch_size) for count in phase.samples.values())
         steps, done = phase.epochs * per_epoch, self.epoch * per_epoch
         if self.found:
             predictor.load_state_dict(self.found.states["weights"])
             average.module.load_state_dict(self.found.states["average"])
             average.n_averaged.fill_(done)
-            self.found.give(optimizer, *others)
+            self.found.give(*optimizers)
             if adversary is not None:
                 adversary.network.load_state_dict(self.found.states[DISCRIMINATOR])
         bar = tqdm(
@@ -326,7 +324,7 @@ class _Training:
                     states[DISCRIMINATOR] = adversary.network.state_dict()
                 place = (self.phase, self.epoch, self.since_best, self.result.epochs)
                 learned = list(self.result.learned.values())
-                self.kept.save(states, optimizer, {"place": place, "learned": learned}, *others)
+                self.kept.save(states, {"place": place, "learned": learned}, *optimizers)
         bar.close()
         predictor.load_state_dict(self.best)
         self.found, self.phase, self.epoch, self.since_best = None, self.phase + 1, 0, 0

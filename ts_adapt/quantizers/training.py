@@ -268,7 +268,7 @@ def fine_tune(
             bar.set_postfix(loss=f"{losses[-1]:.4g}")
             due = (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps
             if due and rank() == 0:
-                kept.save({"trained": trained, "average": average}, optimizer, {"losses": losses})
+                kept.save({"trained": trained, "average": average}, {"losses": losses}, optimizer)
         for name, mean in average.items():
             trained[name].data.copy_(mean)
     finally:

@@ -2,7 +2,7 @@
 
     about                         what is trained and how, as JSON: a file of another training is refused
     <name>/...                    the state dict called so: of a module, of its moving average, of a generator, ...
-    optimizer/<parameter>/<name>  Adam's moments and step counts; parameters of several Adams are counted through
+    optimizer/<parameter>/<name>  Adam's moments and step counts; those of several Adams are numbered on
     progress/<name>               counts, losses, distances: the caller's affair
 
 One safetensors file, replaced atomically. It may be anybody's: one that is damaged, or holds what no training can be
@@ -63,17 +63,15 @@ class Checkpoint:
     def save(
         self,
         states: Mapping[str, Mapping[str, Tensor]],
-        optimizer: torch.optim.Optimizer,
         progress: Mapping[str, Sequence[float]],
-        *others: torch.optim.Optimizer,
+        *optimizers: torch.optim.Optimizer,
     ) -> None:
-        """Keep `states` (name -> state dict), what the `optimizer`, an Adam, and `others` have of their parameters, and
-        `progress`."""
+        """Keep `states` (name -> state dict), `progress`, and what the `optimizers`, Adams, have of parameters."""
         if self.path is None:
             return
         tensors: dict[str, Tensor] = {ABOUT: torch.frombuffer(bytearray(self.about), dtype=torch.uint8)}
         tensors |= {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
-        for places, each in _placed((optimizer, *others)):
+        for places, each in _placed(optimizers):
             for i, state in each.state_dict()["state"].items():
                 tensors |= {f"{OPTIMIZER}/{places[i]}/{key}": torch.as_tensor(value) for key, value in state.items()}
         for name, numbers in progress.items():
@@ -89,7 +87,7 @@ class Checkpoint:
         """What was kept, on the CPU; None where there is nothing that can be used.
 
         states      those that `save` will be given, for their names, shapes and precisions
-        parameters  the optimizer's, in its order, and behind them those of others
+        parameters  the optimizers', in their order
         progress    how many numbers there are of each name; None: any number
 
         Raises TsAdaptError, naming what differs, for the file of another training.
