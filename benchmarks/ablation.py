@@ -1,14 +1,16 @@
 """What each part of a learned schedule is worth: predictors trained with one thing changed at a time.
 
 Every variant starts from the same static grid (times only), sees the same training samples for the same number of
-passes, and is judged on the same samples, training ones behind all that were learned from or validated on:
+passes, begins with weights of the same seed, and is judged on the same samples, training ones behind all that were
+learned from or validated on, those of the static grid too:
 
     the paired distance to the teacher, mean and median, and the share of samples nearer than along the static grid
-    the Frechet distance to the data and the recall, in the features of `evaluate.features`, and as many of the data's
+    the Frechet distance to the data and the recall of as many of them, in the features of `evaluate.features`
     what it costs: operations of sampling beside the static grid's, seconds of the processor in training
 
 "shared" variants learn only what all samples share: a static grid with corrections, trained in the same way. Those with
-guidance are left out of a model that is not guided, those with captions where there are no prompts.
+guidance are left out of a model that is not guided, those with captions where there are no prompts, and those with data
+where the features that these are matched in judge.
 
     ts-adapt teach --config configs/plain.yml --split train
     ts-adapt search --config configs/plain.yml --solvers unipc-3 --nfe 5 --static.corrections []
@@ -33,6 +35,7 @@ from torch import Tensor
 
 import ts_adapt
 from ts_adapt import Batch, Objective, TimeGrid
+from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.comparison import share_of_wins
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.evaluation.features import Extractor
@@ -40,6 +43,7 @@ from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
 from ts_adapt.evaluation.quality import Reference, quality_of
 from ts_adapt.interfaces import StepPolicy, TsAdaptError
 from ts_adapt.jobs.evaluate import reference_images
+from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.train import new_predictor
 from ts_adapt.predictors.phases import PREDICTED
 from ts_adapt.predictors.training import train_predictor
@@ -130,8 +134,8 @@ class Judge:
             images = self.images(schedule, part)
             of_teacher = self.objective.denoiser.decode(part.target, part.condition)
             distances.append(self.objective.distance(images, of_teacher))
-            features.append(self.extractor(images))
-        return torch.cat(distances), torch.cat(features).float()
+            features.append(self.extractor(images).cpu().float())
+        return torch.cat(distances), torch.cat(features)
 
     def judge(self, schedule: StepPolicy | TimeGrid) -> Judged:
         distance, features = self.along if schedule is self.static else self.looks(schedule)
@@ -154,22 +158,20 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     options, more = parser.parse_known_args()
     given = Experiment.of(options, more)
-    session, learned = given.session, options.samples + options.validation
-    _, batch = session.teacher("train", learned + options.judged)
+    session, config, learned = given.session, given.config, options.samples + options.validation
+    variants = {name: VARIANTS[name] for name in options.variants if _fits(session, VARIANTS[name])}
+    unseen = max(learned, config.static_samples + config.static_validating)
+    _, batch = session.teacher("train", unseen + options.judged)
     train, validation = batch.rows(slice(0, options.samples)), batch.rows(slice(options.samples, learned))
     extractor = session.extractor()
     reference = reference_images(session, extractor)
-    if reference is None:
+    if reference is None or not len(reference.features):
         raise TsAdaptError("there are no real images to judge by; evaluate.reference names a folder of them")
-    judge = Judge(given.objective, batch.rows(slice(learned, None)), extractor, reference, given.static)
+    judge = Judge(given.objective, batch.rows(slice(unseen, None)), extractor, reference, given.static)
     print(f"{options.solver}, NFE {options.nfe}, {options.samples} samples x {options.epochs}, {options.judged} judged")
     found = {"static": judge.judge(given.static)}
     _show("static", found["static"])
-    for name in options.variants:
-        variant = VARIANTS[name]
-        guided, prompted = "guidance" in variant.corrections, "caption" in variant.losses
-        if (guided and not session.guides) or (prompted and given.config.teacher.prompts_of("train") is None):
-            continue
+    for name, variant in variants.items():
         predictor, seconds = _trained(given, variant, train, validation, options.epochs)
         judged = judge.judge(predictor.eval().policy(given.static.steps))
         found[name] = replace(judged, seconds=seconds, operations=1.0 if variant.shared else judged.operations)
@@ -181,21 +183,34 @@ def main() -> None:
     )  # fmt: skip
 
 
+def _fits(session: Session, variant: Variant) -> bool:
+    """Whether the model is guided, has prompts, and is judged by other features, where `variant` learns by these."""
+    return not (
+        ("guidance" in variant.corrections and not session.guides)
+        or ("caption" in variant.losses and session.config.teacher.prompts_of("train") is None)
+        or ("distribution" in variant.losses and LOOKS[session.distance] == session.features)
+    )
+
+
 def _trained(given: Experiment, variant: Variant, train: Batch, validation: Batch, epochs: int) -> tuple[Any, float]:
     """A predictor, and the seconds that its training took."""
     session = given.session
+    settings = replace(given.config.train, epochs=round(epochs / variant.share), loss="end_to_end", **variant.losses)
+    torch.manual_seed(settings.seed)
     predictor: Any = new_predictor(session, variant.kind, [given.static], given.solver.order, variant.corrections)
     if variant.shared:
         predictor.requires_grad_(False)
         predictor.encoder.bias.requires_grad_(True)
-    settings = replace(given.config.train, epochs=round(epochs / variant.share), loss="end_to_end", **variant.losses)
+    asked: dict[str, Any] = {
+        "real": session.real_images if settings.distribution else None,
+        "images": session.seen_images if settings.adversarial else None,
+        "captions": session.captions if settings.caption else None,
+    }  # which all variants share: before the clock starts
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         train_predictor(
             predictor, given.objective, train.rows(slice(0, int(variant.share * len(train)))), validation, settings,
-            folder, real=session.real_images if settings.distribution else None,
-            images=session.seen_images if settings.adversarial else None,
-            captions=session.captions if settings.caption else None, progress=False,
+            folder, **asked, progress=False,
         )  # fmt: skip
     return predictor, time.process_time() - began
 

@@ -22,8 +22,7 @@ With `--alone NAME W` the predictor is compared with the one that learned guidan
 the same options otherwise: on the test samples there.
 
 The last line is one JSON object: {"found": {band: {"samples": n, schedule: {"mean", "median"}, "one / other": {"mean",
-"interval", "median", "nearer"}}}}; the band
-of the test samples is called "alone".
+"interval", "median", "nearer"}}}}; the band of the test samples is called "alone".
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def _beside_one(given: Experiment, policy: StepPolicy, name: str, scale: float) 
     one = Session(replace(given.config, name=name, guidance=scale), progress=False)
     alone = one.predictor(PREDICTOR, *given.place, strict=True).predictor.policy(one.steps(*given.place))
     _, test = one.teacher("test", given.config.evaluate.samples)
-    scales = torch.full((len(test),), scale)
+    scales = torch.full((len(test),), scale, dtype=torch.float64, device=test.x_T.device)
     told = replace(test, condition={**test.condition, SCALE: scales})
     distances = {
         "of all scales": given.objective.measure(policy, told), "of this one": given.objective.measure(alone, told)

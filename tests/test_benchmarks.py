@@ -152,5 +152,8 @@ def test_what_is_left_out_of_a_schedule_is_judged_on_samples_of_its_own(
     assert found["shared, all"]["operations"] == 1 < found["recursive, residual"]["operations"]
     assert all(found[name]["seconds"] > 0 for name in variants[:2])
     assert all(0 <= each["recall"] <= 1 and each["frechet"] > 0 for each in found.values())
+    script = runpy.run_path(str(FOLDER / "ablation.py"))
+    fits, matched = script["_fits"], script["VARIANTS"]["recursive, all, data .3"]
+    assert fits(session, matched) and not fits(job.session(*few, "--evaluate.features", "pixels"), matched)
     share = 1 - found["recursive, residual"]["mean"] / found["static"]["mean"]
     assert last["gain"]["recursive, residual"] == pytest.approx(share, abs=0.01)  # of means to four places
