@@ -44,7 +44,8 @@ from ts_adapt.plots import COLORS, LINES
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.predictors.training import train_predictor
 from ts_adapt.search.derivative import trusted
-from ts_adapt.search.static import StaticOptions, search_static
+from ts_adapt.search.static import search_static
+from ts_adapt.search.static_options import StaticOptions
 from ts_adapt.search.work import Work
 
 Schedule = TimeGrid | StepPolicy

@@ -35,7 +35,8 @@ from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.training import train_predictor
 from ts_adapt.search.objective import AUTO
 from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
-from ts_adapt.search.static import StaticOptions, best_start, search_static
+from ts_adapt.search.static import best_start, search_static
+from ts_adapt.search.static_options import StaticOptions
 from ts_adapt.teacher.store import TEST_START, TRAIN_START
 
 GRIDS = ("linear", "quadratic", "karras", "log_snr", "ays-sd15", "ays-sdxl", "ays-svd")

@@ -22,7 +22,8 @@ from ts_adapt.interfaces import GUIDANCE, TimeGrid, TsAdaptError
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.search.objective import Batch, Objective
-from ts_adapt.search.static import StaticOptions, search_static
+from ts_adapt.search.static import search_static
+from ts_adapt.search.static_options import StaticOptions
 
 STEPS, SCALE, SHAPE = 4, 3.0, (1, 4, 4)
 NOISE = ContinuousVP()

@@ -20,7 +20,8 @@ from ts_adapt.interfaces import HISTORY, Node, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable
 from ts_adapt.policies import FollowGrid
 from ts_adapt.search.objective import Batch, Objective
-from ts_adapt.search.static import StaticOptions, search_static
+from ts_adapt.search.static import search_static
+from ts_adapt.search.static_options import StaticOptions
 from ts_adapt.solvers.coefficients import data_weights, first_order, half_weight, place
 
 STEPS = 4

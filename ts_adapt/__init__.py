@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from ts_adapt.predictors.training import choose_kept, train_predictor
     from ts_adapt.schedulers.attach import attach, detach
     from ts_adapt.schedulers.scheduler import LearnedScheduler
-    from ts_adapt.search.static import StaticOptions, search_static
+    from ts_adapt.search.static import search_static
+    from ts_adapt.search.static_options import StaticOptions
 
 __all__ = [
     "DDIM",
@@ -117,7 +118,7 @@ _LATER = {
     "LearnedScheduler": "schedulers.scheduler",
     "SchedulerMixin": "schedulers.scheduler",  # diffusers asks for it here, to load a pipeline with our scheduler
     "PipelineDenoiser": "pipelines.denoiser",
-    "StaticOptions": "search.static",
+    "StaticOptions": "search.static_options",
     "TrainOptions": "predictors.phases",
     "attach": "schedulers.attach",
     "choose_kept": "predictors.training",

@@ -38,7 +38,8 @@ from ts_adapt.search.blackbox import BlackboxOptions
 from ts_adapt.search.objective import AUTO
 from ts_adapt.search.optimized import OptimizedOptions
 from ts_adapt.search.per_sample import PerSampleOptions
-from ts_adapt.search.static import BY_GRADIENT, USED_BY_METHOD, StaticOptions
+from ts_adapt.search.static import BY_GRADIENT
+from ts_adapt.search.static_options import USED_BY_METHOD, StaticOptions
 from ts_adapt.storage.files import differing
 from ts_adapt.storage.layout import Workspace
 from ts_adapt.teacher.manifest import MAX_SHARD

@@ -27,7 +27,7 @@ from ts_adapt.jobs.export_scheduler import is_for_diffusers
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.training import TrainResult
-from ts_adapt.search.static import StaticOptions
+from ts_adapt.search.static_options import StaticOptions
 
 SMALL = """
 name: demo
@@ -309,6 +309,15 @@ def test_a_loss_that_labels_alone_do_not_lower_is_refused_before_any_work(
     job, asked = Job.begun(tmp_path), ("--train.loss", "labels", "--train.adversarial", "0.5")
     for command in ("learn", "train"):
         assert "labels teach times, no adversarial" in job.refused(capsys, command, *asked)
+    assert not job.data.exists()
+
+
+def test_what_the_static_method_cannot_do_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, asked = Job.begun(tmp_path), ("--static.method", "forward", "--static.soft_teacher", "true")
+    for command in ("learn", "search"):
+        assert "set static.method to adam" in job.refused(capsys, command, *asked)
     assert not job.data.exists()
 
 

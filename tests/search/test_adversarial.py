@@ -22,7 +22,8 @@ from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search.adversarial import GAMMA, LARGEST, TURNS, Adversary, Discriminator, losses_of, opposed, seen
 from ts_adapt.search.captions import Captions, asking
 from ts_adapt.search.distribution import Real, forget, matching
-from ts_adapt.search.static import StaticOptions, search_static
+from ts_adapt.search.static import search_static
+from ts_adapt.search.static_options import StaticOptions
 from ts_adapt.storage.files import read_tensors
 
 FEW = 3

@@ -27,7 +27,8 @@ from ts_adapt.predictors.training import train_predictor
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search.captions import Captions, asking
 from ts_adapt.search.distribution import Real, matching, shares_of
-from ts_adapt.search.static import StaticOptions, search_static
+from ts_adapt.search.static import search_static
+from ts_adapt.search.static_options import StaticOptions
 
 STEPS = 3
 PROMPTS = ["red heart", "blue bird", "red apple"]

@@ -23,7 +23,8 @@ from ts_adapt.search.derivative import compare, trusted
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
-from ts_adapt.search.static import Method, StaticOptions, search_static
+from ts_adapt.search.static import search_static
+from ts_adapt.search.static_options import Method, StaticOptions
 from ts_adapt.solvers import DPMSolverPP, UniPC
 
 STEPS = 4

@@ -22,7 +22,8 @@ from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.training import train_predictor
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search.distribution import Matching, Real, forget, shares_of
-from ts_adapt.search.static import StaticOptions, search_static
+from ts_adapt.search.static import search_static
+from ts_adapt.search.static_options import StaticOptions
 
 STEPS = 3
 

@@ -13,15 +13,8 @@ from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.search.journal import Journal
-from ts_adapt.search.static import (
-    USED_BY_METHOD,
-    Method,
-    StaticOptions,
-    Target,
-    _smoothed_gradient,
-    best_start,
-    search_static,
-)
+from ts_adapt.search.static import _smoothed_gradient, best_start, search_static
+from ts_adapt.search.static_options import USED_BY_METHOD, Method, StaticOptions, Target
 
 STEPS = 4
 

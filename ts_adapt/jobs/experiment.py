@@ -43,7 +43,7 @@ from ts_adapt.schedules.name import grid_names
 from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.adversarial import Discriminator
 from ts_adapt.search.objective import Batch, Objective
-from ts_adapt.search.static import BY_SAMPLE
+from ts_adapt.search.static_options import BY_SAMPLE
 from ts_adapt.solvers.coefficients import check_end
 from ts_adapt.teacher.generate import (
     ConditionSource,
@@ -128,7 +128,9 @@ class Experiment:
             )
 
     def check_static(self, corrections: Collection[str]) -> None:
-        """TsAdaptError where the network cannot be told the times of a static search with `corrections`."""
+        """TsAdaptError where the network cannot be told the times of a static search with `corrections`, and where its
+        method cannot have what is to be minimised beside the distance."""
+        self.config.static.check_beside()
         method = self.config.static.method
         taking = [f"the correction {name}" for name in OF_MODEL_TIME if name in corrections]
         for what in [*taking, *([f"static.method {method}"] if method in BY_SAMPLE else [])]:

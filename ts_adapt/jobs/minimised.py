@@ -12,7 +12,7 @@ from ts_adapt.jobs.matched_images import source_of
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.prompts import read_prompts
 from ts_adapt.search.captions import Captions
-from ts_adapt.search.static import StaticOptions
+from ts_adapt.search.static_options import StaticOptions
 
 
 def captions(session: Experiment) -> Captions:

@@ -40,7 +40,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -48,10 +48,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt.distances import Capped, Logarithm
-from ts_adapt.grids.corrections import OF_MODEL_TIME, CorrectionName
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
-from ts_adapt.options import MANY, SMALL, Between, Count, Decay, Positive, Seed, Weight, check_options
+from ts_adapt.options import check_options
 from ts_adapt.sampling import is_guided
 from ts_adapt.search.adversarial import Adversary, learn, opposed
 from ts_adapt.search.captions import Captions, asking
@@ -59,23 +58,9 @@ from ts_adapt.search.derivative import Agreement, trusted
 from ts_adapt.search.distribution import Real, forget, matching
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
-from ts_adapt.search.work import Work
+from ts_adapt.search.static_options import Method, StaticOptions
 
-Method = Literal["auto", "lbfgs", "adam", "smoothed", "forward"]
-Target = Literal["mean", "geometric", "capped"]
 BY_GRADIENT = ("auto", "lbfgs", "adam")
-BY_SAMPLE = ("adam", "smoothed")
-"""Those that give each sample of a minibatch times of its own."""
-STEPWISE = ("auto", "adam", "smoothed")
-USED_BY_METHOD = {
-    "iterations": (*STEPWISE, "lbfgs"), "batch_size": (*STEPWISE, "lbfgs"), "starts": ("lbfgs",),
-    "tolerance": ("lbfgs",), "evaluations": ("auto", "forward"), "spread": ("auto", "forward"), "lr": STEPWISE,
-    "ema": STEPWISE, "validate_every": STEPWISE, "smoothing": ("smoothed",), "clip": ("auto", "adam"),
-    "soft_teacher": ("adam",), "seed": (*STEPWISE, "forward"),
-}  # fmt: skip
-"""Options of `StaticOptions` and the methods that use them; the others all do."""
-CORRECTED = ("shift", "history")
-"""What is learned beside the times where nothing else is said, of models without guidance."""
 Bar: TypeAlias = "tqdm[Any]"
 GridAt: TypeAlias = Callable[[Tensor], TimeGrid]
 """v `(P,)` or `(B, P)`, steps from the start in `GridSpace.unit`, -> the grid there."""
@@ -85,75 +70,6 @@ FEW = 96
 """Samples that auto goes on with by forward, each of whose grids is measured on all of them; at most."""
 FIRST_STEP = 0.1
 """The length of L-BFGS's first trial step in the logits, before it knows any curvature."""
-
-
-@dataclass
-class StaticOptions:
-    """How the static grid is searched."""
-
-    method: Method = "auto"
-    """adam: gradient of minibatches; lbfgs: of all samples; smoothed: from perturbed grids; forward: CMA-ES, without
-    gradient; auto: adam, or forward where no derivative can be trusted or none leads on."""
-    target: Target = "mean"
-    """Of the distances: their mean; their geometric mean, in which a few samples that are far off count no more than
-    others; capped: their mean, each at most twice the median of the best start."""
-    iterations: Count = 96
-    """adam, smoothed: minibatches; lbfgs: at most."""
-    evaluations: Count = 160
-    """forward: how many grids are measured on all samples (under auto, on 96 at most)."""
-    spread: Positive = 0.3
-    """forward: standard deviation of the first draws, in the logits."""
-    starts: Annotated[int, Between(1, 1000)] = 2
-    """lbfgs: how many of the grids to start from, the best ones, are searched; where a search is cheap, take all."""
-    tolerance: Annotated[float, Between(0, 1)] = 1e-4
-    """lbfgs: stops when the mean distance falls by less than this share."""
-    batch_size: Count = 24
-    """adam, smoothed: of a minibatch; lbfgs: of the parts whose gradients are summed."""
-    lr: Positive = 0.08
-    smoothing: Positive = 0.2
-    """smoothed: s, the standard deviation of the perturbed logits."""
-    clip: Annotated[float, Between(SMALL, MANY)] = 1.0
-    """adam: each sample's gradient is clipped to this norm before the mean."""
-    ema: Decay = 0.9
-    """adam, smoothed: decay of the moving average of the parameters."""
-    validate_every: Count = 16
-    """adam, smoothed: iterations; lbfgs validates after each."""
-    corrections: list[CorrectionName] | None = None
-    """What is learned beside the times: shift (of the model times), scale (of the output), coefficients,
-    history (weights on all past predictions), guidance (factors on its scale); start and residual take a predictor.
-    None: shift (not of pipelines that can be told only their loop's times), history, and guidance where the model is
-    guided, by the job after the times alone; []: the times alone, which any program can follow."""
-    soft_teacher: bool = False
-    distribution: Weight = 0.0
-    """adam: weight of the distance to real images as a set (the kernel distance of KID, unbiased, in the features of
-    the distance's network), beside the paired distance to the teacher; images are those of the group distribution."""
-    adversarial: Weight = 0.0
-    """adam: weight of the loss of a discriminator that learns along, from the same images, beside that distance."""
-    caption: Weight = 0.0
-    """Weight of how badly images show their prompts (one minus the score of the dual encoder of option caption), beside
-    the paired distance."""
-    seed: Seed = 0
-
-    def corrected(self, guides: bool, told: bool = True) -> list[CorrectionName]:
-        """What is learned beside the times of a model that is guided, or not, and can be told others, or not."""
-        if self.corrections is not None:
-            return self.corrections
-        return [name for name in (*CORRECTED, *(["guidance"] if guides else [])) if told or name not in OF_MODEL_TIME]
-
-    def solves(self, train: int, validation: int) -> Work:
-        """About how many solves a search takes that does not end early, from numbers of samples; of auto, where Adam
-        leads on: else forward comes behind it."""
-        batch, validations = min(self.batch_size, train), -(-self.iterations // self.validate_every)
-        lbfgs = Work(validation, train).times(self.starts * self.iterations)
-        forward = Work(self.evaluations * (train + validation // 4))  # two validations a generation of eight or more
-        adam = Work(validations * validation, self.iterations * batch)
-        return {
-            "lbfgs": lbfgs,
-            "forward": forward,
-            "auto": adam,
-            "adam": adam,
-            "smoothed": Work(validations * validation + 2 * self.iterations * batch),
-        }[self.method]
 
 
 @dataclass
@@ -246,20 +162,11 @@ def search_static(
              validated then, and said of the result, is that loss
     images   those that `options.adversarial` asks for, as `adversarial.seen`; no part of what is validated
 
-    Raises TsAdaptError for an unknown method or target, for soft teaching, a distribution or a discriminator without
-    minibatches of exact gradients, for captions of another target than the mean, and if no start has a finite distance.
+    Raises TsAdaptError as `options.check_beside` does, and if no start has a finite distance.
     """
     check_options(options, "static.")
-    if options.soft_teacher and options.method != "adam":
-        raise TsAdaptError("soft_teacher moves the starts by their gradient at each visit; set static.method to adam")
+    options.check_beside()
     by_data = options.distribution or options.adversarial
-    if by_data and (options.method != "adam" or options.target != "mean" or options.soft_teacher):
-        raise TsAdaptError(
-            "real images are learned from by minibatches, in the mean, from the noises as they are; set static.method "
-            "to adam, static.target to mean and static.soft_teacher to false"
-        )
-    if options.caption and options.target != "mean":
-        raise TsAdaptError("a caption loss is added to the mean distance; set static.target to mean")
     if options.target == "geometric":
         objective, means = replace(objective, distance=Logarithm(objective.distance)), None
     if options.target == "capped":
