@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
 from small_job import SMALL, Job
@@ -99,8 +100,9 @@ def taught(steps, *, shift=1.0):
 
 
 def test_it_learns_to_tell_and_pushes_images_towards_the_real_ones():
-    _, *before = taught(0)
+    untaught, *before = taught(0)
     adversary, real, student = taught(15)
+    assert adversary.level < 0.5 * untaught.level
     assert not any(bool(scores.any()) for scores in before) and float(real.mean() - student.mean()) > 1.0
     images = drawn(8, 4, mean=1.0).requires_grad_()
     loss = adversary.loss(torch.arange(8), images)
@@ -208,7 +210,8 @@ def test_a_predictor_learns_it_too(kind, corrections, narrow, tmp_path):
             images=images if weight else None, progress=False,
         )  # fmt: skip
         sizes[weight] = abs(mean_square(objective, predictor.policy(), batch) - real)
-        assert result.gain > 0
+        logged = EventAccumulator(str(tmp_path / str(weight))).Reload().Tags()["scalars"]
+        assert result.gain > 0 and ("train/discriminator" in logged) == (weight > 0)
     assert sizes[2.0] < 0.8 * sizes[0.0]
 
 

@@ -311,7 +311,10 @@ class _Training:
             if self.epoch % phase.validate_every and self.epoch < phase.epochs:
                 continue
             mean = self.total(total) / sum(phase.samples.values())
-            self.accelerator.log({f"train/{phase.name}": mean}, step=self.result.epochs)
+            means = {f"train/{phase.name}": mean} | (
+                {} if adversary is None else {"train/discriminator": adversary.level}
+            )
+            self.accelerator.log(means, step=self.result.epochs)
             better = self.validate(average.module, phase.keeps_last)
             self.since_best = 0 if better else self.since_best + phase.validate_every
             if progress and rank() == 0:

@@ -22,6 +22,7 @@ validation samples, than where learning began: the static grid, or the best star
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -93,7 +94,8 @@ def losses_of(discriminator: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -
 class Adversary:
     """D under way: the `network`, its `optimizer`, the real `images` `(m, C, H, W)` as they are `seen`.
 
-    Network and optimizer are all that changes. Raises TsAdaptError without images, and as `Discriminator` does.
+    Network and optimizer are all that changes, and `level`, the mean of L_D before its last step: ln 2 where D tells
+    nothing apart, 0 where it tells everything. Raises TsAdaptError without images, and as `Discriminator` does.
     """
 
     def __init__(self, images: Tensor | None, seed: int) -> None:
@@ -105,6 +107,7 @@ class Adversary:
             network = Discriminator(images.shape[1:])
         self.network = network.to(images.device).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=RATE, betas=BETAS)
+        self.level = math.log(2)
         self._met: list[tuple[Tensor, Tensor]] = []
 
     def loss(self, index: Tensor, images: Tensor) -> Tensor:
@@ -128,11 +131,15 @@ class Adversary:
         self.network.requires_grad_(True)
         for _ in range(TURNS):
             self.optimizer.zero_grad()
+            found = torch.zeros((), device=self.images.device)
             for index, x in met:
-                (losses_of(self.network, x, self._real(index)).sum() / count).backward()
+                part = losses_of(self.network, x, self._real(index)).sum() / count
+                part.backward()
+                found += part.detach()
             if together:
                 add_gradients(self.network.parameters())
             self.optimizer.step()
+        self.level = float(total_of(found) if together else found)
         self.network.requires_grad_(False)
 
     def _real(self, index: Tensor) -> Tensor:
