@@ -41,7 +41,7 @@ from ts_adapt.remedies import command
 from ts_adapt.sampling import initial_noise, is_guided, noise_scale
 from ts_adapt.schedules.name import grid_names
 from ts_adapt.schedules.resolve import build_grid
-from ts_adapt.search.adversarial import Discriminator
+from ts_adapt.search.adversarial import check_pictures
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.static_options import BY_SAMPLE
 from ts_adapt.solvers.coefficients import check_end
@@ -225,7 +225,7 @@ class Experiment:
                 "which a distribution is matched: who is learned by may not judge; set one of the two to another"
             )
         if config.static.adversarial or config.train.adversarial:
-            Discriminator(shape)
+            check_pictures(shape)
         if caption:
             self.reader.pictures(image)
         width = INCEPTION_WIDTH  # of what may be for another machine to fetch

@@ -55,18 +55,23 @@ def seen(images: Tensor) -> Tensor:
     return images if factor == 1 else F.avg_pool2d(images, factor, ceil_mode=True)
 
 
+def check_pictures(shape: Sequence[int]) -> None:
+    """TsAdaptError for samples of a shape that is not (C, H, W)."""
+    if len(shape) != 3:
+        raise TsAdaptError(
+            f"a discriminator knows pictures (C, H, W), and the samples are {tuple(shape)}; set adversarial to 0"
+        )
+
+
 class Discriminator(nn.Module):
     """D: images `(B, *shape)`, as they are `seen`, -> `(B,)`, which is 0 at first, and then large where they look real.
 
-    Raises TsAdaptError for a shape that is not (C, H, W).
+    Raises TsAdaptError as `check_pictures` does.
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
-        if len(shape) != 3:
-            raise TsAdaptError(
-                f"a discriminator knows pictures (C, H, W), and the samples are {tuple(shape)}; set adversarial to 0"
-            )
+        check_pictures(shape)
         channels, *sides = seen(torch.zeros(1, *shape)).shape[1:]
         width, layers = WIDTH, [nn.Conv2d(channels, WIDTH, 3, padding=1), nn.LeakyReLU(0.2)]
         while max(sides) > SMALLEST_SIDE:
