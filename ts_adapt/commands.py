@@ -42,8 +42,8 @@ To and from ComfyUI, stable-diffusion.cpp, diffusers, ...:
   ts-adapt import   sigmas.txt --format sigmas --model.name fashion-ddpm --solver unipc-3 --out imported.json
   ts-adapt export   static --config configs/fashion.yml --format diffusers --out fashion-static
   ts-adapt sample   --pipeline fashion-ddpm --schedule fashion-static --count 64
-The least config is `name: mine` and `model: {name: FOLDER_OR_HUB_ID}`, a line each; what else may stand in it, and is
-a flag as well, lists `ts-adapt learn --help-all`. `ts-adapt COMMAND --help` is about a command."""
+The least config is `name: mine` and `model: {name: FOLDER_OR_HUB_ID}`, a line each; `ts-adapt learn
+--help-all` lists what else may stand in it, and is a flag as well. `ts-adapt COMMAND --help` is about a command."""
 OPTIONS = """Options of the config: a line `nfe: [3, 5]` or a group `teacher: {nfe: 40}` of its YAML file is --nfe 3,5
 and --teacher.nfe 40 here"""
 REDO = "replace what was made with other options, or does not fit any more, once the new one is complete"

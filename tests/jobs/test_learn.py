@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from small_job import SMALL as SMALL_JOB
 from small_job import Job
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.cli import main, parse
@@ -310,6 +311,18 @@ def test_a_loss_that_labels_alone_do_not_lower_is_refused_before_any_work(
     for command in ("learn", "train"):
         assert "labels teach times, no adversarial" in job.refused(capsys, command, *asked)
     assert not job.data.exists()
+
+
+@pytest.mark.parametrize("loss", ["static.adversarial", "train.distribution"])
+def test_images_to_learn_from_that_are_not_there_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], loss: str
+) -> None:
+    job = Job.begun(tmp_path, SMALL_JOB.replace("features: pixels", "features: inception"))
+    monkeypatch.setattr(Session, "_check_networks", lambda session: None)
+    asked = ("learn", "--learn", "static,recursive", "--static.method", "adam", f"--{loss}", "0.5")
+    assert "nowhere holds no images" in job.refused(capsys, *asked, "--distribution.data", "nowhere")
+    assert not job.data.exists()
+    assert job.run("learn", "--learn", "[]", f"--{loss}", "0.5", "--distribution.data", "nowhere", "--plan") == 0
 
 
 def test_what_the_static_method_cannot_do_is_refused_before_any_work(

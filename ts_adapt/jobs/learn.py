@@ -25,6 +25,7 @@ from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import plan
 from ts_adapt.jobs.evaluate import evaluate
 from ts_adapt.jobs.export_scheduler import is_for_diffusers
+from ts_adapt.jobs.matched_images import check_images
 from ts_adapt.jobs.runs import check_student, listed
 from ts_adapt.jobs.search import search
 from ts_adapt.jobs.session import Session
@@ -103,9 +104,11 @@ def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
     config = session.config
     names = wanted(config, session.static_name, session.base, not session.denoiser.loop_times_only)
     predictors = [str(name) for name in names if name.kind == PREDICTOR]
-    asked = [config.train.caption if predictors else 0.0]
-    asked += [config.static.caption for name in names if name.base == STATIC]
-    session.check(scores=True, caption=max(asked))
+    learning = [config.train] if predictors else []
+    learning += [config.static for name in names if name.base == STATIC]
+    session.check(scores=True, caption=max((options.caption for options in learning), default=0.0))
+    if any(options.distribution or options.adversarial for options in learning):
+        check_images(session)
     listed(session)
     check_counts(config, names)
     for name in names:
@@ -115,7 +118,7 @@ def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
             session.check_told(str(name))
     if predictors:
         check_predicted(session, predictors)
-    taught = f"{config.teacher.nfe}-step solves, for learning and for the test"
+    taught = f"{config.teacher.nfe}-step solves of {config.model.name}, for learning and for the test"
     compared = f"every schedule on the same {config.evaluate.samples} test noises"
     learned = {step.name: step for name in names for step in _steps(session, name, redo)}  # labels serve all predictors
     return [

@@ -36,6 +36,12 @@ def seen_images(session: Experiment) -> Tensor:
     return torch.cat([seen(part) for part in _parts(session)])
 
 
+def check_images(session: Experiment) -> None:
+    """TsAdaptError where the first images of the config of `session` cannot be learned from; errors as those of
+    `real_images`."""
+    next(_parts(session))
+
+
 def _parts(session: Experiment) -> Iterator[Tensor]:
     """`(m, C, H, W)` in [-1, 1], beside the model."""
     options, shape = session.config.distribution, session.image_shape
