@@ -98,8 +98,10 @@ def _sentence(pair: Compared) -> str:
     other = f"the best fixed grid, {other}" if pair.other.kind == "fixed" else other
     alone = "times alone, " if d.schedule.partition(OF_STUDENT)[0] == ORACLE else ""
     searched = f"; {alone}searched on these very samples" if pair.row.kind == ORACLE else ""
+    disagree = pair.verdict != "no different" and d.relative * d.relative_median < 0
+    by_mean = ", by the mean alone" if disagree else ""
     return (
-        f"{d.schedule} is {VERDICTS[pair.verdict]} {other}: mean {percent(d.relative)} (95 % interval "
+        f"{d.schedule} is {VERDICTS[pair.verdict]} {other}{by_mean}: mean {percent(d.relative)} (95 % interval "
         f"{percent(d.relative_low)} to {percent(d.relative_high)}), median {percent(d.relative_median)}, nearer on "
         f"{100 * d.wins:.0f} % of {d.samples} samples{searched}."
     )

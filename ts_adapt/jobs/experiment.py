@@ -222,7 +222,8 @@ class Experiment:
         if (config.static.distribution or config.train.distribution) and LOOKS[self.distance] == self.features:
             raise TsAdaptError(
                 f"option evaluate.features is {self.features}, and so are the features of distance {self.distance}, in "
-                "which a distribution is matched: who is learned by may not judge; set one of the two to another"
+                "which a distribution is matched: who is learned by may not judge; give --evaluate.features inception, "
+                "or another distance"
             )
         if config.static.adversarial or config.train.adversarial:
             check_pictures(shape)

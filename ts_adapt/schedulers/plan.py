@@ -212,11 +212,11 @@ class Source:
             rule = " (grids per image are not interpolated)" if grids else ""
             way = ", or take the one grid that `ts-adapt export --steps` makes" if grids or self.predictors else ""
             raise TsAdaptError(
-                f"the number of steps is {steps}; this schedule was learned for {learned}{rule}: ask for one of "
-                f"these{way}"
+                f"the number of steps is {steps}; this schedule was learned for {learned}{rule}: ask for a number that "
+                f"it has{way}"
             )
         warnings.warn(
-            f"{steps} steps were not learned: their grid is interpolated in log-SNR from those for "
+            f"{steps} steps were not learned: their grid is interpolated in log-SNR from what was learned for "
             f"{', '.join(map(str, grids))}; `ts-adapt export --steps` measures what that costs",
             TsAdaptWarning,
             stacklevel=5,
