@@ -234,7 +234,8 @@ def test_it_is_a_job_that_says_what_was_minimised(tmp_path, capsys):
     job = Job.begun(tmp_path, config + "distribution: {images: 50}\n")
     assert job.run("teach") == 0
     flags = ("--static.method", "adam", "--static.distribution", "2.0")
-    assert "may not judge; give --evaluate.features" in job.refused(capsys, "search", *flags, "--evaluate.features", "pixels")
+    refused = job.refused(capsys, "search", *flags, "--evaluate.features", "pixels")
+    assert "may not judge; give --evaluate.features" in refused
     assert job.run("search", *flags) == 0
     said = capsys.readouterr().out
     assert "2 times the unbiased MMD^2" in said and "at most 50 images of the model's own law" in said

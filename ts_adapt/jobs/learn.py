@@ -104,8 +104,7 @@ def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
     config = session.config
     names = wanted(config, session.static_name, session.base, not session.denoiser.loop_times_only)
     predictors = [str(name) for name in names if name.kind == PREDICTOR]
-    learning = [config.train] if predictors else []
-    learning += [config.static for name in names if name.base == STATIC]
+    learning = [config.static for name in names if name.base == STATIC] + [config.train for _ in predictors]
     session.check(scores=True, caption=max((options.caption for options in learning), default=0.0))
     if any(options.distribution or options.adversarial for options in learning):
         check_images(session)
