@@ -104,7 +104,7 @@ def train(
         recent.clear()
         print(json.dumps(row), flush=True)
         states = {"net": net.state_dict(), "average": average.state_dict()}
-        checkpoint.save(states, optimizer, {"step": [step], "seconds": [seconds]})
+        checkpoint.save(states, {"step": [step], "seconds": [seconds]}, optimizer)
         with open(plan.out / "curve.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
         write(average)

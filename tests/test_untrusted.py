@@ -98,7 +98,7 @@ def test_a_pickle_in_the_place_of_any_file_is_not_run(tmp_path: Path) -> None:
     mixture = corpus.VP
     reads = {
         "predictor": (corpus.predictors()["one-shot"], lambda folder: load_predictor(folder, mixture)),
-        "labels": (corpus.labels()["labels"], lambda folder: LabelStore.open(folder).load()),
+        "labels": (corpus.labels()["plain"], lambda folder: LabelStore.open(folder).load()),
         "teacher": (corpus.teachers()["plain"], lambda folder: TeacherStore.open(folder).load([0, 5])),
         "scheduler": (corpus.schedulers()["predictor"], LearnedScheduler.from_pretrained),
     }

@@ -229,7 +229,7 @@ def checkpoints() -> dict[str, Files]:
     with TemporaryDirectory() as folder:
         states = {name: copy.deepcopy(trained.state_dict()) for name in ("weights", "average", "best")}
         progress = {"place": (0, 1, 0, 1), "learned": (0.5,)}
-        Checkpoint(Path(folder) / "c.safetensors", ABOUT).save(states, optimizer, progress)
+        Checkpoint(Path(folder) / "c.safetensors", ABOUT).save(states, progress, optimizer)
         return {"checkpoint": taken(Path(folder))}
 
 
