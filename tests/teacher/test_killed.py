@@ -90,7 +90,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_killed_at_any_moment_and_resumed_the_files_are_those_of_an_unbroken_run(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), "0"], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", SCRIPT, str(tmp_path), "0"], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     counted = json.loads(done.stdout)
