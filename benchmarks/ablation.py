@@ -26,21 +26,22 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from workload import Experiment, last_line  # isort: skip  (first: it loads ts_adapt)
 import torch
-from torch import Tensor
 
 import ts_adapt
-from ts_adapt import Batch, Objective, TimeGrid
+from ts_adapt import Batch, TimeGrid
 from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.comparison import share_of_wins
-from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.evaluation.features import Extractor
 from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
 from ts_adapt.evaluation.quality import Reference, quality_of
+from ts_adapt.evaluation.records import Entry, Run, kept_run
+from ts_adapt.evaluation.sample import join_parts, missing_parts, sample_part
 from ts_adapt.interfaces import StepPolicy, TsAdaptError
 from ts_adapt.jobs.evaluate import reference_images
 from ts_adapt.jobs.session import Session
@@ -111,41 +112,37 @@ class Judged:
 class Judge:
     """The samples that schedules are judged on, and the data."""
 
-    objective: Objective
+    given: Experiment
     batch: Batch
     extractor: Extractor
     reference: Reference
-    static: TimeGrid
 
-    def images(self, schedule: StepPolicy | TimeGrid, batch: Batch) -> Tensor:
-        return self.objective.denoiser.decode(self.objective.student(schedule, batch), batch.condition).float()
+    def run(self, schedule: StepPolicy | TimeGrid, size: int = 128) -> Run:
+        """What `evaluate` keeps of a schedule, its cost too."""
+        entry = Entry(*self.given.place, "judged", "judged", schedule, "judged", len(self.batch))
+        with tempfile.TemporaryDirectory() as name:
+            folder, objective = Path(name), self.given.objective
+            for rows in missing_parts(entry, folder, size):
+                sample_part(entry, objective, self.batch, self.extractor, folder, rows, batch_size=size)
+            join_parts(entry, objective, self.batch, folder, batch_size=size)
+            found = kept_run(entry, folder)
+        assert found is not None
+        return found
 
     @cached_property
-    def along(self) -> tuple[Tensor, Tensor]:
+    def along(self) -> Run:
         """Of the static grid."""
-        return self.looks(self.static)
-
-    @torch.inference_mode()
-    def looks(self, schedule: StepPolicy | TimeGrid, size: int = 128) -> tuple[Tensor, Tensor]:
-        """Distances `(n,)` to the teacher, and features `(n, D)`."""
-        distances, features = [], []
-        for start in range(0, len(self.batch), size):
-            part = self.batch.rows(slice(start, start + size))
-            images = self.images(schedule, part)
-            of_teacher = self.objective.denoiser.decode(part.target, part.condition)
-            distances.append(self.objective.distance(images, of_teacher))
-            features.append(self.extractor(images).cpu().float())
-        return torch.cat(distances), torch.cat(features)
+        return self.run(self.given.static)
 
     def judge(self, schedule: StepPolicy | TimeGrid) -> Judged:
-        distance, features = self.along if schedule is self.static else self.looks(schedule)
-        few = self.batch.rows(slice(0, 2))
-        here, there = (count_flops(partial(self.images, each, few)) for each in (schedule, self.static))
-        recall = quality_of({"features": features}, len(features), self.reference).recall
+        run = self.along if schedule is self.given.static else self.run(schedule)
+        recall = quality_of({"features": run.features}, len(self.batch), self.reference).recall
         assert recall is not None
         return Judged(
-            float(distance.mean()), float(distance.median()), share_of_wins(distance, self.along[0]),
-            frechet(FeatureStatistics.of(features), self.reference.statistics), recall, here / there,
+            float(run.distance.mean()), float(run.distance.median()),
+            share_of_wins(run.distance, self.along.distance),
+            frechet(FeatureStatistics.of(run.features), self.reference.statistics), recall,
+            run.cost.flops / self.along.cost.flops,
         )  # fmt: skip
 
 
@@ -167,7 +164,7 @@ def main() -> None:
     reference = reference_images(session, extractor)
     if reference is None or not len(reference.features):
         raise TsAdaptError("there are no real images to judge by; evaluate.reference names a folder of them")
-    judge = Judge(given.objective, batch.rows(slice(unseen, None)), extractor, reference, given.static)
+    judge = Judge(given, batch.rows(slice(unseen, None)), extractor, reference)
     print(f"{options.solver}, NFE {options.nfe}, {options.samples} samples x {options.epochs}, {options.judged} judged")
     found = {"static": judge.judge(given.static)}
     _show("static", found["static"])

@@ -88,8 +88,9 @@ class StaticOptions:
         by_data = self.distribution or self.adversarial
         if by_data and (self.method != "adam" or self.target != "mean" or self.soft_teacher):
             raise TsAdaptError(
-                "real images are learned from by minibatches, in the mean, from the noises as they are; set "
-                "static.method to adam, static.target to mean and static.soft_teacher to false"
+                f"static.{'distribution' if self.distribution else 'adversarial'} learns from real images by "
+                "minibatches, in the mean, from the noises as they are; set static.method to adam, static.target to "
+                "mean and static.soft_teacher to false"
             )
         if self.caption and self.target != "mean":
             raise TsAdaptError("a caption loss is added to the mean distance; set static.target to mean")
