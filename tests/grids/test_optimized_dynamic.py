@@ -13,10 +13,9 @@ from torch import Tensor
 
 from noise_schedules import PLAIN
 from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
-from ts_adapt.grids.dynamic import METRICS, cheapest_path, gits, median, oss, step_costs
+from ts_adapt.grids.dynamic import COEFFICIENT, cheapest_path, gits, median, oss, step_costs
 from ts_adapt.grids.fixed import make
 from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
-from ts_adapt.numerics import expand
 from ts_adapt.sampling import integrate
 from ts_adapt.solvers import DDIM, UniPC
 
@@ -101,7 +100,7 @@ def test_costs_are_the_errors_of_ddim_in_the_variables_of_edm(schedule: str) -> 
     noise_schedule = PLAIN[schedule]
     states, x0, times = exact_teacher(GaussianDenoiser(noise_schedule, torch.tensor([0.3, -0.5, 0.0]), 0.4), 7, 5)
     solver = DDIM(noise_schedule)
-    costs = {metric: step_costs(states, x0, times, noise_schedule, metric) for metric in METRICS}
+    costs = step_costs(states, x0, times, noise_schedule)
     y = states[:, 1:] / noise_schedule.alpha(times)[1:, None]
     chord = noise_schedule.alpha(times[0]) * y[:, -1] - states[:, 0]
     chord = chord / chord.norm(dim=-1, keepdim=True)
@@ -113,46 +112,30 @@ def test_costs_are_the_errors_of_ddim_in_the_variables_of_edm(schedule: str) -> 
     for i, j in itertools.combinations(range(8), 2):
         start, stop = (Node(index, 7, times[index]) for index in (i, j))
         reached, _ = solver.update(states[:, i], x0[:, i], start, stop, solver.init(states[:, i]))
-        off = reached / noise_schedule.alpha(times[j]) - y[:, j - 1]
-        assert float(costs["l2"][i, j]) == pytest.approx(float(off.norm(dim=-1).mean()), rel=1e-9, abs=1e-12)
-        assert float(costs["l1"][i, j]) == pytest.approx(float(off.abs().sum(-1).mean()), rel=1e-9, abs=1e-12)
         deviation = float((height(reached / noise_schedule.alpha(times[j])) - height(y[:, j - 1])).mean())
-        assert float(costs["deviation"][i, j]) == pytest.approx(deviation, rel=1e-6, abs=1e-9)
-    assert all(not bool(cost.tril().any()) for cost in costs.values())
-
-
-def test_costs_of_a_gaussian_in_closed_form() -> None:
-    """y - m shrinks by s(rho_j) / s(rho_i), s^2 = v + rho^2; Euler's step by 1 + (rho_j - rho_i) rho_i / s(rho_i)^2."""
-    noise_schedule, v = PLAIN["edm"], 0.6
-    states, x0, rho = exact_teacher(GaussianDenoiser(noise_schedule, torch.tensor([0.25]), v), 9, 6)
-    spread = (v + rho.square()).sqrt()
-    exact = spread / spread[:, None]
-    euler = 1 + (rho - rho[:, None]) * (rho / spread.square())[:, None]
-    expected = ((euler - exact).abs() * (states - 0.25).abs().mean(0)).triu(1)
-    torch.testing.assert_close(step_costs(states, x0, rho, noise_schedule, "l2"), expected, rtol=1e-9, atol=1e-12)
-    best = min(all_paths(9, 3), key=lambda path: path_cost(expected, path, 1.15))
-    assert torch.equal(gits(states, x0, rho, 3, noise_schedule, metric="l2"), rho[best])
+        assert float(costs[i, j]) == pytest.approx(deviation, rel=1e-6, abs=1e-9)
+    assert not bool(costs.tril().any())
+    best = min(all_paths(7, 3), key=lambda path: path_cost(costs, path, COEFFICIENT))
+    assert torch.equal(gits(states, x0, times, 3, noise_schedule), times[best])
 
 
 @pytest.mark.parametrize("schedule", ["table", "vp", "edm"])
-@pytest.mark.parametrize("metric", sorted(METRICS))
 @pytest.mark.parametrize("kinks", [[7], [3, 4], [2, 5, 9]])
-def test_gits_puts_its_steps_where_the_trajectory_turns(schedule: str, metric: str, kinks: list[int]) -> None:
+def test_gits_puts_its_steps_where_the_trajectory_turns(schedule: str, kinks: list[int]) -> None:
     noise_schedule = PLAIN[schedule]
     states, x0, times = kinked_teacher(noise_schedule, kinks, 12)
-    found = gits(states, x0, times, len(kinks) + 1, noise_schedule, metric=metric)
+    found = gits(states, x0, times, len(kinks) + 1, noise_schedule)
     torch.testing.assert_close(found, times[[0, *kinks, 12]])
-    straight = step_costs(states, x0, times, noise_schedule, metric)[kinks[-1] :, kinks[-1] :]
+    straight = step_costs(states, x0, times, noise_schedule)[kinks[-1] :, kinks[-1] :]
     assert float(straight.abs().max()) < 1e-9 * float(states.abs().max())
 
 
 @pytest.mark.parametrize("schedule", sorted(PLAIN))
-@pytest.mark.parametrize("metric", sorted(METRICS))
-def test_gits_grids_have_the_shared_ends_and_the_teachers_times(schedule: str, metric: str) -> None:
+def test_gits_grids_have_the_shared_ends_and_the_teachers_times(schedule: str) -> None:
     noise_schedule = PLAIN[schedule]
     states, x0, times = exact_teacher(GaussianDenoiser(noise_schedule, torch.tensor([0.3, -0.5]), 0.4), 15, 4)
     for steps in (1, 4, 15):
-        grid = gits(states.float(), x0.float(), times, steps, noise_schedule, metric=metric)
+        grid = gits(states.float(), x0.float(), times, steps, noise_schedule)
         assert grid.shape == (steps + 1,) and grid.dtype == torch.float64
         assert float(grid[0]) == noise_schedule.t_max and float(grid[-1]) == noise_schedule.t_min
         assert bool(torch.isin(grid, times).all()) and bool((grid.diff() < 0).all())
@@ -162,13 +145,10 @@ def test_gits_grids_have_the_shared_ends_and_the_teachers_times(schedule: str, m
 def test_gits_knows_no_order_of_samples_and_no_scale() -> None:
     _, states, x0, times = mixture_teacher()
     noise_schedule = example_mixture().noise_schedule
-    for metric in METRICS:
-        grid = gits(states, x0, times, 4, noise_schedule, metric=metric)
-        assert torch.equal(gits(states.flip(0), x0.flip(0), times, 4, noise_schedule, metric=metric), grid)
-        assert torch.equal(
-            gits(states.repeat(2, 1, 1, 1, 1), x0.repeat(2, 1, 1, 1, 1), times, 4, noise_schedule, metric=metric), grid
-        )
-        assert torch.equal(gits(7 * states, 7 * x0, times, 4, noise_schedule, metric=metric), grid)
+    twice = states.repeat(2, 1, 1, 1, 1), x0.repeat(2, 1, 1, 1, 1)
+    grid = gits(states, x0, times, 4, noise_schedule)
+    for same in ((states.flip(0), x0.flip(0)), twice, (7 * states, 7 * x0)):
+        assert torch.equal(gits(*same, times, 4, noise_schedule), grid)
 
 
 def final_error(denoiser: Any, states: Tensor, times: Tensor, path: list[int]) -> Tensor:
@@ -254,19 +234,6 @@ def test_oss_takes_each_sample_for_itself() -> None:
     assert torch.equal(oss(mixture, states[3:5], times, 4, mixture.noise_schedule), grids[3:5])
 
 
-def test_oss_takes_the_students_own_step() -> None:
-    """A student that errs only in its first step takes the shortest one first."""
-    denoiser = GaussianDenoiser(PLAIN["vp"], torch.tensor([0.0, 0.0]), 0.5)
-    states, _, times = exact_teacher(denoiser, 6, 3)
-
-    def step(x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        wrong = (t - s) if float(t) == float(times[0]) else torch.zeros(())
-        return denoiser.solution(x_t, t, s) + expand(wrong, x_t)
-
-    grids = oss(denoiser, states, times, 3, denoiser.noise_schedule, step=step)
-    assert torch.equal(grids[:, 1], times[1].expand(3))
-
-
 def test_the_median_is_taken_place_by_place_and_falls_strictly() -> None:
     mixture, states, _, times = mixture_teacher()
     grids = oss(mixture, states, times, 4, mixture.noise_schedule)
@@ -285,9 +252,8 @@ def test_both_beat_fixed_grids_on_the_mixture_and_the_grids_of_each_sample_those
         return float((x - states[:, -1]).square().mean())
 
     fixed = min(error(make(name, mixture.noise_schedule, 4)) for name in ("log_snr", "uniform"))
-    shared = [error(gits(states, x0, times, 4, mixture.noise_schedule, metric=m, coefficient=1.0)) for m in METRICS]
     own = oss(mixture, states, times, 4, mixture.noise_schedule)
-    assert error(own) < min(shared) <= max(shared) < fixed
+    assert error(own) < error(gits(states, x0, times, 4, mixture.noise_schedule)) < fixed
     assert error(median(own)) < fixed
 
 
@@ -325,11 +291,6 @@ def test_other_bad_input_is_refused() -> None:
         gits(states, x0[:, 1:], times, 4, mixture.noise_schedule)
     with pytest.raises(TsAdaptError, match="all finite"):
         gits(states, x0 * NAN, times, 4, mixture.noise_schedule)
-    with pytest.raises(TsAdaptError, match="did you mean 'deviation'"):
-        gits(states, x0, times, 4, mixture.noise_schedule, metric="deviations")
-    for bad in (0.0, -1.0, NAN):
-        with pytest.raises(TsAdaptError, match="the coefficient is"):
-            gits(states, x0, times, 4, mixture.noise_schedule, coefficient=bad)
     with pytest.raises(TsAdaptError, match="the denoiser's output holds a NaN"):
         oss(lambda x, t: x * NAN, states, times, 4, mixture.noise_schedule)
     with pytest.raises(TsAdaptError, match=r"shape \(3, 4\); expected \(M\+1, M\+1\)"):

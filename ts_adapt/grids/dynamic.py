@@ -5,10 +5,9 @@ its ODE is dy/drho = eps, and one Euler step (DDIM) from place i to place j lead
 
     y_{i,j} = x0_i + rho_j eps_i,      eps_i = (x_i - alpha_i x0_i) / sigma_i
 
-GITS (Chen et al. 2024) gives every such step a cost, the mean over the samples of one of
+GITS (Chen et al. 2024) gives every such step a cost, as its authors' code the mean over the samples of the deviation
 
-    l2, l1      |y_{i,j} - y_j|
-    deviation   |P (y_M - y_{i,j})| - |P (y_M - y_j)|,     P projects on what is normal to the chord y_0 y_M
+    |P (y_M - y_{i,j})| - |P (y_M - y_j)|,     P projects on what is normal to the chord y_0 y_M
 
 and takes the N steps 0 = i_0 < .. < i_N = M of the smallest sum, errors made later weighing more by a factor gamma:
 
@@ -17,7 +16,7 @@ and takes the N steps 0 = i_0 < .. < i_N = M of the smallest sum, errors made la
 OSS (Pei et al. 2025) lets the student walk, each sample for itself. z_k(j) is the student's state at place j after k
 steps, of all that it can be the one nearest to the teacher's:
 
-    z_k(j) = step(z_{k-1}(i), i -> j)  with the i < j that makes |z_k(j) - x_j|^2 smallest,     z_0(0) = x_0
+    z_k(j) = DDIM(z_{k-1}(i), i -> j)  with the i < j that makes |z_k(j) - x_j|^2 smallest,     z_0(0) = x_0
 
 and the grid is the way that led to z_N(M). One state is kept for a place, though a worse z_k(i) may lead to a better
 z_{k+1}(j): exact over two steps, a heuristic over more.
@@ -35,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from ts_adapt.grids.fixed import pin_ends
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, unknown
+from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
 from ts_adapt.numerics import check_finite, combine, validate_times
 from ts_adapt.parameterization import to_epsilon
 
@@ -48,23 +47,17 @@ PART = 16
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """x_t `(B, ...)`, t `()` -> x0 `(B, ...)`: a `Denoiser`, or one with its condition bound."""
 
-Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""x_t, x0 `(B, ...)`, t, s `()` -> x_s `(B, ...)`: one step of the student."""
-
 
 def cheapest_path(costs: Tensor, steps: int, coefficient: float = 1.0) -> Tensor:
     """The places `(steps+1,)`, from 0 to M, whose steps have the smallest sum of coefficient^n `costs[i_n, i_{n+1}]`.
 
     costs  `(M+1, M+1)`, of a step from the row's place to the column's; only what lies above the diagonal counts
 
-    Raises TsAdaptError for another shape, a cost that is not finite, `steps` outside [1, M], or a coefficient that is
-    not above 0.
+    Raises TsAdaptError for another shape, a cost that is not finite, or `steps` outside [1, M].
     """
     if costs.ndim != 2 or costs.shape[0] != costs.shape[1] or costs.shape[0] < 2:
         raise TsAdaptError(f"costs of steps have shape {tuple(costs.shape)}; expected (M+1, M+1) with M >= 1")
     _check_steps(steps, costs.shape[0] - 1)
-    if not coefficient > 0:
-        raise TsAdaptError(f"the coefficient is {coefficient}; give a number above 0, 1 to weigh all steps alike")
     backwards = torch.ones_like(costs, dtype=torch.bool).tril()
     if not bool(torch.isfinite(costs[~backwards]).all()):
         raise TsAdaptError("costs of steps hold a NaN or infinite value; check the trajectory they were made from")
@@ -81,40 +74,25 @@ def cheapest_path(costs: Tensor, steps: int, coefficient: float = 1.0) -> Tensor
     return torch.tensor(path)
 
 
-def gits(
-    states: Tensor,
-    x0: Tensor,
-    times: Tensor,
-    steps: int,
-    noise_schedule: NoiseSchedule,
-    *,
-    metric: str = "deviation",
-    coefficient: float = COEFFICIENT,
-) -> Tensor:
+def gits(states: Tensor, x0: Tensor, times: Tensor, steps: int, noise_schedule: NoiseSchedule) -> Tensor:
     """The GITS grid over `steps` intervals: times `(steps+1,)`, float64, out of the teacher's.
 
-    states       `(B, M+1, ...)`, x0 `(B, M, ...)`, times `(M+1,)`: the teacher's trajectories from t_max to t_min, as
-                 `integrate(..., keep_trajectory=True)` returns them; published are 256 samples and M = 60
-    metric       the cost of a step: deviation (the published code's), l2, l1
-    coefficient  gamma, above 0
+    states  `(B, M+1, ...)`, x0 `(B, M, ...)`, times `(M+1,)`: the teacher's trajectories from t_max to t_min, as
+            `integrate(..., keep_trajectory=True)` returns them; published are 256 samples and M = 60
 
-    Raises TsAdaptError for an unknown metric, shapes that do not fit, values that are not finite, times with other
-    ends than the noise schedule's, or `steps` outside [1, M].
+    Raises TsAdaptError for shapes that do not fit, values that are not finite, times with other ends than the noise
+    schedule's, or `steps` outside [1, M].
     """
     times = _check_teacher(states, times, steps, noise_schedule)
-    places = cheapest_path(step_costs(states, x0, times, noise_schedule, metric), steps, coefficient).to(times.device)
+    places = cheapest_path(step_costs(states, x0, times, noise_schedule), steps, COEFFICIENT).to(times.device)
     return validate_times(pin_ends(times, noise_schedule)[places], noise_schedule, what="the GITS grid")
 
 
-def step_costs(
-    states: Tensor, x0: Tensor, times: Tensor, noise_schedule: NoiseSchedule, metric: str = "deviation"
-) -> Tensor:
+def step_costs(states: Tensor, x0: Tensor, times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """c `(M+1, M+1)`, float64, on the CPU: the mean cost of one Euler step between any two places of a teacher.
 
-    Arguments and errors as in `gits`. Zero on and below the diagonal. Costs by deviation may be negative.
+    Arguments and errors as in `gits`. Zero on and below the diagonal. Costs may be negative.
     """
-    if metric not in METRICS:
-        raise unknown("metric", metric, METRICS)
     times = _check_teacher(states, times, 1, noise_schedule)
     if x0.shape != states[:, 1:].shape or not bool(torch.isfinite(x0).all()):
         raise TsAdaptError(
@@ -123,68 +101,40 @@ def step_costs(
         )
     alpha, sigma = (value.to(states.device) for value in (noise_schedule.alpha(times), noise_schedule.sigma(times)))
     parts = zip(states.split(PART), x0.split(PART), strict=True)
-    return torch.cat([_sample_costs(*part, alpha, sigma, metric) for part in parts]).mean(0).cpu()
+    return torch.cat([_sample_costs(*part, alpha, sigma) for part in parts]).mean(0).cpu()
 
 
-def _sample_costs(states: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, metric: str) -> Tensor:
+def _sample_costs(states: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """c of each sample, `(B, M+1, M+1)`; alpha, sigma `(M+1,)`, of which alpha_0 may be 0."""
     x, x0 = states.to(torch.float64).flatten(2), x0.to(torch.float64).flatten(2)
     y, rho = x[:, 1:] / alpha[1:, None], sigma[1:, None] / alpha[1:, None]
     end = y[:, -1:]
     chord = normalize(alpha[0] * end - x[:, :1], dim=-1)
-    rows = []
-    for i in range(x0.shape[1]):
-        eps = to_epsilon(x0[:, i], x[:, i], alpha[i], sigma[i])
-        reached = x0[:, i, None] + rho[i:] * eps[:, None]
-        rows.append(pad(METRICS[metric](reached, y[:, i:], end, chord), (i + 1, 0)))
-    return torch.stack([*rows, torch.zeros_like(rows[0])], 1)
 
-
-def _l1(reached: Tensor, y: Tensor, end: Tensor, chord: Tensor) -> Tensor:
-    return (reached - y).abs().sum(-1)
-
-
-def _l2(reached: Tensor, y: Tensor, end: Tensor, chord: Tensor) -> Tensor:
-    return (reached - y).square().sum(-1).sqrt()
-
-
-def _deviation(reached: Tensor, y: Tensor, end: Tensor, chord: Tensor) -> Tensor:
     def from_chord(point: Tensor) -> Tensor:
         offset = end - point
         return (offset - (offset * chord).sum(-1, keepdim=True) * chord).square().sum(-1).sqrt()
 
-    return from_chord(reached) - from_chord(y)
-
-
-METRICS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-    "deviation": _deviation,
-    "l2": _l2,
-    "l1": _l1,
-}
-"""Costs `(B, J)` of reaching `(B, J, D)` in the place of y `(B, J, D)`; `end`, the unit `chord`: `(B, 1, D)`."""
+    rows = []
+    for i in range(x0.shape[1]):
+        eps = to_epsilon(x0[:, i], x[:, i], alpha[i], sigma[i])
+        reached = x0[:, i, None] + rho[i:] * eps[:, None]
+        rows.append(pad(from_chord(reached) - from_chord(y[:, i:]), (i + 1, 0)))
+    return torch.stack([*rows, torch.zeros_like(rows[0])], 1)
 
 
 @torch.no_grad()
-def oss(
-    denoise: Denoise,
-    states: Tensor,
-    times: Tensor,
-    steps: int,
-    noise_schedule: NoiseSchedule,
-    *,
-    step: Step | None = None,
-) -> Tensor:
+def oss(denoise: Denoise, states: Tensor, times: Tensor, steps: int, noise_schedule: NoiseSchedule) -> Tensor:
     """The OSS grid of each sample over `steps` intervals: times `(B, steps+1)`, float64, out of the teacher's.
 
     denoise  called with x_t `(B, ...)` and t `()`, the samples in the order of `states`, 1 + (steps - 1)(M - steps + 1)
              times
     states   `(B, M+1, ...)`, times `(M+1,)`: the teacher's trajectories from t_max to t_min; published is M = 200
-    step     the student's step; None: DDIM
 
     One grid for all is `median` of them. Raises TsAdaptError as `gits`, and if the denoiser's output is not finite.
     """
     times = _check_teacher(states, times, steps, noise_schedule)
-    walk = _ddim(noise_schedule) if step is None else step
+    alpha, sigma = noise_schedule.alpha(times), noise_schedule.sigma(times)
     last, batch = len(times) - 1, states.shape[0]
     reached, origins = {0: states[:, 0]}, []
     for k in range(1, steps + 1):
@@ -195,8 +145,9 @@ def oss(
         for i, z in reached.items():
             x0 = denoise(z, times[i])
             check_finite(x0, i, "the denoiser's output")
+            eps = to_epsilon(x0, z, alpha[i], sigma[i])
             for j in range(max(i + 1, within.start), within.stop):
-                x_s = walk(z, x0, times[i], times[j])
+                x_s = combine((alpha[j], x0), (sigma[j], eps))
                 distance = (x_s - states[:, j]).flatten(1).to(torch.float64).square().mean(1)
                 nearer = distance < nearest[j]
                 nearest[j] = torch.where(nearer, distance, nearest[j])
@@ -220,14 +171,6 @@ def median(times: Tensor) -> Tensor:
     if times.ndim != 2 or times.shape[0] < 1:
         raise TsAdaptError(f"a median is taken of grids (B, N+1) with B >= 1; got times of shape {tuple(times.shape)}")
     return times.median(0).values
-
-
-def _ddim(noise_schedule: NoiseSchedule) -> Step:
-    def step(x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        eps = to_epsilon(x0, x_t, noise_schedule.alpha(t), noise_schedule.sigma(t))
-        return combine((noise_schedule.alpha(s), x0), (noise_schedule.sigma(s), eps))
-
-    return step
 
 
 def _check_steps(steps: int, most: int) -> None:

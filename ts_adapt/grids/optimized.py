@@ -6,21 +6,15 @@ values, l_nk being Lagrange's:
     x_{n+1} = (sigma_{n+1} / sigma_n) x_n + sigma_{n+1} sum_k w_nk x0_k,      w_nk = int e^lambda l_nk(lambda) dlambda
 
 An error e_k of the value x0_k thus reaches x_N as sigma_N w_nk e_k, once for every step n that uses it. The error of a
-network is taken to be
+network is taken to be the same everywhere in eps, e = sigma / alpha = exp(-lambda): grids depend on the range of lambda
+only. DMN (Xue et al. 2024) minimises over lambda_1 .. lambda_{N-1} the size that these errors can have in x_N:
 
-    e(lambda) = sigma^q / alpha,      q = 1: the same error of eps everywhere,   q = 2: of the score
+    sum_n ( sum_k (w_nk e_k)^2 )^(1/2)
 
-with the alpha, sigma of the variance-preserving process of the same lambda, whatever the noise schedule: grids depend
-on the range of lambda only. DMN (Xue et al. 2024) minimises over lambda_1 .. lambda_{N-1} the size that these errors
-can have in x_N. Two ways of adding them up:
-
-    every step by itself    sum_n ( sum_k (w_nk e_k)^2 )^(1/2)
-    every value by itself   sum_k | sum_n w_nk | e_k
-
-The second is the paper's. The errors of one value in different steps cancel in it, and its many minima are grids made
-for that cancellation, with steps of very unequal length. The authors' code therefore takes the first K steps, and all
-steps of order 1, by themselves: K = 3 up to 7 steps, K = 0 for more. Here all steps are taken by themselves unless
-`apart` gives a K. That bound is smooth, and optimisers of different kinds and starts end in the same minimum.
+This takes every step by itself. The paper adds up by values, sum_k | sum_n w_nk | e_k: the errors of one value in
+different steps cancel in it, and its many minima are grids made for that cancellation, with steps of very unequal
+length, for which the authors' code takes some steps by themselves too. The bound here is smooth, and optimisers of
+different kinds and starts end in the same minimum.
 
 The order of step n is min(p, n + 1, N - n): as the history allows, and lower again at the end.
 
@@ -30,12 +24,10 @@ exact gradients in logits (grids/parametric.py), whose grids rise without constr
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, pad
+from torch.nn.functional import pad
 
 from ts_adapt.grids.fixed import pin_ends
 from ts_adapt.grids.parametric import FLOOR
@@ -45,50 +37,39 @@ from ts_adapt.numerics import check_steps, finite_log_snr_range, validate_times
 ITERATIONS = 500
 
 
-def dmn(
-    noise_schedule: NoiseSchedule, steps: int, *, order: int = 3, power: float = 1.0, apart: int | None = None
-) -> Tensor:
+def dmn(noise_schedule: NoiseSchedule, steps: int, order: int) -> Tensor:
     """The DMN grid over `steps` intervals: times `(steps+1,)`, float64, from t_max to t_min.
 
     order  p of the solver that will use the grid
-    power  q; the authors recommend 1 for pixels and 2 for latents
-    apart  how many of the first steps are taken by themselves (K above); None: all of them. With a K the minimum found
-           is the one that lies below the grid uniform in lambda
 
     Where lambda is infinite at an end, the range is `numerics.finite_log_snr_range`. Raises TsAdaptError for `steps`
-    or `order` below 1, a negative `apart`, or a power that is not finite.
+    or `order` below 1.
     """
     check_steps(steps)
-    _check_options(order, power, apart)
     noisy, clean = finite_log_snr_range(noise_schedule)
-    times = noise_schedule.time(_minimum(noisy, clean, steps, order, power, apart))
+    times = noise_schedule.time(_minimum(noisy, clean, steps, order))
     return validate_times(pin_ends(times, noise_schedule), noise_schedule, what=f"the DMN grid over {steps} steps")
 
 
-def error_bound(log_snr: Tensor, *, order: int = 3, power: float = 1.0, apart: int | None = None) -> Tensor:
+def error_bound(log_snr: Tensor, order: int) -> Tensor:
     """The bound `()` that `dmn` minimises, for lambda_0 < .. < lambda_N `(N+1,)`; float64, differentiable.
 
-    In units of sigma_N. Options and errors as in `dmn`; raises TsAdaptError too unless lambda is finite and rises.
+    In units of sigma_N. Raises TsAdaptError for an order below 1, and unless lambda is finite and rises.
     """
-    _check_options(order, power, apart)
+    if order < 1:
+        raise TsAdaptError(f"order is {order}; a solver has order 1 at least")
     if log_snr.ndim != 1 or len(log_snr) < 2:
         raise TsAdaptError(f"log-SNRs of a time grid have shape (N+1,) with N >= 1; got {tuple(log_snr.shape)}")
     log_snr = log_snr.to(torch.float64)
     if not bool(torch.isfinite(log_snr.detach()).all() & (log_snr.detach().diff() > 0).all()):
         raise TsAdaptError("log-SNRs of a time grid are finite and rise strictly; replace an infinite end by a finite")
     steps = len(log_snr) - 1
-    error = torch.exp(0.5 * power * logsigmoid(-2 * log_snr) - 0.5 * logsigmoid(2 * log_snr))
-    by_step = log_snr.new_zeros(())
-    by_value = log_snr.new_zeros(steps)
+    error, bound = torch.exp(-log_snr), log_snr.new_zeros(())
     for n in range(steps):
         p = min(order, n + 1, steps - n)
         used = slice(n + 1 - p, n + 1)
-        reaches = _weights(log_snr[used], log_snr[n + 1]) * error[used]
-        if p == 1 or apart is None or n < apart:
-            by_step = by_step + torch.linalg.vector_norm(reaches)
-        else:
-            by_value = by_value + pad(reaches, (n + 1 - p, steps - n - 1))
-    return by_step + by_value.abs().sum()
+        bound = bound + torch.linalg.vector_norm(_weights(log_snr[used], log_snr[n + 1]) * error[used])
+    return bound
 
 
 def _weights(places: Tensor, end: Tensor) -> Tensor:
@@ -107,7 +88,7 @@ def _weights(places: Tensor, end: Tensor) -> Tensor:
     return weights
 
 
-def _minimum(noisy: float, clean: float, steps: int, order: int, power: float, apart: int | None) -> Tensor:
+def _minimum(noisy: float, clean: float, steps: int, order: int) -> Tensor:
     """The lambda `(N+1,)` from `noisy` to `clean` with the smallest bound, found from the uniform one."""
 
     def spread(logits: Tensor) -> Tensor:
@@ -116,7 +97,7 @@ def _minimum(noisy: float, clean: float, steps: int, order: int, power: float, a
 
     def log_bound(logits: np.ndarray) -> tuple[float, np.ndarray]:
         variables = torch.from_numpy(logits).requires_grad_()
-        value = error_bound(spread(variables), order=order, power=power, apart=apart).log()
+        value = error_bound(spread(variables), order).log()
         (gradient,) = torch.autograd.grad(value, variables)
         return value.item(), gradient.numpy()
 
@@ -125,12 +106,3 @@ def _minimum(noisy: float, clean: float, steps: int, order: int, power: float, a
     options = {"maxiter": ITERATIONS, "ftol": 1e-14, "gtol": 1e-9}
     found = minimize(log_bound, np.zeros(steps), jac=True, method="L-BFGS-B", options=options)
     return spread(torch.from_numpy(found.x))
-
-
-def _check_options(order: int, power: float, apart: int | None) -> None:
-    if order < 1:
-        raise TsAdaptError(f"order is {order}; a solver has order 1 at least")
-    if not math.isfinite(power):
-        raise TsAdaptError(f"power is {power}; give a finite number, 1 for pixels or 2 for latents")
-    if apart is not None and apart < 0:
-        raise TsAdaptError(f"apart is {apart}; give a number of steps, or None for all of them")

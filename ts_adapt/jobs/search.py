@@ -183,7 +183,7 @@ def search_optimized_grid(session: Session, name: str, solver: Solver, nfe: int,
         return
     config, steps, known = session.config, steps_of(solver, nfe), best_fixed_known(session, name, nfe)
     if method == "dmn":
-        grid = TimeGrid(dmn(session.noise_schedule, steps, order=solver.order))
+        grid = TimeGrid(dmn(session.noise_schedule, steps, solver.order))
     else:
         _, looked_at = session.teacher("train", config.optimized.samples)
         fine, places = session.solver(config.teacher.solver), session.teacher_grid(config.optimized.places)
