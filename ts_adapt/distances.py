@@ -11,6 +11,7 @@ All `(B, ...), (B, ...) -> (B,)`, in the dtype of x, differentiable in both; zer
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -99,40 +100,29 @@ class LPIPSDistance:
         return x.to(dtype_of(self.network, x.dtype)).expand(-1, 3, -1, -1)
 
 
-class Logarithm:
+@dataclass(frozen=True)
+class Changed:
+    """`change` `(B,)` -> `(B,)` of the values of `distance`."""
+
+    distance: Distance
+    change: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.change(self.distance(x, y))
+
+    def towards(self, y: Tensor) -> Callable[[Tensor], Tensor]:
+        to_y = towards(self.distance, y)
+        return lambda x: self.change(to_y(x))
+
+
+def logarithm(distance: Distance) -> Changed:
     """The logarithm of `distance`, whose mean over samples is that of the geometric mean."""
-
-    def __init__(self, distance: Distance) -> None:
-        self.distance = distance
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return _log(self.distance(x, y))
-
-    def towards(self, y: Tensor) -> Callable[[Tensor], Tensor]:
-        to_y = towards(self.distance, y)
-        return lambda x: _log(to_y(x))
+    return Changed(distance, lambda found: found.clamp_min(torch.finfo(found.dtype).tiny).log())
 
 
-class Capped:
+def capped(distance: Distance, most: float) -> Changed:
     """`distance` where it is below `most`, else that: what is farther off counts alike, and says of no direction."""
-
-    def __init__(self, distance: Distance, most: float) -> None:
-        self.distance, self.most = distance, most
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return _capped(self.distance(x, y), self.most)
-
-    def towards(self, y: Tensor) -> Callable[[Tensor], Tensor]:
-        to_y = towards(self.distance, y)
-        return lambda x: _capped(to_y(x), self.most)
-
-
-def _capped(distance: Tensor, most: float) -> Tensor:
-    return torch.where(distance.isfinite(), distance.clamp(max=most), distance)
-
-
-def _log(distance: Tensor) -> Tensor:
-    return distance.clamp_min(torch.finfo(distance.dtype).tiny).log()
+    return Changed(distance, lambda found: torch.where(found.isfinite(), found.clamp(max=most), found))
 
 
 def towards(distance: Distance, y: Tensor) -> Callable[[Tensor], Tensor]:

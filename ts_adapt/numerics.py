@@ -47,6 +47,22 @@ def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
     return total
 
 
+def shortened(rows: Tensor, most: float) -> Tensor:
+    """`rows` `(B, ...)`, each of which is longer than `most` shortened to that; what is not finite counts as 0."""
+    rows = torch.nan_to_num(rows, posinf=0.0, neginf=0.0)
+    return scale(most / rows.flatten(1).norm(dim=1).clamp_min(most), rows)
+
+
+def shorten_gradient(numbers: Tensor, most: float = 1.0) -> Tensor:
+    """`numbers` `(B, ...)` as they are; backward, each row's gradient is `shortened` to `most`.
+
+    A sample about to end in another mode has a gradient many times those of all others: it may not decide alone.
+    """
+    if numbers.requires_grad:
+        numbers.register_hook(lambda gradient: shortened(gradient, most))
+    return numbers
+
+
 def check_steps(steps: int) -> None:
     """TsAdaptError unless a grid can have so many."""
     if steps < 1:

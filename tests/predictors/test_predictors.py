@@ -11,8 +11,9 @@ from small_predictors import KINDS, STEPS, UNGUIDED, build
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.interfaces import HISTORY, Node, TsAdaptError
+from ts_adapt.numerics import shorten_gradient
 from ts_adapt.predictors.diagnosis import predicted
-from ts_adapt.predictors.encoder import Encoder, shorten_gradient
+from ts_adapt.predictors.encoder import Encoder
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive, shares_of_rest
 from ts_adapt.predictors.store import load_predictor, made_for, save_predictor

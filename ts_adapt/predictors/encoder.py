@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.numerics import scale
 
 BIAS_RATE = 10.0
 LEAST_DEVIATION = 0.05
@@ -135,20 +134,3 @@ class Encoder(nn.Module):
     def answer(self, features: Tensor, place: int) -> Tensor:
         """f `(B, outputs)` at `place`, of what `features` returned."""
         return features @ self.weight[place] + BIAS_RATE * self.bias[place]
-
-
-def shorten_gradient(numbers: Tensor, norm: float = 1.0) -> Tensor:
-    """`numbers` `(B, ...)` as they are; backward, each row's gradient is shortened to at most `norm`.
-
-    What of it is not finite counts as 0.
-    A sample about to end in another mode has a gradient many times those of all others: it may not decide alone.
-    """
-
-    def shortened(gradient: Tensor) -> Tensor:
-        gradient = torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
-        length = gradient.flatten(1).norm(dim=-1)
-        return scale(norm / length.clamp_min(norm), gradient)
-
-    if numbers.requires_grad:
-        numbers.register_hook(shortened)
-    return numbers

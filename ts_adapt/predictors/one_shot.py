@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ts_adapt.grids.between import among, mixed
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.numerics import shorten_gradient
 from ts_adapt.policies import FromNoise
-from ts_adapt.predictors.encoder import shorten_gradient
 from ts_adapt.predictors.predictor import Predictor
 from ts_adapt.sampling import noise_scale
 

@@ -41,9 +41,9 @@ from ts_adapt.interfaces import (
     TsAdaptError,
     TsAdaptWarning,
 )
-from ts_adapt.numerics import scale
+from ts_adapt.numerics import scale, shorten_gradient
 from ts_adapt.predictors.changes import Change, Moved
-from ts_adapt.predictors.encoder import Encoder, shorten_gradient
+from ts_adapt.predictors.encoder import Encoder
 
 Static = Tensor | TimeGrid
 OUTSIDE = 1

@@ -29,9 +29,8 @@ from ts_adapt.grids.corrections import Correction
 from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import MODEL_TIMES, RESIDUAL, Condition, Field, Node, NoiseSchedule, StepPolicy, TimeGrid
-from ts_adapt.numerics import scale
+from ts_adapt.numerics import scale, shorten_gradient
 from ts_adapt.policies import check_next
-from ts_adapt.predictors.encoder import shorten_gradient
 from ts_adapt.predictors.predictor import Predictor
 
 MIN_SHARE = 1e-4

@@ -27,6 +27,7 @@ from torch.nn.functional import pad
 from ts_adapt.grids.corrections import CorrectionName
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid
+from ts_adapt.numerics import shortened
 from ts_adapt.options import MANY, SMALL, Between, Count, Positive, Seed
 from ts_adapt.sampling import initial_noise
 from ts_adapt.search.derivative import trusted
@@ -163,9 +164,7 @@ def _descend(
         if last:
             break
         (gradient,) = torch.autograd.grad(distance.sum(), v)
-        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-        norm = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        v.grad = gradient * (options.clip / norm).clamp(max=1.0)
+        v.grad = shortened(gradient, options.clip)
         optimizer.step()
         decay.step()
     return space.grid(best_z), best

@@ -47,9 +47,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ts_adapt.distances import Capped, Logarithm
+from ts_adapt.distances import capped, logarithm
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.numerics import shorten_gradient, shortened
 from ts_adapt.options import check_options
 from ts_adapt.sampling import is_guided
 from ts_adapt.search.adversarial import Adversary, learn, opposed
@@ -111,23 +112,6 @@ class StaticResult:
         return lines
 
 
-def _per_sample(z: Tensor, batch: int, clip: float) -> Tensor:
-    """`(P,)` as `(B, P)`, with the gradient of a mean over the batch clipped row by row.
-
-    A few samples with steep losses would outvote all others.
-    """
-    rows = z.expand(batch, -1)
-
-    def limit(gradient: Tensor) -> Tensor:
-        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-        norm = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        clipped: Tensor = gradient * (clip / batch / norm).clamp(max=1.0)
-        return clipped
-
-    rows.register_hook(limit)
-    return rows
-
-
 def best_start(objective: Objective, starts: Mapping[str, TimeGrid], batch: Batch) -> tuple[str, dict[str, float]]:
     """The name of the start with the least mean distance on `batch`, and every start's mean distance."""
     if not starts:
@@ -168,11 +152,11 @@ def search_static(
     options.check_beside()
     by_data = options.distribution or options.adversarial
     if options.target == "geometric":
-        objective, means = replace(objective, distance=Logarithm(objective.distance)), None
+        objective, means = replace(objective, distance=logarithm(objective.distance)), None
     if options.target == "capped":
         known = best_start(objective, starts, validation)[1] if means is None else means
         most = CAP * float(objective.measure(starts[min(starts, key=known.__getitem__)], validation).median())
-        objective, means = replace(objective, distance=Capped(objective.distance, most)), None
+        objective, means = replace(objective, distance=capped(objective.distance, most)), None
     if options.caption:
         objective, means = asking(objective, captions, options.caption), None
     paired = objective
@@ -380,7 +364,8 @@ def _exact_gradient(
 ) -> tuple[float, Tensor]:
     """The mean distance and its gradient in `v`, through the solver; moves the starts `offsets` where they are soft."""
     x_T = batch.x_T if offsets is None else (batch.x_T + offsets[rows]).requires_grad_()
-    distances = objective(grid_at(_per_sample(v, len(batch), clip)), batch, x_T)
+    rows_of_v = shorten_gradient(v.expand(len(batch), -1), clip / len(batch))  # of the mean over the batch
+    distances = objective(grid_at(rows_of_v), batch, x_T)
     finite = torch.isfinite(distances)
     loss = torch.where(finite, distances, torch.zeros_like(distances)).sum() / finite.sum().clamp_min(1)
     gradient, *pull = torch.autograd.grad(loss, [v] if offsets is None else [v, x_T])
@@ -394,10 +379,7 @@ def _soft_start(
 ) -> Tensor:
     """One projected gradient step on each start, kept where the distance falls (LD3's soft teacher forcing)."""
     steps, dimensions = grid.steps, batch.x_T[0].numel()
-    radius = 0.001 * dimensions / steps**2
-    moved = offset - (12 / steps) * torch.nan_to_num(gradient) * len(batch)
-    norm = moved.flatten(1).norm(dim=1).clamp_min(1e-12)
-    moved = moved * (radius / norm).clamp(max=1.0).reshape(-1, *[1] * (moved.ndim - 1)).to(moved)
+    moved = shortened(offset - (12 / steps) * torch.nan_to_num(gradient) * len(batch), 0.001 * dimensions / steps**2)
     with torch.no_grad():
         after = objective(grid, batch, batch.x_T + moved)
     better = (after < distances.detach()).reshape(-1, *[1] * (moved.ndim - 1))
