@@ -44,8 +44,8 @@ def test_gradients_reach_the_coefficients_in_float64() -> None:
 def test_the_finite_range_is_that_of_the_ends_where_they_are_finite() -> None:
     noisy, clean = finite_log_snr_range(VarianceExploding())
     assert math.isclose(noisy, -math.log(80)) and math.isclose(clean, -math.log(0.002))
-    noisy, clean = finite_log_snr_range(RectifiedFlow(), margin=1e-2)
-    assert math.isclose(noisy, math.log(0.01 / 0.99)) and math.isclose(clean, -noisy)
+    noisy, clean = finite_log_snr_range(RectifiedFlow())
+    assert math.isclose(noisy, math.log(0.001 / 0.999)) and math.isclose(clean, -noisy)
     table = BetaTable.from_config({"rescale_betas_zero_snr": True})
     noisy, clean = finite_log_snr_range(table)
     assert math.isfinite(noisy) and noisy < float(table.log_snr(torch.tensor(998.0))) < clean

@@ -266,30 +266,27 @@ class OnGrid:
 
     def __init__(self, noise_schedule: NoiseSchedule, times: Tensor) -> None:
         self.noise_schedule, self.data_std = noise_schedule, noise_schedule.data_std
-        places = (noise_schedule.alpha(times), noise_schedule.sigma(times), noise_schedule.log_snr(times))
-        self._places = dict(zip(times.tolist(), zip(*(values.unbind() for values in places), strict=True), strict=True))
+        asked = {"alpha": noise_schedule.alpha, "sigma": noise_schedule.sigma, "log_snr": noise_schedule.log_snr}
+        self._known = {name: dict(zip(times.tolist(), ask(times).unbind(), strict=True)) for name, ask in asked.items()}
 
     def __getattr__(self, name: str) -> Any:
         if name == "noise_schedule":  # of a copy that has none yet
             raise AttributeError(name)
         return getattr(self.noise_schedule, name)
 
-    def _at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        if t.ndim or t.requires_grad or not t.is_cpu:
-            return None
-        return self._places.get(float(t))
+    def _value(self, name: str, t: Tensor) -> Tensor:
+        known = None if t.ndim or t.requires_grad or not t.is_cpu else self._known[name].get(float(t))
+        found: Tensor = getattr(self.noise_schedule, name)(t) if known is None else known
+        return found
 
     def alpha(self, t: Tensor) -> Tensor:
-        known = self._at(t)
-        return self.noise_schedule.alpha(t) if known is None else known[0]
+        return self._value("alpha", t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        known = self._at(t)
-        return self.noise_schedule.sigma(t) if known is None else known[1]
+        return self._value("sigma", t)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        known = self._at(t)
-        return self.noise_schedule.log_snr(t) if known is None else known[2]
+        return self._value("log_snr", t)
 
 
 def edm_sigma(noise_schedule: NoiseSchedule, t: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
 
+MARGIN = 1e-3
+"""The share of all times that is left out at an end where log-SNR is infinite."""
+
 
 def as_node_times(t: float | Tensor) -> Tensor:
     """A time as a float64 tensor."""
@@ -102,16 +105,16 @@ def tensors_in(value: Any) -> list[Tensor]:
     return found
 
 
-def finite_log_snr_range(noise_schedule: NoiseSchedule, *, margin: float = 1e-3) -> tuple[float, float]:
-    """The log-SNR at t_max and t_min; an infinite end is replaced by its value `margin` of the time range inside.
+def finite_log_snr_range(noise_schedule: NoiseSchedule) -> tuple[float, float]:
+    """The log-SNR at t_max and t_min; an infinite end is replaced by its value MARGIN of the time range inside.
 
     Returns (lambda at the noisy end, lambda at the clean end), both finite.
     """
     span = noise_schedule.t_max - noise_schedule.t_min
     ends = []
     for t, inside in (
-        (noise_schedule.t_max, noise_schedule.t_max - margin * span),
-        (noise_schedule.t_min, noise_schedule.t_min + margin * span),
+        (noise_schedule.t_max, noise_schedule.t_max - MARGIN * span),
+        (noise_schedule.t_min, noise_schedule.t_min + MARGIN * span),
     ):
         value = float(noise_schedule.log_snr(torch.tensor(t, dtype=torch.float64)))
         if not math.isfinite(value):

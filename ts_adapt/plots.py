@@ -29,6 +29,9 @@ LINES = ("-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 PALE = ("#c7b8a3", "#9fb6c3", "#b5b58c", "#c9a0a0", "#a3a3c7", "#9dbf9d", "#bfbfbf", "#d0b070")
 """Of fixed schedules, drawn thin and dashed behind the learned ones."""
 
+COLUMNS = 8
+"""Of images, in a row."""
+
 
 def _kind_of(name: str, kinds: Mapping[str, str] | None) -> str:
     """What `kinds` says; else the name itself, without corrections and network behind it, where it is one of a kind."""
@@ -106,9 +109,7 @@ def plot_quality(
     return figure
 
 
-def plot_intervals(
-    found: Mapping[str, tuple[str, float, float, float, float | None]], xlabel: str, title: str = ""
-) -> Figure:
+def plot_intervals(found: Mapping[str, tuple[str, float, float, float, float | None]], xlabel: str) -> Figure:
     """Means with their intervals, one line a name: `found` maps it to (kind, mean, low, high, median or None)."""
     figure = Figure(figsize=(6.4, 1.0 + 0.26 * len(found)), layout="constrained")
     axes = figure.subplots()
@@ -124,7 +125,7 @@ def plot_intervals(
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel(xlabel)
-    _finish(axes, title)
+    _finish(axes, "")
     axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return figure
 
@@ -135,14 +136,14 @@ def _finish(axes: Axes, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def plot_images(rows: Mapping[str, Tensor], title: str = "", columns: int = 8) -> Figure:
+def plot_images(rows: Mapping[str, Tensor], title: str = "") -> Figure:
     """One labelled row of images in [-1, 1] for each name: the same noises, so columns compare."""
     names = max(1.6, 0.2 + 0.08 * max(map(len, rows)))  # inches, at 9 points
-    figure = Figure(figsize=(names + 0.85 * columns, 0.3 + 0.87 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(names + 0.85 * COLUMNS, 0.3 + 0.87 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axis, (name, images) in zip(axes, rows.items(), strict=True):
-        shown = pictures(images[:columns].detach().cpu().float())
-        picture = make_grid((shown.clamp(-1, 1) + 1) / 2, nrow=columns, padding=1)
+        shown = pictures(images[:COLUMNS].detach().cpu().float())
+        picture = make_grid((shown.clamp(-1, 1) + 1) / 2, nrow=COLUMNS, padding=1)
         axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
         axis.set_yticks([])
         axis.set_xticks([])

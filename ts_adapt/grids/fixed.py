@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, unknown
-from ts_adapt.noise import BetaTable, time_of_edm_sigma
+from ts_adapt.noise import BetaTable, edm_sigma, time_of_edm_sigma
 from ts_adapt.numerics import check_steps, finite_log_snr_range, validate_times
 
 Family = Callable[[NoiseSchedule, int], Tensor]
@@ -127,7 +127,7 @@ def then(times: Tensor, end: float) -> Tensor:
 
 def nearest_timesteps(edm_sigmas: Tensor, noise_schedule: BetaTable) -> Tensor:
     """The timesteps of a table whose edm_sigmas are nearest to those given, of any shape; float64."""
-    table = torch.exp(-noise_schedule.log_snr(torch.arange(round(noise_schedule.t_max) + 1, dtype=torch.float64)))
+    table = edm_sigma(noise_schedule, torch.arange(round(noise_schedule.t_max) + 1, dtype=torch.float64))
     return (edm_sigmas[..., None] - table).abs().argmin(-1).to(torch.float64)
 
 
@@ -174,7 +174,7 @@ def _at_timesteps(family: Family, otherwise: Family) -> Family:
     def native(noise_schedule: NoiseSchedule, steps: int) -> Tensor:
         if not isinstance(noise_schedule, BetaTable):
             return otherwise(noise_schedule, steps)
-        sigmas = torch.exp(-noise_schedule.log_snr(family(noise_schedule, steps - 1)))
+        sigmas = edm_sigma(noise_schedule, family(noise_schedule, steps - 1))
         inside = nearest_timesteps(sigmas[1:], noise_schedule)
         return then(torch.cat([sigmas.new_tensor([noise_schedule.t_max]), inside]), noise_schedule.t_end)
 

@@ -40,7 +40,7 @@ class Answer:
 
     def __init__(self, answer: Any, row: int | None, places: Set[int] | None) -> None:
         found = tensors_in(answer)
-        self.count, self._form = len(found), each_tensor(answer, _emptied)
+        self.count, self._form = len(found), each_tensor(answer, lambda value: value.new_empty(0))
         self.tensors = {
             place: value if row is None else value[row : row + 1].clone()
             for place, value in enumerate(found) if places is None or place in places
@@ -160,27 +160,16 @@ class Encoded:
         return first.with_tensors(lambda place: joined(place) if place in known else Promise.of(partial(joined, place)))
 
 
-def _emptied(value: Tensor) -> Tensor:
-    return value.new_empty(0)
-
-
 def _hash(arguments: dict[str, Any], row: int | None = None) -> str:
     """Of what is given for one row, or for all."""
     digest = hashlib.sha256()
     for name, value in sorted(arguments.items()):
-        if isinstance(value, Tensor):
-            part = value if row is None else value[row]
-            digest.update(f"{name} {part.dtype} {tuple(part.shape)} ".encode())
+        own = value[row] if isinstance(value, Tensor) and row is not None else value
+        kinds = each_tensor(own, lambda part: f"{part.dtype} {tuple(part.shape)}")
+        digest.update(f"{name} {kinds!r} ".encode())
+        for part in tensors_in(own):
             digest.update(part.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(f"{name} {each_tensor(value, _without_numbers)!r} ".encode())
-            for part in tensors_in(value):
-                digest.update(part.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _without_numbers(value: Tensor) -> str:
-    return f"{value.dtype} {tuple(value.shape)}"
 
 
 def _picked(arguments: dict[str, Any], rows: list[int]) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from ts_adapt.search.objective import Batch, Objective
 
 Loss = Callable[[int, Tensor], Tensor]
 """(N, rows) -> the loss summed over the rows, in solves of N steps."""
+TOGETHER = 128
+"""Samples that are solved at once where no gradient is asked for."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,11 @@ def _regression(
 
 
 @torch.no_grad()
-def states_along(objective: Objective, grid: TimeGrid, batch: Batch, batch_size: int = 128) -> tuple[Tensor, Tensor]:
+def states_along(objective: Objective, grid: TimeGrid, batch: Batch) -> tuple[Tensor, Tensor]:
     """The states `(n, N+1, ...)` and x0 `(n, N, ...)` met along `grid`, as policies are shown them."""
     states, x0 = [], []
-    for start in range(0, len(batch), batch_size):
-        rows = slice(start, start + batch_size)
+    for start in range(0, len(batch), TOGETHER):
+        rows = slice(start, start + TOGETHER)
         part = batch.rows(rows)
 
         def shown(along: Tensor, condition: Condition = part.condition) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import correction_of, x0_from_raw
-from ts_adapt.interfaces import Node, NoiseSchedule, Solver
+from ts_adapt.interfaces import Node, Solver
 from ts_adapt.numerics import scale
 
 
@@ -34,18 +34,8 @@ class Absorbing:
 
     def __init__(self, solver: Solver, network: nn.Module, prediction: str) -> None:
         self.solver, self.network, self.prediction = solver, network, prediction
-
-    @property
-    def noise_schedule(self) -> NoiseSchedule:
-        return self.solver.noise_schedule
-
-    @property
-    def order(self) -> int:
-        return self.solver.order
-
-    @property
-    def evaluations_per_step(self) -> int:
-        return self.solver.evaluations_per_step
+        self.noise_schedule, self.order = solver.noise_schedule, solver.order
+        self.evaluations_per_step = solver.evaluations_per_step
 
     def init(self, x: Tensor) -> Any:
         return self.solver.init(x)

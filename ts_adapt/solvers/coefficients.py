@@ -96,11 +96,6 @@ def first_order(t: Place, s: Place) -> tuple[Tensor, Tensor]:
     return s.sigma / t.sigma, -s.alpha * torch.expm1(t.log_snr - s.log_snr)
 
 
-def phi(k: int, z: Tensor) -> Tensor:
-    """phi_k(z), k >= 1, for any finite z."""
-    return phis(k, z)[-1]
-
-
 def phis(count: int, z: Tensor) -> list[Tensor]:
     """phi_1(z) .. phi_count(z), for any finite z.
 

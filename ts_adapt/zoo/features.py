@@ -74,18 +74,14 @@ def data_of(shape: tuple[int, ...]) -> DataSet:
 
 
 def load_features(
-    path: str | Path | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    shape: tuple[int, ...] = GREY,
+    path: str | Path | None = None, device: torch.device | str = "cpu", shape: tuple[int, ...] = GREY
 ) -> FeatureNet:
     """The feature network for images of `shape`, frozen. `path`: a safetensors file; None: the zoo's own.
 
     Raises TsAdaptError for a shape that it has none for, and for a file that is missing, damaged, of another network.
     """
     data = data_of(shape)
-    net = data.feature_net()
-    return _read(net, data.folder / WEIGHTS if path is None else Path(path)).to(device=device, dtype=dtype)
+    return _read(data.feature_net(), data.folder / WEIGHTS if path is None else Path(path)).to(device)
 
 
 def load_judge(shape: tuple[int, ...], device: torch.device | str = "cpu", folder: Path | None = None) -> Judge:

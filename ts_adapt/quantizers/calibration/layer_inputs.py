@@ -173,11 +173,9 @@ class Recorder:
         return {name: _record(self.seen[name]) for name in names}
 
 
-def record_inputs(
-    network: nn.Module, names: Iterable[str], calls: Sequence[Call], *, keep: int = 2048
-) -> dict[str, InputRecord]:
+def record_inputs(network: nn.Module, names: Iterable[str], calls: Sequence[Call]) -> dict[str, InputRecord]:
     """The record of each layer of `names` on `calls`; TsAdaptError, naming them, if some are not reached."""
-    names, recorder = list(names), Recorder(keep)
+    names, recorder = list(names), Recorder()
     observe(network, names, calls, recorder.visit)
     return recorder.records(names)
 

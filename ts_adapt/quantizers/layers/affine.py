@@ -88,11 +88,12 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, bits: int, symmetric: 
     return dequantize(quantize(wide, scale, zero, bits, symmetric), scale, zero).to(x.dtype)
 
 
-def lsq(x: Tensor, scale: Tensor, bits: int, symmetric: bool = True) -> Tensor:
-    """x^ with a learned scale: its gradient is LSQ's, times 1 / sqrt(n q_high), n the values that share a scale."""
-    shrink = 1 / math.sqrt(x.numel() / scale.numel() * code_range(bits, symmetric)[1])
+def lsq(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """x^, symmetric, with a learned scale: its gradient is LSQ's, times 1 / sqrt(n q_high), n the values that share a
+    scale."""
+    shrink = 1 / math.sqrt(x.numel() / scale.numel() * code_range(bits, True)[1])
     learned = scale * shrink + (scale * (1 - shrink)).detach()
-    return fake_quantize(x, learned, torch.zeros_like(scale), bits, symmetric)
+    return fake_quantize(x, learned, torch.zeros_like(scale), bits, True)
 
 
 def to_groups(weight: Tensor, group: int | str, axis: int = 1) -> Tensor:
