@@ -74,18 +74,21 @@ def search(session: Session, method: str, split: str = "train", *, redo: bool = 
         if method in TOGETHER:
             for name, solver, nfe in cells:
                 with distributed.held(_lock(session, method, split, name, nfe)):
-                    if method == "per-sample":
-                        search_labels(session, name, solver, nfe, split, redo)
-                    else:
-                        search_shared(session, name, solver, nfe, method, redo)
+                    _search_one(session, name, solver, nfe, method, split, redo)
             return
         with distributed.together():
             for name, solver, nfe in distributed.own_share(cells):
                 with _lock(session, method, split, name, nfe):
-                    if method in OPTIMIZED:
-                        search_optimized_grid(session, name, solver, nfe, method, redo)
-                    else:
-                        search_shared(session, name, solver, nfe, method, redo)
+                    _search_one(session, name, solver, nfe, method, split, redo)
+
+
+def _search_one(session: Session, name: str, solver: Solver, nfe: int, method: str, split: str, redo: bool) -> None:
+    if method == "per-sample":
+        search_labels(session, name, solver, nfe, split, redo)
+    elif method in OPTIMIZED:
+        search_optimized_grid(session, name, solver, nfe, method, redo)
+    else:
+        search_shared(session, name, solver, nfe, method, redo)
 
 
 def _lock(session: Session, method: str, split: str, name: str, nfe: int) -> AbstractContextManager[None]:

@@ -51,7 +51,7 @@ def is_flow(times: Tensor, log_snr: Tensor) -> bool:
 
 
 def program_sigmas(schedule: LearnedGrid, noise_schedule: NoiseSchedule | None = None) -> tuple[Tensor, list[str]]:
-    """The sigmas of other programs at the schedule's times, `(N+1,)`, float64, the last one still its own; remarks.
+    """The sigmas of other programs at the schedule's times, `(N+1,)`, float64, the last one still its own; all remarks.
 
     `noise_schedule` is that of the model, and may be left out where the schedule knows its log-SNR. Raises TsAdaptError
     if neither is known, or if two sigmas are the same number in float32.
@@ -63,10 +63,12 @@ def program_sigmas(schedule: LearnedGrid, noise_schedule: NoiseSchedule | None =
         sigmas = times if is_flow(times, log_snr) else torch.exp(-log_snr)
     else:
         raise TsAdaptError("the schedule does not tell its log-SNR; give the model that it is for")
-    remarks: list[str] = []
+    remarks, last = _dropped(schedule), float(sigmas[-1])
     if math.isinf(float(sigmas[0])):
         sigmas = torch.cat([sigmas.new_tensor([CLIPPED_SIGMA]), sigmas[1:]])
-        remarks = [f"the first sigma is infinite (zero terminal SNR) and is written as {CLIPPED_SIGMA:.6g}"]
+        remarks.append(f"the first sigma is infinite (zero terminal SNR) and is written as {CLIPPED_SIGMA:.6g}")
+    if last != 0:
+        remarks.append(f"the last sigma, {last:.4g}, is written as 0: these programs denoise fully in their last step")
     single = sigmas.to(torch.float32)
     falls = single.diff() < 0
     if not bool(falls.all()):
@@ -81,7 +83,7 @@ def program_sigmas(schedule: LearnedGrid, noise_schedule: NoiseSchedule | None =
 def write_sigmas(schedule: LearnedGrid, title: str, noise_schedule: NoiseSchedule | None = None) -> Written:
     """`s_0,..,s_{N-1},0`: N + 1 numbers without exponents."""
     sigmas, remarks = program_sigmas(schedule, noise_schedule)
-    return ",".join(_ending_in_0(sigmas)) + "\n", [*_dropped(schedule), *remarks, *_end(sigmas)]
+    return ",".join(_ending_in_0(sigmas)) + "\n", remarks
 
 
 def write_comfyui(schedule: LearnedGrid, title: str, noise_schedule: NoiseSchedule | None = None) -> Written:
@@ -89,7 +91,7 @@ def write_comfyui(schedule: LearnedGrid, title: str, noise_schedule: NoiseSchedu
     sigmas, remarks = program_sigmas(schedule, noise_schedule)
     inputs = {"sigmas": ", ".join(_ending_in_0(sigmas))}
     node = {"class_type": "ManualSigmas", "inputs": inputs, "_meta": {"title": title}}
-    return json.dumps({"1": node}, indent=2) + "\n", [*_dropped(schedule), *remarks, *_end(sigmas)]
+    return json.dumps({"1": node}, indent=2) + "\n", remarks
 
 
 def write_a1111(schedule: LearnedGrid, title: str, noise_schedule: NoiseSchedule | None = None) -> Written:
@@ -106,7 +108,7 @@ def write_a1111(schedule: LearnedGrid, title: str, noise_schedule: NoiseSchedule
         about="\n".join(f"# {key.encode('unicode_escape').decode()}: {value!a}" for key, value in known.items()),
         sigmas="".join(f"    {_plain(value)},\n" for value in positive),
     )
-    return text, [*_dropped(schedule), *remarks, *_end(sigmas)]
+    return text, remarks
 
 
 def write_timesteps(schedule: LearnedGrid, title: str, noise_schedule: NoiseSchedule | None = None) -> Written:
@@ -190,14 +192,8 @@ def _ending_in_0(sigmas: Tensor) -> list[str]:
     return [*(_plain(value) for value in sigmas[:-1].tolist()), "0"]
 
 
-def _end(sigmas: Tensor) -> list[str]:
-    last = float(sigmas[-1])
-    if last == 0:
-        return []
-    return [f"the last sigma, {last:.4g}, is written as 0: these programs denoise fully in their last step"]
-
-
 def _dropped(schedule: LearnedGrid) -> list[str]:
+    """What is to be said of all that a list of numbers cannot carry."""
     lost = [name.replace("_", " ") for name in schedule.grid.corrections]
     remarks = [f"the format cannot carry {' and '.join(lost)}: dropped"] if lost else []
     return [*remarks, f"the solver is not carried along: the schedule is for {schedule.solver}, choose the like of it"]

@@ -16,9 +16,8 @@ may end in another mode of the data), and two halves of the samples agree on its
               where a pipeline tells all samples the same times, or where adam has found nothing better than its start
               (the default)
 
-What is minimised is a mean over samples, by `target`: of L_b, of log L_b, which is the geometric mean, or of L_b capped
-at twice the median of the best start. A few samples that end in another mode of the data decide the first; the others
-go by what happens to most.
+Of another `target` L_b is log L_b, or L_b capped: a few samples that end in another mode of the data decide the plain
+mean, the others go by what happens to most.
 
 The search begins at the best of the given grids, L-BFGS at several of them. Under Adam the moving average of the
 parameters is validated, in which the noise of the minibatches cancels, and under CMA-ES the mean of what it draws from.
@@ -26,12 +25,10 @@ The grid of the lowest distance on the validation samples is kept, so that the r
 best start. Everything computed is noted in a journal, if one is given: a search that was killed goes on from there, to
 the same result.
 
-Corrections (`grids.corrections`) are learned along with the times, by default the model times, the weights of a history
-and the guidance; Adam and CMA-ES measure them in their units. Adam may also lower the distance to real images as a set
-(`distribution`), which takes many noises rather than a few, or please a discriminator (`adversarial`), under which the
-last average that is better than the start is kept; any method may ask images for what their prompts say (`captions`).
-Another option of LD3, with adam only, is the soft teacher: the student may start anywhere within r = 0.001 D / N^2 of
-x_T (D data dimensions); each visit makes one gradient step on the start, projected, kept only where the distance falls.
+Corrections (`grids.corrections`) are learned along with the times, in their units. What may be minimised beside the
+distance is in `distribution`, `adversarial` and `captions`. LD3's soft teacher, with adam only: the student may start
+anywhere within r = 0.001 D / N^2 of x_T (D data dimensions); each visit makes one gradient step on the start,
+projected, kept only where the distance falls.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The teacher's samples on disk.
 
-    manifest.json             format, config, its hash, versions, and the sha256 of every finished shard
     shard-00000.safetensors   index (n,), target (n, ...), the condition's tensors (n, ...); optionally
                               trajectory (n, N+1, ...) and trajectory_x0 (n, N, ...)
-    shard-00000.json          a receipt, samples and sha256 of a shard that the manifest does not list yet
+    manifest.json, shard-00000.json    see `manifest`
 
 Sample i starts from x_T = noise_scale * initial_noise(seed, i), redrawn when it is asked for and never stored. Shard k
 holds the samples at the places k S ... (k + 1) S - 1 of the store, with S the shard size; which samples these are says
@@ -32,13 +31,7 @@ from ts_adapt.sampling import initial_noise
 from ts_adapt.storage import files
 from ts_adapt.storage.folders import hold, remove_leftovers
 from ts_adapt.storage.layout import LOCK, MANIFEST, SHARDS, receipt_file, shard_file, shard_number
-from ts_adapt.teacher.manifest import (
-    check_config,
-    new_manifest,
-    plain,
-    read_manifest,
-    read_receipts,
-)
+from ts_adapt.teacher.manifest import check_config, new_manifest, plain, read_manifest, read_receipts
 
 TRAIN_START = 0
 """First noise index of training and validation."""
