@@ -22,6 +22,7 @@ import guard
 from ts_adapt import zoo
 from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser, example_mixture
 from ts_adapt.distances import make
+from ts_adapt.grids import fixed
 from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.solvers import UniPC
@@ -78,14 +79,7 @@ def problem(mixture: GaussianMixtureDenoiser) -> tuple[Objective, Batch]:
     """The objective of UniPC-3 under l2, and 48 samples of a fine teacher."""
     solver = UniPC(mixture.noise_schedule, order=3)
     x_T = initial_noise(0, range(48), (1, 4, 4))
-    lam = torch.linspace(
-        float(mixture.noise_schedule.log_snr(torch.tensor(1.0))),
-        float(mixture.noise_schedule.log_snr(torch.tensor(1e-3))),
-        65,
-    ).double()
-    times = mixture.noise_schedule.time(lam)
-    times[0], times[-1] = 1.0, 1e-3
-    target = integrate(mixture, solver, times, x_T).x
+    target = integrate(mixture, solver, fixed.make("log_snr", mixture.noise_schedule, 64), x_T).x
     return Objective(mixture, solver, make("l2")), Batch(torch.arange(48), x_T, target, {})
 
 

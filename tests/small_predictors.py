@@ -10,11 +10,11 @@ import torch
 
 from ts_adapt.grids import fixed
 from ts_adapt.grids.corrections import CORRECTIONS
-from ts_adapt.interfaces import NoiseSchedule
+from ts_adapt.interfaces import Node, NoiseSchedule, StepPolicy, TimeGrid
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.predictor import Predictor
 from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.search.objective import Batch
+from ts_adapt.search.objective import Batch, Objective
 
 KINDS = [OneShot, Recursive]
 STEPS = 4
@@ -30,6 +30,21 @@ def build(
     times = partial(fixed.make, "karras", noise_schedule)
     static = times(served) if isinstance(served, int) else [times(steps) for steps in served]
     return kind(noise_schedule, static, (1, 4, 4), **{"width": 8, "hidden": 32, "order": 3, **options})
+
+
+def walked(policy: StepPolicy, batch: Batch) -> list[Node]:
+    """The nodes behind the first, along a `policy` that is shown the noises and the targets of `batch` at each."""
+    node, state = policy.init(batch.x_T, {})
+    nodes: list[Node] = []
+    while node.index < node.steps:
+        node, state = policy.next(batch.x_T, batch.target, node, state)
+        nodes.append(node)
+    return nodes
+
+
+def start(objective: Objective, steps: int) -> dict[str, TimeGrid]:
+    """A grid for a search to start from, by its name."""
+    return {"log_snr": TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, steps))}
 
 
 def split(batch: Batch) -> tuple[Batch, Batch]:

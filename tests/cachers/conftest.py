@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from tiny_networks import small
+from ts_adapt.cachers import attached
 
 WIDTH, TOKENS = 8, 3
 
@@ -145,6 +146,15 @@ class Kit:
             found.append(network(**inputs).sample)
         cacher.end()
         return found
+
+    def run(self, network: Any, cacher: Any, calls: list[dict[str, Any]], batch: int) -> list[Tensor]:
+        """As `told`, with the cacher attached for that run alone."""
+        with attached(network, cacher):
+            return self.told(network, cacher, calls, batch)
+
+    def calls(self, network: Any, batch: int, steps: int) -> list[dict[str, Any]]:
+        """The `inputs` of all steps of a run."""
+        return [self.inputs(network, batch, place) for place in range(steps)]
 
     @contextmanager
     def counted(self, network: nn.Module) -> Iterator[list[tuple[str, int]]]:

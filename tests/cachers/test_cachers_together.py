@@ -101,7 +101,7 @@ def test_an_interrupt_while_a_cacher_is_attached_leaves_the_network_with_those_t
 ) -> None:
     """In place of the hook after the first `count` ones."""
     network = kit.network("attentive")
-    calls = [kit.inputs(network, BATCH, place) for place in range(STEPS)]
+    calls = kit.calls(network, BATCH, STEPS)
     deep, gate = DeepCache(2, branch=4), TGate(STEPS, 2, 0)
     plain, register, left = kit.marks(network), HookRegistry.register_hook, [count]
 
@@ -130,7 +130,7 @@ def test_both_cachers_do_the_same_whichever_was_first_and_one_stays_when_the_oth
 ) -> None:
     """At branch 4 of the first network both have a hook on the same attention layer."""
     network = kit.network(name)
-    calls = [kit.inputs(network, BATCH, place) for place in range(STEPS)]
+    calls = kit.calls(network, BATCH, STEPS)
     calls = [kit.twice(inputs) for inputs in calls] if "text" in name else calls
 
     def run(*made: Any) -> Tensor:

@@ -23,19 +23,13 @@ CASES = [
 ]
 
 
-def calls(kit: Any, network: Any) -> list[dict[str, Any]]:
-    return [kit.inputs(network, BATCH, place) for place in range(STEPS)]
-
-
 @pytest.mark.parametrize(("name", "branch"), CASES)
 @torch.no_grad()
 def test_every_step_is_the_pass_computed_unit_by_unit(kit: Any, name: str, branch: int) -> None:
     network = kit.network(name)
-    inputs = calls(kit, network)
+    inputs = kit.calls(network, BATCH, STEPS)
     by_hand = kit.UnitByUnit(network, branch)
-    cacher = DeepCache(interval=3, branch=branch)
-    with attached(network, cacher):
-        found = kit.told(network, cacher, inputs, BATCH)
+    found = kit.run(network, DeepCache(interval=3, branch=branch), inputs, BATCH)
     feature = None
     for index, (prediction, given_) in enumerate(zip(found, inputs, strict=True)):
         expected, feature = by_hand.run(given_, None if index in (0, 3) else feature)
@@ -48,26 +42,24 @@ def test_every_step_is_the_pass_computed_unit_by_unit(kit: Any, name: str, branc
 @torch.no_grad()
 def test_a_run_costs_its_full_passes_and_its_shallow_ones(kit: Any, name: str, branch: int) -> None:
     network = kit.network(name)
-    inputs = calls(kit, network)
+    inputs = kit.calls(network, BATCH, STEPS)
     by_hand = kit.UnitByUnit(network, branch)
     feature = by_hand.run(inputs[0])[1]
     full, shallow = (count_flops(lambda f=f: by_hand.run(inputs[0], f)) for f in (None, feature))
     assert count_flops(lambda: network(**inputs[0])) == full > shallow
     cacher = DeepCache(interval=2, branch=branch)
-    with attached(network, cacher):
-        assert count_flops(lambda: kit.told(network, cacher, inputs, BATCH)) == 3 * full + 2 * shallow
+    assert count_flops(lambda: kit.run(network, cacher, inputs, BATCH)) == 3 * full + 2 * shallow
 
 
 @pytest.mark.parametrize("name", ["attentive", "resnet-ways", "text", "text-deep"])
 @torch.no_grad()
 def test_interval_one_changes_nothing_and_so_does_a_call_outside_a_run(kit: Any, name: str) -> None:
     network = kit.network(name)
-    inputs = calls(kit, network)
+    inputs = kit.calls(network, BATCH, STEPS)
     exact = [network(**given_).sample for given_ in inputs]
     for refresh in ("uniform", "quadratic"):
-        cacher = DeepCache(interval=1, refresh=refresh)
-        with attached(network, cacher):
-            assert all(map(torch.equal, kit.told(network, cacher, inputs, BATCH), exact))
+        found = kit.run(network, DeepCache(interval=1, refresh=refresh), inputs, BATCH)
+        assert all(map(torch.equal, found, exact))
     cacher = DeepCache(interval=5)
     with attached(network, cacher):
         assert all(torch.equal(network(**given_).sample, out) for given_, out in zip(inputs, exact, strict=True))
@@ -99,9 +91,8 @@ def test_a_network_may_be_called_in_any_of_its_ways(kit: Any) -> None:
 def test_sizes_that_do_not_halve_evenly_fit(kit: Any) -> None:
     network = kit.network("text")
     network.register_to_config(sample_size=9)
-    inputs = calls(kit, network)
-    with attached(network, cacher := DeepCache(interval=2, branch=1)):
-        found = kit.told(network, cacher, [inputs[0], inputs[0]], BATCH)
+    inputs = kit.calls(network, BATCH, STEPS)
+    found = kit.run(network, DeepCache(interval=2, branch=1), [inputs[0], inputs[0]], BATCH)
     torch.testing.assert_close(found[0], found[1])
 
 
@@ -111,8 +102,7 @@ def test_freeu_writes_into_its_features_and_not_into_the_kept_one(kit: Any) -> N
     network.enable_freeu(0.9, 0.2, 1.2, 1.4)
     inputs = kit.inputs(network, BATCH)
     for branch in range(4):
-        with attached(network, cacher := DeepCache(interval=4, branch=branch)):
-            found = kit.told(network, cacher, [inputs] * 4, BATCH)
+        found = kit.run(network, DeepCache(interval=4, branch=branch), [inputs] * 4, BATCH)
         for prediction in found[1:]:
             torch.testing.assert_close(prediction, found[0])
 
@@ -121,7 +111,7 @@ def test_freeu_writes_into_its_features_and_not_into_the_kept_one(kit: Any) -> N
 def test_a_batch_is_as_many_single_runs(kit: Any) -> None:
     for name in kit.networks:
         network = kit.network(name)
-        inputs = calls(kit, network)
+        inputs = kit.calls(network, BATCH, STEPS)
         with attached(network, cacher := DeepCache(interval=2, branch=1)):
             whole = torch.stack(kit.told(network, cacher, inputs, BATCH), 1)
             for row in range(BATCH):
@@ -131,10 +121,9 @@ def test_a_batch_is_as_many_single_runs(kit: Any) -> None:
 
 def test_gradients_flow_through_what_is_kept(kit: Any) -> None:
     network = kit.network("attentive")
-    inputs = calls(kit, network)[:2]
+    inputs = kit.calls(network, BATCH, STEPS)[:2]
     first = inputs[0]["sample"].requires_grad_()
-    with attached(network, cacher := DeepCache(interval=2)):
-        last = kit.told(network, cacher, inputs, BATCH)[-1]
+    last = kit.run(network, DeepCache(interval=2), inputs, BATCH)[-1]
     by_hand = kit.UnitByUnit(network, 0)
     feature = by_hand.run(inputs[0])[1]
     expected = torch.autograd.grad(by_hand.run(inputs[1], feature)[0].square().sum(), first)[0]

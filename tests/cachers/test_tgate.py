@@ -58,8 +58,7 @@ def guided_calls(kit: Any, network: Any) -> list[dict[str, Any]]:
 def test_after_the_gate_the_mean_of_both_halves_serves_the_conditional_half_alone(kit: Any, name: str) -> None:
     network = kit.network(name)
     calls = guided_calls(kit, network)
-    with attached(network, cacher := TGate(GATE)):
-        found = kit.told(network, cacher, calls, BATCH)
+    found = kit.run(network, TGate(GATE), calls, BATCH)
     for prediction, inputs in zip(found[:GATE], calls[:GATE], strict=True):
         assert torch.equal(prediction, network(**inputs).sample)
     means = [(out[:BATCH] + out[BATCH:]) / 2 for _, _, out in seen(network, calls[GATE - 1], cross=True)]
@@ -76,9 +75,8 @@ def test_after_the_gate_the_mean_of_both_halves_serves_the_conditional_half_alon
 @torch.no_grad()
 def test_without_guidance_the_whole_batch_reuses_its_own_cross_attention(kit: Any, name: str) -> None:
     network = kit.network(name)
-    calls = [kit.inputs(network, BATCH, place) for place in range(STEPS)]
-    with attached(network, cacher := TGate(GATE)):
-        found = kit.told(network, cacher, calls, BATCH)
+    calls = kit.calls(network, BATCH, STEPS)
+    found = kit.run(network, TGate(GATE), calls, BATCH)
     kept = [out for _, _, out in seen(network, calls[GATE - 1], cross=True)]
     expected = forced(network, calls[-1], True, [lambda m, x, out=out: out for out in kept])
     torch.testing.assert_close(found[-1], expected, rtol=1e-5, atol=1e-5)
@@ -92,9 +90,8 @@ def test_self_attention_is_reused_before_its_residual_between_its_steps(kit: Any
     network = kit.network(name)
     for attention in attentions(network, cross=False)[:1]:
         attention.rescale_output_factor = 1.3
-    calls = [kit.inputs(network, BATCH, place) for place in range(STEPS)]
-    with attached(network, cacher := TGate(4, self_attention_interval=2, warm_up=1)):
-        found = kit.told(network, cacher, calls, BATCH)
+    calls = kit.calls(network, BATCH, STEPS)
+    found = kit.run(network, TGate(4, self_attention_interval=2, warm_up=1), calls, BATCH)
     exact = [network(**inputs).sample for inputs in calls]
     same = [torch.equal(a, b) for a, b in zip(found, exact, strict=True)]
     assert same == [True, True, False, True, name == "attentive"]
@@ -133,8 +130,7 @@ def test_a_gate_at_the_end_changes_nothing_and_so_does_a_call_outside_a_run(kit:
     calls = guided_calls(kit, network)
     exact = [network(**inputs).sample for inputs in calls]
     for gate in (STEPS, STEPS + 3):
-        with attached(network, cacher := TGate(gate)):
-            assert all(map(torch.equal, kit.told(network, cacher, calls, BATCH), exact))
+        assert all(map(torch.equal, kit.run(network, TGate(gate), calls, BATCH), exact))
     with attached(network, cacher := TGate(1, 2, 0)):
         kit.told(network, cacher, calls, BATCH)
         assert all(torch.equal(network(**inputs).sample, out) for inputs, out in zip(calls, exact, strict=True))
@@ -159,8 +155,7 @@ def test_a_run_costs_half_a_batch_without_cross_attention_after_the_gate(kit: An
     ]
     guided, half = (count_flops(lambda c=c: network(**c)) for c in (calls[0], conditional))
     assert guided == 2 * half
-    with attached(network, cacher := TGate(GATE)):
-        spent = count_flops(lambda: kit.told(network, cacher, calls, BATCH))
+    spent = count_flops(lambda: kit.run(network, TGate(GATE), calls, BATCH))
     assert spent == GATE * guided + (STEPS - GATE) * (half - sum(cross))
 
 
@@ -197,7 +192,7 @@ def test_every_form_of_condition_loses_its_first_half(kit: Any) -> None:
 def test_a_batch_is_as_many_single_runs(kit: Any) -> None:
     for name in ("attentive", *TEXTS):
         network = kit.network(name)
-        calls = [kit.inputs(network, BATCH, place) for place in range(STEPS)]
+        calls = kit.calls(network, BATCH, STEPS)
         with attached(network, cacher := TGate(GATE, 2, 1)):
             whole = kit.told(network, cacher, [kit.twice(inputs) for inputs in calls], BATCH)
             for row in range(BATCH):

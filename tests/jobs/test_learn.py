@@ -255,24 +255,51 @@ def test_what_cannot_be_learned_is_refused_by_name() -> None:
         parse(["learn", "--learn", "static,karras"])
 
 
+LABELS = "--train.loss labels --train.corrections"
+
+
 @pytest.mark.parametrize(
-    ("flags", "named"),
+    ("commands", "flags", "named"),
     [
-        (["--static_samples", "30"], "static_samples with static_validation takes 60 train samples, there are 40"),
-        (["--train.samples", "50"], "train.samples takes 50 train samples, there are 40"),
-        (["--evaluate.samples", "21"], "evaluate.samples takes 21 test samples, there are 20"),
-        (["--learn", "oracle", "--oracle_samples", "30"], "oracle_samples takes 30 test samples, there are 20"),
-        (["--student.quantizer", "hqq4"], "hqq4, which is not evaluated"),
-        (["--learn", "gits", "--optimized.samples", "50"], "optimized.samples takes 50 train samples, there are 40"),
-        (["--evaluate.clip", "zoo"], "evaluate.clip scores images by their prompts"),
-        (["--evaluate.reference", "nowhere.npz"], "nowhere.npz"),
+        ("learn", "--static_samples 30", "static_samples with static_validation takes 60 train samples, there are 40"),
+        ("learn", "--train.samples 50", "train.samples takes 50 train samples, there are 40"),
+        ("learn", "--evaluate.samples 21", "evaluate.samples takes 21 test samples, there are 20"),
+        ("learn --learn oracle", "--oracle_samples 30", "oracle_samples takes 30 test samples, there are 20"),
+        ("learn", "--student.quantizer hqq4", "hqq4, which is not evaluated"),
+        ("learn --learn gits", "--optimized.samples 50", "optimized.samples takes 50 train samples, there are 40"),
+        ("learn", "--evaluate.clip zoo", "evaluate.clip scores images by their prompts"),
+        ("learn", "--evaluate.reference nowhere.npz", "nowhere.npz"),
+        ("learn", "--evaluate.reference five.npz", "five.npz is of 5 features"),
+        (
+            "learn --learn static,one-shot; train --predictor one-shot", "--train.corrections residual",
+            "has residual, and a one-shot predictor is asked once",
+        ),
+        (
+            "learn --learn static,one-shot-all; train --predictor one-shot-all",
+            "--train.corrections residual --train.loss both",
+            "has residual, and a one-shot-all predictor is asked once",
+        ),
+        (
+            "learn --learn static,one-shot; train --predictor one-shot", f"{LABELS} start",
+            "has start, and labels teach times alone",
+        ),
+        (
+            "learn --learn static,recursive; train --predictor recursive", f"{LABELS} residual",
+            "has residual, and labels teach times alone",
+        ),
+        ("learn; train", "--train.loss labels --train.adversarial 0.5", "labels teach times, no adversarial"),
+        ("learn; search", "--static.method forward --static.soft_teacher true", "set static.method to adam"),
     ],
-)
-def test_counts_that_do_not_fit_are_refused_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], named: str
-) -> None:
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], commands: str, flags: str,
+    named: str,
+) -> None:  # fmt: skip
     job = Job.begun(tmp_path)
-    assert named in job.refused(capsys, "learn", *flags)
+    monkeypatch.chdir(tmp_path)
+    np.savez("five.npz", mu=np.zeros(5), sigma=np.eye(5))
+    for command in commands.split("; "):
+        assert named in job.refused(capsys, *command.split(), *flags.split())
     assert not job.data.exists()
 
 
@@ -286,33 +313,6 @@ def test_a_start_of_what_is_no_picture_is_refused_before_any_work(
     assert job.run(*wanted, "static", "--plan") == 0
 
 
-@pytest.mark.parametrize(
-    ("kind", "change", "loss", "named"),
-    [
-        ("one-shot", "residual", "end_to_end", "has residual, and a one-shot predictor is asked once"),
-        ("one-shot-all", "residual", "both", "has residual, and a one-shot-all predictor is asked once"),
-        ("one-shot", "start", "labels", "has start, and labels teach times alone"),
-        ("recursive", "residual", "labels", "has residual, and labels teach times alone"),
-    ],
-)
-def test_a_change_of_pictures_that_would_not_be_learned_is_refused_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, change: str, loss: str, named: str
-) -> None:
-    job, asked = Job.begun(tmp_path), ("--train.corrections", change, "--train.loss", loss)
-    for command in (("learn", "--learn", f"static,{kind}"), ("train", "--predictor", kind)):
-        assert named in job.refused(capsys, *command, *asked)
-    assert not job.data.exists()
-
-
-def test_a_loss_that_labels_alone_do_not_lower_is_refused_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job, asked = Job.begun(tmp_path), ("--train.loss", "labels", "--train.adversarial", "0.5")
-    for command in ("learn", "train"):
-        assert "labels teach times, no adversarial" in job.refused(capsys, command, *asked)
-    assert not job.data.exists()
-
-
 @pytest.mark.parametrize("loss", ["static.adversarial", "train.distribution"])
 def test_images_to_learn_from_that_are_not_there_are_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], loss: str
@@ -323,24 +323,6 @@ def test_images_to_learn_from_that_are_not_there_are_refused_before_any_work(
     assert "nowhere holds no images" in job.refused(capsys, *asked, "--distribution.data", "nowhere")
     assert not job.data.exists()
     assert job.run("learn", "--learn", "[]", f"--{loss}", "0.5", "--distribution.data", "nowhere", "--plan") == 0
-
-
-def test_what_the_static_method_cannot_do_is_refused_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job, asked = Job.begun(tmp_path), ("--static.method", "forward", "--static.soft_teacher", "true")
-    for command in ("learn", "search"):
-        assert "set static.method to adam" in job.refused(capsys, command, *asked)
-    assert not job.data.exists()
-
-
-def test_moments_of_other_features_are_refused_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job, path = Job.begun(tmp_path), tmp_path / "real.npz"
-    np.savez(path, mu=np.zeros(5), sigma=np.eye(5))
-    assert f"{path} is of 5 features" in job.refused(capsys, "learn", "--evaluate.reference", str(path))
-    assert not job.data.exists()
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ SHAPES = {"ddpm": (1, 8, 8), "sd": (4, 8, 8), "dit": (4, 8, 8)}
 CLASSES = {"ddpm": DDPMPipeline, "sd": StableDiffusionPipeline, "dit": DiTPipeline}
 PROMPTS = ["a hat", "two red shoes"]
 TEXTS = ["--prompt", PROMPTS[0], "--prompt", PROMPTS[1]]
+THREE = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+"""Those of three images."""
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +130,7 @@ def test_text_to_image(kind: str, saved: Path, tmp_path: Path, evaluations: list
     found = sample(saved, tmp_path / "a", "sd", f"sd-{kind}", *TEXTS, "--negative", "grey", "--guidance", "3")
     assert len(evaluations) == STEPS
     pipe = StableDiffusionPipeline.from_pretrained(saved / "sd")
-    texts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
-    arguments = {"prompt": texts, "negative_prompt": ["grey"] * 3, "guidance_scale": 3.0}
+    arguments = {"prompt": THREE, "negative_prompt": ["grey"] * 3, "guidance_scale": 3.0}
     same(found, two_lines(pipe, saved / f"sd-{kind}", **arguments))
 
 
@@ -138,7 +139,7 @@ def test_a_cacher_and_a_quantizer_are_applied(saved: Path, tmp_path: Path, capsy
     found = sample(saved, tmp_path / "a", "sd", "sd-static", *TEXTS, *flags)
     assert "with tgate-2+deepcache-2" in capsys.readouterr().out
     pipe = StableDiffusionPipeline.from_pretrained(saved / "sd")
-    texts = {"prompt": [PROMPTS[0], PROMPTS[1], PROMPTS[0]]}
+    texts = {"prompt": THREE}
     plain = two_lines(pipe, saved / "sd-static", **texts)
     quantize(pipe.unet, build("hqq4")[0])
     quantized = two_lines(pipe, saved / "sd-static", **texts)
@@ -179,8 +180,7 @@ def test_image_to_image(kind: str, saved: Path, tmp_path: Path, evaluations: lis
     assert f", NFE {STEPS // 2}: " in capsys.readouterr().out
     pipe = StableDiffusionImg2ImgPipeline.from_pretrained(saved / "sd")
     image = Image.open(saved / "start.png")
-    texts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
-    same(found, two_lines(pipe, saved / f"sd-{kind}", prompt=texts, image=[image] * 3, strength=0.5))
+    same(found, two_lines(pipe, saved / f"sd-{kind}", prompt=THREE, image=[image] * 3, strength=0.5))
     pipe.save_pretrained(tmp_path / "img2img")  # of the class itself, and another file format
     image.save(tmp_path / "start.bmp")
     start[1] = str(tmp_path / "start.bmp")
@@ -200,7 +200,7 @@ def test_inpainting(strength: float | None, saved: Path, tmp_path: Path, evaluat
     found = sample(saved, tmp_path / "a", "sd", "sd-static", *flags)
     assert len(evaluations) == (STEPS // 2 if strength else STEPS)
     pipe = StableDiffusionInpaintPipeline.from_pretrained(saved / "sd")
-    given = {"prompt": [PROMPTS[0], PROMPTS[1], PROMPTS[0]], "image": [image] * 3, "mask_image": [mask] * 3}
+    given = {"prompt": THREE, "image": [image] * 3, "mask_image": [mask] * 3}
     given |= {"height": 16, "width": 32} | ({"strength": strength} if strength else {})
     same(found, two_lines(pipe, saved / "sd-static", **given))
     pipe.save_pretrained(tmp_path / "inpaint")  # of the class itself
@@ -262,25 +262,17 @@ def test_prompts_from_a_file(saved: Path, tmp_path: Path) -> None:
     same(found, sample(saved, tmp_path / "b", "sd", "sd-static", *TEXTS))
 
 
-def test_guidance_is_the_pipelines_own_unless_it_is_given(saved: Path, tmp_path: Path) -> None:
+def test_guidance_is_the_pipelines_own_unless_a_flag_or_else_the_config_gives_it(saved: Path, tmp_path: Path) -> None:
     def images(*flags: str) -> Tensor:
         return sample(saved, tmp_path / "a", "sd", "sd-static", *TEXTS, *flags)
 
     (tmp_path / "a.yml").write_text("guidance: 1.0")
-    own, none = images(), images("--guidance", "1")
+    call = ["--model.call", "{guidance_scale: 15, negative_prompt: bad}"]
+    own, none, told = images(), images("--guidance", "1"), images(*call)
     same(images("--guidance", "7.5"), own)
     same(images("--config", str(tmp_path / "a.yml")), none)
-    assert float((own - none).abs().max()) > 5
-
-
-def test_the_call_of_the_config_is_the_pipelines_and_flags_come_first(saved: Path, tmp_path: Path) -> None:
-    def images(*flags: str) -> Tensor:
-        return sample(saved, tmp_path / "a", "sd", "sd-static", *TEXTS, *flags)
-
-    call = ["--model.call", "{guidance_scale: 15, negative_prompt: bad}"]
-    told = images(*call)
     same(told, images("--guidance", "15", "--negative", "bad"))
-    assert float((images(*call, "--guidance", "1") - told).abs().max()) > 5
+    assert float((own - none).abs().max()) > 5 < float((images(*call, "--guidance", "1") - told).abs().max())
 
 
 def test_a_schedule_file_and_a_hub_id(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

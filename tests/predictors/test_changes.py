@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 
 from own_loops import by_hand, our_own
 from small_job import Job
-from small_predictors import KINDS, STEPS, build
+from small_predictors import KINDS, STEPS, build, walked
 from ts_adapt import LearnedScheduler, integrate
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
@@ -122,12 +122,7 @@ def test_only_the_first_step_has_it_and_none_of_a_solve_that_begins_inside(probl
     objective, batch = problem
     predictor = moving(Recursive, objective.denoiser.noise_schedule)
     for first in (0, 1):
-        nodes: list[Node] = []
-        policy = predictor.policy(first=first)
-        node, state = policy.init(batch.x_T, {})
-        while node.index < node.steps:
-            node, state = policy.next(batch.x_T, batch.target, node, state)
-            nodes.append(node)
+        nodes = walked(predictor.policy(first=first), batch)
         assert [START in node.held for node in nodes] == [not first, *[False] * (len(nodes) - 1)]
 
 
@@ -135,11 +130,7 @@ def test_every_step_has_a_residual_of_its_own_also_inside(problem):
     objective, batch = problem
     predictor = moving(Recursive, objective.denoiser.noise_schedule, "residual")
     for first in (0, 1):
-        policy, changes = predictor.policy(first=first), []
-        node, state = policy.init(batch.x_T, {})
-        while node.index < node.steps:
-            node, state = policy.next(batch.x_T, batch.target, node, state)
-            changes.append(node.held[RESIDUAL])
+        changes = [node.held[RESIDUAL] for node in walked(predictor.policy(first=first), batch)]
         assert len(changes) == STEPS - first
         assert all(not torch.allclose(a, b) for a, b in pairwise(changes))
 

@@ -54,18 +54,9 @@ def test_what_does_not_help_for_sure_is_not_kept(kind, problem, labelled, tmp_pa
     """Regression on a few labels may hurt; then the predictor stays the static grid."""
     objective, batch = problem
     predictor = build(kind, objective.denoiser.noise_schedule)
-    options = TrainOptions(loss="labels", label_epochs=10, batch_size=8)
+    options, few = TrainOptions(loss="labels", label_epochs=10, batch_size=8), {STEPS: labelled.rows(slice(0, 4))}
     validation = batch.rows(slice(36, None))
-    result = train_predictor(
-        predictor,
-        objective,
-        batch,
-        validation,
-        options,
-        tmp_path,
-        labels={STEPS: labelled.rows(slice(0, 4))},
-        progress=False,
-    )
+    result = train_predictor(predictor, objective, batch, validation, options, tmp_path, labels=few, progress=False)
     assert result.learned[STEPS] <= result.static[STEPS]
     if result.gain == 0:
         times = predicted(predictor, objective, validation).times
@@ -235,28 +226,17 @@ def test_of_samples_that_are_solved_alone_features_are_dropped_as_in_a_batch(kin
     train_predictor(predictor, objectives[True], few, few, options, tmp_path, progress=False)
 
 
-def test_unknown_loss_and_missing_labels_are_refused(problem, tmp_path):
+def test_an_unknown_loss_and_labels_that_are_missing_or_have_corrections_are_refused(problem, labelled, tmp_path):
     objective, batch = problem
-    for loss, message in (("x", "end_to_end, labels, both"), ("labels", "none were given")):
+    predictor = build(OneShot, objective.denoiser.noise_schedule)
+    corrected = replace(labelled.grid, output_scale=torch.ones_like(labelled.grid.times[:, :-1]))
+    for loss, labels, message in (
+        ("x", None, "end_to_end, labels, both"),
+        ("labels", None, "none were given"),
+        ("both", {STEPS: replace(labelled, grid=corrected)}, "searched without corrections"),
+    ):
         with pytest.raises(TsAdaptError, match=message):
-            train_predictor(
-                build(OneShot, objective.denoiser.noise_schedule),
-                objective,
-                batch,
-                batch,
-                TrainOptions(loss=loss),
-                tmp_path,
-            )
-
-
-def test_labels_with_corrections_are_refused(labelled, problem, tmp_path):
-    objective, batch = problem
-    grid = replace(labelled.grid, output_scale=torch.ones_like(labelled.grid.times[:, :-1]))
-    labels, options = {STEPS: replace(labelled, grid=grid)}, TrainOptions(loss="both")
-    with pytest.raises(TsAdaptError, match="searched without corrections"):
-        train_predictor(
-            build(OneShot, objective.denoiser.noise_schedule), objective, batch, batch, options, tmp_path, labels=labels
-        )
+            train_predictor(predictor, objective, batch, batch, TrainOptions(loss=loss), tmp_path, labels=labels)
 
 
 def test_regression_has_finite_gradients_where_log_snr_is_infinite():

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from small_predictors import KINDS, STEPS, UNGUIDED, build
+from small_predictors import KINDS, STEPS, UNGUIDED, build, walked
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import positions, times_at
-from ts_adapt.interfaces import HISTORY, Node, TsAdaptError
+from ts_adapt.interfaces import HISTORY, TsAdaptError
 from ts_adapt.numerics import shorten_gradient
 from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.predictors.encoder import Encoder
@@ -27,12 +27,8 @@ def test_untrained_predictor_is_the_static_grid(kind, corrections, problem):
     predictor = build(kind, objective.denoiser.noise_schedule, corrections=corrections)
     times = predicted(predictor, objective, batch).times
     assert torch.allclose(times, predictor.static_times.expand(len(batch), -1), rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(
-        objective.student(predictor.policy(), batch),
-        objective.student(predictor.static_times, batch),
-        rtol=0,
-        atol=1e-5,
-    )
+    along = [objective.student(each, batch) for each in (predictor.policy(), predictor.static_times)]
+    torch.testing.assert_close(*along, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("corrections", [(), UNGUIDED], ids=["times", "all"])
@@ -93,11 +89,7 @@ def test_each_correction_moves_the_samples_and_alone(kind, correction, problem):
     behind = slice(STEPS if kind is OneShot else 1, None)
     with torch.no_grad():
         predictor.encoder.bias[:, behind] = 0.02
-    nodes: list[Node] = []
-    node, state = predictor.policy().init(batch.x_T, {})
-    while node.index < node.steps:
-        node, state = predictor.policy().next(batch.x_T, batch.target, node, state)
-        nodes.append(node)
+    nodes = walked(predictor.policy(), batch)
     inner, last = nodes[:-1], nodes[-1]
     has = {
         "shift": all(node.model_time is not None and not torch.equal(node.model_time, node.t) for node in inner),
@@ -152,13 +144,12 @@ def test_conditions_reach_the_grid(kind, problem):
     predictor = build(kind, objective.denoiser.noise_schedule, classes=3)
     with torch.no_grad():
         predictor.encoder.weight.normal_(0, 0.5)
-    labels = torch.arange(len(batch)) % 3
-    one = predictor.policy().init(batch.x_T, {"class_labels": labels})
-    first = one[0]
-    two = predictor.policy().next(batch.x_T, batch.target, first, one[1])[0].t
-    none_state = predictor.policy().init(batch.x_T, {})
-    none = predictor.policy().next(batch.x_T, batch.target, none_state[0], none_state[1])[0].t
-    assert not torch.allclose(two, none)
+
+    def second(condition):
+        node, state = predictor.policy().init(batch.x_T, condition)
+        return predictor.policy().next(batch.x_T, batch.target, node, state)[0].t
+
+    assert not torch.allclose(second({"class_labels": torch.arange(len(batch)) % 3}), second({}))
 
 
 def test_a_bad_folder_is_refused_in_one_sentence(problem, tmp_path):

@@ -10,11 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 
 from small_job import SMALL, Job
-from small_predictors import build, split
+from small_predictors import build, split, start
 from ts_adapt.config import Config
 from ts_adapt.distances import l2
-from ts_adapt.grids import fixed
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.recursive import Recursive
@@ -32,10 +31,6 @@ FEW = 3
 
 def drawn(count, seed, shape=(1, 8, 8), mean=0.0):
     return mean + torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
-
-
-def start(objective):
-    return {"log_snr": TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, FEW))}
 
 
 @pytest.fixture
@@ -152,7 +147,7 @@ class Brightness:
 
 def test_it_stands_beside_the_other_losses_where_a_gradient_is_asked_for(problem):
     objective, batch = problem
-    grid, images = start(objective)["log_snr"], objective.denoiser.draw(50, 1)
+    grid, images = start(objective, FEW)["log_snr"], objective.denoiser.draw(50, 1)
     both = asking(matching(objective, Real(images, l2), 0.3), Captions(Brightness(), ["a"]), 0.7)
     adversary = Adversary(seen(images), 0)
     for _ in range(3):
@@ -189,7 +184,9 @@ def test_a_search_nears_the_data_where_the_teacher_is_far_from_them_by_as_many_e
             adversarial=weight,
         )  # fmt: skip
         given = images if weight else None
-        result = search_static(objective, train, validation, start(objective), options, images=given, progress=False)
+        result = search_static(
+            objective, train, validation, start(objective, FEW), options, images=given, progress=False
+        )
         sizes[weight] = abs(mean_square(objective, result.grid, batch) - real)
         assert result.distance == pytest.approx(float(objective.measure(result.grid, validation).mean()), rel=1e-5)
         better = [value for _, value in result.curve if value < result.curve[0][1]]
@@ -284,7 +281,7 @@ def test_what_cannot_be_learned_from_is_refused(narrow, tmp_path):
         (StaticOptions(adversarial=1.0, method="adam"), None, "none were given"),
     ):
         with pytest.raises(TsAdaptError, match=message):
-            search_static(objective, batch, batch, start(objective), options, images=given, progress=False)
+            search_static(objective, batch, batch, start(objective, FEW), options, images=given, progress=False)
     predictor = build(OneShot, objective.denoiser.noise_schedule)
     for loss, given, message in (("labels", images, r"train\.adversarial to 0"), ("end_to_end", None, "none were")):
         with pytest.raises(TsAdaptError, match=message):

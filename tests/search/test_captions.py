@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from small_job import Job
-from small_predictors import build, split
+from small_predictors import build, split, start
 from tiny_clip import tiny_clip
 from ts_adapt import dual_encoders
 from ts_adapt.assembly import ModelOptions
@@ -94,7 +94,7 @@ def test_the_gradient_reaches_the_grid_through_the_solver(problem):
     objective, batch = problem
     objective = replace(asking(objective, FLAT, 0.7).differentiated("exact"), distance=lambda x, y: 0 * l2(x, y))
     space = GridSpace(objective.denoiser.noise_schedule, STEPS)
-    z = space.numbers(TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, STEPS)))
+    z = space.numbers(start(objective, STEPS)["log_snr"])
     few = batch.rows(slice(0, 8))
     few = replace(few, x_T=few.x_T.double(), target=few.target.double())
     z.requires_grad_()
@@ -109,7 +109,7 @@ def test_the_gradient_reaches_the_grid_through_the_solver(problem):
 
 def test_it_stands_beside_the_distance_and_a_distribution(problem):
     objective, batch = problem
-    grid = TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, STEPS))
+    grid = start(objective, STEPS)["log_snr"]
     real = Real(objective.denoiser.draw(50, 1), l2)
     ends = objective.denoiser.decode(objective.student(grid, batch))
     found = ends.flatten(1).double()
@@ -128,12 +128,12 @@ def asked_of(objective, schedule, batch):
 def test_a_search_shows_more_of_the_prompts(problem, method):
     objective, batch = problem
     train, validation = split(batch)
-    starts = {"log_snr": TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, STEPS))}
     shown = {}
     for weight in (0.0, 10.0):
         options = StaticOptions(method=method, iterations=15, lr=0.15, corrections=["scale", "history"], caption=weight)
+        given = FLAT if weight else None
         result = search_static(
-            objective, train, validation, starts, options, captions=FLAT if weight else None, progress=False
+            objective, train, validation, start(objective, STEPS), options, captions=given, progress=False
         )
         shown[weight] = asked_of(objective, result.grid, validation)
         paired = float(objective.measure(result.grid, validation).mean())
@@ -158,13 +158,12 @@ def test_a_predictor_learns_it_too(problem, tmp_path):
 
 def test_what_cannot_be_asked_is_refused(problem, tmp_path):
     objective, batch = problem
-    starts = {"log_snr": TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, STEPS))}
     for options, given, message in (
         (StaticOptions(caption=1.0, target="geometric"), FLAT, "static.target to mean"),
         (StaticOptions(caption=1.0), None, "none were given"),
     ):
         with pytest.raises(TsAdaptError, match=message):
-            search_static(objective, batch, batch, starts, options, captions=given, progress=False)
+            search_static(objective, batch, batch, start(objective, STEPS), options, captions=given, progress=False)
     predictor = build(OneShot, objective.denoiser.noise_schedule)
     with pytest.raises(TsAdaptError, match=r"train\.caption to 0"):
         options = TrainOptions(loss="labels", caption=1.0)

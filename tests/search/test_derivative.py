@@ -23,7 +23,7 @@ from ts_adapt.search.derivative import compare, trusted
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
-from ts_adapt.search.static import search_static
+from ts_adapt.search.static import StaticResult, search_static
 from ts_adapt.search.static_options import Method, StaticOptions
 from ts_adapt.solvers import DPMSolverPP, UniPC
 
@@ -42,9 +42,8 @@ def smooth() -> tuple[Objective, Batch]:
     means = 2 * torch.rand((2, 1, 4, 4), generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 1
     mixture = GaussianMixtureDenoiser(ContinuousVP(), means, torch.tensor([0.3, 0.02], dtype=torch.float64))
     x_T = initial_noise(0, range(192), mixture.shape)
-    target = integrate(
-        mixture, UniPC(mixture.noise_schedule, order=3), fixed.make("log_snr", mixture.noise_schedule, 64), x_T
-    ).x
+    fine = fixed.make("log_snr", mixture.noise_schedule, 64)
+    target = integrate(mixture, UniPC(mixture.noise_schedule, order=3), fine, x_T).x
     solver = DPMSolverPP(mixture.noise_schedule, order=2)
     return Objective(mixture, solver, make("l2")), Batch(torch.arange(192), x_T, target, {})
 
@@ -66,9 +65,14 @@ def unseen(batch: Batch) -> Batch:
 
 def starts(objective: Objective) -> dict[str, TimeGrid]:
     noise_schedule = objective.denoiser.noise_schedule
-    return {
-        name: TimeGrid(fixed.make(name, noise_schedule, STEPS)) for name in ("linear", "quadratic", "karras", "log_snr")
-    }
+    names = ("linear", "quadratic", "karras", "log_snr")
+    return {name: TimeGrid(fixed.make(name, noise_schedule, STEPS)) for name in names}
+
+
+def search(objective: Objective, train: Batch, validation: Batch, **options: Any) -> StaticResult:
+    """Of the times alone."""
+    options = StaticOptions(corrections=[], **options)
+    return search_static(objective, train, validation, starts(objective), options, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +80,7 @@ def optimum(smooth) -> float:
     """The least mean distance that the smooth problem has to offer, on the samples that no search has seen."""
     objective, batch = smooth
     held = unseen(batch)
-    options = StaticOptions(method="lbfgs", iterations=100, starts=4, tolerance=1e-9, corrections=[])
-    return search_static(objective, held, held, starts(objective), options, progress=False).distance
+    return search(objective, held, held, method="lbfgs", iterations=100, starts=4, tolerance=1e-9).distance
 
 
 @pytest.mark.parametrize(
@@ -112,11 +115,7 @@ def test_a_place_that_is_nearly_flat_does_not_outvote_the_other(smooth):
 @pytest.mark.parametrize("method", ["auto", "forward"])
 def test_static_search_finds_the_smooth_problem_s_optimum_through_the_wiggle(smooth, optimum, how, method):
     objective, batch = smooth
-    train, validation = split(batch)
-    rough = roughened(objective, how)
-    result = search_static(
-        rough, train, validation, starts(rough), StaticOptions(method=method, corrections=[]), progress=False
-    )
+    result = search(roughened(objective, how), *split(batch), method=method)
     reached = float(objective.measure(result.grid, unseen(batch)).mean())
     best = min(float(objective.measure(grid, unseen(batch)).mean()) for grid in starts(objective).values())
     assert reached < (1.12 if method == "auto" else 1.2) * optimum < 0.6 * best
@@ -125,13 +124,9 @@ def test_static_search_finds_the_smooth_problem_s_optimum_through_the_wiggle(smo
 @pytest.mark.parametrize("how", [*ROUGH, "embedded 0.05"])
 def test_the_default_search_is_as_good_as_the_best_method_without_being_told_which(smooth, how):
     objective, batch = smooth
-    train, validation = split(batch)
-    rough = roughened(objective, how)
-    reached = {}
+    rough, reached = roughened(objective, how), {}
     for method in get_args(Method):
-        found = search_static(
-            rough, train, validation, starts(rough), StaticOptions(method=method, corrections=[]), progress=False
-        )
+        found = search(rough, *split(batch), method=method)
         reached[method] = float(objective.measure(found.grid, unseen(batch)).mean())
     assert reached["auto"] < 1.03 * min(reached.values())
 
@@ -179,7 +174,7 @@ def test_an_interrupted_search_goes_on_to_the_same_grid(smooth, tmp_path):
     rough = roughened(objective, "embedded 0.05")
     options = StaticOptions(iterations=4, starts=1, evaluations=24, corrections=[])
 
-    def search(journal: Journal, **given: Any) -> TimeGrid:
+    def run(journal: Journal, **given: Any) -> TimeGrid:
         return search_static(
             rough, train, validation, starts(rough), options, journal=journal, progress=False, **given
         ).grid
@@ -191,24 +186,21 @@ def test_an_interrupted_search_goes_on_to_the_same_grid(smooth, tmp_path):
         if step == 3:
             raise Killed
 
-    whole = search(Journal())
+    whole = run(Journal())
     with pytest.raises(Killed):
-        search(Journal(tmp_path / "journal", "key"), on_step=kill)
+        run(Journal(tmp_path / "journal", "key"), on_step=kill)
     before = rough.denoiser.evaluations
-    assert torch.equal(search(Journal(tmp_path / "journal", "key")).times, whole.times)
+    assert torch.equal(run(Journal(tmp_path / "journal", "key")).times, whole.times)
     resumed = rough.denoiser.evaluations - before
-    search(Journal())
+    run(Journal())
     assert resumed < 0.9 * (rough.denoiser.evaluations - before - resumed)
 
 
 def test_a_search_that_found_nothing_says_what_it_tried(smooth):
     objective, batch = smooth
-    grids = starts(objective)
     objective = replace(objective, distance=lambda x, y: torch.ones(len(x)) + 0 * x.flatten(1).sum(1))
-    found = search_static(
-        objective, *split(batch), grids, StaticOptions(evaluations=16, corrections=[]), progress=False
-    )
+    found = search(objective, *split(batch), evaluations=16)
     assert not found.moved
-    assert found.grid is grids[found.start]
+    assert torch.equal(found.grid.times, starts(objective)[found.start].times)
     assert {method for method, _ in found.tried} == {"forward"}  # no derivative agrees with differences that are zero
     assert found.start in found.remarks()[-1]

@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from small_job import SMALL, Job
-from small_predictors import build, split
+from small_predictors import build, split, start
 from ts_adapt.config import Config
 from ts_adapt.distances import features_of, l2
 from ts_adapt.distances import make as make_distance
 from ts_adapt.evaluation import quality
-from ts_adapt.grids import fixed
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import matched_images
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.one_shot import OneShot
@@ -114,7 +113,7 @@ def test_an_image_that_is_not_finite_counts_for_no_other_and_a_lone_one_is_compa
 
 def test_what_is_validated_does_not_depend_on_how_the_samples_are_cut(problem):
     objective, batch = problem
-    grid = TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, STEPS))
+    grid = start(objective, STEPS)["log_snr"]
     objective = replace(objective, distance=Matching(l2, Real(objective.denoiser.draw(50, 1), l2), 1.0))
     whole = objective(grid, batch).float()
     for size in (len(batch), 13, len(batch) - 1):
@@ -151,20 +150,16 @@ def narrow(problem):
 def test_a_search_nears_the_data_where_the_teacher_is_far_from_them(narrow):
     objective, batch, images = narrow
     train, validation = split(batch)
-    starts = {"log_snr": TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, STEPS))}
     far, paired = {}, {}
     for weight in (0.0, 10.0):
         options = StaticOptions(
-            method="adam",
-            iterations=40,
-            lr=0.06,
-            batch_size=16,
-            validate_every=5,
-            corrections=["scale", "history"],
+            method="adam", iterations=40, lr=0.06, batch_size=16, validate_every=5, corrections=["scale", "history"],
             distribution=weight,
-        )
+        )  # fmt: skip
         given = Real(images, l2) if weight else None
-        result = search_static(objective, train, validation, starts, options, real=given, progress=False)
+        result = search_static(
+            objective, train, validation, start(objective, STEPS), options, real=given, progress=False
+        )
         far[weight] = mmd(objective, result.grid, batch, images)
         paired[weight] = float(objective.measure(result.grid, validation).mean())
         whole = paired[weight] + weight * mmd(objective, result.grid, validation, images)
@@ -189,7 +184,6 @@ def test_a_predictor_learns_it_too(narrow, tmp_path):
 
 def test_what_cannot_be_matched_is_refused(problem, tmp_path):
     objective, batch = problem
-    starts = {"log_snr": TimeGrid(fixed.make("log_snr", objective.denoiser.noise_schedule, STEPS))}
     real = Real(objective.denoiser.draw(10, 1), l2)
     for options, given, message in (
         (StaticOptions(distribution=1.0), real, "set static.method to adam"),
@@ -197,7 +191,7 @@ def test_what_cannot_be_matched_is_refused(problem, tmp_path):
         (StaticOptions(distribution=1.0, method="adam"), None, "none were given"),
     ):
         with pytest.raises(TsAdaptError, match=message):
-            search_static(objective, batch, batch, starts, options, real=given, progress=False)
+            search_static(objective, batch, batch, start(objective, STEPS), options, real=given, progress=False)
     predictor = build(OneShot, objective.denoiser.noise_schedule)
     with pytest.raises(TsAdaptError, match=r"train\.distribution to 0"):
         options = TrainOptions(loss="labels", distribution=1.0)

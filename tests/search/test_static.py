@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import get_args
 
 import pytest
@@ -19,18 +19,29 @@ from ts_adapt.search.static_options import USED_BY_METHOD, Method, StaticOptions
 STEPS = 4
 
 
-def starts(noise_schedule):
+def starts(objective):
+    noise_schedule = objective.denoiser.noise_schedule
     return {name: TimeGrid(fixed.make(name, noise_schedule, STEPS)) for name in ("linear", "log_snr", "karras")}
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "adam", "smoothed"])
-def test_learned_grid_beats_the_best_fixed_one_on_validation(problem, method):
+def search(objective, train, validation, grids=None, *, means=None, **options):
+    """From `grids`, or those of `starts`."""
+    grids, options = grids or starts(objective), StaticOptions(**options)
+    return search_static(objective, train, validation, grids, options, means=means, progress=False)
+
+
+@pytest.fixture
+def learning(problem):
+    """The objective, what is learned from and what validates."""
     objective, batch = problem
-    train, validation = split(batch)
-    grids = starts(objective.denoiser.noise_schedule)
-    options = StaticOptions(iterations=60, batch_size=16, method=method, corrections=[])
-    result = search_static(objective, train, validation, grids, options, progress=False)
-    _, means = best_start(objective, grids, validation)
+    return (objective, *split(batch))
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam", "smoothed"])
+def test_learned_grid_beats_the_best_fixed_one_on_validation(learning, method):
+    objective, _, validation = learning
+    result = search(*learning, iterations=60, batch_size=16, method=method, corrections=[])
+    _, means = best_start(objective, starts(objective), validation)
     assert result.start_distance == pytest.approx(min(means.values()))
     assert result.distance < 0.9 * result.start_distance
     assert float(objective.measure(result.grid, validation).mean()) == pytest.approx(result.distance, rel=1e-6)
@@ -43,13 +54,10 @@ def test_the_geometric_mean_goes_by_most_samples_where_a_few_are_far_off(problem
     train, validation = split(replace(batch, target=far))
     left = {}
     for target in get_args(Target):
-        options = StaticOptions(method="lbfgs", iterations=40, target=target, corrections=[])
-        result = search_static(
-            objective, train, validation, starts(objective.denoiser.noise_schedule), options, progress=False
-        )
+        result = search(objective, train, validation, method="lbfgs", iterations=40, target=target, corrections=[])
         distance = objective.measure(result.grid, validation).double()
         left[target] = distance.log().mean().exp().item(), distance.median().item()
-        grids = starts(objective.denoiser.noise_schedule)
+        grids = starts(objective)
         name, _ = best_start(objective, grids, validation)
         most = 2 * objective.measure(grids[name], validation).double().median()
         capped = distance.clamp(max=most).mean().item()
@@ -60,94 +68,64 @@ def test_the_geometric_mean_goes_by_most_samples_where_a_few_are_far_off(problem
 
 
 @pytest.mark.parametrize("target", ["mean", "capped"])
-def test_means_that_are_known_are_not_measured_again(problem, target):
-    objective, batch = problem
-    train, validation = split(batch)
-    grids = starts(objective.denoiser.noise_schedule)
-    _, means = best_start(objective, grids, validation)
+def test_means_that_are_known_are_not_measured_again(learning, target):
+    objective, _, validation = learning
+    _, means = best_start(objective, starts(objective), validation)
 
-    def search(means):
-        begun, options = objective.denoiser.evaluations, StaticOptions(method="adam", iterations=1, target=target)
-        result = search_static(objective, train, validation, grids, options, means=means, progress=False)
+    def counted(means):
+        begun = objective.denoiser.evaluations
+        result = search(*learning, method="adam", iterations=1, target=target, means=means)
         return result, objective.denoiser.evaluations - begun
 
-    (given, less), (measured, more) = search(means), search(None)
+    (given, less), (measured, more) = counted(means), counted(None)
     assert torch.equal(given.grid.times, measured.grid.times) and given.distance == measured.distance
-    assert more - less == len(grids) * STEPS
+    assert more - less == len(means) * STEPS
 
 
-def test_result_is_never_worse_than_the_start(problem):
-    objective, batch = problem
-    train, validation = split(batch)
-    wild = StaticOptions(method="adam", iterations=4, batch_size=4, lr=50.0, validate_every=1)
-    result = search_static(
-        objective, train, validation, starts(objective.denoiser.noise_schedule), wild, progress=False
-    )
+def test_result_is_never_worse_than_the_start(learning):
+    result = search(*learning, method="adam", iterations=4, batch_size=4, lr=50.0, validate_every=1)
     assert result.distance <= result.start_distance
 
 
-def test_same_seed_same_grid(problem):
-    objective, batch = problem
-    train, validation = split(batch)
-    run = [
-        search_static(
-            objective,
-            train,
-            validation,
-            starts(objective.denoiser.noise_schedule),
-            StaticOptions(method="adam", iterations=5),
-            progress=False,
-        )
-        for _ in range(2)
-    ]
-    assert torch.equal(run[0].grid.times, run[1].grid.times)
+def test_same_seed_same_grid(learning):
+    one, other = (search(*learning, method="adam", iterations=5) for _ in range(2))
+    assert torch.equal(one.grid.times, other.grid.times)
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "adam"])
 @pytest.mark.parametrize("correction", ["shift", "scale", "coefficients"])
-def test_each_correction_lowers_the_distance_that_times_alone_reach(problem, correction, method):
-    objective, batch = problem
-    train, _ = split(batch)
-    noise_schedule = objective.denoiser.noise_schedule
+def test_each_correction_lowers_the_distance_that_times_alone_reach(learning, correction, method):
+    objective, train, _ = learning
     options = {"iterations": 60, "batch_size": 16, "method": method, "tolerance": 1e-7}
-    plain = search_static(
-        objective, train, train, starts(noise_schedule), StaticOptions(corrections=[], **options), progress=False
-    )
-    corrected = StaticOptions(corrections=[correction], lr=0.005, **options)
-    result = search_static(objective, train, train, {"static": plain.grid}, corrected, progress=False)
+    plain = search(objective, train, train, corrections=[], **options)
+    result = search(objective, train, train, {"static": plain.grid}, corrections=[correction], lr=0.005, **options)
     assert result.distance < 0.99 * plain.distance
     carried = {"shift": "model_times", "scale": "output_scale", "coefficients": "coefficients"}
     for name, field in carried.items():
         assert (getattr(result.grid, field) is not None) == (name == correction)
 
 
-def test_soft_teacher_runs_and_still_improves(problem):
-    objective, batch = problem
-    train, validation = split(batch)
-    options = StaticOptions(iterations=30, batch_size=16, soft_teacher=True, method="adam", corrections=[])
-    result = search_static(
-        objective, train, validation, starts(objective.denoiser.noise_schedule), options, progress=False
-    )
+def test_soft_teacher_runs_and_still_improves(learning):
+    result = search(*learning, iterations=30, batch_size=16, soft_teacher=True, method="adam", corrections=[])
     assert result.distance < result.start_distance
 
 
-def test_lbfgs_ends_where_the_mean_is_flat_and_keeps_the_best_of_its_starts(problem):
-    objective, batch = problem
-    train, _ = split(batch)
-    grids = starts(objective.denoiser.noise_schedule)
+def test_lbfgs_ends_where_the_mean_is_flat_and_keeps_the_best_of_its_starts(learning):
+    objective, train, _ = learning
+    grids = starts(objective)
 
-    def search(**grids):
-        options = StaticOptions(method="lbfgs", iterations=60, tolerance=1e-10, starts=3, corrections=[])
-        return search_static(objective, train, train, grids, options, progress=False)
+    def ended(**grids):
+        options = {"method": "lbfgs", "iterations": 60, "tolerance": 1e-10, "starts": 3, "corrections": []}
+        return search(objective, train, train, grids, **options)
 
     def slope(grid):
         space = GridSpace(objective.denoiser.noise_schedule, STEPS)
         z = space.numbers(grid).requires_grad_()
         return float(torch.autograd.grad(objective(space.grid(z), train).mean(), z)[0].norm())
 
-    single = {name: search(**{name: grid}) for name, grid in grids.items()}
+    single = {name: ended(**{name: grid}) for name, grid in grids.items()}
     assert all(slope(result.grid) < 0.02 * slope(grids[name]) for name, result in single.items())
-    assert search(**grids).distance == pytest.approx(min(result.distance for result in single.values()))
+    assert ended(**grids).distance == pytest.approx(min(result.distance for result in single.values()))
 
 
 def test_no_start_is_refused(problem):
@@ -157,17 +135,12 @@ def test_no_start_is_refused(problem):
 
 
 @pytest.mark.parametrize("method", get_args(Method))
-def test_an_option_that_no_result_of_a_method_records_changes_nothing_of_it(problem, method):
-    objective, batch = problem
-    train, validation = split(batch)
-    grids = starts(objective.denoiser.noise_schedule)
+def test_an_option_that_no_result_of_a_method_records_changes_nothing_of_it(learning, method):
     few = {"iterations": 2, "evaluations": 10, "starts": 1, "batch_size": 8, "validate_every": 1}
     options = StaticOptions(method=method, corrections=[], **few)
     idle = {name for name, under in USED_BY_METHOD.items() if method not in under} - {"soft_teacher"}
     others = replace(options, **{name: 0.5 if name == "ema" else 2 * getattr(options, name) or 1 for name in idle})
-    one, other = (
-        search_static(objective, train, validation, grids, each, progress=False) for each in (options, others)
-    )
+    one, other = (search(*learning, **asdict(each)) for each in (options, others))
     assert others != options and one.curve == other.curve and torch.equal(one.grid.times, other.grid.times)
 
 
@@ -192,15 +165,17 @@ def test_smoothed_gradient_is_the_exact_one_of_a_smooth_loss(problem):
     assert torch.nn.functional.cosine_similarity(estimate, exact, dim=0) > 0.98
 
 
-def test_bad_options_are_refused(problem):
-    objective, batch = problem
-    grids = starts(objective.denoiser.noise_schedule)
-    with pytest.raises(TsAdaptError, match="did you mean 'smoothed'"):
-        search_static(objective, batch, batch, grids, StaticOptions(method="smoothd"))
-    with pytest.raises(TsAdaptError, match="soft_teacher moves the starts"):
-        search_static(objective, batch, batch, grids, StaticOptions(soft_teacher=True))
-    with pytest.raises(TsAdaptError, match="did you mean 'scale'"):
-        search_static(objective, batch, batch, grids, StaticOptions(corrections=["scal"]))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "smoothd"}, "did you mean 'smoothed'"),
+        ({"soft_teacher": True}, "soft_teacher moves the starts"),
+        ({"corrections": ["scal"]}, "did you mean 'scale'"),
+    ],
+)
+def test_bad_options_are_refused(learning, options, message):
+    with pytest.raises(TsAdaptError, match=message):
+        search(*learning, **options)
 
 
 class Killed(Exception):
@@ -229,21 +204,20 @@ class Counting:
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "adam", "smoothed"])
-def test_a_search_that_was_killed_goes_on_to_the_same_result(problem, method, tmp_path):
-    objective, batch = problem
-    train, validation = split(batch)
-    grids = starts(objective.denoiser.noise_schedule)
+def test_a_search_that_was_killed_goes_on_to_the_same_result(learning, method, tmp_path):
+    objective, train, validation = learning
+    grids = starts(objective)
     options = StaticOptions(method=method, iterations=12, corrections=["shift"])
     _, means = best_start(objective, grids, validation)
 
-    def search(objective, journal=None):
+    def run(objective, journal=None):
         return search_static(objective, train, validation, grids, options, means=means, journal=journal, progress=False)
 
     whole, rest = Counting(objective), Counting(objective)
-    unbroken = search(whole)
+    unbroken = run(whole)
     with pytest.raises(Killed):
-        search(Counting(objective, last=whole.asked - 2), Journal(tmp_path / "j", "key"))
-    resumed = search(rest, Journal(tmp_path / "j", "key"))
+        run(Counting(objective, last=whole.asked - 2), Journal(tmp_path / "j", "key"))
+    resumed = run(rest, Journal(tmp_path / "j", "key"))
     assert rest.asked <= 4 < whole.asked
     assert resumed.curve == unbroken.curve
     assert torch.equal(resumed.grid.times, unbroken.grid.times)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -56,6 +57,11 @@ def grid(noise_schedule, steps, last=0.02, skew=1.0):
     return noise_schedule.t_max + (end - noise_schedule.t_max) * places
 
 
+def solved(make, noise_schedule, times, **options):
+    """The mixture's solve from `start`, by the solver that `make` gives."""
+    return integrate(mixture(noise_schedule), make(noise_schedule), times, start(noise_schedule), **options)
+
+
 @pytest.mark.parametrize("noise_schedule", NOISES.values(), ids=NOISES)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_batch_of_grids_is_the_runs_of_one(name, noise_schedule):
@@ -71,11 +77,7 @@ def test_a_batch_of_grids_is_the_runs_of_one(name, noise_schedule):
 @pytest.mark.parametrize("name", ONE_EVALUATION)
 def test_one_step_is_ddim(name, noise_schedule):
     """There is no history in the first step, and nothing to correct."""
-    times = grid(noise_schedule, 1)
-    one, reference = (
-        integrate(mixture(noise_schedule), s(noise_schedule), times, start(noise_schedule)).x
-        for s in (SOLVERS[name], DDIM)
-    )
+    one, reference = (solved(make, noise_schedule, grid(noise_schedule, 1)).x for make in (SOLVERS[name], DDIM))
     torch.testing.assert_close(one, reference, rtol=1e-12, atol=1e-12)
 
 
@@ -85,9 +87,7 @@ def test_flow_between_infinite_log_snr(name, steps):
     """alpha = 0 at the start, sigma = 0 at the end: finite states and finite gradients to states and times."""
     noise_schedule = RectifiedFlow()
     times = grid(noise_schedule, steps, last=0.0).requires_grad_()
-    solution = integrate(
-        mixture(noise_schedule), SOLVERS[name](noise_schedule), times, start(noise_schedule), keep_trajectory=True
-    )
+    solution = solved(SOLVERS[name], noise_schedule, times, keep_trajectory=True)
     (gradient,) = torch.autograd.grad(solution.x.square().sum(), times)
     assert torch.isfinite(solution.states).all()
     assert torch.isfinite(gradient).all()
@@ -99,12 +99,7 @@ def test_flow_between_infinite_log_snr(name, steps):
 def test_terminal_sigma_of_zero_is_refused(name):
     noise_schedule = RectifiedFlow()
     with pytest.raises(TsAdaptError, match="sigma"):
-        integrate(
-            mixture(noise_schedule),
-            SOLVERS[name](noise_schedule),
-            grid(noise_schedule, 4, last=0.0),
-            start(noise_schedule),
-        )
+        solved(SOLVERS[name], noise_schedule, grid(noise_schedule, 4, last=0.0))
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -112,7 +107,7 @@ def test_zero_terminal_snr_start_is_finite(name):
     noise_schedule = NOISES["zero_snr"]
     free = grid(noise_schedule, 4)[1:].requires_grad_()
     times = torch.cat([torch.tensor([noise_schedule.t_max], dtype=torch.float64), free])
-    x = integrate(mixture(noise_schedule), SOLVERS[name](noise_schedule), times, start(noise_schedule)).x
+    x = solved(SOLVERS[name], noise_schedule, times).x
     (gradient,) = torch.autograd.grad(x.sum(), free)
     assert torch.isfinite(x).all() and torch.isfinite(gradient).all()
 
@@ -155,13 +150,9 @@ def test_tiny_steps_are_stable(name):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_float32_states_stay_float32_and_close(name):
     noise_schedule = NOISES["vp"]
+    denoiser, solver, times = mixture(noise_schedule), SOLVERS[name](noise_schedule), grid(noise_schedule, 6)
     wide, narrow = (
-        integrate(
-            mixture(noise_schedule),
-            SOLVERS[name](noise_schedule),
-            grid(noise_schedule, 6),
-            start(noise_schedule, dtype=dtype),
-        ).x
+        integrate(denoiser, solver, times, start(noise_schedule, dtype=dtype)).x
         for dtype in (torch.float64, torch.float32)
     )
     assert narrow.dtype == torch.float32
@@ -208,10 +199,10 @@ def test_corrector_works_on_the_state_after_the_policy_saw_it():
 def test_lower_order_final_below_fifteen_steps_only():
     noise_schedule = NOISES["vp"]
     for steps, lowered in ((14, True), (15, False)):
-        for make in (lambda flag: DPMSolverPP(noise_schedule, 3, flag), lambda flag: DEIS(noise_schedule, 3, flag)):
+        for kind in (DPMSolverPP, DEIS):
             on, off = (
-                integrate(mixture(noise_schedule), make(f), grid(noise_schedule, steps), start(noise_schedule)).x
-                for f in (True, False)
+                solved(partial(kind, order=3, lower_order_final=flag), noise_schedule, grid(noise_schedule, steps)).x
+                for flag in (True, False)
             )
             assert torch.equal(on, off) is not lowered
 
@@ -276,10 +267,7 @@ def test_a_learned_coefficient_is_a_share_of_the_first_order_weight():
     noise_schedule = NOISES["vp"]
     times, x = torch.tensor([0.8, 0.3], dtype=torch.float64), start(noise_schedule)
     c = torch.full((1, 1), 0.1, dtype=torch.float64)
-    plain, moved = (
-        integrate(mixture(noise_schedule), DDIM(noise_schedule), TimeGrid(times, coefficients=v), x).x
-        for v in (None, c)
-    )
+    plain, moved = (solved(DDIM, noise_schedule, TimeGrid(times, coefficients=v)).x for v in (None, c))
     alpha, sigma = noise_schedule.alpha(times), noise_schedule.sigma(times)
     share = 0.1 * (alpha[1] - alpha[0] * sigma[1] / sigma[0])
     torch.testing.assert_close(moved - plain, share * mixture(noise_schedule)(x, times[0]))
