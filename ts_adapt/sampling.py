@@ -16,7 +16,7 @@ happens around a step, `_Course`, is the same in both.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -45,7 +45,7 @@ from ts_adapt.interfaces import (
     TsAdaptWarning,
     Unguided,
 )
-from ts_adapt.numerics import check_finite
+from ts_adapt.numerics import check_finite, each_tensor
 from ts_adapt.policies import FollowGrid, as_policy
 from ts_adapt.solvers.absorbing import absorbing
 from ts_adapt.solvers.coefficients import check_end
@@ -146,13 +146,8 @@ def integrate(
 
 def condition_rows(condition: Condition, rows: slice | Tensor) -> dict[str, Any]:
     """The condition of some samples: every tensor in it, nested ones included, has a row for each, or is `()`."""
-
-    def pick(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return condition_rows(value, rows)
-        return value[rows] if isinstance(value, Tensor) and value.ndim else value
-
-    return {key: pick(value) for key, value in condition.items()}
+    picked: dict[str, Any] = each_tensor(condition, lambda value: value[rows] if value.ndim else value)
+    return picked
 
 
 def _one_by_one(

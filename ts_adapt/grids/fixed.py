@@ -60,15 +60,11 @@ def make(name: str, noise_schedule: NoiseSchedule, steps: int, native: bool = Fa
     if name not in FIXED:
         raise unknown("grid", name, FIXED)
     check_steps(steps)
+    what = f"{name} grid over {steps} steps"
     if native and name in NATIVE:
-        return validate_times(
-            NATIVE[name](noise_schedule, steps), noise_schedule, what=f"the native {name} grid over {steps} steps"
-        )
-    return validate_times(
-        pin_ends(FIXED[name](noise_schedule, steps), noise_schedule),
-        noise_schedule,
-        what=f"the {name} grid over {steps} steps",
-    )
+        return validate_times(NATIVE[name](noise_schedule, steps), noise_schedule, what=f"the native {what}")
+    times = pin_ends(FIXED[name](noise_schedule, steps), noise_schedule)
+    return validate_times(times, noise_schedule, what=f"the {what}")
 
 
 def pin_ends(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:

@@ -186,7 +186,7 @@ def search_static(
         total = options.evaluations if method == "forward" else options.iterations
         result.tried.append((method, name))
         with tqdm(total=total, desc=f"static from {name}", disable=not progress, leave=False) as bar:
-            DESCENTS[method](objective, train, space, z, replace(options, method=method), journal, track, bar)
+            DESCENTS[method](track, train, z, replace(options, method=method), bar)
 
     finite = [name for name in sorted(starts, key=means.__getitem__) if math.isfinite(means[name])]
     if options.method == "auto":
@@ -202,8 +202,8 @@ def search_static(
 
 
 class _Track:
-    """The best grid on the validation samples so far, or the last that is better than the start where it `keeps_last`,
-    and the curve of what was validated."""
+    """What is searched and how far it is: the best grid on the validation samples so far, or the last that is better
+    than the start where it `keeps_last`, and the curve of what was validated."""
 
     def __init__(
         self, objective: Objective, validation: Batch, space: GridSpace, grid: TimeGrid, distance: float,
@@ -230,11 +230,10 @@ class _Track:
         bar.set_postfix(validation=f"{value:.5f}", best=f"{self.distance:.5f}")
 
 
-def _descend_lbfgs(
-    objective: Objective, train: Batch, space: GridSpace, origin: Tensor, options: StaticOptions, journal: Journal,
-    track: _Track, bar: Bar,
-) -> None:  # fmt: skip
+def _descend_lbfgs(track: _Track, train: Batch, origin: Tensor, options: StaticOptions, bar: Bar) -> None:
     from scipy.optimize import minimize
+
+    objective, space, journal = track.objective, track.space, track.journal
 
     def z_at(place: np.ndarray) -> Tensor:
         return origin + FIRST_STEP * torch.from_numpy(place).to(origin)
@@ -266,15 +265,8 @@ def _descend_lbfgs(
     )  # fmt: skip
 
 
-def _descend_adam(
-    objective: Objective, train: Batch, space: GridSpace, origin: Tensor, options: StaticOptions, journal: Journal,
-    track: _Track, bar: Bar,
-) -> None:  # fmt: skip
-    unit = space.unit.to(origin)
-
-    def grid_at(v: Tensor) -> TimeGrid:
-        return space.grid(origin + unit * v)
-
+def _descend_adam(track: _Track, train: Batch, origin: Tensor, options: StaticOptions, bar: Bar) -> None:
+    objective, unit = track.objective, track.space.unit.to(origin)
     v = torch.zeros_like(origin, requires_grad=True)
     average = torch.zeros_like(origin)
     optimizer = torch.optim.Adam([v], lr=options.lr, betas=(0.9, 0.95))
@@ -282,6 +274,19 @@ def _descend_adam(
     offsets = torch.zeros_like(train.x_T) if options.soft_teacher else None
     generator = torch.Generator().manual_seed(options.seed)
     order: list[int] = []
+
+    def grid_at(v: Tensor) -> TimeGrid:
+        return track.space.grid(origin + unit * v)
+
+    def compute(rows: Tensor, draws: Tensor) -> list[float]:
+        """The mean distance of a minibatch, and its gradient in `v` `(P,)`, one number after the other."""
+        batch = train.rows(rows)
+        if options.method == "smoothed":
+            loss, gradient = _smoothed_gradient(objective, grid_at, v.detach(), batch, options.smoothing, draws)
+        else:
+            loss, gradient = _exact_gradient(objective, grid_at, v, batch, rows, offsets, options.clip)
+        return [loss, *gradient.tolist()]
+
     for iteration in range(1, options.iterations + 1):
         size = min(options.batch_size, len(train))
         if len(order) < size:
@@ -290,8 +295,8 @@ def _descend_adam(
                 forget(objective)
         rows = torch.tensor([order.pop(0) for _ in range(size)])
         draws = torch.randn((size, len(v)), generator=generator, dtype=v.dtype).to(v.device)
-        step = partial(_gradient, objective, grid_at, v, train.rows(rows), rows, offsets, draws, options)
-        loss, *gradient = journal.recall([*rows.tolist(), *(origin + unit * v).tolist()], step)
+        asked = [*rows.tolist(), *(origin + unit * v).tolist()]
+        loss, *gradient = track.journal.recall(asked, partial(compute, rows, draws))
         if options.adversarial:
             learn(objective)
         v.grad = torch.tensor(gradient, dtype=v.dtype, device=v.device)
@@ -304,12 +309,11 @@ def _descend_adam(
             track.validate(origin + unit * average, bar)
 
 
-def _descend_forward(
-    objective: Objective, train: Batch, space: GridSpace, origin: Tensor, options: StaticOptions, journal: Journal,
-    track: _Track, bar: Bar,
-) -> None:  # fmt: skip
+def _descend_forward(track: _Track, train: Batch, origin: Tensor, options: StaticOptions, bar: Bar) -> None:
     """CMA-ES from `origin` in steps of `space.unit`; the mean of each generation's draws is validated."""
     from cmaes import CMA
+
+    objective, space, journal = track.objective, track.space, track.journal
 
     def z_at(place: np.ndarray) -> Tensor:
         return origin + torch.from_numpy(place).to(origin) * space.unit.to(origin)
@@ -328,18 +332,6 @@ def _descend_forward(
         track.step(min(values))
         track.validate(z_at(search.mean), bar)
         track.validate(z_at(places[int(np.argmin(values))]), bar)
-
-
-def _gradient(
-    objective: Objective, grid_at: GridAt, v: Tensor, batch: Batch, rows: Tensor, offsets: Tensor | None,
-    draws: Tensor, options: StaticOptions,
-) -> list[float]:  # fmt: skip
-    """The mean distance of a minibatch, and its gradient in `v` `(P,)`, one number after the other."""
-    if options.method == "smoothed":
-        loss, gradient = _smoothed_gradient(objective, grid_at, v.detach(), batch, options.smoothing, draws)
-    else:
-        loss, gradient = _exact_gradient(objective, grid_at, v, batch, rows, offsets, options.clip)
-    return [loss, *gradient.tolist()]
 
 
 def _smoothed_gradient(
