@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from torch import Tensor
 
 import tiny_pipelines as tiny
 from tiny_networks import WIDTH as POOLED
@@ -150,3 +151,13 @@ def family(name: str) -> tuple[Any, dict[str, Any]]:
     pipe = make()
     pipe.set_progress_bar_config(disable=True)
     return pipe, dict(call)
+
+
+def last_state(pipe: Any, call: dict[str, Any], prompts: list[str], latents: Tensor, steps: int) -> Tensor:
+    """Where the pipeline's own run for `prompts` ends, from `latents`, a row each; `call`: its other arguments."""
+    texts: dict[str, Any] = {"prompt": prompts}
+    if "negative_prompt" in call:
+        texts["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
+    out = pipe(**{**call, **texts}, latents=latents, num_inference_steps=steps, output_type="latent", return_dict=False)
+    end: Tensor = out[0]
+    return end

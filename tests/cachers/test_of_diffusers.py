@@ -13,7 +13,7 @@ import torch
 from diffusers import hooks
 from torch import Tensor, nn
 
-from tiny_families import family
+from tiny_families import family, last_state
 from tiny_networks import small
 from ts_adapt.assembly import build_cachers, build_solver
 from ts_adapt.cachers import FasterCache, FirstBlock, MagCache, attached
@@ -224,16 +224,9 @@ def test_a_pipeline_is_cached_by_whatever_tells_it_the_step(name: str, cacher: s
     denoiser, prompts = PipelineDenoiser(pipe, call), ["a cat", "the big dog"]
     schedule = LearnedScheduler.from_grid("uniform", "unipc-2", pipe.scheduler.config)
     x_T = initial_noise(0, range(BATCH), denoiser.shape)
-    texts: dict[str, Any] = {"prompt": prompts}
-    if "negative_prompt" in call:
-        texts["negative_prompt"] = [call["negative_prompt"]] * BATCH
 
     def sample() -> Tensor:
-        made = pipe(
-            **{**call, **texts}, latents=x_T, num_inference_steps=STEPS, output_type="latent", return_dict=False
-        )
-        end: Tensor = made[0]
-        return end
+        return last_state(pipe, call, prompts, x_T, STEPS)
 
     def learned() -> Tensor:
         attach(pipe, schedule)
@@ -261,15 +254,10 @@ def test_a_pipeline_is_cached_by_whatever_tells_it_the_step(name: str, cacher: s
 @torch.no_grad()
 def test_a_pipelines_own_loop_is_as_with_diffusers_own_cache() -> None:
     pipe, call = pipeline("qwen-image")
-    prompts = {"prompt": ["a cat", "dog"], "negative_prompt": [" ", " "]}
+    x_T = torch.randn(BATCH, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def sample() -> Tensor:
-        x_T = torch.randn(BATCH, 16, 16, generator=torch.Generator().manual_seed(0))
-        out = pipe(
-            **{**call, **prompts}, latents=x_T, num_inference_steps=STEPS, output_type="latent", return_dict=False
-        )
-        end: Tensor = out[0]
-        return end
+        return last_state(pipe, call, ["a cat", "dog"], x_T, STEPS)
 
     pipe.transformer.enable_cache(CONFIGS["firstblock"](None))
     theirs = sample()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from interrupting import interrupted
 from small_job import LABEL, Job, edit
+from ts_adapt.jobs import labels, search, train
 from ts_adapt.schedules.file import LearnedGrid
 
 
@@ -50,24 +51,13 @@ def test_the_old_result_stays_until_the_new_one_is_complete(
     job: Job, monkeypatch, command, what, changed, expected
 ) -> None:
     path = place(job, what)
-    before, calls = content(path), []
-
-    def interrupted(name: str, after: int) -> None:
-        from ts_adapt.jobs import labels, search, train
-
-        module: Any = {"static": search, "predictor": train, "labels": labels}[what]
-        original = getattr(module, name)
-
-        def stop(*args: object, **options: object) -> object:
-            calls.append(name)
-            if len(calls) > after:
-                raise KeyboardInterrupt
-            return original(*args, **options)
-
-        monkeypatch.setattr(module, name, stop)
-
-    interrupted({"static": "search_static", "predictor": "save_predictor", "labels": "search_per_sample"}[what],
-                1 if what == "labels" else 0)  # fmt: skip
+    before = content(path)
+    module, name, at = {
+        "static": (search, "search_static", 1),
+        "predictor": (train, "save_predictor", 1),
+        "labels": (labels, "search_per_sample", 2),
+    }[what]
+    monkeypatch.setattr(module, name, interrupted(getattr(module, name), at))
     assert job.run(*command, *changed, "--redo") == 130
     assert content(path) == before
     monkeypatch.undo()

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from interrupting import interrupted
 from small_job import LABEL, Job
+from ts_adapt.jobs import labels
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.storage.files import read_tensors
 
@@ -87,22 +89,12 @@ def test_the_oracle_with_corrections_starts_from_the_static_grid_with_them_where
 
 
 def test_an_interrupted_search_with_corrections_goes_on_to_the_same_labels(job: Job, monkeypatch) -> None:
-    from ts_adapt.jobs import labels
-
     assert job.run(*CORRECTED) == 0
     folder = job.data / "labels/train+shift+scale/unipc-2-nfe3"
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     for path in folder.iterdir():
         path.unlink()
-    original, parts = labels.search_per_sample, []
-
-    def once(*args: object) -> object:
-        parts.append(args)
-        if len(parts) == 2:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    monkeypatch.setattr(labels, "search_per_sample", once)
+    monkeypatch.setattr(labels, "search_per_sample", interrupted(labels.search_per_sample, 2))
     assert job.run(*CORRECTED) == 130
     assert len(list(folder.iterdir())) == 2  # labels.json and one of two parts
     assert job.run(*CORRECTED) == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiny_families import FAMILIES
+from tiny_families import FAMILIES, last_state
 from tiny_families import family as family_of
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.time_derivative import TimeDerivative
@@ -37,19 +37,11 @@ def student(denoiser: PipelineDenoiser, schedule: Any, way: str = "exact") -> Te
 
 def attached(pipe: Any, call: dict[str, Any], schedule: LearnedScheduler, x_T: Tensor) -> Tensor:
     """The last state of the pipeline's run along `schedule`."""
-    prompts: dict[str, Any] = {"prompt": PROMPTS}
-    if "negative_prompt" in call:
-        prompts["negative_prompt"] = [call["negative_prompt"]] * len(PROMPTS)
     attach(pipe, schedule)
     try:
-        latents = x_T / pipe.scheduler.init_noise_sigma
-        out = pipe(
-            **{**call, **prompts}, latents=latents, num_inference_steps=STEPS, output_type="latent", return_dict=False
-        )
+        return last_state(pipe, call, PROMPTS, x_T / pipe.scheduler.init_noise_sigma, STEPS)
     finally:
         detach(pipe)
-    end: Tensor = out[0]
-    return end
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from tiny_families import family
+from tiny_families import family, last_state
 from ts_adapt import cli
 from ts_adapt.evaluation import comparison
 from ts_adapt.evaluation.metrics import FeatureStatistics
@@ -81,15 +81,8 @@ class Story:
 
 def attached(story: Story, schedule: LearnedScheduler, x_T: Tensor, prompts: list[str]) -> Tensor:
     """The last state of the pipeline's own run along `schedule`."""
-    told: dict[str, Any] = {"prompt": prompts}
-    if "negative_prompt" in story.call:
-        told["negative_prompt"] = [story.call["negative_prompt"]] * len(prompts)
     attach(story.pipe, schedule)
-    out = story.pipe(
-        **{**story.call, **told}, latents=x_T, num_inference_steps=STEPS, output_type="latent", return_dict=False
-    )
-    end: Tensor = out[0]
-    return end
+    return last_state(story.pipe, story.call, prompts, x_T, STEPS)
 
 
 @pytest.mark.parametrize("name", SEVEN)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from interrupting import interrupted
 from small_predictors import KINDS, STEPS, UNGUIDED, build
 from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
 from ts_adapt.distances import l2
@@ -79,17 +80,10 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(kind, calls, problem, l
         )  # fmt: skip
         return result, predictor.state_dict()
 
-    objective, left = replace(objective, derivative="exact"), [calls]
-
-    def dying(x, y):
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        return objective.distance(x, y)
-
+    objective = replace(objective, derivative="exact")
     whole, weights = run("whole", objective)
     with pytest.raises(KeyboardInterrupt):
-        run("killed", replace(objective, distance=dying))
+        run("killed", replace(objective, distance=interrupted(objective.distance, calls)))
     assert (tmp_path / "killed/training.safetensors").exists()
     resumed, again = run("killed", objective)
     assert resumed == whole

@@ -9,6 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
+from interrupting import interrupted
 from small_job import SMALL, Job
 from small_predictors import build, split, start
 from ts_adapt.config import Config
@@ -217,7 +218,6 @@ def test_a_killed_training_goes_on_with_its_discriminator(kind, change, narrow, 
     objective, batch, images = narrow
     train, validation = split(batch)
     options = TrainOptions(epochs=3, batch_size=12, lr=0.01, adversarial=2.0)
-    left = [8]
 
     def run(folder, objective):
         predictor = build(kind, objective.denoiser.noise_schedule, corrections=["shift", change])
@@ -228,15 +228,9 @@ def test_a_killed_training_goes_on_with_its_discriminator(kind, change, narrow, 
         )  # fmt: skip
         return result, predictor.state_dict(), read_tensors(checkpoint)
 
-    def dying(x, y):
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        return objective.distance(x, y)
-
     whole, weights, kept = run("whole", objective)
     with pytest.raises(KeyboardInterrupt):
-        run("killed", replace(objective, distance=dying))
+        run("killed", replace(objective, distance=interrupted(objective.distance, 8)))
     half = read_tensors(tmp_path / "killed/kept")
     learned = [key for key in kept if key.startswith("discriminator/")]
     assert learned and not all(torch.equal(half[key], kept[key]) for key in learned)
