@@ -98,18 +98,7 @@ CASES = {
     "unip2 bh1": (lambda n: UniP(n, 2, "bh1", lower_order_final=False), 2, 0),
     "unip2 bh2": (lambda n: UniP(n, 2, "bh2", lower_order_final=False), 2, 0),
     "unip3": (lambda n: UniP(n, 3, lower_order_final=False), 3, 2),
-}
-
-
-@pytest.mark.parametrize("places", [uniform, uneven], ids=["uniform", "uneven"])
-@pytest.mark.parametrize("case", CASES)
-def test_order_of_convergence(case, places):
-    solver_of, order, start = CASES[case]
-    assert slope(solver_of, places=places, start=start) == pytest.approx(order, abs=0.2)
-
-
-# UniC of order p lifts a predictor of order p to p + 1. At order 1 the starting step is corrected already.
-CORRECTED = {
+    # UniC of order p lifts a predictor of order p to p + 1. At order 1 the starting step is corrected already.
     "unipc1 bh1": (lambda n: UniPC(n, 1, "bh1", lower_order_final=False), 2, 0),
     "unipc1 bh2": (lambda n: UniPC(n, 1, "bh2", lower_order_final=False), 2, 0),
     "unipc2 bh1": (lambda n: UniPC(n, 2, "bh1", lower_order_final=False), 3, 1),
@@ -122,9 +111,9 @@ CORRECTED = {
 
 
 @pytest.mark.parametrize("places", [uniform, uneven], ids=["uniform", "uneven"])
-@pytest.mark.parametrize("case", CORRECTED)
-def test_order_of_corrected_solvers(case, places):
-    solver_of, order, start = CORRECTED[case]
+@pytest.mark.parametrize("case", CASES)
+def test_order_of_convergence(case, places):
+    solver_of, order, start = CASES[case]
     assert slope(solver_of, places=places, start=start) == pytest.approx(order, abs=0.2)
 
 

@@ -136,11 +136,9 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
         result = search_static(
             objective, train, validation, starts, config.static,
-            means=means if starts.keys() == fixed.keys() else None,
-            journal=journal, real=session.real_images if config.static.distribution else None,
-            images=session.seen_images if config.static.adversarial else None,
-            captions=session.captions if config.static.caption else None,
-            progress=session.progress, on_step=lambda step, loss: writer.add_scalar("train/distance", loss, step),
+            means=means if starts.keys() == fixed.keys() else None, journal=journal, progress=session.progress,
+            on_step=lambda step, loss: writer.add_scalar("train/distance", loss, step),
+            **session.learned_beside(config.static),
         )  # fmt: skip
         for line in [*minimised_said(session, config.static), *result.remarks()]:
             print(f"{called}, {name}, NFE {nfe}: {line}")

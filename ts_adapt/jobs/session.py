@@ -26,6 +26,7 @@ from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.jobs.matched_images import real_images, seen_images
 from ts_adapt.jobs.minimised import captions
 from ts_adapt.predictors.losses import Labelled
+from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.predictor import served
 from ts_adapt.predictors.store import PREDICTOR_NAMES, load_predictor, nfes_of
 from ts_adapt.remedies import command
@@ -33,6 +34,7 @@ from ts_adapt.schedules.file import LearnedGrid, check_about, guidance_remarks, 
 from ts_adapt.schedules.name import SHARED_NAMES, parse
 from ts_adapt.schedules.resolve import Found, Predicted, check_steps, predicted
 from ts_adapt.search.labels import LabelStore, start_entries
+from ts_adapt.search.static_options import StaticOptions
 from ts_adapt.search.work import Work
 from ts_adapt.storage.files import read_json
 from ts_adapt.storage.layout import ALL, CONFIG, LABELS
@@ -49,6 +51,14 @@ class Session(Experiment):
     def __init__(self, config: Config, *, progress: bool = True) -> None:
         super().__init__(config, progress=progress)
         self._warned: set[Path] = set()
+
+    def learned_beside(self, options: StaticOptions | TrainOptions) -> dict[str, Any]:
+        """What the losses of `options` beside the paired distance need, as a search and a training take it."""
+        return {
+            "real": self.real_images if options.distribution else None,
+            "images": self.seen_images if options.adversarial else None,
+            "captions": self.captions if options.caption else None,
+        }
 
     def shared_names(self, solver: str, nfe: int) -> list[str]:
         """The shared grids that the workspace has: static, with corrections (`static+shift`), blackbox, dmn, ..."""

@@ -132,10 +132,8 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
             pass
     result = train_predictor(
         predictor, session.objective(solver), batch.rows(slice(0, cut)), batch.rows(slice(cut, None)),
-        config.train, make_folder(logs), labels=labels,
-        checkpoint=checkpoint, real=session.real_images if config.train.distribution else None,
-        images=session.seen_images if config.train.adversarial else None,
-        captions=session.captions if config.train.caption else None, progress=session.progress,
+        config.train, make_folder(logs), labels=labels, checkpoint=checkpoint, progress=session.progress,
+        **session.learned_beside(config.train),
     )  # fmt: skip
     about = {
         "model": config.model.name, **session.guided_by, "teacher": store.hash, "solver": name, "nfe": served,

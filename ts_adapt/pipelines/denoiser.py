@@ -172,18 +172,11 @@ class PipelineDenoiser(Denoiser):
         """x0 `(B, ...)` by one step of the pipeline; see `interfaces.Denoiser`."""
         t = as_node_times(t)
         if self.alone and len(x_t) > 1:
-            told: dict[str, Any] = {
-                "t": t, "model_time": model_time, "output_scale": output_scale, "guidance_factor": guidance_factor
+            told = {
+                "t": t, "model_time": model_time, "output_scale": output_scale, "guidance_factor": guidance_factor,
+                **condition,
             }  # fmt: skip
-            each = [
-                self(
-                    x_t[row],
-                    **{key: value[row] if value is not None and value.ndim else value for key, value in told.items()},
-                    **condition_rows(condition, row),
-                )
-                for row in _single(x_t)
-            ]  # fmt: skip
-            return torch.cat(each)
+            return torch.cat([self(x_t[row], **condition_rows(told, row)) for row in _single(x_t)])
         found: list[Tensor] = []
 
         def keep(policy: StepPolicy, solver: Solver, x_t: Tensor, x0: Tensor, *_: Any) -> Any:
@@ -265,9 +258,8 @@ class PipelineDenoiser(Denoiser):
                 return x, Node(1, 1, as_node_times(self.noise_schedule.t_min)), None, None
 
             return self._run(
-                x.detach(), given, _At(Node(0, 1, as_node_times(self.noise_schedule.t_max))), self._solver, end,
-                by=self._recorded.silent, leave=False,
-            )  # fmt: skip
+                x.detach(), given, self._at_first, self._solver, end, by=self._recorded.silent, leave=False
+            )
 
         return self._ending.pictures(x, run)
 
@@ -294,9 +286,7 @@ class PipelineDenoiser(Denoiser):
         asked = ASKED_FOR_ONE if isinstance(policy, _At) else plan.steps
         self._student.prepare(Prepared(plan, solver, advance, start, leave, asked))
         noise = x if x is None else x.clone() if self._form is None else self._form(x)  # some loops write into it
-        ours = {
-            "num_inference_steps": asked, "latents": noise, "output_type": "pt", "return_dict": False,
-        }  # fmt: skip
+        ours = {"num_inference_steps": asked, "latents": noise, "output_type": "pt", "return_dict": False}
         given = {key: value for key, value in ours.items() if key in takes and value is not None}
         arguments = {**self.arguments.of(condition, batch), **given}
         call: Any = type(self.pipe).__call__
@@ -361,11 +351,16 @@ class PipelineDenoiser(Denoiser):
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
+    @property
+    def _at_first(self) -> _At:
+        """A single step at the first of all times."""
+        return _At(Node(0, 1, as_node_times(self.noise_schedule.t_max)))
+
     def _attached(self) -> tuple[StudentScheduler, TimeHook]:
         """The student on the pipeline, in place of one before, and its hook on the network."""
         student = StudentScheduler.from_grid("uniform", "ddim", self.scheduler_config)
         if not self.loop_times_only:
-            plan = Plan.of_policy(_At(Node(0, 1, as_node_times(self.noise_schedule.t_max))), torch.zeros(2))
+            plan = Plan.of_policy(self._at_first, torch.zeros(2))
             student.source = Source(plans={1: replace(plan, inside=True)})
         attach(self.pipe, student)
         own = self.pipe.scheduler
@@ -385,7 +380,7 @@ class PipelineDenoiser(Denoiser):
                 seen.append(next(iter(arguments.values())))
             return self._recorded.silent(network, forward, arguments)
 
-        name, at = self.arguments.name, _At(Node(0, 1, as_node_times(self.noise_schedule.t_max)))
+        name, at = self.arguments.name, self._at_first
         with torch.inference_mode(False), torch.no_grad():
             draws = OwnDraws([(0, 0)])
             self._run(None, {}, at, self._solver, keep, by=self._recorded.listen, draws=draws)
