@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import PREDICTORS, save_predictor
-from ts_adapt.predictors.training import as_numbers, choose_kept, choosing, train_predictor
+from ts_adapt.predictors.training import TrainResult, as_numbers, choose_kept, choosing, train_predictor
 from ts_adapt.storage.files import make_folder, read_json, sha256_of_json, write_json
 from ts_adapt.storage.folders import beside, making, replace_folder
 from ts_adapt.storage.layout import ALL, CONFIG, LABELS, checkpoint_file
@@ -105,9 +106,9 @@ def new_predictor(
 def _train_one(session: Session, kind: str, name: str, solver: Solver, served: list[int], redo: bool) -> None:
     config, steps = session.config, {nfe: steps_of(solver, nfe) for nfe in served}
     folder, logs = (at(kind, name, served[0]) for at in (session.workspace.predictor, session.workspace.curves))
+    called, nfes = f"{kind}, {name}", ", ".join(map(str, served))
     if stays(folder / CONFIG, lambda: _check_predictor(session, kind, name, served), redo):
-        nfes = ", ".join(map(str, served))
-        print(f"{kind}, {name}, NFE {nfes}: {folder} is there already, made with these options")
+        print(f"{called}, NFE {nfes}: {folder} is there already, made with these options")
         _choose_kept(session, kind, name, solver, served[0])
         return
     labels = None
@@ -123,10 +124,8 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     torch.manual_seed(config.train.seed)
     predictor = new_predictor(session, kind.removesuffix(ALL), static, solver.order, corrections)
     chosen = choosing(list(steps.values()), len(batch) - cut).times(solver.evaluations_per_step)
-    session.announce(
-        f"{kind}, {name}, NFE {', '.join(map(str, served))}",
-        config.train.solves(cut, len(batch) - cut).times(sum(served)) + chosen,
-    )
+    training = config.train.solves(cut, len(batch) - cut).times(sum(served))
+    session.announce(f"{called}, NFE {nfes}", training + chosen)
     if distributed.rank() == 0:
         with board(config, f"train {kind}", logs):
             pass
@@ -151,26 +150,38 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
         checkpoint.unlink(missing_ok=True)
 
     distributed.first(keep)
+    _say_trained(session, called, steps, predictor, result, folder)
+
+
+def _say_trained(
+    session: Session, called: str, steps: Mapping[int, int], predictor: OneShot | Recursive, result: TrainResult,
+    folder: Path,
+) -> None:  # fmt: skip
+    """Say what was minimised, and what the predictor in `folder` gained by it.
+
+    steps  NFE -> the number of steps
+    """
+    options = session.config.train
     if result.agreement is not None and distributed.rank() == 0:
-        print(f"{kind}, {name}: {result.agreement}")
-    for line in minimised_said(session, config.train):
-        print(f"{kind}, {name}: {line}")
-    for nfe in served:
-        now, before = result.learned[steps[nfe]], result.static[steps[nfe]]
+        print(f"{called}: {result.agreement}")
+    for line in minimised_said(session, options):
+        print(f"{called}: {line}")
+    for nfe, count in steps.items():
+        now, before = result.learned[count], result.static[count]
         print(
-            f"{kind}, {name}, NFE {nfe}: validation distance {now:.5f}, the {base} grid's {before:.5f}: "
-            f"{paired_verdict(*result.apart[steps[nfe]])}; {folder}"
+            f"{called}, NFE {nfe}: validation distance {now:.5f}, the {session.base} grid's {before:.5f}: "
+            f"{paired_verdict(*result.apart[count])}; {folder}"
         )
         if now >= before:
             print(
-                f"{kind}, {name}, NFE {nfe}: it stayed the {base} grid, as it gained no more than chance on "
-                f"{len(batch) - cut} validation samples; more train.samples (now {len(batch)}) or train.epochs (now "
-                f"{config.train.epochs}) may help"
+                f"{called}, NFE {nfe}: it stayed the {session.base} grid, as it gained no more than chance on "
+                f"{options.validating} validation samples; more train.samples (now {options.samples}) or train.epochs "
+                f"(now {options.epochs}) may help"
             )
     if between := sorted({*result.apart} - {*result.learned}):
         every = sorted(result.apart)
-        print(f"{kind}, {name}: it serves every number of steps from {every[0]} to {every[-1]}")
-    _say_kept(f"{kind}, {name}", predictor, {each: result.apart[each] for each in between})
+        print(f"{called}: it serves every number of steps from {every[0]} to {every[-1]}")
+    _say_kept(called, predictor, {each: result.apart[each] for each in between})
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
