@@ -38,6 +38,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "vqdm4": {"rounds": 1, "steps": 2, "beam": 1},
     "tdq-w8a8": {},
     "tinydm-w8a8": {"groups": 2},
+    "bf16": {},
+    "fp16": {},
 }
 """One of each family, with options that make it quick; torchao, which is installed apart, has tests of its own."""
 GATES = {"alone": "tgate-2-self2-warmup0", "guided": "tgate-1"}

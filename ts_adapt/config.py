@@ -199,7 +199,7 @@ class Config:
     """What evaluate attaches to the network: none, deepcache-3, deepcache-5-branch2, tgate-5, tgate-5+deepcache-2;
     to a transformer firstblock-.1, magcache-.06, seacache-.25, taylorseer-3, pab-2 or fastercache-2."""
     quantizers: list[str] = field(default_factory=lambda: [NONE])
-    """How evaluate quantizes it: none, hqq4, minmax-w8a8, tdq-w4a8, tinydm-w8a8, vqdm4, torchao-int8."""
+    """How evaluate quantizes it: none, hqq4, minmax-w8a8, tdq-w4a8, tinydm-w8a8, vqdm4, torchao-int8, bf16, fp16."""
     learn: list[str] | None = None
     """What `learn` makes, of static, static+shift+scale+coefficients, blackbox, dmn, gits, oss, klub, oracle, one-shot,
     recursive, recursive-all; None: static, the same with static.corrections, and recursive (not of pipelines that can

@@ -56,7 +56,7 @@ STEPS = 3
 TEACHER_HASH = "a" * 64
 METHODS: dict[str, dict[str, Any]] = {
     "hqq4": {}, "minmax-w4a8+split": {}, "minmax-w8a8+dynamic": {"bits": None}, "tdq-w4a8+ptqd": {}, "tdq-w4a8+qat": {},
-    "tdq-w4a8": {}, "tinydm-w8a8": {}, "vqdm2": {"rounds": 1, "steps": 2},
+    "tdq-w4a8": {}, "tinydm-w8a8": {}, "vqdm2": {"rounds": 1, "steps": 2}, "fp16": {},
 }  # fmt: skip
 FROZEN = "tdq-w4a8"
 """The method whose quantizers are put into a table of timesteps."""

@@ -33,7 +33,7 @@ from ts_adapt.quantizers.quantization import (
 )
 from ts_adapt.sampling import integrate
 
-METHODS = ["minmax-w8", "minmax-w4a8", "minmax-w8a8+dynamic", "minmax-w8a8+split", "hqq4", "hqq3"]
+METHODS = ["minmax-w8", "minmax-w4a8", "minmax-w8a8+dynamic", "minmax-w8a8+split", "hqq4", "hqq3", "bf16", "fp16+split"]
 
 
 def snapshot(network: nn.Module) -> Any:

@@ -17,7 +17,7 @@ from ts_adapt.quantizers.quantization import is_quantized, quantization_of, quan
 from ts_adapt.quantizers.storage import load, save
 from ts_adapt.storage.files import read_json, write_json
 
-METHODS = ["minmax-w8", "minmax-w3a8", "minmax-w4a8+dynamic+split", "hqq4", "hqq3+split"]
+METHODS = ["minmax-w8", "minmax-w3a8", "minmax-w4a8+dynamic+split", "hqq4", "hqq3+split", "bf16+split", "fp16"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -36,6 +36,7 @@ from ts_adapt.quantizers.layers.attention import TENSORS as OF_ATTENTION
 from ts_adapt.quantizers.layers.attention import QuantizedAttention
 from ts_adapt.quantizers.layers.codebooks import FORMATS, CodebookWeight
 from ts_adapt.quantizers.layers.correction import OutputCorrection
+from ts_adapt.quantizers.layers.half import HalfActivation, HalfWeight
 from ts_adapt.quantizers.layers.plan import LayerOptions
 from ts_adapt.quantizers.layers.quantized_layer import ActivationPart, Part, QuantizedLayer, SplitLayer, WeightPart
 from ts_adapt.quantizers.layers.weights import AffineWeight, BalancedWeight, DenseWeight, LSQWeight, TorchAOWeight
@@ -58,9 +59,9 @@ CONFIG_SCHEMA: Schema = {
 PARTS: dict[str, type[Part]] = {
     part.kind: part
     for part in (
-        AffineWeight, BalancedWeight, CodebookWeight, DenseWeight, LSQWeight, TorchAOWeight,
-        StaticActivation, DynamicActivation, TimedActivation, TableActivation, GroupedActivation, QuantizedAttention,
-        OutputCorrection,
+        AffineWeight, BalancedWeight, CodebookWeight, DenseWeight, HalfWeight, LSQWeight, TorchAOWeight,
+        StaticActivation, DynamicActivation, TimedActivation, TableActivation, GroupedActivation, HalfActivation,
+        QuantizedAttention, OutputCorrection,
     )
 }  # fmt: skip
 """kind -> part: what can be stored, in a layer or in the place of anything else."""

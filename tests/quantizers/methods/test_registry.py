@@ -42,6 +42,8 @@ def test_names_say_bits_and_options() -> None:
         ("hqq9", "bits is 9"),
         ("minmax-w4a1", "activation_bits is 1"),
         ("minmax+split+adaruond", "did you mean 'adaround'"),
+        ("bf8", "bits is 8; bf and fp have 16"),
+        ("fp8", "torchao-fp8"),
         ("hqq4+adaround", "hqq has no option 'adaround'"),
     ],
 )

@@ -76,9 +76,14 @@ class WeightPart(Part):
         weight: Tensor = self()
         return weight
 
+    def product(self, operation: Operation, x: Tensor, bias: Tensor | None) -> Tensor:
+        """What `operation` makes of x and the weight, in the precision of x."""
+        weight = self()
+        return operation(x, weight if weight.dtype == x.dtype else weight.to(x.dtype), bias)
+
 
 class ActivationPart(Part):
-    """Calling it maps the input x of a layer to x^, of the same shape and dtype."""
+    """Calling it maps the input x of a layer to x^, of the same shape, in the dtype that the product is formed in."""
 
     bits: int
 
@@ -106,14 +111,14 @@ class QuantizedLayer(nn.Module):
         return self.stored.dense()
 
     def forward(self, x: Tensor) -> Tensor:
+        given = x.dtype
         if self.activation is not None:
             x = self.activation(x)
         if not self.stored.differentiable and x.requires_grad and torch.is_grad_enabled():
             raise TsAdaptError(
                 f"{self.stored.kind} computes with integers, which pass no gradient on; take minmax-w8a8 for one"
             )
-        weight = self.stored()
-        return self.operation(x, weight if weight.dtype == x.dtype else weight.to(x.dtype), self.bias)
+        return self.stored.product(self.operation, x, self.bias).to(given)
 
     def extra_repr(self) -> str:
         activation = "full" if self.activation is None else self.activation.bits

@@ -1,6 +1,6 @@
 """The methods by name, and names of whole settings: `hqq4`, `minmax-w8a8`, `minmax-w4a8+adaround`, `torchao-int8`.
 
-FAMILY + BITS             hqq4, vqdm4: bits of the weights
+FAMILY + BITS             hqq4, vqdm4: bits of the weights; bf16, fp16: the numbers that layers are run in
 FAMILY-wBITS[aBITS]       minmax-w4, tdq-w4a8: bits of weights and activations
 torchao-int8, torchao-fp8 the numbers that Linear layers are run in
 ... +OPTION               of `EXTRAS` and `OF_LAYERS`, as often as wanted
@@ -14,6 +14,7 @@ from typing import Any
 
 from ts_adapt.interfaces import TsAdaptError, unknown
 from ts_adapt.quantizers.layers.plan import LayerOptions
+from ts_adapt.quantizers.methods.half import BF16, FP16
 from ts_adapt.quantizers.methods.hqq import HQQ
 from ts_adapt.quantizers.methods.minmax import MinMax
 from ts_adapt.quantizers.methods.tdq import TDQ
@@ -29,8 +30,13 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "tdq": TDQ,
     "tinydm": TinyDM,
     "vqdm": VQDM,
+    "bf": BF16,
+    "fp": FP16,
 }
-EXAMPLES = ("minmax-w8a8", "minmax-w4", "hqq4", "torchao-int8", "torchao-fp8", "tdq-w8a8", "tinydm-w8a8", "vqdm4")
+EXAMPLES = (
+    "minmax-w8a8", "minmax-w4", "hqq4", "torchao-int8", "torchao-fp8", "tdq-w8a8", "tinydm-w8a8", "vqdm4",
+    "bf16", "fp16",
+)  # fmt: skip
 """Names, of each form there is."""
 EXTRAS: dict[str, dict[str, Any]] = {
     "adaround": {"adaround": 300},
