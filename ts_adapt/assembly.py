@@ -3,21 +3,23 @@
 Solvers are named `family-order`, or by the family alone (`FAMILIES`), or `ddim-eta0.5`, with `+corrector` behind any of
 the multistep family or DDIM for UniPC's corrector; names of schedules are those of `schedules.name`. Names of cachers
 are those of `cachers.registry`, names of quantizers those of `quantizers.methods.registry`, with `@uniform`, `@normal`
-or `@active` behind one for the selection of its calibration set; `none` is neither.
+or `@active` behind one for the selection of its calibration set; pruned networks are called by the file that says what
+they are without; `none` is none of these.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ts_adapt import cachers, distances, pruning
+from ts_adapt import cachers, distances
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.denoisers.execution import execute
 from ts_adapt.interfaces import MAX_STEPS, Denoiser, Distance, NoiseSchedule, Solver, TsAdaptError, one_line, unknown
@@ -62,6 +64,8 @@ CORRECTOR = "+corrector"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 NONE = "none"
+PLAN_NAME = re.compile(r"[a-z\d][\w.-]*", re.ASCII | re.IGNORECASE)
+"""What the file of a pruning may be called."""
 SELECTION = {"tinydm": "active"}
 """How a quantizer's calibration set is selected where its name does not say; of all others uniformly."""
 
@@ -84,8 +88,6 @@ class ModelOptions:
     """One product for query, key and value of each attention layer; not with quantizers."""
     compile: str | None = None
     """A backend of torch.compile, such as inductor; not with cachers."""
-    pruned: PathText | None = None
-    """A file that `ts-adapt prune` wrote: the model without these blocks."""
     weights: PathText | None = None
     """A file that the network which denoises is read from, in place of the pipeline's: .safetensors or .gguf."""
     call: dict[str, Any] = field(default_factory=dict)
@@ -104,6 +106,67 @@ class ModelOptions:
         return (*names, *([] if self.compile is None else [f"compile {self.compile}"]))
 
 
+@dataclass(frozen=True)
+class StudentOptions:
+    """The network that schedules are learned for: the teacher's own, or a cheaper one that is made of it."""
+
+    pruned: PathText = NONE
+    """A file that `ts-adapt prune` wrote, as in `pruned`: search and train leave these blocks out."""
+    cacher: str = NONE
+    """What they attach to it, as in `cachers`."""
+    quantizer: str = NONE
+    """How they quantize it, as in `quantizers`; what is learned is kept apart, and compared by evaluate with all."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it is called for each of AXES; TsAdaptError for a file that nothing can be called by."""
+        return NONE if self.pruned == NONE else plan_name(self.pruned), self.cacher, self.quantizer
+
+    @property
+    def name(self) -> str:
+        """Of what is learned for it: `deepcache-2+hqq4`, in `static@deepcache-2+hqq4`; empty for the teacher's own."""
+        return student_name(self.parts)
+
+
+FULL = StudentOptions()
+"""The teacher's own network."""
+AXES = tuple(axis.name for axis in fields(StudentOptions))
+"""What makes a network cheaper, in the order in which it is done."""
+
+
+def student_name(parts: Iterable[str]) -> str:
+    """See `StudentOptions.name`; `parts` in the order of AXES."""
+    return "+".join(part for part in parts if part != NONE)
+
+
+def by_axis(parts: Sequence[str]) -> dict[str, Any]:
+    """The `parts` of a student by their AXES."""
+    return dict(zip(AXES, parts, strict=True))
+
+
+def plan_name(path: str) -> str:
+    """What a network without the blocks that the file in `path` names is called: as the file is, without its ending.
+
+    Raises TsAdaptError for what cannot stand in the names of schedules and files, or is the name of a cacher or of a
+    quantizer already.
+    """
+    name = Path(path).stem
+    if not PLAN_NAME.fullmatch(name) or any(_builds(build, name) for build in (build_cachers, build_quantizer)):
+        raise TsAdaptError(
+            f"the network that {path} prunes would be called {name!r}; rename the file: letters and digits, with . _ "
+            f"and - between, and neither {NONE} nor the name of a cacher or quantizer"
+        )
+    return name
+
+
+def _builds(build: Callable[[str], object], name: str) -> bool:
+    try:
+        build(name)
+    except TsAdaptError:
+        return False
+    return True
+
+
 def device_and_dtype(options: ModelOptions) -> tuple[torch.device, torch.dtype]:
     """Where and in which precision the model of `options` runs; TsAdaptError for a device that cannot be used here."""
     if options.dtype not in DTYPES:
@@ -119,9 +182,7 @@ def device_and_dtype(options: ModelOptions) -> tuple[torch.device, torch.dtype]:
 
 
 def prepare(network: nn.Module, options: ModelOptions) -> nn.Module:
-    """Prune `network` and have it run as `options` say, in place; TsAdaptError where it cannot."""
-    if options.pruned is not None:
-        pruning.apply(network, options.pruned)
+    """Have `network` run as `options` say, in place; TsAdaptError where it cannot."""
     return execute(network, channels_last=options.channels_last, fused_qkv=options.fused_qkv, compile=options.compile)
 
 

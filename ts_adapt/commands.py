@@ -148,8 +148,8 @@ class Search(Command):
     What is computed is kept, of per-sample every batch of samples, of blackbox every trial; interrupted, the same
     command goes on from there. A grid that is found stays until --redo is given along with other options.
 
-    With --student.cacher and --student.quantizer it is searched for the network that they make cheaper, against the
-    same teacher, and kept apart; `evaluate` with both sets it against the one of the full network.
+    With --student.pruned, --student.cacher and --student.quantizer it is searched for the network that they make
+    cheaper, against the same teacher, and kept apart; `evaluate` with them sets it against the one of the full network.
     """
 
     brief = "search schedules: static, per-sample (the oracle) and others"
@@ -176,7 +176,7 @@ class Train(Command):
     With -all behind the name (recursive-all) one network serves all NFEs of the config, and by interpolation those
     between and one beside; it is kept, and compared, apart. After every validation it is said what one more pass
     promises. A predictor that is finished stays until --redo is given along with other options; one that was
-    interrupted goes on after its last finished epoch. --student.cacher and --student.quantizer as of search.
+    interrupted goes on after its last finished epoch. --student.pruned, .cacher and .quantizer as of search.
     """
 
     brief = "train a predictor of grids and corrections"
@@ -205,7 +205,7 @@ class Quantize(Command):
                                 `accelerate launch` starts
 
     It stays in the workspace, where evaluate, search and train find it by its name; what needs no training they make
-    themselves. Without --quantizer all of the config's `quantizers` are made.
+    themselves. Without --quantizer all of `quantizers` are made; with --student.pruned it is of the pruned network.
     """
 
     brief = "calibrate or train a quantizer, with a report by layer"
@@ -224,10 +224,10 @@ class Quantize(Command):
 class Evaluate(Command):
     """Compare every schedule on test noises; leaves a table, plots and one HTML page under `log_root`.
 
-    Test samples of the teacher that are missing are generated first. With `cachers` and `quantizers` in the config all
-    of them are compared, each with each, and what was learned for one of them (`search --student.quantizer hqq4`, there
-    called static@hqq4) with its like of the full network; what the network does not take is skipped with a reason. What
-    was measured once is not measured again.
+    Test samples of the teacher that are missing are generated first. With `pruned`, `cachers` and `quantizers` in the
+    config all of them are compared, each with each, and what was learned for one of them (`search --student.quantizer
+    hqq4`, there called static@hqq4) with its like of the full network; what the network does not take is skipped with a
+    reason. What was measured once is not measured again.
     """
 
     brief = "compare every schedule on test noises, with a report"
@@ -265,8 +265,8 @@ class Prune(Command):
     Each round every block that is left is tried: the one goes with the least loss of quality for the cost that is
     saved. Quality is the distance to the full network's images, of the same noises along the same few steps; the cost
     is counted in floating-point operations, or measured in seconds. It ends at prune.cost, or before prune.distance.
-    Nothing is trained. The list of what went is written to --out, and --model.pruned takes it: the model without these
-    blocks.
+    Nothing is trained. The list of what went is written to --out: `evaluate` with it in `pruned` compares the network
+    without these blocks with the full one, --student.pruned has schedules learned for it. It is called as the file is.
     """
 
     brief = "leave out the blocks of a UNet that cost most for what they do"

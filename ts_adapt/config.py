@@ -8,13 +8,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from ts_adapt.assembly import NONE, ModelOptions, build_cachers, build_quantizer, build_solver, solver_name
+from ts_adapt import pruning
+from ts_adapt.assembly import (
+    NONE,
+    ModelOptions,
+    StudentOptions,
+    build_cachers,
+    build_quantizer,
+    build_solver,
+    solver_name,
+)
 from ts_adapt.distances import DISTANCES
 from ts_adapt.dual_encoders import ZOO, same
-from ts_adapt.evaluation.records import EvaluateOptions
+from ts_adapt.evaluation.records import EvaluateOptions, sampler_name
 from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES, TsAdaptError, unknown
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.options import (
@@ -41,7 +51,7 @@ from ts_adapt.search.per_sample import PerSampleOptions
 from ts_adapt.search.static import BY_GRADIENT
 from ts_adapt.search.static_options import USED_BY_METHOD, StaticOptions
 from ts_adapt.storage.files import differing
-from ts_adapt.storage.layout import Workspace
+from ts_adapt.storage.layout import Workspace, stem
 from ts_adapt.teacher.manifest import MAX_SHARD
 
 MOST_VALIDATION = 128
@@ -166,21 +176,6 @@ class DistributionOptions:
 
 
 @dataclass
-class StudentOptions:
-    """The network that schedules are learned for: the teacher's own, or a cheaper one that is made of it."""
-
-    cacher: str = NONE
-    """What search and train attach to it, as in `cachers`."""
-    quantizer: str = NONE
-    """How they quantize it, as in `quantizers`; what is learned is kept apart, and compared by evaluate with both."""
-
-    @property
-    def name(self) -> str:
-        """Of what is learned for it: `deepcache-2+hqq4`, in `static@deepcache-2+hqq4`; empty for the teacher's own."""
-        return "+".join(part for part in (self.cacher, self.quantizer) if part != NONE)
-
-
-@dataclass
 class Config:
     """One experiment. `name` is the folder under `data_root` and `log_root`."""
 
@@ -195,6 +190,8 @@ class Config:
     of the order that diffusers takes."""
     nfe: list[Evaluations] = field(default_factory=lambda: [5])
     """Numbers of evaluations."""
+    pruned: list[PathText] = field(default_factory=lambda: [NONE])
+    """What evaluate leaves out of the network: none, files that `ts-adapt prune` wrote."""
     cachers: list[str] = field(default_factory=lambda: [NONE])
     """What evaluate attaches to the network: none, deepcache-3, deepcache-5-branch2, tgate-5, tgate-5+deepcache-2;
     to a transformer firstblock-.1, magcache-.06, seacache-.25, taylorseer-3, pab-2 or fastercache-2."""
@@ -256,6 +253,14 @@ class Config:
             self.guidance = self.guidance[0]
 
     @property
+    def students(self) -> list[StudentOptions]:
+        """The networks that evaluate compares."""
+        return [
+            StudentOptions(pruned, cacher, quantizer)
+            for pruned, quantizer, cacher in product(self.pruned, self.quantizers, self.cachers)
+        ]
+
+    @property
     def static_validating(self) -> int:
         """How many training samples behind those of the static search validate it."""
         given = self.static_validation
@@ -292,6 +297,8 @@ class Config:
             options += ["calibration"] if quantizing is not None and quantizing.needs_calls else []
             options += ["qat"] if quantizing is not None and quantizing.method.needs_training else []
         found = {name: value for name, value in asdict(self).items() if name in options}
+        if "student" in found and found["student"].pop("pruned") != NONE:
+            found["student"]["pruned"] = pruning.read(self.student.pruned)
         if "static_validation" in found:
             found["static_validation"] = self.static_validating
         if "train" in found:
@@ -342,7 +349,7 @@ class Config:
         for name in map(parse, self.learn or []):
             if name.kind not in (SHARED, ORACLE, PREDICTOR) or name.student:
                 raise unknown("schedule to learn", str(name), [*SHARED_NAMES, "oracle", *PREDICTOR_NAMES])
-        for option in ("solvers", "nfe", "cachers", "quantizers", "trackers"):
+        for option in ("solvers", "nfe", "pruned", "cachers", "quantizers", "trackers"):
             values = getattr(self, option)
             if not values:
                 raise TsAdaptError(f"option {option} is {values!r}; give a list of at least one")
@@ -357,10 +364,29 @@ class Config:
             build_cachers(cacher)
         for quantizer in (*self.quantizers, self.student.quantizer):
             build_quantizer(quantizer)
+        self._check_pruned()
         if any(options.distribution or options.adversarial for options in (self.static, self.train)):
             self._check_images()
         if self.static.caption or self.train.caption:
             self._check_captions()
+
+    def _check_pruned(self) -> None:
+        """TsAdaptError for a file that no network can be called by, and for two of which it would be called alike."""
+        files = dict[str, str]()
+        for path in [*self.pruned, self.student.pruned]:
+            other = files.setdefault(StudentOptions(path).name, path)
+            if Path(other).resolve() != Path(path).resolve():
+                raise TsAdaptError(
+                    f"options pruned and student.pruned name {other} and {path}, and networks are called as these "
+                    "files are; rename one of them"
+                )
+        samplers = [stem(sampler_name(solver, each.parts)) for solver in self.solvers for each in self.students]
+        if len({*samplers}) < len(samplers):
+            twice = next(name for place, name in enumerate(samplers) if name in samplers[:place])
+            raise TsAdaptError(
+                f"two networks of the comparison would be called {twice}, by the files of option pruned; rename one, "
+                "or leave out what is named twice"
+            )
 
     def _check_images(self) -> None:
         """TsAdaptError where the real images that are learned from also judge."""

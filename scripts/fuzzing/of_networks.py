@@ -10,8 +10,7 @@ from fuzzing import corpus
 from fuzzing.checks import finite
 from fuzzing.corpus import SHAPE
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.pruning.blocks import put_back
-from ts_adapt.pruning.plan_file import apply
+from ts_adapt.pruning import pruned, read
 from ts_adapt.quantizers.quantization import is_quantized, restore
 from ts_adapt.quantizers.storage import load
 from ts_adapt.storage.checkpoint import Checkpoint
@@ -34,9 +33,8 @@ def quantization(folder: Path) -> None:
 
 
 def pruning(folder: Path) -> None:
-    found = apply(NETWORK, folder / "p.json")
-    assert corpus.call(found, 500.0, 1).run(found).shape == (1, *SHAPE)
-    put_back(found)
+    with pruned(NETWORK, *read(folder / "p.json", NETWORK)) as found:
+        assert corpus.call(found, 500.0, 1).run(found).shape == (1, *SHAPE)
 
 
 def checkpoint(folder: Path) -> None:

@@ -64,9 +64,11 @@ def test_the_others_are_measured_and_the_reason_is_told_until_it_succeeds(
         rows, _ = evaluate(session)
     assert [row.schedule for row in rows] == ["karras"]
     reason = "ddim, NFE 4, linear: the solve gave numbers that are not finite"
-    assert facts(session) == [{"cacher": "none", "quantizer": "none", "run": FAILED, "reason": reason}]
+    assert facts(session) == [
+        {"pruned": "none", "cacher": "none", "quantizer": "none", "run": FAILED, "reason": reason}
+    ]
     said = capsys.readouterr()
-    assert f"skipped: cacher none, quantizer none: {reason}" in said.out and "runs are missing" not in said.err
+    assert f"skipped: the full network: {reason}" in said.out and "runs are missing" not in said.err
     rows, _ = evaluate(session)
     assert [row.schedule for row in rows] == ["karras", "linear"] and facts(session) == []
 

@@ -1,8 +1,7 @@
-"""ts-adapt prune, and the model without what it left out in the other commands."""
+"""ts-adapt prune, and images of the network without what it left out."""
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ts_adapt.cli import main
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.grids import fixed
 from ts_adapt.pipelines.load import build_denoiser
-from ts_adapt.pruning import removed
+from ts_adapt.pruning import pruned, read
 from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.solvers import DDIM
 
@@ -35,41 +34,30 @@ def run(folder: Path, command: str, *flags: str) -> int:
     return main([command, *given, *roots, *flags])
 
 
-def test_what_was_left_out_is_left_out_of_the_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = model / "pruned.json"
+def test_what_was_left_out_is_left_out_of_the_images(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = model / "small.json"
     limits = ["--prune.samples", "4", "--prune.cost", "0.9", "--evaluate.batch_size", "3"]
     assert run(model, "prune", "--schedule", "karras", *limits, "--out", str(path)) == 0
     kept = json.loads(path.read_text())
-    assert kept["removed"] and f"for --model.pruned: {path}" in capsys.readouterr().out
+    assert kept["removed"] and f"--student.pruned {path}" in capsys.readouterr().out
     assert kept["about"]["schedule"] == "karras" and kept["about"]["nfe"] == 2
-    cost = []
-    for pruned in (None, str(path)):
-        denoiser: Any = build_denoiser(ModelOptions(str(model / "model"), pruned=pruned, channels_last=True))
-        grid, x_T = fixed.make("karras", denoiser.noise_schedule, 2), initial_noise(0, range(1), denoiser.shape)
-        cost.append(count_flops(lambda d=denoiser, g=grid, x=x_T: integrate(d, DDIM(d.noise_schedule), g, x)))
-    assert removed(denoiser.network) == kept["removed"]
-    assert cost[1] / cost[0] == pytest.approx(kept["rounds"][-1]["cost"]) and cost[1] <= 0.9 * cost[0]
+    denoiser: Any = build_denoiser(ModelOptions(str(model / "model")))
+    grid, x_T = fixed.make("karras", denoiser.noise_schedule, 2), initial_noise(0, range(1), denoiser.shape)
 
+    def cost() -> int:
+        return count_flops(lambda: integrate(denoiser, DDIM(denoiser.noise_schedule), grid, x_T))
 
-def test_a_pruned_model_is_evaluated_on_a_teacher_of_its_own(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = model / "other.json"
-    assert run(model, "prune", "--prune.samples", "4", "--prune.cost", "0.95", "--out", str(path)) == 0
-    evaluated = ["--evaluate.samples", "4", "--evaluate.features", "pixels", "--evaluate.grids", "karras"]
-    evaluated += ["--teacher.test_samples", "4", "--teacher.nfe", "4"]
-    real = model / "real"
-    assert run(model, "sample", "--schedule", "karras", "--count", "4", "--out", str(real)) == 0
-    for overview in real.glob("grid*"):
-        overview.unlink()
-    evaluated += ["--evaluate.reference", str(real)]
-    flops = []
-    for name, flags in (("full", []), ("pruned", ["--model.pruned", str(path)])):
-        assert run(model, "evaluate", *evaluated, *flags, "--name", name, "--cachers", "none,deepcache-2") == 0
-        with open(model / f"logs/{name}/results.csv") as file:
-            flops.append([float(row["flops"]) for row in csv.DictReader(file)])
-    assert all(less < full for full, less in zip(*flops, strict=True))
-    capsys.readouterr()
-    assert run(model, "evaluate", *evaluated, "--model.pruned", str(path), "--name", "full") == 2
-    assert "weights" in sentence(capsys)
+    full = cost()
+    with pruned(denoiser.network, *read(path, denoiser.network)):
+        assert cost() / full == pytest.approx(kept["rounds"][-1]["cost"]) and cost() <= 0.9 * full
+    made = []
+    for name, flags in (("full", []), ("pruned", ["--student.pruned", str(path), "--model.channels_last", "true"])):
+        of_model = ["--schedule", "karras", "--count", "2", "--seed", "3", *flags]
+        of_pipeline = [*of_model, "--pipeline", str(model / "model"), "--steps", "2"]
+        for words, out in ((of_model, model / name), (of_pipeline, model / f"{name}-pipe")):
+            assert run(model, "sample", *words, "--out", str(out)) == 0
+            made.append([(out / f"images/{number:05d}.png").read_bytes() for number in range(2)])
+    assert made[0] != made[2] and made[0] == made[1] and made[2] == made[3]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +66,8 @@ def test_a_pruned_model_is_evaluated_on_a_teacher_of_its_own(model: Path, capsys
         (["--model.name", "gaussian-mixture"], "has no network to prune"),
         (["--prune.distance", "0"], "nothing was left out"),
         (["--schedule", "karas"], "did you mean 'karras'"),
-        (["--model.pruned", "absent.json"], "there is no file"),
+        (["--out", "two words.json"], "would be called 'two words'; rename the file"),
+        (["--out", "hqq4.json"], "neither none nor the name of a cacher or quantizer"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(model: Path, capsys: Any, flags: list[str], said: str) -> None:

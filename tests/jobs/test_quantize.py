@@ -12,6 +12,7 @@ from PIL import Image
 
 from small_job import real_images
 from ts_adapt import distributed
+from ts_adapt.assembly import StudentOptions
 from ts_adapt.cli import main
 from ts_adapt.config import Config
 from ts_adapt.evaluation.features import read_image
@@ -79,7 +80,7 @@ def test_a_quantizer_leaves_files_and_a_report_and_is_found_again(
     assert all(len(layer["timesteps"]) == 3 for layer in layers if layer["reason"] is None)
     assert "hqq4: 4.5" in capsys.readouterr().out
     monkeypatch.setattr("ts_adapt.jobs.cheaper_network.quantize_anew", lambda *_, **__: pytest.fail("quantized again"))
-    with cheaper_network(session, "none", "hqq4"):
+    with cheaper_network(session, StudentOptions(quantizer="hqq4")):
         assert is_quantized(network_of(session))
     quantize(session, "hqq4")
     assert "was there already" in capsys.readouterr().out
@@ -95,7 +96,7 @@ def test_of_two_at_once_one_keeps_it_and_the_other_goes_on(tmp_path: Path, monke
         monkeypatch.setattr(storage, "save", lambda *_: pytest.fail("written by two"))
         begun = folder / ".model.safetensors.0123abcd.tmp"
         write_tensors(begun, {})
-        with cheaper_network(second, "none", "hqq4"):
+        with cheaper_network(second, StudentOptions(quantizer="hqq4")):
             assert is_quantized(network_of(second))
             said.append(network_of(second)(x, t).sample)
         with pytest.raises(TsAdaptError, match="in use by another process"):
@@ -105,12 +106,12 @@ def test_of_two_at_once_one_keeps_it_and_the_other_goes_on(tmp_path: Path, monke
         save(network, folder)
 
     monkeypatch.setattr(storage, "save", saving)
-    with cheaper_network(first, "none", "hqq4"):
+    with cheaper_network(first, StudentOptions(quantizer="hqq4")):
         said.append(network_of(first)(x, t).sample)
     folder = only(first.workspace.data / "quantizers")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     monkeypatch.setattr("ts_adapt.jobs.cheaper_network.quantize_anew", lambda *_, **__: pytest.fail("quantized again"))
-    with cheaper_network(second, "none", "hqq4"):
+    with cheaper_network(second, StudentOptions(quantizer="hqq4")):
         said.append(network_of(second)(x, t).sample)
     assert torch.equal(said[0], said[1]) and torch.equal(said[1], said[2])
 
@@ -121,7 +122,7 @@ def test_what_another_made_before_the_lock_was_had_is_taken(tmp_path: Path, monk
 
     def late(lock: Any) -> Any:
         monkeypatch.setattr(distributed, "held", held)
-        with cheaper_network(first, "none", "hqq4"):
+        with cheaper_network(first, StudentOptions(quantizer="hqq4")):
             pass
         monkeypatch.setattr(
             "ts_adapt.jobs.cheaper_network.quantize_anew", lambda *_, **__: pytest.fail("quantized again")
@@ -129,7 +130,7 @@ def test_what_another_made_before_the_lock_was_had_is_taken(tmp_path: Path, monk
         return held(lock)
 
     monkeypatch.setattr(distributed, "held", late)
-    with cheaper_network(second, "none", "hqq4"):
+    with cheaper_network(second, StudentOptions(quantizer="hqq4")):
         assert is_quantized(network_of(second))
 
 
@@ -160,10 +161,10 @@ def test_a_quantization_made_anew_with_another_result_has_runs_of_its_own(tmp_pa
     session = session_in(tmp_path)
 
     def key() -> tuple[Any, ...]:
-        return key_of(session, "none", "hqq4")
+        return key_of(session, StudentOptions(quantizer="hqq4"))
 
     before = key()
-    with cheaper_network(session, "none", "hqq4"):
+    with cheaper_network(session, StudentOptions(quantizer="hqq4")):
         assert key() == before
     quantize(session, "hqq4", redo=True)
     assert key() == before
@@ -184,11 +185,11 @@ def test_training_ends_in_codes_and_tables_and_is_asked_for_where_it_is_missing(
     with pytest.raises(
         Impossible, match=f"{QAT.replace('+', '.')} is not trained yet; train it with `ts-adapt quantize"
     ):
-        cheaper_network(session, "none", QAT).__enter__()
+        cheaper_network(session, StudentOptions(quantizer=QAT)).__enter__()
     quantize(session)
     folder = only(session.workspace.data / "quantizers")
     assert list((session.workspace.logs / "tensorboard" / "quantize" / QAT).rglob("events.out.tfevents*"))
-    with cheaper_network(session, "none", QAT):
+    with cheaper_network(session, StudentOptions(quantizer=QAT)):
         layers = [layer for _, layer in quantized_layers(network_of(session))]
         assert all(isinstance(layer.stored, AffineWeight) for layer in layers)
         assert all(isinstance(layer.activation, TableActivation) for layer in layers)
@@ -196,7 +197,7 @@ def test_training_ends_in_codes_and_tables_and_is_asked_for_where_it_is_missing(
         assert not any(p.requires_grad for p in network_of(session).parameters())
     session.config.qat.steps = 4
     with pytest.raises(Impossible, match="is not trained yet"):
-        cheaper_network(session, "none", QAT).__enter__()
+        cheaper_network(session, StudentOptions(quantizer=QAT)).__enter__()
     assert folder.exists()
 
 
@@ -299,7 +300,7 @@ def test_a_guided_model_of_latents_and_texts_is_trained_on_captioned_images(
     null = denoiser.null_condition["encoder_hidden_states"]
     without = torch.cat([(rows == null).all((1, 2)) for rows in shown]).double().mean()
     assert 0.2 < float(without) < 0.8
-    with cheaper_network(session, "none", QAT):
+    with cheaper_network(session, StudentOptions(quantizer=QAT)):
         x = torch.zeros(2, *session.shape)
         assert bool(torch.isfinite(session.denoiser(x, torch.tensor(500.0), **denoiser.encode(texts))).all())
     (coloured / "metadata.csv").write_text("file_name,text\n0.png,a hat")
@@ -336,7 +337,7 @@ def test_a_pipeline_that_runs_its_own_loop_is_trained_on_the_teachers_samples(tm
         quantize(session, QAT)
     session.config.qat.loss = "teacher"
     quantize(session, QAT)
-    with cheaper_network(session, "none", QAT):
+    with cheaper_network(session, StudentOptions(quantizer=QAT)):
         assert is_quantized(network_of(session))
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from small_job import SMALL, Job, edit
-from ts_adapt.assembly import ModelOptions
+from ts_adapt.assembly import FULL, ModelOptions
 from ts_adapt.config import Config
 from ts_adapt.grids.parametric import between
 from ts_adapt.interfaces import TimeGrid
@@ -145,7 +145,7 @@ def test_a_run_between_is_of_the_share_that_is_kept_there(served: Job, tmp_path:
 
     def prints(nfe: int, share: float) -> list[str]:
         edit(folder_of(job) / "config.json", network={**network, "kept": {"4": share}})
-        entries = planned(job.session().changed(nfe=[nfe]))["none", "none"]
+        entries = planned(job.session().changed(nfe=[nfe]))[FULL]
         return [entry.fingerprint for entry in entries if entry.schedule == "recursive-all"]
 
     assert prints(3, 0.25) == prints(3, 0.5) and len({*prints(4, 0.25), *prints(4, 0.5)}) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from small_job import Job, real_images
-from ts_adapt.config import StudentOptions
+from ts_adapt.assembly import StudentOptions
 from ts_adapt.evaluation.comparison import Results, differences
 from ts_adapt.evaluation.conclusions import conclusions, verdict_tables
 from ts_adapt.evaluation.records import Entry, Row, Run, RunCost
@@ -40,7 +41,7 @@ evaluate: {samples: 6, grids: [linear], reference: REAL}
 
 def session_in(root: Job, cacher: str = "none", quantizer: str = "none", **options: Any) -> Session:
     """The experiment of `root`, learning for a student."""
-    student = StudentOptions(cacher, quantizer)
+    student = StudentOptions(cacher=cacher, quantizer=quantizer)
     return Session(replace(root.session().config, student=student, **options), progress=False)
 
 
@@ -84,7 +85,7 @@ def test_the_search_begins_at_the_full_networks_grid_too(root: Job, learned: Ses
 
     batch = learned.teacher("train", 8)[1].rows(slice(4, 8))
     objective = learned.objective(learned.solver("ddim"))
-    with cheaper_network(learned, "none", "minmax-w4a4"):
+    with cheaper_network(learned, learned.config.student):
         own, full = (
             float(objective.measure(of.static("ddim", 3).grid, batch).mean()) for of in (learned, session_in(root))
         )
@@ -114,7 +115,7 @@ def test_the_comparison_answers_whether_it_is_better(
     assert asked["relative"] == pytest.approx(apart / full, abs=1e-5)
     assert asked["relative_low"] <= asked["relative"] <= asked["relative_high"]
     printed, page = capsys.readouterr().out, (session.workspace.logs / "report.html").read_text()
-    products = page.split("<h2>Cachers and quantizers</h2>")[1].split("<h2>How to read it</h2>")[0]
+    products = page.split("<h2>Cheaper networks</h2>")[1].split("<h2>How to read it</h2>")[0]
     assert products.count('<td class="name">static@minmax-w4a4</td>') == 1
     assert "static@minmax-w4a4 is " in printed and "ddim, NFE 3, static, 6 test samples" in printed
     entries = [entry for entries in planned(session).values() for entry in entries]
@@ -212,7 +213,7 @@ def test_predictors_are_trained_on_the_student(root: Job, learned: Session) -> N
     predictor = learned.predictor("recursive", "ddim", 3).predictor
     assert predictor.static_times.tolist() == learned.static("ddim", 3).grid.times.tolist()
     assert not (root.data / "predictors").exists()
-    entries = planned(session_in(root, quantizers=["minmax-w4a4"]))["none", "minmax-w4a4"]
+    entries = planned(session_in(root, quantizers=["minmax-w4a4"]))[StudentOptions(quantizer="minmax-w4a4")]
     assert [e.schedule for e in entries] == ["linear", "static", "static@minmax-w4a4", "recursive@minmax-w4a4"]
 
 
@@ -228,7 +229,7 @@ def test_a_student_that_was_calibrated_otherwise_is_another(root: Job, learned: 
     [
         (["--student.quantizer", "hqqq4"], "did you mean 'hqq4'"),
         (["--student.cacher", "deepcache-0"], "interval is 0"),
-        (["--student.quantizer", "hqq4"], "the student hqq4, which is not evaluated; add its cacher none to cachers"),
+        (["--student.quantizer", "hqq4"], "the student hqq4, which is not evaluated; add hqq4 to quantizers"),
     ],
 )
 def test_bad_students_are_explained(
@@ -238,5 +239,6 @@ def test_bad_students_are_explained(
 
 
 def test_names_of_students_do_not_collide() -> None:
-    names = [StudentOptions(c, q).name for c in ("none", "deepcache-2", "tgate-2") for q in ("none", "hqq4", "hqq3")]
+    axes = ("none", "p.json", "p.q.json"), ("none", "deepcache-2", "tgate-2"), ("none", "hqq4", "hqq3")
+    names = [StudentOptions(*parts).name for parts in product(*axes)]
     assert len(set(names)) == len(names) and names[0] == "" and not any(OF_STUDENT in name for name in names)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from small_job import Job, real_images
-from ts_adapt.assembly import build_quantizer
+from ts_adapt.assembly import FULL, StudentOptions, build_quantizer
 from ts_adapt.config import Config
 from ts_adapt.denoisers.network import step_aware_parts
 from ts_adapt.evaluation.records import COLUMNS, fingerprint
@@ -91,9 +91,9 @@ def facts(session: Session) -> dict[str, Any]:
 
 def test_every_cacher_meets_every_quantizer_on_every_schedule(done: Session) -> None:
     rows = table(done)
-    assert list(rows[0]) == COLUMNS and COLUMNS[-12:] == [
-        "cacher", "quantizer", "bits", "weight_bytes", "flops", "peak_memory", "kid", "inception_score", "sfid",
-        "precision", "recall", "clip_score",
+    assert list(rows[0]) == COLUMNS and COLUMNS[-13:] == [
+        "pruned", "cacher", "quantizer", "bits", "weight_bytes", "flops", "peak_memory", "kid", "inception_score",
+        "sfid", "precision", "recall", "clip_score",
     ]  # fmt: skip
     found = {(r["cacher"], r["quantizer"], r["schedule"]): r for r in rows}
     assert len(rows) == len(found) == len(CACHERS) * len(QUANTIZERS) * 2
@@ -112,7 +112,7 @@ def test_a_quantizer_that_another_process_is_making_is_made_without_being_kept(r
     session = session_in(root, tmp_path / "logs", quantizers=["none", "hqq3"])
     quantizing = build_quantizer("hqq3")
     assert quantizing is not None
-    folder = folder_of(session, "hqq3", quantizing)
+    folder = folder_of(session, StudentOptions(quantizer="hqq3"), quantizing)
     with making(folder):
         generate(session)
     assert len(list(session.workspace.runs.glob("ddim-*.safetensors"))) == 4 and not folder.exists()
@@ -120,7 +120,7 @@ def test_a_quantizer_that_another_process_is_making_is_made_without_being_kept(r
 
 def test_the_report_puts_them_side_by_side(done: Session) -> None:
     page = (done.workspace.logs / "report.html").read_text()
-    assert "Cachers and quantizers" in page and page.count("ddim, NFE 3, karras, 8 test samples") == 1
+    assert "Cheaper networks" in page and page.count("ddim, NFE 3, karras, 8 test samples") == 1
     assert "| deepcache-2 | minmax-w8a8 | 8." in (done.workspace.logs / "results.md").read_text()
     assert {path.stem for path in (done.workspace.logs / "plots").iterdir()} == {
         "images-ddim-nfe3", "intervals-ddim-nfe3-8", "schedules-ddim-nfe3"
@@ -135,7 +135,7 @@ def test_without_either_everything_is_as_it_was(done: Session, root: Job, tmp_pa
     timed = "seconds_per_image"
     assert [row | {timed: ""} for row in table(plain)] == [row | {timed: ""} for row in of_product]
     base = (plain.teacher("test")[0].hash, "ddim", "features", "zoo")
-    for entry in planned(plain)["none", "none"]:
+    for entry in planned(plain)[FULL]:
         assert entry.file == f"ddim-nfe3-{entry.schedule}.safetensors"
         assert entry.fingerprint == fingerprint(*base, entry.policy)
     everything = [entry for entries in planned(done).values() for entry in entries]
@@ -165,7 +165,7 @@ def test_what_the_network_does_not_take_is_skipped_with_a_reason(
     ]  # fmt: skip
     assert all("branch is 99" in one["reason"] for one in refused)
     printed = capsys.readouterr().out
-    assert "skipped: cacher deepcache-2-branch99, quantizer hqq4: branch is 99" in printed
+    assert "skipped: deepcache-2-branch99+hqq4: branch is 99" in printed
 
 
 def test_evaluate_makes_the_teachers_samples_that_are_missing(root: Job, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_network_that_is_run_in_another_way_is_measured_anew(root: Job, tmp_pa
     for option, value in (("compile", None), ("channels_last", True), ("fused_qkv", True), ("compile", "eager")):
         session = session_in(root, tmp_path)
         setattr(session.config.model, option, value)
-        prints.append([entry.fingerprint for entry in planned(session)["none", "none"]])
+        prints.append([entry.fingerprint for entry in planned(session)[FULL]])
     assert all(len(set(same)) == len(prints) for same in zip(*prints, strict=True))
 
 
@@ -203,7 +203,7 @@ def test_a_model_without_a_network_is_compared_without_cachers(tmp_path: Path) -
     assert (row.cacher, row.quantizer, row.bits, row.weight_bytes) == ("none", "none", None, None)
     assert len(facts(session)["skipped"]) == 3
     config.cachers, config.name = ["deepcache-2"], "nothing"
-    with pytest.raises(TsAdaptError, match="has no network to cache"):
+    with pytest.raises(TsAdaptError, match="has no network to prune, cache"):
         teach(Session(config, progress=False), ("test",))
         evaluate(Session(config, progress=False))
 
@@ -239,22 +239,22 @@ def test_a_quantization_is_found_once_and_read_back_the_same(
     before = marks(session)
     session.config.data_root = str(tmp_path)
     session = Session(session.config, progress=False)
-    with cheaper_network(session, "none", quantizer):
+    with cheaper_network(session, StudentOptions(quantizer=quantizer)):
         quantized, size = marks(session)[-1], asdict(size_of(network_of(session)))
     (folder,) = (session.workspace.data / "quantizers").glob("[!.]*")
     assert marks(session)[-1] == before[-1] != quantized
     with monkeypatch.context() as patch:
         patch.setattr("ts_adapt.quantizers.quantization.quantize", lambda *_, **__: pytest.fail("quantized again"))
-        with cheaper_network(session, "none", quantizer):
+        with cheaper_network(session, StudentOptions(quantizer=quantizer)):
             assert marks(session)[-1] == quantized and asdict(size_of(network_of(session))) == size
     (folder / "model.safetensors").write_bytes(b"damaged")
-    with cheaper_network(session, "none", quantizer):
+    with cheaper_network(session, StudentOptions(quantizer=quantizer)):
         assert marks(session)[-1] == quantized
     session.config.calibration.nfe = 4
-    with cheaper_network(session, "none", quantizer):
+    with cheaper_network(session, StudentOptions(quantizer=quantizer)):
         pass
     other = "normal" if quantizer != "tdq-w8a8" else "active"
-    with cheaper_network(session, "none", f"{quantizer}@{other}"):
+    with cheaper_network(session, StudentOptions(quantizer=f"{quantizer}@{other}")):
         assert marks(session)[-1] != quantized
     assert len(list((session.workspace.data / "quantizers").glob("[!.]*"))) == 3
 
@@ -262,13 +262,16 @@ def test_a_quantization_is_found_once_and_read_back_the_same(
 def test_the_network_is_itself_again_whatever_happens(root: Job, tmp_path: Path) -> None:
     session = session_in(root, tmp_path)
     before = marks(session)
-    with pytest.raises(ZeroDivisionError), cheaper_network(session, "deepcache-2+tgate-2", "hqq4"):
+    with (
+        pytest.raises(ZeroDivisionError),
+        cheaper_network(session, StudentOptions(cacher="deepcache-2+tgate-2", quantizer="hqq4")),
+    ):
         assert is_quantized(network_of(session)) and len(step_aware_parts(network_of(session))) == 2
         raise ZeroDivisionError
     assert marks(session) == before
     with (
         pytest.raises(Impossible, match="branch is 99"),
-        cheaper_network(session, "tgate+deepcache-2-branch99", "hqq4"),
+        cheaper_network(session, StudentOptions(cacher="tgate+deepcache-2-branch99", quantizer="hqq4")),
     ):
         pass
     assert marks(session) == before

@@ -14,10 +14,10 @@ from torch import nn
 from tiny_networks import ATTENTIVE, said, small
 from ts_adapt.assembly import build_cachers
 from ts_adapt.cachers import attached
-from ts_adapt.denoisers.execution import execute
+from ts_adapt.denoisers.execution import execute, plain
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.pruning import PruneOptions, apply, candidates, evolve, pruned, put_back, remove, removed, save
+from ts_adapt.pruning import PruneOptions, candidates, evolve, pruned, put_back, read, remove, removed, save
 from ts_adapt.quantizers.methods.registry import build
 from ts_adapt.quantizers.quantization import quantize, restore
 
@@ -162,31 +162,46 @@ def test_the_file_says_which_blocks_went_and_for_what(tmp_path: Path) -> None:
     rounds = list(evolve(network, *measures(network), PruneOptions(cost=0.95)))
     save(path, network, rounds, {"model": "a"})
     before = marks(network)
-    apply(network, path)
-    assert removed(network) == [one.removed for one in rounds]
-    assert marks(put_back(network)) == before
+    assert read(path, network) == read(path) == [one.removed for one in rounds]
+    with pruned(network, *read(path, network)):
+        assert removed(network) == [one.removed for one in rounds]
+    assert marks(network) == before
     with pytest.raises(TsAdaptError, match=r"is for a UNet2DModel of \d+ blocks, and this UNet2DConditionModel has"):
-        apply(texted(), path)
+        read(path, texted())
     kept = json.loads(path.read_text())
     for change, message in (
         ({"format": "x"}, "expected 'ts_adapt pruned network'"),
-        ({"removed": [kept["removed"][0], "conv_in"]}, "unknown block 'conv_in'"),
+        ({"removed": [kept["removed"][0], "conv_in"]}, "it leaves out what is no block"),
+        ({"removed": 2 * kept["removed"][:1]}, "it leaves out what is no block"),
+        ({"removed": [["a"]], "blocks": [["a"]]}, "it leaves out what is no block"),
         ({"blocks": 3}, "'blocks' of"),
     ):
         path.write_text(json.dumps(kept | change))
         with pytest.raises(TsAdaptError, match=message):
-            apply(network, path)
-        assert marks(network) == before
+            read(path)
     with pytest.raises(TsAdaptError, match="there is no file"):
-        apply(network, tmp_path / "absent.json")
+        read(tmp_path / "absent.json")
 
 
-def test_what_has_no_such_block_or_is_not_plain_is_refused() -> None:
+def test_what_has_no_such_block_is_refused() -> None:
     with pytest.raises(TsAdaptError, match="no block that can be left out"):
         candidates(nn.Sequential(nn.Linear(2, 2)))
-    network = attentive()
     with pytest.raises(TsAdaptError, match="unknown block 'conv_in'"):
-        remove(network, "conv_in")
-    execute(network, channels_last=True)
-    with pytest.raises(TsAdaptError, match="leave blocks out of the plain network"):
-        remove(network, candidates(network)[0])
+        remove(attentive(), "conv_in")
+
+
+@pytest.mark.parametrize("way", [{"channels_last": True}, {"fused_qkv": True}, {"compile": "eager"}])
+def test_a_network_is_pruned_however_it_is_run(way: dict[str, Any]) -> None:
+    network = attentive()
+    names = candidates(network)[:3]
+    full, weights = said(network), {name: id(p) for name, p in network.named_parameters()}
+    with pruned(network, *names):
+        less = said(network)
+    execute(network, **way)
+    before = marks(network)
+    with pruned(network, *names):
+        torch.testing.assert_close(said(network), less)
+    assert marks(network) == before
+    torch.testing.assert_close(said(network), full)
+    assert {name: id(p) for name, p in plain(network).named_parameters()} == weights
+    assert torch.equal(said(network), full)

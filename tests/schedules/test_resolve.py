@@ -134,7 +134,7 @@ REFUSED = {
     "karas": "unknown schedule 'karas'; did you mean 'karras'",
     "karras+shift": "unknown schedule 'karras+shift'; did you mean 'karras'",
     "karras+corrector": "unknown schedule 'karras+corrector'; did you mean 'karras'",
-    "static@hqq4": "give its name alone, static, with that network as --student.cacher and --student.quantizer",
+    "static@hqq4": "give its name alone, static, with that network as --student.pruned and --student.cacher and",
     "oracle+shift": "is for the test samples that were searched, which evaluate compares by itself",
     "no/such.json": "there is no file no/such.json",
     "empty": "holds neither a predictor nor a schedule for diffusers",

@@ -10,9 +10,10 @@ from typing import Any, TypeVar, get_type_hints
 
 from torch import Tensor
 
+from ts_adapt.assembly import AXES, by_axis
 from ts_adapt.evaluation.metrics import FeatureStatistics, bootstrap_interval, frechet, ratio, ratio_interval
 from ts_adapt.evaluation.quality import Quality
-from ts_adapt.evaluation.records import STATIC, Difference, Entry, Row, Run
+from ts_adapt.evaluation.records import STATIC, Difference, Entry, Row, Run, parts_in, with_parts
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.schedules.name import OF_STUDENT, parse
@@ -62,8 +63,7 @@ def score(
         seed=seed,
         distance_median=_median(distance),
         wins=None if static is None else share_of_wins(distance, static.distance[:samples]),
-        cacher=entry.cacher,
-        quantizer=entry.quantizer,
+        **by_axis(entry.parts),
         **asdict(run.cost),
         **({} if quality is None else asdict(quality)),
     )
@@ -101,7 +101,7 @@ def differences(runs: Sequence[tuple[Entry, Run]], samples: int) -> list[Differe
                 entry.solver, entry.nfe, samples, name, against, means[name] - means[against],
                 ratio(distance, other), *ratio_interval(distance, other),
                 ratio([_median(distance)], [_median(other)]), share_of_wins(distance, other),
-                entry.cacher, entry.quantizer,
+                **by_axis(entry.parts),
             )
         )  # fmt: skip
     return found
@@ -144,7 +144,8 @@ class Compared:
 class Results:
     """Everything that was measured: rows, paired differences, and facts about the comparison as a whole.
 
-    `facts["comparison"]` says what all of it has in common; groups (sampler, NFE) of equal comparisons add up.
+    `facts["comparison"]` says what all of it has in common; groups (sampler, NFE) of equal comparisons add up;
+    `facts["pruned"]` what networks that are called by a file are without, as a hash.
     """
 
     rows: Sequence[Row]
@@ -178,20 +179,26 @@ class Results:
         return found
 
     def joined(self, earlier: Results | None) -> Results:
-        """These results, and of the `earlier` ones of the same comparison those groups that are not among them; NFE
-        rises, whichever came first."""
+        """These results, and of the `earlier` ones of the same comparison those groups that are not among them, but for
+        what was without other blocks under the same name; NFE rises, whichever came first."""
         if earlier is None or earlier.facts.get("comparison") != self.facts["comparison"]:
             return self
         mine = {(r.sampler, r.nfe) for r in self.rows}
-        rows = [*self.rows, *(r for r in earlier.rows if (r.sampler, r.nfe) not in mine)]
+        then, now = (of.facts.get("pruned", {}) for of in (earlier, self))
+        stale = {name for name, plan in then.items() if now.get(name, plan) != plan}
+
+        def stays(record: Row | Difference) -> bool:
+            return (record.sampler, record.nfe) not in mine and record.pruned not in stale
+
+        rows = [*self.rows, *filter(stays, earlier.rows)]
         rows.sort(key=lambda row: row.nfe)
-        apart = [*self.differences, *(d for d in earlier.differences if (d.sampler, d.nfe) not in mine)]
+        apart = [*self.differences, *filter(stays, earlier.differences)]
         counts = {key: {**earlier.facts[key], **self.facts[key]} for key in ("teacher", "floor")}
-        there = {key for r in rows for key in ((r.cacher, r.quantizer, ""), (r.cacher, r.quantizer, r.file))}
+        there = {(r.parts, file) for r in rows for file in ("", r.file)}
         refused = [*self.facts.get("skipped", []), *earlier.facts.get("skipped", [])]
-        reasons = {(one["cacher"], one["quantizer"], one["run"]): one for one in reversed(refused)}
+        reasons = {(parts_in(one), one["run"]): one for one in reversed(refused)}
         left = [one for key, one in reasons.items() if key not in there]
-        return Results(rows, apart, {**self.facts, **counts, "skipped": left})
+        return Results(rows, apart, {**self.facts, **counts, "skipped": left, "pruned": {**then, **now}})
 
     def as_json(self) -> dict[str, Any]:
         """What `read` reads."""
@@ -216,5 +223,7 @@ def _check_facts(facts: dict[str, Any], path: Path) -> None:
     check_schema(facts["comparison"], {"features": str, "distance": str}, path)
     for counts in (facts["teacher"], facts["floor"]):
         check_schema(counts, dict.fromkeys(counts, (int, float)), path)
+    pruned = facts.get("pruned", {})
+    check_schema(pruned, dict.fromkeys(pruned, str), path)
     for one in facts.get("skipped", []):
-        check_schema(one, dict.fromkeys(("cacher", "quantizer", "run", "reason"), str), path)
+        check_schema(with_parts(one), dict.fromkeys((*AXES, "run", "reason"), str), path)

@@ -1,8 +1,8 @@
 """What a comparison is made of, and what each run of it leaves.
 
-It is schedules x solvers x NFE x cachers x quantizers on the same test noises, against the same teacher, who samples in
+It is schedules x solvers x NFE x students on the same test noises, against the same teacher, who samples in
 full precision. An `Entry` is one schedule to be measured, a `Run` what it gave, a `Row` its scores, a `Difference` two
-runs on the same samples. What compares is of one sampler (solver, cacher, quantizer) and NFE. A Frechet distance
+runs on the same samples. What compares is of one sampler (solver and student) and NFE. A Frechet distance
 depends on the number of samples: rows of different `samples` do not compare, and everything is also scored on the
 oracle's subset.
 
@@ -21,15 +21,15 @@ under `parts` with the same per sample (of images only the pictures), until the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from ts_adapt.assembly import NONE
+from ts_adapt.assembly import AXES, FULL, NONE, by_axis, student_name
 from ts_adapt.evaluation.features import EXTRACTORS
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.options import MANY, Between, Count, OneOf, PathText
@@ -87,9 +87,24 @@ class EvaluateOptions:
     they have values; None: the usual ones."""
 
 
-def sampler_name(solver: str, cacher: str, quantizer: str) -> str:
-    """The solver, and behind it cacher and quantizer where there are any: `ddim`, `ddim, deepcache-2, hqq4`."""
-    return ", ".join([solver, *(name for name in (cacher, quantizer) if name != NONE)])
+def sampler_name(solver: str, parts: Sequence[str]) -> str:
+    """The solver, and behind it the `parts` of the student that there are: `ddim`, `ddim, deepcache-2, hqq4`."""
+    return ", ".join([solver, *(part for part in parts if part != NONE)])
+
+
+def skip_said(parts: Sequence[str], reason: str) -> str:
+    """What is said of a student, or of a run of it, that was skipped."""
+    return f"skipped: {student_name(parts) or 'the full network'}: {reason}"
+
+
+def with_parts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A `record` that names a student by its parts, `none` for those that it does not know: it is from before them."""
+    return {**by_axis(FULL.parts), **record}
+
+
+def parts_in(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts of the student that a `record` names."""
+    return tuple(with_parts(record)[axis] for axis in AXES)
 
 
 class Sampled:
@@ -98,13 +113,16 @@ class Sampled:
     solver: str
     nfe: int
     schedule: str
-    cacher: str
-    quantizer: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Of the student, for each of AXES."""
+        return tuple(getattr(self, axis) for axis in AXES)
 
     @property
     def sampler(self) -> str:
         """See `sampler_name`."""
-        return sampler_name(self.solver, self.cacher, self.quantizer)
+        return sampler_name(self.solver, self.parts)
 
     @property
     def file(self) -> str:
@@ -123,6 +141,7 @@ class Entry(Sampled):
     policy: StepPolicy | TimeGrid
     fingerprint: str
     samples: int
+    pruned: str = NONE
     cacher: str = NONE
     quantizer: str = NONE
 
@@ -186,6 +205,7 @@ class Row(Sampled):
     seed: int
     distance_median: float
     wins: float | None = None
+    pruned: str = NONE
     cacher: str = NONE
     quantizer: str = NONE
     bits: float | None = None
@@ -225,6 +245,7 @@ class Difference(Sampled):
     relative_high: float
     relative_median: float
     wins: float
+    pruned: str = NONE
     cacher: str = NONE
     quantizer: str = NONE
 

@@ -139,8 +139,8 @@ def page(
 
 
 def _sections(results: Results, columns: Columns) -> list[dict[str, Any]]:
-    """One for each sampler and NFE, the rows and their differences, each on the most samples; with a cacher or
-    quantizer those alone that more is to be said of than what the tables of these say."""
+    """One for each sampler and NFE, the rows and their differences, each on the most samples; of cheaper
+    networks those alone that more is to be said of than what the tables of these say."""
     by_count = sorted(results.compared(), key=lambda pair: pair.row.samples)
     most = {(p.row.sampler, p.row.nfe, p.row.schedule, p.other.schedule): p for p in by_count}
     rows, pairs = once(results.rows), [pair for pair in results.compared() if pair in most.values()]

@@ -7,7 +7,7 @@ A column has as many decimals as its least number needs for DIGITS significant d
 more than MOST; a number that these decimals leave fewer than two digits of has DIGITS of its own. Bold is the best of a
 column among all but the oracle, which was searched on the test samples themselves.
 
-A group is one sampler (solver, cacher, quantizer), one NFE and one number of samples: scores compare within it only.
+A group is one sampler (solver and student), one NFE and one number of samples: scores compare within it only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, cast
 
-from ts_adapt.assembly import NONE
+from ts_adapt.assembly import AXES, FULL, NONE
 from ts_adapt.evaluation.comparison import Compared
 from ts_adapt.evaluation.records import ORACLE, Row
 from ts_adapt.schedules.name import OF_STUDENT
@@ -34,9 +34,9 @@ OF_SETS = ("fid_data", "fid_teacher", "kid", "inception_score", "sfid", "precisi
 """Those that compare at equal numbers of samples only."""
 BRIEF, ACROSS = ("distance", "wins", "fid_data"), 4
 """Those of each NFE where several are side by side, and how many are at most."""
-COSTS = ("cacher", "quantizer", "schedule", "bits", "weight_bytes", "flops", "peak_memory", "seconds_per_image")
+COSTS = (*AXES, "schedule", "bits", "weight_bytes", "flops", "peak_memory", "seconds_per_image")
 WORTH = ("distance", "distance_median", "wins", "fid_data", "fid_teacher", "precision", "recall")
-"""Those of cachers and quantizers: what they cost, and, unless others are asked for, what they are worth."""
+"""Those of cheaper networks: what they cost, and, unless others are asked for, what they are worth."""
 LEGEND = (
     "Distance: of a sample to the teacher's from the same noise, its mean with a 95 % interval, and its median.\n"
     "Wins: the share of samples on which a schedule is nearer to the teacher than the static grid, ties by half.\n"
@@ -118,6 +118,7 @@ def columns_of(features: str) -> dict[str, Column]:
         "seed": Column("seed", lambda r: r.seed, form="{:.0f}"),
         "distance_median": Column("median", lambda r: r.distance_median, min),
         "wins": Column("wins", lambda r: r.wins, max, 100, "{:.0f} %"),
+        "pruned": Column("pruned", lambda r: r.pruned, text=True),
         "cacher": Column("cacher", lambda r: r.cacher, text=True),
         "quantizer": Column("quantizer", lambda r: r.quantizer, text=True),
         "bits": Column("bits", lambda r: r.bits),
@@ -219,10 +220,10 @@ def groups(rows: Sequence[Row]) -> dict[Group, list[Row]]:
 
 
 def plain(rows: Sequence[Row]) -> list[Row]:
-    """The rows without cacher and quantizer; where there are none, those of the first row's."""
-    pairs = [(r.cacher, r.quantizer) for r in rows]
-    pair = (NONE, NONE) if (NONE, NONE) in pairs else next(iter(pairs), None)
-    return [r for r, own in zip(rows, pairs, strict=True) if own == pair]
+    """The rows of the full network; where there are none, those of the first row's."""
+    students = [r.parts for r in rows]
+    student = FULL.parts if FULL.parts in students else next(iter(students), None)
+    return [r for r, own in zip(rows, students, strict=True) if own == student]
 
 
 def once(rows: Sequence[Row]) -> list[Row]:
@@ -282,15 +283,17 @@ def brief(rows: Sequence[Row], features: str) -> Iterator[Table]:
 
 
 def cost_tables(rows: Sequence[Row], features: str, chosen: Sequence[str] | None = None) -> Iterator[Table]:
-    """For each solver, NFE, schedule and number of samples with several cachers or quantizers a table of them all, with
-    the schedules that were learned for one of them (`static@hqq4`) beside what the full network's gives."""
+    """For each solver, NFE, schedule and number of samples with several students a table of them all, with what was
+    learned for one of them (`static@hqq4`) beside what the full network's gives."""
     columns, found = columns_of(features), dict[tuple[str, int, str, int], list[Row]]()
     for row in rows:
         found.setdefault((row.solver, row.nfe, row.schedule.partition(OF_STUDENT)[0], row.samples), []).append(row)
     for (solver, nfe, schedule, samples), part in found.items():
-        if len({(row.cacher, row.quantizer) for row in part}) > 1:
+        if len({row.parts for row in part}) > 1:
             names = dict.fromkeys((*COSTS, *(WORTH if chosen is None else chosen)))
-            shown = [columns[name] for name in names if name != "schedule" or len({row.schedule for row in part}) > 1]
+            alike = {"schedule"} if len({row.schedule for row in part}) == 1 else set[str]()
+            alike |= {"pruned"} if all(row.pruned == NONE for row in part) else set()
+            shown = [columns[name] for name in names if name not in alike]
             yield make_table(f"{solver}, NFE {nfe}, {schedule}, {samples} test samples", shown, part)
 
 

@@ -1,26 +1,27 @@
-"""The session's network, cheaper: quantized, then cached, and exactly itself again behind the block.
+"""The session's network, cheaper: pruned, then quantized, then cached, and exactly itself again behind the block.
 
-    with cheaper_network(session, "deepcache-2", "minmax-w8a8"):
+    with cheaper_network(session, StudentOptions(cacher="deepcache-2", quantizer="minmax-w8a8")):
         whatever samples with session.denoiser, or learns a schedule for it
 
 What a quantizer finds is kept under the workspace's data folder, one folder for each set of options, those of the
-calibration set included; who makes it holds the folder. Calibration sets are calls of the network in full precision,
-along the teacher's grid from training noises. What has to be trained is made by `quantize` alone.
+calibration set and of the blocks that are left out included; who makes it holds the folder. Calibration sets are calls
+of the network in full precision, pruned where it is, along the teacher's grid from training noises. What has to be
+trained is made by `quantize` alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ts_adapt import distributed
-from ts_adapt.assembly import NONE, Quantizing, build_cachers, build_quantizer
+from ts_adapt import distributed, pruning
+from ts_adapt.assembly import FULL, NONE, Quantizing, StudentOptions, build_cachers, build_quantizer
 from ts_adapt.cachers import attached
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.experiment import SPLITS
@@ -34,37 +35,39 @@ from ts_adapt.storage.layout import CONFIG, REDONE, TENSORS
 if TYPE_CHECKING:
     from ts_adapt.quantizers.calibration.collect import Call
 
-FULL = (NONE, NONE)
-"""Neither cacher nor quantizer."""
 TABLE_TIMES = 250
 """Places over the whole range of times, even as the network knows them, of the tables that scales become; they are
 interpolated in between."""
 
 
 class Impossible(TsAdaptError):
-    """The session's network does not go together with this cacher or quantizer."""
+    """The session's network does not go together with this file of blocks, cacher or quantizer."""
 
 
 @contextmanager
-def cheaper_network(session: Session, cacher: str, quantizer: str) -> Iterator[None]:
-    """The network of `session` with the quantizer and the cacher of these names, for as long as the block runs.
+def cheaper_network(session: Session, student: StudentOptions) -> Iterator[None]:
+    """The network of `session`, made `student`, for as long as the block runs.
 
-    Raises Impossible where the network lacks what one of them needs or a library is not installed, and TsAdaptError for
-    unknown names; the network is then as it was.
+    Raises Impossible where the network lacks what a part of it needs or a library is not installed, and TsAdaptError
+    for unknown names; the network is then as it was.
     """
-    quantizing, cachers = build_quantizer(quantizer), build_cachers(cacher)
+    quantizing, cachers = build_quantizer(student.quantizer), build_cachers(student.cacher)
     network = session.denoiser.network
     if network is None:
-        if quantizing is not None or cachers:
-            raise Impossible(f"the model {session.config.model.name!r} has no network to cache or to quantize")
+        if student != FULL:
+            raise Impossible(f"the model {session.config.model.name!r} has no network to prune, cache or quantize")
         yield
         return
     with ExitStack() as stack:
+        if replace(student, cacher=NONE) != FULL:
+            _open_teacher(session)
+        if student.pruned != NONE:
+            with _refusing():
+                stack.enter_context(pruning.pruned(network, *pruning.read(student.pruned, network)))
         if quantizing is not None:
             from ts_adapt.quantizers.quantization import restore
 
-            _open_teacher(session)
-            _quantize(session, network, quantizer, quantizing)
+            _quantize(session, network, student, quantizing)
             stack.callback(restore, network)
         with _refusing():
             stack.enter_context(attached(network, *cachers))
@@ -106,21 +109,25 @@ def check_gradients(session: Session) -> None:
         )
 
 
-def key_of(session: Session, cacher: str, quantizer: str) -> tuple[Any, ...]:
-    """What the network of a cacher and a quantizer depends on beside the model; nothing for neither.
+def key_of(session: Session, student: StudentOptions) -> tuple[Any, ...]:
+    """What the network of `student` depends on beside the model; nothing for the teacher's own.
 
     A quantization that is made for the first time changes nothing of it; one that was made anew, with another result,
     does.
     """
-    if (cacher, quantizer) == FULL:
+    if student == FULL:
         return ()
-    quantizing = build_quantizer(quantizer)
-    if quantizing is None:
-        return cacher, quantizer, None
-    digest = _digest(session, quantizing)
-    mark = session.workspace.quantizer(quantizer, digest) / REDONE
-    redone = (read_json(mark, {"tensors": str})["tensors"],) if mark.exists() else ()
-    return cacher, quantizer, digest, *redone
+    quantizing, digest, further = build_quantizer(student.quantizer), None, list[Any]()
+    if quantizing is not None:
+        digest = _digest(session, student, quantizing)
+        mark = session.workspace.quantizer(student.quantizer, digest) / REDONE
+        further += [read_json(mark, {"tensors": str})["tensors"]] if mark.exists() else []
+    return student.cacher, student.quantizer, digest, *further, *_left_out(student).items()
+
+
+def _left_out(student: StudentOptions) -> dict[str, list[str]]:
+    """The blocks that `student` is without; nothing for one that is not pruned."""
+    return {} if student.pruned == NONE else {"pruned": pruning.read(student.pruned)}
 
 
 def calibration_set(session: Session, select: str) -> list[Call]:
@@ -143,9 +150,9 @@ def _open_teacher(session: Session) -> None:
             session.teacher(split)
 
 
-def folder_of(session: Session, name: str, quantizing: Quantizing) -> Path:
-    """Where what the quantizer called `name` finds with these options is kept."""
-    return session.workspace.quantizer(name, _digest(session, quantizing))
+def folder_of(session: Session, student: StudentOptions, quantizing: Quantizing) -> Path:
+    """Where what the quantizer of `student` finds with these options is kept."""
+    return session.workspace.quantizer(student.quantizer, _digest(session, student, quantizing))
 
 
 def quantize_anew(
@@ -205,15 +212,16 @@ def _mark(folder: Path) -> None:
         write_json(beside(folder) / REDONE, {"tensors": made})
 
 
-def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quantizing) -> None:
+def _quantize(session: Session, network: nn.Module, student: StudentOptions, quantizing: Quantizing) -> None:
     """Quantize `network`: as it was done before where that is kept, else anew, which is kept unless another process is
     at it."""
-    folder = folder_of(session, name, quantizing)
+    folder = folder_of(session, student, quantizing)
     if _loaded(network, folder):
         return
     if quantizing.method.needs_training:
-        training = command("quantize", "--quantizer", name)
-        raise Impossible(f"{name} is not trained yet; train it with {training}")
+        pruned = [] if student.pruned == NONE else ["--student.pruned", student.pruned]
+        training = command("quantize", "--quantizer", student.quantizer, *pruned)
+        raise Impossible(f"{student.quantizer} is not trained yet; train it with {training}")
 
     def make() -> None:
         calls = calibration_set(session, quantizing.select) if quantizing.needs_calls else []
@@ -239,11 +247,12 @@ def _loaded(network: nn.Module, folder: Path) -> bool:
     return False
 
 
-def _digest(session: Session, quantizing: Quantizing) -> str:
+def _digest(session: Session, student: StudentOptions, quantizing: Quantizing) -> str:
     """A hash of everything that a quantization depends on beside the network."""
     config, method = session.config, quantizing.method
     layers = {name: value for name, value in asdict(quantizing.layers).items() if value or name != "correct"}
     made: dict[str, Any] = {"quantizer": method.name, "options": asdict(method.options), "layers": layers}
+    made |= _left_out(student)
     if method.needs_training:
         made["qat"] = {k: v for k, v in asdict(config.qat).items() if k != "checkpoint_every"}
         if config.qat.data == "teacher":

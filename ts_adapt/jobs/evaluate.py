@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ts_adapt import distributed
+from ts_adapt import distributed, pruning
+from ts_adapt.assembly import NONE, by_axis, plan_name
 from ts_adapt.evaluation.comparison import Results, differences, score
 from ts_adapt.evaluation.conclusions import conclusions
 from ts_adapt.evaluation.features import Extractor
 from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
 from ts_adapt.evaluation.quality import Reference, quality_of, reference_of
-from ts_adapt.evaluation.records import ORACLE, STATIC, Entry, Row, Run, kept_run
+from ts_adapt.evaluation.records import ORACLE, STATIC, Entry, Row, Run, kept_run, parts_in, skip_said
 from ts_adapt.evaluation.report import Panel, write_report
 from ts_adapt.evaluation.tables import LEGEND, as_text, cost_tables, frechet_name, group_tables, once, plain, written
 from ts_adapt.evaluation.worth import worth_tables
@@ -31,6 +32,7 @@ from ts_adapt.plots import plot_images
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.remedies import command
 from ts_adapt.search.objective import Batch
+from ts_adapt.storage.files import sha256_of_json
 from ts_adapt.storage.layout import stem
 
 MANY = 5
@@ -97,7 +99,7 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     tables = [*group_tables(once(plain(rows)), *shown).values(), *cost_tables(once(rows), *shown)]
     print("\n\n".join([*map(as_text, tables), LEGEND]))
     for one in facts["skipped"]:
-        print(f"\nskipped: cacher {one['cacher']}, quantizer {one['quantizer']}: {one['reason']}")
+        print(f"\n{skip_said(parts_in(one), one['reason'])}")
     print(_notes(session, facts)[1])
     for table in worth_tables(plain(results.rows), session.features):
         print(f"\n{as_text(table)}")
@@ -124,20 +126,20 @@ def _runs(session: Session) -> tuple[list[tuple[Entry, Run]], list[dict[str, str
     """What there is of everything planned, and what of it was skipped; the rest is named on stderr."""
     folder, refused, plan = session.workspace.runs, skipped(session), planned(session)
     found, missing = [], []
-    wanted = {(*pair, "") for pair in plan}
-    for pair, entries in plan.items():
+    wanted = {(student.parts, "") for student in plan}
+    for student, entries in plan.items():
         for entry in entries:
             run = kept_run(entry, folder)
             if run is not None:
                 found.append((entry, run))
                 continue
-            wanted.add((*pair, entry.file))
-            if not refused.keys() & {(*pair, ""), (*pair, entry.file)}:
+            wanted.add((student.parts, entry.file))
+            if not refused.keys() & {(student.parts, ""), (student.parts, entry.file)}:
                 missing.append(f"{entry.sampler}, NFE {entry.nfe}, {entry.schedule}")
     left = [
-        {"cacher": key[0], "quantizer": key[1], "run": key[2], "reason": reason}
-        for key, reason in refused.items()
-        if key in wanted
+        {**by_axis(parts), "run": run, "reason": reason}
+        for (parts, run), reason in refused.items()
+        if (parts, run) in wanted
     ]
     remedy = f"make them with {command('evaluate', '--generate-only')}"
     if not found:
@@ -211,6 +213,9 @@ def _facts(
         },
         "teacher": to_data(features),
         "floor": to_data(real),
+        "pruned": {
+            plan_name(path): sha256_of_json(pruning.read(path)) for path in config.pruned if path != NONE
+        },
         "device": config.model.device,
         "torch": torch.__version__,
     }  # fmt: skip

@@ -13,9 +13,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ts_adapt import distributed, dual_encoders, zoo
-from ts_adapt.assembly import build_distance, build_solver, steps_of
-from ts_adapt.config import Config, StudentOptions
+from ts_adapt import distributed, dual_encoders, pruning, zoo
+from ts_adapt.assembly import NONE, StudentOptions, build_distance, build_solver, steps_of
+from ts_adapt.config import Config
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extractor, read_image, taken_shape
@@ -96,9 +96,9 @@ class Experiment:
     def noise_schedule(self) -> NoiseSchedule:
         return self.denoiser.noise_schedule
 
-    def of_student(self, cacher: str, quantizer: str) -> Self:
-        """The same experiment, whose schedules are those learned for the network with this cacher and quantizer."""
-        return self.changed(student=StudentOptions(cacher, quantizer))
+    def of_student(self, student: StudentOptions) -> Self:
+        """The same experiment, whose schedules are those learned for this network."""
+        return self.changed(student=student)
 
     def changed(self, **options: Any) -> Self:
         """The same experiment with other options, on which neither its model nor its teacher depends."""
@@ -233,6 +233,8 @@ class Experiment:
         if self.features != "inception":
             width = self.extractor()(image).shape[-1]
         self._check_reference(width)
+        for path in {config.student.pruned, *(config.pruned if scores else ())} - {NONE}:
+            pruning.read(path, self.denoiser.network)
         for split in SPLITS:
             if config.teacher.prompts_of(split) is not None:
                 self.condition_source(split)

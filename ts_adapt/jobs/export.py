@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from ts_adapt.assembly import AXES
 from ts_adapt.config import Config
-from ts_adapt.evaluation.records import sampler_name
+from ts_adapt.evaluation.records import parts_in, sampler_name, with_parts
 from ts_adapt.jobs.other_steps import at_other_steps
 from ts_adapt.jobs.session import Session
 from ts_adapt.schedules.file import LearnedGrid
@@ -24,7 +25,7 @@ from ts_adapt.storage.layout import RESULTS, run_file
 
 ROW: Schema = {
     "solver": str, "nfe": int, "schedule": str, "model": str, "samples": int,
-    "cacher": str, "quantizer": str, "fid_data": (int, float, type(None)), "fid_teacher": (int, float),
+    **dict.fromkeys(AXES, str), "fid_data": (int, float, type(None)), "fid_teacher": (int, float),
     "distance": (int, float),
 }  # fmt: skip
 """What is read of a row of results.json."""
@@ -79,11 +80,11 @@ def _with_measurements(config: Config, schedule: LearnedGrid) -> LearnedGrid:
         **results["facts"].get("comparison", {}),
     }
     for row in results["rows"]:
-        check_schema(row, ROW, f"a row of {path}")
-        pair = row["cacher"], row["quantizer"]
-        run = workspace.runs / run_file(sampler_name(row["solver"], *pair), row["nfe"], row["schedule"])
+        check_schema(with_parts(row), ROW, f"a row of {path}")
+        parts = parts_in(row)
+        run = workspace.runs / run_file(sampler_name(row["solver"], parts), row["nfe"], row["schedule"])
         same = [row["solver"], row["nfe"], row["model"]] == [schedule.solver, schedule.nfe, about.get("model")]
-        same &= pair == (student.cacher, student.quantizer)
+        same &= parts == student.parts
         if not same or not run.exists() or (corrected and row["schedule"] != f"{about.get('method')}{behind}"):
             continue
         times = read_tensors(run, {"times": (None, grid.steps + 1)})["times"]

@@ -79,8 +79,8 @@ def at_other_steps(
         if batch is not None or model not in (None, here):
             why = f"it is for the model {model}, and the config's is {here}; give the config that it was learned with"
         return LearnedGrid(grid, solver, nfe, about), [*remarks, f"what is lost by that is unmeasured: {why}"]
-    student, objective = session.config.student, session.objective(session.solver(solver))
-    with cheaper_network(session, student.cacher, student.quantizer):
+    objective = session.objective(session.solver(solver))
+    with cheaper_network(session, session.config.student):
         about["measured"], said = _beside(session, objective, solver, nfe, batch, grid)
     return LearnedGrid(grid, solver, nfe, about), [*remarks, said]
 

@@ -80,7 +80,7 @@ def _left_open(session: Session, name: str, solver: str) -> Sequence[int]:
 def of_evaluation(config: Config, learned: int) -> Work:
     """Fixed grids and `learned` schedules on the test noises."""
     grids = FIXED if config.evaluate.grids is None else len(config.evaluate.grids)
-    ways = len(config.solvers) * len(config.cachers) * len(config.quantizers)
+    ways = len(config.solvers) * len(config.students)
     return Work(plain=sum(config.nfe) * config.evaluate.samples * ways * (grids + learned))
 
 

@@ -1,4 +1,4 @@
-"""prune: blocks are left out of the session's network, round by round, and the list is kept for `model.pruned`."""
+"""prune: blocks are left out of the session's network, round by round, and the list is kept for students."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ts_adapt.assembly import plan_name
 from ts_adapt.evaluation.cost import count_flops, seconds
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.session import Session
@@ -37,6 +38,8 @@ def prune(
         raise TsAdaptError(f"the model {config.model.name!r} has no network to prune; choose another model.name")
     found = resolve(schedule, session)
     solver, nfe, _ = found.choose(solver, nfe, config)
+    path = Path(out) if out else session.workspace.pruned(solver, nfe)
+    name = plan_name(str(path))
     objective, policy = session.objective(session.solver(solver)), session.policy(found, solver, nfe)
     index, x_T, condition = session.training_noises(options.samples)
     batch = Batch(torch.tensor(index), x_T, x_T, condition)
@@ -70,11 +73,13 @@ def prune(
             f"nothing was left out: no block can go within prune.distance {options.distance} and prune.cost "
             f"{options.cost}; allow more distance, or a lower share of the cost"
         )
-    path = Path(out) if out else session.workspace.pruned(solver, nfe)
     about = {"model": config.model.name, "schedule": schedule, "solver": solver, "nfe": nfe, **asdict(options)}
     save(path, network, rounds, {**about, "distance_name": session.distance})
     print(table(rounds, options.measure))
-    print(f"{len(rounds)} blocks left out, for --model.pruned: {path}")
+    print(
+        f"{len(rounds)} blocks left out: {path}; evaluate compares the network {name} with the full one by "
+        f"--pruned none,{path}, search and train learn schedules for it by --student.pruned {path}"
+    )
     return path
 
 

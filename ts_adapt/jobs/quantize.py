@@ -9,15 +9,16 @@ precision. Under accelerate's launcher all processes train, and the first writes
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from ts_adapt import distributed
-from ts_adapt.assembly import NONE, Quantizing, build_quantizer
+from ts_adapt.assembly import NONE, Quantizing, StudentOptions, build_quantizer
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs.cheaper_network import calibration_set, folder_of, load_or_make, quantize_anew
+from ts_adapt.jobs.cheaper_network import calibration_set, cheaper_network, folder_of, load_or_make, quantize_anew
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.tracking import board
 from ts_adapt.jobs.training_data import training_data, unguided
@@ -38,6 +39,8 @@ from ts_adapt.storage.layout import LAYERS_PICTURE, LAYERS_REPORT, LAYERS_TABLE,
 def quantize(session: Session, name: str | None = None, *, redo: bool = False) -> None:
     """Make the quantizer called `name`, or every one of the config; what is there already stays, but for `redo`.
 
+    Of a student that is pruned the network without these blocks is quantized.
+
     Raises TsAdaptError for a model without a network, where no quantizer is asked for, and as the quantizers do.
     """
     config = session.config
@@ -48,14 +51,18 @@ def quantize(session: Session, name: str | None = None, *, redo: bool = False) -
     network = session.denoiser.network
     if network is None:
         raise TsAdaptError(f"the model {config.model.name!r} has no network to quantize")
-    for one in names:
-        quantizing = build_quantizer(one)
-        if quantizing is not None:
-            _quantize(session, network, one, quantizing, redo)
+    student = StudentOptions(config.student.pruned)
+    with cheaper_network(session, student):
+        for one in names:
+            quantizing = build_quantizer(one)
+            if quantizing is not None:
+                _quantize(session, network, replace(student, quantizer=one), quantizing, redo)
 
 
-def _quantize(session: Session, network: nn.Module, name: str, quantizing: Quantizing, redo: bool) -> None:
-    folder = folder_of(session, name, quantizing)
+def _quantize(
+    session: Session, network: nn.Module, student: StudentOptions, quantizing: Quantizing, redo: bool
+) -> None:
+    name, folder = student.quantizer, folder_of(session, student, quantizing)
     checkpoint, calls = checkpoint_file(folder), calibration_set(session, quantizing.select)
 
     def make() -> None:

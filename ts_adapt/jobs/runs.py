@@ -1,9 +1,9 @@
 """The runs of a comparison, evaluate's first half: every schedule sampled on noises that no search has seen.
 
-The product is cachers x quantizers x solvers x NFE x schedules; to each cacher and quantizer come the schedules that
-were learned for the network with them (`static@hqq4`). A cacher or quantizer that the network does not take is
-skipped, and so is a run that fails while it is sampled; that is said, and `skipped` remembers why. Several processes
-(`distributed`) share the parts of runs among them.
+The product is students (pruned x quantizers x cachers) x solvers x NFE x schedules; to each student come the schedules
+that were learned for it (`static@hqq4`). A student that the network cannot become is skipped, and so is a run that
+fails while it is sampled; that is said, and `skipped` remembers why. Several processes (`distributed`) share the parts
+of runs among them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt import distributed
+from ts_adapt.assembly import AXES, FULL, StudentOptions, by_axis
 from ts_adapt.config import Config
 from ts_adapt.evaluation.features import Extractor
-from ts_adapt.evaluation.records import ORACLE, Entry, as_bytes, fingerprint, kept_run
+from ts_adapt.evaluation.records import ORACLE, Entry, as_bytes, fingerprint, kept_run, parts_in, skip_said
 from ts_adapt.evaluation.sample import Clip, RunError, join_parts, missing_parts, remove_parts, sample_part
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
-from ts_adapt.jobs.cheaper_network import FULL, Impossible, cheaper_network, key_of
+from ts_adapt.jobs.cheaper_network import Impossible, cheaper_network, key_of
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.teach import teach
 from ts_adapt.prompts import prompts_of, read_prompts
@@ -41,16 +42,14 @@ from ts_adapt.storage.layout import LOCK, MANIFEST, PARTS, PLOTS, SKIPPED, TEACH
 from ts_adapt.teacher.store import TeacherStore
 
 Bar: TypeAlias = "tqdm[Any]"
-Pair = tuple[str, str]
-"""The names of a cacher and of a quantizer."""
-Skipped = dict[tuple[str, str, str], str]
-"""(cacher, quantizer, the file of a run, or nothing for all of theirs) -> why it was skipped."""
+Skipped = dict[tuple[tuple[str, ...], str], str]
+"""(the parts of a student, the file of a run, or nothing for all of its) -> why it was skipped."""
 Listed = dict[tuple[str, int], dict[str, TimeGrid]]
 """The grids of `evaluate.schedules` by solver and NFE, then by their names in the table."""
 
 
 def generate(session: Session) -> None:
-    """Sample every schedule of the experiment on the test noises, with every cacher and quantizer.
+    """Sample every schedule of the experiment on the test noises, with every student.
 
     The teacher's test samples are generated first, as far as they are missing. What an earlier evaluation left of the
     very same stays as it is. Raises TsAdaptError if another process is at this comparison.
@@ -88,33 +87,30 @@ def _generate(session: Session) -> None:
     refused = skipped(session)
     total = sum(entry.samples for entries in plan.values() for entry in entries)
     left = {
-        pair: [entries[place] for place in distributed.first(partial(_unfinished, entries, folder))]
-        for pair, entries in plan.items()
+        student: [entries[place] for place in distributed.first(partial(_unfinished, entries, folder))]
+        for student, entries in plan.items()
     }
     session.announce("evaluate", Work(sum(entry.samples * entry.nfe for entries in left.values() for entry in entries)))
     with tqdm(total=total, desc="evaluate", unit="image", disable=not session.progress) as bar:
-        for (cacher, quantizer), entries in plan.items():
-            todo = left[cacher, quantizer]
+        for student, entries in plan.items():
+            todo = left[student]
             for entry in (entry for entry in entries if entry not in todo):
                 remove_parts(entry, folder, batch_size=options.batch_size)  # of one that was killed behind its run
                 bar.update(entry.samples)
             for run in ("", *(entry.file for entry in entries)):
-                refused.pop((cacher, quantizer, run), None)
+                refused.pop((student.parts, run), None)
             if not todo:
                 continue
             try:
-                with cheaper_network(session, cacher, quantizer):
+                with cheaper_network(session, student):
                     failed = _sample(session, todo, batch, extractor, clip, bar)
             except Impossible as error:
                 failed = {"": str(error)}
                 bar.update(sum(entry.samples for entry in todo))
             for run, reason in failed.items():
-                refused[cacher, quantizer, run] = reason
-                tqdm.write(f"skipped: cacher {cacher}, quantizer {quantizer}: {reason}")
-    kept = [
-        {"cacher": cacher, "quantizer": quantizer, "run": run, "reason": reason}
-        for (cacher, quantizer, run), reason in refused.items()
-    ]
+                refused[student.parts, run] = reason
+                tqdm.write(skip_said(student.parts, reason))
+    kept = [{**by_axis(parts), "run": run, "reason": reason} for (parts, run), reason in refused.items()]
     if distributed.rank() == 0 and (kept or (folder / SKIPPED).exists()):
         write_json(folder / SKIPPED, kept)
 
@@ -178,16 +174,14 @@ def _missing(entries: list[Entry], places: range, folder: Path, batch_size: int)
 def skipped(session: Session) -> Skipped:
     """Why what was skipped so far was; what cannot be read is as none."""
     try:
-        return {
-            (kept["cacher"], kept["quantizer"], kept["run"]): kept["reason"]
-            for kept in read_json(session.workspace.runs / SKIPPED)
-        }
+        kept = read_json(session.workspace.runs / SKIPPED)
+        return {(parts_in(one), one["run"]): one["reason"] for one in kept}
     except (TsAdaptError, KeyError, TypeError):
         return {}
 
 
-def planned(session: Session) -> dict[Pair, list[Entry]]:
-    """Everything that is to be measured, by cacher and quantizer.
+def planned(session: Session) -> dict[StudentOptions, list[Entry]]:
+    """Everything that is to be measured, by student.
 
     Raises TsAdaptError where the student of the config is none of them.
     """
@@ -198,29 +192,33 @@ def planned(session: Session) -> dict[Pair, list[Entry]]:
         cells = [(solver, nfe) for solver in config.solvers for nfe in config.nfe]
         return [entry for cell in cells for entry in _entries(of, *cell, further.get(cell, {}))]
 
-    full = entries(session.of_student(*FULL), listed(session))
+    full = entries(session.of_student(FULL), listed(session))
     plan = {}
-    for quantizer in config.quantizers:
-        for cacher in config.cachers:
-            key = key_of(session, cacher, quantizer)
-            own = [] if (cacher, quantizer) == FULL else entries(session.of_student(cacher, quantizer), {})
-            plan[cacher, quantizer] = [
-                replace(
-                    entry, cacher=cacher, quantizer=quantizer,
-                    fingerprint=fingerprint(entry.fingerprint, key) if key else entry.fingerprint,
-                )
-                for entry in (*full, *own)
-            ]  # fmt: skip
+    for student in config.students:
+        key = key_of(session, student)
+        own = [] if student == FULL else entries(session.of_student(student), {})
+        plan[student] = [
+            replace(
+                entry, **by_axis(student.parts),
+                fingerprint=fingerprint(entry.fingerprint, key) if key else entry.fingerprint,
+            )
+            for entry in (*full, *own)
+        ]  # fmt: skip
     return plan
 
 
 def check_student(config: Config) -> None:
     """TsAdaptError where the student of `config` is none of the networks that it compares."""
-    student = config.student
-    if student.name and not (student.cacher in config.cachers and student.quantizer in config.quantizers):
+    student, lists = config.student, ("pruned", "cachers", "quantizers")
+    there = zip(*(each.parts for each in config.students), strict=True)
+    lacking = [
+        f"{getattr(student, axis)} to {listed}"
+        for axis, listed, part, parts in zip(AXES, lists, student.parts, there, strict=True)
+        if part not in parts
+    ]
+    if student.name and lacking:
         raise TsAdaptError(
-            f"schedules are learned for the student {student.name}, which is not evaluated; add its cacher "
-            f"{student.cacher} to cachers and its quantizer {student.quantizer} to quantizers"
+            f"schedules are learned for the student {student.name}, which is not evaluated; add {', '.join(lacking)}"
         )
 
 

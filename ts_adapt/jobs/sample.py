@@ -61,7 +61,7 @@ def sample_to_folder(
     texts        prompts in turn, image by image; none: the config's
     scale        of guidance, of all; None: the config's, of a range each its own
     """
-    found, config, student = resolve(schedule, session), session.config, session.config.student
+    found, config = resolve(schedule, session), session.config
     name, taken, others = found.choose(solver, nfe, config)
     policy, method = session.policy(found, name, taken, scale), session.solver(name)
     folder = Path(out) if out else session.workspace.samples(found.called, name, taken)
@@ -70,7 +70,7 @@ def sample_to_folder(
     def make(index: range) -> Tensor:
         return (sample(session, policy, method, index, seed, label, texts, scale).float().clamp(-1, 1) + 1) / 2
 
-    with cheaper_network(session, student.cacher, student.quantizer):
+    with cheaper_network(session, config.student):
         write_images(folder, make, count, batch or config.evaluate.batch_size, progress=session.progress)
     print(f"{count} images along {schedule}, {name}, NFE {taken}{others}: {folder}")
     return folder

@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ts_adapt.assembly import build_cachers, build_quantizer, device_and_dtype, prepare
+from ts_adapt import pruning
+from ts_adapt.assembly import NONE, StudentOptions, build_cachers, build_quantizer, device_and_dtype, prepare
 from ts_adapt.cachers import attached
-from ts_adapt.config import Config, StudentOptions
+from ts_adapt.config import Config
 from ts_adapt.denoisers.load import image_to_image, load_pipeline, repaints, starts_from_image
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
@@ -121,9 +122,11 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
 
 @contextmanager
 def _cheaper(pipe: Any, student: StudentOptions) -> Iterator[None]:
-    """`pipe` with the cacher and the quantizer of `student`; TsAdaptError for one that is calibrated or trained."""
+    """`pipe` with its network made `student`; TsAdaptError for a quantizer that is calibrated or trained."""
     quantizing, network = build_quantizer(student.quantizer), network_of(pipe)
     with ExitStack() as stack:
+        if student.pruned != NONE:
+            stack.enter_context(pruning.pruned(network, *pruning.read(student.pruned, network)))
         if quantizing is not None:
             from ts_adapt.quantizers.quantization import quantize, restore
 

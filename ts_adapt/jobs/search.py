@@ -8,7 +8,7 @@
 What is finished is kept, with the options that it was made with. What was made with others is refused, or with `redo`
 made anew beside the old one, which is replaced once the new one is complete.
 
-The student is the teacher's own network, or that with a cacher and a quantizer; the teacher stays what it was. By
+The student is the teacher's own network, or a cheaper one that is made of it; the teacher stays what it was. By
 gradient schedules are learned through what a quantizer passes on (straight-through). Several processes (`distributed`)
 share the parts of labels, the trials of blackbox, and the solvers and NFEs of every other search.
 """
@@ -20,13 +20,13 @@ from dataclasses import replace
 from functools import partial
 
 from ts_adapt import distributed
-from ts_adapt.assembly import steps_of
+from ts_adapt.assembly import FULL, steps_of
 from ts_adapt.config import Config
 from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.grids.optimized import dmn
 from ts_adapt.interfaces import Solver, TimeGrid
-from ts_adapt.jobs.cheaper_network import FULL, cheaper_network, check_gradients
+from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.labels import search_labels, student_options
 from ts_adapt.jobs.minimised import minimised_said
 from ts_adapt.jobs.session import Session, paired_verdict, stays
@@ -65,7 +65,7 @@ def search(session: Session, method: str, split: str = "train", *, redo: bool = 
         session.check_static(session.static_corrections)
     if method == "per-sample":
         session.check_told("a grid for each sample")
-    with cheaper_network(session, config.student.cacher, config.student.quantizer):
+    with cheaper_network(session, config.student):
         if method == "per-sample" or (method == "static" and config.static.method in ("lbfgs", "adam")):
             check_gradients(session)
         cells = [(name, session.solver(name), nfe) for name in config.solvers for nfe in config.nfe]
@@ -198,7 +198,7 @@ def search_optimized_grid(session: Session, name: str, solver: Solver, nfe: int,
 
 def _of_full(session: Session, solver: str, nfe: int) -> dict[str, TimeGrid]:
     """For a student the static grid that was learned for the teacher's own network, where there is one."""
-    full = session.of_student(*FULL)
+    full = session.of_student(FULL)
     if not session.config.student.name or "static" not in full.shared_names(solver, nfe):
         return {}
     return {"static": full.static(solver, nfe).grid}

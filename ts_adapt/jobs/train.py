@@ -43,7 +43,7 @@ def train(session: Session, kind: str, *, redo: bool = False) -> None:
     config = session.config
     session.check(caption=config.train.caption)
     check_predicted(session, [kind])
-    with cheaper_network(session, config.student.cacher, config.student.quantizer):
+    with cheaper_network(session, config.student):
         if config.train.loss != "labels":
             check_gradients(session)
         for name in config.solvers:

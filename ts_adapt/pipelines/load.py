@@ -90,7 +90,7 @@ def build_denoiser(options: ModelOptions) -> Denoiser:
     """The denoiser of `options`, on its device; TsAdaptError for what its network cannot be."""
     device, dtype = device_and_dtype(options)
     if options.name in ANALYTIC:
-        for option in ("channels_last", "fused_qkv", "compile", "pruned", "call", "quantization_config", "weights"):
+        for option in ("channels_last", "fused_qkv", "compile", "call", "quantization_config", "weights"):
             if getattr(options, option):
                 raise TsAdaptError(f"model.{option} is for networks, and {options.name!r} is none; leave it out")
         if options.prediction is not None:
@@ -103,6 +103,6 @@ def build_denoiser(options: ModelOptions) -> Denoiser:
     )
     if denoiser.network is not None:
         prepare(denoiser.network, options)
-    elif options.execution or options.pruned:
+    elif options.execution:
         raise TsAdaptError(f"{options.name!r} has no network that is a torch module; leave options of the network out")
     return denoiser

@@ -6,7 +6,7 @@
 They are the resnets that do not resample, the attention layers of UNet2DModel, the transformers of
 UNet2DConditionModel, and, where one of these has several layers, each layer by itself. What comes out has the shape
 that it had, so that any of them may go, alone or with others. Skip connections stay, and so do the names of all weights
-that are left.
+that are left, and how the network is run (`denoisers.execution`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ts_adapt.denoisers.execution import Execution, execution_of
 from ts_adapt.denoisers.network import QUANTIZATION, step_aware_parts
 from ts_adapt.interfaces import TsAdaptError, unknown
 
@@ -65,13 +64,13 @@ def removed(network: nn.Module) -> list[str]:
 def remove(network: nn.Module, name: str) -> nn.Module:
     """Leave out the block `name` of `network`, in place.
 
-    Raises TsAdaptError for a block that cannot be left out, and for a network that is quantized, has cachers or is run
-    in a way of its own (`denoisers.execution`): blocks go first.
+    Raises TsAdaptError for a block that cannot be left out, and for a network that is quantized or has cachers: blocks
+    go first.
     """
-    if QUANTIZATION in vars(network) or step_aware_parts(network) or execution_of(network) != Execution():
+    if QUANTIZATION in vars(network) or step_aware_parts(network):
         raise TsAdaptError(
-            f"this {type(network).__name__} is quantized or compiled, or has cachers, fused projections or another "
-            "layout; leave blocks out of the plain network, then do the rest"
+            f"this {type(network).__name__} is quantized or has cachers; leave blocks out of the plain network, then "
+            "do the rest"
         )
     known = candidates(network)
     if name not in known:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.pruning.blocks import candidates, put_back, remove, removed
+from ts_adapt.pruning.blocks import candidates
 from ts_adapt.pruning.evolution import Round
 from ts_adapt.remedies import command
 from ts_adapt.storage import files
@@ -33,24 +33,19 @@ def save(path: str | Path, network: nn.Module, rounds: Sequence[Round], about: M
     files.write_json(Path(path), kept)
 
 
-def apply(network: nn.Module, path: str | Path) -> nn.Module:
-    """Leave the blocks out of `network`, in place, that the file in `path` names; `put_back` undoes it.
+def read(path: str | Path, network: nn.Module | None = None) -> list[str]:
+    """The blocks that the file in `path` leaves out, in the order in which they go; of `network`, where it is given.
 
-    Raises TsAdaptError, and leaves the network as it was, for a file that is missing, damaged, of another kind, or for
-    another network.
+    Raises TsAdaptError for a file that is missing, damaged, of another kind, or for another network.
     """
     kept = files.read_json(Path(path), SCHEMA)
     PRUNED_NETWORK.check(kept, path, f"make one with {command('prune')}")
-    before, name = len(removed(network)), type(network).__name__
-    if kept["network"] != name or kept["blocks"] != candidates(network):
+    gone = kept["removed"]
+    if not all(isinstance(block, str) and block in kept["blocks"] for block in gone) or len({*gone}) < len(gone):
+        raise TsAdaptError(f"{path} is damaged, it leaves out what is no block; make it again with {command('prune')}")
+    if network is not None and (kept["network"] != type(network).__name__ or kept["blocks"] != candidates(network)):
         raise TsAdaptError(
-            f"{path} is for a {kept['network']} of {len(kept['blocks'])} blocks, and this {name} has others; give the "
-            f"model that it was made for, or make one with {command('prune')}"
+            f"{path} is for a {kept['network']} of {len(kept['blocks'])} blocks, and this {type(network).__name__} has "
+            f"others; give the model that it was made for, or make one with {command('prune')}"
         )
-    try:
-        for block in kept["removed"]:
-            remove(network, str(block))
-    except TsAdaptError:
-        put_back(network, len(removed(network)) - before)
-        raise
-    return network
+    return [str(block) for block in gone]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ts_adapt import zoo
-from ts_adapt.assembly import build_solver, steps_of
+from ts_adapt.assembly import AXES, build_solver, steps_of
 from ts_adapt.denoisers.load import HUB_ID
 from ts_adapt.grids import fixed, published
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
@@ -169,7 +169,7 @@ def resolve(text: str, shelf: Shelf, *, alone: bool = False) -> Found:
     if name.student:
         raise TsAdaptError(
             f"{text} was learned for the network {name.student}; give its name alone, {replace(name, student='')}, "
-            "with that network as --student.cacher and --student.quantizer"
+            f"with that network as {' and '.join(f'--student.{axis}' for axis in AXES)}"
         )
     if name.kind == ORACLE:
         raise TsAdaptError(f"{text} is for the test samples that were searched, which evaluate compares by itself")

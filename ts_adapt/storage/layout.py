@@ -11,7 +11,7 @@
         predictors/one-shot/unipc-3-nfe5.<key>.training      a training under way
         quantizers/<quantizer>-<options>/         config.json, model.safetensors, redone.json, layers.csv, .json, .png
         latents/<digest>.safetensors              of a folder of images, for training
-        pruned/unipc-3-nfe5.json                  the blocks that were left out
+        pruned/pruned-unipc-3-nfe5.json           the blocks that were left out
         students/<student>/                       static/, labels/, predictors/, ... for a cheaper network
     log_root/<name>/
         report.html, results.csv, .json, .md, plots/        the comparison
@@ -136,7 +136,7 @@ class Workspace:
         return self.data / "latents" / f"{digest}.safetensors"
 
     def pruned(self, solver: str, nfe: int) -> Path:
-        return self.data / "pruned" / f"{served('', solver, nfe)}.json"
+        return self.data / "pruned" / f"pruned-{served('', solver, nfe)}.json"
 
     @property
     def evaluation(self) -> Path:
@@ -168,7 +168,7 @@ def served(result: str, solver: str, nfe: int) -> str:
 
 
 def stem(sampler: str) -> str:
-    """A sampler (solver, cacher, quantizer) in the name of a file."""
+    """A sampler (solver and student) in the name of a file."""
     return sampler.replace(", ", "-")
 
 
