@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ts_adapt.assembly import plan_name
+from ts_adapt.assembly import NONE, plan_name
 from ts_adapt.evaluation.cost import count_flops, seconds
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.tracking import board
 from ts_adapt.pruning import Round, evolve, save
+from ts_adapt.remedies import command
 from ts_adapt.schedules.resolve import resolve
 from ts_adapt.search.objective import Batch
 
@@ -77,8 +78,9 @@ def prune(
     save(path, network, rounds, {**about, "distance_name": session.distance})
     print(table(rounds, options.measure))
     print(
-        f"{len(rounds)} blocks left out: {path}; evaluate compares the network {name} with the full one by "
-        f"--pruned none,{path}, search and train learn schedules for it by --student.pruned {path}"
+        f"{len(rounds)} blocks left out: {path}\n"
+        f"{name} beside the full network: {command('evaluate', '--pruned', f'{NONE},{path}')}\n"
+        f"with schedules of its own: {command('search', '--student.pruned', path)}, or train"
     )
     return path
 
