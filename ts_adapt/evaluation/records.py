@@ -97,13 +97,14 @@ def skip_said(parts: Sequence[str], reason: str) -> str:
     return f"skipped: {student_name(parts) or 'the full network'}: {reason}"
 
 
-def with_parts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A `record` that names a student by its parts, `none` for those that it does not know: it is from before them."""
-    return {**by_axis(FULL.parts), **record}
+def with_parts(record: Any) -> Any:
+    """A `record` that names a student by its parts, `none` for those that it does not know: it is from before them.
+    What is no record stays what it is, for who checks it."""
+    return {**by_axis(FULL.parts), **record} if isinstance(record, Mapping) else record
 
 
-def parts_in(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parts of the student that a `record` names."""
+def parts_in(record: Any) -> tuple[str, ...]:
+    """The parts of the student that a `record` names; TypeError or KeyError for what is none."""
     return tuple(with_parts(record)[axis] for axis in AXES)
 
 
