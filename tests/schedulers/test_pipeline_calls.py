@@ -187,6 +187,14 @@ def test_lists_of_times_for_schedules_that_choose_their_own(kind: str, pipes: An
         call_sd(pipe, ROWS, num_inference_steps=7)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_without_a_number_of_steps_is_refused_before_any(kind: str, pipes: Any, tiny: Any) -> None:
+    pipe = pipes("sd")
+    attach(pipe, made(tiny, pipe, kind))
+    with pytest.raises(TsAdaptError, match=r"number of steps is 50.* without num_inference_steps asks for the pipe"):
+        pipe(prompt_embeds=embeddings(ROWS), guidance_scale=1, output_type="latent")
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["sd", "sd3", "flux"])

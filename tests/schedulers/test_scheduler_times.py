@@ -63,6 +63,17 @@ def test_between_learned_nfe_log_snr_is_interpolated() -> None:
         torch.testing.assert_close(schedule.timesteps.double(), expected, rtol=1e-6, atol=1e-4)
 
 
+def test_the_number_that_a_pipeline_asks_for_by_itself_is_refused() -> None:
+    schedule = LearnedScheduler.from_schedules([learned(4), learned(8)], CONFIG)
+    with pytest.raises(TsAdaptError, match=r"is 50, more than 2 times .*\(4, 8\): ask for 8.*num_inference_steps"):
+        schedule.set_timesteps(50)
+    with pytest.raises(TsAdaptError, match="is 17"):
+        schedule.set_timesteps(17)
+    with pytest.warns(UserWarning, match="^16 steps were not learned"):
+        schedule.set_timesteps(16)
+    LearnedScheduler.from_grid("karras", "unipc-3", CONFIG).set_timesteps(50)
+
+
 @settings(max_examples=25, deadline=None)
 @pytest.mark.filterwarnings("ignore:.*were not learned")
 @given(first=st.integers(1, 6), more=st.integers(1, 6), seed=st.integers(0, 9))

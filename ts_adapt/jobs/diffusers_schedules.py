@@ -39,8 +39,7 @@ def find_scheduler(shelf: Shelf, name: str, *, alone: bool) -> Found:
         about = {**known, "order": build_solver(solver, ANY).order, "prediction": prediction, "source": name}
         if plan.predictor is not None:
             return Predicted(plan.predictor, plan.steps, about)
-        grid: TimeGrid = getattr(schedule.source, "grids", {}).get(nfe, TimeGrid(plan.times))
-        return LearnedGrid(grid, solver, nfe, about)
+        return LearnedGrid(plan.grid or TimeGrid(plan.times), solver, nfe, about)
 
     source, solver = schedule.source, schedule.config["solver"]
     return Found(name, SCHEDULER, at, solver, source.learned, source.own_times, own, schedule)

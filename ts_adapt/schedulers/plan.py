@@ -5,7 +5,8 @@
 
 Over a number of steps that was not learned a grid is interpolated, with its corrections (`grids.between`), with a
 warning; those of the images of one batch are not. A predictor of several N serves those between by itself
-(`predictors.predictor`). Any other N is refused.
+(`predictors.predictor`). Any other N is refused, and so is one far beyond what was learned: a call without a number of
+steps asks for the pipeline's own, of 25 to 1000, which nobody who attached a schedule for a few meant.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ from ts_adapt.schedules.resolve import build_grid
 Predictor = OneShot | Recursive
 LISTS = ("timesteps", "sigmas")
 """The arguments by which times are given to a run."""
+FURTHEST = 2
+"""How many times as many steps as the most that were learned a grid is still interpolated over."""
+OWN_NUMBER = " (a call without num_inference_steps asks for the pipeline's own number)"
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,13 @@ class Source:
             way = ", or take the one grid that `ts-adapt export --steps` makes" if grids or self.predictors else ""
             raise TsAdaptError(
                 f"the number of steps is {steps}; this schedule was learned for {learned}{rule}: ask for a number that "
-                f"it has{way}"
+                f"it has{way}{OWN_NUMBER}"
+            )
+        if steps > FURTHEST * max(self.plans):
+            raise TsAdaptError(
+                f"the number of steps is {steps}, more than {FURTHEST} times the most that this schedule was learned "
+                f"for ({learned}): ask for {max(self.plans)}, or take the grid that `ts-adapt export --steps {steps}` "
+                f"makes{OWN_NUMBER}"
             )
         warnings.warn(
             f"{steps} steps were not learned: their grid is interpolated in log-SNR from what was learned for "
