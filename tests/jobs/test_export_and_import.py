@@ -137,6 +137,26 @@ def test_corrections_are_dropped_with_a_warning(finished: Job, tmp_path: Path, c
     assert printed.err == "" and printed.out == (tmp_path / "full.json").read_text()
 
 
+@pytest.mark.parametrize("source", ["static", "FILE"])
+def test_a_number_that_was_not_learned_is_sampled_along_the_list_that_is_exported(
+    finished: Job, tmp_path: Path, capsys, source: str
+) -> None:
+    source, exported = str(finished.static) if source == "FILE" else source, tmp_path / "exported.json"
+    assert finished.run("export", source, "--steps", "5", "--out", str(exported)) == 0
+    capsys.readouterr()
+    for schedule, out in ((source, "asked"), (str(exported), "given")):
+        assert (
+            finished.run("sample", "--schedule", schedule, "--steps", "5", "--count", "3", "--out", str(tmp_path / out))
+            == 0
+        )
+    warned = capsys.readouterr().err
+    assert warned.count("was not learned for NFE 5: this is interpolated") == 1
+    assert "`ts-adapt export" in warned and "measures what is lost by it" in warned
+    for number in range(3):
+        asked, given = (tmp_path / out / f"images/{number:05d}.png" for out in ("asked", "given"))
+        assert asked.read_bytes() == given.read_bytes()
+
+
 def test_timesteps_of_a_model_with_a_table(tmp_path: Path, capsys) -> None:
     out = tmp_path / "steps.txt"
     assert main(["export", "karras", "--steps", "4", "--format", "timesteps", "--out", str(out)]) == 0

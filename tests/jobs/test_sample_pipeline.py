@@ -290,6 +290,10 @@ def test_a_number_of_steps_that_was_not_learned_is_remarked_once(saved: Path, tm
         sample(saved, tmp_path / out, "ddpm", "ddpm-static", "--steps", "3", "--batch", "2")
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("ts-adapt: warning: 3 steps were not learned")
+    schedule = LearnedScheduler.from_pretrained(saved / "ddpm-static")
+    LearnedGrid(schedule.source.grids[STEPS], "unipc-3", STEPS).save(tmp_path / "s.json", schedule.noise_schedule)
+    same(sample(saved, tmp_path / "c", "ddpm", str(tmp_path / "s.json"), "--steps", "3"), written(tmp_path / "a"))
+    assert capsys.readouterr().err.startswith("ts-adapt: warning: 3 steps were not learned")
 
 
 def test_half_precision_and_the_default_folder(saved: Path, tmp_path: Path, capsys) -> None:
@@ -342,7 +346,6 @@ def test_fewer_images_replace_all_of_an_earlier_command_and_none_of_anyone_else(
         (["ddpm", "ddpm-static", "--solver", "ddim"], "is for unipc-3, not for ddim; leave --solver out"),
         (["ddpm", "sd-static"], "was learned for another model, which differs in"),
         (["ddpm", "karras", "--solver", "heun", "--steps", "4"], "evaluates the network 2 times a step"),
-        (["ddpm", "JSON", "--steps", "5"], "is for NFE 4, not for 5; leave --steps out"),
         (["sd", "JSON", "--prompt", "x"], "is for another noise schedule"),
         (["ddpm", "ddpm-static", "--model.dtype", "float8"], "unknown dtype 'float8'"),
         (["ddpm", "ddpm-static", "--model.prediction", "v"], "says by itself what it predicts"),

@@ -3,26 +3,29 @@
     of shared grids    that which `grids.between` makes of those that were learned
     of a predictor     that which it makes of the static grids that the predictor corrects, as times alone
 
-What the list cannot carry of it is left out. The loss is the mean distance to the teacher on training noises that
-validate, beside that of the best fixed grid of N steps and of the one learned there, if the workspace has one; test
-noises have no part in it. A list of as many steps as the teacher's, or more, is not measured: the distance to a coarser
-solve says nothing of it.
+What the list cannot carry of it is left out; sampled here, it carries corrections. The loss is the mean distance to the
+teacher on training noises that validate, beside that of the best fixed grid of N steps and of the one learned there, if
+the workspace has one; test noises have no part in it. A list of as many steps as the teacher's, or more, is not
+measured: the distance to a coarser solve says nothing of it.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
 
 from ts_adapt.grids.between import grid_between
 from ts_adapt.grids.parametric import neighbours
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError, TsAdaptWarning
 from ts_adapt.jobs.cheaper_network import cheaper_network
 from ts_adapt.jobs.search import validation_samples
 from ts_adapt.jobs.session import Session, compared
 from ts_adapt.predictors.store import nfes_of
+from ts_adapt.remedies import command
 from ts_adapt.schedules.file import LearnedGrid, in_common
 from ts_adapt.schedules.name import PREDICTOR, SHARED, parse
 from ts_adapt.schedules.resolve import Found, Predicted
@@ -34,7 +37,7 @@ OF_ITSELF = ("seed", "measured", "made_with")
 """What is known of a grid that was learned, and not of one that is made of it."""
 
 
-def at_other_steps(
+def between_learned(
     session: Session, found: Found, solver: str, nfe: int, *, corrected: bool
 ) -> tuple[LearnedGrid, list[str]] | None:
     """The list that `found` gives for `nfe`, and what is to be said of it; None where that was learned, or is any's.
@@ -65,24 +68,48 @@ def at_other_steps(
     remarks += [f"without {' and '.join(without)}, which it cannot carry"] if without else []
     alike = in_common(part.about for part in parts)
     about = {key: value for key, value in alike.items() if key not in OF_ITSELF} | {"source": found.called}
-    grid = grid_between(learned, noise_schedule, steps)
+    return LearnedGrid(grid_between(learned, noise_schedule, steps), solver, nfe, about), remarks
+
+
+def at_other_steps(
+    session: Session, found: Found, solver: str, nfe: int, *, corrected: bool
+) -> tuple[LearnedGrid, list[str]] | None:
+    """`between_learned`, with what is lost by it measured, where the teacher's samples allow it."""
+    made = between_learned(session, found, solver, nfe, corrected=corrected)
+    if made is None:
+        return None
+    schedule, remarks = made
     teacher = session.config.teacher.nfe
     try:
         if nfe >= teacher:
             raise TsAdaptError(f"the teacher takes {teacher} evaluations itself")
-        batch = validation_samples(session, of_predictor=any(isinstance(part, Predicted) for part in parts))
+        batch = validation_samples(session, of_predictor=found.own)
         why = f"{session.workspace.teacher('train')} has not the teacher's samples"
     except TsAdaptError as error:  # a file's, or the zoo's, needs no workspace
         batch, why = None, str(error)
-    model, here = about.get("model"), session.config.model.name
+    model, here = schedule.about.get("model"), session.config.model.name
     if batch is None or model != here:
         if batch is not None or model not in (None, here):
             why = f"it is for the model {model}, and the config's is {here}; give the config that it was learned with"
-        return LearnedGrid(grid, solver, nfe, about), [*remarks, f"what is lost by that is unmeasured: {why}"]
+        return schedule, [*remarks, f"what is lost by that is unmeasured: {why}"]
     objective = session.objective(session.solver(solver))
     with cheaper_network(session, session.config.student):
-        about["measured"], said = _beside(session, objective, solver, nfe, batch, grid)
-    return LearnedGrid(grid, solver, nfe, about), [*remarks, said]
+        measured, said = _beside(session, objective, solver, nfe, batch, schedule.grid)
+    return replace(schedule, about={**schedule.about, "measured": measured}), [*remarks, said]
+
+
+def policy_at(
+    session: Session, found: Found, solver: str, nfe: int, scale: float | None = None
+) -> TimeGrid | StepPolicy:
+    """`session.policy`; for an NFE that a grid was not learned for it is that of `between_learned`, with a warning."""
+    made = None if found.own else between_learned(session, found, solver, nfe, corrected=True)
+    if made is None:
+        return session.policy(found, solver, nfe, scale)
+    schedule, (interpolated, *_) = made
+    measuring = command("export", found.name, "--solver", solver, "--steps", nfe)
+    warnings.warn(f"{interpolated}; {measuring} measures what is lost by it", TsAdaptWarning, stacklevel=2)
+    session.compare(found.called, schedule.about, scale)
+    return schedule.grid
 
 
 def _learned(session: Session, found: Found, solver: str, nfe: int) -> Sequence[LearnedGrid | Predicted]:

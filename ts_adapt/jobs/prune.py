@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ts_adapt.assembly import NONE, plan_name
 from ts_adapt.evaluation.cost import count_flops, seconds
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.jobs.other_steps import policy_at
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.tracking import board
 from ts_adapt.pruning import Round, evolve, save
@@ -38,10 +39,10 @@ def prune(
     if network is None:
         raise TsAdaptError(f"the model {config.model.name!r} has no network to prune; choose another model.name")
     found = resolve(schedule, session)
-    solver, nfe, _ = found.choose(solver, nfe, config)
+    solver, nfe, _ = found.choose(solver, nfe, config, unlearned=True)
     path = Path(out) if out else session.workspace.pruned(solver, nfe)
     name = plan_name(str(path))
-    objective, policy = session.objective(session.solver(solver)), session.policy(found, solver, nfe)
+    objective, policy = session.objective(session.solver(solver)), policy_at(session, found, solver, nfe)
     index, x_T, condition = session.training_noises(options.samples)
     batch = Batch(torch.tensor(index), x_T, x_T, condition)
     with torch.no_grad():

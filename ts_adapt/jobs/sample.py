@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network
+from ts_adapt.jobs.other_steps import policy_at
 from ts_adapt.jobs.session import Session
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.schedules.resolve import resolve
@@ -56,14 +57,15 @@ def sample_to_folder(
     """`count` images of the student as PNG files and one grid of the first of them; returns the folder.
 
     schedule     a name, as `schedules.resolve` has them
-    solver, nfe  None: the schedule's own, or the first of the config
+    solver, nfe  None: the schedule's own, or the first of the config; for an NFE that was not learned a grid is made of
+                 those that were (`other_steps`)
     batch        images at a time; None: the config's `evaluate.batch_size`
     texts        prompts in turn, image by image; none: the config's
     scale        of guidance, of all; None: the config's, of a range each its own
     """
     found, config = resolve(schedule, session), session.config
-    name, taken, others = found.choose(solver, nfe, config)
-    policy, method = session.policy(found, name, taken, scale), session.solver(name)
+    name, taken, others = found.choose(solver, nfe, config, unlearned=True)
+    policy, method = policy_at(session, found, name, taken, scale), session.solver(name)
     folder = Path(out) if out else session.workspace.samples(found.called, name, taken)
     check_folder(folder, count)
 

@@ -37,7 +37,7 @@ from ts_adapt.prompts import given_prompts, prompts_of
 from ts_adapt.sampling import generator_for
 from ts_adapt.schedulers.attach import attach, network_of
 from ts_adapt.schedulers.scheduler import LearnedScheduler
-from ts_adapt.schedules.resolve import Shelf, resolve
+from ts_adapt.schedules.resolve import FILE, Shelf, resolve
 from ts_adapt.teacher.generate import ClassLabels
 
 HAND_ON_GENERATORS = ("DDPMPipeline", "DDIMPipeline")
@@ -97,8 +97,9 @@ def sample_pipeline(config: Config, request: Request, *, progress: bool = True) 
     pipe = pipe if image is None else image_to_image(pipe, masked=mask is not None)
     arguments = _arguments(pipe, request, image, mask, config.model.call)
     found = resolve(request.schedule, _OfPipeline(pipe, config))
-    name, steps, others = found.choose(request.solver, request.steps, config)
-    schedule = attach(pipe, make_scheduler(found, name, [steps], scheduler_config(pipe.scheduler))).scheduler
+    name, steps, others = found.choose(request.solver, request.steps, config, unlearned=True)
+    taken = found.learned if found.kind == FILE and found.learned else [steps]  # of which the scheduler makes others
+    schedule = attach(pipe, make_scheduler(found, name, taken, scheduler_config(pipe.scheduler))).scheduler
     schedule.set_timesteps(steps)
     pipe.set_progress_bar_config(disable=True)
     _refuse_noise_without_generators(pipe, schedule)
