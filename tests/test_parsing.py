@@ -174,7 +174,14 @@ def test_a_family_of_solvers_stands_for_one_of_them() -> None:
         (["search", "--static.iters", "3"], "did you mean 'static.iterations'?"),
         (["search", "--zzz", "3"], "unknown option 'zzz'; `ts-adapt search --help-all` lists the options"),
         (["search", "--nfe", "3", "5"], "'5' is no option and no value of one"),
-        (["teach", "--method", "static"], "unknown option 'method'"),
+        (
+            ["teach", "--method", "static"],
+            "--method is an option of search, not of teach; `ts-adapt search --help` says",
+        ),
+        (
+            ["evaluate", "--plan"],
+            "--plan is an option of learn and demo, not of evaluate; `ts-adapt learn --help` says",
+        ),
         (["search", "--nfe"], "--nfe"),
         (["search", "--nfe", "3,,5"], "give a list, with commas between"),
         (["search", "--quiet=false"], "--quiet takes no value; give it alone, or leave it out"),

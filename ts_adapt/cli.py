@@ -24,7 +24,7 @@ from ts_adapt.commands import COMMANDS, Command, Demo, Sample, build_parser, com
 from ts_adapt.interfaces import TsAdaptError, TsAdaptWarning, unknown
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.options import hints_of, read, yaml_text
-from ts_adapt.parsing import CONFIG, HELP, HELP_ALL, Line, Parser, made, read_line
+from ts_adapt.parsing import CONFIG, HELP, HELP_ALL, Line, Parser, flag_of, made, read_line
 
 if TYPE_CHECKING:
     from ts_adapt.config import Config
@@ -73,7 +73,8 @@ def _called(name: str, kind: type[Command], words: Sequence[str]) -> Called:
     hints = hints_of(kind)
     behind = [option.name for option in fields(kind) if "positional" in option.metadata]
     flags = {option: hint for option, hint in hints.items() if option not in behind}
-    line, base = (read_line(name, each, flags, hints_of(Config)) for each in (words, kind.base))
+    elsewhere = _flags_of_all(behind)
+    line, base = (read_line(name, each, flags, hints_of(Config), elsewhere) for each in (words, kind.base))
     if line.behind[len(behind) :]:
         extra = line.behind[len(behind)]
         raise TsAdaptError(
@@ -97,6 +98,16 @@ def _called(name: str, kind: type[Command], words: Sequence[str]) -> Called:
         build_solver(command.solver, ContinuousVP())
     _check_fixed(config, line, base)
     return Called(name, command, config, line)
+
+
+def _flags_of_all(left_out: Sequence[str]) -> dict[str, list[str]]:
+    """Every flag of a command, as it is written, and the commands that have it."""
+    found: dict[str, list[str]] = {}
+    for name, kind in COMMANDS.items():
+        for option in fields(kind):
+            if "positional" not in option.metadata and option.name not in left_out:
+                found.setdefault(flag_of(option.name), []).append(name)
+    return found
 
 
 def _named_alone(config: Config, line: Line, command: Command) -> dict[str, Any]:

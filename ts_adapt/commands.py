@@ -104,7 +104,7 @@ class Learn(Command):
     brief = "teach, learn and evaluate, all that a config asks for"
     kept = "finished steps are kept, and the same command goes on from there"
     shared = True
-    plan: bool = flag(False, "say what is missing and what it takes, without starting")
+    plan: bool = flag(False, "say what is missing of each job and what it takes, without starting")
     redo: bool = flag(False, REDO)
 
     def run(self, config: Config, given: Collection[str]) -> None:

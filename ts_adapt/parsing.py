@@ -76,10 +76,14 @@ class Line:
     shown: str | None = None
 
 
-def read_line(command: str, words: Sequence[str], flags: Mapping[str, Any], options: Mapping[str, Any]) -> Line:
+def read_line(
+    command: str, words: Sequence[str], flags: Mapping[str, Any], options: Mapping[str, Any],
+    elsewhere: Mapping[str, Sequence[str]],
+) -> Line:  # fmt: skip
     """The `words` behind a `command`; TsAdaptError for an option that is unknown, or has a value that it may not have.
 
     flags, options  those of the command, and those of the config: their names and what they may be
+    elsewhere       the flags of all commands, as they are written, and whose they are
     """
     line, rest, known = Line(), iter(words), {**flags, **options}
     own = {flag_of(name): name for name in flags}
@@ -95,6 +99,8 @@ def read_line(command: str, words: Sequence[str], flags: Mapping[str, Any], opti
             line.given[name] = True
             continue
         if not name and option != CONFIG:
+            if option in elsewhere:
+                raise _of_others(command, option, elsewhere[option])
             if option[:1] == "-" and option != "-":
                 raise _unknown(command, option.removeprefix("--"), known)
             line.behind.append(word)
@@ -228,6 +234,14 @@ def _file(path: Path, command: str, known: Mapping[str, Any]) -> dict[str, Any]:
     found = _entries(content, command, known)
     check_plain(found, path)  # its numbers, where numbers are meant
     return found
+
+
+def _of_others(command: str, option: str, commands: Sequence[str]) -> TsAdaptError:
+    """The error for an `option` that the `command` does not have, and these `commands` do."""
+    named = " and ".join(filter(None, [", ".join(commands[:-1]), commands[-1]]))
+    return TsAdaptError(
+        f"{option} is an option of {named}, not of {command}; `ts-adapt {commands[0]} --help` says what it does"
+    )
 
 
 def _unknown(command: str, given: str, known: Mapping[str, Any]) -> TsAdaptError:
