@@ -33,6 +33,7 @@ STAMP := $(VENV)/installed
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 scripts/train_zoo.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WHEEL_ENV := build/wheel-env
+BUILD_LOG := build/build.log
 PINS := $(CURDIR)/constraints.txt
 TORCH := $(shell sed -n 's/^\(torch\(vision\)\?==.*\)/\1/p' constraints.txt)
 
@@ -198,7 +199,10 @@ supply: $(STAMP)
 
 $(WHEEL_ENV)/installed: $(shell find ts_adapt -name "*.py") MANIFEST.in | supply
 	rm -rf dist $(WHEEL_ENV)
-	PIP_CONSTRAINT=$(PINS) $(BIN)/python -m build --outdir dist
+	mkdir -p $(dir $(WHEEL_ENV))
+	@echo "building in dist/; what is said meanwhile goes to $(BUILD_LOG)"
+	@PIP_CONSTRAINT=$(PINS) $(BIN)/python -m build --outdir dist > $(BUILD_LOG) 2>&1 || { tail -n 60 $(BUILD_LOG); exit 1; }
+	@tail -n 1 $(BUILD_LOG)
 	$(PYTHON) -m venv $(WHEEL_ENV)
 	$(WHEEL_ENV)/bin/python -m pip install --quiet --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(WHEEL_ENV)/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
