@@ -8,9 +8,9 @@ learned from or validated on, those of the static grid too:
     the Frechet distance to the data and the recall of as many of them, in the features of `evaluate.features`
     what it costs: operations of sampling beside the static grid's, seconds of the processor in training
 
-"shared" variants learn only what all samples share: a static grid with corrections, trained in the same way. Those with
-guidance are left out of a model that is not guided, those with captions where there are no prompts, and those with data
-where the features that these are matched in judge.
+"shared" variants learn only what all samples share: a static grid with corrections, trained in the same way. What this
+model or config has not for a variant is said before any is learned, and the variant left out: guidance, prompts for
+captions, images for data and the discriminator, a judge with other features than data is matched in.
 
     ts-adapt teach --config configs/plain.yml --split train
     ts-adapt search --config configs/plain.yml --solvers unipc-3 --nfe 5 --static.corrections []
@@ -42,8 +42,10 @@ from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
 from ts_adapt.evaluation.quality import Reference, quality_of
 from ts_adapt.evaluation.records import Entry, Run, kept_run
 from ts_adapt.evaluation.sample import join_parts, missing_parts, sample_part
-from ts_adapt.interfaces import StepPolicy, TsAdaptError
+from ts_adapt.grids.corrections import PICTURES
+from ts_adapt.interfaces import GUIDANCE, StepPolicy, TsAdaptError
 from ts_adapt.jobs.evaluate import reference_images
+from ts_adapt.jobs.matched_images import check_images
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.train import new_predictor
 from ts_adapt.predictors.phases import PREDICTED
@@ -156,7 +158,10 @@ def main() -> None:
     options, more = parser.parse_known_args()
     given = Experiment.of(options, more)
     session, config, learned = given.session, given.config, options.samples + options.validation
-    variants = {name: VARIANTS[name] for name in options.variants if _fits(session, VARIANTS[name])}
+    unfit = {name: _unfit(session, VARIANTS[name]) for name in options.variants}
+    variants = {name: VARIANTS[name] for name, reason in unfit.items() if not reason}
+    for reason in dict.fromkeys(filter(None, unfit.values())):
+        print(f"left out: {'; '.join(name for name in unfit if unfit[name] == reason)}\n  {reason}", flush=True)
     unseen = max(learned, config.static_samples + config.static_validating)
     _, batch = session.teacher("train", unseen + options.judged)
     train, validation = batch.rows(slice(0, options.samples)), batch.rows(slice(options.samples, learned))
@@ -180,13 +185,22 @@ def main() -> None:
     )  # fmt: skip
 
 
-def _fits(session: Session, variant: Variant) -> bool:
-    """Whether the model is guided, has prompts, and is judged by other features, where `variant` learns by these."""
-    return not (
-        ("guidance" in variant.corrections and not session.guides)
-        or ("caption" in variant.losses and session.config.teacher.prompts_of("train") is None)
-        or ("distribution" in variant.losses and LOOKS[session.distance] == session.features)
-    )
+def _unfit(session: Session, variant: Variant) -> str:
+    """Why `variant` cannot be learned here; empty where it can."""
+    if GUIDANCE.name in variant.corrections and not session.guides:
+        return "nothing guides the model; give --guidance"
+    if PICTURES.keys() & {*variant.corrections} and session.seen_shape != session.shape:
+        return f"samples of shape {session.shape} are no pictures, which could be changed"
+    if "caption" in variant.losses and session.config.teacher.prompts_of("train") is None:
+        return "there are no prompts; give --teacher.prompts"
+    if "distribution" in variant.losses and LOOKS[session.distance] == session.features:
+        return f"{session.features} features judge, in which data would be matched; give another --evaluate.features"
+    if {"distribution", "adversarial"} & variant.losses.keys():
+        try:
+            check_images(session)
+        except TsAdaptError as error:
+            return str(error)
+    return ""
 
 
 def _trained(given: Experiment, variant: Variant, train: Batch, validation: Batch, epochs: int) -> tuple[Any, float]:

@@ -153,7 +153,11 @@ def test_what_is_left_out_of_a_schedule_is_judged_on_samples_of_its_own(
     assert all(found[name]["seconds"] > 0 for name in variants[:2])
     assert all(0 <= each["recall"] <= 1 and each["frechet"] > 0 for each in found.values())
     script = runpy.run_path(str(FOLDER / "ablation.py"))
-    fits, matched = script["_fits"], script["VARIANTS"]["recursive, all, data .3"]
-    assert fits(session, matched) and not fits(job.session(*few, "--evaluate.features", "pixels"), matched)
+    unfit, matched = script["_unfit"], script["VARIANTS"]["recursive, all, data .3"]
+    assert not unfit(session, matched)
+    assert "--evaluate.features" in unfit(job.session(*few, "--evaluate.features", "pixels"), matched)
+    other = job.session(*few, "--model.name", "emoji-sd")  # the embedded images are none of its
+    opposed = script["VARIANTS"]["recursive, all and residual, discriminator .3"]
+    assert all("--distribution.data" in unfit(other, variant) for variant in (matched, opposed))
     share = 1 - found["recursive, residual"]["mean"] / found["static"]["mean"]
     assert last["gain"]["recursive, residual"] == pytest.approx(share, abs=0.01)  # of means to four places
