@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("logs/fuzz"), help="folder for the files that fail")
     parser.add_argument("--reader", action="append", help="only this one; may be given several times")
     parser.add_argument("--list", action="store_true", help="the names of the readers, and nothing else")
-    parser.add_argument("--only", type=int, help="read this one file again, here and without limits")
+    parser.add_argument("--only", type=int, help="read this file of --reader again, here, without limits")
     given = parser.parse_args()
     torch.set_num_threads(1)
     known = all_readers()

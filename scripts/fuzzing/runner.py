@@ -1,4 +1,4 @@
-"""The loop: file n of a seed is always the same, so that a failure is known by these two numbers.
+"""The loop: file n of a seed is always the same for a reader, so that a failure is known by its name and two numbers.
 
 A child process reads the files, under a limit of memory; its parent watches which file it is at. A child that dies or
 stays too long has failed at that file, and another goes on behind it.
@@ -45,7 +45,7 @@ class Tally:
 
 
 def mutated(readers: Mapping[str, Reader], seed: int, number: int) -> tuple[str, Files]:
-    """The reader and the files of this seed and number."""
+    """One of `readers` and the files of this seed and number; which files a reader has then does not hang on others."""
     random = Random(f"{seed}:{number}")
     (name,) = random.choices(list(readers), [reader.weight for reader in readers.values()])
     reader = readers[name]
@@ -86,6 +86,7 @@ def fuzz(readers: Mapping[str, Reader], seed: int, files: int, out: Path | None,
     for number, reason in sorted(tally.failures.items()):
         name, damaged = mutated(readers, seed, number)
         say(f"--- {name}, seed {seed}, file {number}: {reason}")
+        say(f"    again: python -m fuzzing --seed {seed} --reader {name} --only {number}")
         if out is not None:
             folder = out / f"{name}-{seed}-{number}"
             folder.mkdir(parents=True, exist_ok=True)

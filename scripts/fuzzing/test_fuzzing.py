@@ -59,6 +59,12 @@ def test_a_number_and_a_seed_are_always_the_same_files(readers: Mapping[str, Rea
     assert len({json.dumps(runner.mutated(readers, 1, n)[1], default=repr) for n in range(50)}) > 45
 
 
+def test_a_file_is_found_again_by_its_reader_alone(readers: Mapping[str, Reader]) -> None:
+    for number in range(20):
+        name, files = runner.mutated(readers, 1, number)
+        assert runner.mutated({name: readers[name]}, 1, number) == (name, files)
+
+
 @pytest.mark.parametrize("suffix", BY_SUFFIX)
 def test_mutations_take_any_bytes(suffix: str) -> None:
     random, huge = Random(0), b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4611686018427387904]}}'
