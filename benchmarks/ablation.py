@@ -61,7 +61,7 @@ class Variant:
     corrections: Sequence[str] = PREDICTED
     shared: bool = False
     share: float = 1.0
-    losses: Mapping[str, float] = field(default_factory=dict)
+    losses: Mapping[str, Any] = field(default_factory=dict)
 
 
 CHANGED = (*PREDICTED, "residual")

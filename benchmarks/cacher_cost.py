@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -20,7 +22,7 @@ import ts_adapt
 from ts_adapt.cachers import DeepCache, TGate, attached
 from ts_adapt.evaluation.cost import count_flops
 
-CACHERS = {
+CACHERS: dict[str, Callable[[int], list[Any]]] = {
     "none": lambda nfe: [],
     "deepcache 2": lambda nfe: [DeepCache(2)],
     "deepcache 3": lambda nfe: [DeepCache(3)],

@@ -17,7 +17,8 @@ class Clock:
     """Adds up what lies between marks of beginning and end."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.marks = device, []
+        self.device = device
+        self.marks: list[Any] = []
         self.now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
     def mark(self) -> None:

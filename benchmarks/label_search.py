@@ -92,7 +92,8 @@ def population(objective: Objective, batch: Batch, static: TimeGrid, budget: int
     box, noise_schedule = BlackboxOptions(), objective.denoiser.noise_schedule
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     centre = times_to_logits(static.times, noise_schedule)
-    space = {f"logit_{i}": optuna.distributions.FloatDistribution(-box.radius, box.radius) for i in range(static.steps)}
+    span = optuna.distributions.FloatDistribution(-box.radius, box.radius)
+    space: dict[str, optuna.distributions.BaseDistribution] = {f"logit_{i}": span for i in range(static.steps)}
     studies = [optuna.create_study(sampler=optuna.samplers.CmaEsSampler(seed=box.seed + i)) for i in range(len(batch))]
     for study in studies:
         study.enqueue_trial(dict.fromkeys(space, 0.0))

@@ -51,7 +51,7 @@ from ts_adapt.search.work import Work
 Schedule = TimeGrid | StepPolicy
 NOTHING = Work()
 LD3, GS = "LD3, its budget", "GS, two passes"
-BY_LBFGS = {"method": "lbfgs", "iterations": 20, "batch_size": 64}
+BY_LBFGS: dict[str, Any] = {"method": "lbfgs", "iterations": 20, "batch_size": 64}
 """What static grids of few noises are learned by."""
 OF_LD3 = StaticOptions(method="adam", corrections=["shift"], soft_teacher=True, iterations=7 * 25, batch_size=2)
 OF_GS = StaticOptions(method="adam", corrections=["shift", "history"], batch_size=24, validate_every=20)

@@ -42,7 +42,7 @@ class Measured:
     def __init__(self, objective: Objective, device: str) -> None:
         self.device = device
         self.clocks = {"network": Clock(device), "distance": Clock(device)}
-        denoiser = objective.denoiser
+        denoiser: Any = objective.denoiser
         denoiser.call = self.clocks["network"].on(denoiser.call, 1, 2)
         distance = ClockedDistance(objective.distance, self.clocks["distance"])
         self.objective = Objective(denoiser, objective.solver, distance)
@@ -56,7 +56,7 @@ class Measured:
 def changed(asked: argparse.Namespace) -> Objective:
     """The objective with its network as the options want it."""
     objective = objective_on(asked.device, torch.bfloat16 if asked.bf16 else None)
-    denoiser = objective.denoiser
+    denoiser: Any = objective.denoiser
     if asked.channels_last:
         denoiser.network.to(memory_format=torch.channels_last)
     if asked.compile:

@@ -97,7 +97,8 @@ def seconds(work: Callable[[], Tensor], device: str) -> float:
 def ratio(name: str, options: argparse.Namespace) -> float:
     torch.manual_seed(0)
     pipe = {"sd": stable_diffusion, "dit": dit}[name](options.width).to(options.device)
-    direct, through = from_pipeline(pipe), PipelineDenoiser(pipe, {"guidance_scale": SCALE})
+    direct: Any = from_pipeline(pipe)
+    through: Any = PipelineDenoiser(pipe, {"guidance_scale": SCALE})
     x_T = initial_noise(0, range(options.batch), direct.shape).to(options.device)
     if name == "sd":
         prompts = ["a cat", "a dog"] * options.batch

@@ -72,7 +72,7 @@ class Bench:
         config.model.name, config.qat.steps = MODEL, steps
         config.calibration.noises, config.calibration.count = noises, count
         self.session, self.objective = Session(config, progress=False), objective_on()
-        self.network: Any = self.session.denoiser.network  # type: ignore[attr-defined]
+        self.network: Any = self.session.denoiser.network
         self.grid, self.extract = grid_of(self.objective, nfe), make_extractor("zoo", device="cpu")
         self.data = FeatureStatistics.from_moments(*reference_statistics(), TRAINING_IMAGES)
         self.x_T = ts_adapt.initial_noise(0, range(TEST_START, TEST_START + samples), self.session.shape)

@@ -44,7 +44,7 @@ class NetworkAllocations(Allocations):
         return func(*args, **(kwargs or {}))
 
 
-def peak_of_network(network: torch.nn.Module, work: Callable[[], Any]) -> int:
+def peak_of_network(network: Any, work: Callable[[], Any]) -> int:
     """Bytes alive at the worst moment of `work` of what calls of `network` made."""
     with NetworkAllocations() as allocations:
 

@@ -22,8 +22,10 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from workload import Experiment, last_line  # isort: skip  (first: it loads ts_adapt)
 import ts_adapt
@@ -31,7 +33,7 @@ from ts_adapt.predictors.phases import PREDICTED
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.predictors.training import train_predictor
 
-WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
+WAYS: dict[str, tuple[Literal["end_to_end", "labels"], Sequence[str]]] = {
     "through the solver": ("end_to_end", PREDICTED),
     "times alone": ("end_to_end", ()),
     "labels": ("labels", ()),

@@ -87,7 +87,7 @@ def compared(
         print(f"{title}, {name}: mean {each.mean():.5f}, median {each.median():.5f}")
     for name, against in pairs:
         one, other = distances[name], distances[against]
-        mean, interval, median = ratio(one, other), ratio_interval(one, other), ratio([one.median()], [other.median()])
+        mean, interval, median = ratio(one, other), ratio_interval(one, other), _of_medians(one, other)
         nearer = share_of_wins(one, other)
         found[f"{name} / {against}"] = {"mean": mean, "interval": [*interval], "median": median, "nearer": nearer}
         print(
@@ -96,6 +96,10 @@ def compared(
             flush=True,
         )
     return found
+
+
+def _of_medians(one: Tensor, other: Tensor) -> float:
+    return ratio([float(one.median())], [float(other.median())])
 
 
 def objective_on(device: str = "cpu", dtype: torch.dtype | None = None) -> Objective:

@@ -20,6 +20,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,8 @@ class Normalised(nn.Module):
     @torch.no_grad()
     def folded(self) -> FeatureNet:
         net = FeatureNet(*self.made_with)
-        for stage, convolution, norm in zip(net.stages, self.convolutions, self.norms, strict=True):
+        stages: Any = zip(net.stages, self.convolutions, self.norms, strict=True)
+        for stage, convolution, norm in stages:
             gain = norm.weight / (norm.running_var + norm.eps).sqrt()
             stage.weight.copy_(gain[:, None, None, None] * convolution.weight)
             stage.bias.copy_(norm.bias - gain * norm.running_mean)

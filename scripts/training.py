@@ -89,7 +89,7 @@ def train(
     if rank == 0:
         parameters = sum(p.numel() for p in net.parameters())
         print(f"{plan.out}: {parameters:,} parameters, {step} of {plan.steps} steps done", flush=True)
-    started, recent = time.time(), []
+    started, recent = time.time(), list[float]()
 
     def save() -> None:
         seconds = spent + time.time() - started
@@ -158,5 +158,5 @@ def follow(average: nn.Module, net: nn.Module, decay: float) -> None:
     """Move the weights of `average` towards those of `net`; running statistics are taken as they are."""
     for kept, new in zip(average.parameters(), net.parameters(), strict=True):
         kept.lerp_(new, 1 - decay)
-    for kept, new in zip(average.buffers(), net.buffers(), strict=True):
-        kept.copy_(new)
+    for held, latest in zip(average.buffers(), net.buffers(), strict=True):
+        held.copy_(latest)

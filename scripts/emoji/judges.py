@@ -11,9 +11,10 @@ pictures in accuracy.json.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from emoji.captions import GROUPS
@@ -95,7 +96,7 @@ def moved(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def scored(net: nn.Module, pictures: Tensor) -> Tensor:
+def scored(net: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
     """What `net` says of uint8 pictures, a part at a time."""
     return torch.cat([net(in_model_range(part)) for part in pictures.split(128)])
 

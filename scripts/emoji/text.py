@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -32,7 +33,7 @@ def tokenizer_of(captions: list[str]) -> CLIPTokenizer:
         vocab_size=2**20, min_frequency=1, end_of_word_suffix=END_OF_WORD, initial_alphabet=letters, show_progress=False
     )
     pairs.train_from_iterator(sorted({word for caption in captions for word in caption.split()}), everything)
-    merges = [tuple(pair) for pair in json.loads(pairs.to_str())["model"]["merges"]]
+    merges: Any = [tuple(pair) for pair in json.loads(pairs.to_str())["model"]["merges"]]
     tokens = [*letters, *(letter + END_OF_WORD for letter in letters), *("".join(pair) for pair in merges), START, END]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocabulary, merges, model_max_length=LENGTH)

@@ -24,7 +24,8 @@ from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.evaluation.comparison import Results
 from ts_adapt.evaluation.records import Difference, Entry, Row, as_bytes
 from ts_adapt.grids import fixed
-from ts_adapt.grids.space import CORRECTIONS, PICTURES, GridSpace
+from ts_adapt.grids.corrections import CORRECTIONS, PICTURES
+from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import NoiseSchedule, TimeGrid
 from ts_adapt.noise import BetaTable, RectifiedFlow
 from ts_adapt.predictors.one_shot import OneShot
@@ -107,11 +108,12 @@ def lists() -> dict[str, Files]:
 
 def predictors() -> dict[str, Files]:
     found = {}
-    for kind, name, options in (
+    given: tuple[tuple[type[OneShot | Recursive], str, dict[str, Any]], ...] = (
         (OneShot, "one-shot", {}),
         (OneShot, "one-shot-all", {"corrections": [*CORRECTIONS, "start"], "order": 2, "classes": 3, "text": 5}),
         (Recursive, "recursive", {"corrections": [*CORRECTIONS, *PICTURES], "order": 2, "scales": (1.0, 8.0)}),
-    ):
+    )
+    for kind, name, options in given:
         grids = [times_of(VP, steps) for steps in ((2, STEPS) if name == "recursive" else (STEPS,))]
         predictor = kind(VP, grids, SHAPE, width=4, hidden=8, **options)
         with TemporaryDirectory() as folder:
@@ -207,7 +209,8 @@ def journals() -> dict[str, Files]:
     with TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.json", "key")
         for place in range(4):
-            journal.recall([place / 7, 1.0], lambda place=place: [place, 0.25])
+            answer = [float(place), 0.25]
+            journal.recall([place / 7, 1.0], answer.copy)
         return {"journal": taken(Path(folder))}
 
 
@@ -328,6 +331,7 @@ def moments() -> dict[str, Files]:
         ("spatial", ("mu", "sigma", "mu_s", "sigma_s"), np.savez_compressed),
     ):
         text = io.BytesIO()
-        write(text, **{key: np.eye(4) if key.startswith("sigma") else np.zeros(4) for key in keys})
+        held: dict[str, Any] = {key: np.eye(4) if key.startswith("sigma") else np.zeros(4) for key in keys}
+        write(text, **held)
         found[name] = {"m.npz": text.getvalue()}
     return found

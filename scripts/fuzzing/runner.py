@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import TextIO
 
 from fuzzing.mutations import mutate
 from fuzzing.readers import Files, Reader
@@ -121,7 +122,7 @@ def _child(readers: Mapping[str, Reader], seed: int, numbers: range, tally: Tall
     if status == 0:
         return numbers.stop
     (number,) = struct.unpack("<q", shared[:])
-    limits = {
+    limits: dict[int, str] = {
         signal.SIGPROF: f"longer than {SECONDS:g} seconds",
         signal.SIGKILL: f"waited longer than {WAIT:g} seconds",
     }
@@ -131,7 +132,7 @@ def _child(readers: Mapping[str, Reader], seed: int, numbers: range, tally: Tall
     return int(number) + 1
 
 
-def _read_all(readers: Mapping[str, Reader], seed: int, numbers: range, shared: mmap.mmap, report: object) -> None:
+def _read_all(readers: Mapping[str, Reader], seed: int, numbers: range, shared: mmap.mmap, report: TextIO) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -143,7 +144,7 @@ def _read_all(readers: Mapping[str, Reader], seed: int, numbers: range, shared: 
             line = [attempt(readers[name], files), name, number, ""]
         except BaseException as error:
             line = ["failed", name, number, _where(error)]
-        print(json.dumps(line), file=report, flush=True)  # type: ignore[arg-type]
+        print(json.dumps(line), file=report, flush=True)
 
 
 def _where(error: BaseException) -> str:

@@ -305,7 +305,7 @@ class TaylorSeer(OfDiffusers):
         if names:
             config = TaylorSeerCacheConfig(
                 self.interval, self.warm_up, max_order=self.order, cache_identifiers=names,
-                taylor_factors_dtype=network.dtype,  # type: ignore[arg-type]
+                taylor_factors_dtype=network.dtype,
             )  # fmt: skip
             apply_taylorseer_cache(network, config)
 

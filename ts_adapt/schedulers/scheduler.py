@@ -46,7 +46,7 @@ class LearnedSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class LearnedScheduler(SchedulerMixin, ConfigMixin):
     """Times that are fixed, learned, predicted from noise or while sampling, with a solver of one evaluation a step.
 
     num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr, snr_shift_scale,
@@ -233,7 +233,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return super().from_config(dict(config), return_unused_kwargs, **kwargs)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         subfolder: str | None = None,
