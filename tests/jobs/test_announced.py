@@ -34,6 +34,7 @@ evaluate: {samples: 40, features: pixels, batch_size: 16, grids: [karras, unifor
 JOBS: list[tuple[list[str], float]] = [
     (["teach"], 0.0),
     (["search", "--static.method", "forward"], 0.3),
+    (["search", "--static.method", "adam", "--derivative", "auto", "--redo"], 0.3),
     (["search", "--static.method", "adam", "--redo"], 0.3),
     (["search", "--static.method", "lbfgs", "--static.iterations", "6", "--redo"], 0.4),
     (["search", "--method", "blackbox"], 0.3),
@@ -41,6 +42,7 @@ JOBS: list[tuple[list[str], float]] = [
     (["search", "--method", "gits"], 0.3),
     (["search", "--method", "per-sample"], 0.3),
     (["train", "--predictor", "one-shot"], 0.3),
+    (["train", "--predictor", "recursive", "--derivative", "auto"], 0.3),
     (["search", "--static.method", "forward", "--nfe", "2,5"], 0.3),
     (["train", "--predictor", "one-shot-all", "--nfe", "2,5"], 0.3),
     (["evaluate"], 0.3),

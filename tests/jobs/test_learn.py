@@ -22,13 +22,15 @@ from ts_adapt.cli import main, parse
 from ts_adapt.commands import Demo
 from ts_adapt.config import Config, TeacherOptions
 from ts_adapt.interfaces import TsAdaptError
-from ts_adapt.jobs import learn, plan
+from ts_adapt.jobs import learn
 from ts_adapt.jobs import train as training
 from ts_adapt.jobs.export_scheduler import is_for_diffusers
 from ts_adapt.jobs.session import Session
+from ts_adapt.jobs.timing import Timing
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.training import TrainResult
-from ts_adapt.search.static_options import StaticOptions
+from ts_adapt.search.objective import Batch
+from ts_adapt.search.work import Pace
 
 SMALL = """
 name: demo
@@ -95,7 +97,7 @@ def test_it_says_at_each_step_where_it_is_and_how_long_the_rest_takes(run: tuple
     assert [(int(place), int(count), name) for place, count, _, name in said] == [
         (place, len(names), name) for place, name in enumerate(names, 1)
     ]
-    assert [bool(rest) for _, _, rest, _ in said] == [False, *[True] * (len(names) - 1)]
+    assert all(rest for _, _, rest, _ in said)
 
 
 def test_the_next_commands_run_as_they_stand(run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,19 +217,48 @@ def test_a_plan_begins_nothing_and_what_is_there_is_not_counted(
     assert counted["one-shot"] != ["0", "0"]
 
 
-@pytest.mark.parametrize(("seconds", "timed"), [(1e-6, [8, 24]), (0.1, [8])])
+@pytest.mark.parametrize(("seconds", "timed"), [(1e-6, [4, 24]), (0.2, [4])])
 def test_samples_that_take_no_time_are_timed_in_whole_batches(
     seconds: float, timed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counts = []
+    counts, noises = [], Timing._noises
 
-    def solved(session: Session, count: int) -> tuple[float, float]:
+    def drawn(self: Timing, count: int) -> Batch:
         counts.append(count)
-        return seconds, seconds
+        return noises(self, count)
 
-    monkeypatch.setattr(plan, "_measured", solved)
-    plan.measured(Session(Config(teacher=TeacherOptions(batch_size=32), static=StaticOptions(batch_size=24))))
-    assert counts == timed
+    monkeypatch.setattr(Timing, "_noises", drawn)
+    monkeypatch.setattr("ts_adapt.jobs.timing.seconds", lambda *_, **__: seconds)
+    config = Config(teacher=TeacherOptions(batch_size=24), nfe=[3])
+    assert Timing(Session(config)).teach.plain == pytest.approx(seconds / (timed[-1] * 3)) and counts == timed
+
+
+def test_what_each_job_takes_is_measured_with_all_that_it_does() -> None:
+    options = TrainOptions(samples=80, batch_size=16)
+    config = Config(model=ModelOptions(name="gaussian-mixture"), distance="l2", nfe=[3], train=options)
+    timing = Timing(Session(config, progress=False))
+    grid, recursive = timing.search, timing.train("recursive-all")
+    assert recursive is timing.train("recursive")
+    assert recursive.gradient > 2 * grid.gradient and recursive.plain > 2 * grid.plain  # its own network, the optimizer
+    assert timing.evaluate.result > timing.search.result > 0  # the cost and the scores of a run, beside a figure
+
+
+def test_what_is_to_go_is_what_the_jobs_behind_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Known:
+        teach, search, evaluate = Pace(0.1, 0), Pace(0, 0, 70), Pace(0, 0, 1000)
+
+        def __init__(self, session: Session) -> None:
+            pass
+
+    monkeypatch.setattr(learn, "Timing", Known)
+    job = Job.begun(tmp_path)
+    assert job.run("learn", "--learn", "static") == 0
+    said = [line.partition("]")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    first, static, evaluating, done = said
+    assert "to go" in first and "to go" not in done and static.endswith("about 68 min to go")
+    assert evaluating.endswith("about 67 min to go")
 
 
 @pytest.mark.parametrize(

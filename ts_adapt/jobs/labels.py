@@ -14,14 +14,16 @@ from typing import Any
 from tqdm import tqdm
 
 from ts_adapt import distributed
+from ts_adapt.assembly import steps_of
 from ts_adapt.config import Config
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import Solver, TsAdaptError
 from ts_adapt.jobs.session import Session, paired_verdict
-from ts_adapt.search.derivative import trusted
+from ts_adapt.search.derivative import comparing, trusted
 from ts_adapt.search.labels import LabelStore, start_entries
 from ts_adapt.search.objective import Batch
 from ts_adapt.search.per_sample import LabelBatch, search_per_sample
+from ts_adapt.search.work import Work
 from ts_adapt.storage.folders import beside, replace_folder
 
 
@@ -62,7 +64,7 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
         objective, agreement = trusted(objective, start.steps, session.teacher("train")[1], together=True)
     to_do = sum(len(parts[part]) for part in missing)
     what = f"{corrected('oracle', corrections)}, {name}, NFE {nfe}"
-    session.announce(what, config.per_sample.solves.times(nfe * to_do))
+    session.announce(what, labelling_work(session, solver, nfe, to_do))
     done = len(batch) - sum(len(parts[part]) for part in own) if distributed.world() == 1 else 0
     bar = tqdm(
         total=done + sum(len(parts[part]) for part in own), initial=done, unit="sample", leave=False,
@@ -80,6 +82,12 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
         f"{what}, {split}: distance {float(oracle.mean()):.5f} over {count} samples, the {static} grid's "
         f"{float(shared.mean()):.5f}: {paired_verdict(oracle, shared)}"
     )
+
+
+def labelling_work(session: Session, solver: Solver, nfe: int, samples: int) -> Work:
+    """About how many evaluations the search of the grids of so many samples takes, that of a derivative included."""
+    first = comparing(session.objective(solver), steps_of(solver, nfe), session.config.teacher.train_samples)
+    return (session.config.per_sample.solves.times(samples) + (first if samples else Work())).times(nfe)
 
 
 def _missing(store: LabelStore, parts: Sequence[Batch]) -> list[int]:

@@ -30,11 +30,12 @@ from ts_adapt.jobs.runs import check_student, listed
 from ts_adapt.jobs.search import search
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.teach import teach
+from ts_adapt.jobs.timing import Timing
 from ts_adapt.jobs.train import check_predicted, train
 from ts_adapt.options import yaml_text
 from ts_adapt.schedules.name import ORACLE, PREDICTOR, SHARED, Name, parse
 from ts_adapt.search.optimized import ON_MODEL
-from ts_adapt.search.work import Work
+from ts_adapt.search.work import Pace, Work
 from ts_adapt.storage.files import write_bytes
 from ts_adapt.storage.layout import REPORT
 
@@ -52,12 +53,16 @@ CORRECTED = {"static": "static", "oracle": "per_sample"}
 
 @dataclass(frozen=True)
 class Step:
-    """One job: what it makes, what `run` does, and how much of it is missing."""
+    """One job: what it makes, what `run` does, how much of it is missing, and how long that takes here."""
 
     name: str
     said: str
     run: Callable[[], object]
     work: Work
+    pace: Callable[[Timing], Pace]
+
+    def seconds(self, timing: Timing) -> float:
+        return self.work.seconds(self.pace(timing)) if self.work != Work() else 0.0
 
 
 def learn(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
@@ -66,14 +71,15 @@ def learn(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
     redo  as in `search` and `train`: what was searched or trained with other options is replaced
     """
     session, began = Session(config, progress=progress), time.monotonic()
-    steps = steps_of(session, redo=redo)
-    left, made = sum(step.work.seconds() for step in steps), 0.0
+    steps, timing = steps_of(session, redo=redo), Timing(session)
+    if any(step.work != Work() for step in steps):
+        print("timing a batch of each job", flush=True)
+    left = [step.seconds(timing) for step in steps]
     for number, step in enumerate(steps, 1):
-        so_far = time.monotonic() - began
-        rest = f", about {plan.spoken(so_far * left / made)} to go" if made else ""
-        print(f"[{number} of {len(steps)}, {so_far:.0f} s{rest}] {step.name}: {step.said}", flush=True)
+        so_far, rest = time.monotonic() - began, sum(left[number - 1 :])
+        to_go = f", about {plan.spoken(rest)} to go" if rest else ""
+        print(f"[{number} of {len(steps)}, {so_far:.0f} s{to_go}] {step.name}: {step.said}", flush=True)
         step.run()
-        left, made = left - step.work.seconds(), made + step.work.seconds()
     kept, report = write_config(config, session.workspace.config), session.workspace.evaluation / REPORT
     print(f"[{time.monotonic() - began:.0f} s] done\n\nThe report is {report}. To go on with what was learned here:")
     learned = wanted(config, session.static_name, session.base, not session.denoiser.loop_times_only)
@@ -82,18 +88,20 @@ def learn(config: Config, *, redo: bool = False, progress: bool = True) -> Path:
 
 
 def show_plan(config: Config, *, redo: bool = False) -> None:
-    """Print what `learn` would do, what is missing of it, and what that takes; a few samples are solved to time it."""
+    """Print what `learn` would do, what is missing of it, and what that takes; a batch of each job is done to time
+    it."""
     session = Session(config, progress=False)
-    steps, each = steps_of(session, redo=redo), plan.measured(session)
-    rows = [(step.name, step.work, plan.spoken(step.work.seconds(each))) for step in steps]
-    total = sum((step.work for step in steps), Work())
-    rows.append(("in all", total, plan.spoken(total.seconds(each))))
+    steps, timing = steps_of(session, redo=redo), Timing(session)
+    left = [step.seconds(timing) for step in steps]
+    rows = [(step.name, step.work, plan.spoken(took)) for step, took in zip(steps, left, strict=True)]
+    rows.append(("in all", sum((step.work for step in steps), Work()), plan.spoken(sum(left))))
     width = max(len(name) for name, _, _ in rows)
     print(f"{'':{width}}{'evaluations':>14}{'with gradient':>15}{'about':>9}")
     for name, work, took in rows:
         print(f"{name:{width}}{work.plain:14,.0f}{work.gradient:15,.0f}{took:>9}")
     print(
-        f"one evaluation of one sample: {each[0]:.2g} s, with a gradient {each[1]:.2g} s; samples on disk: "
+        f"one evaluation of one sample: {timing.search.plain:.2g} s, with a gradient {timing.search.gradient:.2g} s; "
+        f"samples on disk: "
         f"{plan.disk(session) / 2**20:,.0f} MiB; weights: {plan.weights(session) / 2**20:,.0f} MiB of memory\n"
         f"kept in {session.workspace.data} and {session.workspace.logs}; nothing was begun"
     )
@@ -121,9 +129,15 @@ def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
     compared = f"every schedule on the same {config.evaluate.samples} test noises"
     learned = {step.name: step for name in names for step in _steps(session, name, redo)}  # labels serve all predictors
     return [
-        Step("teach", taught, lambda: teach(session), plan.of_teacher(session)),
+        Step("teach", taught, lambda: teach(session), plan.of_teacher(session), lambda timing: timing.teach),
         *learned.values(),
-        Step("evaluate", compared, lambda: evaluate(session), plan.of_evaluation(config, len(names))),
+        Step(
+            "evaluate",
+            compared,
+            lambda: evaluate(session),
+            plan.of_evaluation(session, len(names)),
+            lambda timing: timing.evaluate,
+        ),
     ]
 
 
@@ -133,19 +147,24 @@ def _steps(session: Session, name: Name, redo: bool) -> list[Step]:
     said = SAID.get(name.base, "one grid for all samples")
     said += f", with {', '.join(name.corrections)}" if name.corrections else ""
     if name.kind == PREDICTOR:
-        training = Step(str(name), said, lambda: train(session, str(name), redo=redo), work)
+        run = partial(train, session, str(name), redo=redo)
+        training = Step(str(name), said, run, work, lambda timing: timing.train(str(name)))
         if config.train.loss == "end_to_end":
             return [training]
         own = session.changed(per_sample=replace(config.per_sample, corrections=[]))
         labels = plan.of_result(session, Name(ORACLE, "oracle"), "train", redo=redo)
         run = partial(search, own, "per-sample", "train", redo=redo)
-        return [Step("labels", "the best grid for each training sample", run, labels), training]
+        return [Step("labels", "the best grid for each training sample", run, labels, _searching), training]
     own = session
     if name.base in CORRECTED:
         group = CORRECTED[name.base]
         own = session.changed(**{group: replace(getattr(config, group), corrections=[*name.corrections])})
     method, split = ("per-sample", "test") if name.kind == ORACLE else (name.base, "train")
-    return [Step(str(name), said, partial(search, own, method, split, redo=redo), work)]
+    return [Step(str(name), said, partial(search, own, method, split, redo=redo), work, _searching)]
+
+
+def _searching(timing: Timing) -> Pace:
+    return timing.search
 
 
 def wanted(config: Config, static: str, base: str, told: bool = True) -> list[Name]:

@@ -1,44 +1,29 @@
-"""What learning takes, said before it begins: evaluations of the network from the options, time from a first few.
+"""What learning takes, said before it begins: evaluations of the network from the options, time by `timing`.
 
 evaluations   one of one sample, guided or not; with a gradient they are counted apart
 of a search   as many as it makes where it does not end early, of what is missing yet
-seconds       (per evaluation without gradient, with one), measured on a solve of a few samples
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from typing import Any
 
-import torch
-
-from ts_adapt.assembly import steps_of
-from ts_adapt.config import Config
 from ts_adapt.grids.corrections import corrected
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.jobs import converged
-from ts_adapt.jobs.labels import label_options
-from ts_adapt.jobs.search import shared_solves
+from ts_adapt.jobs.labels import label_options, labelling_work
+from ts_adapt.jobs.search import shared_work
 from ts_adapt.jobs.session import Session, recorded, stays
+from ts_adapt.jobs.train import training_work
 from ts_adapt.numerics import tensors_in
 from ts_adapt.predictors.store import load_predictor, nfes_of
 from ts_adapt.predictors.training import choosing
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.name import ORACLE, PREDICTOR, Name
 from ts_adapt.search.labels import LabelStore
-from ts_adapt.search.objective import Batch
-from ts_adapt.search.work import SLOWER, Work
+from ts_adapt.search.work import Work
 from ts_adapt.storage.files import read_json
 from ts_adapt.storage.layout import ALL, CONFIG, LABELS, MANIFEST
 from ts_adapt.teacher.store import TeacherStore
-
-FEW = 8
-"""Samples that are timed."""
-QUICK = 0.1
-"""Seconds of their solves, below which a whole batch is."""
-FIXED = 8
-"""Fixed grids that a search, or an evaluation, looks at, about."""
 
 
 def of_teacher(session: Session) -> Work:
@@ -60,12 +45,14 @@ def of_result(session: Session, name: Name, split: str = "test", *, redo: bool =
     config, work = session.config, Work()
     for solver in config.solvers:
         missing = [nfe for nfe in config.nfe if not _is_there(session, name, split, solver, nfe, redo)]
-        missing = config.nfe if missing and str(name).endswith(ALL) else missing  # one network, trained for all
-        work += _solves(config, name, split).times(sum(missing))
-        if str(name).endswith(ALL):
-            learned = [session.steps(solver, nfe) for nfe in missing] or _left_open(session, str(name), solver)
-            each = session.solver(solver).evaluations_per_step
-            work += choosing(learned, config.train.validating).times(each)
+        if not str(name).endswith(ALL):
+            each = [_one(session, name, split, solver, nfe) + Work(results=1) for nfe in missing]
+            work = sum(each, work)
+        elif missing:  # one network, trained for all
+            work += training_work(session, session.solver(solver), config.nfe) + Work(results=len(config.nfe))
+        elif left_open := _left_open(session, str(name), solver):
+            method = session.solver(solver)
+            work += choosing(left_open, config.train.validating).times(method.evaluations_per_step)
     return work
 
 
@@ -77,11 +64,14 @@ def _left_open(session: Session, name: str, solver: str) -> Sequence[int]:
     return predictor.learned if predictor.without_k else ()
 
 
-def of_evaluation(config: Config, learned: int) -> Work:
+def of_evaluation(session: Session, learned: int) -> Work:
     """Fixed grids and `learned` schedules on the test noises."""
-    grids = FIXED if config.evaluate.grids is None else len(config.evaluate.grids)
-    ways = len(config.solvers) * len(config.students)
-    return Work(plain=sum(config.nfe) * config.evaluate.samples * ways * (grids + learned))
+    config, work = session.config, Work()
+    for solver in config.solvers:
+        for nfe in config.nfe:
+            runs = len(session.fixed_grids(session.steps(solver, nfe))) + learned
+            work += Work(plain=nfe * config.evaluate.samples, results=1).times(runs)
+    return work.times(len(config.students))
 
 
 def _is_there(session: Session, name: Name, split: str, solver: str, nfe: int, redo: bool) -> bool:
@@ -102,52 +92,17 @@ def _is_there(session: Session, name: Name, split: str, solver: str, nfe: int, r
     return stays(path, check, redo)
 
 
-def _solves(config: Config, name: Name, split: str) -> Work:
-    """The few-step solves of one search or training."""
+def _one(session: Session, name: Name, split: str, solver: str, nfe: int) -> Work:
+    """The evaluations of one search or training."""
+    config, method = session.config, session.solver(solver)
     if name.kind == PREDICTOR:
-        return config.train.solves(config.train.samples - config.train.validating, config.train.validating)
+        return training_work(session, method, [nfe])
     if name.kind == ORACLE:
-        return config.per_sample.solves.times(config.oracle_samples if split == "test" else config.label_samples)
+        count = config.oracle_samples if split == "test" else config.label_samples
+        return labelling_work(session, method, nfe, count)
     if name.base in ("static", "blackbox"):
-        return shared_solves(config, name.base, FIXED)
+        return shared_work(session, method, nfe, name.base)
     return Work()  # a few solves at most
-
-
-def measured(session: Session) -> tuple[float, float]:
-    """Seconds of an evaluation of a sample, without a gradient and with one, of a first few-step solve: of FEW samples,
-    or of a whole batch where these take next to no time, as then it is not they that do."""
-    config, few = session.config, min(FEW, session.config.teacher.batch_size)
-    whole = min(config.teacher.batch_size, config.static.batch_size)
-    found = _measured(session, few)
-    return found if whole <= few or sum(found) * few * min(config.nfe) > QUICK else _measured(session, whole)
-
-
-def _measured(session: Session, count: int) -> tuple[float, float]:
-    config = session.config
-    index, x_T, condition = session.training_noises(count)
-    batch = Batch(torch.tensor(index), x_T, x_T, condition)
-    name, nfe = config.solvers[0], min(config.nfe)
-    objective = session.objective(session.solver(name))
-    times = next(iter(session.starts(steps_of(objective.solver, nfe)).values())).times
-
-    def once(run: Any) -> float:
-        began = time.perf_counter()
-        run()
-        if x_T.is_cuda:
-            torch.cuda.synchronize(x_T.device)
-        return (time.perf_counter() - began) / (len(batch) * nfe)
-
-    def with_gradient() -> None:
-        objective(TimeGrid(times.clone().requires_grad_()), batch).sum().backward()
-
-    once(lambda: objective.measure(TimeGrid(times), batch))  # what is made once, is made now
-    plain = once(lambda: objective.measure(TimeGrid(times), batch))
-    try:
-        return plain, once(with_gradient)
-    except torch.OutOfMemoryError:
-        raise
-    except (TsAdaptError, RuntimeError):  # this denoiser has no gradient
-        return plain, SLOWER * plain
 
 
 def disk(session: Session) -> float:

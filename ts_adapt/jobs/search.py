@@ -21,7 +21,6 @@ from functools import partial
 
 from ts_adapt import distributed
 from ts_adapt.assembly import FULL, steps_of
-from ts_adapt.config import Config
 from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.grids.optimized import dmn
@@ -34,11 +33,12 @@ from ts_adapt.jobs.tracking import board
 from ts_adapt.plots import plot_schedules
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search.blackbox import SAMPLERS, search_blackbox
+from ts_adapt.search.derivative import comparing
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.optimized import METHODS as OPTIMIZED
 from ts_adapt.search.optimized import search_optimized
-from ts_adapt.search.static import best_start, search_static
+from ts_adapt.search.static import best_start, by_derivative, search_static
 from ts_adapt.search.work import Work
 from ts_adapt.search.workers import open_study
 from ts_adapt.storage.files import make_folder
@@ -122,7 +122,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     train, validation = both.rows(slice(0, count)), both.rows(slice(count, None))
     objective = session.objective(solver)
     fixed = session.starts(steps_of(solver, nfe))
-    session.announce(f"{called}, {name}, NFE {nfe}", shared_solves(config, method, len(fixed)).times(nfe))
+    session.announce(f"{called}, {name}, NFE {nfe}", shared_work(session, solver, nfe, method))
     best, means = best_start(objective, fixed, validation)
     if method == "blackbox":
         grid = _search_blackbox(session, objective, train, store, name, nfe, fixed[best])
@@ -170,12 +170,17 @@ def _search_blackbox(
     return found.grid
 
 
-def shared_solves(config: Config, method: str, fixed: int) -> Work:
-    """About how many solves the search of one shared grid takes, that of its start among `fixed` grids included, and
-    those of the two that are compared at the end."""
+def shared_work(session: Session, solver: Solver, nfe: int, method: str) -> Work:
+    """About how many evaluations the search of one shared grid takes: that of its start among the fixed grids, that of
+    a derivative, and the two that are compared at the end included."""
+    config, steps = session.config, steps_of(solver, nfe)
     count, validating = config.static_samples, config.static_validating
-    own = config.static.solves(count, validating) if method == "static" else Work(config.blackbox.trials * count)
-    return own + Work((fixed + 2) * validating)
+    solves = Work((len(session.starts(steps)) + 2) * validating)
+    if method == "blackbox":
+        return (solves + Work(config.blackbox.trials * count)).times(nfe)
+    if by_derivative(config.static.method, session.denoiser):
+        solves += comparing(session.objective(solver), steps, count)
+    return (solves + config.static.solves(count, validating)).times(nfe)
 
 
 def search_optimized_grid(session: Session, name: str, solver: Solver, nfe: int, method: str, redo: bool) -> None:

@@ -29,6 +29,8 @@ from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import PREDICTORS, save_predictor
 from ts_adapt.predictors.training import TrainResult, as_numbers, choose_kept, choosing, train_predictor
+from ts_adapt.search.derivative import comparing
+from ts_adapt.search.work import Work
 from ts_adapt.storage.files import make_folder, read_json, sha256_of_json, write_json
 from ts_adapt.storage.folders import beside, making, replace_folder
 from ts_adapt.storage.layout import ALL, CONFIG, LABELS, checkpoint_file
@@ -92,12 +94,12 @@ def new_predictor(
 ) -> OneShot | Recursive:
     """An untrained predictor of the config's size, for what the teacher's samples have: classes, texts, scales of
     guidance."""
-    config, (store, batch) = session.config, session.teacher("train", 1)
-    text = session.denoiser.shown(batch.x_T, batch.condition)[1].get("encoder_hidden_states")
+    config, source, (_, x_T, condition) = session.config, session.condition_source(), session.training_noises(1)
+    text = session.denoiser.shown(x_T, condition)[1].get("encoder_hidden_states")
     predictor: OneShot | Recursive = PREDICTORS[kind](
         session.noise_schedule, static, session.seen_shape, corrections=corrections, order=order,
         width=config.train.width, hidden=config.train.hidden,
-        classes=classes_of(store.config["condition"]), text=0 if text is None else text.shape[-1],
+        classes=classes_of(None if source is None else source.describe()), text=0 if text is None else text.shape[-1],
         scales=config.guidance if isinstance(config.guidance, list) else None,
     ).to(config.model.device)  # fmt: skip
     return predictor
@@ -123,9 +125,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     checkpoint, corrections = checkpoint_file(folder, key), session.corrections_of(kind.removesuffix(ALL))
     torch.manual_seed(config.train.seed)
     predictor = new_predictor(session, kind.removesuffix(ALL), static, solver.order, corrections)
-    chosen = choosing(list(steps.values()), len(batch) - cut).times(solver.evaluations_per_step)
-    training = config.train.solves(cut, len(batch) - cut).times(sum(served))
-    session.announce(f"{called}, NFE {nfes}", training + chosen)
+    session.announce(f"{called}, NFE {nfes}", training_work(session, solver, served))
     if distributed.rank() == 0:
         with board(config, f"train {kind}", logs):
             pass
@@ -182,6 +182,18 @@ def _say_trained(
         every = sorted(result.apart)
         print(f"{called}: it serves every number of steps from {every[0]} to {every[-1]}")
     _say_kept(called, predictor, {each: result.apart[each] for each in between})
+
+
+def training_work(session: Session, solver: Solver, served: Sequence[int]) -> Work:
+    """About how many evaluations the training of one predictor for the NFEs `served` takes: that of a derivative, and
+    what it chooses between them, included."""
+    options, each = session.config.train, solver.evaluations_per_step
+    learned, cut = [nfe // each for nfe in sorted(served)], options.samples - options.validating
+    work = options.solves(cut, options.validating).times(sum(served))
+    if options.loss != "labels":
+        steps = learned[len(learned) // 2]
+        work += comparing(session.objective(solver), steps, cut).times(steps * each)
+    return work + choosing(learned, options.validating).times(each)
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

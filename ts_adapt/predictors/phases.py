@@ -16,9 +16,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from ts_adapt.grids.corrections import CORRECTIONS, PICTURES
 from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.numerics import warming_average
 from ts_adapt.options import MANY, Between, Count, Decay, OneOf, Positive, Seed, Weight, check_options
 from ts_adapt.predictors.losses import Labelled, Loss, end_to_end, regression
 from ts_adapt.predictors.one_shot import OneShot
@@ -29,6 +31,8 @@ from ts_adapt.search.work import Work
 WARM_UP = 20
 """Steps over which the learning rate rises."""
 MOST_VALIDATION = 512
+MEASURED, LOOKED_AT, DRAWN = 512, 128, 64
+"""How many samples standardise the predictor's inputs, show its spread, and are drawn; at most."""
 LAST_RATE = 0.04
 """Share of the learning rate at the end of its cosine."""
 SEEN = 3
@@ -112,10 +116,10 @@ class TrainOptions:
 
     def solves(self, train: int, validation: int) -> Work:
         """About how many solves, for each NFE, a training takes that does not end early."""
-        validated = 2 * validation  # its spread is looked at too
+        validated = validation + min(validation, LOOKED_AT)  # of which the spread is looked at
         through = Work(validated, train).times(self.epochs)
         regressed = Work(-(-self.label_epochs // self.validate_every) * validated)
-        ends = Work(train + validated + validation)  # of the first and the last measurement
+        ends = Work(min(train, MEASURED) + 2 * validation + min(validation, DRAWN))  # measured first and last, drawn
         return ends + {"end_to_end": through, "labels": regressed, "both": through + regressed}[self.loss]
 
 
@@ -165,6 +169,15 @@ def phases_of(
             "give it labels searched without corrections"
         )
     return known[options.loss]
+
+
+def optimizer_of(predictor: OneShot | Recursive, options: TrainOptions) -> torch.optim.AdamW:
+    return torch.optim.AdamW(predictor.parameters(), betas=(0.9, 0.98), weight_decay=options.weight_decay)
+
+
+def averaged(predictor: OneShot | Recursive, options: TrainOptions) -> AveragedModel:
+    """The moving average of its weights, which is now what they are."""
+    return AveragedModel(predictor, avg_fn=warming_average(options.ema), use_buffers=False)
 
 
 def batches_of(samples: Mapping[int, int], size: int, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:

@@ -28,21 +28,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ts_adapt.distributed import add_gradients, agree, by_rows, first, rank, share, total_of
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError, TsAdaptWarning
-from ts_adapt.numerics import warming_average
 from ts_adapt.predictors.diagnosis import chosen, draw, spread
 from ts_adapt.predictors.losses import Labelled, states_along
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import (
+    DRAWN,
+    LOOKED_AT,
+    MEASURED,
     Phase,
     TrainOptions,
+    averaged,
     batches_of,
     going_on,
     kept_of,
+    optimizer_of,
     phases_of,
     rate,
 )
@@ -61,8 +64,6 @@ KEPT = (0.25, 0.5, 0.75, 1.0)
 """What k is chosen among, beside 0, at numbers of steps that were not learned."""
 DISCRIMINATOR = "discriminator"
 """Its weights in a checkpoint."""
-MEASURED, LOOKED_AT, DRAWN = 512, 128, 64
-"""How many samples standardise the predictor's inputs, show its spread, and are drawn; at most."""
 
 
 @dataclass
@@ -266,8 +267,7 @@ class _Training:
         """Train by the loss of `phase` until it ends, or nothing gets better any more; then take the best weights."""
         predictor, options = self.predictor, self.options
         loss_of = phase.loss()
-        average = AveragedModel(predictor, avg_fn=warming_average(options.ema), use_buffers=False)
-        optimizer = torch.optim.AdamW(predictor.parameters(), betas=(0.9, 0.98), weight_decay=options.weight_decay)
+        average, optimizer = averaged(predictor, options), optimizer_of(predictor, options)
         adversary = self.adversary
         optimizers = [optimizer] if adversary is None else [optimizer, adversary.optimizer]
         per_epoch = sum(-(-count // options.batch_size) for count in phase.samples.values())

@@ -24,6 +24,7 @@ from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import DERIVATIVES, TimeGrid, TsAdaptError
 from ts_adapt.search.objective import AUTO, Batch, Objective
+from ts_adapt.search.work import Work
 
 PLACES = ("log_snr", "linear")
 STEP = 0.2
@@ -106,6 +107,15 @@ def compare(
         cosine[way] = float(torch.cosine_similarity(taken, found, dim=0))
         error[way] = float((taken - found).norm() / found.norm().clamp_min(SMALLEST))
     return Agreement(cosine, error)
+
+
+def comparing(objective: Objective, steps: int, samples: int) -> Work:
+    """How many solves `trusted` takes to find the derivative, of a denoiser that has all of them; none where it is
+    known. A secant's gradient is one solve and two without."""
+    if objective.is_differentiated or objective.derivative != AUTO or steps == 1:
+        return Work()
+    few = len(PLACES) * min(SAMPLES, samples)
+    return Work(few * (2 * steps + 2), few * len(DERIVATIVES))
 
 
 def _gradient(objective: Objective, space: GridSpace, z: Tensor, batch: Batch, part: int) -> list[float]:

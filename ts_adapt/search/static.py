@@ -46,7 +46,7 @@ from tqdm import tqdm
 
 from ts_adapt.distances import capped, logarithm
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import Denoiser, TimeGrid, TsAdaptError
 from ts_adapt.numerics import shorten_gradient, shortened
 from ts_adapt.options import check_options
 from ts_adapt.sampling import is_guided
@@ -117,6 +117,12 @@ def best_start(objective: Objective, starts: Mapping[str, TimeGrid], batch: Batc
     return min(means, key=lambda name: means[name]), means
 
 
+def by_derivative(method: Method, denoiser: Denoiser) -> bool:
+    """Whether a search by `method` asks for the derivative in time: not where the network is told its loop's alone,
+    but by lbfgs."""
+    return method in (("lbfgs",) if denoiser.loop_times_only else BY_GRADIENT)
+
+
 def search_static(
     objective: Objective,
     train: Batch,
@@ -175,7 +181,7 @@ def search_static(
     space = GridSpace(noise_schedule, steps, learned, objective.solver.order)
     journal = Journal() if journal is None or options.soft_teacher or by_data else journal
     agreement = None
-    if options.method in (("lbfgs",) if objective.denoiser.loop_times_only else BY_GRADIENT):
+    if by_derivative(options.method, objective.denoiser):
         taken, agreement = trusted(paired, steps, train, options.batch_size, journal.recall)
         objective = replace(taken, distance=objective.distance, beside=objective.beside) if by_data else taken
     track = _Track(objective, validation, space, starts[start], means[start], journal, on_step, options.adversarial > 0)

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SLOWER = 3.0
-"""How much longer an evaluation with a gradient takes, where it is not measured."""
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of an evaluation of one sample without a gradient, and with one; of each result, those beside these."""
+
+    plain: float
+    gradient: float
+    result: float = 0.0
 
 
 @dataclass(frozen=True)
 class Work:
-    """`plain` ones, and those through which a `gradient` passes."""
+    """`plain` ones, and those through which a `gradient` passes; `results`, of which each takes something by itself."""
 
     plain: float = 0
     gradient: float = 0
+    results: float = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.plain + other.plain, self.gradient + other.gradient)
+        return Work(self.plain + other.plain, self.gradient + other.gradient, self.results + other.results)
 
     def times(self, count: float) -> Work:
-        return Work(self.plain * count, self.gradient * count)
+        return Work(self.plain * count, self.gradient * count, self.results * count)
 
     @property
     def count(self) -> int:
         return round(self.plain + self.gradient)
 
-    def seconds(self, each: tuple[float, float] = (1.0, SLOWER)) -> float:
-        """How long evaluations take, by the seconds of each kind; by default in plain ones."""
-        return self.plain * each[0] + self.gradient * each[1]
+    def seconds(self, pace: Pace) -> float:
+        """How long it takes."""
+        return self.plain * pace.plain + self.gradient * pace.gradient + self.results * pace.result
