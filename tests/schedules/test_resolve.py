@@ -19,7 +19,8 @@ from torch import Tensor
 from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, TsAdaptError, build_grid, initial_noise, integrate, zoo
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.config import Config
-from ts_adapt.interfaces import StepPolicy
+from ts_adapt.grids.between import grid_between
+from ts_adapt.interfaces import StepPolicy, TsAdaptWarning
 from ts_adapt.jobs import runs
 from ts_adapt.jobs.export import export_schedule
 from ts_adapt.jobs.export_scheduler import export_scheduler
@@ -269,11 +270,19 @@ def test_what_is_for_one_solver_is_taken_for_no_other(world: World, form: str) -
         export_schedule(world.session.config, of_world(world, form), "sigmas", "ddim", None)
 
 
-@pytest.mark.parametrize("form", [form for form in FOR_ONE if form != "grids"])
-def test_what_is_for_one_number_of_steps_samples_with_no_other(world: World, form: str) -> None:
-    """Plain grids in a folder for diffusers do, interpolated; and lists are written for others (`export --steps`)."""
+@pytest.mark.parametrize("form", [form for form in FOR_ONE if "predict" in form])
+def test_a_predictor_of_one_number_of_steps_samples_with_no_other(world: World, form: str) -> None:
     with pytest.raises(TsAdaptError, match="3"):
         sample_to_folder(world.session, of_world(world, form), SOLVER, 3, 2, 1, None, str(world.folder / "none"))
+
+
+@pytest.mark.parametrize("form", [form for form in FOR_ONE if "predict" not in form])
+def test_a_grid_of_one_number_of_steps_is_interpolated_for_others(world: World, form: str, tmp_path: Path) -> None:
+    name = of_world(world, form)
+    with pytest.warns(TsAdaptWarning, match="3"):
+        found = written(sample_to_folder(world.session, name, SOLVER, 3, 2, 1, None, str(tmp_path / "out")))
+    grid = grid_between({NFE: world.standing(name)}, world.session.noise_schedule, 3)
+    assert float((found - world.images(grid)).abs().max()) <= 1
 
 
 def test_import_reads_files_and_nothing_else(world: World, tmp_path: Path) -> None:
