@@ -29,7 +29,7 @@ from ts_adapt.evaluation.cost import seconds
 from ts_adapt.evaluation.metrics import FeatureStatistics
 from ts_adapt.evaluation.quality import Reference, quality_of
 from ts_adapt.evaluation.records import Entry, kept_run
-from ts_adapt.evaluation.sample import join_parts, missing_parts, sample_part
+from ts_adapt.evaluation.sample import RunError, join_parts, missing_parts, sample_part
 from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.train import new_predictor
@@ -116,7 +116,13 @@ class Timing:
 
     @cached_property
     def evaluate(self) -> Pace:
-        """Of a run: the second one, as libraries are loaded with the first."""
+        """Of a run; where it fails, which `evaluate` will say, that of distances without a gradient."""
+        try:
+            return self._evaluate()
+        except RunError:
+            return Pace(self.search.plain, 0.0, self._figure)
+
+    def _evaluate(self) -> Pace:
         session, options = self.session, self.session.config.evaluate
         extractor, objective = session.extractor(), replace(self._objective, checkpoint=False)
         with tempfile.TemporaryDirectory() as name:
@@ -134,7 +140,7 @@ class Timing:
 
             each = self._each(sample, min(options.batch_size, options.samples)) / self.nfe
             few = self._noises(2)
-            sampled = iter([sample(few), sample(few)])
+            sampled = iter([sample(few), sample(few)])  # libraries are loaded with the first
             kept = []
 
             def join() -> None:
