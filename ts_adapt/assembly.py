@@ -64,7 +64,7 @@ CORRECTOR = "+corrector"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 NONE = "none"
-PLAN_NAME = re.compile(r"[a-z\d][\w.-]*", re.ASCII | re.IGNORECASE)
+PLAN_NAME = re.compile(r"[a-z\d][\w.-]{0,63}", re.ASCII | re.IGNORECASE)
 """What the file of a pruning may be called."""
 SELECTION = {"tinydm": "active"}
 """How a quantizer's calibration set is selected where its name does not say; of all others uniformly."""
@@ -151,10 +151,11 @@ def plan_name(path: str) -> str:
     quantizer already.
     """
     name = Path(path).stem
-    if not PLAN_NAME.fullmatch(name) or any(_builds(build, name) for build in (build_cachers, build_quantizer)):
+    taken = (_builds(build, name.lower()) for build in (build_cachers, build_quantizer))
+    if not PLAN_NAME.fullmatch(name) or any(taken):
         raise TsAdaptError(
-            f"the network that {path} prunes would be called {name!r}; rename the file: letters and digits, with . _ "
-            f"and - between, and neither {NONE} nor the name of a cacher or quantizer"
+            f"the network that {path} prunes would be called {name!r}; rename the file: up to 64 letters and digits, "
+            f"with . _ and - between, and neither {NONE} nor the name of a cacher or quantizer"
         )
     return name
 

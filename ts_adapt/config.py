@@ -298,7 +298,7 @@ class Config:
             options += ["qat"] if quantizing is not None and quantizing.method.needs_training else []
         found = {name: value for name, value in asdict(self).items() if name in options}
         if "student" in found and found["student"].pop("pruned") != NONE:
-            found["student"]["pruned"] = pruning.read(self.student.pruned)
+            found["student"]["pruned"] = sorted(pruning.read(self.student.pruned))
         if "static_validation" in found:
             found["static_validation"] = self.static_validating
         if "train" in found:

@@ -74,3 +74,10 @@ def test_what_cannot_be_done_is_one_sentence(model: Path, capsys: Any, flags: li
     capsys.readouterr()
     assert run(model, "prune", "--prune.samples", "2", *flags) == 2
     assert said in sentence(capsys)
+
+
+def test_the_full_network_is_pruned_not_a_student(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = model / "of-a-student.json"
+    student = ["--student.quantizer", "hqq4", "--out", str(path)]
+    assert run(model, "prune", "--schedule", "karras", *student) == 2
+    assert "the student is hqq4" in sentence(capsys) and not path.exists()

@@ -127,7 +127,7 @@ def key_of(session: Session, student: StudentOptions) -> tuple[Any, ...]:
 
 def _left_out(student: StudentOptions) -> dict[str, list[str]]:
     """The blocks that `student` is without; nothing for one that is not pruned."""
-    return {} if student.pruned == NONE else {"pruned": pruning.read(student.pruned)}
+    return {} if student.pruned == NONE else {"pruned": sorted(pruning.read(student.pruned))}
 
 
 def calibration_set(session: Session, select: str) -> list[Call]:

@@ -214,7 +214,7 @@ def _facts(
         "teacher": to_data(features),
         "floor": to_data(real),
         "pruned": {
-            plan_name(path): sha256_of_json(pruning.read(path)) for path in config.pruned if path != NONE
+            plan_name(path): sha256_of_json(sorted(pruning.read(path))) for path in config.pruned if path != NONE
         },
         "device": config.model.device,
         "torch": torch.__version__,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ts_adapt.assembly import NONE, plan_name
+from ts_adapt.assembly import FULL, NONE, plan_name
 from ts_adapt.evaluation.cost import count_flops, seconds
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.other_steps import policy_at
@@ -32,12 +32,18 @@ def prune(
     schedule, solver, nfe  the few-step solve by which the images are made, as `sample` takes them
     out                    the file; None: under `data_root`
 
-    Raises TsAdaptError for a model without a network of such blocks, and where nothing can go within the limits.
+    Raises TsAdaptError for a model without a network of such blocks, for a student, and
+    where nothing can go within the limits.
     """
     config, options = session.config, session.config.prune
     network = session.denoiser.network
     if network is None:
         raise TsAdaptError(f"the model {config.model.name!r} has no network to prune; choose another model.name")
+    if config.student != FULL:
+        raise TsAdaptError(
+            f"prune leaves blocks out of the full network, and the student is {config.student.name}; leave the options "
+            "of the student out"
+        )
     found = resolve(schedule, session)
     solver, nfe, _ = found.choose(solver, nfe, config, unlearned=True)
     path = Path(out) if out else session.workspace.pruned(solver, nfe)

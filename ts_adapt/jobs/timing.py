@@ -7,8 +7,8 @@
 
     seconds = plain P + gradient G + results R      of `Work`; P, G of an evaluation of one sample, R of what is made
 
-A few samples are timed; a whole batch where these take next to no time, as then it is not they that do. All of it is
-of the first of the config's solvers, with the least of its `nfe`, on the teacher's own network.
+A few samples are timed, and a whole batch unless by these it takes long: of few it may be the calls that take time.
+All of it is of the first of the config's solvers, with the least of its `nfe`, on the teacher's own network.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from ts_adapt.storage.layout import ALL
 
 FEW = 4
 """Samples that are timed."""
-QUICK = 0.05
-"""Seconds of them, below which a whole batch is."""
+LONG = 3.0
+"""Seconds of a whole batch, above which it is not timed itself."""
 SLOWER = 3.0
 """How much longer an evaluation with a gradient takes, where there is none to be measured."""
 TOGETHER = 128
@@ -193,7 +193,7 @@ class Timing:
 
         few = min(FEW, whole)
         each = timed(few, 1)
-        return each if each * few > QUICK else timed(whole, 3)
+        return each if few == whole or each * whole > LONG else timed(whole, 1)
 
     def _pace(
         self, measure: Callable[[Batch], Tensor], measured: int, learn: Callable[[Batch], None], learned: int,
