@@ -25,9 +25,8 @@ MORE := --teacher.train_samples 2048 --static_samples 768 --train.samples 2048
 EMOJI_SD := --config configs/emoji-sd.yml $(MORE) --evaluate.grids quadratic,ays-svd
 EMOJI_SD3 := --config configs/emoji-sd3.yml $(MORE) --evaluate.grids beta,quadratic
 CHEAPER := "--nfe 6,8 --student.cacher deepcache-2" "--nfe 5 --student.quantizer hqq3" "--nfe 6 --student.cacher tgate-3"
-SOME := --static_samples 384 --train.samples 512
 PRUNED := train_data/pruned-90.json
-LIGHTER := "--student.quantizer bf16" "--student.pruned $(PRUNED)"
+PRUNING := --nfe 5 --static_samples 384 --train.samples 512 --student.pruned $(PRUNED)
 QUANTIZERS := none,bf16,hqq4,hqq3,vqdm4,tdq-w8a8,tinydm-w8a8,tdq-w4a8,tdq-w4a8+ptqd
 FEW := --evaluate.samples 512 --evaluate.grids ays-svd
 
@@ -144,10 +143,8 @@ suite: $(STAMP)
 	done
 	[ -e $(PRUNED) ] || $(BIN)/ts-adapt prune $(EMOJI_SD) --nfe 5 --schedule static --prune.cost 0.9 --prune.samples 32 \
 		--out $(PRUNED)
-	for student in $(LIGHTER); do \
-		$(BIN)/ts-adapt search $(EMOJI_SD) --nfe 5 $(SOME) $$student || exit; \
-		$(BIN)/ts-adapt train $(EMOJI_SD) --nfe 5 $(SOME) $$student || exit; \
-	done
+	$(BIN)/ts-adapt search $(EMOJI_SD) $(PRUNING)
+	$(BIN)/ts-adapt train $(EMOJI_SD) $(PRUNING)
 	$(BIN)/ts-adapt evaluate $(EMOJI_SD) --nfe 3,5,6,8,10 --cachers none,deepcache-2 --log_root logs/cached
 	$(BIN)/ts-adapt evaluate $(EMOJI_SD) --nfe 6 --cachers none,tgate-3 --log_root logs/gated
 	$(BIN)/ts-adapt evaluate $(EMOJI_SD) --nfe 5 --quantizers $(QUANTIZERS) --log_root logs/quantized
