@@ -97,8 +97,7 @@ class StepByStep:
 
 def check_next(node: Node, after: Node) -> None:
     """TsAdaptError unless time falls in every sample from `node` to the one `after` it, and corrections are finite."""
-    falls = (after.t < node.t).all()
-    finite = {field.at: torch.isfinite(value.float()).all() for field, value in after.held.items()}
+    falls, finite = (after.t < node.t).all(), _finite(after)
     if bool(torch.stack([falls, *finite.values()]).all()):  # one look at the device for all of it
         return
     if not bool(falls):
@@ -106,8 +105,24 @@ def check_next(node: Node, after: Node) -> None:
             f"after step {node.index} the policy's time does not fall in every sample; times fall strictly, "
             "from noise to data"
         )
+    raise _not_finite(finite, f"after step {node.index}")
+
+
+def check_first(node: Node) -> None:
+    """TsAdaptError unless the corrections of a policy's first `node` are finite."""
+    finite = _finite(node)
+    if finite and not bool(torch.stack([*finite.values()]).all()):
+        raise _not_finite(finite, "at the start")
+
+
+def _finite(node: Node) -> dict[str, Tensor]:
+    """Whether all of each correction of `node` is finite, by its name there."""
+    return {field.at: torch.isfinite(value.float()).all() for field, value in node.held.items()}
+
+
+def _not_finite(finite: dict[str, Tensor], when: str) -> TsAdaptError:
     bad = next(name for name, fine in finite.items() if not bool(fine))
-    raise TsAdaptError(f"after step {node.index} the policy's {bad} holds a NaN or infinite value")
+    return TsAdaptError(f"{when} the policy's {bad} holds a NaN or infinite value")
 
 
 def as_policy(schedule: StepPolicy | TimeGrid | Tensor, noise_schedule: NoiseSchedule | None = None) -> StepPolicy:

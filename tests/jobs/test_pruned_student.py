@@ -93,14 +93,14 @@ def test_it_stands_beside_the_full_network_with_a_schedule_of_its_own(job: Job) 
     assert "ddim, less, NFE 3" in page and "static@less" in page
 
 
-def test_what_was_measured_stays_and_an_equal_file_elsewhere_is_the_same(
+def test_what_was_measured_stays_and_a_file_elsewhere_of_the_same_blocks_is_the_same(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ts_adapt.sampling._evaluate", lambda *_: pytest.fail("the network was evaluated again"))
     former = rows(job)
     job.do(("evaluate", *product(job)))
     assert rows(job) == former
-    moved = write(tmp_path / "less.json", network_of(job.session()), LESS)
+    moved = write(tmp_path / "less.json", network_of(job.session()), LESS[::-1])
     job.do(("evaluate", "--pruned", f"none,{moved}", "--cachers", "none,deepcache-2"))
     assert rows(job) == former
 

@@ -57,6 +57,15 @@ def test_times_that_do_not_fall_are_named(problem, monkeypatch):
         objective.student(predictor.policy(), batch)
 
 
+def test_corrections_before_the_first_step_that_overflow_are_named_there(problem):
+    objective, batch = problem
+    predictor = build(Recursive, objective.denoiser.noise_schedule, corrections=["scale"])
+    with torch.no_grad():
+        predictor.encoder.bias[predictor.places(predictor.learned[0]).stop - 1] = torch.nan
+    with pytest.raises(TsAdaptError, match="at the start"):
+        predictor.policy().init(batch.x_T, batch.condition)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_corrections_that_overflow_are_named(kind, problem):
     """Weights near the largest float are finite; what they add up to is not."""

@@ -285,6 +285,17 @@ def test_a_grid_of_one_number_of_steps_is_interpolated_for_others(world: World, 
     assert float((found - world.images(grid)).abs().max()) <= 1
 
 
+@pytest.mark.parametrize("form", ["mine.json", "mine"])
+def test_a_grid_is_sampled_over_twice_as_many_steps_as_it_has_at_most(world: World, form: str, tmp_path: Path) -> None:
+    with pytest.raises(TsAdaptError, match="more than 2 times"):
+        sample_to_folder(world.session, of_world(world, form), SOLVER, 2 * NFE + 1, 2, 1, None, str(tmp_path / "out"))
+
+
+def test_a_predictor_of_several_says_what_serves_where_it_does_not(world: World, tmp_path: Path) -> None:
+    with pytest.raises(TsAdaptError, match="export recursive-all .*--steps 40"):
+        sample_to_folder(world.session, "recursive-all", SOLVER, 40, 2, 1, None, str(tmp_path / "out"))
+
+
 def test_import_reads_files_and_nothing_else(world: World, tmp_path: Path) -> None:
     for form in FORMS:
         name = of_world(world, form)

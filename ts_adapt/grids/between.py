@@ -22,6 +22,9 @@ from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.grids.parametric import between, neighbours
 from ts_adapt.interfaces import Field, NoiseSchedule, TimeGrid
 
+FURTHEST = 2
+"""How many times as many steps as the most that were learned a grid is still sampled over."""
+
 
 def shares(learned: Collection[int], steps: int) -> list[tuple[int, float]]:
     """The one or two of the numbers `learned` that `steps` stands among, with their shares, of sum 1."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ts_adapt.grids.between import grid_between
+from ts_adapt.grids.between import FURTHEST, grid_between
 from ts_adapt.grids.parametric import neighbours
 from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError, TsAdaptWarning
 from ts_adapt.jobs.cheaper_network import cheaper_network
@@ -101,13 +101,25 @@ def at_other_steps(
 def policy_at(
     session: Session, found: Found, solver: str, nfe: int, scale: float | None = None
 ) -> TimeGrid | StepPolicy:
-    """`session.policy`; for an NFE that a grid was not learned for it is that of `between_learned`, with a warning."""
+    """`session.policy`; for an NFE that a grid was not learned for it is that of `between_learned`, with a warning.
+
+    Raises TsAdaptError for a predictor of several that does not serve it, and for more than FURTHEST times the most.
+    """
+    measuring = command("export", found.name, "--solver", solver, "--steps", nfe)
+    learned = _learned(session, found, solver, nfe)
+    if found.kind == PREDICTOR and learned:
+        raise TsAdaptError(f"{found.name} does not serve NFE {nfe}; {measuring} makes the one grid of it that there is")
     made = None if found.own else between_learned(session, found, solver, nfe, corrected=True)
     if made is None:
         return session.policy(found, solver, nfe, scale)
-    schedule, (interpolated, *_) = made
-    measuring = command("export", found.name, "--solver", solver, "--steps", nfe)
-    warnings.warn(f"{interpolated}; {measuring} measures what is lost by it", TsAdaptWarning, stacklevel=2)
+    schedule, remarks = made
+    most = max(part.nfe for part in learned if isinstance(part, LearnedGrid))
+    if nfe > FURTHEST * most:
+        raise TsAdaptError(
+            f"NFE {nfe} is more than {FURTHEST} times the most that {found.name} was learned for, {most}; {measuring} "
+            "makes its grid, and measures what is lost by it"
+        )
+    warnings.warn(f"{'; '.join(remarks)}; {measuring} measures what is lost by it", TsAdaptWarning, stacklevel=2)
     session.compare(found.called, schedule.about, scale)
     return schedule.grid
 

@@ -34,7 +34,7 @@ from ts_adapt.interfaces import TimeGrid, TsAdaptError
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.train import new_predictor
 from ts_adapt.plots import plot_schedules
-from ts_adapt.predictors.losses import end_to_end
+from ts_adapt.predictors.losses import TOGETHER, end_to_end
 from ts_adapt.predictors.phases import averaged, optimizer_of
 from ts_adapt.sampling import integrate, noise_for
 from ts_adapt.search.objective import AUTO, Batch, Objective
@@ -47,8 +47,8 @@ LONG = 3.0
 """Seconds of a whole batch, above which it is not timed itself."""
 SLOWER = 3.0
 """How much longer an evaluation with a gradient takes, where there is none to be measured."""
-TOGETHER = 128
-"""Samples that are measured at once, at most."""
+SCORED = 2048
+"""Samples that are scored, at most; of more it takes as much longer as there are more pairs of them."""
 
 
 class Timing:
@@ -151,15 +151,17 @@ class Timing:
             run = kept_run(kept[-1], folder)
         if run is None:
             raise TsAdaptError(f"the run that was timed in {folder} is not there any more; run the same command again")
-        looks = torch.randn(options.samples, run.features.shape[1], generator=torch.Generator().manual_seed(0))
+        scored = min(options.samples, SCORED)
+        looks = torch.randn(scored, run.features.shape[1], generator=torch.Generator().manual_seed(0))
         run = replace(run, features=looks, distance=looks[:, 0].abs(), further={})
         reference = Reference(FeatureStatistics.of(looks), looks, True)
 
         def rate() -> None:
-            quality = quality_of({"features": run.features}, options.samples, reference)
-            score(kept[-1], run, options.samples, reference.statistics, looks, "", 0, run, quality)
+            quality = quality_of({"features": run.features}, scored, reference)
+            score(kept[-1], run, scored, reference.statistics, looks, "", 0, run, quality)
 
-        return Pace(each, 0.0, cost + seconds(rate, repeats=1) + self._figure)
+        rated = (options.samples / scored) ** 2 * seconds(rate, repeats=1)
+        return Pace(each, 0.0, cost + rated + self._figure)
 
     @cached_property
     def _figure(self) -> float:

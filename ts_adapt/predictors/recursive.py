@@ -30,7 +30,7 @@ from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import MODEL_TIMES, RESIDUAL, Condition, Field, Node, NoiseSchedule, StepPolicy, TimeGrid
 from ts_adapt.numerics import scale, shorten_gradient
-from ts_adapt.policies import check_next
+from ts_adapt.policies import check_first, check_next
 from ts_adapt.predictors.predictor import Predictor
 
 MIN_SHARE = 1e-4
@@ -112,7 +112,9 @@ class Recursive(Predictor):
             return start
         picture = self.picture(x_T, torch.zeros_like(x_T), None, start.t.to(x_T.device).expand(len(x_T)))
         numbers, _ = self.numbers_and_change(picture, steps, steps, condition)
-        return Node.of(0, steps, start.t, self._held(numbers, space, numbers.new_zeros(len(x_T)), learned))
+        first = Node.of(0, steps, start.t, self._held(numbers, space, numbers.new_zeros(len(x_T)), learned))
+        check_first(first)
+        return first
 
     def forward(self, x_t: Tensor, x0: Tensor, before: Tensor | None, node: Node, condition: Condition) -> Node:
         """The node after `node`, of the states and of the x0 there `(B, C, H, W)`; the last is the grid's end, exactly.

@@ -17,7 +17,6 @@ from torch import nn
 from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.pruning.blocks import candidates
 from ts_adapt.pruning.evolution import Round
-from ts_adapt.remedies import command
 from ts_adapt.storage import files
 from ts_adapt.storage.layout import PRUNED_NETWORK
 
@@ -39,13 +38,14 @@ def read(path: str | Path, network: nn.Module | None = None) -> list[str]:
     Raises TsAdaptError for a file that is missing, damaged, of another kind, or for another network.
     """
     kept = files.read_json(Path(path), SCHEMA)
-    PRUNED_NETWORK.check(kept, path, f"make one with {command('prune')}")
+    PRUNED_NETWORK.check(kept, path, "make one with `ts-adapt prune`")
     gone = kept["removed"]
     if not all(isinstance(block, str) and block in kept["blocks"] for block in gone) or len({*gone}) < len(gone):
-        raise TsAdaptError(f"{path} is damaged, it leaves out what is no block; make it again with {command('prune')}")
+        raise TsAdaptError(f"{path} is damaged, it leaves out what is no block; make it again with `ts-adapt prune`")
     if network is not None and (kept["network"] != type(network).__name__ or kept["blocks"] != candidates(network)):
         raise TsAdaptError(
-            f"{path} is for a {kept['network']} of {len(kept['blocks'])} blocks, and this {type(network).__name__} has "
-            f"others; give the model that it was made for, or make one with {command('prune')}"
+            f"{path} is for the network {kept['network']} of {len(kept['blocks'])} blocks, and this "
+            f"{type(network).__name__} has others; give the model that it was made for, or make one with "
+            "`ts-adapt prune`"
         )
     return [str(block) for block in gone]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.grids.between import grid_between
+from ts_adapt.grids.between import FURTHEST, grid_between
 from ts_adapt.grids.given import from_sigmas, from_timesteps
 from ts_adapt.grids.parametric import neighbours
 from ts_adapt.interfaces import (
@@ -44,8 +44,6 @@ from ts_adapt.schedules.resolve import build_grid
 Predictor = OneShot | Recursive
 LISTS = ("timesteps", "sigmas")
 """The arguments by which times are given to a run."""
-FURTHEST = 2
-"""How many times as many steps as the most that were learned a grid is still interpolated over."""
 OWN_NUMBER = " (a call without num_inference_steps asks for the pipeline's own number)"
 
 
