@@ -212,11 +212,7 @@ def _trained(given: Experiment, variant: Variant, train: Batch, validation: Batc
     if variant.shared:
         predictor.requires_grad_(False)
         predictor.encoder.bias.requires_grad_(True)
-    asked: dict[str, Any] = {
-        "real": session.real_images if settings.distribution else None,
-        "images": session.seen_images if settings.adversarial else None,
-        "captions": session.captions if settings.caption else None,
-    }  # which all variants share: before the clock starts
+    asked = session.learned_beside(settings)  # which all variants share: before the clock starts
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         train_predictor(
