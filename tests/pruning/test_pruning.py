@@ -166,7 +166,9 @@ def test_the_file_says_which_blocks_went_and_for_what(tmp_path: Path) -> None:
     with pruned(network, *read(path, network)):
         assert removed(network) == [one.removed for one in rounds]
     assert marks(network) == before
-    with pytest.raises(TsAdaptError, match=r"is for the network UNet2DModel of \d+ blocks, and this UNet2DConditionModel has"):
+    with pytest.raises(
+        TsAdaptError, match=r"is for the network UNet2DModel of \d+ blocks, and this UNet2DConditionModel has"
+    ):
         read(path, texted())
     kept = json.loads(path.read_text())
     for change, message in (

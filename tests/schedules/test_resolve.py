@@ -292,7 +292,7 @@ def test_a_grid_is_sampled_over_twice_as_many_steps_as_it_has_at_most(world: Wor
 
 
 def test_a_predictor_of_several_says_what_serves_where_it_does_not(world: World, tmp_path: Path) -> None:
-    with pytest.raises(TsAdaptError, match="export recursive-all .*--steps 40"):
+    with pytest.raises(TsAdaptError, match=r"export recursive-all .*--steps 40"):
         sample_to_folder(world.session, "recursive-all", SOLVER, 40, 2, 1, None, str(tmp_path / "out"))
 
 
