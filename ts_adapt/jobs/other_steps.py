@@ -103,17 +103,14 @@ def policy_at(
 ) -> TimeGrid | StepPolicy:
     """`session.policy`; for an NFE that a grid was not learned for it is that of `between_learned`, with a warning.
 
-    Raises TsAdaptError for a predictor of several that does not serve it, and for more than FURTHEST times the most.
+    Predictors serve the NFEs that they say themselves. Raises TsAdaptError for more than FURTHEST times the most.
     """
-    measuring = command("export", found.name, "--solver", solver, "--steps", nfe)
-    learned = _learned(session, found, solver, nfe)
-    if found.kind == PREDICTOR and learned:
-        raise TsAdaptError(f"{found.name} does not serve NFE {nfe}; {measuring} makes the one grid of it that there is")
     made = None if found.own else between_learned(session, found, solver, nfe, corrected=True)
     if made is None:
         return session.policy(found, solver, nfe, scale)
     schedule, remarks = made
-    most = max(part.nfe for part in learned if isinstance(part, LearnedGrid))
+    measuring = command("export", found.name, "--solver", solver, "--steps", nfe)
+    most = max(part.nfe for part in _learned(session, found, solver, nfe) if isinstance(part, LearnedGrid))
     if nfe > FURTHEST * most:
         raise TsAdaptError(
             f"NFE {nfe} is more than {FURTHEST} times the most that {found.name} was learned for, {most}; {measuring} "

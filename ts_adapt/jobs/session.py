@@ -185,7 +185,8 @@ class Session(Experiment):
         if not fits and not strict and len(learned) > 1:
             raise TsAdaptError(
                 f"{folder} was learned for NFE {', '.join(map(str, learned))} and serves {every[0]} to {every[-1]}, "
-                f"not {nfe}; choose one of these, or train it for more"
+                f"not {nfe}; choose one of these, or train it for more; "
+                f"{command('export', name, '--solver', solver, '--steps', nfe)} makes one grid for all samples of it"
             )
         known, steps = nfe if fits else ", ".join(map(str, learned)), learned.get(nfe, self.steps(solver, nfe))
         self.check_fit(folder, config.get("solver"), known, steps, wanted=(solver, nfe))
