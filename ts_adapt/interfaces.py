@@ -250,6 +250,7 @@ OUTPUT_SCALE = Field("output_scale", "output_scale")
 COEFFICIENTS = Field("coefficients", "coefficients", dims=1, ends=True)
 HISTORY = Field("history", "history", dims=1, ends=True)
 GUIDANCE = Field("guidance", "guidance_factor")
+EMBEDDING = Field("embedding", "embedding", dims=1)
 START, RESIDUAL = (Field(name, name, dims=3, ends=True) for name in ("start", "residual"))
 """In no grid, of a sample's shape: the change of x_T, once the network has seen it, and of the x0 of each step."""
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -26,7 +26,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
+from ts_adapt.denoisers.time_embedding import TimeEmbedding, time_embedding
+from ts_adapt.grids.space import no_embedding
 from ts_adapt.interfaces import (
+    EMBEDDING,
     GUIDANCE,
     HISTORY,
     RESIDUAL,
@@ -303,6 +306,22 @@ def is_guided(denoiser: Denoiser, x_T: Tensor, condition: dict[str, Any]) -> boo
     return True
 
 
+def embedding_of(denoiser: Denoiser, x_T: Tensor, condition: Condition) -> TimeEmbedding | None:
+    """Where the denoiser's network embeds the time, which one sample shows when it is first asked; None: nowhere.
+
+    x_T  `(B, ...)`, with its condition
+    """
+    network, one = denoiser.network, slice(0, 1)
+    if network is None:
+        return None
+    t = torch.tensor(denoiser.noise_schedule.t_max, dtype=torch.float64)
+    counted = denoiser.evaluations
+    try:
+        return time_embedding(network, lambda: denoiser(x_T[one], t, **condition_rows(condition, one)))
+    finally:
+        denoiser.evaluations = counted
+
+
 def _changed(evaluate: Callable[[Tensor, Node], Tensor], x: Tensor, node: Node) -> Tensor:
     """The evaluation at the end of a step, with the residual of that step."""
     return _moved(evaluate(x, node), node, RESIDUAL)
@@ -327,8 +346,15 @@ def _evaluate(denoiser: Denoiser, x: Tensor, node: Node, condition: dict[str, An
             )
         condition = condition | {GUIDANCE.at: node.held[GUIDANCE]}
 
+    offset = node.held.get(EMBEDDING)
+    embedding = None if offset is None else embedding_of(denoiser, x, condition)
+    if offset is not None and embedding is None:
+        raise no_embedding()
+    adding = nullcontext if embedding is None or offset is None else partial(embedding.adding, offset)
+
     def call(x: Tensor, t: Tensor, model_time: Tensor | None, output_scale: Tensor | None) -> Tensor:
-        return denoiser(x, t, model_time=model_time, output_scale=output_scale, **condition)
+        with adding():
+            return denoiser(x, t, model_time=model_time, output_scale=output_scale, **condition)
 
     if not (checkpoint and torch.is_grad_enabled()):
         return call(x, node.t, node.model_time, node.output_scale)

@@ -17,7 +17,7 @@ from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import DERIVATIVES, Denoiser, Node, TimeGrid, TsAdaptError
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
 from ts_adapt.policies import StepByStep
-from ts_adapt.sampling import integrate, noise_for
+from ts_adapt.sampling import embedding_of, integrate, noise_for
 
 STEPS, ROWS = 4, 3
 PROMPTS = ["a cat", "dog", "the end"]
@@ -46,10 +46,12 @@ def close(x: Tensor, y: Tensor, tolerance: float = 3e-6) -> bool:
     return bool((x - y).norm() <= tolerance * y.norm())
 
 
-def own_grids(denoiser: Denoiser, guided: bool) -> tuple[Tensor, GridSpace]:
+def own_grids(denoiser: Denoiser, condition: dict[str, Any], guided: bool) -> tuple[Tensor, GridSpace]:
     """Numbers of a grid of its own, with corrections of every kind, for each sample."""
-    corrections = ["shift", "scale", "coefficients", *(["guidance"] if guided else [])]
-    space = GridSpace(denoiser.noise_schedule, STEPS, corrections, 2)
+    corrections = ["shift", "scale", "coefficients", "embedding", *(["guidance"] if guided else [])]
+    found = embedding_of(denoiser, noise(denoiser), condition)
+    assert found is not None
+    space = GridSpace(denoiser.noise_schedule, STEPS, corrections, 2, found.width)
     z = space.numbers(TimeGrid(fixed.make("karras", denoiser.noise_schedule, STEPS)))
     spread = torch.randn(ROWS, len(z), generator=torch.Generator().manual_seed(2), dtype=z.dtype)
     return (z + 0.1 * spread).requires_grad_(), space
@@ -97,7 +99,7 @@ def test_a_solve_meets_the_same_states(solver: str, pair: Pair) -> None:
 def test_gradients_are_those_of_the_direct_way(way: str, checkpoint: bool, pair: Pair) -> None:
     ends, gradients, count = [], [], pair[2].evaluations
     for denoiser, condition in (pair[:2], pair[2:]):
-        z, space = own_grids(denoiser, pair[0].guides)
+        z, space = own_grids(denoiser, condition, pair[0].guides)
         taken, x = TimeDerivative(denoiser, way), noise(denoiser).requires_grad_()
         solver = build_solver("unipc-2", denoiser.noise_schedule)
         end = integrate(taken, solver, space.grid(z), x, condition=condition, checkpoint=checkpoint).x

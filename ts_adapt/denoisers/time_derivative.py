@@ -23,14 +23,15 @@ mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ts_adapt.denoisers.time_embedding import added_now, given_times
 from ts_adapt.denoisers.wrapped import Wrapped
 from ts_adapt.interfaces import (
     DERIVATIVE_WIDTH,
@@ -152,9 +153,9 @@ class TimeDerivative(Wrapped):
         networks = [self.network, *(part for part in self.parts.values() if type(part) is type(self.network))]
         met: list[dict[nn.Module, float]] = []
         for end in (self.noise_schedule.t_min, self.noise_schedule.t_max):
-            with self._uncounted(), torch.no_grad(), _given(networks) as given:
+            with self._uncounted(), torch.no_grad(), given_times(networks) as given:
                 denoise(torch.full_like(told, end))
-            met.append(given)
+            met.append(given.times)
         first, last = met
         found = {
             module: [given[module] for given in met if module in given]
@@ -178,9 +179,12 @@ class TimeDerivative(Wrapped):
         below, above = self._ends(at, len(x_t))
         fixed = x_t.detach(), t.detach()
         scale = output_scale.detach() if isinstance(output_scale, Tensor) else output_scale
+        added = added_now()
 
         def evaluate(told: Tensor) -> Tensor:
-            with self._uncounted(), torch.no_grad():
+            with self._uncounted(), torch.no_grad(), ExitStack() as adding:
+                for embedding, value in added:
+                    adding.enter_context(embedding.adding(value))
                 return denoise(*fixed, told, scale)
 
         x0: Tensor = _Secant.apply(denoise(x_t, t, at, output_scale), told, evaluate, above, below)
@@ -251,39 +255,6 @@ class _Smoothed(torch.autograd.Function):
         spread = (weight * offset).sum(1, keepdim=True).clamp_min(1e-30)
         slope = torch.einsum("nq,nqc->nc", weight, around.masked_fill(~usable[..., None], 0.0)) / spread
         return gradient, (gradient.double() * slope).sum(1).to(times.dtype), None, None, None
-
-
-@contextmanager
-def _given(networks: Sequence[nn.Module]) -> Iterator[dict[nn.Module, float]]:
-    """What the modules that embed times are given first in calls of `networks` within the block; the outermost ones."""
-    found: dict[nn.Module, float] = {}
-
-    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        if _times_alone(args, kwargs) and isinstance(out, Tensor) and out.ndim == 2 and len(out) == len(args[0]):
-            for inside in module.modules():  # of which those that were called were found before
-                if inside is not module:
-                    found.pop(inside, None)
-            found.setdefault(module, float(args[0].flatten()[0]))  # it may embed other numbers too, afterwards
-
-    handles = [
-        module.register_forward_hook(after, with_kwargs=True)
-        for network in networks
-        for module in network.modules()
-        if module is not network
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _times_alone(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a module is given real numbers `(n,)` first, and no other tensor."""
-    first, *others = [*args, *kwargs.values()] or [None]
-    if not args or not isinstance(first, Tensor) or any(isinstance(other, Tensor | dict) for other in others):
-        return False
-    return first.ndim == 1 and len(first) > 0 and first.is_floating_point()
 
 
 @contextmanager

@@ -69,7 +69,8 @@ def grid_between(learned: Mapping[int, TimeGrid], noise_schedule: NoiseSchedule,
         if not near:
             continue
         z = {n: correction.numbers(grid.held[correction.field], grid.times) for n, grid in near.items()}
-        width = correction.width(steps, max(each.shape[-1] for each in z.values()))
+        widest = max(each.shape[-1] for each in z.values())
+        width = correction.width(steps, widest, widest)
         rows = [
             mixed(
                 (share * part, fitted(z[n][j], width))

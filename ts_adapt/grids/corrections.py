@@ -5,11 +5,13 @@
     coefficients  coefficients  c_ik, as they are
     history       history       b_i, a_i0, a_i1, .., as they are
     guidance      guidance      w_i = w (1 + b tanh(g_i / b))
+    embedding     embedding     d_i, as they are
 
 The model times are LD3's decoupled set (Tong et al. 2025) and INDIS's shift, the output scale is INDIS's (2026), the
 coefficients are additive corrections to a multistep solver of order K, the history GS's (2025) to all that a solve has
 met, whatever the order (`solvers.history`); of a guided denoiser with the scale w the guidance is a factor on it, with
-a bound b of its own. Zeros are no corrections.
+a bound b of its own; the embedding is an offset of what the network makes of the time (`denoisers.time_embedding`), as
+MTEO's (2026) in each layer. Zeros are no corrections.
 
 A row says where its correction is kept in a grid (`interfaces.Field`) and how unconstrained numbers z become it;
 searches, predictors, labels, files and names ask the table. Whoever uses a correction, a denoiser or a solver, takes it
@@ -28,6 +30,7 @@ from torch import Tensor
 from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.interfaces import (
     COEFFICIENTS,
+    EMBEDDING,
     GUIDANCE,
     HISTORY,
     MODEL_TIMES,
@@ -63,8 +66,9 @@ class Correction(ABC):
     field: ClassVar[Field]
     unit: ClassVar[float] = 1.0
 
-    def width(self, steps: int, order: int) -> int:
-        """How many numbers a step it has, in solves of `steps` steps with a solver of `order`."""
+    def width(self, steps: int, order: int, embedding: int) -> int:
+        """How many numbers a step it has, in solves of `steps` steps with a solver of `order`, of a network that embeds
+        the time in `embedding` numbers."""
         return 1
 
     @abstractmethod
@@ -155,7 +159,7 @@ class Coefficients(Correction):
 
     field, unit = COEFFICIENTS, SMALL_UNIT
 
-    def width(self, steps: int, order: int) -> int:
+    def width(self, steps: int, order: int, embedding: int) -> int:
         return order
 
     def neutral(self, times: Tensor, width: int) -> Tensor:
@@ -167,16 +171,25 @@ class History(Coefficients):
 
     field = HISTORY
 
-    def width(self, steps: int, order: int) -> int:
+    def width(self, steps: int, order: int, embedding: int) -> int:
         return steps + 1
+
+
+class Embedding(Coefficients):
+    """Added to the network's embedding of the time."""
+
+    field = EMBEDDING
+
+    def width(self, steps: int, order: int, embedding: int) -> int:
+        return embedding
 
 
 CORRECTIONS: dict[str, Correction] = {
     "shift": Shift(), "scale": Scale(), "coefficients": Coefficients(), "history": History(),
-    "guidance": Guidance(),
+    "guidance": Guidance(), "embedding": Embedding(),
 }  # fmt: skip
 """By the name that users give; the order is that of the numbers z, of names and of files."""
-OF_MODEL_TIME = tuple(name for name, correction in CORRECTIONS.items() if correction.field is MODEL_TIMES)
+OF_MODEL_TIME = tuple(name for name, each in CORRECTIONS.items() if each.field in (MODEL_TIMES, EMBEDDING))
 """Those that change what the network is told of the time."""
 PICTURES: dict[str, Field] = {field.name: field for field in (START, RESIDUAL)}
 """What predictors change beside the corrections of grids, by the name that users give: pictures of each sample."""

@@ -15,21 +15,23 @@ from torch import Tensor
 
 from ts_adapt.grids.corrections import CORRECTIONS, PICTURES, Correction
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
+from ts_adapt.interfaces import EMBEDDING, NoiseSchedule, TimeGrid, TsAdaptError, unknown
 from ts_adapt.numerics import check_steps
 
 
 class GridSpace:
     """Grids over `steps` intervals, with the `corrections` that are to be learned, by name.
 
-    order  the solver's, which is how many coefficients a step has
+    order      the solver's, which is how many coefficients a step has
+    embedding  how wide the network's embedding of the time is: so many numbers a step are added to it; 0: none is known
 
-    Raises TsAdaptError for an unknown correction.
+    Raises TsAdaptError for an unknown correction, and for one of an embedding that is not known.
     """
 
     def __init__(
-        self, noise_schedule: NoiseSchedule, steps: int, corrections: Collection[str] = (), order: int = 1
-    ) -> None:
+        self, noise_schedule: NoiseSchedule, steps: int, corrections: Collection[str] = (), order: int = 1,
+        embedding: int = 0,
+    ) -> None:  # fmt: skip
         check_steps(steps)
         for name in corrections:
             if name in PICTURES:
@@ -38,9 +40,11 @@ class GridSpace:
                 )
             if name not in CORRECTIONS:
                 raise unknown("correction", str(name), CORRECTIONS)
+        if EMBEDDING.name in corrections and not embedding:
+            raise no_embedding()
         self.noise_schedule, self.steps, self.order = noise_schedule, steps, order
         self.learned = [correction for name, correction in CORRECTIONS.items() if name in corrections]
-        self.widths = [1, *(correction.width(steps, order) for correction in self.learned)]
+        self.widths = [1, *(correction.width(steps, order, embedding) for correction in self.learned)]
         """How many numbers a step has of the logits and of each correction."""
 
     @property
@@ -100,3 +104,10 @@ class GridSpace:
 
     def _learned_widths(self) -> Iterator[tuple[Correction, int]]:
         return zip(self.learned, self.widths[1:], strict=True)
+
+
+def no_embedding() -> TsAdaptError:
+    return TsAdaptError(
+        f"{EMBEDDING.name} is added to a network's embedding of the time, and no module of this one is given times "
+        "alone and embeds them; leave it out of the corrections"
+    )

@@ -22,7 +22,9 @@ from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extrac
 from ts_adapt.evaluation.moments import are_moments, read_moments
 from ts_adapt.grids.corrections import OF_MODEL_TIME, CorrectionName, corrected
 from ts_adapt.grids.published import PUBLISHED
+from ts_adapt.grids.space import no_embedding
 from ts_adapt.interfaces import (
+    EMBEDDING,
     GUIDANCE,
     RESIDUAL,
     START,
@@ -38,7 +40,7 @@ from ts_adapt.pipelines.load import build_denoiser, guided_by_samples
 from ts_adapt.predictors.phases import PREDICTED
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.remedies import command
-from ts_adapt.sampling import initial_noise, is_guided, noise_scale
+from ts_adapt.sampling import embedding_of, initial_noise, is_guided, noise_scale
 from ts_adapt.schedules.name import grid_names
 from ts_adapt.schedules.resolve import build_grid
 from ts_adapt.search.adversarial import check_pictures
@@ -118,6 +120,14 @@ class Experiment:
             return self.denoiser.guides
         _, x_T, condition = self.training_noises(1)
         return is_guided(self.denoiser, x_T, condition)
+
+    @cached_property
+    def embedding(self) -> int:
+        """The width of the network's embedding of the time, which one sample shows; 0: none is found."""
+        _, x_T, condition = self.training_noises(1)
+        with torch.no_grad():
+            found = embedding_of(self.denoiser, x_T, condition)
+        return 0 if found is None else found.width
 
     def check_told(self, what: str) -> None:
         """TsAdaptError where the network cannot be told the times that `what` takes."""
@@ -213,6 +223,8 @@ class Experiment:
                 "none + w (condition - none); set option guidance, or in a pipeline the scale that its call takes, "
                 "above 1, or leave it out of them"
             )
+        if EMBEDDING.name in learned and not self.embedding:
+            raise no_embedding()
         if isinstance(config.guidance, list) and self.denoiser.loop is not None and "scales" not in self._said:
             self._check_scales(*config.guidance)
             self._said.add("scales")

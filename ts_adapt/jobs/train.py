@@ -19,7 +19,7 @@ from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
 from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.grids.corrections import PICTURES
-from ts_adapt.interfaces import RESIDUAL, START, Solver, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import EMBEDDING, RESIDUAL, START, Solver, TimeGrid, TsAdaptError
 from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.minimised import minimised_said
 from ts_adapt.jobs.session import Session, command_for, paired_verdict, stays
@@ -101,6 +101,7 @@ def new_predictor(
         width=config.train.width, hidden=config.train.hidden,
         classes=classes_of(None if source is None else source.describe()), text=0 if text is None else text.shape[-1],
         scales=config.guidance if isinstance(config.guidance, list) else None,
+        embedding=session.embedding if EMBEDDING.name in corrections else 0,
     ).to(config.model.device)  # fmt: skip
     return predictor
 

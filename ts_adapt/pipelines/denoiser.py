@@ -28,7 +28,9 @@ from ts_adapt.denoisers.load import quiet
 from ts_adapt.denoisers.network import ATTACHMENT, frozen, stacked, step_aware_parts, with_prediction
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
 from ts_adapt.interfaces import (
+    EMBEDDING,
     GUIDANCE,
+    MODEL_TIMES,
     Advance,
     Around,
     Condition,
@@ -53,7 +55,7 @@ from ts_adapt.pipelines.student import Left, Prepared, StudentScheduler
 from ts_adapt.policies import FollowGrid
 from ts_adapt.sampling import condition_rows
 from ts_adapt.schedulers.attach import attach, detach, network_of, networks_of
-from ts_adapt.schedulers.hook import TimeHook
+from ts_adapt.schedulers.hook import TimeHook, hooks_on
 from ts_adapt.schedulers.plan import Plan, Source
 from ts_adapt.schedules.file import other_scales
 
@@ -331,9 +333,12 @@ class PipelineDenoiser(Denoiser):
         if type(network) is not type(self.network) or not isinstance(told, Tensor):  # a ControlNet
             return recompute(forward, use_reentrant=False, **arguments) if checkpoint else forward(**arguments)
         form: list[Any] = []
+        offset = next(hook.offset for hook in hooks_on(network) if hook.schedule is self._student)
+        adding = nullcontext if offset is None else partial(offset.giving, offset.given)
 
         def evaluate(told: Tensor) -> Tensor:
-            answer = forward(**{**arguments, name: told})
+            with adding():  # in the backward pass too
+                answer = forward(**{**arguments, name: told})
             first = answer if isinstance(answer, Tensor) else answer[0]
             form[:] = [answer]
             return first
@@ -364,8 +369,7 @@ class PipelineDenoiser(Denoiser):
             student.source = Source(plans={1: replace(plan, inside=True)})
         attach(self.pipe, student)
         own = self.pipe.scheduler
-        hooks = (hook for hook in self.network._forward_pre_hooks.values() if isinstance(hook, TimeHook))
-        return own, next(hook for hook in hooks if hook.schedule is own)
+        return own, next(hook for hook in hooks_on(self.network) if hook.schedule is own)
 
     def _probe(self) -> tuple[int, ...]:
         """The shape of a sample, by runs of one step; TsAdaptError unless noise that is given is the noise it has."""
@@ -462,7 +466,9 @@ def _shared(policy: Any) -> bool:
     """Whether all samples share the times of `policy`, and the network is told no others."""
     if isinstance(policy, _At):
         return policy.node.t.ndim == 0 and policy.node.model_time is None
-    return isinstance(policy, FollowGrid) and policy.grid.own_rows is None and policy.grid.model_times is None
+    if not isinstance(policy, FollowGrid) or policy.grid.own_rows is not None:
+        return False
+    return not {MODEL_TIMES, EMBEDDING} & policy.grid.held.keys()
 
 
 def _known(policy: Any) -> TimeGrid | None:

@@ -67,6 +67,7 @@ class Predictor(nn.Module):
     corrections    some of shift, scale, coefficients, history, guidance, learned beside the times; and of start and,
                    of recursive ones, residual (`changes`)
     order          the solver's, for the number of coefficients
+    embedding      the width of the network's embedding of the time, where that is among the corrections
     width, hidden  of the network (`encoder`)
     classes, text, scales  what it sees of a condition (`encoder`)
     kept           k_N by N, as text, of some N that are not learned
@@ -84,6 +85,7 @@ class Predictor(nn.Module):
         self, noise_schedule: NoiseSchedule, static: Static | Sequence[Static], shape: Sequence[int], *,
         corrections: Sequence[str] = (), order: int = 1, width: int = 24, hidden: int = 128, classes: int = 0,
         text: int = 0, kept: Mapping[str, float] | None = None, scales: Sequence[float] | None = None,
+        embedding: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         given = [static] if isinstance(static, Tensor | TimeGrid) else list(static)
@@ -98,6 +100,7 @@ class Predictor(nn.Module):
         self.options: dict[str, Any] = dict(
             steps=list(self.learned), shape=list(shape), corrections=list(corrections), order=order, width=width,
             hidden=hidden, classes=classes, text=text, kept={}, **({"scales": list(scales)} if scales else {}),
+            **({"embedding": embedding} if embedding else {}),
         )  # fmt: skip
         for number, share in dict(kept or {}).items():
             self.keep(int(number), share)
@@ -132,7 +135,7 @@ class Predictor(nn.Module):
     def space(self, steps: int) -> GridSpace:
         """Where the network's numbers of a solve of `steps` steps belong."""
         of_grids = [name for name in self.options["corrections"] if name not in PICTURES]
-        return GridSpace(self.noise_schedule, steps, of_grids, self.options["order"])
+        return GridSpace(self.noise_schedule, steps, of_grids, self.options["order"], self.options.get("embedding", 0))
 
     def static(self, steps: int) -> Tensor:
         """The static grid of `steps` steps, `(N+1,)`; TsAdaptError where they are not served."""

@@ -38,12 +38,14 @@ FOLDED = {"UNet3DConditionModel", "I2VGenXLUNet"}
 class Attachment:
     """What `detach` puts back: the scheduler of the pipelines, which are it and those inside it, and the hooks.
 
-    own  the scheduler that is in place of that one
+    own      the scheduler that is in place of that one
+    handles  of the hooks on the networks
     """
 
     scheduler: Any
     own: LearnedScheduler
     pipes: tuple[Any, ...]
+    hooks: tuple[TimeHook, ...]
     handles: tuple[RemovableHandle, ...]
 
 
@@ -97,7 +99,7 @@ def attach(pipe: Any, schedule: LearnedScheduler, *, strict: bool = True) -> Any
     handles += [network.register_forward_hook(hook.listen) for network, hook in hooks if type(network) is denoises]
     for one in pipes:
         one.scheduler = own
-    setattr(pipe, ATTACHMENT, Attachment(former, own, pipes, tuple(handles)))
+    setattr(pipe, ATTACHMENT, Attachment(former, own, pipes, tuple(hook for _, hook in hooks), tuple(handles)))
     return pipe
 
 
@@ -109,8 +111,8 @@ def detach(pipe: Any) -> Any:
     attached = getattr(pipe, ATTACHMENT, None)
     if attached is None:
         raise TsAdaptError(f"no schedule is attached to this {type(pipe).__name__}; there is nothing to detach")
-    for handle in attached.handles:
-        handle.remove()
+    for hook in (*attached.hooks, *attached.handles):
+        hook.remove()
     attached.own.end()
     for one in attached.pipes:
         one.scheduler = attached.scheduler

@@ -8,7 +8,8 @@ one of these forms, to the precision of the call; any other use of the network i
 times are all that there is to tell. Where there is a timestep for each token (videos of which some frames are known),
 all of a sample's are scaled alike. Pipelines may share a network, in one thread or in several: a call belongs to the
 run that its thread began last. Cachers and the like on the network are told the run's step before each of its calls,
-and the run hears what the network answers.
+what the schedule adds to the network's embedding of the time is added in them (the first such call is made twice, as
+the embedding is looked for), and the run hears what the network answers.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from ts_adapt.cachers.cacher import Cacher
 from ts_adapt.cachers.loops import several_calls
 from ts_adapt.denoisers.network import TIMES, argument_names, stacked, step_aware_parts, time_argument
+from ts_adapt.denoisers.time_embedding import Offset, time_embedding
+from ts_adapt.grids.space import no_embedding
 from ts_adapt.interfaces import StepAware, TsAdaptWarning
 from ts_adapt.schedulers.run import Run, Shown
 from ts_adapt.schedulers.scheduler import LearnedScheduler
@@ -43,6 +46,7 @@ class TimeHook:
     """The pre-hook of the network of `pipe`, for as long as its scheduler is `schedule`.
 
     divisor  what the pipeline has divided its timestep by in the call before
+    offset   what adds to the network's embedding of the time; None: no call had anything to add yet
     """
 
     def __init__(self, pipe: Any, schedule: LearnedScheduler, network: nn.Module) -> None:
@@ -54,6 +58,7 @@ class TimeHook:
         config = getattr(network, "config", None)
         self.null_class, self.channels = (getattr(config, key, None) for key in ("num_embeds_ada_norm", "in_channels"))
         self.divisor = 1
+        self.offset: Offset | None = None
         self._begun: tuple[int, int, int] | None = None
         self._told: tuple[int, int] | None = None
         self._asking: Run | None = None
@@ -68,6 +73,8 @@ class TimeHook:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # in a graph it would be traced anew at every step
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run, parts = self.run, step_aware_parts(module)
+        if self.offset is not None:
+            self.offset.give(None)  # until the call is known to be one of the run's
         if run is not None:
             self._asking = None
         for part in [] if run is None else run.told():
@@ -86,14 +93,16 @@ class TimeHook:
             return None
         run.begin_at(found[0])
         self.divisor = found[1]
+        if run.plan.told:
+            if run.node is None:
+                shown = self._shown(x, given)
+                run.start(shown, self._copies(run, shown) if run.plan.own_times else 1)
+            self._asking = run
+            self._add(module, args, kwargs, run.offset(x.shape[0]))
         if parts:
             self._tell_step(parts, run, x, given)
         if not run.plan.told:
             return None
-        if run.node is None:
-            shown = self._shown(x, given)
-            run.start(shown, self._copies(run, shown) if run.plan.own_times else 1)
-        self._asking = run
         tau = self._as_told(run.tell(x.shape[0]).to(x.device), timestep, found[1])
         if self.place < len(args):
             return (*args[: self.place], tau, *args[self.place + 1 :]), kwargs
@@ -102,8 +111,27 @@ class TimeHook:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def listen(self, module: nn.Module, args: tuple[Any, ...], answer: Any) -> None:
         """After a call: tell the run that it was of what the network has answered."""
+        if self.offset is not None:
+            self.offset.check_met()
         if self._asking is not None and self._asking is self.run:
             self._asking.hear(answer)
+
+    def remove(self) -> None:
+        """Leave nothing inside the network."""
+        if self.offset is not None:
+            self.offset.remove()
+            self.offset = None
+
+    def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor | None) -> None:
+        """In the call that follows, with these arguments, add `value` to the embedding of the time."""
+        if value is None:
+            return
+        if self.offset is None:
+            found = time_embedding(module, lambda: module.forward(*args, **kwargs))
+            if found is None:
+                raise no_embedding()
+            self.offset = Offset(found)
+        self.offset.give(value)
 
     def _compare_guidance(self, run: Run) -> None:
         """Warn, once in a run, where the pipeline guides by another scale than the schedule holds for."""
@@ -167,9 +195,13 @@ class TimeHook:
 
 def last_run(network: nn.Module) -> Run | None:
     """Of the runs of all pipelines attached to `network`, the one that this thread began last."""
-    hooks = (hook for hook in network._forward_pre_hooks.values() if isinstance(hook, TimeHook))
-    runs = (run for hook in hooks if (run := hook.run) is not None)
+    runs = (run for hook in hooks_on(network) if (run := hook.run) is not None)
     return max(runs, key=lambda run: run.number, default=None)
+
+
+def hooks_on(network: nn.Module) -> list[TimeHook]:
+    """Those of all pipelines attached to `network`."""
+    return [hook for hook in network._forward_pre_hooks.values() if isinstance(hook, TimeHook)]
 
 
 def _casts_by_time(network: nn.Module) -> bool:

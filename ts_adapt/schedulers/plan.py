@@ -25,6 +25,7 @@ from ts_adapt.grids.between import FURTHEST, grid_between
 from ts_adapt.grids.given import from_sigmas, from_timesteps
 from ts_adapt.grids.parametric import neighbours
 from ts_adapt.interfaces import (
+    EMBEDDING,
     GUIDANCE,
     MAX_STEPS,
     MODEL_TIMES,
@@ -55,8 +56,8 @@ class Plan:
                are the times; for others, those of the static grid or the mean of the grids
     policy     the step policy of a run that begins at this place of the nominal times
     own_times  every sample has times, or corrections, of its own
-    told       the network has to be told other times than the nominal ones, own times or model times, or listened to,
-               for its guidance
+    told       the network has to be told other times than the nominal ones, own times or model times, to be given an
+               offset of its embedding of them, or listened to, for its guidance
     inside     a run may begin at a later place than 0; what sees pure noise, as one-shot predictors do, may not
     rows       the number of samples that it is for; None: any
     grid, predictor    what the times are those of; None for any other step policy
@@ -76,7 +77,7 @@ class Plan:
         """Along `grid`, fixed, static, or one for each sample of a batch; a run that begins inside takes the rest."""
         rows = grid.own_rows
         times = (grid.times.mean(0) if grid.per_sample else grid.times).detach().cpu()
-        own, told = rows is not None, rows is not None or bool({MODEL_TIMES, GUIDANCE} & grid.held.keys())
+        own, told = rows is not None, rows is not None or bool({MODEL_TIMES, GUIDANCE, EMBEDDING} & grid.held.keys())
         return cls(times, partial(_along, grid), own, told, inside=True, rows=rows, grid=grid)
 
     @classmethod

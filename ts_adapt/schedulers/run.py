@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import prediction_of, seen, stacked, x0_from_raw
 from ts_adapt.interfaces import (
+    EMBEDDING,
     GUIDANCE,
     Advance,
     Condition,
@@ -151,6 +152,7 @@ class Run:
         self._copies = self._kept = 1
         self._told: Tensor | None = None
         self._told_at: int | None = None
+        self._offset_at: int | None = None
         self._answers: list[Tensor] = []
         self._shown_at: int | None = None
         self._policy_state: Any = None
@@ -280,6 +282,12 @@ class Run:
         self._told_at = self.place
         return told
 
+    def offset(self, rows: int) -> Tensor | None:
+        """What is to be added now to the network's embedding of the time, `(D,)` or `(rows, D)`; None: nothing."""
+        found = None if self.node is None else self.node.held.get(EMBEDDING)
+        self._offset_at = self.place
+        return None if found is None else _for_rows(found, rows, dims=1)
+
     def hear(self, answer: Any) -> None:
         """Keep what the network has answered in a call of this step, where the guidance is changed."""
         if self.node is not None and GUIDANCE in self.node.held:
@@ -336,6 +344,11 @@ class Run:
             x, raw = x[: self.batch], raw[: self.batch]
         if noise is not None:
             noise = noise[: self.batch].to(x)
+        if EMBEDDING in node.held and self._offset_at != self.place:
+            raise TsAdaptError(
+                "this schedule adds to the network's embedding of the time, which a loop of your own does not: use "
+                "ts_adapt.attach(pipe, schedule), or take a schedule that was learned without embedding"
+            )
         if GUIDANCE in node.held:
             raw = self._guided(_full(raw), node.held[GUIDANCE])
         x0 = x0_from_raw(raw, x, node.t, self.noise_schedule, self.prediction, node.output_scale)
@@ -344,7 +357,7 @@ class Run:
         x_s, self.node, self._policy_state, self._memory = self.advance(
             policy, solver, x, x0, node, self._policy_state, self._memory, noise
         )
-        self.done, self._begin_is_known, self._told_at = self.done + 1, True, None
+        self.done, self._begin_is_known, self._told_at, self._offset_at = self.done + 1, True, None, None
         if self.finished:
             self.end()
         if copies > 1:
@@ -427,14 +440,15 @@ def cannot_begin_inside() -> TsAdaptError:
     )
 
 
-def _for_rows(values: Tensor, rows: int) -> Tensor:
-    """`values` `()` or `(B,)`, of each sample, for the rows of a batch that are copies of the samples, in turn."""
-    if values.ndim and rows % len(values):
+def _for_rows(values: Tensor, rows: int, dims: int = 0) -> Tensor:
+    """`values` of `dims`, or `(B, ...)` of each sample, for the rows of a batch: copies of the samples, in turn."""
+    own = values.ndim > dims
+    if own and rows % len(values):
         raise TsAdaptError(
             f"the run began with {len(values)} samples and the network is called with {rows}; keep the batch, or call "
             "set_timesteps() for a new one"
         )
-    return values.repeat(rows // len(values)) if values.ndim else values.expand(rows)
+    return torch.cat([values] * (rows // len(values))) if own else values.expand(rows, *values.shape)
 
 
 def _check_answer(raw: Tensor, x_t: Tensor) -> None:

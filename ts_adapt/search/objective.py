@@ -8,7 +8,7 @@ and what is asked of the student's images beside it, by `search.distribution`, `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ts_adapt.distances import towards
-from ts_adapt.interfaces import DERIVATIVE_WIDTH, Denoiser, Distance, Solver, StepPolicy, TimeGrid
-from ts_adapt.sampling import Solution, condition_rows, integrate, noise_for
+from ts_adapt.grids.space import GridSpace
+from ts_adapt.interfaces import DERIVATIVE_WIDTH, EMBEDDING, Denoiser, Distance, Solver, StepPolicy, TimeGrid
+from ts_adapt.sampling import Solution, condition_rows, embedding_of, integrate, noise_for
 
 AUTO = "auto"
 
@@ -78,6 +79,13 @@ class Objective:
 
         taken = self.denoiser.way if isinstance(self.denoiser, TimeDerivative) else None
         return taken is not None and self.derivative in (AUTO, taken)
+
+    def space(self, steps: int, corrections: Collection[str], batch: Batch) -> GridSpace:
+        """The grids over `steps` intervals with `corrections`, for this solver and network; errors as `GridSpace`'s."""
+        asked = EMBEDDING.name in corrections
+        embedding = embedding_of(self.denoiser, batch.x_T, batch.condition) if asked else None
+        width = 0 if embedding is None else embedding.width
+        return GridSpace(self.denoiser.noise_schedule, steps, corrections, self.solver.order, width)
 
     def __call__(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None) -> Tensor:
         """Distances `(B,)`; `x_T` replaces the batch's noise where the start itself is searched."""

@@ -89,7 +89,7 @@ def search_per_sample(
     this batch. Raises TsAdaptError for an unknown correction, and for a start with one that is not searched.
     """
     objective, _ = trusted(objective, static.steps, batch)
-    space = GridSpace(objective.denoiser.noise_schedule, static.steps, options.corrections, objective.solver.order)
+    space = objective.space(static.steps, options.corrections, batch)
     given = [_for_each(space.completed(grid), batch) for grid in (static, *starts)]
     origins = [space.numbers(grid) for grid in given]
     static_distance = objective.measure(static, batch, len(batch))

@@ -172,13 +172,13 @@ def search_static(
     start = min(starts, key=means.__getitem__)
     if not math.isfinite(means[start]):
         raise TsAdaptError("no grid to start from gives a finite distance; try a higher precision, or more steps")
-    noise_schedule, steps = objective.denoiser.noise_schedule, starts[start].steps
+    steps = starts[start].steps
     learned = options.corrections
     if learned is None:
         first = train.rows(slice(0, 1))
         guided = is_guided(objective.denoiser, first.x_T, first.condition)
         learned = options.corrected(guided, not objective.denoiser.loop_times_only)
-    space = GridSpace(noise_schedule, steps, learned, objective.solver.order)
+    space = objective.space(steps, learned, train)
     journal = Journal() if journal is None or options.soft_teacher or by_data else journal
     agreement = None
     if by_derivative(options.method, objective.denoiser):

@@ -1,0 +1,222 @@
+"""What is added to a network's embedding of the time: found in any network, as exact as a bias, gone afterwards."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline_cases import CASES
+from tiny_networks import ready, small
+from ts_adapt import LearnedGrid, LearnedScheduler, attach, detach
+from ts_adapt.assembly import build_solver
+from ts_adapt.denoisers.guidance import Guided
+from ts_adapt.denoisers.network import NetworkDenoiser
+from ts_adapt.denoisers.pipeline import from_pipeline
+from ts_adapt.denoisers.time_embedding import time_embedding
+from ts_adapt.grids import fixed
+from ts_adapt.interfaces import EMBEDDING, TimeGrid, TsAdaptError
+from ts_adapt.noise import BetaTable
+from ts_adapt.sampling import embedding_of, integrate
+from ts_adapt.schedulers.attach import network_of
+
+STEPS, ROWS = 3, 2
+PROMPTS = ["a cat", "the end"]
+PLACES = {
+    "ddpm": ["time_embedding"],
+    "sd": ["time_embedding"],
+    "sdxl": ["time_embedding"],
+    "sd3": ["time_text_embed.timestep_embedder"],
+    "flux": ["time_text_embed.timestep_embedder"],
+    "dit": ["transformer_blocks.0.norm1.emb.timestep_embedder"],
+}
+"""Where the networks of pipelines embed the time; DiT's in every block, of which there is one."""
+
+
+def noise(denoiser: Any) -> Tensor:
+    return torch.randn(ROWS, *denoiser.shape, generator=torch.Generator().manual_seed(1))
+
+
+def moved(denoiser: Any, width: int, rows: int | None = None) -> TimeGrid:
+    """A grid with an offset in every step, of its own for each of `rows`."""
+    shape = (STEPS, width) if rows is None else (rows, STEPS, width)
+    offset = 0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return TimeGrid.of(fixed.make("karras", denoiser.noise_schedule, STEPS), {EMBEDDING: offset})
+
+
+def of(pipe: Any) -> tuple[NetworkDenoiser, dict[str, Any]]:
+    denoiser: Any = from_pipeline(pipe)
+    return denoiser, dict(denoiser.encode(PROMPTS)) if denoiser.encode is not None else {}
+
+
+def solved(denoiser: Any, grid: TimeGrid, x: Tensor, condition: dict[str, Any]) -> Tensor:
+    return integrate(denoiser, build_solver("unipc-2", denoiser.noise_schedule), grid, x, condition=condition).x
+
+
+def close(x: Tensor, y: Tensor) -> bool:
+    return bool((x - y).norm() <= 1e-5 * y.norm())
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_it_is_found_where_networks_have_it(name: str, tiny: Any) -> None:
+    case, pipe = CASES[name], tiny.pipeline(name)
+    denoiser: Any = case.ours(pipe)
+    found = embedding_of(denoiser, noise(denoiser), case.condition(range(ROWS)))
+    assert found is not None
+    names = {module: key for key, module in network_of(pipe).named_modules()}
+    places = [names[module] for module in found.modules]
+    assert places == PLACES[name]
+    assert all(module.linear_2.out_features == found.width for module in found.modules)  # type: ignore[union-attr]
+
+
+def test_where_every_block_embeds_it_all_are_added_to() -> None:
+    network = small("DiTTransformer2DModel", num_layers=2)
+    found = time_embedding(network, lambda: network(torch.zeros(1, 4, 8, 8), torch.ones(1), torch.ones(1).long()))
+    blocks = [block.norm1.emb.timestep_embedder for block in network.transformer_blocks]
+    assert found is not None and list(found.modules) == blocks
+
+
+class Split(nn.Module):
+    """Sinusoids that are split among three layers, none of which is given them as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times, self.layer = Waves(), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return torch.tanh(x + self.layer(2 * self.times(timestep))[:, :, None, None])
+
+
+class Waves(nn.Module):
+    def forward(self, timestep: Tensor) -> Tensor:
+        return torch.stack([torch.cos(timestep / 10**k) for k in range(1, 5)], -1)
+
+
+class Timeless(nn.Module):
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return torch.tanh(x + timestep.reshape(-1, 1, 1, 1) / 500)
+
+
+def own(network: nn.Module) -> NetworkDenoiser:
+    from diffusers import DDIMScheduler
+
+    torch.manual_seed(0)
+    return NetworkDenoiser(ready(network), BetaTable.from_config(DDIMScheduler().config), "epsilon", shape=(1, 4, 4))
+
+
+def test_without_a_layer_behind_it_is_the_embedding_itself_and_a_network_may_have_none() -> None:
+    denoiser = own(Split())
+    found = embedding_of(denoiser, noise(denoiser), {})
+    assert found is not None and (found.modules, found.width) == ((denoiser.network.times,), 4)
+    none = own(Timeless())
+    assert embedding_of(none, noise(none), {}) is None
+    with pytest.raises(TsAdaptError, match="leave it out of the corrections"):
+        solved(none, moved(none, 4), noise(none), {})
+
+
+@pytest.mark.parametrize("name", ["ddpm", "sd"])
+def test_it_is_what_a_bias_of_the_last_layer_is(name: str, tiny: Any) -> None:
+    denoiser, condition = of(tiny.pipeline(name))
+    x, width = noise(denoiser), denoiser.network.time_embedding.linear_2.out_features  # type: ignore[union-attr]
+    grid = moved(denoiser, width)
+    offset = grid.held[EMBEDDING][0]
+    same = TimeGrid.of(grid.times, {EMBEDDING: offset.expand(STEPS, -1)})
+    found = solved(denoiser, same, x, condition)
+    biased: Any = copy.deepcopy(denoiser)
+    with torch.no_grad():
+        biased.network.time_embedding.linear_2.bias += offset.float()
+    torch.testing.assert_close(found, solved(biased, TimeGrid(grid.times), x, condition), rtol=0, atol=1e-5)
+    plain, zeros = TimeGrid(grid.times), TimeGrid.of(grid.times, {EMBEDDING: torch.zeros_like(grid.held[EMBEDDING])})
+    assert torch.equal(solved(denoiser, plain, x, condition), solved(denoiser, zeros, x, condition))
+    assert not torch.allclose(found, solved(denoiser, plain, x, condition), atol=1e-2)
+
+
+@pytest.mark.parametrize("solver", ["unipc-2", "heun"])
+def test_each_sample_has_its_own_guided_or_not(solver: str, tiny: Any) -> None:
+    inner, condition = of(tiny.pipeline("sd"))
+    x, found = noise(inner), embedding_of(inner, noise(inner), condition)
+    assert found is not None
+    grid = moved(inner, found.width, ROWS)
+    for denoiser in (inner, Guided(inner, 3.0)):
+        method = build_solver(solver, inner.noise_schedule)
+        together = integrate(denoiser, method, grid, x, condition=condition).x
+        for row in range(ROWS):
+            rows = slice(row, row + 1)
+            given = {key: value[rows] for key, value in condition.items()}
+            shared = TimeGrid.of(grid.times, {EMBEDDING: grid.held[EMBEDDING][row]})
+            alone = integrate(denoiser, method, shared, x[rows], condition=given).x
+            assert close(together[rows], alone)
+
+
+def test_looking_for_it_is_no_evaluation_and_leaves_no_hook(tiny: Any) -> None:
+    denoiser, condition = of(tiny.pipeline("sd"))
+    grid = moved(denoiser, denoiser.network.time_embedding.linear_2.out_features)  # type: ignore[union-attr]
+    solved(denoiser, grid, noise(denoiser), condition)
+    assert denoiser.evaluations == STEPS
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in denoiser.network.modules())
+
+
+def test_it_is_for_the_thread_that_solves(tiny: Any) -> None:
+    denoiser, condition = of(tiny.pipeline("sd"))
+    x, found = noise(denoiser), embedding_of(denoiser, noise(denoiser), condition)
+    assert found is not None
+    plain = TimeGrid(moved(denoiser, found.width).times)
+    expected, answers = solved(denoiser, plain, x, condition), []
+    with found.adding(torch.ones(found.width)):
+        other = threading.Thread(target=lambda: answers.append(solved(denoiser, plain, x, condition)))
+        other.start()
+        other.join()
+        mine = solved(denoiser, plain, x, condition)
+    assert torch.equal(answers[0], expected) and not torch.allclose(mine, expected, atol=1e-2)
+
+
+def test_another_width_and_a_network_that_does_not_meet_it_are_refused(tiny: Any) -> None:
+    denoiser, condition = of(tiny.pipeline("sd"))
+    x, found = noise(denoiser), embedding_of(denoiser, noise(denoiser), condition)
+    assert found is not None
+    with pytest.raises(TsAdaptError, match=f"adds 5 numbers .* which has {found.width}"):
+        solved(denoiser, moved(denoiser, 5), x, condition)
+    with pytest.raises(TsAdaptError, match="was not met in its call"), found.adding(torch.ones(found.width)):
+        pass
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("rows", [None, ROWS], ids=["shared", "own"])
+def test_a_pipeline_samples_what_integrate_solves_and_is_itself_again(scale: float, rows: int, tiny: Any) -> None:
+    pipe = tiny.pipeline("sd")
+    inner, condition = of(pipe)
+    denoiser: Any = inner if scale == 1 else Guided(inner, scale)
+    x = noise(inner)
+    grid = moved(inner, inner.network.time_embedding.linear_2.out_features, rows)  # type: ignore[union-attr]
+    expected = solved(denoiser, grid, x, condition)
+    schedule = LearnedScheduler.from_schedules([LearnedGrid(grid, "unipc-2", STEPS)], pipe.scheduler.config)
+    options = {"num_inference_steps": STEPS, "guidance_scale": scale, "output_type": "latent", "latents": x}
+
+    def called() -> Tensor:
+        images: Tensor = pipe(PROMPTS, **options).images
+        return images
+
+    before = called()
+    attach(pipe, schedule)
+    for _ in range(2):
+        assert close(called(), expected)
+    detach(pipe)
+    assert torch.equal(called(), before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
+
+
+def test_a_loop_of_ones_own_is_refused(tiny: Any) -> None:
+    pipe = tiny.pipeline("sd")
+    denoiser, condition = of(pipe)
+    grid = moved(denoiser, denoiser.network.time_embedding.linear_2.out_features)  # type: ignore[union-attr]
+    schedule = LearnedScheduler.from_schedules([LearnedGrid(grid, "unipc-2", STEPS)], pipe.scheduler.config)
+    schedule.set_timesteps(STEPS)
+    x = noise(denoiser)
+    timestep = schedule.network_timesteps(x)
+    answer = denoiser.network(x, timestep, **condition).sample
+    with pytest.raises(TsAdaptError, match="attach"):
+        schedule.step(answer, schedule.timesteps[0], x)
