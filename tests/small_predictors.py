@@ -18,8 +18,10 @@ from ts_adapt.search.objective import Batch, Objective
 
 KINDS = [OneShot, Recursive]
 STEPS = 4
-UNGUIDED = [name for name in CORRECTIONS if name != "guidance"]
-"""The corrections of a denoiser that nothing guides."""
+OF_ANY = [name for name in CORRECTIONS if name not in ("guidance", "embedding")]
+"""The corrections of any denoiser, which nothing guides and in which no network embeds the time."""
+WIDTH = 5
+"""Of the embedding of the time, where a test has one."""
 
 
 def build(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from small_predictors import WIDTH
 from ts_adapt.grids.between import among, grid_between, shares
 from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.grids.parametric import between
@@ -20,7 +21,7 @@ LEARNED = (3, 5, 9)
 def learned(noise_schedule: NoiseSchedule, names: list[str]) -> dict[int, TimeGrid]:
     found = {}
     for steps in LEARNED:
-        space = GridSpace(noise_schedule, steps, names, 3)
+        space = GridSpace(noise_schedule, steps, names, 3, WIDTH)
         z = 0.1 * torch.randn(space.size, generator=torch.Generator().manual_seed(steps), dtype=torch.float64)
         found[steps] = space.grid(z)
     return found
@@ -32,7 +33,9 @@ def learned(noise_schedule: NoiseSchedule, names: list[str]) -> dict[int, TimeGr
 def test_it_is_what_a_predictor_is_before_training(noise_schedule: NoiseSchedule, steps: int) -> None:
     grids = learned(noise_schedule, [*CORRECTIONS])
     found = grid_between(grids, noise_schedule, steps)
-    predictor = OneShot(noise_schedule, [*grids.values()], (1, 4, 4), corrections=[*CORRECTIONS], order=3)
+    predictor = OneShot(
+        noise_schedule, [*grids.values()], (1, 4, 4), corrections=[*CORRECTIONS], order=3, embedding=WIDTH
+    )
     if steps not in LEARNED:
         predictor.keep(steps, 1)
     expected = predictor(torch.zeros(1, 1, 4, 4), steps=steps)

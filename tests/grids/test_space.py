@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from noise_schedules import PLAIN
+from small_predictors import WIDTH
 from ts_adapt.grids.corrections import CORRECTIONS, GUIDANCE_BOUND, SCALE_BOUND
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import GUIDANCE, HISTORY, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import COEFFICIENTS, EMBEDDING, GUIDANCE, HISTORY, TimeGrid, TsAdaptError
 from ts_adapt.numerics import validate_grid
 
 STEPS = 5
@@ -23,7 +24,7 @@ def noise_schedule(request):
 
 
 def space(noise_schedule, corrections=CORRECTIONS):
-    return GridSpace(noise_schedule, STEPS, corrections, 3)
+    return GridSpace(noise_schedule, STEPS, corrections, 3, WIDTH)
 
 
 @pytest.mark.parametrize("corrections", WITH, ids="+".join)
@@ -41,12 +42,12 @@ def test_numbers_are_the_inverse_of_grid(noise_schedule, corrections, shape):
 def test_zeros_behind_the_logits_are_no_corrections(noise_schedule):
     here = space(noise_schedule)
     z = here.numbers(TimeGrid(make("log_snr", noise_schedule, STEPS)))
-    assert z.shape == (here.size,) == (STEPS * (7 + STEPS + 1),)
+    assert z.shape == (here.size,) == (STEPS * (7 + STEPS + 1 + WIDTH),)
     grid = here.grid(z)
     assert torch.equal(grid.model_times, grid.times[:-1])
     for factors in (grid.output_scale, grid.held[GUIDANCE]):
         assert torch.equal(factors, torch.ones(STEPS, dtype=torch.float64))
-    assert not bool(grid.coefficients.any()) and not bool(grid.held[HISTORY].any())
+    assert not any(bool(grid.held[field].any()) for field in (COEFFICIENTS, HISTORY, EMBEDDING))
 
 
 @pytest.mark.parametrize("value", [-1e3, 1e3])
@@ -86,5 +87,7 @@ def test_what_does_not_fit_is_refused(noise_schedule):
             space(noise_schedule, corrections).numbers(grid)
     with pytest.raises(TsAdaptError, match="did you mean 'shift'"):
         space(noise_schedule, ("shft",))
-    with pytest.raises(TsAdaptError, match=r"expected \(..., 65\)"):
+    with pytest.raises(TsAdaptError, match=rf"expected \(..., {STEPS * (13 + WIDTH)}\)"):
         space(noise_schedule).grid(torch.zeros(4))
+    with pytest.raises(TsAdaptError, match="no module of this one is given times"):
+        GridSpace(noise_schedule, STEPS, ["embedding"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from interrupting import interrupted
-from small_predictors import KINDS, STEPS, UNGUIDED, build
+from small_predictors import KINDS, OF_ANY, STEPS, build
 from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
 from ts_adapt.distances import l2
 from ts_adapt.grids import fixed
@@ -36,7 +36,7 @@ def labelled(problem):
     return Labelled(batch, labels.grid, labels.distance)
 
 
-@pytest.mark.parametrize("corrections", [(), UNGUIDED], ids=["times", "all"])
+@pytest.mark.parametrize("corrections", [(), OF_ANY], ids=["times", "all"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_through_the_solver_lowers_the_distance_on_unseen_samples(kind, corrections, problem, tmp_path):
     objective, batch = problem
@@ -73,7 +73,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(kind, calls, problem, l
     options = TrainOptions(loss="both", epochs=4, label_epochs=4, validate_every=1, batch_size=12)
 
     def run(folder, objective):
-        predictor = build(kind, objective.denoiser.noise_schedule, corrections=UNGUIDED)
+        predictor = build(kind, objective.denoiser.noise_schedule, corrections=OF_ANY)
         result = train_predictor(
             predictor, objective, train, validation, options, tmp_path / folder, labels={STEPS: labelled},
             checkpoint=tmp_path / folder / "training.safetensors", progress=False,
@@ -250,6 +250,6 @@ def test_regression_has_finite_gradients_where_log_snr_is_infinite():
 def test_stochastic_solvers_can_be_trained_for(kind, problem, tmp_path):
     objective, batch = problem
     noisy = Objective(objective.denoiser, DDIM(objective.denoiser.noise_schedule, eta=1.0), objective.distance)
-    predictor = build(kind, noisy.denoiser.noise_schedule, order=1, corrections=UNGUIDED)
+    predictor = build(kind, noisy.denoiser.noise_schedule, order=1, corrections=OF_ANY)
     options = TrainOptions(epochs=1)
     assert train_predictor(predictor, noisy, batch, batch, options, tmp_path, progress=False).epochs == 1

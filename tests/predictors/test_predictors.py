@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from small_predictors import KINDS, STEPS, UNGUIDED, build, walked
+from small_predictors import KINDS, OF_ANY, STEPS, build, walked
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.interfaces import HISTORY, TsAdaptError
@@ -20,7 +20,7 @@ from ts_adapt.predictors.store import load_predictor, made_for, save_predictor
 from ts_adapt.storage.files import write_tensors
 
 
-@pytest.mark.parametrize("corrections", [(), UNGUIDED], ids=["times", "all"])
+@pytest.mark.parametrize("corrections", [(), OF_ANY], ids=["times", "all"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_untrained_predictor_is_the_static_grid(kind, corrections, problem):
     objective, batch = problem
@@ -31,7 +31,7 @@ def test_untrained_predictor_is_the_static_grid(kind, corrections, problem):
     torch.testing.assert_close(*along, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("corrections", [(), UNGUIDED], ids=["times", "all"])
+@pytest.mark.parametrize("corrections", [(), OF_ANY], ids=["times", "all"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_predicted_grids_are_valid_for_any_weights(kind, corrections, problem):
     objective, batch = problem
@@ -70,7 +70,7 @@ def test_corrections_before_the_first_step_that_overflow_are_named_there(problem
 def test_corrections_that_overflow_are_named(kind, problem):
     """Weights near the largest float are finite; what they add up to is not."""
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, corrections=UNGUIDED)
+    predictor = build(kind, objective.denoiser.noise_schedule, corrections=OF_ANY)
     with torch.no_grad():
         predictor.encoder.bias.fill_(3e38)
     with pytest.raises(TsAdaptError, match="NaN or infinite"):
@@ -80,7 +80,7 @@ def test_corrections_that_overflow_are_named(kind, problem):
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_of_samples_equals_single_samples(kind, problem):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, corrections=UNGUIDED)
+    predictor = build(kind, objective.denoiser.noise_schedule, corrections=OF_ANY)
     with torch.no_grad():
         predictor.encoder.weight.normal_(0, 0.3)
     five = batch.rows(slice(0, 5))
@@ -89,7 +89,7 @@ def test_batch_of_samples_equals_single_samples(kind, problem):
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("correction", UNGUIDED)
+@pytest.mark.parametrize("correction", OF_ANY)
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_correction_moves_the_samples_and_alone(kind, correction, problem):
     """Numbers behind the time's change what they are for, and nothing else."""
@@ -106,7 +106,7 @@ def test_each_correction_moves_the_samples_and_alone(kind, correction, problem):
         "coefficients": all(node.coefficients is not None and bool((node.coefficients > 0).all()) for node in nodes),
         "history": all(HISTORY in node.held and bool((node.held[HISTORY] > 0).all()) for node in nodes),
     }
-    assert has == {name: name == correction for name in UNGUIDED}
+    assert has == {name: name == correction for name in OF_ANY}
     assert (last.coefficients is None) == (correction != "coefficients")
     torch.testing.assert_close(predicted(predictor, objective, batch).times[0], predictor.static_times)
     assert not torch.allclose(

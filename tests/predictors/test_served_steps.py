@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from small_predictors import KINDS, UNGUIDED, build
+from small_predictors import KINDS, OF_ANY, build
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import between
 from ts_adapt.interfaces import COEFFICIENTS, HISTORY, TimeGrid, TsAdaptError
@@ -46,8 +46,8 @@ def test_every_number_of_steps_has_places_of_its_own(kind, mixture):
 def test_alone_or_among_others_a_number_of_steps_has_the_same_grids(kind, problem):
     """A predictor for one N is the case of one N: with its weights at that N's places the grids are the same."""
     objective, batch = problem
-    among = randomised(build(kind, objective.denoiser.noise_schedule, (2, 3, 4), corrections=UNGUIDED))
-    alone = build(kind, objective.denoiser.noise_schedule, (3,), corrections=UNGUIDED)
+    among = randomised(build(kind, objective.denoiser.noise_schedule, (2, 3, 4), corrections=OF_ANY))
+    alone = build(kind, objective.denoiser.noise_schedule, (3,), corrections=OF_ANY)
     weights, places = among.state_dict(), among.places(3)
     outputs = alone.encoder.bias.shape[1]
     for key, value in alone.state_dict().items():
@@ -88,7 +88,7 @@ def test_untrained_it_is_the_interpolated_static_grid_between_and_beside(kind, p
     objective, batch = problem
     noise_schedule = objective.denoiser.noise_schedule
     changes = ["start", "residual"] if kind is Recursive else ["start"]
-    predictor = build(kind, noise_schedule, SERVED, corrections=[*UNGUIDED, *changes])
+    predictor = build(kind, noise_schedule, SERVED, corrections=[*OF_ANY, *changes])
     grids = {steps: fixed.make("karras", noise_schedule, steps) for steps in SERVED}
     for steps in (3, 5):
         expected = between(grids, noise_schedule, steps)
@@ -179,7 +179,7 @@ def test_an_epoch_has_every_sample_once_for_every_number_of_steps_in_turn():
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_network_learns_every_number_of_steps(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=UNGUIDED)
+    predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=OF_ANY)
     train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
     options = TrainOptions(epochs=20, lr=4e-3, batch_size=8)
     result = train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
@@ -237,7 +237,7 @@ def test_a_number_of_steps_that_gains_nothing_for_sure_stays_static_and_the_othe
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_numbers_of_steps_come_back_from_disk(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = randomised(build(kind, objective.denoiser.noise_schedule, SERVED, corrections=UNGUIDED))
+    predictor = randomised(build(kind, objective.denoiser.noise_schedule, SERVED, corrections=OF_ANY))
     save_predictor(tmp_path, predictor, {"solver": "unipc-3", "nfe": [2, 4]})
     loaded, config = load_predictor(tmp_path, objective.denoiser.noise_schedule)
     assert nfes_of(config) == [2, 4] and loaded.learned == SERVED
@@ -259,14 +259,14 @@ def test_several_numbers_of_steps_come_back_from_disk(kind, problem, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_spread_tells_a_static_grid_from_one_for_each_sample(kind, problem, tmp_path):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=[*UNGUIDED, "start"])
+    predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=[*OF_ANY, "start"])
 
     def found(steps):
         return spread(*chosen(predictor, objective, batch, steps), objective)
 
     with torch.no_grad():
         predictor.encoder.bias.fill_(0.03)
-    assert found(4).keys() == {"times", *UNGUIDED, "start"}
+    assert found(4).keys() == {"times", *OF_ANY, "start"}
     assert all(value < 1e-6 for value in found(4).values())
     randomised(predictor)
     torch.nn.init.normal_(predictor.start.weight)
@@ -279,10 +279,10 @@ def test_what_is_predicted_is_logged_for_every_number_of_steps(problem, tmp_path
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     objective, batch = problem
-    predictor = build(Recursive, objective.denoiser.noise_schedule, SERVED, corrections=UNGUIDED)
+    predictor = build(Recursive, objective.denoiser.noise_schedule, SERVED, corrections=OF_ANY)
     train_predictor(predictor, objective, batch, batch, TrainOptions(epochs=1), tmp_path, progress=False)
     events = EventAccumulator(str(next(tmp_path.rglob("events*")).parent))
     events.Reload()
-    wanted = {"distance", *(f"spread/{what}" for what in ("times", *UNGUIDED))}
+    wanted = {"distance", *(f"spread/{what}" for what in ("times", *OF_ANY))}
     assert {f"validation/{what}/{steps}-steps" for what in wanted for steps in SERVED} <= set(events.Tags()["scalars"])
     assert events.Scalars("validation/relative")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils import tensorboard  # noqa: F401  (before the fork)
 
 from forked import codes, fork
-from small_predictors import UNGUIDED, build
+from small_predictors import OF_ANY, build
 from ts_adapt import plots  # noqa: F401  (before the fork)
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.distances import make
@@ -66,7 +66,7 @@ def part_of(folder: Path, rank: int, dies_at: int | None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         return objective.distance(x, y)
 
-    predictor = build(Recursive, noise_schedule, SERVED, corrections=UNGUIDED, hidden=16)
+    predictor = build(Recursive, noise_schedule, SERVED, corrections=OF_ANY, hidden=16)
     few, ones = batch.rows(slice(0, 20)), torch.ones(20)
     labels = {n: Labelled(few, TimeGrid(fixed.make("log_snr", noise_schedule, n).expand(20, -1)), ones) for n in SERVED}
     train, validation = batch.rows(slice(0, 31)), batch.rows(slice(31, None))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from small_predictors import UNGUIDED
+from small_predictors import OF_ANY
 from ts_adapt.denoisers.analytic import GaussianDenoiser
 from ts_adapt.distances import make
 from ts_adapt.grids import fixed
@@ -45,7 +45,7 @@ def parts(grid):
     return {"times": grid.times, **grid.corrections}
 
 
-@pytest.mark.parametrize("corrections", [[], UNGUIDED], ids=["times", "all"])
+@pytest.mark.parametrize("corrections", [[], OF_ANY], ids=["times", "all"])
 def test_a_sample_s_label_does_not_depend_on_its_batch(problem, corrections):
     together = search(problem, slice(0, 6), iterations=6, corrections=corrections)
     alone = [search(problem, slice(i, i + 1), iterations=6, corrections=corrections) for i in range(6)]
@@ -113,7 +113,7 @@ def test_a_sample_whose_loss_is_not_finite_keeps_the_static_grid_and_harms_no_ot
 
 def test_with_corrections_no_sample_is_worse_than_its_start_and_the_stored_distance_is_the_grid_s(problem):
     objective, batch = problem
-    labels = search(problem, slice(0, 16), corrections=UNGUIDED)
+    labels = search(problem, slice(0, 16), corrections=OF_ANY)
     assert bool((labels.distance <= labels.static_distance).all())
     again = objective.measure(labels.grid, batch.rows(slice(0, 16)))
     assert torch.allclose(again, labels.distance, rtol=1e-5, atol=1e-9)
@@ -180,7 +180,7 @@ def test_corrections_undo_what_times_alone_cannot():
 
 def test_the_distance_s_gradient_in_all_corrections_is_exact():
     objective, batch, grid = exaggerated(3)
-    space = GridSpace(objective.denoiser.noise_schedule, 3, UNGUIDED, objective.solver.order)
+    space = GridSpace(objective.denoiser.noise_schedule, 3, OF_ANY, objective.solver.order)
     away = 0.1 * space.unit * torch.linspace(-1, 1, space.size, dtype=torch.float64)
     z = (space.numbers(grid) + away).repeat(5, 1).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: objective(space.grid(z), batch), z)

@@ -149,8 +149,9 @@ class Experiment:
     @property
     def static_corrections(self) -> list[CorrectionName]:
         """What the shared grid learns beside the times."""
-        options = self.config.static
-        return options.corrected(options.corrections is None and self.guides, not self.denoiser.loop_times_only)
+        options, told = self.config.static, not self.denoiser.loop_times_only
+        unsaid = options.corrections is None
+        return options.corrected(unsaid and self.guides, unsaid and told and self.embedding > 0, told)
 
     @property
     def static_name(self) -> str:
@@ -161,7 +162,10 @@ class Experiment:
     def predicted_corrections(self) -> list[str]:
         """What predictors of any kind learn beside the times."""
         wanted = self.config.train.corrections
-        return [*PREDICTED, *([GUIDANCE.name] if self.guides else [])] if wanted is None else wanted
+        if wanted is not None:
+            return wanted
+        embeds = not self.denoiser.loop_times_only and self.embedding > 0
+        return [*PREDICTED, *([GUIDANCE.name] if self.guides else []), *([EMBEDDING.name] if embeds else [])]
 
     def corrections_of(self, kind: str) -> list[str]:
         """What predictors of `kind` learn beside the times: by default their changes too, where states are pictures."""

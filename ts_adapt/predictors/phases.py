@@ -37,7 +37,7 @@ LAST_RATE = 0.04
 """Share of the learning rate at the end of its cosine."""
 SEEN = 3
 PREDICTED = ("shift", "scale", "history")
-"""What predictors learn beside the times where nothing else is said, of models without guidance, in grids."""
+"""What predictors learn beside the times where nothing else is said, of any model, in grids."""
 PredictedName = Annotated[str, OneOf(ChainMap(PICTURES, CORRECTIONS))]
 """What options name a correction by that a predictor may learn."""
 THROUGH, REGRESSED = ("end_to_end", "both"), ("labels", "both")
@@ -55,8 +55,8 @@ class TrainOptions:
     """end_to_end, labels (needs those of search --method per-sample), or both: labels first."""
     corrections: list[PredictedName] | None = None
     """What is predicted beside the times: what grids have, and changes of pictures, start (of x_T) and residual (of
-    every x0; recursive alone); None: shift, scale, history, guidance where the model is guided, and where states are
-    pictures residual, or start of one-shot predictors."""
+    every x0; recursive alone); None: shift, scale, history, guidance where the model is guided, embedding where the
+    network has one of the time, and where states are pictures residual, or start of one-shot predictors."""
     distribution: Weight = 0.0
     """end_to_end: weight of the distance to real images as a set, as in the group static."""
     adversarial: Weight = 0.0

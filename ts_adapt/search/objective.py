@@ -80,13 +80,6 @@ class Objective:
         taken = self.denoiser.way if isinstance(self.denoiser, TimeDerivative) else None
         return taken is not None and self.derivative in (AUTO, taken)
 
-    def space(self, steps: int, corrections: Collection[str], batch: Batch) -> GridSpace:
-        """The grids over `steps` intervals with `corrections`, for this solver and network; errors as `GridSpace`'s."""
-        asked = EMBEDDING.name in corrections
-        embedding = embedding_of(self.denoiser, batch.x_T, batch.condition) if asked else None
-        width = 0 if embedding is None else embedding.width
-        return GridSpace(self.denoiser.noise_schedule, steps, corrections, self.solver.order, width)
-
     def __call__(self, schedule: StepPolicy | TimeGrid | Tensor, batch: Batch, x_T: Tensor | None = None) -> Tensor:
         """Distances `(B,)`; `x_T` replaces the batch's noise where the start itself is searched."""
         return self.towards(batch)(schedule, x_T)
@@ -161,3 +154,13 @@ class Objective:
 def _added(found: Tensor, more: Tensor) -> Tensor:
     """`found` `(B,)`, or of `apart` `(B, K)` whose first column is the distance, with `more` `(B,)`."""
     return found + more if found.ndim == 1 else torch.cat([found[:, :1] + more[:, None], found[:, 1:]], 1)
+
+
+def space_of(objective: Objective, steps: int, corrections: Collection[str], batch: Batch) -> GridSpace:
+    """The grids over `steps` intervals with `corrections`, for the objective's solver and network, which a sample of
+    `batch` shows; errors as those of `GridSpace`."""
+    denoiser, embedding = objective.denoiser, None
+    if EMBEDDING.name in corrections:
+        embedding = embedding_of(denoiser, batch.x_T, batch.condition)
+    width = 0 if embedding is None else embedding.width
+    return GridSpace(denoiser.noise_schedule, steps, corrections, objective.solver.order, width)

@@ -31,7 +31,7 @@ from ts_adapt.numerics import shortened
 from ts_adapt.options import MANY, SMALL, Between, Count, Positive, Seed
 from ts_adapt.sampling import initial_noise
 from ts_adapt.search.derivative import trusted
-from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.objective import Batch, Objective, space_of
 from ts_adapt.search.work import Work
 
 
@@ -51,7 +51,8 @@ class PerSampleOptions:
     """Each sample's gradient is clipped to this norm."""
     corrections: list[CorrectionName] = field(default_factory=list)
     """What is searched beside the times: shift (of the model times), scale (of the output), coefficients,
-    history (weights on all past predictions), guidance (factors on its scale); start and residual take a predictor."""
+    history (weights on all past predictions), guidance (factors on its scale), embedding (added to the network's
+    embedding of the time); start and residual take a predictor."""
     seed: Seed = 0
 
     @property
@@ -89,7 +90,7 @@ def search_per_sample(
     this batch. Raises TsAdaptError for an unknown correction, and for a start with one that is not searched.
     """
     objective, _ = trusted(objective, static.steps, batch)
-    space = objective.space(static.steps, options.corrections, batch)
+    space = space_of(objective, static.steps, options.corrections, batch)
     given = [_for_each(space.completed(grid), batch) for grid in (static, *starts)]
     origins = [space.numbers(grid) for grid in given]
     static_distance = objective.measure(static, batch, len(batch))

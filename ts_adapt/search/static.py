@@ -49,13 +49,13 @@ from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import Denoiser, TimeGrid, TsAdaptError
 from ts_adapt.numerics import shorten_gradient, shortened
 from ts_adapt.options import check_options
-from ts_adapt.sampling import is_guided
+from ts_adapt.sampling import embedding_of, is_guided
 from ts_adapt.search.adversarial import Adversary, learn, opposed
 from ts_adapt.search.captions import Captions, asking
 from ts_adapt.search.derivative import Agreement, trusted
 from ts_adapt.search.distribution import Real, forget, matching
 from ts_adapt.search.journal import Journal
-from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.objective import Batch, Objective, space_of
 from ts_adapt.search.static_options import Method, StaticOptions
 
 BY_GRADIENT = ("auto", "lbfgs", "adam")
@@ -177,8 +177,10 @@ def search_static(
     if learned is None:
         first = train.rows(slice(0, 1))
         guided = is_guided(objective.denoiser, first.x_T, first.condition)
-        learned = options.corrected(guided, not objective.denoiser.loop_times_only)
-    space = objective.space(steps, learned, train)
+        told = not objective.denoiser.loop_times_only
+        embeds = told and embedding_of(objective.denoiser, first.x_T, first.condition) is not None
+        learned = options.corrected(guided, embeds, told)
+    space = space_of(objective, steps, learned, train)
     journal = Journal() if journal is None or options.soft_teacher or by_data else journal
     agreement = None
     if by_derivative(options.method, objective.denoiser):

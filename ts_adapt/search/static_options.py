@@ -23,7 +23,7 @@ USED_BY_METHOD = {
 }  # fmt: skip
 """Options of `StaticOptions` and the methods that use them; the others all do."""
 CORRECTED = ("shift", "history")
-"""What is learned beside the times where nothing else is said, of models without guidance."""
+"""What is learned beside the times where nothing else is said, of any model."""
 
 
 @dataclass
@@ -59,9 +59,10 @@ class StaticOptions:
     """adam, smoothed: iterations; lbfgs validates after each."""
     corrections: list[CorrectionName] | None = None
     """What is learned beside the times: shift (of the model times), scale (of the output), coefficients,
-    history (weights on all past predictions), guidance (factors on its scale); start and residual take a predictor.
-    None: shift (not of pipelines that can be told only their loop's times), history, and guidance where the model is
-    guided, by the job after the times alone; []: the times alone, which any program can follow."""
+    history (weights on all past predictions), guidance (factors on its scale), embedding (added to the network's
+    embedding of the time); start and residual take a predictor. None: shift and embedding (not of pipelines that can be
+    told only their loop's times, nor of networks without one), history, and guidance where the model is guided, by the
+    job after the times alone; []: the times alone, which any program can follow."""
     soft_teacher: bool = False
     distribution: Weight = 0.0
     """adam: weight of the distance to real images as a set (the kernel distance of KID, unbiased, in the features of
@@ -73,11 +74,13 @@ class StaticOptions:
     the paired distance."""
     seed: Seed = 0
 
-    def corrected(self, guides: bool, told: bool = True) -> list[CorrectionName]:
-        """What is learned beside the times of a model that is guided, or not, and can be told others, or not."""
+    def corrected(self, guides: bool, embeds: bool, told: bool = True) -> list[CorrectionName]:
+        """What is learned beside the times of a model that is guided, or not, whose network has an embedding of the
+        time, or not, and can be told others, or not."""
         if self.corrections is not None:
             return self.corrections
-        return [name for name in (*CORRECTED, *(["guidance"] if guides else [])) if told or name not in OF_MODEL_TIME]
+        there = [*CORRECTED, *(["guidance"] if guides else []), *(["embedding"] if embeds else [])]
+        return [name for name in there if told or name not in OF_MODEL_TIME]
 
     def check_beside(self) -> None:
         """TsAdaptError where the method or the target cannot have what is to be minimised beside the distance."""
