@@ -43,7 +43,7 @@ from ts_adapt.evaluation.quality import Reference, quality_of
 from ts_adapt.evaluation.records import Entry, Run, kept_run
 from ts_adapt.evaluation.sample import join_parts, missing_parts, sample_part
 from ts_adapt.grids.corrections import PICTURES
-from ts_adapt.interfaces import GUIDANCE, StepPolicy, TsAdaptError
+from ts_adapt.interfaces import EMBEDDING, GUIDANCE, StepPolicy, TsAdaptError
 from ts_adapt.jobs.evaluate import reference_images
 from ts_adapt.jobs.matched_images import check_images
 from ts_adapt.jobs.session import Session
@@ -65,6 +65,7 @@ class Variant:
 
 
 CHANGED = (*PREDICTED, "residual")
+TOLD = (*PREDICTED, "guidance", "embedding")
 VARIANTS: dict[str, Variant] = {
     "shared, times": Variant(corrections=(), shared=True),
     "shared, all": Variant(shared=True),
@@ -88,6 +89,18 @@ VARIANTS: dict[str, Variant] = {
     "recursive, all, start and residual": Variant(corrections=(*PREDICTED, "start", "residual")),
     "shared, guidance": Variant(corrections=("guidance",), shared=True),
     "shared, all and guidance": Variant(corrections=(*PREDICTED, "guidance"), shared=True),
+    "shared, embedding": Variant(corrections=("embedding",), shared=True),
+    "shared, all and embedding": Variant(corrections=(*PREDICTED, "embedding"), shared=True),
+    "shared, all, guidance and embedding": Variant(corrections=TOLD, shared=True),
+    "one-shot, all and embedding": Variant("one-shot", (*PREDICTED, "embedding")),
+    "one-shot, all, guidance and embedding": Variant("one-shot", TOLD),
+    "one-shot, all, guidance, embedding and start": Variant("one-shot", (*TOLD, "start")),
+    "recursive, times and embedding": Variant(corrections=("embedding",)),
+    "recursive, all and embedding": Variant(corrections=(*PREDICTED, "embedding")),
+    "recursive, all, embedding and residual": Variant(corrections=(*PREDICTED, "embedding", "residual")),
+    "recursive, all, guidance and embedding": Variant(corrections=TOLD),
+    "recursive, all, guidance, embedding and start": Variant(corrections=(*TOLD, "start")),
+    "recursive, all, guidance, embedding and residual": Variant(corrections=(*TOLD, "residual")),
     "recursive, times and guidance": Variant(corrections=("guidance",)),
     "recursive, all and guidance": Variant(corrections=(*PREDICTED, "guidance")),
     "recursive, all, guidance and start": Variant(corrections=(*PREDICTED, "guidance", "start")),
@@ -193,6 +206,8 @@ def _unfit(session: Session, variant: Variant) -> str:
     """Why `variant` cannot be learned here; empty where it can."""
     if GUIDANCE.name in variant.corrections and not session.guides:
         return "nothing guides the model; give --guidance"
+    if EMBEDDING.name in variant.corrections and not session.embedding:
+        return "no module of the network embeds the time"
     if PICTURES.keys() & {*variant.corrections} and session.seen_shape != session.shape:
         return f"samples of shape {session.shape} are no pictures, which could be changed"
     if "caption" in variant.losses and session.config.teacher.prompts_of("train") is None:
