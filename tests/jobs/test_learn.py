@@ -264,7 +264,7 @@ def test_what_is_to_go_is_what_the_jobs_behind_take(
 @pytest.mark.parametrize(
     ("asked", "made"),
     [
-        ([], ["static", "static+shift+history", "recursive"]),
+        ([], ["static", "static+shift+history+embedding", "recursive"]),
         (["--static.corrections", "[]"], ["static", "recursive"]),
         (["--static.corrections", "shift,scale"], ["static", "static+shift+scale", "recursive"]),
         (["--learn", "one-shot,static", "--static.corrections", "[]"], ["static", "one-shot"]),
