@@ -125,7 +125,7 @@ def test_options_that_a_result_does_not_depend_on_refuse_nothing(job: Job, capsy
     }
     named = [(f"--{group}.{name}", str(value)) for group, given in idle.items() for name, value in given.items()]
     flags = [word for pair in named for word in pair]
-    learned = ["shift", "scale", "history", "embedding", "residual"]
+    learned = ["shift", "scale", "history", "residual"]
     as_used = ("--static_validation", "8", "--train.validation", "4", "--train.corrections", ",".join(learned))
     kept = json.loads(job.static.read_text())["made_with"]
     assert kept["static_validation"] == 8 and not idle["static"].keys() & kept["static"].keys()
