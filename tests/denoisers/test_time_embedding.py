@@ -209,6 +209,24 @@ def test_a_pipeline_samples_what_integrate_solves_and_is_itself_again(scale: flo
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
 
 
+@pytest.mark.parametrize("called_before", [False, True])
+def test_a_compiled_network_is_added_to_as_well(called_before: bool, tiny: Any) -> None:
+    found = []
+    for compiled in (False, True):
+        pipe = tiny.pipeline("sd")
+        x = torch.randn(ROWS, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        options = {"num_inference_steps": STEPS, "output_type": "latent", "latents": x}
+        if compiled:
+            pipe.unet.compile(backend="eager")
+        if called_before:
+            pipe(PROMPTS, **options)
+        inner, _ = of(pipe)
+        grid = moved(inner, pipe.unet.time_embedding.linear_2.out_features)
+        attach(pipe, LearnedScheduler.from_schedules([LearnedGrid(grid, "unipc-2", STEPS)], pipe.scheduler.config))
+        found.append(pipe(PROMPTS, **options).images)
+    assert close(found[1], found[0])
+
+
 def test_a_loop_of_ones_own_is_refused(tiny: Any) -> None:
     pipe = tiny.pipeline("sd")
     denoiser, condition = of(pipe)

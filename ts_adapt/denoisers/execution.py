@@ -15,6 +15,7 @@ notices, and is compiled again.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,3 +128,9 @@ def _without_fused(attention: Any, state: dict[str, Any], prefix: str, metadata:
     """Leave out of `state` what repeats the weights of others."""
     for key in [key for key in state if key.startswith(f"{prefix}{_projection(attention)}.")]:
         del state[key]
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Within the block compiled networks run as they are written: what is inside a compiled one is not seen."""
+    stance: Any = torch.compiler.set_stance
+    return stance("force_eager")  # type: ignore[no-any-return]

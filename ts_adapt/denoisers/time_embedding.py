@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ts_adapt.denoisers.execution import uncompiled
 from ts_adapt.interfaces import TsAdaptError
 
 
@@ -100,7 +101,7 @@ class Offset:
         if self.given is not None and not self.given.met:
             raise TsAdaptError(
                 "the schedule adds to the network's embedding of the time, which was not met in its call: the network "
-                "is compiled, or another than the one that was looked at; take it as it is"
+                "is another than the one that was looked at; attach the schedule anew"
             )
 
     def remove(self) -> None:
@@ -112,6 +113,7 @@ class Offset:
         if given is not None:
             self._given[threading.get_ident()] = given
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _add(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
         if (given := self.given) is None:
             return None
@@ -132,9 +134,12 @@ _found: WeakKeyDictionary[nn.Module, TimeEmbedding | None] = WeakKeyDictionary()
 
 
 def time_embedding(network: nn.Module, call: Callable[[], Any]) -> TimeEmbedding | None:
-    """That of `network`, found in one `call` of it when it is first asked for; None: nothing embeds times in it."""
+    """That of `network`, found in one `call` of it when it is first asked for; None: nothing embeds times in it.
+
+    In the call nothing is compiled: hooks would be left in the graph.
+    """
     if network not in _found:
-        with torch.no_grad(), given_times([network]) as found:
+        with torch.no_grad(), uncompiled(), given_times([network]) as found:
             call()
         _found[network] = found.embedding
     return _found[network]

@@ -16,7 +16,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from statistics import median
 from typing import Any
 
@@ -27,13 +26,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from ts_adapt.denoisers.execution import uncompiled
+
 Solve = Callable[[], Any]
 
 
 def count_flops(solve: Solve) -> int:
     """The floating-point operations of `solve`."""
     integer = {torch.ops.aten._int_mm: _integer_product}
-    with _uncompiled(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=integer) as counter:
+    with uncompiled(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=integer) as counter:
         solve()
     return int(counter.get_total_flops())
 
@@ -65,15 +66,9 @@ def peak_memory(solve: Solve, device: torch.device | str = "cpu") -> int:
         solve()
         return int(torch.cuda.max_memory_allocated(device) - before)
     allocations = Allocations()
-    with _uncompiled(), allocations:
+    with uncompiled(), allocations:
         solve()
     return allocations.peak
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Compiled networks run as they are written: operations inside a compiled one are not seen."""
-    stance: Any = torch.compiler.set_stance
-    return stance("force_eager")  # type: ignore[no-any-return]
 
 
 def _wait(device: torch.device) -> None:
