@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline_cases import CASES
+from small_predictors import KINDS
 from tiny_networks import ready, small
 from ts_adapt import LearnedGrid, LearnedScheduler, attach, detach
 from ts_adapt.assembly import build_solver
@@ -18,11 +19,16 @@ from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.denoisers.time_embedding import time_embedding
+from ts_adapt.distances import l2
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import EMBEDDING, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable
+from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.sampling import embedding_of, integrate
 from ts_adapt.schedulers.attach import network_of
+from ts_adapt.search.objective import Batch, Objective
+from ts_adapt.search.static import search_static
+from ts_adapt.search.static_options import StaticOptions
 
 STEPS, ROWS = 3, 2
 PROMPTS = ["a cat", "the end"]
@@ -238,3 +244,36 @@ def test_a_loop_of_ones_own_is_refused(tiny: Any) -> None:
     answer = denoiser.network(x, timestep, **condition).sample
     with pytest.raises(TsAdaptError, match="attach"):
         schedule.step(answer, schedule.timesteps[0], x)
+
+
+def test_a_search_finds_what_the_teacher_was_offset_by() -> None:
+    denoiser = own(Split())
+    x, grid = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(3)), moved(denoiser, 4)
+    batch = Batch(torch.arange(32), x, solved(denoiser, grid, x, {}), {})
+    objective = Objective(denoiser, build_solver("unipc-2", denoiser.noise_schedule), l2, derivative="exact")
+    options = StaticOptions("adam", iterations=150, batch_size=32, corrections=["embedding"])
+    start = {"karras": TimeGrid(grid.times)}
+    found = search_static(objective, batch, batch, start, options, progress=False)
+    assert found.grid.held[EMBEDDING].shape == (STEPS, 4)
+    assert found.distance < 0.05 * found.start_distance
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictors_choose_it_for_each_sample(kind: Any, tiny: Any) -> None:
+    denoiser, _ = of(tiny.pipeline("ddpm"))
+    width = denoiser.network.time_embedding.linear_2.out_features  # type: ignore[union-attr]
+    x = noise(denoiser)
+    grid = moved(denoiser, width)
+    objective = Objective(denoiser, build_solver("unipc-2", denoiser.noise_schedule), l2)
+    batch = Batch(torch.arange(ROWS), x, x, {})
+    predictor = kind(
+        denoiser.noise_schedule, grid, denoiser.shape, corrections=["embedding"], width=8, hidden=16, embedding=width
+    )
+    offsets = predicted(predictor, objective, batch).held[EMBEDDING]
+    torch.testing.assert_close(offsets, grid.held[EMBEDDING].expand(ROWS, -1, -1), rtol=0, atol=1e-6)
+    assert close(objective.student(predictor.policy(), batch), objective.student(grid, batch))
+    torch.nn.init.normal_(predictor.encoder.weight, 0, 0.3)
+    offsets = predicted(predictor, objective, batch).held[EMBEDDING]
+    assert bool((offsets.std(0) > 0).all())
+    own = TimeGrid.of(predicted(predictor, objective, batch).times, {EMBEDDING: offsets})
+    assert close(objective.student(predictor.policy(), batch), objective.student(own, batch))
