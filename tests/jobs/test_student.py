@@ -29,6 +29,7 @@ CONFIG = """
 name: small
 solvers: [ddim]
 nfe: [3]
+derivative: exact
 static_samples: 4
 teacher: {nfe: 4, train_samples: 10, test_samples: 6}
 static: {iterations: 2, starts: 1, evaluations: 16, corrections: []}
