@@ -27,13 +27,14 @@ name: small
 model: {name: MODEL}
 solvers: [unipc-2]
 nfe: [2, 3, 5]
+derivative: exact
 distance: l2
 static_samples: 8
 label_samples: 16
 oracle_samples: 8
 label_batch: 16
 teacher: {nfe: 8, train_samples: 16, test_samples: 8, shard_size: 16, batch_size: 16}
-static: {iterations: 2, seed: 3, corrections: []}
+static: {iterations: 2, evaluations: 8, seed: 3, corrections: []}
 per_sample: {iterations: 2, random_starts: 0}
 train: {samples: 16, epochs: 1, width: 4, hidden: 16}
 """

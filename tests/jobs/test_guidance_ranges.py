@@ -27,6 +27,7 @@ model: {name: fashion-ddpm-class}
 guidance: [1.5, 8]
 solvers: [ddim]
 nfe: [2]
+derivative: exact
 distance: l2
 static_samples: 4
 label_samples: 4

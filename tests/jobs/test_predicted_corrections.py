@@ -79,6 +79,7 @@ model: {name: fashion-ddpm-class}
 guidance: 3.0
 solvers: [ddim]
 nfe: [2]
+derivative: exact
 distance: l2
 static_samples: 2
 teacher: {solver: ddim, nfe: 3, train_samples: 12, test_samples: 2}

@@ -23,9 +23,11 @@ CONFIG = """
 name: small
 solvers: [ddim]
 nfe: [3]
+derivative: exact
 static_samples: 4
 teacher: {nfe: 4, train_samples: 8, test_samples: 4}
-static: {iterations: 2, starts: 1, corrections: []}
+static: {iterations: 2, starts: 1, evaluations: 8, corrections: []}
+calibration: {noises: 2, nfe: 3, count: 4}
 evaluate: {samples: 4, grids: [linear], reference: REAL}
 """
 LESS, OTHER = (0, 3), (1, 5)

@@ -35,7 +35,7 @@ QAT = "tdq-w4a8+qat"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictors of scales are fitted in fewer steps."""
-    monkeypatch.setattr(tdq, "FIT_STEPS", 10)
+    monkeypatch.setattr(tdq, "FIT_STEPS", 3)
 
 
 @pytest.fixture

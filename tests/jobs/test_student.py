@@ -29,9 +29,10 @@ CONFIG = """
 name: small
 solvers: [ddim]
 nfe: [3]
+derivative: exact
 static_samples: 4
 teacher: {nfe: 4, train_samples: 10, test_samples: 6}
-static: {iterations: 2, starts: 1, corrections: []}
+static: {iterations: 2, starts: 1, evaluations: 16, corrections: []}
 blackbox: {trials: 2}
 train: {epochs: 1, samples: 10}
 calibration: {noises: 2, nfe: 3, count: 4}

@@ -23,6 +23,7 @@ from ts_adapt.jobs.evaluate import evaluate, score_runs
 from ts_adapt.jobs.runs import generate, planned
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.teach import teach
+from ts_adapt.quantizers.methods import tdq, time_groups
 from ts_adapt.quantizers.quantization import is_quantized, size_of
 from ts_adapt.storage.files import read_tensors
 from ts_adapt.storage.folders import making
@@ -235,6 +236,8 @@ def test_generating_and_scoring_run_apart(
 def test_a_quantization_is_found_once_and_read_back_the_same(
     root: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
 ) -> None:
+    for module in (tdq, time_groups):
+        monkeypatch.setattr(module, "FIT_STEPS", 3)
     session = session_in(root, tmp_path, quantizers=[quantizer])
     before = marks(session)
     session.config.data_root = str(tmp_path)
