@@ -206,7 +206,7 @@ def _unfit(session: Session, variant: Variant) -> str:
     """Why `variant` cannot be learned here; empty where it can."""
     if GUIDANCE.name in variant.corrections and not session.guides:
         return "nothing guides the model; give --guidance"
-    if EMBEDDING.name in variant.corrections and not session.embedding:
+    if EMBEDDING.name in variant.corrections and not session.embedding_width:
         return "no module of the network embeds the time"
     if PICTURES.keys() & {*variant.corrections} and session.seen_shape != session.shape:
         return f"samples of shape {session.shape} are no pictures, which could be changed"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -347,10 +347,14 @@ def _evaluate(denoiser: Denoiser, x: Tensor, node: Node, condition: dict[str, An
         condition = condition | {GUIDANCE.at: node.held[GUIDANCE]}
 
     offset = node.held.get(EMBEDDING)
-    embedding = None if offset is None else embedding_of(denoiser, x, condition)
-    if offset is not None and embedding is None:
-        raise no_embedding()
-    adding = nullcontext if embedding is None or offset is None else partial(embedding.adding, offset)
+    adding: Callable[[], AbstractContextManager[None]] = nullcontext
+    if offset is not None and denoiser.loop is not None:
+        condition = condition | {EMBEDDING.at: offset}
+    elif offset is not None:
+        embedding = embedding_of(denoiser, x, condition)
+        if embedding is None:
+            raise no_embedding()
+        adding = partial(embedding.adding, offset)
 
     def call(x: Tensor, t: Tensor, model_time: Tensor | None, output_scale: Tensor | None) -> Tensor:
         with adding():

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.denoisers.time_embedding import added_now, given_times
+from ts_adapt.denoisers.time_embedding import added_now, watched
 from ts_adapt.denoisers.wrapped import Wrapped
 from ts_adapt.interfaces import (
     DERIVATIVE_WIDTH,
@@ -153,7 +153,7 @@ class TimeDerivative(Wrapped):
         networks = [self.network, *(part for part in self.parts.values() if type(part) is type(self.network))]
         met: list[dict[nn.Module, float]] = []
         for end in (self.noise_schedule.t_min, self.noise_schedule.t_max):
-            with self._uncounted(), torch.no_grad(), given_times(networks) as given:
+            with self._uncounted(), torch.no_grad(), watched(networks) as given:
                 denoise(torch.full_like(told, end))
             met.append(given.times)
         first, last = met

@@ -2,8 +2,8 @@
 
     e = sinusoids(tau)      the module that is given times `(n,)` and nothing else, and returns `(n, C)`: `Timesteps` of
                             diffusers, the Fourier features of EDM, the embedders of DiT
-    v = mlp(e)              the module that is given e, as it is, and nothing else, and returns `(n, D)`
-    v + d                   goes on to all layers; e + d where nothing is given e alone
+    v = mlp(e)              the first module that is given e, as it is, and nothing else, and returns `(n, D)`
+    v + d                   goes on to all layers; e + d where e is made by layers already, or given to nothing alone
 
 Each is the outermost such module; where blocks have embedders of their own, as in DiT, d is added to all of them. d is
 a correction of a grid, `(D,)` or one for each sample; rows of a batch are copies of the samples, in turn.
@@ -27,10 +27,18 @@ from ts_adapt.interfaces import TsAdaptError
 
 @dataclass(frozen=True)
 class TimeEmbedding:
-    """Of a network: the `modules` that answer with v, all of the same `width` D."""
+    """Of a network: the `modules` that answer with v, all of the same `width` D, and their `names` in it."""
 
     modules: tuple[nn.Module, ...]
     width: int
+    names: tuple[str, ...]
+
+    def is_of(self, network: nn.Module) -> bool:
+        """Whether the modules are still those of `network`."""
+        try:
+            return all(network.get_submodule(name) is own for name, own in zip(self.names, self.modules, strict=True))
+        except AttributeError:
+            return False
 
     @contextmanager
     def adding(self, value: Tensor) -> Iterator[None]:
@@ -57,40 +65,58 @@ def added_now() -> tuple[tuple[TimeEmbedding, Tensor], ...]:
 
 
 @dataclass
-class Given:
-    """What is added, `(D,)` or `(B, D)`, and whether a module was met that it was added to."""
+class Added:
+    """What is added: `value`, `(D,)` or `(B, D)`, in a call on `rows` rows, where that is known; `met`: it has been."""
 
     value: Tensor
+    rows: int | None = None
     met: bool = False
+
+    def to(self, times: int) -> Tensor:
+        """Of each of `times` that are embedded; TsAdaptError where they cannot be those of the samples.
+
+        Of a call on known rows fewer times are those of its first rows, and more are several for each row.
+        """
+        value = self.value
+        if value.ndim == 1 or len(value) == times:
+            return value
+        if self.rows is not None:
+            value = _copied(value, self.rows)
+            if times % self.rows == 0:
+                return value.repeat_interleave(times // self.rows, 0)
+            if times < self.rows:
+                return value[:times]
+        return _copied(value, times)
 
 
 class Offset:
     """What adds to v in an `embedding`, for each thread what it has given, until it is removed."""
 
     def __init__(self, embedding: TimeEmbedding) -> None:
-        self.width = embedding.width
-        self._given: dict[int, Given] = {}
+        self.embedding = embedding
+        self._added: dict[int, Added] = {}
+        self._last: Added | None = None
         self._handles = [module.register_forward_hook(self._add) for module in embedding.modules]
 
     @property
-    def given(self) -> Given | None:
+    def added(self) -> Added | None:
         """What is added in the calls of this thread."""
-        return self._given.get(threading.get_ident())
+        return self._added.get(threading.get_ident())
 
-    def give(self, value: Tensor | None) -> None:
-        """From now on add `value` in the calls of this thread; TsAdaptError for another width."""
-        if value is not None and value.shape[-1] != self.width:
+    def give(self, value: Tensor | None, rows: int | None = None) -> None:
+        """From now on add `value` in the calls of this thread, on `rows` rows; TsAdaptError for another width."""
+        if value is not None and value.shape[-1] != self.embedding.width:
             raise TsAdaptError(
                 f"the schedule adds {value.shape[-1]} numbers to the network's embedding of the time, which has "
-                f"{self.width}; take one that was learned for this network"
+                f"{self.embedding.width}; take one that was learned for this network"
             )
-        self._set(None if value is None else Given(value))
+        self._set(None if value is None else Added(value, rows))
 
     @contextmanager
-    def giving(self, given: Given | None) -> Iterator[None]:
-        """Within the block add what was `given` before."""
-        now = self.given
-        self._set(given)
+    def again(self, added: Added | None) -> Iterator[None]:
+        """Within the block add what was `added` before."""
+        now = self.added
+        self._set(added)
         try:
             yield
         finally:
@@ -98,90 +124,102 @@ class Offset:
 
     def check_met(self) -> None:
         """TsAdaptError if this thread gives something and no module was met that it was added to."""
-        if self.given is not None and not self.given.met:
+        if self.added is not None and not self.added.met:
             raise TsAdaptError(
                 "the schedule adds to the network's embedding of the time, which was not met in its call: the network "
-                "is another than the one that was looked at; attach the schedule anew"
+                "was compiled, or changed, since it was looked at; compile it, or put the schedule on it, anew"
             )
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _set(self, given: Given | None) -> None:
-        self._given.pop(threading.get_ident(), None)
-        if given is not None:
-            self._given[threading.get_ident()] = given
+    def _set(self, added: Added | None) -> None:
+        self._last = added
+        self._added.pop(threading.get_ident(), None)
+        if added is not None:
+            self._added[threading.get_ident()] = added
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _add(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
-        if (given := self.given) is None:
+        added = self._last if torch.compiler.is_compiling() else self.added  # threads are unknown inside of a graph
+        if added is None:
             return None
-        given.met = True
-        return out + _rows(given.value, len(out)).to(out)
+        added.met = True
+        return out + added.to(len(out)).to(out)
 
 
-def _rows(value: Tensor, rows: int) -> Tensor:
-    """`value` `(D,)` or `(B, D)` for `rows` embedded times."""
-    if value.ndim == 1 or len(value) == rows:
-        return value
+def _copied(value: Tensor, rows: int) -> Tensor:
+    """`value` `(B, D)` for `rows` that are copies of the samples, in turn."""
     if rows % len(value):
         raise TsAdaptError(f"the schedule adds to the embedding of {len(value)} samples' times, and there are {rows}")
     return value.repeat(rows // len(value), 1)
 
 
-_found: WeakKeyDictionary[nn.Module, TimeEmbedding | None] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, TimeEmbedding] = WeakKeyDictionary()
 
 
 def time_embedding(network: nn.Module, call: Callable[[], Any]) -> TimeEmbedding | None:
     """That of `network`, found in one `call` of it when it is first asked for; None: nothing embeds times in it.
 
-    In the call nothing is compiled: hooks would be left in the graph.
+    It is looked for again where the modules have been replaced. In the call nothing is compiled: hooks would be left
+    in the graph.
     """
-    if network not in _found:
-        with torch.no_grad(), uncompiled(), given_times([network]) as found:
+    found = _found.get(network)
+    if found is None or not found.is_of(network):
+        with torch.no_grad(), uncompiled(), watched([network]) as met:
             call()
-        _found[network] = found.embedding
-    return _found[network]
+        found = met.embedding(network)
+        if found is not None:
+            _found[network] = found
+    return found
 
 
 @dataclass
-class Embedded:
-    """Met in a block of `given_times`.
+class Met:
+    """What was met in a block of `watched`.
 
-    times   the modules that embed times, and the first that each was given
-    behind  the modules that were given an embedding alone, and the widths of their answers
+    times    the modules that embed times, and the first that each was given
+    answers  what each of them answered first
+    behind   the first module that was given such an answer alone, by the one that made it, and how wide it answered
     """
 
     times: dict[nn.Module, float] = field(default_factory=dict)
-    behind: dict[nn.Module, int] = field(default_factory=dict)
     answers: dict[nn.Module, Tensor] = field(default_factory=dict)
+    behind: dict[nn.Module, tuple[nn.Module, int]] = field(default_factory=dict)
 
-    @property
-    def embedding(self) -> TimeEmbedding | None:
-        widths = self.behind or {module: answer.shape[-1] for module, answer in self.answers.items()}
-        if not widths:
+    def embedding(self, network: nn.Module) -> TimeEmbedding | None:
+        """That of `network`, as the head has it."""
+        found: list[tuple[nn.Module, int]] = []
+        for module, answer in self.answers.items():
+            itself = module, answer.shape[-1]
+            found.append(itself if _has_layers(module) else self.behind.get(module, itself))
+        if not found:
             return None
-        width = next(iter(widths.values()))
-        return TimeEmbedding(tuple(module for module, each in widths.items() if each == width), width)
+        width = found[0][1]
+        modules = tuple(module for module, each in found if each == width)
+        names = {module: name for name, module in network.named_modules()}
+        return TimeEmbedding(modules, width, tuple(names[module] for module in modules))
 
 
 @contextmanager
-def given_times(networks: Sequence[nn.Module]) -> Iterator[Embedded]:
-    """What embeds the time in calls of `networks` within the block: the outermost modules, as the head has it."""
-    met = Embedded()
+def watched(networks: Sequence[nn.Module]) -> Iterator[Met]:
+    """What embeds the time in calls of `networks` within the block."""
+    met = Met()
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if not isinstance(out, Tensor) or out.ndim != 2 or not _alone(args, kwargs) or len(out) != len(args[0]):
             return
-        first = args[0]
+        first, inside = args[0], {*module.modules()} - {module}  # those inside were called before
         if first.ndim == 1:
-            _forget_inside(module, met.times, met.answers)
+            for found in (met.times, met.answers, met.behind):
+                for each in inside & found.keys():
+                    del found[each]
             if module not in met.times:  # it may embed other numbers too, afterwards
                 met.times[module], met.answers[module] = float(first.flatten()[0]), out
-        elif any(_same(first, answer) for answer in met.answers.values()):
-            _forget_inside(module, met.behind)
-            met.behind.setdefault(module, out.shape[-1])
+            return
+        for maker, answer in met.answers.items():
+            if _same(first, answer) and (maker not in met.behind or met.behind[maker][0] in inside):
+                met.behind[maker] = module, out.shape[-1]
 
     handles = [
         module.register_forward_hook(after, with_kwargs=True)
@@ -196,12 +234,9 @@ def given_times(networks: Sequence[nn.Module]) -> Iterator[Embedded]:
             handle.remove()
 
 
-def _forget_inside(module: nn.Module, *found: dict[nn.Module, Any]) -> None:
-    """Of what was `found`, leave out what is inside `module`: it was called before."""
-    for inside in module.modules():
-        if inside is not module:
-            for each in found:
-                each.pop(inside, None)
+def _has_layers(module: nn.Module) -> bool:
+    """Whether it has modules inside that have weights: an MLP behind its own sinusoids."""
+    return any(True for inside in module.children() for _ in inside.parameters())
 
 
 def _alone(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -61,10 +61,12 @@ class Correction(ABC):
 
     field  where it is kept in a grid
     unit   the change of z that moves a solve about as far as a change of 1 in a logit
+    many   whether it has so many numbers that they are learned by the gradient alone
     """
 
     field: ClassVar[Field]
     unit: ClassVar[float] = 1.0
+    many: ClassVar[bool] = False
 
     def width(self, steps: int, order: int, embedding: int) -> int:
         """How many numbers a step it has, in solves of `steps` steps with a solver of `order`, of a network that embeds
@@ -178,7 +180,7 @@ class History(Coefficients):
 class Embedding(Coefficients):
     """Added to the network's embedding of the time."""
 
-    field = EMBEDDING
+    field, many = EMBEDDING, True
 
     def width(self, steps: int, order: int, embedding: int) -> int:
         return embedding

@@ -59,6 +59,12 @@ class GridSpace:
         sizes = torch.tensor([self.steps * width for width in self.widths])
         return torch.tensor(units, dtype=torch.float64).repeat_interleave(sizes)
 
+    @property
+    def few(self) -> Tensor:
+        """`(P,)`: whether a number is of the times, or of a correction that has few."""
+        few = [True, *(not correction.many for correction in self.learned)]
+        return torch.tensor(few).repeat_interleave(torch.tensor([self.steps * width for width in self.widths]))
+
     def completed(self, grid: TimeGrid) -> TimeGrid:
         """`grid` with a correction that changes nothing in the place of each that is learned here and that it lacks."""
         steps = grid.times[..., :-1]

@@ -122,7 +122,7 @@ class Experiment:
         return is_guided(self.denoiser, x_T, condition)
 
     @cached_property
-    def embedding(self) -> int:
+    def embedding_width(self) -> int:
         """The width of the network's embedding of the time, which one sample shows; 0: none is found."""
         _, x_T, condition = self.training_noises(1)
         with torch.no_grad():
@@ -133,8 +133,8 @@ class Experiment:
         """TsAdaptError where the network cannot be told the times that `what` takes."""
         if reason := self.denoiser.loop_times_only.partition(";")[0]:
             raise TsAdaptError(
-                f"{what} takes other times than those of the pipeline's loop, and the network of "
-                f"{self.config.model.name!r} can be told no others ({reason}); leave it out"
+                f"{what} changes what the network is told of the time, and that of {self.config.model.name!r} can be "
+                f"told the times of the pipeline's loop alone ({reason}); leave it out"
             )
 
     def check_static(self, corrections: Collection[str]) -> None:
@@ -151,7 +151,7 @@ class Experiment:
         """What the shared grid learns beside the times."""
         options, told = self.config.static, not self.denoiser.loop_times_only
         unsaid = options.corrections is None
-        return options.corrected(unsaid and self.guides, unsaid and told and self.embedding > 0, told)
+        return options.corrected(unsaid and self.guides, unsaid and told and self.embedding_width > 0, told)
 
     @property
     def static_name(self) -> str:
@@ -164,7 +164,7 @@ class Experiment:
         wanted = self.config.train.corrections
         if wanted is not None:
             return wanted
-        embeds = not self.denoiser.loop_times_only and self.embedding > 0
+        embeds = not self.denoiser.loop_times_only and self.embedding_width > 0
         return [*PREDICTED, *([GUIDANCE.name] if self.guides else []), *([EMBEDDING.name] if embeds else [])]
 
     def corrections_of(self, kind: str) -> list[str]:
@@ -227,7 +227,7 @@ class Experiment:
                 "none + w (condition - none); set option guidance, or in a pipeline the scale that its call takes, "
                 "above 1, or leave it out of them"
             )
-        if EMBEDDING.name in learned and not self.embedding:
+        if EMBEDDING.name in learned and not self.embedding_width:
             raise no_embedding()
         if isinstance(config.guidance, list) and self.denoiser.loop is not None and "scales" not in self._said:
             self._check_scales(*config.guidance)

@@ -101,7 +101,7 @@ def new_predictor(
         width=config.train.width, hidden=config.train.hidden,
         classes=classes_of(None if source is None else source.describe()), text=0 if text is None else text.shape[-1],
         scales=config.guidance if isinstance(config.guidance, list) else None,
-        embedding=session.embedding if EMBEDDING.name in corrections else 0,
+        embedding=session.embedding_width if EMBEDDING.name in corrections else 0,
     ).to(config.model.device)  # fmt: skip
     return predictor
 

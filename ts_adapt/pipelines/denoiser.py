@@ -169,15 +169,15 @@ class PipelineDenoiser(Denoiser):
         model_time: Tensor | None = None,
         output_scale: Tensor | None = None,
         guidance_factor: Tensor | None = None,
+        embedding: Tensor | None = None,
         **condition: Any,
     ) -> Tensor:
         """x0 `(B, ...)` by one step of the pipeline; see `interfaces.Denoiser`."""
         t = as_node_times(t)
         if self.alone and len(x_t) > 1:
-            told = {
-                "t": t, "model_time": model_time, "output_scale": output_scale, "guidance_factor": guidance_factor,
-                **condition,
-            }  # fmt: skip
+            own = None if embedding is None else embedding.expand(len(x_t), -1)
+            told = {"t": t, "model_time": model_time, "output_scale": output_scale, "embedding": own, **condition}
+            told["guidance_factor"] = guidance_factor
             return torch.cat([self(x_t[row], **condition_rows(told, row)) for row in _single(x_t)])
         found: list[Tensor] = []
 
@@ -186,8 +186,9 @@ class PipelineDenoiser(Denoiser):
             found.append(x0)
             raise Left
 
-        others = {} if guidance_factor is None else {GUIDANCE: guidance_factor}
-        at = Node(0, 1, t, None if model_time is None else as_node_times(model_time), output_scale, others=others)
+        others = [(GUIDANCE, guidance_factor), (EMBEDDING, embedding)]
+        held = {field: value for field, value in others if value is not None}
+        at = Node(0, 1, t, None if model_time is None else as_node_times(model_time), output_scale, others=held)
         self._run(x_t, condition, _At(at), self._solver, keep)
         return found[0]
 
@@ -334,7 +335,7 @@ class PipelineDenoiser(Denoiser):
             return recompute(forward, use_reentrant=False, **arguments) if checkpoint else forward(**arguments)
         form: list[Any] = []
         offset = next(hook.offset for hook in hooks_on(network) if hook.schedule is self._student)
-        adding = nullcontext if offset is None else partial(offset.giving, offset.given)
+        adding = nullcontext if offset is None else partial(offset.again, offset.added)
 
         def evaluate(told: Tensor) -> Tensor:
             with adding():  # in the backward pass too
@@ -466,9 +467,8 @@ def _shared(policy: Any) -> bool:
     """Whether all samples share the times of `policy`, and the network is told no others."""
     if isinstance(policy, _At):
         return policy.node.t.ndim == 0 and policy.node.model_time is None
-    if not isinstance(policy, FollowGrid) or policy.grid.own_rows is not None:
-        return False
-    return not {MODEL_TIMES, EMBEDDING} & policy.grid.held.keys()
+    shared = isinstance(policy, FollowGrid) and policy.grid.own_rows is None
+    return shared and not {MODEL_TIMES, EMBEDDING} & policy.grid.held.keys()
 
 
 def _known(policy: Any) -> TimeGrid | None:

@@ -64,8 +64,8 @@ class Predictor(nn.Module):
     """Corrects the grid `static`, or several of them with each another N, for samples of `shape` `(C, H, W)`.
 
     static         times `(N+1,)`, or a grid that has some of the corrections too: an untrained predictor *is* that grid
-    corrections    some of shift, scale, coefficients, history, guidance, learned beside the times; and of start and,
-                   of recursive ones, residual (`changes`)
+    corrections    some of shift, scale, coefficients, history, guidance, embedding, learned beside the times; and of
+                   start and, of recursive ones, residual (`changes`)
     order          the solver's, for the number of coefficients
     embedding      the width of the network's embedding of the time, where that is among the corrections
     width, hidden  of the network (`encoder`)

@@ -93,10 +93,10 @@ def attach(pipe: Any, schedule: LearnedScheduler, *, strict: bool = True) -> Any
     own.register_to_config(**{key: config[key] for key in REPLACED & config.keys() - own.config.keys()})
     if attached is not None:
         detach(pipe)
-    hooks = [(network, TimeHook(pipe, own, network)) for network in networks.values()]
-    handles = [network.register_forward_pre_hook(hook, with_kwargs=True, prepend=True) for network, hook in hooks]
     denoises = type(network_of(pipe))  # a ControlNet does not
-    handles += [network.register_forward_hook(hook.listen) for network, hook in hooks if type(network) is denoises]
+    hooks = [(network, TimeHook(pipe, own, network, type(network) is denoises)) for network in networks.values()]
+    handles = [network.register_forward_pre_hook(hook, with_kwargs=True, prepend=True) for network, hook in hooks]
+    handles += [network.register_forward_hook(hook.listen) for network, hook in hooks if hook.denoises]
     for one in pipes:
         one.scheduler = own
     setattr(pipe, ATTACHMENT, Attachment(former, own, pipes, tuple(hook for _, hook in hooks), tuple(handles)))

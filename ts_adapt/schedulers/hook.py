@@ -8,8 +8,8 @@ one of these forms, to the precision of the call; any other use of the network i
 times are all that there is to tell. Where there is a timestep for each token (videos of which some frames are known),
 all of a sample's are scaled alike. Pipelines may share a network, in one thread or in several: a call belongs to the
 run that its thread began last. Cachers and the like on the network are told the run's step before each of its calls,
-what the schedule adds to the network's embedding of the time is added in them (the first such call is made twice, as
-the embedding is looked for), and the run hears what the network answers.
+what the schedule adds to the network's embedding of the time is added in them, and the run hears what the network
+answers. The first call that is added to is made twice, as the embedding is looked for; ControlNets are not added to.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ CONDITIONS = ("class_labels", "encoder_hidden_states", "pooled_projections")
 class TimeHook:
     """The pre-hook of the network of `pipe`, for as long as its scheduler is `schedule`.
 
-    divisor  what the pipeline has divided its timestep by in the call before
-    offset   what adds to the network's embedding of the time; None: no call had anything to add yet
+    denoises  whether it is that of the network that denoises: a ControlNet is told times alone
+    divisor   what the pipeline has divided its timestep by in the call before
+    offset    what adds to the network's embedding of the time; None: no call had anything to add yet
     """
 
-    def __init__(self, pipe: Any, schedule: LearnedScheduler, network: nn.Module) -> None:
-        self.pipe, self.schedule = pipe, schedule
+    def __init__(self, pipe: Any, schedule: LearnedScheduler, network: nn.Module, denoises: bool = True) -> None:
+        self.pipe, self.schedule, self.denoises = pipe, schedule, denoises
         self.names = argument_names(network)
         self.name = time_argument(network) or TIMES[0]
         self.place = self.names.index(self.name)
@@ -93,26 +94,31 @@ class TimeHook:
             return None
         run.begin_at(found[0])
         self.divisor = found[1]
-        if run.plan.told:
-            if run.node is None:
-                shown = self._shown(x, given)
-                run.start(shown, self._copies(run, shown) if run.plan.own_times else 1)
-            self._asking = run
-            self._add(module, args, kwargs, run.offset(x.shape[0]))
-        if parts:
-            self._tell_step(parts, run, x, given)
         if not run.plan.told:
+            if parts:
+                self._tell_step(parts, run, x, given)
             return None
+        if run.node is None:
+            shown = self._shown(x, given)
+            run.start(shown, self._copies(run, shown) if run.plan.own_times else 1)
+        self._asking = run
         tau = self._as_told(run.tell(x.shape[0]).to(x.device), timestep, found[1])
         if self.place < len(args):
-            return (*args[: self.place], tau, *args[self.place + 1 :]), kwargs
-        return args, {**kwargs, self.name: tau}
+            args = (*args[: self.place], tau, *args[self.place + 1 :])
+        else:
+            kwargs = {**kwargs, self.name: tau}
+        if self.denoises and (offset := run.offset(x.shape[0])) is not None:
+            self._add(module, args, kwargs, offset.to(x.device), x.shape[0])
+        if parts:
+            self._tell_step(parts, run, x, given)
+        return args, kwargs
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def listen(self, module: nn.Module, args: tuple[Any, ...], answer: Any) -> None:
         """After a call: tell the run that it was of what the network has answered."""
         if self.offset is not None:
             self.offset.check_met()
+            self.offset.give(None)
         if self._asking is not None and self._asking is self.run:
             self._asking.hear(answer)
 
@@ -122,16 +128,15 @@ class TimeHook:
             self.offset.remove()
             self.offset = None
 
-    def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor | None) -> None:
-        """In the call that follows, with these arguments, add `value` to the embedding of the time."""
-        if value is None:
-            return
-        if self.offset is None:
+    def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor, rows: int) -> None:
+        """In the call that follows, with these arguments, on `rows` rows, add `value` to the embedding of the time."""
+        if self.offset is None or not self.offset.embedding.is_of(module):
+            self.remove()
             found = time_embedding(module, lambda: module.forward(*args, **kwargs))
             if found is None:
                 raise no_embedding()
             self.offset = Offset(found)
-        self.offset.give(value)
+        self.offset.give(value, rows)
 
     def _compare_guidance(self, run: Run) -> None:
         """Warn, once in a run, where the pipeline guides by another scale than the schedule holds for."""

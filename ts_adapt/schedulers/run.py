@@ -152,6 +152,7 @@ class Run:
         self._copies = self._kept = 1
         self._told: Tensor | None = None
         self._told_at: int | None = None
+        self._offset: Tensor | None = None
         self._offset_at: int | None = None
         self._answers: list[Tensor] = []
         self._shown_at: int | None = None
@@ -286,7 +287,10 @@ class Run:
         """What is to be added now to the network's embedding of the time, `(D,)` or `(rows, D)`; None: nothing."""
         found = None if self.node is None else self.node.held.get(EMBEDDING)
         self._offset_at = self.place
-        return None if found is None else _for_rows(found, rows, dims=1)
+        if found is not None and found.ndim > 1:
+            found = _for_rows(found, rows)
+            self._offset = found if self._offset is None else self._offset
+        return found
 
     def hear(self, answer: Any) -> None:
         """Keep what the network has answered in a call of this step, where the guidance is changed."""
@@ -416,10 +420,13 @@ class Run:
         if not alike or seen not in (rows, copies * rows):
             raise self._other_batch(rows, seen)
         if copies != self._copies:
-            told = self._told
+            told, offset, offset_at = self._told, self._offset, self._offset_at
             self.start(shown, copies)
-            self._shown = None
-            if told is not None and not torch.equal(self.tell(seen), told):
+            self._shown, self._offset = None, None
+            now = self.offset(seen)
+            self._offset_at = offset_at
+            alike = offset is None or (now is not None and torch.equal(now, offset))
+            if told is not None and not (alike and torch.equal(self.tell(seen), told)):
                 raise TsAdaptError(
                     "how many samples the network was called for could not be told from their noise; attach the "
                     "schedule to this very pipeline, and give each sample its own noise"
@@ -440,15 +447,14 @@ def cannot_begin_inside() -> TsAdaptError:
     )
 
 
-def _for_rows(values: Tensor, rows: int, dims: int = 0) -> Tensor:
-    """`values` of `dims`, or `(B, ...)` of each sample, for the rows of a batch: copies of the samples, in turn."""
-    own = values.ndim > dims
-    if own and rows % len(values):
+def _for_rows(values: Tensor, rows: int) -> Tensor:
+    """`values` `()` or `(B, ...)`, of each sample, for the rows of a batch that are copies of the samples, in turn."""
+    if values.ndim and rows % len(values):
         raise TsAdaptError(
             f"the run began with {len(values)} samples and the network is called with {rows}; keep the batch, or call "
             "set_timesteps() for a new one"
         )
-    return torch.cat([values] * (rows // len(values))) if own else values.expand(rows, *values.shape)
+    return torch.cat([values] * (rows // len(values))) if values.ndim else values.expand(rows)
 
 
 def _check_answer(raw: Tensor, x_t: Tensor) -> None:

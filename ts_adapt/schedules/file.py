@@ -62,8 +62,8 @@ from ts_adapt.storage.layout import SCHEDULE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_BYTES = 16 * 2**20
-"""A longer file is refused before it is read whole; MAX_STEPS steps with all corrections but a history take less."""
+MAX_BYTES = 64 * 2**20
+"""A longer file is refused before it is read whole: a thousand steps with an embedding of 3072 numbers fill it."""
 
 CARRIED = ("format", "version", "solver", "nfe", "times", "edm_sigmas", "log_snr")
 REQUIRED: Schema = {

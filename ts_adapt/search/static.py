@@ -318,13 +318,20 @@ def _descend_adam(track: _Track, train: Batch, origin: Tensor, options: StaticOp
 
 
 def _descend_forward(track: _Track, train: Batch, origin: Tensor, options: StaticOptions, bar: Bar) -> None:
-    """CMA-ES from `origin` in steps of `space.unit`; the mean of each generation's draws is validated."""
+    """CMA-ES from `origin` in steps of `space.unit`; the mean of each generation's draws is validated.
+
+    Of corrections with many numbers, those of `origin` stay: draws say nothing of so many.
+    """
     from cmaes import CMA
 
     objective, space, journal = track.objective, track.space, track.journal
 
+    few = space.few.to(origin.device)
+
     def z_at(place: np.ndarray) -> Tensor:
-        return origin + torch.from_numpy(place).to(origin) * space.unit.to(origin)
+        z = origin.clone()
+        z[few] += torch.from_numpy(place).to(origin) * space.unit.to(origin)[few]
+        return z
 
     def measure(place: np.ndarray) -> float:
         z = z_at(place)
@@ -332,7 +339,7 @@ def _descend_forward(track: _Track, train: Batch, origin: Tensor, options: Stati
         bar.update()
         return value
 
-    search = CMA(mean=np.zeros(len(origin)), sigma=options.spread, seed=options.seed)
+    search = CMA(mean=np.zeros(int(few.sum())), sigma=options.spread, seed=options.seed)
     for _ in range(max(1, options.evaluations // search.population_size)):
         places = [search.ask() for _ in range(search.population_size)]
         values = [measure(place) for place in places]

@@ -80,6 +80,12 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
             sync_folder(path.parent)
 
 
+def append_bytes(path: Path, data: bytes) -> None:
+    """Put `data` behind what is in `path`; a kill may leave a part of it. TsAdaptError where it cannot be written."""
+    with explained(path, "written"), open(path, "ab") as file:
+        file.write(data)
+
+
 def make_folder(path: Path) -> Path:
     """Make the folder `path`, unless it is there, and return it; TsAdaptError where none can be."""
     with explained(path, "written"):
