@@ -15,6 +15,8 @@ from small_predictors import KINDS
 from tiny_networks import ready, small
 from ts_adapt import LearnedGrid, LearnedScheduler, attach, detach
 from ts_adapt.assembly import build_solver
+from ts_adapt.cachers import attached
+from ts_adapt.cachers.tgate import TGate
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.pipeline import from_pipeline
@@ -223,7 +225,8 @@ def test_a_compiled_network_is_added_to_as_well(called_before: bool, tiny: Any) 
         x = torch.randn(ROWS, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         options = {"num_inference_steps": STEPS, "output_type": "latent", "latents": x}
         if compiled:
-            pipe.unet.compile(backend="eager")
+            torch._dynamo.reset()
+            pipe.unet.compile(backend="eager", fullgraph=True)
         if called_before:
             pipe(PROMPTS, **options)
         inner, _ = of(pipe)
@@ -231,6 +234,54 @@ def test_a_compiled_network_is_added_to_as_well(called_before: bool, tiny: Any) 
         attach(pipe, LearnedScheduler.from_schedules([LearnedGrid(grid, "unipc-2", STEPS)], pipe.scheduler.config))
         found.append(pipe(PROMPTS, **options).images)
     assert close(found[1], found[0])
+
+
+@pytest.mark.parametrize("rows", [None, ROWS], ids=["shared", "own"])
+def test_a_cacher_that_calls_the_network_on_fewer_rows_is_added_to_as_well(rows: int, tiny: Any) -> None:
+    """Behind T-GATE's gate the network is called for the samples once; offsets of nothing change nothing there."""
+    pipe = tiny.pipeline("sd")
+    inner, _ = of(pipe)
+    grid = moved(inner, inner.network.time_embedding.linear_2.out_features, rows)  # type: ignore[union-attr]
+    options = {
+        "num_inference_steps": STEPS, "output_type": "latent", "latents": noise(inner), "guidance_scale": 3.0
+    }  # fmt: skip
+    found = []
+    for each in (grid, TimeGrid.of(grid.times, {EMBEDDING: 0 * grid.held[EMBEDDING]}), TimeGrid(grid.times)):
+        attach(pipe, LearnedScheduler.from_schedules([LearnedGrid(each, "unipc-2", STEPS)], pipe.scheduler.config))
+        with attached(pipe.unet, TGate(2)):
+            found.append(pipe(PROMPTS, **options).images)
+        detach(pipe)
+    assert torch.equal(found[1], found[2]) and not torch.allclose(found[0], found[1], atol=1e-2)
+
+
+def test_a_network_that_was_called_or_changed_is_looked_at_anew(tiny: Any) -> None:
+    pipe = tiny.pipeline("sd")
+    denoiser, condition = of(pipe)
+    x, width = noise(denoiser), denoiser.network.time_embedding.linear_2.out_features  # type: ignore[union-attr]
+    grid = moved(denoiser, width)
+    schedule = LearnedScheduler.from_schedules([LearnedGrid(grid, "unipc-2", STEPS)], pipe.scheduler.config)
+    options = {"num_inference_steps": STEPS, "output_type": "latent", "latents": x, "guidance_scale": 1.0}
+    attach(pipe, schedule)
+    expected = pipe(PROMPTS, **options).images
+    t = torch.tensor([10.0, 500.0])
+    plain = pipe.unet.forward(x, t, **condition).sample
+    alone = copy.deepcopy(pipe.unet)
+    assert torch.equal(alone.forward(x, t, **condition).sample, plain)
+    pipe.unet.time_embedding = copy.deepcopy(pipe.unet.time_embedding)
+    assert torch.equal(pipe(PROMPTS, **options).images, expected)
+    detach(pipe)
+    assert torch.equal(pipe.unet(x, t, **condition).sample, plain)
+    assert close(solved(denoiser, grid, x, condition), expected)
+
+
+def test_draws_leave_it_as_it_is() -> None:
+    denoiser = own(Split())
+    x, grid = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(3)), moved(denoiser, 4)
+    batch = Batch(torch.arange(8), x, solved(denoiser, TimeGrid(0.9 * grid.times), x, {}), {})
+    objective = Objective(denoiser, build_solver("unipc-2", denoiser.noise_schedule), l2)
+    options = StaticOptions("forward", evaluations=60, corrections=["embedding"])
+    found = search_static(objective, batch, batch, {"moved": grid}, options, progress=False)
+    assert torch.equal(found.grid.held[EMBEDDING], grid.held[EMBEDDING]) and found.distance < found.start_distance
 
 
 def test_a_loop_of_ones_own_is_refused(tiny: Any) -> None:

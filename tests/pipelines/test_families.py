@@ -14,15 +14,22 @@ from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.time_derivative import TimeDerivative
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import DERIVATIVES, TimeGrid
+from ts_adapt.interfaces import DERIVATIVES, EMBEDDING, TimeGrid
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.sampling import initial_noise, integrate
+from ts_adapt.sampling import embedding_of, initial_noise, integrate
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
 STEPS, SOLVER = 3, "unipc-2"
+EMBEDDED = {
+    **dict.fromkeys(("sd15", "sdxl", "playground"), "time_embedding"),
+    **dict.fromkeys(("sd35", "flux", "qwen-image"), "time_text_embed.timestep_embedder"),
+    "sana": "time_embed.emb", "wan": "condition_embedder.time_embedder", "pixart": "adaln_single.emb",
+    "ltx": "time_embed.emb",
+}  # fmt: skip
+"""Where their networks embed the time."""
 PROMPTS = ["a cat", "the big dog"]
 
 
@@ -116,3 +123,41 @@ def test_prompts_are_encoded_once(family: Any) -> None:
     handle.remove()
     assert calls and len(seen) == calls
     assert torch.allclose(alone, first[1:], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_embedding_of_the_time_is_found_and_added_to_alike_in_learning_and_in_sampling(
+    name: str, family: Any
+) -> None:
+    pipe, call = family(name)
+    denoiser = PipelineDenoiser(pipe, call)
+    found = embedding_of(denoiser, noise(denoiser), denoiser.encode(PROMPTS))
+    assert found is not None and found.names == (EMBEDDED[name],)
+    if denoiser.loop_times_only:
+        pytest.skip("the network of this pipeline cannot be told each sample's time")
+    times = fixed.make("karras", denoiser.noise_schedule, STEPS)
+    for shape in ((STEPS, found.width), (len(PROMPTS), STEPS, found.width)):
+        offset = 0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        grid = TimeGrid.of(times, {EMBEDDING: offset})
+        schedule = LearnedScheduler.from_grid(grid, SOLVER, config=pipe.scheduler.config)
+        learned = student(denoiser, grid)
+        sampled = attached(pipe, call, schedule, noise(denoiser))
+        assert bool((sampled - learned).norm() <= 1e-5 * learned.norm())
+    assert bool((learned - student(denoiser, times)).norm() >= 1e-4 * learned.norm())
+
+
+def test_a_solver_with_two_evaluations_a_step_adds_it_in_both_experts() -> None:
+    pipe, call = family_of("wan")
+    pipe.transformer_2.load_state_dict(pipe.transformer.state_dict())
+    found = []
+    for ratio in (0.5, 0.0):  # of the times the second has the lower half, or none
+        pipe.register_to_config(boundary_ratio=ratio)
+        denoiser = PipelineDenoiser(pipe, {**call, "guidance_scale_2": call["guidance_scale"]})
+        times = fixed.make("karras", denoiser.noise_schedule, STEPS)
+        times = torch.cat([times[:-1], 0.5 * times[-2:-1]])  # Heun's method does not step to sigma = 0
+        offset = 0.3 * torch.randn(STEPS, 24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        solver, given = build_solver("heun", denoiser.noise_schedule), denoiser.encode(PROMPTS)
+        grids = (TimeGrid.of(times, {EMBEDDING: offset}), times)
+        found.append([integrate(denoiser, solver, grid, noise(denoiser), condition=given).x for grid in grids])
+    (moved, plain), (alone, _) = found
+    assert bool((moved - alone).norm() <= 1e-5 * alone.norm()) and not torch.allclose(moved, plain, atol=1e-4)
