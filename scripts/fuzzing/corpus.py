@@ -54,6 +54,8 @@ VP, FLOW = MIXTURE.noise_schedule, RectifiedFlow()
 TABLE = BetaTable.from_config({})
 SHAPE = (1, 4, 4)
 STEPS = 3
+WIDTH = 4
+"""Of the embedding of the time."""
 TEACHER_HASH = "a" * 64
 METHODS: dict[str, dict[str, Any]] = {
     "hqq4": {}, "minmax-w4a8+split": {}, "minmax-w8a8+dynamic": {"bits": None}, "tdq-w4a8+ptqd": {}, "tdq-w4a8+qat": {},
@@ -71,7 +73,7 @@ def times_of(noise_schedule: Any, steps: int = STEPS) -> torch.Tensor:
 
 def corrected(noise_schedule: NoiseSchedule, without: str = "") -> TimeGrid:
     """A grid for a solver of the order 2 that has every correction but one."""
-    space = GridSpace(noise_schedule, STEPS, CORRECTIONS.keys() - {without}, order=2)
+    space = GridSpace(noise_schedule, STEPS, CORRECTIONS.keys() - {without}, order=2, embedding=WIDTH)
     return space.grid(torch.linspace(-0.3, 0.3, space.size).double())
 
 
@@ -108,10 +110,11 @@ def lists() -> dict[str, Files]:
 
 def predictors() -> dict[str, Files]:
     found = {}
+    wide = {"order": 2, "embedding": WIDTH}
     given: tuple[tuple[type[OneShot | Recursive], str, dict[str, Any]], ...] = (
         (OneShot, "one-shot", {}),
-        (OneShot, "one-shot-all", {"corrections": [*CORRECTIONS, "start"], "order": 2, "classes": 3, "text": 5}),
-        (Recursive, "recursive", {"corrections": [*CORRECTIONS, *PICTURES], "order": 2, "scales": (1.0, 8.0)}),
+        (OneShot, "one-shot-all", {"corrections": [*CORRECTIONS, "start"], "classes": 3, "text": 5, **wide}),
+        (Recursive, "recursive", {"corrections": [*CORRECTIONS, *PICTURES], "scales": (1.0, 8.0), **wide}),
     )
     for kind, name, options in given:
         grids = [times_of(VP, steps) for steps in ((2, STEPS) if name == "recursive" else (STEPS,))]
