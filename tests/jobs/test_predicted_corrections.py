@@ -35,7 +35,7 @@ def test_the_guidance_is_among_them_where_there_is_one(name: str, options: Any, 
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("fluent red heart\n")
     by_default = session(name, prompts if name == "emoji-sd3" else None, **options)
-    of_grids = [*PREDICTED, *(["guidance"] if guides else [])]
+    of_grids = [*PREDICTED, *(["guidance"] if guides else []), "embedding"]
     assert by_default.corrections_of("recursive") == [*of_grids, "residual"]
     assert by_default.corrections_of("one-shot") == [*of_grids, "start"]
     chosen = session(name, prompts if name == "emoji-sd3" else None, train=TrainOptions(corrections=[]), **options)
@@ -46,7 +46,7 @@ def test_the_changes_are_those_of_pictures_that_are_learned_through_the_solver(m
     labels = session("fashion-ddpm-class", None, train=TrainOptions(loss="labels"))
     assert labels.corrections_of("recursive") == list(PREDICTED)
     monkeypatch.setattr(Session, "seen_shape", (3, 8, 8))
-    assert session("fashion-ddpm-class", None).corrections_of("one-shot") == list(PREDICTED)
+    assert session("fashion-ddpm-class", None).corrections_of("one-shot") == [*PREDICTED, "embedding"]
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,8 @@ class Experiment:
         wanted = self.config.train.corrections
         if wanted is not None:
             return wanted
-        embeds = not self.denoiser.loop_times_only and self.embedding_width > 0
+        through = self.config.train.loss != "labels"  # whose grids have none
+        embeds = through and not self.denoiser.loop_times_only and self.embedding_width > 0
         return [*PREDICTED, *([GUIDANCE.name] if self.guides else []), *([EMBEDDING.name] if embeds else [])]
 
     def corrections_of(self, kind: str) -> list[str]:
