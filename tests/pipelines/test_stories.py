@@ -141,7 +141,7 @@ def test_what_takes_other_times_is_left_out_of_a_network_that_cannot_be_told_the
         partial(search, session, "per-sample"), partial(train, session, "recursive"),
     ]  # fmt: skip
     for job in asked:
-        with pytest.raises(TsAdaptError, match=r"can be told no others \(it has one loop for all\); leave it"):
+        with pytest.raises(TsAdaptError, match=r"alone \(it has one loop for all\); leave it out"):
             job()
     assert not (tmp_path / "data").exists()
     for each in (shift, adam):
