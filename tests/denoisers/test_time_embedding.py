@@ -26,6 +26,7 @@ from ts_adapt.grids import fixed
 from ts_adapt.interfaces import EMBEDDING, TimeGrid, TsAdaptError
 from ts_adapt.noise import BetaTable
 from ts_adapt.predictors.diagnosis import predicted
+from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.sampling import embedding_of, integrate
 from ts_adapt.schedulers.attach import network_of
 from ts_adapt.search.objective import Batch, Objective
@@ -272,6 +273,23 @@ def test_a_network_that_was_called_or_changed_is_looked_at_anew(tiny: Any) -> No
     detach(pipe)
     assert torch.equal(pipe.unet(x, t, **condition).sample, plain)
     assert close(solved(denoiser, grid, x, condition), expected)
+
+
+def test_samples_of_one_noise_that_were_taken_for_copies_are_refused(tiny: Any) -> None:
+    """DiT guided by nothing, two classes from one noise: the first call was told the offset of one of them twice."""
+    pipe, kinds = tiny.pipeline("dit"), [1, 2]
+    denoiser: Any = from_pipeline(pipe)
+    width = pipe.transformer.transformer_blocks[0].norm1.emb.timestep_embedder.linear_2.out_features
+    predictor = tiny.predictor(
+        Recursive, denoiser.noise_schedule, denoiser.shape, STEPS, classes=1000, corrections=["embedding"],
+        embedding=width,
+    )  # fmt: skip
+    attach(pipe, LearnedScheduler.from_predictors(predictor, "unipc-2", pipe.scheduler.config))
+    options = {"guidance_scale": 1.0, "num_inference_steps": STEPS, "output_type": "np"}
+    with pytest.raises(TsAdaptError, match="could not be told from their noise"):
+        pipe(kinds, generator=[torch.Generator().manual_seed(0) for _ in kinds], **options)
+    images = pipe(kinds, generator=[torch.Generator().manual_seed(seed) for seed in kinds], **options).images
+    assert len(images) == len(kinds)
 
 
 def test_draws_leave_it_as_it_is() -> None:
