@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,9 +72,9 @@ def times_of(noise_schedule: Any, steps: int = STEPS) -> torch.Tensor:
     return fixed.make("karras" if noise_schedule is VP else "linear", noise_schedule, steps)
 
 
-def corrected(noise_schedule: NoiseSchedule, without: str = "") -> TimeGrid:
+def corrected(noise_schedule: NoiseSchedule, without: Collection[str] = ()) -> TimeGrid:
     """A grid for a solver of the order 2 that has every correction but one."""
-    space = GridSpace(noise_schedule, STEPS, CORRECTIONS.keys() - {without}, order=2, embedding=WIDTH)
+    space = GridSpace(noise_schedule, STEPS, CORRECTIONS.keys() - {*without}, order=2, embedding=WIDTH)
     return space.grid(torch.linspace(-0.3, 0.3, space.size).double())
 
 
@@ -272,12 +273,12 @@ def results() -> dict[str, Files]:
 
 def schedulers() -> dict[str, Files]:
     grids = [LearnedGrid(TimeGrid(times_of(TABLE, n)), "unipc-2", n, {"model": "m"}) for n in (3, 5)]
-    unguided = corrected(TABLE, without="guidance")  # which asks for a pipeline that is guided
+    bare = corrected(TABLE, without=["guidance", "embedding"])  # which ask for a pipeline
     betas = {"_class_name": "DDPMScheduler", "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
     predictor = OneShot(TABLE, [times_of(TABLE)], SHAPE, width=4, hidden=8)
     made = {
         "grids": LearnedScheduler.from_schedules(grids, betas, learned_for={"model": "m"}),
-        "corrected": LearnedScheduler.from_schedules(LearnedGrid(unguided, "unipc-2", STEPS), betas),
+        "corrected": LearnedScheduler.from_schedules(LearnedGrid(bare, "unipc-2", STEPS), betas),
         "family": LearnedScheduler.from_grid("karras", "ddim", {**betas, "beta_schedule": "scaled_linear"}),
         "trained": LearnedScheduler(trained_betas=[0.1, 0.2, 0.3], solver="ddim"),
         "predictor": LearnedScheduler.from_predictors(predictor, "unipc-2", betas),
