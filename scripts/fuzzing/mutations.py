@@ -260,7 +260,7 @@ def archive(data: bytes, random: Random) -> bytes:
         with zipfile.ZipFile(io.BytesIO(data)) as kept:
             parts = {name: kept.read(name) for name in kept.namelist()}
         name = random.choice(sorted(parts))
-    except (zipfile.BadZipFile, zlib.error, ValueError, LookupError, OSError, RuntimeError, struct.error):
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, LookupError, OSError, RuntimeError, struct.error):
         return raw(data, random)
     parts[name] = random.choice((raw, _changed_array))(parts[name], random)
     kind, made = random.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)), io.BytesIO()
