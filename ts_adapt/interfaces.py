@@ -149,7 +149,7 @@ class Denoiser(Protocol):
     encode          prompts -> their condition, tensors `(B, ...)` by name; None: it takes no prompts
     decoder         from the space of the diffusion to images in [-1, 1]; None: the identity
     scheduler_config  of the pipeline's scheduler in diffusers; None: it is in no pipeline
-    loop            runs a whole solve, in place of the loop of `sampling.integrate`; None: it has no loop of its own
+    loop            runs a whole solve in place of `sampling.integrate`'s, and calls take `embedding`; None: it has none
     parts           other modules that a solve depends on, by name
     alone           whether it takes one sample at a time: `sampling.integrate` solves for one after the other
     loop_times_only  why its network can be told only the times of its loop; empty: it can be told any

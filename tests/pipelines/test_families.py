@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -93,13 +94,18 @@ def test_predictors_learn_from_what_they_see_when_attached(name: str, kind: Any,
     assert (found - end.detach()).norm() <= 1e-5 * end.norm()
 
 
-def test_the_derivative_of_two_experts_that_are_alike_is_that_of_one() -> None:
+def experts_alike() -> Iterator[PipelineDenoiser]:
+    """Of a pipeline whose second expert is like the first: with the lower half of the times for it, then with none."""
     pipe, call = family_of("wan")
     pipe.transformer_2.load_state_dict(pipe.transformer.state_dict())
-    found = []
-    for ratio in (0.5, 0.0):  # of the times the second has the lower half, or none
+    for ratio in (0.5, 0.0):
         pipe.register_to_config(boundary_ratio=ratio)
-        denoiser = PipelineDenoiser(pipe, {**call, "guidance_scale_2": call["guidance_scale"]})
+        yield PipelineDenoiser(pipe, {**call, "guidance_scale_2": call["guidance_scale"]})
+
+
+def test_the_derivative_of_two_experts_that_are_alike_is_that_of_one() -> None:
+    found = []
+    for denoiser in experts_alike():
         times = torch.tensor([1.0, 0.6, 0.3, 0.0]).double() * denoiser.noise_schedule.t_max
         times[-1] = denoiser.noise_schedule.t_min
         times.requires_grad_()
@@ -147,12 +153,8 @@ def test_the_embedding_of_the_time_is_found_and_added_to_alike_in_learning_and_i
 
 
 def test_a_solver_with_two_evaluations_a_step_adds_it_in_both_experts() -> None:
-    pipe, call = family_of("wan")
-    pipe.transformer_2.load_state_dict(pipe.transformer.state_dict())
     found = []
-    for ratio in (0.5, 0.0):  # of the times the second has the lower half, or none
-        pipe.register_to_config(boundary_ratio=ratio)
-        denoiser = PipelineDenoiser(pipe, {**call, "guidance_scale_2": call["guidance_scale"]})
+    for denoiser in experts_alike():
         times = fixed.make("karras", denoiser.noise_schedule, STEPS)
         times = torch.cat([times[:-1], 0.5 * times[-2:-1]])  # Heun's method does not step to sigma = 0
         offset = 0.3 * torch.randn(STEPS, 24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
