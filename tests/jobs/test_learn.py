@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from small_job import LABEL, Job
 from small_job import SMALL as SMALL_JOB
-from small_job import Job
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.cli import main, parse
 from ts_adapt.commands import Demo
@@ -29,6 +29,7 @@ from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.timing import Timing
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.training import TrainResult
+from ts_adapt.search import derivative
 from ts_adapt.search.objective import Batch
 from ts_adapt.search.work import Pace
 
@@ -191,6 +192,22 @@ def test_a_config_is_learned_in_one_command_which_goes_on_where_it_was(
     assert {name: text for name, text in job.content().items() if name in kept} == kept
     assert (job.data / "predictors/recursive/unipc-2-nfe3/config.json").exists()
     assert {row["schedule"] for row in job.rows()} == {"karras", "linear", "static", "recursive"}
+
+
+def test_how_derivatives_agree_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = ["--static_samples", "32", "--static_validation", "8", "--train.samples", "40", "--train.validation", "8"]
+    job, asked = Job.begun(tmp_path).do(["teach"]), []
+
+    def compared(*_: object) -> list[float]:
+        asked.append(1)
+        return [1.0, 1.0, 1.0]
+
+    monkeypatch.setattr(derivative, "_gradient", compared)
+    job.do(["search", *sizes])
+    assert asked
+    asked.clear()
+    job.do([*LABEL, *sizes], ["train", *sizes])
+    assert not asked
 
 
 def interrupted(*_: object, **__: object) -> None:

@@ -19,7 +19,7 @@ from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.training import train_predictor
 from ts_adapt.sampling import initial_noise, integrate
-from ts_adapt.search.derivative import compare, trusted
+from ts_adapt.search.derivative import Agreement, compare, trusted
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
@@ -204,3 +204,17 @@ def test_a_search_that_found_nothing_says_what_it_tried(smooth):
     assert torch.equal(found.grid.times, starts(objective)[found.start].times)
     assert {method for method, _ in found.tried} == {"forward"}  # no derivative agrees with differences that are zero
     assert found.start in found.remarks()[-1]
+
+
+def test_what_was_compared_is_kept_for_whoever_asks_next(smooth, tmp_path):
+    objective, batch = smooth
+
+    def ask(key: str = "of this network") -> tuple[Agreement | None, int]:
+        before = objective.denoiser.evaluations
+        agreement = trusted(objective, STEPS, batch, recall=Journal(tmp_path / "kept", key).recall)[1]
+        return agreement, objective.denoiser.evaluations - before
+
+    found, taken = ask()
+    assert taken > 0
+    assert ask() == (found, 0)
+    assert ask("of another")[1] == taken

@@ -61,7 +61,9 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
     missing = distributed.first(partial(_missing, store, parts))
     own, objective, agreement = distributed.own_share(missing), session.objective(solver), None
     if missing:
-        objective, agreement = trusted(objective, start.steps, session.teacher("train")[1], together=True)
+        teacher, samples = session.teacher("train")
+        kept = session.derivatives(teacher.hash, name, start.steps, len(samples))
+        objective, agreement = trusted(objective, start.steps, samples, recall=kept, together=True)
     to_do = sum(len(parts[part]) for part in missing)
     what = f"{corrected('oracle', corrections)}, {name}, NFE {nfe}"
     session.announce(what, labelling_work(session, solver, nfe, to_do))

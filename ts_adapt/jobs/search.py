@@ -136,7 +136,8 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     with board(config, f"search {called}", session.workspace.curves(called, name, nfe)) as writer:
         result = search_static(
             objective, train, validation, starts, config.static,
-            means=means if starts.keys() == fixed.keys() else None, journal=journal, progress=session.progress,
+            means=means if starts.keys() == fixed.keys() else None, journal=journal,
+            derivatives=session.derivatives(store.hash, name, steps_of(solver, nfe), count), progress=session.progress,
             on_step=lambda step, loss: writer.add_scalar("train/distance", loss, step),
             **session.learned_beside(config.static),
         )  # fmt: skip

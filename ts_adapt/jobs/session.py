@@ -18,6 +18,7 @@ from ts_adapt import distributed, dual_encoders
 from ts_adapt.config import Config, other_options
 from ts_adapt.distances import LOOKS
 from ts_adapt.evaluation.comparison import share_of_wins
+from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.grids.parametric import neighbours
 from ts_adapt.interfaces import MAX_STEPS, StepPolicy, TimeGrid, TsAdaptError, TsAdaptWarning
@@ -33,6 +34,8 @@ from ts_adapt.remedies import command
 from ts_adapt.schedules.file import LearnedGrid, check_about, guidance_remarks, size_remark
 from ts_adapt.schedules.name import SHARED_NAMES, parse
 from ts_adapt.schedules.resolve import Found, Predicted, check_steps, predicted
+from ts_adapt.search.derivative import SAMPLES, Recall
+from ts_adapt.search.journal import Journal
 from ts_adapt.search.labels import LabelStore, start_entries
 from ts_adapt.search.static_options import StaticOptions
 from ts_adapt.search.work import Work
@@ -59,6 +62,13 @@ class Session(Experiment):
             "images": self.seen_images if options.adversarial else None,
             "captions": self.captions if options.caption else None,
         }
+
+    def derivatives(self, teacher: str, solver: str, steps: int, samples: int) -> Recall:
+        """How derivatives agree in so many steps of `solver`, on the first `samples` of the `teacher` of that hash: of
+        the config's network and distance, whichever search asked first."""
+        student = self.config.made_with("dmn")  # of a grid that is searched without the network nothing else is left
+        key = fingerprint(teacher, self.distance, student, self.config.derivative_width)
+        return Journal(self.workspace.derivatives(solver, steps, min(samples, SAMPLES)), key).recall
 
     def shared_names(self, solver: str, nfe: int) -> list[str]:
         """The shared grids that the workspace has: static, with corrections (`static+shift`), blackbox, dmn, ..."""

@@ -28,7 +28,7 @@ from ts_adapt.predictors.losses import Labelled
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import PREDICTORS, save_predictor
-from ts_adapt.predictors.training import TrainResult, as_numbers, choose_kept, choosing, train_predictor
+from ts_adapt.predictors.training import TrainResult, as_numbers, choose_kept, choosing, compared_in, train_predictor
 from ts_adapt.search.derivative import comparing
 from ts_adapt.search.work import Work
 from ts_adapt.storage.files import make_folder, read_json, sha256_of_json, write_json
@@ -130,10 +130,11 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     if distributed.rank() == 0:
         with board(config, f"train {kind}", logs):
             pass
+    derivatives = session.derivatives(store.hash, name, compared_in(steps.values()), cut)
     result = train_predictor(
         predictor, session.objective(solver), batch.rows(slice(0, cut)), batch.rows(slice(cut, None)),
-        config.train, make_folder(logs), labels=labels, checkpoint=checkpoint, progress=session.progress,
-        **session.learned_beside(config.train),
+        config.train, make_folder(logs), labels=labels, checkpoint=checkpoint,
+        derivatives=derivatives, progress=session.progress, **session.learned_beside(config.train),
     )  # fmt: skip
     about = {
         "model": config.model.name, **session.guided_by, "teacher": store.hash, "solver": name, "nfe": served,
@@ -192,7 +193,7 @@ def training_work(session: Session, solver: Solver, served: Sequence[int]) -> Wo
     learned, cut = [nfe // each for nfe in sorted(served)], options.samples - options.validating
     work = options.solves(cut, options.validating).times(sum(served))
     if options.loss != "labels":
-        steps = learned[len(learned) // 2]
+        steps = compared_in(learned)
         work += comparing(session.objective(solver), steps, cut).times(steps * each)
     return work + choosing(learned, options.validating).times(each)
 

@@ -21,7 +21,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.sampling import generator_for
 from ts_adapt.search.adversarial import Adversary, learn, opposed
 from ts_adapt.search.captions import Captions, asking
-from ts_adapt.search.derivative import Agreement, trusted
+from ts_adapt.search.derivative import Agreement, Recall, nothing_kept, trusted
 from ts_adapt.search.distribution import Real, forget, matching
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.work import Work
@@ -100,6 +100,11 @@ def surely(gain: Tensor) -> bool:
     return float(gain.mean()) > float(gain.std()) / math.sqrt(len(gain))
 
 
+def compared_in(learned: Collection[int]) -> int:
+    """In which of the `learned` numbers of steps derivatives are compared."""
+    return sorted(learned)[len(learned) // 2]
+
+
 def train_predictor(
     predictor: OneShot | Recursive,
     objective: Objective,
@@ -110,6 +115,7 @@ def train_predictor(
     *,
     labels: Mapping[int, Labelled] | None = None,
     checkpoint: Path | None = None,
+    derivatives: Recall = nothing_kept,
     real: Real | None = None,
     images: Tensor | None = None,
     captions: Captions | None = None,
@@ -122,6 +128,7 @@ def train_predictor(
     checkpoint  the file of a training under way: begun anew without it, continued with it, on any number of processes.
                 Its name stands for what is learned from: objective, samples and labels. It stays, for the caller to
                 remove once the predictor is kept
+    derivatives keeps how derivatives agree, for other searches of `objective`; of no use where captions are asked for
     real        the images that `options.distribution` asks for, and `captions` what `options.caption` does; the
                 distances of the result have these losses beside the paired one
     images      those that `options.adversarial` asks for, as `adversarial.seen`; no part of these distances. The
@@ -143,7 +150,10 @@ def train_predictor(
     about = {"predictor": predictor.kind, "network": predictor.options, "options": options.of_training}
     begun = [predictor.begun[steps] for steps in predictor.learned]
     kept = Checkpoint(checkpoint, {**about, "static": [as_numbers(grid) for grid in begun]})
-    training = _Training(predictor, objective, train, validation, options, Path(folder), kept, real, adversary)
+    derivatives = nothing_kept if options.caption else derivatives
+    training = _Training(
+        predictor, objective, train, validation, options, Path(folder), kept, derivatives, real, adversary
+    )
     phases = phases_of(options, predictor, training.objectives, train, labels)
     for phase in phases[training.phase :]:
         training.run(phase, progress)
@@ -213,7 +223,8 @@ class _Training:
 
     def __init__(
         self, predictor: OneShot | Recursive, objective: Objective, train: Batch, validation: Batch,
-        options: TrainOptions, folder: Path, kept: Checkpoint, real: Real | None, adversary: Adversary | None,
+        options: TrainOptions, folder: Path, kept: Checkpoint, derivatives: Recall, real: Real | None,
+        adversary: Adversary | None,
     ) -> None:  # fmt: skip
         from accelerate import Accelerator
 
@@ -224,8 +235,9 @@ class _Training:
         self.accelerator.init_trackers(folder.name)
         self.kept, self.adversary = kept, adversary
         if options.loss != "labels":
-            steps = sorted(predictor.learned)[len(predictor.learned) // 2]
-            objective, self.agreement = trusted(objective, steps, train, options.batch_size, together=True)
+            objective, self.agreement = trusted(
+                objective, compared_in(predictor.learned), train, options.batch_size, derivatives, together=True
+            )
             self.objective = objective
         whole = matching(objective, real, options.distribution) if options.distribution else objective
         if adversary is not None:

@@ -42,6 +42,11 @@ Recall = Callable[[Sequence[float], Callable[[], Sequence[float]]], list[float]]
 """(question, compute) -> the answer, computed or kept from before: `Journal.recall`."""
 
 
+def nothing_kept(question: Sequence[float], compute: Callable[[], Sequence[float]]) -> list[float]:
+    """The `Recall` of who keeps nothing."""
+    return [*compute()]
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How the derivatives agree with differences of the objective, by their way: cosine and error.
@@ -71,11 +76,12 @@ class Agreement:
 
 
 def compare(
-    objective: Objective, steps: int, batch: Batch, part: int = SAMPLES, recall: Recall = lambda _, make: [*make()]
+    objective: Objective, steps: int, batch: Batch, part: int = SAMPLES, recall: Recall = nothing_kept
 ) -> Agreement:
     """How the derivatives that this denoiser has agree in grids of `steps` steps, on the first samples of `batch`.
 
-    part  samples differentiated at once
+    part    samples differentiated at once
+    recall  keeps the answers; they are those of one objective and batch
     """
     few, noise_schedule = batch.rows(slice(0, SAMPLES)), objective.denoiser.noise_schedule
     space = GridSpace(noise_schedule, steps)
@@ -132,7 +138,7 @@ def trusted(
     steps: int,
     batch: Batch,
     part: int = SAMPLES,
-    recall: Recall = lambda _, make: [*make()],
+    recall: Recall = nothing_kept,
     *,
     together: bool = False,
 ) -> tuple[Objective, Agreement | None]:

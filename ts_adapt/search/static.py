@@ -52,7 +52,7 @@ from ts_adapt.options import check_options
 from ts_adapt.sampling import embedding_of, is_guided
 from ts_adapt.search.adversarial import Adversary, learn, opposed
 from ts_adapt.search.captions import Captions, asking
-from ts_adapt.search.derivative import Agreement, trusted
+from ts_adapt.search.derivative import Agreement, Recall, trusted
 from ts_adapt.search.distribution import Real, forget, matching
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective, space_of
@@ -132,6 +132,7 @@ def search_static(
     *,
     means: Mapping[str, float] | None = None,
     journal: Journal | None = None,
+    derivatives: Recall | None = None,
     real: Real | None = None,
     images: Tensor | None = None,
     captions: Captions | None = None,
@@ -145,6 +146,8 @@ def search_static(
              target geometric, and with `options.distribution` or `caption`
     journal  of the same search, with what it computed before it was killed; soft starts, the memory of a
              distribution and a discriminator are no part of it
+    derivatives  keeps how derivatives agree, for other searches of this objective; the journal does where it is None,
+             and where the target is not the mean or captions are asked for, which are other objectives
     real     the images that `options.distribution` asks for, and `captions` what `options.caption` does; what is
              validated then, and said of the result, is that loss
     images   those that `options.adversarial` asks for, as `adversarial.seen`; no part of what is validated
@@ -184,7 +187,9 @@ def search_static(
     journal = Journal() if journal is None or options.soft_teacher or by_data else journal
     agreement = None
     if by_derivative(options.method, objective.denoiser):
-        taken, agreement = trusted(paired, steps, train, options.batch_size, journal.recall)
+        usual = options.target == "mean" and not options.caption
+        recall = derivatives if derivatives is not None and usual else journal.recall
+        taken, agreement = trusted(paired, steps, train, options.batch_size, recall)
         objective = replace(taken, distance=objective.distance, beside=objective.beside) if by_data else taken
     track = _Track(objective, validation, space, starts[start], means[start], journal, on_step, options.adversarial > 0)
     result = StaticResult(starts[start], means[start], start, means[start], agreement=agreement)

@@ -5,6 +5,7 @@
         teacher/train/convergence.json            how far finer solves of a few samples are
         static/unipc-3-nfe5.json                  a grid for all samples; of static+shift, blackbox, dmn, ... likewise
         static/unipc-3-nfe5.journal               of its search, while that is under way
+        derivatives/unipc-3-5-steps-32-samples.journal       how derivatives in time agree with differences
         blackbox/optuna.db                        trials
         labels/<split>/unipc-3-nfe5/              labels.json, part-00000.safetensors; of train+shift, ... likewise
         predictors/one-shot/unipc-3-nfe5/         config.json, model.safetensors; unipc-3-all/: one for all NFEs
@@ -115,6 +116,9 @@ class Workspace:
 
     def journal(self, method: str, solver: str, nfe: int) -> Path:
         return self.shared(method, solver, nfe).with_suffix(".journal")
+
+    def derivatives(self, solver: str, steps: int, samples: int) -> Path:
+        return self.learned / "derivatives" / f"{solver}-{steps}-steps-{samples}-samples.journal"
 
     @property
     def trials(self) -> Path:
