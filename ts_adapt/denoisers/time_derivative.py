@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.denoisers.time_embedding import added_now, watched
+from ts_adapt.denoisers.time_embedding import offsets_now, watched
 from ts_adapt.denoisers.wrapped import Wrapped
 from ts_adapt.interfaces import (
     DERIVATIVE_WIDTH,
@@ -179,7 +179,7 @@ class TimeDerivative(Wrapped):
         below, above = self._ends(at, len(x_t))
         fixed = x_t.detach(), t.detach()
         scale = output_scale.detach() if isinstance(output_scale, Tensor) else output_scale
-        added = added_now()
+        added = offsets_now()
 
         def evaluate(told: Tensor) -> Tensor:
             with self._uncounted(), torch.no_grad(), ExitStack() as adding:

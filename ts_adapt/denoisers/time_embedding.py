@@ -42,30 +42,30 @@ class TimeEmbedding:
 
     @contextmanager
     def adding(self, value: Tensor) -> Iterator[None]:
-        """Within the block, `value` is added to v in the calls of this thread; errors as those of `Offset`."""
-        offset = Offset(self)
-        before = added_now()
-        _of_thread.added = (*before, (self, value))
+        """Within the block, `value` is added to v in the calls of this thread; errors as those of `OffsetHook`."""
+        hook = OffsetHook(self)
+        before = offsets_now()
+        _of_thread.offsets = (*before, (self, value))
         try:
-            offset.give(value)
+            hook.give(value)
             yield
-            offset.check_met()
+            hook.check_met()
         finally:
-            _of_thread.added = before
-            offset.remove()
+            _of_thread.offsets = before
+            hook.remove()
 
 
 _of_thread = threading.local()
 
 
-def added_now() -> tuple[tuple[TimeEmbedding, Tensor], ...]:
+def offsets_now() -> tuple[tuple[TimeEmbedding, Tensor], ...]:
     """What blocks of `adding` add now, in this thread: for a call that is made again, in a backward pass."""
-    found: tuple[tuple[TimeEmbedding, Tensor], ...] = getattr(_of_thread, "added", ())
+    found: tuple[tuple[TimeEmbedding, Tensor], ...] = getattr(_of_thread, "offsets", ())
     return found
 
 
 @dataclass
-class Added:
+class Offset:
     """What is added: `value`, `(D,)` or `(B, D)`, in a call on `rows` rows, where that is known; `met`: it has been."""
 
     value: Tensor
@@ -89,19 +89,19 @@ class Added:
         return _copied(value, times)
 
 
-class Offset:
+class OffsetHook:
     """What adds to v in an `embedding`, for each thread what it has given, until it is removed."""
 
     def __init__(self, embedding: TimeEmbedding) -> None:
         self.embedding = embedding
-        self._added: dict[int, Added] = {}
-        self._last: Added | None = None
+        self._offsets: dict[int, Offset] = {}
+        self._last: Offset | None = None
         self._handles = [module.register_forward_hook(self._add) for module in embedding.modules]
 
     @property
-    def added(self) -> Added | None:
+    def now(self) -> Offset | None:
         """What is added in the calls of this thread."""
-        return self._added.get(threading.get_ident())
+        return self._offsets.get(threading.get_ident())
 
     def give(self, value: Tensor | None, rows: int | None = None) -> None:
         """From now on add `value` in the calls of this thread, on `rows` rows; TsAdaptError for another width."""
@@ -110,13 +110,13 @@ class Offset:
                 f"the schedule adds {value.shape[-1]} numbers to the network's embedding of the time, which has "
                 f"{self.embedding.width}; take one that was learned for this network"
             )
-        self._set(None if value is None else Added(value, rows))
+        self._set(None if value is None else Offset(value, rows))
 
     @contextmanager
-    def again(self, added: Added | None) -> Iterator[None]:
-        """Within the block add what was `added` before."""
-        now = self.added
-        self._set(added)
+    def again(self, offset: Offset | None) -> Iterator[None]:
+        """Within the block add the `offset` of before."""
+        now = self.now
+        self._set(offset)
         try:
             yield
         finally:
@@ -124,7 +124,7 @@ class Offset:
 
     def check_met(self) -> None:
         """TsAdaptError if this thread gives something and no module was met that it was added to."""
-        if self.added is not None and not self.added.met:
+        if self.now is not None and not self.now.met:
             raise TsAdaptError(
                 "the schedule adds to the network's embedding of the time, which was not met in its call: the network "
                 "was compiled, or changed, since it was looked at; compile it, or put the schedule on it, anew"
@@ -134,18 +134,18 @@ class Offset:
         for handle in self._handles:
             handle.remove()
 
-    def _set(self, added: Added | None) -> None:
-        self._last = added
-        self._added.pop(threading.get_ident(), None)
-        if added is not None:
-            self._added[threading.get_ident()] = added
+    def _set(self, offset: Offset | None) -> None:
+        self._last = offset
+        self._offsets.pop(threading.get_ident(), None)
+        if offset is not None:
+            self._offsets[threading.get_ident()] = offset
 
     def _add(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
-        added = self._last if torch.compiler.is_compiling() else self.added  # threads are unknown inside of a graph
-        if added is None:
+        offset = self._last if torch.compiler.is_compiling() else self.now  # threads are unknown inside of a graph
+        if offset is None:
             return None
-        added.met = True
-        return out + added.to(len(out)).to(out)
+        offset.met = True
+        return out + offset.to(len(out)).to(out)
 
 
 def _copied(value: Tensor, rows: int) -> Tensor:

@@ -334,8 +334,8 @@ class PipelineDenoiser(Denoiser):
         if type(network) is not type(self.network) or not isinstance(told, Tensor):  # a ControlNet
             return recompute(forward, use_reentrant=False, **arguments) if checkpoint else forward(**arguments)
         form: list[Any] = []
-        offset = next(hook.offset for hook in hooks_on(network) if hook.schedule is self._student)
-        adding = nullcontext if offset is None else partial(offset.again, offset.added)
+        offsets = next(hook.offset_hook for hook in hooks_on(network) if hook.schedule is self._student)
+        adding = nullcontext if offsets is None else partial(offsets.again, offsets.now)
 
         def evaluate(told: Tensor) -> Tensor:
             with adding():  # in the backward pass too

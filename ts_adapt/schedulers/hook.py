@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ts_adapt.cachers.cacher import Cacher
 from ts_adapt.cachers.loops import several_calls
 from ts_adapt.denoisers.network import TIMES, argument_names, stacked, step_aware_parts, time_argument
-from ts_adapt.denoisers.time_embedding import Offset, time_embedding
+from ts_adapt.denoisers.time_embedding import OffsetHook, time_embedding
 from ts_adapt.grids.space import no_embedding
 from ts_adapt.interfaces import StepAware, TsAdaptWarning
 from ts_adapt.schedulers.run import Run, Shown
@@ -59,7 +59,7 @@ class TimeHook:
         config = getattr(network, "config", None)
         self.null_class, self.channels = (getattr(config, key, None) for key in ("num_embeds_ada_norm", "in_channels"))
         self.divisor = 1
-        self.offset: Offset | None = None
+        self.offset_hook: OffsetHook | None = None
         self._begun: tuple[int, int, int] | None = None
         self._told: tuple[int, int] | None = None
         self._asking: Run | None = None
@@ -74,8 +74,8 @@ class TimeHook:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # in a graph it would be traced anew at every step
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run, parts = self.run, step_aware_parts(module)
-        if self.offset is not None:
-            self.offset.give(None)  # until the call is known to be one of the run's
+        if self.offset_hook is not None:
+            self.offset_hook.give(None)  # until the call is known to be one of the run's
         if run is not None:
             self._asking = None
         for part in [] if run is None else run.told():
@@ -116,27 +116,27 @@ class TimeHook:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def listen(self, module: nn.Module, args: tuple[Any, ...], answer: Any) -> None:
         """After a call: tell the run that it was of what the network has answered."""
-        if self.offset is not None:
-            self.offset.check_met()
-            self.offset.give(None)
+        if self.offset_hook is not None:
+            self.offset_hook.check_met()
+            self.offset_hook.give(None)
         if self._asking is not None and self._asking is self.run:
             self._asking.hear(answer)
 
     def remove(self) -> None:
         """Leave nothing inside the network."""
-        if self.offset is not None:
-            self.offset.remove()
-            self.offset = None
+        if self.offset_hook is not None:
+            self.offset_hook.remove()
+            self.offset_hook = None
 
     def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor, rows: int) -> None:
         """In the call that follows, with these arguments, on `rows` rows, add `value` to the embedding of the time."""
-        if self.offset is None or not self.offset.embedding.is_of(module):
+        if self.offset_hook is None or not self.offset_hook.embedding.is_of(module):
             self.remove()
             found = time_embedding(module, lambda: module.forward(*args, **kwargs))
             if found is None:
                 raise no_embedding()
-            self.offset = Offset(found)
-        self.offset.give(value, rows)
+            self.offset_hook = OffsetHook(found)
+        self.offset_hook.give(value, rows)
 
     def _compare_guidance(self, run: Run) -> None:
         """Warn, once in a run, where the pipeline guides by another scale than the schedule holds for."""

@@ -26,10 +26,10 @@ from ts_adapt.quantizers.methods.tdq import (
     TDQ,
     TDQOptions,
     best_scales,
-    embedding_of,
     fit,
     freeze,
     offset_of,
+    sinusoids_of,
 )
 from ts_adapt.quantizers.quantization import quantize, quantized_layers, restore, size_of
 from ts_adapt.quantizers.storage import load, save
@@ -177,10 +177,10 @@ def test_inputs_of_activation_functions_have_an_offset() -> None:
 
 
 def test_the_embedding_is_the_networks_own(make: Any) -> None:
-    ours = embedding_of(make("unet"), 999.0)
+    ours = sinusoids_of(make("unet"), 999.0)
     assert ours["num_channels"] == 8 and ours["scale"] == 1
-    assert embedding_of(make("flux"), 1.0)["scale"] == 1000
-    assert embedding_of(nn.Linear(2, 2), 999.0)["num_channels"] == 128
+    assert sinusoids_of(make("flux"), 1.0)["scale"] == 1000
+    assert sinusoids_of(nn.Linear(2, 2), 999.0)["num_channels"] == 128
 
 
 def test_ptq_beats_min_max_and_comes_off_exactly(denoiser: Any, calls: list[Call], error: Callable[[], float]) -> None:

@@ -81,7 +81,7 @@ class TDQ(Quantizer):
     def apply(self, to: Quantization, calls: Sequence[Call]) -> None:
         layers = to.layers()
         records = record_inputs(to.network, layers, calls)
-        embedding = embedding_of(to.network, max(float(record.times.max()) for record in records.values()))
+        embedding = sinusoids_of(to.network, max(float(record.times.max()) for record in records.values()))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options.seed)
             parts = {name: self._input(record, embedding, to.listener) for name, record in records.items()}
@@ -127,7 +127,7 @@ def freeze(network: nn.Module, times: Tensor) -> nn.Module:
     return network
 
 
-def embedding_of(network: nn.Module, largest_time: float) -> dict[str, Any]:
+def sinusoids_of(network: nn.Module, largest_time: float) -> dict[str, Any]:
     """The sinusoidal embedding that `network` makes of its timestep, as arguments of `Timesteps`.
 
     A network told times up to 1 multiplies them by 1000 itself, which the embedding here does in its place.
