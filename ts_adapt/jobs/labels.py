@@ -14,12 +14,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ts_adapt import distributed
-from ts_adapt.assembly import steps_of
 from ts_adapt.config import Config
 from ts_adapt.grids.corrections import corrected
 from ts_adapt.interfaces import Solver, TsAdaptError
 from ts_adapt.jobs.session import Session, paired_verdict
-from ts_adapt.search.derivative import comparing, trusted
+from ts_adapt.search.derivative import trusted
 from ts_adapt.search.labels import LabelStore, start_entries
 from ts_adapt.search.objective import Batch
 from ts_adapt.search.per_sample import LabelBatch, search_per_sample
@@ -66,7 +65,7 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
         objective, agreement = trusted(objective, start.steps, samples, recall=kept, together=True)
     to_do = sum(len(parts[part]) for part in missing)
     what = f"{corrected('oracle', corrections)}, {name}, NFE {nfe}"
-    session.announce(what, labelling_work(session, solver, nfe, to_do))
+    session.announce(what, labelling_work(session, name, nfe, to_do))
     done = len(batch) - sum(len(parts[part]) for part in own) if distributed.world() == 1 else 0
     bar = tqdm(
         total=done + sum(len(parts[part]) for part in own), initial=done, unit="sample", leave=False,
@@ -86,9 +85,9 @@ def search_labels(session: Session, name: str, solver: Solver, nfe: int, split: 
     )
 
 
-def labelling_work(session: Session, solver: Solver, nfe: int, samples: int) -> Work:
+def labelling_work(session: Session, solver: str, nfe: int, samples: int) -> Work:
     """About how many evaluations the search of the grids of so many samples takes, that of a derivative included."""
-    first = comparing(session.objective(solver), steps_of(solver, nfe), session.config.teacher.train_samples)
+    first = session.comparing(solver, session.steps(solver, nfe), session.config.teacher.train_samples)
     return (session.config.per_sample.solves.times(samples) + (first if samples else Work())).times(nfe)
 
 

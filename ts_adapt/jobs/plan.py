@@ -49,7 +49,7 @@ def of_result(session: Session, name: Name, split: str = "test", *, redo: bool =
             each = [_one(session, name, split, solver, nfe) + Work(results=1) for nfe in missing]
             work = sum(each, work)
         elif missing:  # one network, trained for all
-            work += training_work(session, session.solver(solver), config.nfe) + Work(results=len(config.nfe))
+            work += training_work(session, solver, config.nfe) + Work(results=len(config.nfe))
         elif left_open := _left_open(session, str(name), solver):
             method = session.solver(solver)
             work += choosing(left_open, config.train.validating).times(method.evaluations_per_step)
@@ -94,14 +94,14 @@ def _is_there(session: Session, name: Name, split: str, solver: str, nfe: int, r
 
 def _one(session: Session, name: Name, split: str, solver: str, nfe: int) -> Work:
     """The evaluations of one search or training."""
-    config, method = session.config, session.solver(solver)
+    config = session.config
     if name.kind == PREDICTOR:
-        return training_work(session, method, [nfe])
+        return training_work(session, solver, [nfe])
     if name.kind == ORACLE:
         count = config.oracle_samples if split == "test" else config.label_samples
-        return labelling_work(session, method, nfe, count)
+        return labelling_work(session, solver, nfe, count)
     if name.base in ("static", "blackbox"):
-        return shared_work(session, method, nfe, name.base)
+        return shared_work(session, solver, nfe, name.base)
     return Work()  # a few solves at most
 
 

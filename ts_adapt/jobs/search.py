@@ -33,7 +33,6 @@ from ts_adapt.jobs.tracking import board
 from ts_adapt.plots import plot_schedules
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search.blackbox import SAMPLERS, search_blackbox
-from ts_adapt.search.derivative import comparing
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.search.optimized import METHODS as OPTIMIZED
@@ -122,7 +121,7 @@ def search_shared(session: Session, name: str, solver: Solver, nfe: int, method:
     train, validation = both.rows(slice(0, count)), both.rows(slice(count, None))
     objective = session.objective(solver)
     fixed = session.starts(steps_of(solver, nfe))
-    session.announce(f"{called}, {name}, NFE {nfe}", shared_work(session, solver, nfe, method))
+    session.announce(f"{called}, {name}, NFE {nfe}", shared_work(session, name, nfe, method))
     best, means = best_start(objective, fixed, validation)
     if method == "blackbox":
         grid = _search_blackbox(session, objective, train, store, name, nfe, fixed[best])
@@ -171,16 +170,16 @@ def _search_blackbox(
     return found.grid
 
 
-def shared_work(session: Session, solver: Solver, nfe: int, method: str) -> Work:
+def shared_work(session: Session, solver: str, nfe: int, method: str) -> Work:
     """About how many evaluations the search of one shared grid takes: that of its start among the fixed grids, that of
     a derivative, and the two that are compared at the end included."""
-    config, steps = session.config, steps_of(solver, nfe)
+    config, steps = session.config, session.steps(solver, nfe)
     count, validating = config.static_samples, config.static_validating
     solves = Work((len(session.starts(steps)) + 2) * validating)
     if method == "blackbox":
         return (solves + Work(config.blackbox.trials * count)).times(nfe)
     if by_derivative(config.static.method, session.denoiser):
-        solves += comparing(session.objective(solver), steps, count)
+        solves += session.comparing(solver, steps, count)
     return (solves + config.static.solves(count, validating)).times(nfe)
 
 

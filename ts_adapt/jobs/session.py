@@ -34,7 +34,7 @@ from ts_adapt.remedies import command
 from ts_adapt.schedules.file import LearnedGrid, check_about, guidance_remarks, size_remark
 from ts_adapt.schedules.name import SHARED_NAMES, parse
 from ts_adapt.schedules.resolve import Found, Predicted, check_steps, predicted
-from ts_adapt.search.derivative import SAMPLES, Recall
+from ts_adapt.search.derivative import SAMPLES, Recall, comparing
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.labels import LabelStore, start_entries
 from ts_adapt.search.static_options import StaticOptions
@@ -69,6 +69,12 @@ class Session(Experiment):
         student = self.config.made_with("dmn")  # of a grid that is searched without the network nothing else is left
         key = fingerprint(teacher, self.distance, student, self.config.derivative_width)
         return Journal(self.workspace.derivatives(solver, steps, min(samples, SAMPLES)), key).recall
+
+    def comparing(self, solver: str, steps: int, samples: int) -> Work:
+        """How many solves it takes to compare derivatives as `derivatives` says; none where they have been."""
+        if self.workspace.derivatives(solver, steps, min(samples, SAMPLES)).exists():
+            return Work()
+        return comparing(self.objective(self.solver(solver)), steps, samples)
 
     def shared_names(self, solver: str, nfe: int) -> list[str]:
         """The shared grids that the workspace has: static, with corrections (`static+shift`), blackbox, dmn, ..."""

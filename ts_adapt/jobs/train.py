@@ -29,7 +29,6 @@ from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import PREDICTORS, save_predictor
 from ts_adapt.predictors.training import TrainResult, as_numbers, choose_kept, choosing, compared_in, train_predictor
-from ts_adapt.search.derivative import comparing
 from ts_adapt.search.work import Work
 from ts_adapt.storage.files import make_folder, read_json, sha256_of_json, write_json
 from ts_adapt.storage.folders import beside, making, replace_folder
@@ -126,7 +125,7 @@ def _train_one(session: Session, kind: str, name: str, solver: Solver, served: l
     checkpoint, corrections = checkpoint_file(folder, key), session.corrections_of(kind.removesuffix(ALL))
     torch.manual_seed(config.train.seed)
     predictor = new_predictor(session, kind.removesuffix(ALL), static, solver.order, corrections)
-    session.announce(f"{called}, NFE {nfes}", training_work(session, solver, served))
+    session.announce(f"{called}, NFE {nfes}", training_work(session, name, served))
     if distributed.rank() == 0:
         with board(config, f"train {kind}", logs):
             pass
@@ -186,15 +185,15 @@ def _say_trained(
     _say_kept(called, predictor, {each: result.apart[each] for each in between})
 
 
-def training_work(session: Session, solver: Solver, served: Sequence[int]) -> Work:
+def training_work(session: Session, solver: str, served: Sequence[int]) -> Work:
     """About how many evaluations the training of one predictor for the NFEs `served` takes: that of a derivative, and
     what it chooses between them, included."""
-    options, each = session.config.train, solver.evaluations_per_step
+    options, each = session.config.train, session.solver(solver).evaluations_per_step
     learned, cut = [nfe // each for nfe in sorted(served)], options.samples - options.validating
     work = options.solves(cut, options.validating).times(sum(served))
     if options.loss != "labels":
         steps = compared_in(learned)
-        work += comparing(session.objective(solver), steps, cut).times(steps * each)
+        work += session.comparing(solver, steps, cut).times(steps * each)
     return work + choosing(learned, options.validating).times(each)
 
 
