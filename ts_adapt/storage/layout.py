@@ -5,7 +5,7 @@
         teacher/train/convergence.json            how far finer solves of a few samples are
         static/unipc-3-nfe5.json                  a grid for all samples; of static+shift, blackbox, dmn, ... likewise
         static/unipc-3-nfe5.journal               of its search, while that is under way
-        derivatives/unipc-3-5-steps-32-samples.journal       how derivatives in time agree with differences
+        derivatives/unipc-3-5-steps-32-samples.journal  how derivatives in time agree with differences
         blackbox/optuna.db                        trials
         labels/<split>/unipc-3-nfe5/              labels.json, part-00000.safetensors; of train+shift, ... likewise
         predictors/one-shot/unipc-3-nfe5/         config.json, model.safetensors; unipc-3-all/: one for all NFEs
