@@ -36,6 +36,7 @@ import torch
 import ts_adapt
 from ts_adapt import Batch, TimeGrid
 from ts_adapt.distances import LOOKS
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.comparison import share_of_wins
 from ts_adapt.evaluation.features import Extractor
 from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
@@ -43,7 +44,7 @@ from ts_adapt.evaluation.quality import Reference, quality_of
 from ts_adapt.evaluation.records import Entry, Run, kept_run
 from ts_adapt.evaluation.sample import join_parts, missing_parts, sample_part
 from ts_adapt.grids.corrections import PICTURES
-from ts_adapt.interfaces import EMBEDDING, GUIDANCE, StepPolicy, TsAdaptError
+from ts_adapt.interfaces import EMBEDDING, GUIDANCE, StepPolicy
 from ts_adapt.jobs.evaluate import reference_images
 from ts_adapt.jobs.matched_images import check_images
 from ts_adapt.jobs.session import Session

@@ -28,7 +28,7 @@ from torch import Tensor
 
 import ts_adapt
 from ts_adapt import Batch, Objective, TimeGrid, integrate
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.recursive import Recursive

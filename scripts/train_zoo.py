@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from noising import PREDICTIONS, noised, training_times, validation_times
 from train_classifier import train_classifier, train_judge
 from training import Plan, train
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.noise import BetaTable
 from ts_adapt.zoo.data import load_fashion_mnist, to_model_range
 

@@ -22,7 +22,7 @@ import torch
 
 from forked import codes, fork
 from small_job import LABEL, SMALL, Job
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.jobs import evaluate, labels, train  # noqa: F401  (before the fork)
 
 STEPS = (

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from small_job import Job
-from ts_adapt.interfaces import Node, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Node
 from ts_adapt.policies import StepByStep
 from ts_adapt.search import per_sample
 

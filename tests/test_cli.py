@@ -14,7 +14,7 @@ import ts_adapt
 from ts_adapt.cli import main, parse
 from ts_adapt.commands import COMMANDS
 from ts_adapt.config import Config
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.options import hints_of
 from ts_adapt.parsing import flag_of
 

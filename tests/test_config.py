@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args, get_origin
 import pytest
 
 from ts_adapt.config import USED, Config, other_options
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.options import Between, hints_of
 from ts_adapt.storage.files import differing
 

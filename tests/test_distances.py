@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ts_adapt import zoo
 from ts_adapt.distances import FeatureDistance, make, towards
-from ts_adapt.interfaces import Distance, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Distance
 from ts_adapt.zoo import FeatureNet, Features
 from ts_adapt.zoo.data import to_model_range
 

@@ -14,7 +14,7 @@ import torch
 
 from small_job import SMALL, Job
 from ts_adapt import distributed
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.storage.files import read_tensors
 
 TESTS = Path(__file__).parent

@@ -15,10 +15,11 @@ from ts_adapt.denoisers.analytic import GaussianDenoiser
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.time_derivative import TimeDerivative
 from ts_adapt.distances import l2
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.corrections import GUIDANCE_BOUND
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import GUIDANCE, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import GUIDANCE, TimeGrid
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.search.objective import Batch, Objective

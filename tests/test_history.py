@@ -15,8 +15,9 @@ from ts_adapt import LearnedGrid, LearnedScheduler, integrate
 from ts_adapt.assembly import SOLVERS, build_solver
 from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
 from ts_adapt.distances import l2
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.fixed import make
-from ts_adapt.interfaces import HISTORY, Node, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import HISTORY, Node, TimeGrid
 from ts_adapt.noise import BetaTable
 from ts_adapt.policies import FollowGrid
 from ts_adapt.search.objective import Batch, Objective

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noise_schedules import SD
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.noise import (
     BetaTable,
     ContinuousVP,

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ts_adapt.interfaces import TimeGrid, TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError, unknown
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding
 from ts_adapt.numerics import (
     check_finite,

@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.noise import BetaTable
 from ts_adapt.parameterization import PARAMETERIZATIONS, PREDICTION_TYPES, from_x0, to_epsilon, to_x0
 

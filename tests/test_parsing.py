@@ -11,7 +11,7 @@ from ts_adapt.assembly import FAMILIES, SOLVERS, build_solver, solver_name
 from ts_adapt.cli import main, parse
 from ts_adapt.config import Config
 from ts_adapt.denoisers.analytic import example_mixture
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.jobs.learn import write_config
 from ts_adapt.remedies import command, experiment
 from ts_adapt.solvers import DDIM

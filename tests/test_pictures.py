@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import ts_adapt
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.pictures import picture_files, read_picture
 
 GREY = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)

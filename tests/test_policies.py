@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import Condition, Node, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Condition, Node, StepPolicy, TimeGrid
 from ts_adapt.noise import RectifiedFlow
 from ts_adapt.policies import FollowGrid, FromNoise, StepByStep, as_policy
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser
-from ts_adapt.interfaces import Denoiser, Node, TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Denoiser, Node, TimeGrid
 from ts_adapt.noise import BetaTable, Cosine, VarianceExploding
 from ts_adapt.numerics import expand
 from ts_adapt.sampling import initial_noise, integrate, noise_for

@@ -15,7 +15,8 @@ from torch import Tensor
 from ts_adapt.assembly import CORRECTOR, SOLVERS, build_solver, steps_of
 from ts_adapt.denoisers import Guided, NetworkDenoiser
 from ts_adapt.denoisers.analytic import GaussianDenoiser, GaussianMixtureDenoiser
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid
 from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding
 from ts_adapt.sampling import integrate
 from ts_adapt.schedules.name import grid_names

@@ -20,10 +20,10 @@ from fuzzing import corpus
 from fuzzing.runner import laid_out
 from ts_adapt.cli import main
 from ts_adapt.config import Config
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.comparison import Results
 from ts_adapt.evaluation.records import Difference, Row
 from ts_adapt.evaluation.report import Panel, write_report
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.export_scheduler import export_scheduler
 from ts_adapt.predictors.store import load_predictor
 from ts_adapt.schedulers.scheduler import LearnedScheduler

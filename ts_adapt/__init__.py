@@ -22,17 +22,8 @@ from ts_adapt.denoisers.edm import from_edm
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.pipeline import from_pipeline
-from ts_adapt.interfaces import (
-    Denoiser,
-    Distance,
-    Node,
-    NoiseSchedule,
-    Solver,
-    StepPolicy,
-    TimeGrid,
-    TsAdaptError,
-    TsAdaptWarning,
-)
+from ts_adapt.errors import TsAdaptError, TsAdaptWarning
+from ts_adapt.interfaces import Denoiser, Distance, Node, NoiseSchedule, Solver, StepPolicy, TimeGrid
 from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding
 from ts_adapt.pipelines.load import load
 from ts_adapt.predictors.one_shot import OneShot

@@ -22,7 +22,8 @@ from torch import nn
 from ts_adapt import cachers, distances
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.denoisers.execution import execute
-from ts_adapt.interfaces import MAX_STEPS, Denoiser, Distance, NoiseSchedule, Solver, TsAdaptError, one_line, unknown
+from ts_adapt.errors import TsAdaptError, one_line, unknown
+from ts_adapt.interfaces import MAX_STEPS, Denoiser, Distance, NoiseSchedule, Solver
 from ts_adapt.options import PathText
 from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniP, UniPC
 from ts_adapt.zoo.networks import GREY

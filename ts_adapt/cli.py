@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ts_adapt import distributed, remedies
 from ts_adapt.assembly import build_solver, solver_name
 from ts_adapt.commands import COMMANDS, Command, Demo, Sample, build_parser, command_parser
-from ts_adapt.interfaces import TsAdaptError, TsAdaptWarning, unknown
+from ts_adapt.errors import TsAdaptError, TsAdaptWarning, unknown
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.options import hints_of, read, yaml_text
 from ts_adapt.parsing import CONFIG, HELP, HELP_ALL, Line, Parser, flag_of, made, read_line

@@ -18,7 +18,7 @@ from jsonargparse import set_parsing_settings
 
 from ts_adapt import distributed
 from ts_adapt._version import __version__
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.options import SMALL, Between, Count, Evaluations, OneOf, PathText, Seed, hints_of, taken_apart
 from ts_adapt.parsing import HELP_ALL, Help, Parser, flag_of
 from ts_adapt.predictors.store import PREDICTOR_NAMES

@@ -24,8 +24,9 @@ from ts_adapt.assembly import (
 )
 from ts_adapt.distances import DISTANCES
 from ts_adapt.dual_encoders import ZOO, same
+from ts_adapt.errors import TsAdaptError, unknown
 from ts_adapt.evaluation.records import EvaluateOptions, sampler_name
-from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES, TsAdaptError, unknown
+from ts_adapt.interfaces import DERIVATIVE_WIDTH, DERIVATIVES
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.options import (
     MANY,

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import Distance, TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError, unknown
+from ts_adapt.interfaces import Distance
 from ts_adapt.numerics import dtype_of
 from ts_adapt.zoo.features import load_features
 from ts_adapt.zoo.networks import GREY

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.errors import TsAdaptError, one_line
 
 T = TypeVar("T")
 LAUNCHED_THREADS = 1

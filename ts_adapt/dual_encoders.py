@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.errors import TsAdaptError, one_line
 from ts_adapt.prompts import token_count, trimmed
 from ts_adapt.zoo.data import to_model_range, to_uint8
 from ts_adapt.zoo.features import EMOJI, load_matching

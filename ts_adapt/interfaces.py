@@ -3,13 +3,12 @@
 Forward process `x_t = alpha_t x_0 + sigma_t eps`; `log_snr` is the *half* log-SNR `lambda_t = log(alpha_t / sigma_t)`,
 strictly decreasing in t. A denoiser returns `x0 = E[x_0 | x_t]`. Shapes: B is the batch, `...` the data dimensions;
 a time is `()` when the batch shares it and `(B,)` when every sample has its own. Times are float64; everything is
-differentiable in the times. Imports torch only.
+differentiable in the times.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -26,32 +25,6 @@ Condition = Mapping[str, Any]
 """Keyword arguments of a denoiser beside the state and the time: class labels, prompt embeddings, ..."""
 MAX_STEPS = 10_000
 """Of a time grid that is asked for, or read from a file."""
-
-
-class TsAdaptError(Exception):
-    """An error of the user's input or of a file: one sentence that says what to do; the CLI exits with code 2."""
-
-
-class TsAdaptWarning(UserWarning):
-    """What is done all the same, and may not be what was meant; the CLI says it once, in a line of its own."""
-
-
-class Unguided(TsAdaptError):
-    """Factors on the guidance are given to what is not guided by none + w (condition - none)."""
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> TsAdaptError:
-    """The error for a name that is not in a registry: lists what is, and suggests the near one."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, 1, 0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return TsAdaptError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}")
-
-
-def one_line(said: object, length: int = 200) -> str:
-    """What another library's error says, or any text, on one line of at most `length` characters; else its class."""
-    text = " ".join(str(said).split()) or type(said).__name__
-    return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
 @runtime_checkable

@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule
 
 
 def _f64(x: Tensor | float) -> Tensor:

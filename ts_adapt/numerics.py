@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid
 
 MARGIN = 1e-3
 """The share of all times that is left out at an end where log-SNR is infinite."""

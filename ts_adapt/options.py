@@ -18,7 +18,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from ts_adapt.interfaces import MAX_STEPS, TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError, unknown
+from ts_adapt.interfaces import MAX_STEPS
 
 MANY, SMALL = 10_000_000, 1e-9
 

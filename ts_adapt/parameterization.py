@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.numerics import combine
 
 PREDICTION_TYPES = {

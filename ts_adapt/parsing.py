@@ -20,7 +20,7 @@ from typing import Any, ClassVar, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.errors import TsAdaptError, one_line
 from ts_adapt.options import Place, Scalar, check, is_list, read, taken_apart
 
 HELP_ALL = "--help-all"

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.errors import TsAdaptError, one_line
 from ts_adapt.storage.files import JSON_BYTES, read_bytes
 from ts_adapt.storage.layout import METADATA
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import Condition, Node, NoiseSchedule, Nominal, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Condition, Node, NoiseSchedule, Nominal, StepPolicy, TimeGrid
 from ts_adapt.numerics import check_rows, validate_grid
 
 

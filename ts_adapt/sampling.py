@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from ts_adapt.denoisers.time_embedding import TimeEmbedding, time_embedding
+from ts_adapt.errors import TsAdaptError, TsAdaptWarning, Unguided
 from ts_adapt.grids.space import no_embedding
 from ts_adapt.interfaces import (
     EMBEDDING,
@@ -44,9 +45,6 @@ from ts_adapt.interfaces import (
     StepAware,
     StepPolicy,
     TimeGrid,
-    TsAdaptError,
-    TsAdaptWarning,
-    Unguided,
 )
 from ts_adapt.numerics import check_finite, each_tensor
 from ts_adapt.policies import FollowGrid, as_policy

@@ -22,7 +22,7 @@ from emoji.sd3 import train_sd3
 from emoji.sheet import sheet
 from emoji.steps import steps
 from training import Plan
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 LENGTHS = {
     "autoencoder": (112_000, 32, 1.5e-3),

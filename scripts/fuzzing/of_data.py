@@ -13,13 +13,13 @@ from fuzzing import corpus
 from fuzzing.checks import finite
 from fuzzing.corpus import Files
 from ts_adapt.cli import parse
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.comparison import Results
 from ts_adapt.evaluation.features import read_image
 from ts_adapt.evaluation.moments import read_moments
 from ts_adapt.evaluation.records import kept_run
 from ts_adapt.evaluation.report import page
 from ts_adapt.evaluation.tables import as_text, group_tables
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.numerics import validate_grid
 from ts_adapt.pictures import metadata_of
 from ts_adapt.prompts import read_prompts

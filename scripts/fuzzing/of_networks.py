@@ -9,7 +9,7 @@ import torch
 from fuzzing import corpus
 from fuzzing.checks import finite
 from fuzzing.corpus import SHAPE
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.pruning import pruned, read
 from ts_adapt.quantizers.quantization import is_quantized, restore
 from ts_adapt.quantizers.storage import load

@@ -14,7 +14,8 @@ import torch
 from fuzzing.checks import check_grid, finite, strict
 from fuzzing.corpus import FLOW, SHAPE, TABLE, VP
 from ts_adapt.config import Config
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.jobs.export import export_schedule
 from ts_adapt.jobs.import_schedule import import_schedule
 from ts_adapt.predictors.store import load_predictor

@@ -25,7 +25,7 @@ from typing import TextIO
 
 from fuzzing.mutations import mutate
 from fuzzing.readers import Files, Reader
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 SECONDS, WAIT = 10.0, 120.0
 """For one file: of the processor, and of the clock, for one that waits."""

@@ -18,8 +18,8 @@ import safetensors.torch
 from fuzzing import corpus, runner
 from fuzzing.mutations import BY_SUFFIX, mutate
 from fuzzing.readers import Reader, all_readers
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.corrections import field_names
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.quantizers.layers.weights import TorchAOWeight
 from ts_adapt.quantizers.storage import PARTS
 

@@ -17,7 +17,7 @@ from ts_adapt.cachers import (
     TGate,
     build,
 )
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 
 @pytest.mark.parametrize(

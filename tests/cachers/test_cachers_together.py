@@ -17,9 +17,9 @@ from ts_adapt.cachers import DeepCache, TGate, attached
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser, step_aware_parts
 from ts_adapt.denoisers.scheduler_config import noise_of
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.grids import fixed
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import BetaTable
 from ts_adapt.sampling import initial_noise, integrate, noise_for
 from ts_adapt.schedulers.attach import attach, detach

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ts_adapt.cachers import DeepCache, attached
 from ts_adapt.cachers.deepcache import quadratic_steps
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.cost import count_flops
-from ts_adapt.interfaces import TsAdaptError
 
 BATCH, STEPS = 3, 5
 CASES = [

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ts_adapt.cachers import DeepCache, TGate, attached
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 

@@ -19,7 +19,8 @@ from ts_adapt.assembly import build_cachers, build_solver
 from ts_adapt.cachers import FasterCache, FirstBlock, MagCache, attached
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser
-from ts_adapt.interfaces import Denoiser, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Denoiser
 from ts_adapt.noise import BetaTable, RectifiedFlow
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
 from ts_adapt.sampling import initial_noise, integrate

@@ -11,8 +11,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ts_adapt.cachers import TGate, attached
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.cost import count_flops
-from ts_adapt.interfaces import TsAdaptError
 
 BATCH, STEPS, GATE = 2, 5, 3
 TEXTS = ["text", "text-deep"]

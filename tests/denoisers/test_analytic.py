@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ts_adapt.denoisers.analytic import GaussianDenoiser, GaussianMixtureDenoiser
-from ts_adapt.interfaces import Denoiser, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Denoiser
 from ts_adapt.noise import ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.parameterization import to_epsilon, to_x0
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ts_adapt.denoisers import from_edm
-from ts_adapt.interfaces import Denoiser, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Denoiser
 
 DATA = 0.5
 X = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

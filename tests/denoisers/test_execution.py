@@ -13,9 +13,9 @@ from ts_adapt.assembly import ModelOptions, build_cachers
 from ts_adapt.cachers import attached
 from ts_adapt.denoisers.execution import Execution, execute, execution_of, plain
 from ts_adapt.denoisers.network import NetworkDenoiser
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.cost import count_flops, peak_memory
 from ts_adapt.grids import fixed
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.noise import BetaTable
 from ts_adapt.pipelines.load import build_denoiser
 from ts_adapt.quantizers.methods.registry import build

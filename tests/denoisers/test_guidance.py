@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tiny_networks import small
 from ts_adapt.denoisers import Guided, NetworkDenoiser
-from ts_adapt.interfaces import Denoiser, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Denoiser
 from ts_adapt.noise import BetaTable
 from ts_adapt.parameterization import to_x0
 

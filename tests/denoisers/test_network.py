@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tiny_networks import small
 from ts_adapt.denoisers import NetworkDenoiser
-from ts_adapt.interfaces import Denoiser, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Denoiser
 from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding
 
 VP = BetaTable.from_config({})

@@ -30,7 +30,7 @@ from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers import Guided, NetworkDenoiser, encode_prompts, from_pipeline
 from ts_adapt.denoisers.load import image_to_image, load_pipeline
 from ts_adapt.denoisers.pipeline import LatentDecoder
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.pipelines.load import load
 from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.schedules.resolve import build_grid

@@ -41,7 +41,7 @@ from ts_adapt.denoisers.scheduler_config import (
     noise_of,
     scheduler_config,
 )
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.noise import BetaTable, RectifiedFlow
 from ts_adapt.schedulers.attach import attach
 from ts_adapt.schedulers.scheduler import LearnedScheduler

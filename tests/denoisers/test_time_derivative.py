@@ -17,7 +17,8 @@ from ts_adapt.denoisers.edm import from_edm
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.time_derivative import GOLDEN, TimeDerivative
-from ts_adapt.interfaces import DERIVATIVES, TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import DERIVATIVES, TimeGrid
 from ts_adapt.noise import BetaTable, RectifiedFlow
 from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.solvers import DDIM

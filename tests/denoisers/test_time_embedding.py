@@ -22,8 +22,9 @@ from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.denoisers.time_embedding import time_embedding
 from ts_adapt.distances import l2
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
-from ts_adapt.interfaces import EMBEDDING, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import EMBEDDING, TimeGrid
 from ts_adapt.noise import BetaTable
 from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.predictors.recursive import Recursive

@@ -25,9 +25,10 @@ from diffusers_zoo.others import others
 from diffusers_zoo.stand_ins import picture
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.pipeline import from_pipeline, is_direct
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.pipelines.arguments import OURS
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
 from ts_adapt.pipelines.draws import OwnDraws, drawn_alike

@@ -18,10 +18,10 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from ts_adapt import zoo
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.features import folder_features, make_extractor, read_image
 from ts_adapt.evaluation.metrics import FeatureStatistics, Manifold, bootstrap_interval, frechet, kid, ratio_interval
 from ts_adapt.evaluation.quality import reference_of
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.zoo.data import to_model_range
 
 

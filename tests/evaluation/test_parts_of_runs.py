@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.features import make_extractor
 from ts_adapt.evaluation.records import Entry, kept_run, parts_of
 from ts_adapt.evaluation.sample import join_parts, missing_parts, sample_part
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.search.objective import Batch, Objective
 from ts_adapt.storage.files import read_tensors, write_tensors
 from ts_adapt.storage.layout import PARTS

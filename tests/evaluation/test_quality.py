@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from tiny_clip import tiny_clip
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.clip import clip_scorer
 from ts_adapt.evaluation.features import TO_SPATIAL, WEIGHTS, Inception, looks_of
 from ts_adapt.evaluation.metrics import FeatureStatistics, Manifold, frechet, inception_score
 from ts_adapt.evaluation.quality import Quality, Reference, quality_of, reference_of
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.storage.files import read_tensors
 
 

@@ -7,7 +7,7 @@ import torch
 
 import ts_adapt
 from ts_adapt.denoisers.analytic import example_mixture
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 
 def test_distances_are_those_to_the_fine_solve() -> None:

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from noise_schedules import NOISES, SD
 from ts_adapt.assembly import SOLVERS, build_solver
 from ts_adapt.denoisers.analytic import GaussianDenoiser
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.fixed import FIXED, NATIVE, make
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import edm_sigma
 from ts_adapt.numerics import validate_times
 from ts_adapt.policies import FromNoise

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.grids.given import CLIPPED_SIGMA, from_sigmas, from_timesteps
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding, edm_sigma
 
 TABLE = BetaTable(torch.linspace(1e-4, 0.02, 1000))

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from noise_schedules import PLAIN
 from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.klub import Draw, bound_costs, klub
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.noise import ContinuousVP, VarianceExploding
 from ts_adapt.numerics import finite_log_snr_range
 from ts_adapt.sampling import initial_noise, noise_for

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from noise_schedules import NOISES
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.fixed import FIXED, make
 from ts_adapt.grids.optimized import dmn, error_bound
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.noise import VarianceExploding
 from ts_adapt.numerics import finite_log_snr_range
 

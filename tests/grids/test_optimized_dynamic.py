@@ -13,9 +13,10 @@ from torch import Tensor
 
 from noise_schedules import PLAIN
 from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.dynamic import COEFFICIENT, cheapest_path, gits, median, oss, step_costs
 from ts_adapt.grids.fixed import make
-from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import Node, NoiseSchedule
 from ts_adapt.sampling import integrate
 from ts_adapt.solvers import DDIM, UniPC
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noise_schedules import NOISES
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.fixed import FIXED, make
 from ts_adapt.grids.parametric import between, interpolate, logits_to_times, times_to_logits
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.numerics import finite_log_snr_range
 
 schedules = st.sampled_from(sorted(NOISES))

@@ -12,9 +12,10 @@ from diffusers.schedulers.scheduling_utils import AysSchedules
 
 from noise_schedules import NOISES
 from noise_schedules import SD as CONFIG
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.published import TABLES, ays, round_to_timesteps
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding, edm_sigma
 
 SD = NOISES["sd"]

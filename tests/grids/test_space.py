@@ -7,10 +7,11 @@ import torch
 
 from noise_schedules import PLAIN
 from small_predictors import WIDTH
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.corrections import CORRECTIONS, GUIDANCE_BOUND, SCALE_BOUND
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import COEFFICIENTS, EMBEDDING, GUIDANCE, HISTORY, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import COEFFICIENTS, EMBEDDING, GUIDANCE, HISTORY, TimeGrid
 from ts_adapt.numerics import validate_grid
 
 STEPS = 5

@@ -12,7 +12,7 @@ import torch
 from small_job import Job
 from ts_adapt import build_grid, build_solver, integrate
 from ts_adapt.assembly import ANALYTIC
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.jobs.session import Session
 from ts_adapt.storage.files import read_json
 from ts_adapt.teacher.store import TeacherStore

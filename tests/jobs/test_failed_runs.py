@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ts_adapt.config import Config
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation import records, sample
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.evaluate import evaluate
 from ts_adapt.jobs.runs import _made, generate
 from ts_adapt.jobs.session import Session

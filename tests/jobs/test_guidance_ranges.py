@@ -14,7 +14,7 @@ from tiny_families import family
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.config import Config, TeacherOptions
 from ts_adapt.denoisers.guidance import Guided
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.train import check_predicted
 from ts_adapt.sampling import integrate

@@ -21,7 +21,7 @@ from ts_adapt.assembly import ModelOptions
 from ts_adapt.cli import main, parse
 from ts_adapt.commands import Demo
 from ts_adapt.config import Config, TeacherOptions
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.jobs import learn
 from ts_adapt.jobs import train as training
 from ts_adapt.jobs.export_scheduler import is_for_diffusers

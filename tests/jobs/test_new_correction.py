@@ -12,10 +12,11 @@ from own_loops import by_hand, our_own
 from small_job import LABEL, SMALL, Job
 from ts_adapt import LearnedGrid, LearnedScheduler
 from ts_adapt.assembly import SOLVERS
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.corrections import CORRECTIONS, Correction
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import Field, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import Field, TimeGrid
 from ts_adapt.noise import BetaTable
 from ts_adapt.numerics import validate_grid
 from ts_adapt.search.labels import LabelStore

@@ -9,7 +9,7 @@ import pytest
 
 from small_job import Job, sentence
 from ts_adapt.cli import main
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.storage.files import check_place
 
 

@@ -10,7 +10,8 @@ import pytest
 from small_job import Job, edit
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.config import Config, TeacherOptions
-from ts_adapt.interfaces import Denoiser, TsAdaptError, TsAdaptWarning
+from ts_adapt.errors import TsAdaptError, TsAdaptWarning
+from ts_adapt.interfaces import Denoiser
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.phases import PREDICTED, TrainOptions
 from ts_adapt.storage.files import read_json

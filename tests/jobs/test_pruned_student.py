@@ -11,8 +11,8 @@ import torch
 
 from small_job import Job, real_images
 from ts_adapt.assembly import StudentOptions, build_quantizer
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.comparison import Results
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.cheaper_network import Impossible, cheaper_network, folder_of, key_of
 from ts_adapt.jobs.runs import planned
 from ts_adapt.jobs.session import Session

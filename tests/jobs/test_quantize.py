@@ -15,8 +15,8 @@ from ts_adapt import distributed
 from ts_adapt.assembly import StudentOptions
 from ts_adapt.cli import main
 from ts_adapt.config import Config
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.features import read_image
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.cheaper_network import Impossible, cheaper_network, key_of
 from ts_adapt.jobs.quantize import quantize
 from ts_adapt.jobs.session import Session

@@ -28,7 +28,7 @@ from ts_adapt.assembly import build_cachers
 from ts_adapt.cachers import attached
 from ts_adapt.cli import main
 from ts_adapt.config import Config
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.jobs.session import Session
 from ts_adapt.options import yaml_text
 from ts_adapt.quantizers.methods.registry import build

@@ -12,10 +12,11 @@ import torch
 
 from small_job import Job, real_images
 from ts_adapt.assembly import StudentOptions
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.comparison import Results, differences
 from ts_adapt.evaluation.conclusions import conclusions, verdict_tables
 from ts_adapt.evaluation.records import Entry, Row, Run, RunCost
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.jobs.evaluate import evaluate
 from ts_adapt.jobs.runs import planned
 from ts_adapt.jobs.sample import sample_to_folder

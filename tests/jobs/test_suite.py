@@ -16,8 +16,8 @@ from small_job import Job, real_images
 from ts_adapt.assembly import FULL, StudentOptions, build_quantizer
 from ts_adapt.config import Config
 from ts_adapt.denoisers.network import step_aware_parts
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.records import COLUMNS, fingerprint
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.cheaper_network import Impossible, cheaper_network, folder_of
 from ts_adapt.jobs.evaluate import evaluate, score_runs
 from ts_adapt.jobs.runs import generate, planned

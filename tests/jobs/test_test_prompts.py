@@ -10,8 +10,8 @@ import torch
 from tiny_families import family
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.config import Config, TeacherOptions
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.records import EvaluateOptions
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import plan
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.teach import teach

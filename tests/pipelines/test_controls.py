@@ -14,8 +14,9 @@ from torch import Tensor
 from tiny_networks import small
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.pipeline import from_pipeline
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
 from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.schedulers.attach import attach, detach

@@ -12,9 +12,10 @@ from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.denoisers.time_derivative import TimeDerivative
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import DERIVATIVES, Denoiser, Node, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import DERIVATIVES, Denoiser, Node, TimeGrid
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
 from ts_adapt.policies import StepByStep
 from ts_adapt.sampling import embedding_of, integrate, noise_for

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ts_adapt.assembly import build_solver
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.side_by_side import compare
 from ts_adapt.grids import fixed
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
 from ts_adapt.pipelines.draws import Kinds, OwnDraws, generators
 from ts_adapt.pipelines.start import form_of

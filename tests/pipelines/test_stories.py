@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tiny_families import family, last_state
 from ts_adapt import cli
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation import comparison
 from ts_adapt.evaluation.metrics import FeatureStatistics
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.learn import steps_of
 from ts_adapt.jobs.search import search
 from ts_adapt.jobs.session import Session

@@ -15,9 +15,10 @@ from small_predictors import KINDS, STEPS, build, walked
 from ts_adapt import LearnedScheduler, integrate
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import HISTORY, RESIDUAL, START, Node, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import HISTORY, RESIDUAL, START, Node, TimeGrid
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.policies import Around, FollowGrid
 from ts_adapt.predictors.changes import BOUND, DILATIONS, WIDTH, Change, Moved

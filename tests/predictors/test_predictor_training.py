@@ -12,8 +12,9 @@ from interrupting import interrupted
 from small_predictors import KINDS, OF_ANY, STEPS, build
 from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
 from ts_adapt.distances import l2
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import RectifiedFlow
 from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.predictors.losses import Labelled, end_to_end, regression

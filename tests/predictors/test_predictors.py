@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from small_predictors import KINDS, OF_ANY, STEPS, build, walked
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import positions, times_at
-from ts_adapt.interfaces import HISTORY, TsAdaptError
+from ts_adapt.interfaces import HISTORY
 from ts_adapt.numerics import shorten_gradient
 from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.predictors.encoder import Encoder

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from small_predictors import KINDS, OF_ANY, build
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import between
-from ts_adapt.interfaces import COEFFICIENTS, HISTORY, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import COEFFICIENTS, HISTORY, TimeGrid
 from ts_adapt.predictors.changes import BOUND
 from ts_adapt.predictors.diagnosis import chosen, predicted, spread
 from ts_adapt.predictors.losses import Labelled

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from small_job import edit
 from small_predictors import KINDS, build
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.predictors.diagnosis import predicted
 from ts_adapt.predictors.predictor import Predictor

@@ -15,8 +15,8 @@ from tiny_networks import ATTENTIVE, said, small
 from ts_adapt.assembly import build_cachers
 from ts_adapt.cachers import attached
 from ts_adapt.denoisers.execution import execute, plain
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.cost import count_flops
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.pruning import PruneOptions, candidates, evolve, pruned, put_back, read, remove, removed, save
 from ts_adapt.quantizers.methods.registry import build
 from ts_adapt.quantizers.quantization import quantize, restore

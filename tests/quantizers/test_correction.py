@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import CORRECTION, NetworkDenoiser, correction_of
-from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Node, NoiseSchedule
 from ts_adapt.noise import BetaTable, Preconditioned
 from ts_adapt.quantizers import storage
 from ts_adapt.quantizers.calibration.collect import Call

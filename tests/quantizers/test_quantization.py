@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ts_adapt.denoisers.load import load_pipeline
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.layers.activations import DynamicActivation
 from ts_adapt.quantizers.layers.plan import LayerOptions

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.methods.registry import build
 from ts_adapt.quantizers.quantization import quantization_of, quantize, size_of

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.layers.plan import LayerOptions
 from ts_adapt.quantizers.methods.registry import build

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers import training
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.methods import tdq

@@ -11,8 +11,9 @@ from accelerate.hooks import AlignDevicesHook, CpuOffload, add_hook_to_module, r
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 
 import ts_adapt
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import BetaTable
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler

@@ -16,8 +16,9 @@ from pipeline_cases import ROWS, STEPS, call_sd, embeddings, noise
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.denoisers.scheduler_config import scheduler_config
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.pipelines.denoiser import PipelineDenoiser
 from ts_adapt.sampling import integrate
 from ts_adapt.schedulers.attach import attach, detach

@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from diffusers_zoo.building import classes
 from diffusers_zoo.trial import learning, own_times, shared_times
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.schedulers.plan import usual_lists
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 

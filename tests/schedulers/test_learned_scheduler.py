@@ -12,8 +12,9 @@ from torch import Tensor
 
 from own_loops import CONFIG, FLOW, NOISE, V_CONFIG, X_T, Smooth, by_hand, grid, our_own
 from ts_adapt.assembly import SOLVERS, build_solver
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import BetaTable
 from ts_adapt.policies import FromNoise, as_policy
 from ts_adapt.predictors.one_shot import OneShot

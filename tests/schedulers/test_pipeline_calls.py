@@ -26,8 +26,9 @@ from pipeline_cases import (
     solved,
     tokens,
 )  # fmt: skip
+from ts_adapt.errors import TsAdaptError, TsAdaptWarning
 from ts_adapt.grids.given import from_sigmas
-from ts_adapt.interfaces import TimeGrid, TsAdaptError, TsAdaptWarning
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import edm_sigma
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler

@@ -33,7 +33,8 @@ from pipeline_cases import (
     tokens,
 )  # fmt: skip
 from ts_adapt.denoisers.scheduler_config import noise_of
-from ts_adapt.interfaces import GUIDANCE, TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import GUIDANCE, TimeGrid
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from own_loops import CONFIG, NOISE, V_CONFIG, X_T, grid, learned
-from ts_adapt.interfaces import GUIDANCE, TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import GUIDANCE, TimeGrid
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.schedulers.scheduler import LearnedScheduler

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from own_loops import CONFIG, FLOW, NOISE, by_hand, grid, learned, our_own
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.grids.between import grid_between
 from ts_adapt.grids.parametric import interpolate
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import edm_sigma
 from ts_adapt.schedulers.plan import Source
 from ts_adapt.schedulers.scheduler import LearnedScheduler

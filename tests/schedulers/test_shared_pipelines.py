@@ -23,7 +23,7 @@ from diffusers import (
 )
 
 from pipeline_cases import KINDS, ROWS, call_sd, generators, made, noise
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from noise_schedules import NOISES
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid
 from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.schedules.file import ABOUT, MAX_BYTES, LearnedGrid, guidance_remarks, other_scales, scale_remark
 

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import noise_schedules
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed, parametric
 from ts_adapt.grids.published import ays
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid
 from ts_adapt.noise import ContinuousVP, Cosine, RectifiedFlow, VarianceExploding, edm_sigma
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.formats import (

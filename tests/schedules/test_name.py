@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.corrections import CORRECTIONS
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.schedules.name import (
     FIXED,
     ORACLE,

@@ -19,8 +19,9 @@ from torch import Tensor
 from ts_adapt import LearnedGrid, LearnedScheduler, TimeGrid, TsAdaptError, build_grid, initial_noise, integrate, zoo
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.config import Config
+from ts_adapt.errors import TsAdaptWarning
 from ts_adapt.grids.between import grid_between
-from ts_adapt.interfaces import StepPolicy, TsAdaptWarning
+from ts_adapt.interfaces import StepPolicy
 from ts_adapt.jobs import runs
 from ts_adapt.jobs.export import export_schedule
 from ts_adapt.jobs.export_scheduler import export_scheduler

@@ -19,7 +19,7 @@ from emoji import autoencoder, captions, data, judges, making, matching, package
 from emoji.__main__ import main
 from emoji.data import Data, Entry
 from training import Plan
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.storage.files import read_tensors
 from ts_adapt.zoo.networks import DualEncoder
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training import Plan, average_gradients, follow, learning_rate, train
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 
 def linear(seed: int) -> nn.Linear:

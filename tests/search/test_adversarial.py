@@ -14,7 +14,7 @@ from small_job import SMALL, Job
 from small_predictors import build, split, start
 from ts_adapt.config import Config
 from ts_adapt.distances import l2
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.recursive import Recursive

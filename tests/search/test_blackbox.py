@@ -8,9 +8,10 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import logits_to_times
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.search.blackbox import SAMPLERS, BlackboxOptions, search_blackbox
 from ts_adapt.search.workers import open_study
 

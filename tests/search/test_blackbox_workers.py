@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from postgres_server import server
 from small_job import Job
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search import workers
 from ts_adapt.search.workers import AGAIN, Worker, complete, open_study

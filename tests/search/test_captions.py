@@ -16,9 +16,10 @@ from ts_adapt import dual_encoders
 from ts_adapt.assembly import ModelOptions
 from ts_adapt.config import Config
 from ts_adapt.distances import l2
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.jobs.runs import listed
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.one_shot import OneShot

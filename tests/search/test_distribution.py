@@ -12,8 +12,8 @@ from small_predictors import build, split, start
 from ts_adapt.config import Config
 from ts_adapt.distances import features_of, l2
 from ts_adapt.distances import make as make_distance
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation import quality
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import matched_images
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.one_shot import OneShot

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.search.labels import LabelStore
 from ts_adapt.search.per_sample import LabelBatch
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from small_predictors import OF_ANY
 from ts_adapt.denoisers.analytic import GaussianDenoiser
 from ts_adapt.distances import make
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.sampling import initial_noise
 from ts_adapt.search.objective import Batch, Objective

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from small_predictors import split
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.search.journal import Journal
 from ts_adapt.search.static import _smoothed_gradient, best_start, search_static
 from ts_adapt.search.static_options import USED_BY_METHOD, Method, StaticOptions, Target

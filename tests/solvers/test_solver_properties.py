@@ -11,7 +11,8 @@ import torch
 from noise_schedules import PLAIN
 from ts_adapt.assembly import steps_of
 from ts_adapt.denoisers.analytic import GaussianDenoiser, GaussianMixtureDenoiser
-from ts_adapt.interfaces import Node, TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Node, TimeGrid
 from ts_adapt.noise import ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.sampling import integrate
 from ts_adapt.solvers import DDIM, DEIS, IPNDM, Corrected, DPMSolverPP, Euler, Heun, UniP, UniPC

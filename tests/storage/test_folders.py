@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.storage import files
 from ts_adapt.storage.folders import hold, if_free, making, remove_leftovers, replace_folder
 

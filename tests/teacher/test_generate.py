@@ -13,7 +13,8 @@ from torch import Tensor
 
 from small_teacher import NOISE, SHAPE, TIMES, gaussian, make
 from ts_adapt.denoisers.analytic import GaussianDenoiser
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import RectifiedFlow, VarianceExploding
 from ts_adapt.sampling import initial_noise, integrate, noise_scale
 from ts_adapt.solvers import DDIM

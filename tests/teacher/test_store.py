@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from small_teacher import SHAPE, TIMES, gaussian, make
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.sampling import initial_noise
 from ts_adapt.storage import files

@@ -10,8 +10,8 @@ import torch
 
 import train_classifier
 from ts_adapt import zoo
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.zoo import features
 from ts_adapt.zoo.data import to_model_range, to_uint8
 from ts_adapt.zoo.features import FOLDER, FeatureNet, load_features, pooled_features

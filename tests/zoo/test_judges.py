@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.features import make_extractor
 from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
 from ts_adapt.evaluation.quality import reference_of
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.zoo.features import DATA, DataSet, data_of, load_features, load_judge, load_matching
 
 KNOWN = pytest.mark.parametrize("data", DATA.values(), ids=lambda data: data.name)

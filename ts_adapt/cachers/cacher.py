@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ts_adapt.denoisers.execution import execution_of
 from ts_adapt.denoisers.network import add_step_aware, remove_step_aware, step_aware_parts
-from ts_adapt.interfaces import TsAdaptError, TsAdaptWarning
+from ts_adapt.errors import TsAdaptError, TsAdaptWarning
 
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
 

@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ts_adapt.cachers.cacher import Action, Cacher, whole
-from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError, unknown
 
 REFRESH = ("uniform", "quadratic")
 BLOCKS = (

@@ -18,7 +18,7 @@ from typing import Any
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import nn
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 NESTING = ("firstblock", "magcache", "seacache", "taylorseer", "pab", "fastercache", "tgate", "deepcache")
 _REGISTRY = "_diffusers_hook"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ts_adapt.cachers.cacher import Cacher
 from ts_adapt.denoisers.network import ATTACHMENT, argument_names, stacked, step_aware_parts, time_argument
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 NETWORKS = ("unet", "transformer")
 COPIES = (2, 3)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ts_adapt.cachers.cacher import Action, Cacher, whole
 from ts_adapt.denoisers.load import quiet
 from ts_adapt.denoisers.network import argument_names, step_aware_parts
-from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.errors import TsAdaptError, one_line
 from ts_adapt.numerics import tensors_in
 
 START = 1000.0

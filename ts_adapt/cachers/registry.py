@@ -23,7 +23,7 @@ from ts_adapt.cachers.cacher import Cacher
 from ts_adapt.cachers.deepcache import REFRESH, DeepCache
 from ts_adapt.cachers.of_diffusers import FasterCache, FirstBlock, MagCache, PyramidAttention, SeaCache, TaylorSeer
 from ts_adapt.cachers.tgate import TGate
-from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError, unknown
 
 CACHERS: dict[str, type[Cacher]] = {
     "deepcache": DeepCache,

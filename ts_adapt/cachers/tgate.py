@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.cachers.cacher import Action, Cacher, whole
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.numerics import each_tensor
 
 

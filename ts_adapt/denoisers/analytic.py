@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import Denoiser, NoiseSchedule, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Denoiser, NoiseSchedule
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.numerics import expand, scale
 from ts_adapt.parameterization import check_prediction, from_x0, to_x0

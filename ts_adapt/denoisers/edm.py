@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import step_aware_parts
-from ts_adapt.interfaces import Denoiser, NoiseSchedule, StepAware, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Denoiser, NoiseSchedule, StepAware
 from ts_adapt.noise import VarianceExploding
 from ts_adapt.numerics import as_node_times, combine, scale
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError, unknown
 
 ATTRIBUTE = "_ts_adapt_execution"
 RECOMPILATIONS = 64

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from ts_adapt.interfaces import Denoiser, TsAdaptError, one_line
+from ts_adapt.errors import TsAdaptError, one_line
+from ts_adapt.interfaces import Denoiser
 
 PLACE = re.compile(r"(?P<file>.+\.py):(?P<made>[A-Za-z_]\w*)|(?P<module>[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)")
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ts_adapt.denoisers.wrapped import Wrapped
-from ts_adapt.interfaces import Condition, Denoiser, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Condition, Denoiser
 from ts_adapt.numerics import combine
 
 

@@ -27,7 +27,7 @@ from torch import nn
 
 from ts_adapt import zoo
 from ts_adapt.denoisers.from_code import is_place
-from ts_adapt.interfaces import TsAdaptError, one_line, unknown
+from ts_adapt.errors import TsAdaptError, one_line, unknown
 from ts_adapt.storage.files import read_json
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")

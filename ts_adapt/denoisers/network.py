@@ -32,7 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ts_adapt.interfaces import Condition, Denoiser, NoiseSchedule, StepAware, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Condition, Denoiser, NoiseSchedule, StepAware
 from ts_adapt.numerics import as_node_times, dtype_of, each_tensor, scale
 from ts_adapt.parameterization import check_prediction, to_x0
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
-from ts_adapt.interfaces import Condition, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Condition
 from ts_adapt.parameterization import PREDICTION_TYPES
 from ts_adapt.prompts import token_count, trimmed
 

@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.noise import TOLD, BetaTable, Preconditioned, RectifiedFlow
 from ts_adapt.parameterization import PARAMETERIZATIONS, PREDICTION_TYPES
 from ts_adapt.storage.files import shortened

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from ts_adapt.denoisers.time_embedding import offsets_now, watched
 from ts_adapt.denoisers.wrapped import Wrapped
+from ts_adapt.errors import TsAdaptError, unknown
 from ts_adapt.interfaces import (
     DERIVATIVE_WIDTH,
     DERIVATIVES,
@@ -43,8 +44,6 @@ from ts_adapt.interfaces import (
     Loop,
     Solver,
     StepPolicy,
-    TsAdaptError,
-    unknown,
 )
 from ts_adapt.numerics import as_node_times
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.execution import uncompiled
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt import dual_encoders
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 ClipScore = Callable[[Tensor, Sequence[str]], Tensor]
 """(images `(B, C, H, W)` in [-1, 1] with C 1 or 3, B prompts) -> `(B,)`."""

@@ -11,10 +11,10 @@ from typing import Any, TypeVar, get_type_hints
 from torch import Tensor
 
 from ts_adapt.assembly import AXES, by_axis
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.metrics import FeatureStatistics, bootstrap_interval, frechet, ratio, ratio_interval
 from ts_adapt.evaluation.quality import Quality
 from ts_adapt.evaluation.records import STATIC, Difference, Entry, Row, Run, parts_in, with_parts
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.predictors.store import PREDICTORS
 from ts_adapt.schedules.name import OF_STUDENT, parse
 from ts_adapt.storage.files import check_schema, read_json

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ts_adapt.interfaces import TsAdaptError, one_line, unknown
+from ts_adapt.errors import TsAdaptError, one_line, unknown
 from ts_adapt.pictures import picture_files, read_picture
 from ts_adapt.zoo.data import to_model_range, to_uint8
 from ts_adapt.zoo.features import load_features, load_judge

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 CHUNK = 1024
 """Rows of a matrix of distances that are in memory at once."""

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ts_adapt.errors import TsAdaptError, one_line
 from ts_adapt.evaluation.metrics import FeatureStatistics
-from ts_adapt.interfaces import TsAdaptError, one_line
 from ts_adapt.storage.files import read_bytes
 
 SUFFIX, CLEAN_FID = ".npz", "clean-fid:"

@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 
 from ts_adapt.assembly import AXES, FULL, NONE, by_axis, student_name
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.features import EXTRACTORS
-from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import StepPolicy, TimeGrid
 from ts_adapt.options import MANY, Between, Count, OneOf, PathText
 from ts_adapt.storage.files import check_shapes, read_tensors, write_tensors
 from ts_adapt.storage.layout import run_file, run_part

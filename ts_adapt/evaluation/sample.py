@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt import distributed
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.cost import count_flops, peak_memory
 from ts_adapt.evaluation.features import Extractor, looks_of
 from ts_adapt.evaluation.records import (
@@ -27,7 +28,7 @@ from ts_adapt.evaluation.records import (
     part_file,
     parts_of,
 )
-from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import StepPolicy, TimeGrid
 from ts_adapt.quantizers.quantization import size_of
 from ts_adapt.search.objective import Batch, Objective
 

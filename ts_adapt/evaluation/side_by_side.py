@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ts_adapt.assembly import build_distance, build_solver, steps_of
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.tables import Column, Table, as_markdown, as_text, make_table
-from ts_adapt.interfaces import Condition, Denoiser, TsAdaptError
+from ts_adapt.interfaces import Condition, Denoiser
 from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.schedules.resolve import build_grid

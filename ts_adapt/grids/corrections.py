@@ -27,6 +27,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.parametric import positions, times_at
 from ts_adapt.interfaces import (
     COEFFICIENTS,
@@ -40,7 +41,6 @@ from ts_adapt.interfaces import (
     Field,
     NoiseSchedule,
     TimeGrid,
-    TsAdaptError,
 )
 from ts_adapt.numerics import finite_log_snr_range
 from ts_adapt.options import OneOf

@@ -33,8 +33,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.fixed import pin_ends
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.numerics import check_finite, combine, validate_times
 from ts_adapt.parameterization import to_epsilon
 

@@ -38,7 +38,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError, unknown
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.noise import BetaTable, edm_sigma, time_of_edm_sigma
 from ts_adapt.numerics import check_steps, finite_log_snr_range, validate_times
 

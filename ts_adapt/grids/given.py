@@ -19,8 +19,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.published import RANGE_TOLERANCE
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.numerics import validate_times
 
 CLIPPED_SIGMA = math.sqrt((1 - 4.8973451890853435e-08) / 4.8973451890853435e-08)

@@ -38,9 +38,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.dynamic import Denoise, cheapest_path, check_places
 from ts_adapt.grids.fixed import pin_ends
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.numerics import check_finite, combine, finite_log_snr_range, validate_times
 
 Draw = Callable[[int], Tensor]

@@ -26,7 +26,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.numerics import check_steps, finite_log_snr_range, validate_times
 
 FLOOR = 1e-4

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ts_adapt.errors import TsAdaptError, unknown
 from ts_adapt.grids.fixed import nearest_timesteps, pin_ends, then
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, unknown
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.noise import BetaTable
 from ts_adapt.numerics import check_steps, finite_log_snr_range, validate_times
 

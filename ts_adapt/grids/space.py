@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor
 
+from ts_adapt.errors import TsAdaptError, unknown
 from ts_adapt.grids.corrections import CORRECTIONS, PICTURES, Correction
 from ts_adapt.grids.parametric import logits_to_times, times_to_logits
-from ts_adapt.interfaces import EMBEDDING, NoiseSchedule, TimeGrid, TsAdaptError, unknown
+from ts_adapt.interfaces import EMBEDDING, NoiseSchedule, TimeGrid
 from ts_adapt.numerics import check_steps
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ts_adapt import distributed, pruning
 from ts_adapt.assembly import FULL, NONE, Quantizing, StudentOptions, build_cachers, build_quantizer
 from ts_adapt.cachers import attached
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.jobs.experiment import SPLITS
 from ts_adapt.jobs.session import Session
 from ts_adapt.remedies import command

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from ts_adapt.interfaces import Solver, TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Solver, TimeGrid
 from ts_adapt.jobs.session import Session
 from ts_adapt.remedies import command
 from ts_adapt.schedules.resolve import build_grid

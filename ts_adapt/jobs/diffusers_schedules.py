@@ -10,7 +10,8 @@ from typing import Any
 
 from ts_adapt import zoo
 from ts_adapt.assembly import build_solver
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.schedules.file import ABOUT, LearnedGrid, in_common
 from ts_adapt.schedules.name import FIXED
 from ts_adapt.schedules.resolve import ANY, SCHEDULER, Found, Predicted, Shelf

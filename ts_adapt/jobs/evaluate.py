@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ts_adapt import distributed, pruning
 from ts_adapt.assembly import NONE, by_axis, plan_name
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.comparison import Results, differences, score
 from ts_adapt.evaluation.conclusions import conclusions
 from ts_adapt.evaluation.features import Extractor
@@ -22,7 +23,6 @@ from ts_adapt.evaluation.records import ORACLE, STATIC, Entry, Row, Run, kept_ru
 from ts_adapt.evaluation.report import Panel, write_report
 from ts_adapt.evaluation.tables import LEGEND, as_text, cost_tables, frechet_name, group_tables, once, plain, written
 from ts_adapt.evaluation.worth import worth_tables
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import converged
 from ts_adapt.jobs.minimised import minimised_said
 from ts_adapt.jobs.runs import comparing, generate, planned, skipped, teacher_features

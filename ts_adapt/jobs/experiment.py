@@ -18,6 +18,7 @@ from ts_adapt.assembly import NONE, StudentOptions, build_distance, build_solver
 from ts_adapt.config import Config
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.distances import LOOKS
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.features import INCEPTION_WIDTH, Extractor, make_extractor, read_image, taken_shape
 from ts_adapt.evaluation.moments import are_moments, read_moments
 from ts_adapt.grids.corrections import OF_MODEL_TIME, CorrectionName, corrected
@@ -33,7 +34,6 @@ from ts_adapt.interfaces import (
     NoiseSchedule,
     Solver,
     TimeGrid,
-    TsAdaptError,
 )
 from ts_adapt.pictures import picture_files
 from ts_adapt.pipelines.load import build_denoiser, guided_by_samples

@@ -19,8 +19,8 @@ from typing import Any
 
 from ts_adapt.config import Config
 from ts_adapt.denoisers.scheduler_config import differences, noise_of
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.published import PUBLISHED
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.diffusers_schedules import make_scheduler
 from ts_adapt.jobs.session import Session
 from ts_adapt.schedulers.scheduler import LearnedScheduler

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from ts_adapt.config import Config
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.jobs.export import emit
 from ts_adapt.jobs.session import Session
 from ts_adapt.schedules.file import MAX_BYTES, LearnedGrid

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from ts_adapt import distributed
 from ts_adapt.config import Config
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.corrections import corrected
-from ts_adapt.interfaces import Solver, TsAdaptError
+from ts_adapt.interfaces import Solver
 from ts_adapt.jobs.session import Session, paired_verdict
 from ts_adapt.search.derivative import trusted
 from ts_adapt.search.labels import LabelStore, start_entries

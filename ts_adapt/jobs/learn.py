@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 
 from ts_adapt.config import Config
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.records import STATIC
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs import plan
 from ts_adapt.jobs.evaluate import evaluate
 from ts_adapt.jobs.export_scheduler import is_for_diffusers

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ts_adapt import zoo
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.features import read_image
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.pictures import picture_files
 from ts_adapt.search.adversarial import seen

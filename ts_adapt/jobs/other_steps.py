@@ -18,9 +18,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ts_adapt.errors import TsAdaptError, TsAdaptWarning
 from ts_adapt.grids.between import FURTHEST, grid_between
 from ts_adapt.grids.parametric import neighbours
-from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError, TsAdaptWarning
+from ts_adapt.interfaces import StepPolicy, TimeGrid
 from ts_adapt.jobs.cheaper_network import cheaper_network
 from ts_adapt.jobs.search import validation_samples
 from ts_adapt.jobs.session import Session, compared

@@ -10,8 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt.assembly import FULL, NONE, plan_name
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.cost import count_flops, seconds
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.other_steps import policy_at
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.tracking import board

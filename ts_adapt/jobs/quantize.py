@@ -17,7 +17,7 @@ from torch import nn
 from ts_adapt import distributed
 from ts_adapt.assembly import NONE, Quantizing, StudentOptions, build_quantizer
 from ts_adapt.denoisers.network import NetworkDenoiser
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.jobs.cheaper_network import calibration_set, cheaper_network, folder_of, load_or_make, quantize_anew
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.tracking import board

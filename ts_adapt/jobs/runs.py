@@ -22,11 +22,12 @@ from tqdm import tqdm
 from ts_adapt import distributed
 from ts_adapt.assembly import AXES, FULL, StudentOptions, by_axis
 from ts_adapt.config import Config
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.features import Extractor
 from ts_adapt.evaluation.records import ORACLE, Entry, as_bytes, fingerprint, kept_run, parts_in, skip_said
 from ts_adapt.evaluation.sample import Clip, RunError, join_parts, missing_parts, remove_parts, sample_part
 from ts_adapt.grids.corrections import corrected
-from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import StepPolicy, TimeGrid
 from ts_adapt.jobs.cheaper_network import Impossible, cheaper_network, key_of
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.teach import teach

@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Solver, StepPolicy, TimeGrid
 from ts_adapt.jobs.cheaper_network import cheaper_network
 from ts_adapt.jobs.other_steps import policy_at
 from ts_adapt.jobs.session import Session

@@ -27,7 +27,8 @@ from ts_adapt.cachers import attached
 from ts_adapt.config import Config
 from ts_adapt.denoisers.load import image_to_image, load_pipeline, repaints, starts_from_image
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
+from ts_adapt.errors import TsAdaptError, one_line
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.jobs.diffusers_schedules import find_scheduler, make_scheduler
 from ts_adapt.jobs.sample import check_folder, write_images
 from ts_adapt.pictures import read_picture

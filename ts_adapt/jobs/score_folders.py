@@ -8,11 +8,11 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.features import folder_looks, looks_of, taken_shape
 from ts_adapt.evaluation.folders import Scores, halves_of, scored, scores_table, write_scores
 from ts_adapt.evaluation.quality import Reference
 from ts_adapt.evaluation.tables import as_text
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.jobs.evaluate import reference_images
 from ts_adapt.jobs.session import Session
 from ts_adapt.prompts import prompts_of, read_prompts

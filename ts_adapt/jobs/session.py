@@ -17,11 +17,12 @@ from torch import Tensor
 from ts_adapt import distributed, dual_encoders
 from ts_adapt.config import Config, other_options
 from ts_adapt.distances import LOOKS
+from ts_adapt.errors import TsAdaptError, TsAdaptWarning
 from ts_adapt.evaluation.comparison import share_of_wins
 from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.grids.parametric import neighbours
-from ts_adapt.interfaces import MAX_STEPS, StepPolicy, TimeGrid, TsAdaptError, TsAdaptWarning
+from ts_adapt.interfaces import MAX_STEPS, StepPolicy, TimeGrid
 from ts_adapt.jobs.diffusers_schedules import find_scheduler
 from ts_adapt.jobs.experiment import Experiment
 from ts_adapt.jobs.matched_images import real_images, seen_images

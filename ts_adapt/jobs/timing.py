@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from ts_adapt.assembly import steps_of
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.comparison import score
 from ts_adapt.evaluation.cost import seconds
 from ts_adapt.evaluation.metrics import FeatureStatistics
 from ts_adapt.evaluation.quality import Reference, quality_of
 from ts_adapt.evaluation.records import Entry, kept_run
 from ts_adapt.evaluation.sample import RunError, join_parts, missing_parts, sample_part
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.jobs.session import Session
 from ts_adapt.jobs.train import new_predictor
 from ts_adapt.plots import plot_schedules

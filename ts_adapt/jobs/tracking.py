@@ -17,7 +17,7 @@ import torch
 
 from ts_adapt import distributed
 from ts_adapt.config import Config
-from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.errors import TsAdaptError, one_line
 from ts_adapt.options import yaml_text
 from ts_adapt.storage.files import make_folder
 

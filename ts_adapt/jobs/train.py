@@ -17,9 +17,10 @@ import torch
 
 from ts_adapt import distributed
 from ts_adapt.assembly import steps_of
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.records import fingerprint
 from ts_adapt.grids.corrections import PICTURES
-from ts_adapt.interfaces import EMBEDDING, RESIDUAL, START, Solver, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import EMBEDDING, RESIDUAL, START, Solver, TimeGrid
 from ts_adapt.jobs.cheaper_network import cheaper_network, check_gradients
 from ts_adapt.jobs.minimised import minimised_said
 from ts_adapt.jobs.session import Session, command_for, paired_verdict, stays

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from ts_adapt import distributed
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.pipeline import LatentDecoder
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.features import read_image
-from ts_adapt.interfaces import Condition, Denoiser, TsAdaptError
+from ts_adapt.interfaces import Condition, Denoiser
 from ts_adapt.jobs.session import Session
 from ts_adapt.numerics import each_tensor
 from ts_adapt.pictures import metadata_of, picture_files

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import Condition, TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError, unknown
+from ts_adapt.interfaces import Condition
 from ts_adapt.pictures import picture_files, read_picture
 from ts_adapt.pipelines.draws import Sample, generators
 from ts_adapt.storage.files import sha256_of_file, sha256_of_json

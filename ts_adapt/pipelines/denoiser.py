@@ -27,6 +27,7 @@ from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.load import quiet
 from ts_adapt.denoisers.network import ATTACHMENT, frozen, stacked, step_aware_parts, with_prediction
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
+from ts_adapt.errors import TsAdaptError, one_line
 from ts_adapt.interfaces import (
     EMBEDDING,
     GUIDANCE,
@@ -41,8 +42,6 @@ from ts_adapt.interfaces import (
     StepAware,
     StepPolicy,
     TimeGrid,
-    TsAdaptError,
-    one_line,
 )
 from ts_adapt.numerics import as_node_times
 from ts_adapt.pipelines.arguments import Arguments, as_bytes, samples_of

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import prediction_of
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.pipelines.student import Left
 
 PROCESSORS = ("image_processor", "video_processor")

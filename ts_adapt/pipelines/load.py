@@ -21,7 +21,8 @@ from ts_adapt.assembly import ANALYTIC, ModelOptions, device_and_dtype, prepare
 from ts_adapt.denoisers.from_code import from_code, is_place
 from ts_adapt.denoisers.load import load_pipeline
 from ts_adapt.denoisers.pipeline import from_pipeline, is_direct
-from ts_adapt.interfaces import Denoiser, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Denoiser
 
 
 def load(

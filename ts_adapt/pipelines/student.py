@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import Advance, Solver, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Advance, Solver
 from ts_adapt.schedulers.plan import Plan
 from ts_adapt.schedulers.run import Run
 from ts_adapt.schedulers.scheduler import LearnedScheduler, LearnedSchedulerOutput

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.between import among, mixed
-from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import StepPolicy, TimeGrid
 from ts_adapt.numerics import shorten_gradient
 from ts_adapt.policies import FromNoise
 from ts_adapt.predictors.predictor import Predictor

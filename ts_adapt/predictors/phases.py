@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.corrections import CORRECTIONS, PICTURES
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.numerics import warming_average
 from ts_adapt.options import MANY, Between, Count, Decay, OneOf, Positive, Seed, Weight, check_options
 from ts_adapt.predictors.losses import Labelled, Loss, end_to_end, regression

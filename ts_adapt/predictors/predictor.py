@@ -27,20 +27,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ts_adapt.errors import TsAdaptError, TsAdaptWarning
 from ts_adapt.grids.between import fitted, mixed, shares
 from ts_adapt.grids.corrections import PICTURES
 from ts_adapt.grids.parametric import between
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import (
-    RESIDUAL,
-    START,
-    Condition,
-    NoiseSchedule,
-    StepPolicy,
-    TimeGrid,
-    TsAdaptError,
-    TsAdaptWarning,
-)
+from ts_adapt.interfaces import RESIDUAL, START, Condition, NoiseSchedule, StepPolicy, TimeGrid
 from ts_adapt.numerics import scale, shorten_gradient
 from ts_adapt.predictors.changes import Change, Moved
 from ts_adapt.predictors.encoder import Encoder

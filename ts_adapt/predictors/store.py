@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import NoiseSchedule, TsAdaptError, one_line
+from ts_adapt.errors import TsAdaptError, one_line
+from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.numerics import validate_times
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive

@@ -31,7 +31,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt.distributed import add_gradients, agree, by_rows, first, rank, share, total_of
-from ts_adapt.interfaces import StepPolicy, TimeGrid, TsAdaptError, TsAdaptWarning
+from ts_adapt.errors import TsAdaptError, TsAdaptWarning
+from ts_adapt.interfaces import StepPolicy, TimeGrid
 from ts_adapt.predictors.diagnosis import chosen, draw, spread
 from ts_adapt.predictors.losses import Labelled, states_along
 from ts_adapt.predictors.one_shot import OneShot

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import QUANTIZATION, step_aware_parts
-from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError, unknown
 
 ATTRIBUTE = "_ts_adapt_pruned"
 RESNET, ATTENTION, TRANSFORMER, LAYER = "ResnetBlock2D", "Attention", "Transformer2DModel", "BasicTransformerBlock"

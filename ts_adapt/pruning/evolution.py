@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from torch import nn
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.options import MANY, Between, check_options
 from ts_adapt.pruning.blocks import candidates, pruned, put_back, remove, removed
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.pruning.blocks import candidates
 from ts_adapt.pruning.evolution import Round
 from ts_adapt.storage import files

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ts_adapt.denoisers.execution import execution_of
 from ts_adapt.denoisers.network import CORRECTION, QUANTIZATION
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call, check_calls
 from ts_adapt.quantizers.calibration.output import measured
 from ts_adapt.quantizers.layers.correction import OutputCorrection

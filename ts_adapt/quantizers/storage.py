@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from ts_adapt.denoisers.network import CORRECTION
-from ts_adapt.interfaces import TsAdaptError, one_line
+from ts_adapt.errors import TsAdaptError, one_line
 from ts_adapt.quantizers.layers.activations import (
     DynamicActivation,
     GroupedActivation,

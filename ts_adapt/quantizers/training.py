@@ -34,7 +34,8 @@ from tqdm import tqdm
 
 from ts_adapt.denoisers.network import NetworkDenoiser, prediction_of, seen
 from ts_adapt.distributed import add_gradients, agree, first, rank, total_of, world
-from ts_adapt.interfaces import Condition, Denoiser, TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError, unknown
+from ts_adapt.interfaces import Condition, Denoiser
 from ts_adapt.numerics import combine, each_tensor, warming_average
 from ts_adapt.parameterization import from_x0
 from ts_adapt.quantizers.calibration.collect import Call

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ts_adapt.denoisers.network import ATTACHMENT, argument_names, time_argument
 from ts_adapt.denoisers.scheduler_config import EDM, REPLACED, differences, noise_of, scheduler_config
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.schedulers.asked import asked_of_scheduler
 from ts_adapt.schedulers.hook import TimeHook
 from ts_adapt.schedulers.plan import LISTS

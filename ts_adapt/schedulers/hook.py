@@ -27,8 +27,9 @@ from ts_adapt.cachers.cacher import Cacher
 from ts_adapt.cachers.loops import several_calls
 from ts_adapt.denoisers.network import TIMES, argument_names, stacked, step_aware_parts, time_argument
 from ts_adapt.denoisers.time_embedding import OffsetHook, time_embedding
+from ts_adapt.errors import TsAdaptWarning
 from ts_adapt.grids.space import no_embedding
-from ts_adapt.interfaces import StepAware, TsAdaptWarning
+from ts_adapt.interfaces import StepAware
 from ts_adapt.schedulers.run import Run, Shown
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 from ts_adapt.schedulers.view import view_of

@@ -21,20 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ts_adapt.errors import TsAdaptError, TsAdaptWarning
 from ts_adapt.grids.between import FURTHEST, grid_between
 from ts_adapt.grids.given import from_sigmas, from_timesteps
 from ts_adapt.grids.parametric import neighbours
-from ts_adapt.interfaces import (
-    EMBEDDING,
-    GUIDANCE,
-    MAX_STEPS,
-    MODEL_TIMES,
-    NoiseSchedule,
-    StepPolicy,
-    TimeGrid,
-    TsAdaptError,
-    TsAdaptWarning,
-)
+from ts_adapt.interfaces import EMBEDDING, GUIDANCE, MAX_STEPS, MODEL_TIMES, NoiseSchedule, StepPolicy, TimeGrid
 from ts_adapt.numerics import validate_grid
 from ts_adapt.policies import FollowGrid
 from ts_adapt.predictors.one_shot import OneShot

@@ -35,19 +35,8 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import prediction_of, seen, stacked, x0_from_raw
-from ts_adapt.interfaces import (
-    EMBEDDING,
-    GUIDANCE,
-    Advance,
-    Condition,
-    Node,
-    Solver,
-    StepAware,
-    StepPolicy,
-    TsAdaptError,
-    TsAdaptWarning,
-    Unguided,
-)
+from ts_adapt.errors import TsAdaptError, TsAdaptWarning, Unguided
+from ts_adapt.interfaces import EMBEDDING, GUIDANCE, Advance, Condition, Node, Solver, StepAware, StepPolicy
 from ts_adapt.numerics import scale
 from ts_adapt.sampling import advance
 from ts_adapt.schedulers.plan import Plan

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from ts_adapt.assembly import build_solver, solver_name
 from ts_adapt.denoisers.scheduler_config import FLOW, UNKNOWN, Noise, differences, noise_config, noise_of
-from ts_adapt.interfaces import Condition, NoiseSchedule, Solver, StepPolicy, TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Condition, NoiseSchedule, Solver, StepPolicy, TimeGrid
 from ts_adapt.noise import OnGrid, RectifiedFlow
 from ts_adapt.numerics import combine
 from ts_adapt.schedulers import storage

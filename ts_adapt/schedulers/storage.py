@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from ts_adapt.errors import TsAdaptError, one_line
 from ts_adapt.grids.corrections import field_names, grid_of
-from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, TimeGrid, TsAdaptError, one_line
+from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, TimeGrid
 from ts_adapt.predictors.store import load_predictor, save_predictor
 from ts_adapt.schedulers.plan import Predictor, Source
 from ts_adapt.schedules.file import MAX_BYTES

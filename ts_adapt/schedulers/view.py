@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 View = Callable[[Tensor], Tensor]
 

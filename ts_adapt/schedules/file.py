@@ -44,8 +44,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ts_adapt.errors import TsAdaptError, one_line, unknown
 from ts_adapt.grids.corrections import field_names, grid_of
-from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, TimeGrid, TsAdaptError, one_line, unknown
+from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, TimeGrid
 from ts_adapt.numerics import validate_grid
 from ts_adapt.parameterization import PARAMETERIZATIONS
 from ts_adapt.storage.files import (

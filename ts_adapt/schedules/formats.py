@@ -31,9 +31,10 @@ from decimal import Decimal
 import torch
 from torch import Tensor
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.given import CLIPPED_SIGMA, from_sigmas, from_timesteps
 from ts_adapt.grids.published import round_to_timesteps
-from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule, TsAdaptError
+from ts_adapt.interfaces import MAX_STEPS, NoiseSchedule
 from ts_adapt.noise import BetaTable
 from ts_adapt.schedules.file import LearnedGrid
 

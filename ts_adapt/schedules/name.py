@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ts_adapt.errors import unknown
 from ts_adapt.grids.corrections import CORRECTIONS, corrected
 from ts_adapt.grids.fixed import FIXED as FAMILIES
 from ts_adapt.grids.published import PUBLISHED
-from ts_adapt.interfaces import unknown
 from ts_adapt.predictors.store import PREDICTOR_NAMES
 from ts_adapt.search.optimized import METHODS as OPTIMIZED
 from ts_adapt.storage.layout import ALL

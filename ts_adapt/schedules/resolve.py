@@ -23,8 +23,9 @@ from typing import Any, Protocol
 from ts_adapt import zoo
 from ts_adapt.assembly import AXES, build_solver, steps_of
 from ts_adapt.denoisers.load import HUB_ID
+from ts_adapt.errors import TsAdaptError, unknown
 from ts_adapt.grids import fixed, published
-from ts_adapt.interfaces import NoiseSchedule, TimeGrid, TsAdaptError, unknown
+from ts_adapt.interfaces import NoiseSchedule, TimeGrid
 from ts_adapt.noise import RectifiedFlow
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.recursive import Recursive

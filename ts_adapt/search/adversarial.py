@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ts_adapt.distributed import add_gradients, total_of
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.sampling import generator_for
 from ts_adapt.search.objective import Objective
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.dual_encoders import DualEncoder
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.prompts import prompts_of
 from ts_adapt.search.objective import Objective
 

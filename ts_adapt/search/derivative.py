@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from ts_adapt import distributed
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import DERIVATIVES, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import DERIVATIVES, TimeGrid
 from ts_adapt.search.objective import AUTO, Batch, Objective
 from ts_adapt.search.work import Work
 

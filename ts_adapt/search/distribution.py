@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from ts_adapt.distances import features_of, towards
-from ts_adapt.interfaces import Distance, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Distance
 from ts_adapt.search.objective import Objective
 
 MEMORY = 512

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.storage.files import append_bytes, check_schema, parse_json, read_bytes, sha256_of_json, write_bytes
 
 Record = tuple[list[float], list[float]]

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.corrections import field_names, grid_of
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.numerics import validate_grid
 from ts_adapt.remedies import command
 from ts_adapt.search.per_sample import LabelBatch

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ts_adapt.errors import unknown
 from ts_adapt.grids.dynamic import gits, median, oss
 from ts_adapt.grids.klub import klub
-from ts_adapt.interfaces import Solver, TimeGrid, unknown
+from ts_adapt.interfaces import Solver, TimeGrid
 from ts_adapt.options import Count, Evaluations
 from ts_adapt.sampling import integrate, noise_for
 from ts_adapt.search.objective import Batch, Objective

@@ -45,8 +45,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ts_adapt.distances import capped, logarithm
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.space import GridSpace
-from ts_adapt.interfaces import Denoiser, TimeGrid, TsAdaptError
+from ts_adapt.interfaces import Denoiser, TimeGrid
 from ts_adapt.numerics import shorten_gradient, shortened
 from ts_adapt.options import check_options
 from ts_adapt.sampling import embedding_of, is_guided

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.corrections import OF_MODEL_TIME, CorrectionName
-from ts_adapt.interfaces import TsAdaptError
 from ts_adapt.options import MANY, SMALL, Between, Count, Decay, Positive, Seed, Weight
 from ts_adapt.search.work import Work
 

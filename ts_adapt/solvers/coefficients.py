@@ -31,7 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Node, NoiseSchedule
 
 _TAYLOR_TERMS = 18
 _POWERS = torch.arange(_TAYLOR_TERMS, dtype=torch.float64)

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ts_adapt.interfaces import Node, NoiseSchedule, Solver, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Node, NoiseSchedule, Solver
 from ts_adapt.numerics import combine
 from ts_adapt.solvers.coefficients import (
     Met,

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import HISTORY, Node, NoiseSchedule, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import HISTORY, Node, NoiseSchedule
 from ts_adapt.numerics import combine
 from ts_adapt.solvers.coefficients import place
 

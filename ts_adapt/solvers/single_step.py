@@ -23,7 +23,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import Node, NoiseSchedule, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Node, NoiseSchedule
 from ts_adapt.numerics import combine, scale
 from ts_adapt.parameterization import to_epsilon
 from ts_adapt.solvers.coefficients import Met, Place, check_end, first_order, learned_terms, place, shown

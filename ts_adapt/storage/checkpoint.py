@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.storage.files import check_schema, differing, null_for_infinite, parse_json, read_tensors, write_tensors
 
 ABOUT, OPTIMIZER, PROGRESS = "about", "optimizer", "progress"

@@ -30,7 +30,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 Schema = Mapping[str, type | tuple[type, ...]]
 """Required key of a JSON object -> the type, or types, of its value."""

@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tqdm import tqdm
 
 from ts_adapt import distributed
-from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid, TsAdaptError
+from ts_adapt.errors import TsAdaptError
+from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid
 from ts_adapt.numerics import validate_grid
 from ts_adapt.prompts import prompts_of, read_prompts
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_adapt._version import __version__
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.remedies import command
 from ts_adapt.storage import files
 from ts_adapt.storage.layout import MANIFEST, RECEIPTS, SHARD_NAME, TEACHER, shard_of

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt import distributed
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.options import MANY
 from ts_adapt.remedies import command
 from ts_adapt.sampling import initial_noise

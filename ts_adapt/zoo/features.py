@@ -19,7 +19,7 @@ import torch
 from safetensors.numpy import load_file as load_arrays
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.storage.files import read_json, read_tensors
 from ts_adapt.zoo.networks import CHANNELS, GREY, STRIDES, DualEncoder, FeatureNet, Judge, Shape
 

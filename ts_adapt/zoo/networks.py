@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 Shape = tuple[int, int, int]
 """(C, H, W) of a picture."""

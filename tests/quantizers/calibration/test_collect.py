@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import SELECTIONS, Call, check_calls, collect, entropy_of, shares
 from ts_adapt.quantizers.methods.registry import build
 from ts_adapt.quantizers.quantization import quantize

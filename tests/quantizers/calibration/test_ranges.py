@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration import ranges
 from ts_adapt.quantizers.layers import affine
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration import ranges
 from ts_adapt.quantizers.layers import affine
 from ts_adapt.quantizers.layers.packing import pack, packed_bytes, unpack

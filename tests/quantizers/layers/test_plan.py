@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.layers.plan import (
     FIRST_REASON,
     LAST_REASON,

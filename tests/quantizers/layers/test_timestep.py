@@ -14,8 +14,9 @@ from ts_adapt.cachers import attached
 from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.scheduler_config import noise_of
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
-from ts_adapt.interfaces import TimeGrid, TsAdaptError
+from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import BetaTable
 from ts_adapt.quantizers.calibration.collect import collect
 from ts_adapt.quantizers.layers.timestep import TimestepListener

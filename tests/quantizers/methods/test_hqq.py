@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration.ranges import min_max
 from ts_adapt.quantizers.layers import affine
 from ts_adapt.quantizers.layers.weights import AffineWeight

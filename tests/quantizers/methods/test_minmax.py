@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.calibration.layer_inputs import input_rows, output_error, second_moments
 from ts_adapt.quantizers.layers.activations import DynamicActivation, StaticActivation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.methods.registry import EXAMPLES, QUANTIZERS, build
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.calibration.layer_inputs import InputRecord, Recorder
 from ts_adapt.quantizers.calibration.ranges import SHRINKS, activation_power, least_error

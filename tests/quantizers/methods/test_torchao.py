@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.layers.plan import summary
 from ts_adapt.quantizers.layers.quantized_layer import SplitLayer
 from ts_adapt.quantizers.methods.registry import build

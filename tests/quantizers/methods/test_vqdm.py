@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.layers.codebooks import FORMATS, CodebookWeight, Codes, Format, LearnedCodebooks
 from ts_adapt.quantizers.methods.registry import build

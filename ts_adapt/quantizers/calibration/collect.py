@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.network import calling_convention, prediction_of
-from ts_adapt.interfaces import Condition, Denoiser, Solver, StepPolicy, TimeGrid, TsAdaptError, one_line, unknown
+from ts_adapt.errors import TsAdaptError, one_line, unknown
+from ts_adapt.interfaces import Condition, Denoiser, Solver, StepPolicy, TimeGrid
 from ts_adapt.numerics import each_tensor
 from ts_adapt.quantizers.layers.timestep import timestep_argument
 from ts_adapt.sampling import integrate

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.layers.affine import channel_dim
 from ts_adapt.quantizers.layers.attention import TENSORS, TakenOver

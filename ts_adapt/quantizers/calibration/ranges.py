@@ -21,7 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import unknown
+from ts_adapt.errors import unknown
 from ts_adapt.quantizers.layers.affine import SMALLEST_SCALE, fake_quantize, scale_and_zero, to_groups
 
 Range = tuple[Tensor, Tensor]

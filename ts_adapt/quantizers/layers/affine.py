@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 LARGEST_ZERO = 2.0**14

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.layers.quantized_layer import ActivationPart, Operation
 from ts_adapt.quantizers.layers.timestep import TimestepListener
 from ts_adapt.quantizers.layers.weights import DenseWeight

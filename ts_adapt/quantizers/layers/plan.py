@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_adapt.denoisers.execution import execution_of
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 
 FIRST = re.compile(r"(conv_in|patch_embed\.proj|pos_embed\.proj|x_embedder|context_embedder|caption_projection)(\..*)?")
 LAST = re.compile(r"(conv_out|proj_out(_[12])?|norm_out\.linear)")

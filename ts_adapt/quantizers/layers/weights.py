@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.layers import affine
 from ts_adapt.quantizers.layers.packing import from_units, in_bits, in_units, pack, packed_bytes, unpack
 from ts_adapt.quantizers.layers.quantized_layer import WeightPart

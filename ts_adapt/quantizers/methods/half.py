@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.layers.half import HALVES, HalfActivation, HalfWeight
 from ts_adapt.quantizers.layers.quantized_layer import QuantizedLayer

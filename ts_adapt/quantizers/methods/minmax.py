@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.calibration.layer_inputs import InputRecord, record_inputs, second_moments
 from ts_adapt.quantizers.calibration.ranges import check_range, find_range, weight_levels

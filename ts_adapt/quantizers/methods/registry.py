@@ -12,7 +12,7 @@ import re
 from dataclasses import fields, replace
 from typing import Any
 
-from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError, unknown
 from ts_adapt.quantizers.layers.plan import LayerOptions
 from ts_adapt.quantizers.methods.half import BF16, FP16
 from ts_adapt.quantizers.methods.hqq import HQQ

@@ -23,7 +23,7 @@ from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 from torch.func import stack_module_state, vmap
 
-from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError, unknown
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.calibration.layer_inputs import InputRecord, record_inputs
 from ts_adapt.quantizers.calibration.ranges import activation_power, check_range, least_error, weight_levels

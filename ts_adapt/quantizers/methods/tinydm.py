@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ts_adapt.interfaces import TsAdaptError
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.calibration.layer_inputs import (
     InputRecord,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ts_adapt.interfaces import TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError, unknown
 from ts_adapt.quantizers.calibration.collect import Call
 from ts_adapt.quantizers.layers.quantized_layer import QuantizedLayer
 from ts_adapt.quantizers.layers.weights import TORCHAO, TorchAOWeight, torchao_library
