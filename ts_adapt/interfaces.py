@@ -3,7 +3,7 @@
 Forward process `x_t = alpha_t x_0 + sigma_t eps`; `log_snr` is the *half* log-SNR `lambda_t = log(alpha_t / sigma_t)`,
 strictly decreasing in t. A denoiser returns `x0 = E[x_0 | x_t]`. Shapes: B is the batch, `...` the data dimensions;
 a time is `()` when the batch shares it and `(B,)` when every sample has its own. Times are float64; everything is
-differentiable in the times.
+differentiable in the times. Imports torch only.
 """
 
 from __future__ import annotations
