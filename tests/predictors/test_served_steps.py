@@ -66,6 +66,7 @@ def test_what_one_more_pass_promises_is_the_slope_of_the_last_three():
     falling = going_on([(0, 1.0), (5, 0.9), (10, 0.8), (15, 0.7)], 2)
     assert "pass 15: 70.00 %" in falling and "2.00 points less, in 2 s" in falling
     assert "1.00 points more" in going_on([(0, 0.1), (1, 0.70), (2, 0.71), (3, 0.72)], 2)
+    assert "(31.00 % on the samples of training)" in going_on([(0, 1.0), (1, 0.5)], 2, 0.31)
 
 
 @pytest.mark.parametrize("kind", KINDS)

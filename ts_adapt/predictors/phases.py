@@ -129,6 +129,7 @@ class Phase:
 
     loss        makes it: what it looks at is computed when the phase begins
     keeps_last  whether of what is better than the static grid the last is kept, not the best (`search.adversarial`)
+    validated   whether what is minimised is what validates, so that the two can be held against each other
     """
 
     name: str
@@ -138,6 +139,7 @@ class Phase:
     samples: Mapping[int, int]
     loss: Callable[[], Loss]
     keeps_last: bool = False
+    validated: bool = False
 
 
 def phases_of(
@@ -157,7 +159,7 @@ def phases_of(
     through = Phase(
         "end-to-end", options.epochs, options.lr, 1,
         dict.fromkeys(predictor.learned, len(train)), lambda: end_to_end(predictor, objectives, train),
-        keeps_last=options.adversarial > 0,
+        keeps_last=options.adversarial > 0, validated=not options.adversarial,
     )  # fmt: skip
     check_options(options, "train.")
     known = {"end_to_end": [through], "labels": [regressed], "both": [regressed, through]}
@@ -201,13 +203,17 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP) * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def going_on(curve: Sequence[tuple[int, float]], seconds: float) -> str:
+def going_on(curve: Sequence[tuple[int, float]], seconds: float, trained: float | None = None) -> str:
     """What the validations of a phase, (passes, share of the static grids' distance), say of one more pass.
 
     seconds  that a pass takes
+    trained  the share on the samples that were learned from, in the last pass: far below the other, more of them would
+             gain more than more passes
     """
     passes, share = curve[-1]
     said, last = f"pass {passes}: {100 * share:.2f} % of the static distance", list(zip(*curve[-SEEN:], strict=True))
+    if trained is not None:
+        said += f" ({100 * trained:.2f} % on the samples of training)"
     if len(curve) < 2:
         return f"{said}; one more takes {seconds:.0f} s"
     slope = 100 * statistics.linear_regression(*last).slope

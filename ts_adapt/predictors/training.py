@@ -301,7 +301,8 @@ class _Training:
         while self.epoch < phase.epochs and self.since_best < options.patience:
             for objective in self.objectives.values():
                 forget(objective)
-            total, generator = 0.0, generator_for(options.seed, self.epoch, stream=self.phase)
+            totals = dict.fromkeys(phase.samples, 0.0)
+            generator = generator_for(options.seed, self.epoch, stream=self.phase)
             for number, rows in batches_of(phase.samples, options.batch_size, generator):
                 for group in optimizer.param_groups:
                     group["lr"] = phase.lr * rate(done, steps)
@@ -313,7 +314,7 @@ class _Training:
                     ):
                         loss = loss_of(number, own)
                         loss.backward()
-                    total += float(loss.detach())
+                    totals[number] += float(loss.detach())
                 add_gradients(predictor.parameters())
                 optimizer.step()
                 learn(self.objectives[number], together=True)
@@ -323,7 +324,8 @@ class _Training:
             self.epoch, self.result.epochs = self.epoch + 1, self.result.epochs + 1
             if self.epoch % phase.validate_every and self.epoch < phase.epochs:
                 continue
-            mean = self.total(total) / sum(phase.samples.values())
+            sums = {steps: self.total(total) for steps, total in totals.items()}
+            mean = sum(sums.values()) / sum(phase.samples.values())
             means = {f"train/{phase.name}": mean} | (
                 {} if adversary is None else {"train/discriminator": adversary.level}
             )
@@ -332,7 +334,11 @@ class _Training:
             self.since_best = 0 if better else self.since_best + phase.validate_every
             if progress and rank() == 0:
                 seconds = (time.monotonic() - began) / (self.epoch - first_epoch)
-                bar.write(f"{predictor.kind}, {phase.name}, {going_on(self.curve, seconds)}")
+                trained = None
+                if phase.validated:
+                    reached = {steps: value / phase.samples[steps] for steps, value in sums.items()}
+                    trained = replace(self.result, learned=reached).relative
+                bar.write(f"{predictor.kind}, {phase.name}, {going_on(self.curve, seconds, trained)}")
             bar.set_postfix(best=f"{self.result.relative:.4f} of static")
             if rank() == 0:
                 states = {"weights": predictor.state_dict(), "average": average.module.state_dict(), "best": self.best}
