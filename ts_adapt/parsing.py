@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -100,7 +100,7 @@ def read_line(
             continue
         if not name and option != CONFIG:
             if option in elsewhere:
-                raise _of_others(command, option, elsewhere[option])
+                raise _of_others(command, option, elsewhere[option], known)
             if option[:1] == "-" and option != "-":
                 raise _unknown(command, option.removeprefix("--"), known)
             line.behind.append(word)
@@ -236,16 +236,19 @@ def _file(path: Path, command: str, known: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _of_others(command: str, option: str, commands: Sequence[str]) -> TsAdaptError:
-    """The error for an `option` that the `command` does not have, and these `commands` do."""
+def _of_others(command: str, option: str, commands: Sequence[str], known: Iterable[str]) -> TsAdaptError:
+    """The error for an `option` that the `command`, which has those `known`, does not have, and these `commands` do."""
     named = " and ".join(filter(None, [", ".join(commands[:-1]), commands[-1]]))
-    return TsAdaptError(
-        f"{option} is an option of {named}, not of {command}; `ts-adapt {commands[0]} --help` says what it does"
-    )
+    near = difflib.get_close_matches(option, [f"--{name}" for name in known], 1, 0.9)
+    hint = f"did you mean {near[0]}?" if near else f"`ts-adapt {commands[0]} --help` says what it does"
+    return TsAdaptError(f"{option} is an option of {named}, not of {command}; {hint}")
 
 
 def _unknown(command: str, given: str, known: Mapping[str, Any]) -> TsAdaptError:
     """The error for an option that the `command` does not have; it names the near one of those `known`."""
+    whole, _, entry = given.rpartition(".")
+    if whole in known and not _is_group(known[whole]):
+        return TsAdaptError(f"the entries of {whole} are given in one: --{whole} '{{{entry}: ...}}'")
     near = difflib.get_close_matches(given, list(known), 1, 0.6)
     if not near:
         short = {name.rsplit(".", 1)[-1]: name for name in known}

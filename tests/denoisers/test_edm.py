@@ -65,6 +65,8 @@ def test_what_cannot_be_is_refused() -> None:
         from_edm(D, (2, 4, 4), sigma_min=0.0)
     with pytest.raises(TsAdaptError, match="2 times for a batch of 3"):
         from_edm(D, (2, 4, 4))(X, torch.tensor([1.0, 2.0]))
+    with pytest.raises(TsAdaptError, match=r"\(3, 2, 4, 4\) by \(3, 1, 4, 4\)"):
+        from_edm(lambda x, sigma: x.mean(1, keepdim=True), (2, 4, 4))(X, torch.tensor(1.0))
 
 
 def test_the_size_is_read_off_a_network_that_says_it() -> None:

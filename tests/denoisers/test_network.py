@@ -180,6 +180,17 @@ def test_a_plain_module_is_called_by_position() -> None:
     torch.testing.assert_close(denoiser(torch.ones(3, 2), torch.tensor(4.0)), torch.full((3, 2), 4.0))
 
 
+@pytest.mark.parametrize("answered", [(3, 1, 4, 4), (3, 2, 1, 1), (1, 2, 4, 4), (), (3, 6, 4, 4)])
+def test_an_answer_of_another_shape_is_refused_not_broadcast(answered: tuple[int, ...]) -> None:
+    class Answering(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return torch.ones(answered)
+
+    denoiser = NetworkDenoiser(Answering(), VP, "epsilon", shape=(2, 4, 4))
+    with pytest.raises(TsAdaptError, match=r"\(3, 2, 4, 4\)"):
+        denoiser(torch.zeros(3, 2, 4, 4), torch.tensor(4.0))
+
+
 def test_what_cannot_be_is_refused(unet: UNet2DModel) -> None:
     with pytest.raises(TsAdaptError, match=r"prediction 'eps' is not known.*epsilon"):
         NetworkDenoiser(unet, VP, "eps")

@@ -78,6 +78,11 @@ class EDMDenoiser(Denoiser):
             )
         self.evaluations += 1
         out = self.D(x, sigma.to(device=x.device, dtype=torch.float32).expand(x.shape[0]), **condition)
+        if out.shape != x.shape:
+            raise TsAdaptError(
+                f"the network answers states of shape {tuple(x.shape)} by {tuple(out.shape)}; give the shape that it "
+                "was made for, or a network whose x0 has that of the state"
+            )
         return out.to(x.dtype)
 
     def _preconditioning(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:

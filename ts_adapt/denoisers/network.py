@@ -127,6 +127,7 @@ class NetworkDenoiser(Denoiser):
         dtype = dtype_of(self.network, x_t.dtype)
         x, _, _ = seen(x_t, t, self.noise_schedule)
         raw = self.call(self.network, x.to(dtype), timestep, _cast(condition, x_t.device, dtype))
+        check_output(raw, x_t)
         self.evaluations += 1
         x0 = x0_from_raw(raw, x_t, t, self.noise_schedule, self.prediction, output_scale)
         return x0.clamp(-1, 1) if self.clip_x0 else x0
@@ -140,6 +141,16 @@ class NetworkDenoiser(Denoiser):
             )
         told = self.noise_schedule.timestep(time) if self.time_scale is None else time * self.time_scale
         return told.to(device=x.device, dtype=torch.float32).expand(batch)
+
+
+def check_output(raw: Tensor, x_t: Tensor) -> None:
+    """TsAdaptError unless a network has answered `x_t` `(B, C, ...)` by as many numbers, or by twice the channels."""
+    once, twice = x_t.shape, (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:])
+    if raw.shape not in (once, twice):
+        raise TsAdaptError(
+            f"the network answers states of shape {tuple(once)} by {tuple(raw.shape)}; expected are as many numbers, "
+            "or twice the channels where it has learned a variance: give the shape that it was made for"
+        )
 
 
 def x0_from_raw(

@@ -30,7 +30,9 @@ def find_scheduler(shelf: Shelf, name: str, *, alone: bool) -> Found:
     if own is not None and not alone:
         found = differences((own, schedule.prediction), (shelf.noise_schedule, schedule.prediction))
         if found:
-            raise TsAdaptError(f"{name} was learned for another model, which differs in {found[0]}; choose its model")
+            raise TsAdaptError(
+                f"{name} was learned for another model, which differs in {found[0]}; give --model.name that model"
+            )
 
     def at(solver: str, nfe: int) -> LearnedGrid | Predicted:
         noise_schedule = shelf.noise_schedule if own is None else own

@@ -34,7 +34,8 @@ def import_schedule(
     data = _read(source)
     if kind is None and not data.lstrip().startswith(b"{"):
         raise TsAdaptError(
-            f"{what} is no schedule file; give --format sigmas or --format timesteps if it is such a list"
+            f"{what} is no schedule file; give --format sigmas or --format timesteps if it is such a list; what was "
+            "written for ComfyUI or A1111 cannot be read back"
         )
     session = Session(config)
     if kind is None or kind == "json":

@@ -204,7 +204,8 @@ class Source:
         grids = {n: grid for n, grid in self.grids.items() if n in near}
         if not grids or any(grid.own_rows is not None for grid in grids.values()):
             rule = " (grids per image are not interpolated)" if grids else ""
-            way = ", or take the one grid that `ts-adapt export --steps` makes" if grids or self.predictors else ""
+            made = f"`ts-adapt export SCHEDULE --steps {steps} --out grid.json` makes"
+            way = f", or LearnedScheduler.from_schedules of the grid that {made}" if grids or self.predictors else ""
             raise TsAdaptError(
                 f"the number of steps is {steps}; this schedule was learned for {learned}{rule}: ask for a number that "
                 f"it has{way}{OWN_NUMBER}"

@@ -312,9 +312,9 @@ class Run:
         self.arrive(timestep, x_t)
         if self.plan.told and self._told_at is None:
             raise TsAdaptError(
-                "this schedule has other times than the loop's timesteps, or factors on the guidance, and the network "
-                "was not told them: use ts_adapt.attach(pipe, schedule), or scheduler.network_timesteps(sample) in a "
-                "loop of your own"
+                "this schedule has other times than the loop's timesteps, factors on the guidance or offsets of the "
+                "embedding, and the network was not told them: use ts_adapt.attach(pipe, schedule), or "
+                "scheduler.network_timesteps(sample) in a loop of your own"
             )
         if self._told_at not in (None, self.place):
             raise TsAdaptError(
@@ -373,8 +373,9 @@ class Run:
         if w is None:
             raise Unguided(
                 "the schedule changes the guidance of each step, which takes a pipeline guided by two answers of its "
-                "network, none + w (condition - none), and attached; raise its guidance_scale above 1, or take a "
-                "schedule that was learned without guidance"
+                "network, none + w (condition - none), and attached; raise its guidance_scale above 1, leave out "
+                "guidance_rescale and what else changes the two, or take a schedule without guidance among its "
+                "corrections"
             )
         none = first if w > 0.5 else second
         return torch.cat([none + scale(factor, once - none)] * copies)

@@ -137,7 +137,7 @@ class Found:
         else:
             times = part.grid.times.mean(0) if part.grid.per_sample else part.grid.times
             about, which = part.about, "the one that stands for them"
-        remark = f"{self.name} has a grid for each sample, which no format carries: this is {which}"
+        remark = f"{self.name} has a grid for each sample, which only --format diffusers carries: this is {which}"
         return LearnedGrid(TimeGrid(times), solver, nfe, about), [remark]
 
 

@@ -290,8 +290,9 @@ class TeacherStore:
                 if key == "times" and steps != wanted:
                     key, former, now = "steps", str(steps), f"{wanted}, which follow from teacher.nfe"
                 raise TsAdaptError(
-                    f"the teacher folder {self.folder} was made with {key} = {former}, not {now}; set it back, remove "
-                    "the folder, or choose another one"
+                    f"the teacher folder {self.folder} was made with {key} = {former}, not {now}; set it back "
+                    "(as --config the config.yml that `learn` left in its log folder does), remove the folder, or "
+                    "choose another one"
                 )
 
 
