@@ -70,7 +70,8 @@ class TrainOptions:
     epochs: Count = 4
     """Passes through the solver."""
     lr: Positive = 2e-3
-    batch_size: Count = 64
+    batch_size: Count = 16
+    """Few samples a step make many steps, and it is steps that a training is short of."""
     label_epochs: Count = 60
     """Passes over the labels."""
     label_lr: Positive = 1e-3
