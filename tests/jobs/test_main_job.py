@@ -27,7 +27,7 @@ label_batch: 24
 teacher: {nfe: 24, train_samples: 48, test_samples: 40, shard_size: 16, batch_size: 16}
 static: {iterations: 20, corrections: []}
 per_sample: {iterations: 6, random_starts: 1, candidates: 2}
-train: {samples: 48, epochs: 2, width: 4, hidden: 16}
+train: {samples: 48, epochs: 2, batch_size: 48, width: 4, hidden: 16}
 evaluate: {samples: 40, features: pixels, batch_size: 16}
 """
 
@@ -119,7 +119,7 @@ def test_differences_are_paired_and_hold_their_mean(done):
     wide = [r["distance_high"] - r["distance_low"] for r in data["rows"] if r["schedule"] == "one-shot"]
     found = [d for key, d in apart.items() if key[:2] == ("one-shot", "static")]
     narrow = [(d["relative_high"] - d["relative_low"]) * means["static", d["samples"]] for d in found]
-    assert max(narrow) < min(wide)
+    assert max(narrow) < min(wide), "hardly trained, it misses where the static grid does"
 
 
 def test_schedule_files_are_compared_too(done, capsys):
