@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class TsAdaptError(Exception):
@@ -30,3 +32,10 @@ def one_line(said: object, length: int = 200) -> str:
     """What another library's error says, or any text, on one line of at most `length` characters; else its class."""
     text = " ".join(str(said).split()) or type(said).__name__
     return text if len(text) <= length else f"{text[: length - 4]} ..."
+
+
+def raised(error: BaseException, length: int = 200) -> str:
+    """What other code has raised: its kind, what it says, and the file and line where, if it has come from any."""
+    said = f"{type(error).__name__}: {one_line(error, length)}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{said} at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else said

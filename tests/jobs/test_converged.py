@@ -13,6 +13,9 @@ from small_job import Job
 from ts_adapt import build_grid, build_solver, integrate
 from ts_adapt.assembly import ANALYTIC
 from ts_adapt.errors import TsAdaptError
+from ts_adapt.evaluation.comparison import Results
+from ts_adapt.evaluation.tables import once
+from ts_adapt.jobs.converged import too_near
 from ts_adapt.jobs.session import Session
 from ts_adapt.storage.files import read_json
 from ts_adapt.teacher.store import TeacherStore
@@ -79,3 +82,16 @@ def test_a_grid_without_twice_as_many_steps_keeps_the_teacher(tmp_path: Path, ca
     assert job.run("teach") == 0
     assert "is not measured: 24 whole timesteps are not distinct" in capsys.readouterr().err
     assert not kept(job).exists() and len(TeacherStore.open(job.data / "teacher/train").indices) == 40
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_a_schedule_that_is_as_near_as_the_teacher_to_its_own_limit_is_named(
+    job: Job, capsys: Any, share: float
+) -> None:
+    found, rows = read_json(kept(job)), once(Results.read(job.logs).rows)
+    nearest = min(rows, key=lambda row: row.distance)
+    kept(job).write_text(json.dumps({**found, "moved": [share * nearest.distance] * len(found["moved"])}))
+    said = too_near(job.session(), rows)
+    assert (f"{nearest.schedule} of {nearest.sampler}, NFE 3" in said) == (share == 0.3)
+    assert job.run("evaluate") == 0
+    assert said in capsys.readouterr().out and said in (job.logs / "report.html").read_text()

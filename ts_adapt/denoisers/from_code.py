@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ts_adapt.errors import TsAdaptError, one_line
+from ts_adapt.errors import TsAdaptError, raised
 from ts_adapt.interfaces import Denoiser
 
 PLACE = re.compile(r"(?P<file>.+\.py):(?P<made>[A-Za-z_]\w*)|(?P<module>[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)")
@@ -47,10 +48,13 @@ def from_code(name: str, device: torch.device | str | None = None, dtype: torch.
     except TsAdaptError:
         raise
     except Exception as error:
-        raise TsAdaptError(f"{name!r} cannot be imported ({_said(error)}); mend that first") from error
+        raise TsAdaptError(f"{name!r} cannot be imported ({raised(error, 160)}); mend that first") from error
     make = getattr(module, function, None)
     if not callable(make):
-        known = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        own = inspect.getmembers(
+            module, lambda value: inspect.isfunction(value) and value.__module__ == module.__name__
+        )
+        known = ", ".join(key for key, _ in own if not key.startswith("_"))
         raise TsAdaptError(f"{name!r}: there is no function {function}; there are {known or 'none'}")
     try:
         with _beside(Path(found["file"]).expanduser().resolve().parent if found["file"] else Path.cwd()):
@@ -58,7 +62,9 @@ def from_code(name: str, device: torch.device | str | None = None, dtype: torch.
     except TsAdaptError:
         raise
     except Exception as error:
-        raise TsAdaptError(f"{name!r} has made no denoiser ({_said(error)}); it is called without arguments") from error
+        raise TsAdaptError(
+            f"{name!r} has made no denoiser ({raised(error)}); it is called without arguments"
+        ) from error
     if not isinstance(made, Denoiser):
         raise TsAdaptError(
             f"{name!r} has returned {type(made).__name__}, not a denoiser; return from_edm(network, shape), "
@@ -98,7 +104,3 @@ def _beside(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder))
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error, 160)}"

@@ -3,7 +3,8 @@
     moved_b    distance(teacher_b, the same solver on the same grid with twice the evaluations)
     missed_b   distance(teacher_b, the first of the config's solvers on that grid, with the most of its `nfe`)
 
-What is learned is learned from the teacher's errors too: where `moved` is no small share of `missed`, it says so.
+What is learned is learned from the teacher's errors too: where `moved` is no small share of `missed`, it says so; and
+where it is none of what compared schedules miss, that they are as near to the teacher as it is to its own limit.
 Solves that draw noise have no limit of their own and are left out, and so are grids without such numbers of steps.
 """
 
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ts_adapt.errors import TsAdaptError
+from ts_adapt.evaluation.records import Row
+from ts_adapt.evaluation.tables import once
 from ts_adapt.interfaces import Solver, TimeGrid
 from ts_adapt.jobs.session import Session
 from ts_adapt.remedies import command
@@ -31,6 +34,10 @@ FEW = 16
 """Samples that are solved once more."""
 ENOUGH = 0.05
 """The share of what a fixed grid misses above which the teacher is said to be too coarse."""
+NEAR = 0.2
+"""The share of what a schedule misses above which the teacher's own error decides which of two is nearer."""
+MANY = 3
+"""Schedules that are named."""
 KEPT = {"teacher": str, "distance": str, "student": str, "moved": list, "missed": list}
 
 
@@ -106,6 +113,24 @@ def of_teacher(session: Session) -> dict[str, Any] | None:
         found[key] = values
     now = {"teacher": TeacherStore.open(folder).hash, "distance": session.distance}
     return found if now.items() <= found.items() else None
+
+
+def too_near(session: Session, rows: Sequence[Row]) -> str:
+    """A sentence on the schedules that are so near to the teacher that its own error decides; empty for none."""
+    found = of_teacher(session)
+    if found is None:
+        return ""
+    moved = sum(found["moved"]) / len(found["moved"])
+    near = [row for row in once(rows) if moved > NEAR * row.distance]
+    if not near:
+        return ""
+    named = ", ".join(f"{row.schedule} of {row.sampler}, NFE {row.nfe}" for row in near[:MANY])
+    named += ", ..." if len(near) > MANY else ""
+    return (
+        f"The teacher itself is {moved:.2g} away from its solve with twice the evaluations, which is no small share of "
+        f"what the nearest schedules miss ({named}): which of them is better, their distances do not say. A teacher "
+        f"with --teacher.nfe {2 * session.config.teacher.nfe}, under another `name`, tells them apart."
+    )
 
 
 def said(session: Session) -> str:

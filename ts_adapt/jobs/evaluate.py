@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -92,7 +91,7 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     panels = _panels(session, rows, runs, batch.rows(slice(16)))
     path = write_report(
         folder, results, panels, session.noise_schedule,
-        title=f"{config.name}: schedules compared", notes=_notes(session, results.facts), columns=options.columns,
+        title=f"{config.name}: schedules compared", notes=_notes(session, results), columns=options.columns,
     )  # fmt: skip
     _to_tensorboard(session, rows, panels)
     shown = session.features, options.columns
@@ -100,7 +99,7 @@ def _score_runs(session: Session) -> tuple[list[Row], Path]:
     print("\n\n".join([*map(as_text, tables), LEGEND]))
     for one in facts["skipped"]:
         print(f"\n{skip_said(parts_in(one), one['reason'])}")
-    print(_notes(session, facts)[1])
+    print("\n".join(_notes(session, fresh)[1:]))
     for table in worth_tables(plain(results.rows), session.features):
         print(f"\n{as_text(table)}")
     for conclusion in conclusions(fresh):
@@ -155,10 +154,9 @@ def _runs(session: Session) -> tuple[list[tuple[Entry, Run]], list[dict[str, str
     return found, left
 
 
-def _notes(session: Session, facts: Mapping[str, Any]) -> tuple[str, str]:
-    """What is compared, then what the teacher's own images and real ones score."""
-    config = session.config
-    counts, floor = facts["teacher"], facts["floor"]
+def _notes(session: Session, results: Results) -> list[str]:
+    """What is compared, then what the teacher's own images and real ones score, and who is too near to the teacher."""
+    config, counts, floor = session.config, results.facts["teacher"], results.facts["floor"]
     compared = (
         f"Fixed, optimised and learned schedules from the same unseen noises. Model {config.model.name}; teacher "
         f"{config.teacher.solver} with {config.teacher.nfe} evaluations; distance to it: {session.distance}."
@@ -166,15 +164,15 @@ def _notes(session: Session, facts: Mapping[str, Any]) -> tuple[str, str]:
     compared += f" {said}" if (said := converged.said(session)) else ""
     compared += "".join(f" Static grids: {line}." for line in minimised_said(session, config.static))
     compared += "".join(f" Predictors: {line}." for line in minimised_said(session, config.train))
-    if not counts:
-        return compared, "No real images to compare with; evaluate.reference names a folder of them."
-    scores = f"the teacher's own images {' / '.join(written([*counts.values()]))}"
-    if floor:
-        scores += f", real test images {' / '.join(written([*floor.values()]))}"
-    return (
-        compared,
-        f"{frechet_name(session.features)} to the data at {' / '.join(counts)} samples: {scores}.",
-    )
+    scores = "No real images to compare with; evaluate.reference names a folder of them."
+    if counts:
+        scores = (
+            f"{frechet_name(session.features)} to the data at {' / '.join(counts)} samples: the teacher's own images "
+        )
+        scores += " / ".join(written([*counts.values()]))
+        scores += f", real test images {' / '.join(written([*floor.values()]))}." if floor else "."
+    near = converged.too_near(session, plain(results.rows))
+    return [compared, scores, *([near] if near else [])]
 
 
 def reference_images(session: Session, extractor: Extractor) -> Reference | None:

@@ -27,7 +27,7 @@ from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.load import quiet
 from ts_adapt.denoisers.network import ATTACHMENT, frozen, stacked, step_aware_parts, with_prediction
 from ts_adapt.denoisers.scheduler_config import noise_of, scheduler_config
-from ts_adapt.errors import TsAdaptError, one_line
+from ts_adapt.errors import TsAdaptError, raised
 from ts_adapt.interfaces import (
     EMBEDDING,
     GUIDANCE,
@@ -308,7 +308,7 @@ class PipelineDenoiser(Denoiser):
             ImportError
         ) as error:  # fmt: skip
             raise TsAdaptError(
-                f"{self.arguments.name} cannot be run ({one_line(error)}); check what `call` gives it"
+                f"{self.arguments.name} cannot be run ({raised(error)}); check what `model.call` gives it"
             ) from error
         finally:
             self._student.forget()
