@@ -50,7 +50,7 @@ def main() -> None:
                 objective.student(first, shown), shown.condition
             )
         teacher = session.denoiser.decode(shown.target, shown.condition)
-    pictures[f"teacher\n{config.teacher.nfe} evaluations"], legend = teacher, ""
+    pictures[f"teacher\n{config.teacher.nfe_of('test')} evaluations"], legend = teacher, ""
     if teacher.shape[1] == 1:
         pictures = {title: torch.cat([images, teacher, teacher], 1) for title, images in pictures.items()}
         legend = "      red: brighter than the teacher's, cyan: darker"

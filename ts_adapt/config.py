@@ -97,6 +97,8 @@ class TeacherOptions:
     """A fixed grid's name."""
     nfe: Evaluations = 40
     """Evaluations of the fine solve."""
+    test_nfe: Evaluations | None = None
+    """Those of test samples, by which schedules are judged; None: the same."""
     train_samples: Count = 1024
     test_samples: Count = 2000
     batch_size: Count = 64
@@ -115,6 +117,10 @@ class TeacherOptions:
 
     def __post_init__(self) -> None:
         self.solver = solver_name(self.solver) if isinstance(self.solver, str) else self.solver
+
+    def nfe_of(self, split: str) -> int:
+        """The evaluations of a solve of the split, train or test."""
+        return self.test_nfe if split == "test" and self.test_nfe is not None else self.nfe
 
     def prompts_of(self, split: str) -> str | None:
         """The file of the prompts of the split, train or test."""

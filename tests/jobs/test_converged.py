@@ -15,7 +15,7 @@ from ts_adapt.assembly import ANALYTIC
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.comparison import Results
 from ts_adapt.evaluation.tables import once
-from ts_adapt.jobs.converged import too_near
+from ts_adapt.jobs.converged import too_near, work
 from ts_adapt.jobs.session import Session
 from ts_adapt.storage.files import read_json
 from ts_adapt.teacher.store import TeacherStore
@@ -74,9 +74,9 @@ def test_a_grid_without_twice_as_many_steps_keeps_the_teacher(tmp_path: Path, ca
     job, grid_of = Job.begun(tmp_path), Session.teacher_grid
 
     def rounded(self: Session, nfe: int | None = None) -> Any:
-        if nfe is not None:
+        if nfe == 24:
             raise TsAdaptError(f"{nfe} whole timesteps are not distinct")
-        return grid_of(self)
+        return grid_of(self, nfe)
 
     monkeypatch.setattr(Session, "teacher_grid", rounded)
     assert job.run("teach") == 0
@@ -95,3 +95,21 @@ def test_a_schedule_that_is_as_near_as_the_teacher_to_its_own_limit_is_named(
     assert (f"{nearest.schedule} of {nearest.sampler}, NFE 3" in said) == (share == 0.3)
     assert job.run("evaluate") == 0
     assert said in capsys.readouterr().out and said in (job.logs / "report.html").read_text()
+
+
+def test_test_samples_may_have_a_finer_teacher(tmp_path: Path, capsys: Any) -> None:
+    job, finer = Job.begun(tmp_path), ("--teacher.test_nfe", "24")
+    assert job.run("learn", "--plan", *finer) == 0
+    counted = capsys.readouterr().out
+    assert f" {40 * 12 + 20 * 24 + work(job.session()).plain:,} " in counted
+    assert job.run("learn", *finer) == 0
+    assert "12-step and 24-step solves" in capsys.readouterr().out
+    assert "teacher unipc-3 with 24 evaluations" in (job.logs / "report.html").read_text()
+    denoiser = ANALYTIC["gaussian-mixture"]()
+    for split, steps in (("train", 12), ("test", 24)):
+        store = TeacherStore.open(job.data / "teacher" / split)
+        data = store.load(store.indices)
+        grid = build_grid("log_snr", denoiser.noise_schedule, steps)
+        found = integrate(denoiser, build_solver("unipc-3", denoiser.noise_schedule), grid, data["x_T"]).x
+        torch.testing.assert_close(found, data["target"])
+    assert "teacher.test_nfe" in job.refused(capsys, "evaluate")

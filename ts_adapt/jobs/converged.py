@@ -116,9 +116,10 @@ def of_teacher(session: Session) -> dict[str, Any] | None:
 
 
 def too_near(session: Session, rows: Sequence[Row]) -> str:
-    """A sentence on the schedules that are so near to the teacher that its own error decides; empty for none."""
-    found = of_teacher(session)
-    if found is None:
+    """A sentence on the schedules that are so near to the teacher that its own error decides; empty for none, and for a
+    finer teacher of test samples, of which nothing was measured."""
+    found, options = of_teacher(session), session.config.teacher
+    if found is None or options.nfe_of("test") > options.nfe:
         return ""
     moved = sum(found["moved"]) / len(found["moved"])
     near = [row for row in once(rows) if moved > NEAR * row.distance]
@@ -128,8 +129,8 @@ def too_near(session: Session, rows: Sequence[Row]) -> str:
     named += ", ..." if len(near) > MANY else ""
     return (
         f"The teacher itself is {moved:.2g} away from its solve with twice the evaluations, which is no small share of "
-        f"what the nearest schedules miss ({named}): which of them is better, their distances do not say. A teacher "
-        f"with --teacher.nfe {2 * session.config.teacher.nfe}, under another `name`, tells them apart."
+        f"what the nearest schedules miss ({named}): which of them is better, their distances do not say. Without "
+        f"{session.workspace.teacher('test')} and with --teacher.test_nfe {2 * options.nfe} they do."
     )
 
 

@@ -159,7 +159,7 @@ def _notes(session: Session, results: Results) -> list[str]:
     config, counts, floor = session.config, results.facts["teacher"], results.facts["floor"]
     compared = (
         f"Fixed, optimised and learned schedules from the same unseen noises. Model {config.model.name}; teacher "
-        f"{config.teacher.solver} with {config.teacher.nfe} evaluations; distance to it: {session.distance}."
+        f"{config.teacher.solver} with {config.teacher.nfe_of('test')} evaluations; distance to it: {session.distance}."
     )
     compared += f" {said}" if (said := converged.said(session)) else ""
     compared += "".join(f" Static grids: {line}." for line in minimised_said(session, config.static))

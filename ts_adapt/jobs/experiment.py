@@ -261,7 +261,9 @@ class Experiment:
             for nfe in config.nfe:
                 for name, grid in self.fixed_grids(self.steps(solver, nfe)).items():
                     check_end(self.solver(solver), grid.times[-1], f"the grid {name}")
-        check_end(self.solver(config.teacher.solver), self.teacher_grid().times[-1], "the teacher's grid")
+        for split in SPLITS:
+            fine = self.teacher_grid(config.teacher.nfe_of(split))
+            check_end(self.solver(config.teacher.solver), fine.times[-1], "the teacher's grid")
         if scores and "networks" not in self._said:
             distributed.first(self._check_networks)
             self._said.add("networks")
@@ -365,7 +367,7 @@ class Experiment:
         """Everything that the teacher's samples of `split` depend on; another config's teacher is refused by it."""
         options, model = self.config.teacher, self.config.model
         return teacher_config(
-            self.denoiser, options.solver, self.teacher_grid(),
+            self.denoiser, options.solver, self.teacher_grid(options.nfe_of(split)),
             model=model.name, seed=options.seed, first=SPLITS[split], shape=self.shape,
             shard_size=options.shard_size, batch_size=options.batch_size, condition=self.condition_source(split),
             trajectory=options.trajectory, dtype=model.dtype, guidance=self.config.guidance,

@@ -24,6 +24,7 @@ from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.records import STATIC
 from ts_adapt.jobs import plan
 from ts_adapt.jobs.evaluate import evaluate
+from ts_adapt.jobs.experiment import SPLITS
 from ts_adapt.jobs.export_scheduler import is_for_diffusers
 from ts_adapt.jobs.matched_images import check_images
 from ts_adapt.jobs.runs import check_student, listed
@@ -125,7 +126,8 @@ def steps_of(session: Session, *, redo: bool = False) -> list[Step]:
             session.check_told(str(name))
     if predictors:
         check_predicted(session, predictors)
-    taught = f"{config.teacher.nfe}-step solves of {config.model.name}, for learning and for the test"
+    steps = " and ".join(dict.fromkeys(f"{config.teacher.nfe_of(split)}-step" for split in SPLITS))
+    taught = f"{steps} solves of {config.model.name}, for learning and for the test"
     compared = f"every schedule on the same {config.evaluate.samples} test noises"
     learned = {step.name: step for name in names for step in _steps(session, name, redo)}  # labels serve all predictors
     return [

@@ -28,13 +28,12 @@ from ts_adapt.teacher.store import TeacherStore
 
 def of_teacher(session: Session) -> Work:
     """The samples that the teacher has not yet made, and those by which it is checked."""
-    options, missing = session.config.teacher, 0
+    options, work = session.config.teacher, Work()
     for split, wanted in (("train", options.train_samples), ("test", options.test_samples)):
         folder = session.workspace.teacher(split)
         made = len(TeacherStore.open(folder).indices) if (folder / MANIFEST).exists() else 0
-        missing += max(0, wanted - made)
-    checking = Work() if converged.of_teacher(session) else converged.work(session)
-    return Work(plain=missing * options.nfe) + checking
+        work += Work(plain=max(0, wanted - made) * options.nfe_of(split))
+    return work if converged.of_teacher(session) else work + converged.work(session)
 
 
 def of_result(session: Session, name: Name, split: str = "test", *, redo: bool = False) -> Work:
@@ -110,9 +109,11 @@ def disk(session: Session) -> float:
     its N+1 states and N x0."""
     options = session.config.teacher
     _, x_T, condition = session.training_noises(1)
-    states = 1 + (2 * session.teacher_grid().steps + 1 if options.trajectory else 0)
-    given = sum(part.nbytes for part in tensors_in(condition))
-    return float(x_T.nbytes * states + given) * (options.train_samples + options.test_samples)
+    given, size = sum(part.nbytes for part in tensors_in(condition)), 0.0
+    for split, samples in (("train", options.train_samples), ("test", options.test_samples)):
+        steps = session.teacher_grid(options.nfe_of(split)).steps
+        size += samples * (x_T.nbytes * (2 * steps + 2 if options.trajectory else 1) + given)
+    return size
 
 
 def weights(session: Session) -> float:

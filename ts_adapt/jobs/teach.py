@@ -18,13 +18,13 @@ def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_p
     shards are kept."""
     session.check()
     options = session.config.teacher
-    solver, grid = session.solver(options.solver), session.teacher_grid()
+    solver = session.solver(options.solver)
     for split in splits:
         samples = options.train_samples if split == "train" else options.test_samples
         folder, config = session.workspace.teacher(split), session.teacher_config(split)
         store = distributed.first(partial(TeacherStore.create, folder, config))
         generate(
-            session.denoiser, solver, grid, store,
+            session.denoiser, solver, session.teacher_grid(options.nfe_of(split)), store,
             samples=samples, batch_size=options.batch_size, condition=session.condition_source(split),
             save_png=save_png, progress=session.progress,
             announce=partial(_announce, session, split),
@@ -35,4 +35,4 @@ def teach(session: Session, splits: Sequence[str] = ("train", "test"), *, save_p
 
 
 def _announce(session: Session, split: str, samples: int) -> None:
-    session.announce(f"teacher, {split}", Work(samples * session.config.teacher.nfe))
+    session.announce(f"teacher, {split}", Work(samples * session.config.teacher.nfe_of(split)))
