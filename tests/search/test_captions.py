@@ -157,20 +157,6 @@ def test_a_predictor_learns_it_too(problem, tmp_path):
     assert shown[10.0] < 0.9 * shown[0.0]
 
 
-def test_what_cannot_be_asked_is_refused(problem, tmp_path):
-    objective, batch = problem
-    for options, given, message in (
-        (StaticOptions(caption=1.0, target="geometric"), FLAT, "static.target to mean"),
-        (StaticOptions(caption=1.0), None, "none were given"),
-    ):
-        with pytest.raises(TsAdaptError, match=message):
-            search_static(objective, batch, batch, start(objective, STEPS), options, captions=given, progress=False)
-    predictor = build(OneShot, objective.denoiser.noise_schedule)
-    with pytest.raises(TsAdaptError, match=r"train\.caption to 0"):
-        options = TrainOptions(loss="labels", caption=1.0)
-        train_predictor(predictor, objective, batch, batch, options, tmp_path, captions=FLAT)
-
-
 def test_without_a_weight_it_is_no_part_of_what_a_training_is():
     """So that what was begun before there was such a loss goes on."""
     assert TrainOptions().record["caption"] is None and TrainOptions(caption=0.5).record["caption"] == 0.5

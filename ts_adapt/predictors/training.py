@@ -148,6 +148,8 @@ def train_predictor(
         objective = asking(objective, captions, options.caption)
     adversary = Adversary(images, options.seed) if options.adversarial else None
     phases_of(options, predictor, dict.fromkeys(predictor.learned, objective), train, labels)  # refuses at once
+    if options.distribution:
+        matching(objective, real, options.distribution)  # likewise
     about = {"predictor": predictor.kind, "network": predictor.options, "options": options.of_training}
     begun = [predictor.begun[steps] for steps in predictor.learned]
     kept = Checkpoint(checkpoint, {**about, "static": [as_numbers(grid) for grid in begun]})
