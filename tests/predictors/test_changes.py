@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 
 from own_loops import by_hand, our_own
 from small_job import Job
-from small_predictors import KINDS, STEPS, build, walked
+from small_predictors import KINDS, STEPS, build, train, walked
 from ts_adapt import LearnedScheduler, integrate
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
@@ -27,7 +27,6 @@ from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import load_predictor, save_predictor
-from ts_adapt.predictors.training import train_predictor
 
 NOISES = {"vp": ContinuousVP(), "flow": RectifiedFlow(), "ve": VarianceExploding()}
 CONFIG = DDIMScheduler().config
@@ -187,9 +186,7 @@ def test_it_is_learned(name, problem, tmp_path):
     predictor = build(Recursive, objective.denoiser.noise_schedule, corrections=[name])
     with torch.no_grad():
         before = float(objective.measure(predictor.policy(), batch).mean())
-    options = TrainOptions(epochs=20, batch_size=8)
-    train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
-    train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
+    train(predictor, problem, tmp_path, TrainOptions(epochs=20, batch_size=8))
     assert bool(getattr(predictor, name).weight.any())
     assert float(objective.measure(predictor.policy(), batch).mean()) < 0.9 * before
 

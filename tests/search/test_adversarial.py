@@ -6,18 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
 from interrupting import interrupted
-from small_predictors import build, split, start
+from small_predictors import build, logged, split, start, train
 from ts_adapt.config import Config
 from ts_adapt.distances import l2
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.predictors.training import train_predictor
 from ts_adapt.search.adversarial import GAMMA, LARGEST, TURNS, Adversary, Discriminator, losses_of, opposed, seen
 from ts_adapt.search.captions import Captions, asking
 from ts_adapt.search.distribution import Real, forget, matching
@@ -182,34 +180,25 @@ def test_a_search_nears_the_data_where_the_teacher_is_far_from_them_by_as_many_e
 @pytest.mark.parametrize(("kind", "corrections"), [(OneShot, ["scale", "history", "start"]), (Recursive, ["residual"])])
 def test_a_predictor_learns_it_too(kind, corrections, narrow, tmp_path):
     objective, batch, images = narrow
-    train, validation = split(batch)
     real, sizes = float(images.square().mean()), {}
     for weight in (0.0, 2.0):
         predictor = build(kind, objective.denoiser.noise_schedule, FEW, corrections=corrections)
         options = TrainOptions(epochs=10, lr=0.02, batch_size=16, adversarial=weight)
-        result = train_predictor(
-            predictor, objective, train, validation, options, tmp_path / str(weight),
-            images=images if weight else None, progress=False,
-        )  # fmt: skip
+        result = train(predictor, narrow[:2], tmp_path / str(weight), options, images=images if weight else None)
         sizes[weight] = abs(mean_square(objective, predictor.policy(), batch) - real)
-        logged = EventAccumulator(str(tmp_path / str(weight))).Reload().Tags()["scalars"]
-        assert result.gain > 0 and ("train/discriminator" in logged) == (weight > 0)
+        assert result.gain > 0 and ("train/discriminator" in logged(tmp_path / str(weight))) == (weight > 0)
     assert sizes[2.0] < 0.8 * sizes[0.0]
 
 
 @pytest.mark.parametrize(("kind", "change"), [(OneShot, "start"), (Recursive, "residual")])
 def test_a_killed_training_goes_on_with_its_discriminator(kind, change, narrow, tmp_path):
     objective, batch, images = narrow
-    train, validation = split(batch)
     options = TrainOptions(epochs=3, batch_size=12, lr=0.01, adversarial=2.0)
 
     def run(folder, objective):
         predictor = build(kind, objective.denoiser.noise_schedule, corrections=["shift", change])
         checkpoint = tmp_path / folder / "kept"
-        result = train_predictor(
-            predictor, objective, train, validation, options, tmp_path / folder, images=images, checkpoint=checkpoint,
-            progress=False,
-        )  # fmt: skip
+        result = train(predictor, (objective, batch), tmp_path / folder, options, images=images, checkpoint=checkpoint)
         return result, predictor.state_dict(), read_tensors(checkpoint)
 
     whole, weights, kept = run("whole", objective)
@@ -225,23 +214,19 @@ def test_a_killed_training_goes_on_with_its_discriminator(kind, change, narrow, 
 
 
 def test_without_a_weight_it_is_no_part_of_what_a_search_or_a_training_is(narrow, tmp_path):
-    objective, batch, images = narrow
+    objective, _, images = narrow
     config = Config()
     config.static.adversarial = 0.5
     given = {"weight": 0.5, "data": None, "images": 5000}
     made = config.made_with("static")
     assert made["adversarial"] == given and "adversarial" not in made["static"]
     assert config.made_with("one-shot")["adversarial"] is None
-    train, validation = split(batch)
     state, ends = torch.get_rng_state(), []
     for given in (None, images):
         predictor = build(OneShot, objective.denoiser.noise_schedule)
         path = tmp_path / str(len(ends))
         options = TrainOptions(epochs=2, batch_size=12)
-        train_predictor(
-            predictor, objective, train, validation, options, path, images=given, checkpoint=path / "kept",
-            progress=False,
-        )  # fmt: skip
+        train(predictor, narrow[:2], path, options, images=given, checkpoint=path / "kept")
         ends.append(read_tensors(path / "kept"))
     assert ends[0].keys() == ends[1].keys() and not any(key.startswith("discriminator") for key in ends[0])
     assert all(torch.equal(ends[1][key], value) for key, value in ends[0].items())

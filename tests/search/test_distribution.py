@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from small_predictors import build, split, start
+from small_predictors import build, split, start, train
 from ts_adapt.config import Config
 from ts_adapt.distances import features_of, l2
 from ts_adapt.distances import make as make_distance
@@ -17,7 +17,6 @@ from ts_adapt.jobs import matched_images
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
-from ts_adapt.predictors.training import train_predictor
 from ts_adapt.search.distribution import Matching, Real, forget, shares_of
 from ts_adapt.search.static import search_static
 from ts_adapt.search.static_options import StaticOptions
@@ -160,15 +159,11 @@ def test_a_search_nears_the_data_where_the_teacher_is_far_from_them(narrow):
 
 def test_a_predictor_learns_it_too(narrow, tmp_path):
     objective, batch, images = narrow
-    train, validation = split(batch)
     far = {}
     for weight in (0.0, 10.0):
         predictor = build(OneShot, objective.denoiser.noise_schedule, STEPS, corrections=["scale", "history"])
         options = TrainOptions(epochs=8, lr=0.03, batch_size=16, distribution=weight)
-        given = Real(images, l2) if weight else None
-        train_predictor(
-            predictor, objective, train, validation, options, tmp_path / str(weight), real=given, progress=False
-        )
+        train(predictor, narrow[:2], tmp_path / str(weight), options, real=Real(images, l2) if weight else None)
         far[weight] = mmd(objective, predictor.policy(), batch, images)
     assert far[10.0] < 0.5 * far[0.0]
 
