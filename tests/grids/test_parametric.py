@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noise_schedules import NOISES
+from noise_schedules import NOISES, assert_falls
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.fixed import FIXED, make
 from ts_adapt.grids.parametric import between, interpolate, logits_to_times, times_to_logits
@@ -19,11 +19,8 @@ schedules = st.sampled_from(sorted(NOISES))
 @settings(max_examples=150, deadline=None)
 @given(schedules, st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60))
 def test_any_logits_make_a_strict_grid_with_exact_ends(schedule: str, values: list[float]) -> None:
-    noise_schedule = NOISES[schedule]
-    times = logits_to_times(torch.tensor(values, dtype=torch.float64), noise_schedule)
-    assert times.shape == (len(values) + 1,)
-    assert float(times[0]) == noise_schedule.t_max and float(times[-1]) == noise_schedule.t_min
-    assert bool((times.diff() < 0).all())
+    times = logits_to_times(torch.tensor(values, dtype=torch.float64), NOISES[schedule])
+    assert_falls(times, NOISES[schedule], len(values))
 
 
 @settings(max_examples=100, deadline=None)
@@ -121,9 +118,7 @@ def test_bad_logits_and_times_are_refused() -> None:
 def test_interpolation_keeps_the_ends_and_the_shape(schedule: str, name: str, steps: int, other: int) -> None:
     noise_schedule = NOISES[schedule]
     times = make(name, noise_schedule, steps)
-    result = interpolate(times, noise_schedule, other)
-    assert result.shape == (other + 1,) and bool((result.diff() < 0).all())
-    assert float(result[0]) == noise_schedule.t_max and float(result[-1]) == noise_schedule.t_min
+    assert_falls(interpolate(times, noise_schedule, other), noise_schedule, other)
     refined = interpolate(times, noise_schedule, steps * 3)
     torch.testing.assert_close(refined[::3], times, rtol=1e-8, atol=1e-8)
 
