@@ -137,12 +137,8 @@ class Source:
 
     @property
     def own_times(self) -> bool:
-        """As in `Plan`, of any of the plans; `told` likewise."""
+        """As in `Plan`, of any of the plans."""
         return any(plan is None or plan.own_times for plan in self.plans.values())
-
-    @property
-    def told(self) -> bool:
-        return any(plan is None or plan.told for plan in self.plans.values())
 
     @property
     def inside(self) -> bool:
