@@ -99,18 +99,17 @@ def test_infinite_ends_leave_the_interior_on_the_finite_rest() -> None:
 
 
 def test_bad_logits_and_times_are_refused() -> None:
-    noise_schedule = NOISES["sd"]
-    with pytest.raises(TsAdaptError, match=r"shape \(N,\) or \(B, N\)"):
-        logits_to_times(torch.zeros(()), noise_schedule)
-    with pytest.raises(TsAdaptError, match="NaN or infinite"):
-        logits_to_times(torch.tensor([0.0, float("nan")]), noise_schedule)
-    with pytest.raises(TsAdaptError, match="native=True"):
-        times_to_logits(make("ddim", noise_schedule, 5, native=True), noise_schedule)
-    with pytest.raises(TsAdaptError, match="times 1 and 2 of sample 1 are too close"):
-        close = torch.tensor([999.0, 500.0, 500.0 - 1e-7, 0.0], dtype=torch.float64)
-        times_to_logits(torch.stack([make("linear", noise_schedule, 3), close]), noise_schedule)
-    with pytest.raises(TsAdaptError, match=r"times 0 and 1 are too close .* only an infinite end"):
-        times_to_logits(torch.tensor([1.0, 0.9999, 0.5, 0.0]), NOISES["flow"])
+    sd, close = NOISES["sd"], torch.tensor([999.0, 500.0, 500.0 - 1e-7, 0.0], dtype=torch.float64)
+    for change, numbers, noise_schedule, message in (
+        (logits_to_times, torch.zeros(()), sd, r"shape \(N,\) or \(B, N\)"),
+        (logits_to_times, torch.tensor([0.0, float("nan")]), sd, "NaN or infinite"),
+        (times_to_logits, make("ddim", sd, 5, native=True), sd, "native=True"),
+        (times_to_logits, torch.stack([make("linear", sd, 3), close]), sd, "times 1 and 2 of sample 1 are too close"),
+        (times_to_logits, torch.tensor([1.0, 0.9999, 0.5, 0.0]), NOISES["flow"],
+         "times 0 and 1 are too close .* only an infinite end"),
+    ):  # fmt: skip
+        with pytest.raises(TsAdaptError, match=message):
+            change(numbers, noise_schedule)
 
 
 @settings(max_examples=100, deadline=None)

@@ -99,12 +99,13 @@ def test_the_authors_integers_are_those_of_a_table_of_a_thousand() -> None:
 
 
 def test_bad_requests_are_refused() -> None:
-    with pytest.raises(TsAdaptError, match="did you mean 'sdxl'"):
-        ays("sdlx", SD, 10)
-    with pytest.raises(TsAdaptError, match="steps is 0"):
-        ays("sd15", SD, 0)
-    with pytest.raises(TsAdaptError, match="choose one"):
-        ays("sd15", SD, 10, native=True, rescale=True)
+    for table, steps, options, message in (
+        ("sdlx", 10, {}, "did you mean 'sdxl'"),
+        ("sd15", 0, {}, "steps is 0"),
+        ("sd15", 10, {"native": True, "rescale": True}, "choose one"),
+    ):
+        with pytest.raises(TsAdaptError, match=message):
+            ays(table, SD, steps, **options)
 
 
 @pytest.mark.parametrize("config", [CONFIG, {}, {**CONFIG, "rescale_betas_zero_snr": True}])
@@ -121,9 +122,10 @@ def test_rounding_takes_the_timestep_nearest_in_log_sigma(config: dict[str, obje
 
 def test_rounding_refuses_duplicates_and_names_the_places() -> None:
     times = torch.tensor([999.0, 500.4, 500.2, 3.1, 2.9, 0.0], dtype=torch.float64)
-    with pytest.raises(TsAdaptError, match="places 1 and 2, 3 and 4;"):
-        round_to_timesteps(times, SD)
-    with pytest.raises(TsAdaptError, match="places 1 and 2 of sample 1"):
-        round_to_timesteps(torch.stack([make("linear", SD, 5), times]), SD)
-    with pytest.raises(TsAdaptError, match="BetaTable"):
-        round_to_timesteps(torch.tensor([1.0, 0.0]), RectifiedFlow())
+    for given, noise_schedule, message in (
+        (times, SD, "places 1 and 2, 3 and 4;"),
+        (torch.stack([make("linear", SD, 5), times]), SD, "places 1 and 2 of sample 1"),
+        (torch.tensor([1.0, 0.0]), RectifiedFlow(), "BetaTable"),
+    ):
+        with pytest.raises(TsAdaptError, match=message):
+            round_to_timesteps(given, noise_schedule)
