@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from ts_adapt.errors import TsAdaptError
-from ts_adapt.grids.fixed import pin_ends
+from ts_adapt.grids.fixed import has_ends, pin_ends
 from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.numerics import check_finite, combine, validate_times
 from ts_adapt.parameterization import to_epsilon
@@ -186,11 +186,7 @@ def check_places(times: Tensor, steps: int, noise_schedule: NoiseSchedule) -> Te
         raise TsAdaptError(
             f"the teacher's times have shape {tuple(times.shape)}; expected (M+1,), shared by all samples"
         )
-    tolerance = 1e-6 * (noise_schedule.t_max - noise_schedule.t_min)
-    if (
-        abs(float(times[0]) - noise_schedule.t_max) > tolerance
-        or abs(float(times[-1]) - noise_schedule.t_min) > tolerance
-    ):
+    if not has_ends(times, noise_schedule):
         raise TsAdaptError(
             f"the teacher runs from {float(times[0]):.6g} to {float(times[-1]):.6g}; expected the ends of the noise "
             f"schedule, {noise_schedule.t_max:.6g} and {noise_schedule.t_min:.6g}: make its grid without native=True"

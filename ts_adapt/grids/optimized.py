@@ -31,7 +31,7 @@ from torch.nn.functional import pad
 
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.fixed import pin_ends
-from ts_adapt.grids.parametric import FLOOR
+from ts_adapt.grids.parametric import weights_of
 from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.numerics import check_steps, finite_log_snr_range, validate_times
 
@@ -93,8 +93,7 @@ def _minimum(noisy: float, clean: float, steps: int, order: int) -> Tensor:
     """The lambda `(N+1,)` from `noisy` to `clean` with the smallest bound, found from the uniform one."""
 
     def spread(logits: Tensor) -> Tensor:
-        share = (1 - FLOOR) * torch.softmax(logits, 0) + FLOOR / steps
-        return noisy + (clean - noisy) * pad(share.cumsum(0), (1, 0))
+        return noisy + (clean - noisy) * pad(weights_of(logits).cumsum(0), (1, 0))
 
     def log_bound(logits: np.ndarray) -> tuple[float, np.ndarray]:
         variables = torch.from_numpy(logits).requires_grad_()

@@ -81,7 +81,8 @@ def ays(table: str, noise_schedule: NoiseSchedule, steps: int, native: bool = Fa
     else:
         _refuse_other_range(table, noise_schedule)
     place = torch.linspace(0, len(nodes) - 1, steps + 1, dtype=torch.float64)
-    found = _interpolate(nodes, place)
+    node = place.floor().long().clamp(max=len(nodes) - 2)
+    found = torch.lerp(nodes[node], nodes[node + 1], place - node)
     times = pin_ends(noise_schedule.time(found), noise_schedule)
     if native:
         times = then(_native(published, noise_schedule, found[:-1]), noise_schedule.t_end)
@@ -95,11 +96,6 @@ def _native(published: SigmaTable, noise_schedule: NoiseSchedule, log_snr: Tenso
     if len(log_snr) == len(published.timesteps) and noise_schedule.t_max == published.timesteps[0]:
         return torch.tensor(published.timesteps)
     return nearest_timesteps(torch.exp(-log_snr), noise_schedule)
-
-
-def _interpolate(nodes: Tensor, place: Tensor) -> Tensor:
-    low = place.floor().long().clamp(max=len(nodes) - 2)
-    return torch.lerp(nodes[low], nodes[low + 1], place - low)
 
 
 def _refuse_other_range(table: str, noise_schedule: NoiseSchedule) -> None:
