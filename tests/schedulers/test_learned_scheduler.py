@@ -35,29 +35,23 @@ def test_steps_are_those_of_integrate(solver: str, config: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("solver", ["unipc-3", "dpmpp-3m", "ipndm-4", "euler"])
-def test_rectified_flow_with_both_ends_at_infinite_log_snr(solver: str) -> None:
-    schedule = LearnedScheduler.from_grid("karras", solver, FLOW)
-    times = fixed.make("karras", schedule.noise_schedule, 6)
-    torch.testing.assert_close(by_hand(schedule, 6), our_own(schedule, times), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(schedule.timesteps, (1000 * times[:-1]).float())
+ZERO_SNR = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True).config
 
 
-@pytest.mark.parametrize("name", ["karras", "ddim+native", "karras+rounded", "ays-sd15"])
-def test_fixed_grids_by_name(name: str) -> None:
-    schedule = LearnedScheduler.from_grid(name, "unipc", CONFIG)
-    expected = build_grid(name, NOISE, 6)
-    torch.testing.assert_close(by_hand(schedule, 6), our_own(schedule, expected), rtol=1e-6, atol=1e-6)
-
-
-def test_zero_terminal_snr() -> None:
-    config = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True).config
-    schedule = LearnedScheduler.from_grid("uniform", "unipc-2", config)
-    assert schedule.noise_schedule.zero_terminal_snr
-    found = by_hand(schedule, 5)
-    torch.testing.assert_close(
-        found, our_own(schedule, fixed.make("uniform", schedule.noise_schedule, 5)), rtol=1e-6, atol=1e-6
-    )
+@pytest.mark.parametrize(
+    ("name", "solver", "config"),
+    [
+        *((name, "unipc", CONFIG) for name in ("karras", "ddim+native", "karras+rounded", "ays-sd15")),
+        *(("karras", solver, FLOW) for solver in ("unipc-3", "dpmpp-3m", "ipndm-4", "euler")),
+        ("uniform", "unipc-2", ZERO_SNR),
+    ],
+)
+def test_fixed_grids_by_name(name: str, solver: str, config: Any) -> None:
+    """Of a flow both ends are at infinite log-SNR, with zero terminal SNR the first."""
+    schedule = LearnedScheduler.from_grid(name, solver, config)
+    expected, found = build_grid(name, schedule.noise_schedule, 6), by_hand(schedule, 6)
+    torch.testing.assert_close(found, our_own(schedule, expected), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(schedule.timesteps, schedule.noise_schedule.timestep(expected.times[:-1]).float())
     assert torch.isfinite(found).all()
 
 
@@ -275,6 +269,8 @@ def test_add_noise_is_that_of_diffusers_at_whole_timesteps() -> None:
     assert of_flow.init_noise_sigma == 1 and of_flow.order == 1
     assert torch.equal(of_flow.scale_model_input(x, 3), x)
     assert of_flow.add_noise(x.half(), eps.half(), torch.tensor(500.0)).dtype == torch.float16
+    in_full = of_flow.add_noise(x.double(), eps.double(), torch.tensor([300.0]))
+    torch.testing.assert_close(in_full, 0.7 * x.double() + 0.3 * eps.double(), rtol=1e-14, atol=1e-14)
 
 
 def test_from_config_takes_over_betas_and_prediction_type() -> None:

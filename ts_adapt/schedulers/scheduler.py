@@ -32,7 +32,7 @@ from ts_adapt.noise import OnGrid, RectifiedFlow
 from ts_adapt.numerics import combine
 from ts_adapt.schedulers import storage
 from ts_adapt.schedulers.plan import LISTS, Plan, Predictor, Source, as_grid, whole
-from ts_adapt.schedulers.run import Run, Shown, cannot_begin_inside
+from ts_adapt.schedulers.run import Run, Shown, cannot_begin_inside, in_full
 from ts_adapt.schedules.file import LearnedGrid, in_common
 from ts_adapt.solvers.coefficients import check_end
 
@@ -300,7 +300,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         at, own = self.noise_schedule, None if self.run is None else self.run.noised_to(timesteps, len(noise))
         t = at.time_of_timestep(torch.as_tensor(timesteps)) if own is None else own
         t = t.clamp(at.t_min, at.t_max)
-        x, eps = original_samples.expand_as(noise).float(), noise.to(original_samples.device).float()
+        x, eps = in_full(original_samples.expand_as(noise)), in_full(noise.to(original_samples.device))
         return combine((at.alpha(t), x), (at.sigma(t), eps)).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
