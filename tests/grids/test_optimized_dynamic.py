@@ -81,21 +81,6 @@ def test_no_path_is_cheaper_than_the_cheapest(last: int, data: st.DataObject, co
     assert cheapest_path(costs.triu(1), steps, coefficient).tolist() == path
 
 
-def test_quadratic_costs_give_equal_steps_and_a_coefficient_shortens_the_later_ones() -> None:
-    places = torch.arange(25, dtype=torch.float64)
-    costs = (places - places[:, None]).square()
-    assert cheapest_path(costs, 4).tolist() == [0, 6, 12, 18, 24]
-    lengths = cheapest_path(costs, 4, 1.5).diff().tolist()
-    assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
-    assert cheapest_path(costs, 4, 1 / 1.5).diff().tolist() == lengths[::-1]
-
-
-def test_mirrored_costs_give_the_mirrored_path() -> None:
-    costs = torch.rand(10, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    mirrored = costs.flip(0, 1).T
-    assert (9 - cheapest_path(mirrored, 4).flip(0)).tolist() == cheapest_path(costs, 4).tolist()
-
-
 @pytest.mark.parametrize("schedule", sorted(PLAIN))
 def test_costs_are_the_errors_of_ddim_in_the_variables_of_edm(schedule: str) -> None:
     noise_schedule = PLAIN[schedule]
@@ -222,13 +207,6 @@ def test_oss_grids_have_the_shared_ends_and_the_teachers_times(schedule: str) ->
         assert denoiser.evaluations - before == 1 + (steps - 1) * (9 - steps + 1)
         assert_falls(grids, denoiser.noise_schedule, steps)
         assert len(grids) == 4 and bool(torch.isin(grids, times).all())
-
-
-def test_oss_takes_each_sample_for_itself() -> None:
-    mixture, states, _, times = mixture_teacher()
-    grids = oss(mixture, states, times, 4, mixture.noise_schedule)
-    assert torch.equal(oss(mixture, states.flip(0), times, 4, mixture.noise_schedule).flip(0), grids)
-    assert torch.equal(oss(mixture, states[3:5], times, 4, mixture.noise_schedule), grids[3:5])
 
 
 def test_the_median_is_taken_place_by_place_and_falls_strictly() -> None:

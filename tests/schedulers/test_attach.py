@@ -11,7 +11,7 @@ from accelerate.hooks import AlignDevicesHook, CpuOffload, add_hook_to_module, r
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 
 import ts_adapt
-from pipeline_cases import KINDS
+from pipeline_cases import KINDS, STEPS, images
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid
@@ -19,17 +19,12 @@ from ts_adapt.noise import BetaTable
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
-SHAPE, STEPS = (1, 8, 8), 4
+SHAPE = (1, 8, 8)
 
 
 @pytest.fixture
 def pipe(tiny: Any) -> Any:
     return tiny.pipeline("ddpm")
-
-
-def images(pipe: Any, count: int = 2, **options: Any) -> Any:
-    options = {"num_inference_steps": STEPS, **options}
-    return torch.from_numpy(pipe(count, torch.Generator().manual_seed(0), output_type="np", **options).images)
 
 
 def hooks(module: Any) -> int:
