@@ -38,6 +38,14 @@ def build(
     return kind(noise_schedule, static, (1, 4, 4), **{"width": 8, "hidden": 32, "order": 3, **options})
 
 
+def randomised(predictor: Any) -> Any:
+    """`predictor`, whose numbers now depend on what it sees."""
+    with torch.no_grad():
+        predictor.encoder.weight.normal_(0, 0.3)
+        predictor.encoder.bias.normal_(0, 0.03)
+    return predictor
+
+
 def walked(policy: StepPolicy, batch: Batch) -> list[Node]:
     """The nodes behind the first, along a `policy` that is shown the noises and the targets of `batch` at each."""
     node, state = policy.init(batch.x_T, {})

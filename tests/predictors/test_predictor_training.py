@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from interrupting import interrupted
-from small_predictors import KINDS, OF_ANY, STEPS, build, logged, split, train
+from small_predictors import KINDS, OF_ANY, STEPS, build, logged, randomised, split, train
 from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
 from ts_adapt.distances import l2
 from ts_adapt.errors import TsAdaptError
@@ -181,10 +181,8 @@ def test_of_samples_that_are_solved_alone_features_are_dropped_as_in_a_batch(kin
     single = copy.copy(objective.denoiser)
     single.alone = True
     objectives = {False: objective, True: replace(objective, denoiser=single)}
-    predictor = build(kind, objective.denoiser.noise_schedule, corrections=["shift", "start"])
-    with torch.no_grad():
-        for table in (predictor.encoder.weight, predictor.start.weight):
-            table.normal_(0, 0.3)
+    predictor = randomised(build(kind, objective.denoiser.noise_schedule, corrections=["shift", "start"]))
+    torch.nn.init.normal_(predictor.start.weight, 0, 0.3)
     kept = kept_of(0.5, 4, predictor.options["hidden"], torch.Generator().manual_seed(0))
     rows, gradients = torch.tensor([7, 3, 0, 5]), {}
     for alone, each in objectives.items():

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from small_predictors import KINDS, OF_ANY, build, logged, split, train
+from small_predictors import KINDS, OF_ANY, build, logged, randomised, split, train
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import between
@@ -24,13 +24,6 @@ from ts_adapt.sampling import generator_for
 from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
 
 SERVED = (2, 4)
-
-
-def randomised(predictor):
-    with torch.no_grad():
-        predictor.encoder.weight.normal_(0, 0.3)
-        predictor.encoder.bias.normal_(0, 0.03)
-    return predictor
 
 
 @pytest.mark.parametrize("kind", KINDS)
