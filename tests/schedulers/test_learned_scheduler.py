@@ -13,7 +13,6 @@ from torch import Tensor
 from own_loops import CONFIG, FLOW, NOISE, V_CONFIG, X_T, Smooth, by_hand, grid, our_own
 from ts_adapt.assembly import SOLVERS, build_solver
 from ts_adapt.errors import TsAdaptError
-from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import BetaTable
 from ts_adapt.policies import FromNoise, as_policy
@@ -81,18 +80,6 @@ def test_corrections_of_a_grid_are_followed(solver: str, own: bool) -> None:
     assert not torch.allclose(found, expected(given.times), rtol=1e-3)
 
 
-def test_one_grid_for_each_image() -> None:
-    rows = torch.stack([grid().times, fixed.make("uniform", NOISE, 5), fixed.make("quadratic", NOISE, 5)])
-    schedule = LearnedScheduler.from_grid(rows, "unipc-3", CONFIG)
-    found = by_hand(schedule, 5)
-    for i in range(3):
-        alone = our_own(schedule, rows[i], X_T[i : i + 1])
-        torch.testing.assert_close(found[i : i + 1], alone, rtol=1e-5, atol=1e-5)
-    schedule.set_timesteps(5)
-    with pytest.raises(TsAdaptError, match="3 grids for a batch of 2"):
-        schedule.network_timesteps(X_T[:2])
-
-
 @pytest.mark.parametrize("served", [(4,), (3, 4, 6)])
 @pytest.mark.parametrize("kind", [OneShot, Recursive])
 def test_predictors_by_hand(kind: Any, served: tuple[int, ...], tiny: Any) -> None:
@@ -104,18 +91,6 @@ def test_predictors_by_hand(kind: Any, served: tuple[int, ...], tiny: Any) -> No
         with torch.no_grad(), said:
             found, expected = by_hand(schedule, steps), our_own(schedule, predictor.policy(steps))
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-
-
-def test_a_recursive_schedule_begins_inside(tiny: Any) -> None:
-    predictor = tiny.predictor(Recursive, NOISE, (1, 4, 4))
-    schedule = LearnedScheduler.from_predictors(predictor, "unipc-3", CONFIG)
-    schedule.set_timesteps(4)
-    schedule.set_begin_index(2)
-    x = X_T
-    with torch.no_grad():
-        for t in schedule.timesteps[2:]:
-            x = schedule.step(Smooth()(x, schedule.network_timesteps(x)), t, x).prev_sample
-        torch.testing.assert_close(x, our_own(schedule, predictor.policy(first=2)), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("solver", [name for name in ONE_EVALUATION if name != "ddpm"])
@@ -185,17 +160,25 @@ def test_a_timestep_that_is_not_the_next_is_refused() -> None:
     schedule.step(X_T, t[2], X_T)
 
 
-def test_a_loop_of_ones_own_over_the_later_timesteps_tells_the_network_theirs(tiny: Any) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["set_begin_index", "timestep"])
+def test_a_recursive_schedule_begins_inside_and_tells_the_network_its_times(known: bool, tiny: Any) -> None:
     predictor = tiny.predictor(Recursive, NOISE, (1, 4, 4))
     schedule = LearnedScheduler.from_predictors(predictor, "unipc-3", CONFIG)
     schedule.set_timesteps(4)
     x, timesteps = X_T, schedule.timesteps[2:]
-    with pytest.raises(TsAdaptError, match=r"told the time of place 0 of the run and the step is that of place 2"):
-        schedule.step(Smooth()(x, schedule.network_timesteps(x)), timesteps[0], x)
+    if known:
+        schedule.set_begin_index(2)
+    else:
+        with pytest.raises(TsAdaptError, match=r"told the time of place 0 of the run and the step is that of place 2"):
+            schedule.step(Smooth()(x, schedule.network_timesteps(x)), timesteps[0], x)
     with torch.no_grad():
         for t in timesteps:
-            x = schedule.step(Smooth()(x, schedule.network_timesteps(x, timestep=t)), t, x).prev_sample
+            told = schedule.network_timesteps(x, timestep=None if known else t)
+            x = schedule.step(Smooth()(x, told), t, x).prev_sample
         torch.testing.assert_close(x, our_own(schedule, predictor.policy(first=2)), rtol=1e-6, atol=1e-6)
+
+
+def test_a_loop_over_the_later_timesteps_of_what_sees_pure_noise_is_refused(tiny: Any) -> None:
     oneshot = LearnedScheduler.from_predictors(tiny.predictor(OneShot, NOISE, (1, 4, 4)), "unipc-3", CONFIG)
     oneshot.set_timesteps(4)
     for use in (lambda t: oneshot.network_timesteps(X_T, timestep=t), lambda t: oneshot.step(X_T, t, X_T)):

@@ -177,17 +177,6 @@ def test_the_published_lists_of_diffusers(pipes: Any, tiny: Any) -> None:
     torch.testing.assert_close(by_time, by_name, atol=0.1, rtol=0.1)
 
 
-@pytest.mark.parametrize("kind", ["one-shot", "recursive"])
-def test_lists_of_times_for_schedules_that_choose_their_own(kind: str, pipes: Any, tiny: Any) -> None:
-    pipe = pipes("sd")
-    attach(pipe, made(tiny, pipe, kind))
-    for given in ({"timesteps": [999, 500]}, {"sigmas": [14.0, 1.0, 0.0]}):
-        with pytest.raises(TsAdaptError, match="chooses the times of each image by itself"):
-            call_sd(pipe, ROWS, num_inference_steps=None, **given)
-    with pytest.raises(TsAdaptError, match="number of steps is 7; this schedule was learned for 4"):
-        call_sd(pipe, ROWS, num_inference_steps=7)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_call_without_a_number_of_steps_is_refused_before_any(kind: str, pipes: Any, tiny: Any) -> None:
     pipe = pipes("sd")

@@ -145,6 +145,7 @@ def test_times_of_its_own_have_to_reach_the_network(tiny: Any) -> None:
         (lambda: schedule.set_begin_index(1), "cannot begin inside"),
         (lambda: schedule.set_timesteps(5), "number of steps is 5; this schedule was learned for 4"),
         (lambda: schedule.set_timesteps(timesteps=[900, 100]), "chooses the times of each image by itself"),
+        (lambda: schedule.set_timesteps(sigmas=[14.0, 1.0, 0.0]), "chooses the times of each image by itself"),
         (lambda: schedule.network_timesteps(wider), r"samples of shape \(1, 4, 4\), the pipeline's are \(1, 4, 5\)"),
     ):
         with pytest.raises(TsAdaptError, match=message):
