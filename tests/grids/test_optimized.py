@@ -162,12 +162,6 @@ def test_one_step_goes_from_end_to_end() -> None:
 
 
 def test_bad_options_are_refused() -> None:
-    noise_schedule, lam = NOISES["vp"], torch.linspace(-3, 3, 5)
     for steps, order, message in ((0, 3, "steps is 0"), (4, 0, "order is 0")):
         with pytest.raises(TsAdaptError, match=message):
-            dmn(noise_schedule, steps, order)
-    with pytest.raises(TsAdaptError, match=r"shape \(N\+1,\) with N >= 1; got \(2, 5\)"):
-        error_bound(lam.expand(2, -1), 3)
-    for bad in (lam.flip(0), torch.tensor([-1.0, float("nan"), 1.0]), torch.tensor([-float("inf"), 0.0, 1.0])):
-        with pytest.raises(TsAdaptError, match="finite and rise strictly"):
-            error_bound(bad, 3)
+            dmn(NOISES["vp"], steps, order)

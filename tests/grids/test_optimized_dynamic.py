@@ -270,9 +270,7 @@ def test_other_bad_input_is_refused() -> None:
         ),
         (lambda: gits(states, x0 * NAN, times, 4, noise_schedule), "all finite"),
         (lambda: oss(lambda x, t: x * NAN, states, times, 4, noise_schedule), "denoiser's output holds a NaN"),
-        (lambda: cheapest_path(torch.zeros(3, 4), 2), r"shape \(3, 4\); expected \(M\+1, M\+1\)"),
         (lambda: cheapest_path(torch.full((4, 4), NAN), 2), "costs of steps hold a NaN"),
-        (lambda: median(times), r"grids \(B, N\+1\) with B >= 1; got times of shape \(11,\)"),
     ):
         with pytest.raises(TsAdaptError, match=message):
             wrong()

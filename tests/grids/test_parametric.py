@@ -101,7 +101,6 @@ def test_infinite_ends_leave_the_interior_on_the_finite_rest() -> None:
 def test_bad_logits_and_times_are_refused() -> None:
     sd, close = NOISES["sd"], torch.tensor([999.0, 500.0, 500.0 - 1e-7, 0.0], dtype=torch.float64)
     for change, numbers, noise_schedule, message in (
-        (logits_to_times, torch.zeros(()), sd, r"shape \(N,\) or \(B, N\)"),
         (logits_to_times, torch.tensor([0.0, float("nan")]), sd, "NaN or infinite"),
         (times_to_logits, make("ddim", sd, 5, native=True), sd, "native=True"),
         (times_to_logits, torch.stack([make("linear", sd, 3), close]), sd, "times 1 and 2 of sample 1 are too close"),

@@ -38,11 +38,8 @@ FLOOR = 1e-4
 def logits_to_times(logits: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """Times `(N+1,)` or `(B, N+1)`, float64, from `logits` `(N,)` or `(B, N)`; differentiable.
 
-    Raises TsAdaptError if the shape is another, or a logit is NaN or infinite.
+    Raises TsAdaptError if a logit is NaN or infinite.
     """
-    logits = torch.as_tensor(logits)
-    if logits.ndim not in (1, 2) or logits.shape[-1] < 1:
-        raise TsAdaptError(f"logits of a time grid have shape (N,) or (B, N) with N >= 1; got {tuple(logits.shape)}")
     if not bool(torch.isfinite(logits.detach()).all()):
         raise TsAdaptError("logits of a time grid hold a NaN or infinite value; try a smaller learning rate")
     weights = weights_of(logits.to(torch.float64))
