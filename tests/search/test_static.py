@@ -124,12 +124,6 @@ def test_lbfgs_ends_where_the_mean_is_flat_and_keeps_the_best_of_its_starts(lear
     assert ended(**grids).distance == pytest.approx(min(result.distance for result in single.values()))
 
 
-def test_no_start_is_refused(problem):
-    objective, batch = problem
-    with pytest.raises(TsAdaptError, match="at least one grid"):
-        best_start(objective, {}, batch)
-
-
 @pytest.mark.parametrize("method", get_args(Method))
 def test_an_option_that_no_result_of_a_method_records_changes_nothing_of_it(learning, method):
     few = {"iterations": 2, "evaluations": 10, "starts": 1, "batch_size": 8, "validate_every": 1}
@@ -172,6 +166,11 @@ def test_smoothed_gradient_is_the_exact_one_of_a_smooth_loss(problem):
 def test_bad_options_are_refused(learning, options, message):
     with pytest.raises(TsAdaptError, match=message):
         search(*learning, **options)
+
+
+def test_no_start_is_refused(learning):
+    with pytest.raises(TsAdaptError, match="at least one grid"):
+        search_static(*learning, {}, StaticOptions())
 
 
 class Counting:

@@ -326,8 +326,7 @@ class Run:
                 "EDM's networks are shown states in the unit of their variance and this one was not: call "
                 "scheduler.scale_model_input(sample, t) before it, or take a pipeline that does"
             )
-        if raw.shape != x_t.shape:
-            _check_answer(raw, x_t)
+        _check_answer(raw, x_t)
         if x_t.shape != self._shape:
             self._meet(x_t)
         node, policy, copies = self.node, self._policy, self._kept
