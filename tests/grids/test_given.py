@@ -36,8 +36,9 @@ def test_timesteps_there_and_back(noise_schedule: NoiseSchedule, scale: float) -
 
 
 def test_the_clipped_sigma_of_zero_terminal_snr_is_infinite() -> None:
-    times, _ = from_sigmas([CLIPPED_SIGMA, 10.0, 1.0, 0.0], ZERO_SNR, "the list")
-    assert float(times[0]) == ZERO_SNR.t_max
+    times, remarks = from_sigmas([CLIPPED_SIGMA, 10.0, 1.0, 0.0], ZERO_SNR, "the list")
+    assert float(times[0]) == ZERO_SNR.t_max and not any("pure noise" in remark for remark in remarks)
+    assert "starts at sigma 10, not at pure noise (inf)" in from_sigmas([10.0, 1.0, 0.0], ZERO_SNR, "the list")[1][-1]
     torch.testing.assert_close(edm_sigma(ZERO_SNR, times[1:3]), torch.tensor([10.0, 1.0]).double())
 
 
