@@ -16,19 +16,13 @@ from ts_adapt.noise import ContinuousVP
 from ts_adapt.search.blackbox import SAMPLERS, BlackboxOptions, search_blackbox
 from ts_adapt.search.workers import open_study
 
-
-def planted(noise_schedule):
-    goal = noise_schedule.log_snr(logits_to_times(torch.tensor([0.8, -0.4, -0.4]), noise_schedule))
-
-    def score(grid):
-        return float((noise_schedule.log_snr(grid.times) - goal).square().mean())
-
-    return score
-
-
 NOISE = ContinuousVP()
 START = TimeGrid(fixed.make("log_snr", NOISE, 3))
-PLANTED = planted(NOISE)
+GOAL = NOISE.log_snr(logits_to_times(torch.tensor([0.8, -0.4, -0.4]), NOISE))
+
+
+def planted(grid):
+    return float((NOISE.log_snr(grid.times) - GOAL).square().mean())
 
 
 @pytest.fixture
@@ -46,15 +40,15 @@ def test_approaches_a_planted_optimum_and_resumes(url):
 
     def score(grid):
         calls.append(grid)
-        return PLANTED(grid)
+        return planted(grid)
 
     search(score, url, trials=10)
     result = search(score, url, trials=60)
     assert len(calls) == result.trials == 60
     torch.testing.assert_close(calls[0].times, START.times)
-    assert result.start_distance == PLANTED(calls[0])
+    assert result.start_distance == planted(calls[0])
     assert result.distance < 0.2 * result.start_distance
-    assert PLANTED(result.grid) == pytest.approx(result.distance)
+    assert planted(result.grid) == pytest.approx(result.distance)
 
 
 @pytest.mark.parametrize(("storage", "sampler"), [("sqlite", "cmaes"), *(("journal", sampler) for sampler in SAMPLERS)])
@@ -66,7 +60,7 @@ def test_killed_anywhere_it_ends_in_the_same_grid(tmp_path, storage, sampler):
             if len(asked) == dies_at:
                 raise SystemExit
             asked.append(grid.times.tolist())
-            return PLANTED(grid)
+            return planted(grid)
 
         return search(score, f"{storage}:///{tmp_path}/{name}", alone=True, trials=14, sampler=sampler, seed=3)
 
@@ -93,19 +87,19 @@ def test_a_score_that_is_not_a_number_is_the_worst(url):
 )
 def test_options_that_cannot_be_worked_with_are_refused(options, said):
     with pytest.raises(TsAdaptError, match=said):
-        search(PLANTED, "sqlite://", **options)
+        search(planted, "sqlite://", **options)
 
 
 @pytest.mark.parametrize("content", [b'{"op_code": 0', b"junk\n" * 3, b"\x00" * 40 + b"\n{}\n"])
 def test_of_a_damaged_journal_the_torn_end_is_cut_off_and_anything_else_is_named(url, tmp_path, content):
     path = tmp_path / "trials.log"
-    search(PLANTED, url, alone=True, trials=3, sampler="random")
+    search(planted, url, alone=True, trials=3, sampler="random")
     path.write_bytes(path.read_bytes() + content)
     if content.endswith(b"\n"):
         with pytest.raises(TsAdaptError, match=str(path)):
-            search(PLANTED, url, alone=True, trials=5, sampler="random")
+            search(planted, url, alone=True, trials=5, sampler="random")
     else:
-        assert search(PLANTED, url, alone=True, trials=5, sampler="random").trials == 5
+        assert search(planted, url, alone=True, trials=5, sampler="random").trials == 5
 
 
 def test_the_start_is_known_when_its_worker_died_and_others_were_done_first(url):
@@ -117,9 +111,9 @@ def test_the_start_is_known_when_its_worker_died_and_others_were_done_first(url)
         asked.append(grid.times)
         if len(asked) == 13:
             study.tell(dead.number, state=TrialState.FAIL)
-        return PLANTED(grid)
+        return planted(grid)
 
     result = search(score, url, trials=14)
     assert not torch.equal(asked[0], START.times)
     torch.testing.assert_close(asked[13], START.times)
-    assert (result.start_distance, result.trials) == (PLANTED(START), 14)
+    assert (result.start_distance, result.trials) == (planted(START), 14)
