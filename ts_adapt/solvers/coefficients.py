@@ -74,7 +74,7 @@ class Met:
         return Met((value, *self.values)[:keep], (log_snr, *self.log_snrs)[:keep])
 
 
-class Steps:
+class Defaults:
     """What a solver is unless it says otherwise: deterministic, of one evaluation a step, with what was met as memory.
 
     reaches_0  whether it can step to sigma = 0

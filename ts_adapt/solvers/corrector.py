@@ -21,9 +21,9 @@ from ts_adapt.errors import TsAdaptError
 from ts_adapt.interfaces import Node, NoiseSchedule, Solver
 from ts_adapt.numerics import combine
 from ts_adapt.solvers.coefficients import (
+    Defaults,
     Met,
     Place,
-    Steps,
     check_order,
     check_variant,
     data_weights,
@@ -48,7 +48,7 @@ class CorrectorMemory:
     history: Met = field(default_factory=Met)
 
 
-class Corrected(Steps):
+class Corrected(Defaults):
     """`solver` with UniPC's corrector before every step but the first.
 
     solver             deterministic, one evaluation a step: DDIM, DPM-Solver++, DEIS, iPNDM, UniP

@@ -26,9 +26,9 @@ from ts_adapt.interfaces import Node, NoiseSchedule
 from ts_adapt.numerics import combine
 from ts_adapt.parameterization import to_epsilon
 from ts_adapt.solvers.coefficients import (
+    Defaults,
     Met,
     Place,
-    Steps,
     check_end,
     check_order,
     check_variant,
@@ -54,7 +54,7 @@ ADAMS_BASHFORTH = {
 """b_k of equal steps, newest first."""
 
 
-class Multistep(Steps):
+class Multistep(Defaults):
     """The step above; subclasses give the predictions they interpolate and the weights w_k."""
 
     interpolates = "x0"

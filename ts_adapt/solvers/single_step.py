@@ -27,10 +27,10 @@ from ts_adapt.errors import TsAdaptError
 from ts_adapt.interfaces import Node, NoiseSchedule
 from ts_adapt.numerics import combine, scale
 from ts_adapt.parameterization import to_epsilon
-from ts_adapt.solvers.coefficients import Met, Place, Steps, check_end, first_order, learned_terms, place
+from ts_adapt.solvers.coefficients import Defaults, Met, Place, check_end, first_order, learned_terms, place
 
 
-class DDIM(Steps):
+class DDIM(Defaults):
     """DDIM: order 1; deterministic at eta = 0, DDPM's ancestral sampling at eta = 1.
 
     eta  in [0, 1]; above 0 every step needs standard normal noise
@@ -79,7 +79,7 @@ class Euler(DDIM):
         super().__init__(noise_schedule)
 
 
-class Heun(Steps):
+class Heun(Defaults):
     """Heun's method in EDM's variables: order 2, two evaluations a step; for teachers.
 
     The second evaluation is at the end of the step, so a grid must end at sigma > 0. Where alpha_t = 0, edm_sigma is
