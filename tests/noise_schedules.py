@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.noise import BetaTable, ContinuousVP, Cosine, RectifiedFlow, VarianceExploding
 
@@ -23,3 +26,10 @@ PLAIN: dict[str, NoiseSchedule] = {
     "flow": RectifiedFlow(),
 }
 """Fewer, each as it is without options."""
+
+
+def assert_falls(times: Tensor, noise_schedule: NoiseSchedule, steps: int) -> None:
+    """That `times` `(N+1,)` or `(B, N+1)` are strict grids of `steps` steps, exactly from t_max to t_min."""
+    assert times.shape[-1] == steps + 1 and times.dtype == torch.float64
+    assert bool((times[..., 0] == noise_schedule.t_max).all() & (times[..., -1] == noise_schedule.t_min).all())
+    assert bool((times.diff() < 0).all())

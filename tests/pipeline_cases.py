@@ -19,7 +19,7 @@ from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.pipeline import from_pipeline
 from ts_adapt.denoisers.scheduler_config import noise_of
 from ts_adapt.sampling import integrate
-from ts_adapt.schedulers.attach import network_of
+from ts_adapt.schedulers.attach import attach, network_of
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
 STEPS, WIDTH, TOKENS, SCALE = 4, 16, 3, 3.0
@@ -71,6 +71,12 @@ def unconditional(rows: Sequence[int]) -> dict[str, Any]:
 def call_pixels(pipe: Any, rows: Sequence[int], **options: Any) -> Tensor:
     options = {"num_inference_steps": STEPS, "generator": generators(rows), **options}
     return nchw(pipe(batch_size=len(rows), output_type="np", **options).images)
+
+
+def images(pipe: Any, count: int = 2, **options: Any) -> Tensor:
+    """What a pipeline of pixels makes of one seed, `(count, H, W, C)`."""
+    options = {"num_inference_steps": STEPS, **options}
+    return torch.from_numpy(pipe(count, torch.Generator().manual_seed(0), output_type="np", **options).images)
 
 
 def call_ldm(pipe: Any, rows: Sequence[int], **options: Any) -> Tensor:
@@ -223,6 +229,12 @@ def solved(
     solver = build_solver(schedule.config["solver"], schedule.noise_schedule)
     policy = schedule.source.plan(STEPS, schedule.noise_schedule).policy(begin) if policy is None else policy
     return integrate(denoiser, solver, policy, x, condition=condition).x
+
+
+def assert_as_our_own(pipe: Any, case: Case, schedule: Any) -> None:
+    """That the pipeline, with `schedule` attached, gives what our own loop gives; it stays attached."""
+    expected = our_own(pipe, case, schedule, ROWS)
+    torch.testing.assert_close(case.call(attach(pipe, schedule), ROWS), expected, atol=1e-4, rtol=1e-4)
 
 
 def our_own(

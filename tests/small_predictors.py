@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ts_adapt.grids import fixed
 from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.interfaces import Node, NoiseSchedule, StepPolicy, TimeGrid
 from ts_adapt.predictors.one_shot import OneShot
+from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.predictor import Predictor
 from ts_adapt.predictors.recursive import Recursive
+from ts_adapt.predictors.training import TrainResult, train_predictor
 from ts_adapt.search.objective import Batch, Objective
 
 KINDS = [OneShot, Recursive]
@@ -34,6 +38,14 @@ def build(
     return kind(noise_schedule, static, (1, 4, 4), **{"width": 8, "hidden": 32, "order": 3, **options})
 
 
+def randomised(predictor: Any) -> Any:
+    """`predictor`, whose numbers now depend on what it sees."""
+    with torch.no_grad():
+        predictor.encoder.weight.normal_(0, 0.3)
+        predictor.encoder.bias.normal_(0, 0.03)
+    return predictor
+
+
 def walked(policy: StepPolicy, batch: Batch) -> list[Node]:
     """The nodes behind the first, along a `policy` that is shown the noises and the targets of `batch` at each."""
     node, state = policy.init(batch.x_T, {})
@@ -52,3 +64,18 @@ def start(objective: Objective, steps: int) -> dict[str, TimeGrid]:
 def split(batch: Batch) -> tuple[Batch, Batch]:
     """What is learned from of the fixture `problem`, and what validates."""
     return batch.rows(slice(0, 32)), batch.rows(slice(32, None))
+
+
+def train(
+    predictor: Any, problem: tuple[Objective, Batch], folder: Path, options: TrainOptions, **given: Any
+) -> TrainResult:
+    """`predictor` learns from the one part of the samples of `problem`, and the other validates."""
+    objective, batch = problem
+    return train_predictor(predictor, objective, *split(batch), options, folder, progress=False, **given)
+
+
+def logged(folder: Path) -> dict[str, list[float]]:
+    """The scalars that a training has left below `folder`, by name."""
+    (file,) = folder.rglob("events.out.tfevents*")
+    events = EventAccumulator(str(file)).Reload()
+    return {name: [point.value for point in events.Scalars(name)] for name in events.Tags()["scalars"]}

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from noise_schedules import PLAIN
 from small_predictors import WIDTH
 from ts_adapt.grids.between import among, grid_between, shares
 from ts_adapt.grids.corrections import CORRECTIONS
 from ts_adapt.grids.parametric import between
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import COEFFICIENTS, HISTORY, NoiseSchedule, TimeGrid
-from ts_adapt.noise import ContinuousVP, RectifiedFlow, VarianceExploding
 from ts_adapt.predictors.one_shot import OneShot
 
-NOISES: dict[str, NoiseSchedule] = {"vp": ContinuousVP(), "flow": RectifiedFlow(), "ve": VarianceExploding()}
+NOISES = {name: PLAIN[name] for name in ("vp", "flow", "edm")}
 LEARNED = (3, 5, 9)
 
 

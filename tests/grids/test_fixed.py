@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noise_schedules import NOISES, SD
+from noise_schedules import NOISES, SD, assert_falls
 from ts_adapt.assembly import SOLVERS, build_solver
 from ts_adapt.denoisers.analytic import GaussianDenoiser
 from ts_adapt.errors import TsAdaptError
@@ -33,22 +33,15 @@ SHARED_RULE = {"linear": ["ddim", "trailing", "uniform"], "log_snr": ["exponenti
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(FIXED)), st.sampled_from(sorted(NOISES)), st.integers(1, 200))
 def test_every_family_falls_strictly_between_the_shared_ends(name: str, schedule: str, steps: int) -> None:
-    noise_schedule = NOISES[schedule]
-    times = make(name, noise_schedule, steps)
-    assert times.shape == (steps + 1,) and times.dtype == torch.float64
-    assert float(times[0]) == noise_schedule.t_max and float(times[-1]) == noise_schedule.t_min
-    assert bool((times.diff() < 0).all())
+    assert_falls(make(name, NOISES[schedule], steps), NOISES[schedule], steps)
 
 
 @pytest.mark.parametrize("schedule", sorted(NOISES))
 def test_names_that_differ_by_their_originals_only_are_one_grid_between_shared_ends(schedule: str) -> None:
+    times = {name: tuple(make(name, NOISES[schedule], 9).tolist()) for name in FIXED}
     for name, others in SHARED_RULE.items():
-        for other in others:
-            torch.testing.assert_close(
-                make(other, NOISES[schedule], 9), make(name, NOISES[schedule], 9), rtol=0, atol=0
-            )
-    distinct = {tuple(make(name, NOISES[schedule], 9).tolist()) for name in FIXED}
-    assert len(distinct) == len(set(FIXED.values())) < len(FIXED)
+        assert {times[other] for other in others} == {times[name]}
+    assert len(set(times.values())) == len(set(FIXED.values())) < len(FIXED)
 
 
 @pytest.mark.parametrize("schedule", ["sd", "vp", "cosine", "edm"])
@@ -180,23 +173,19 @@ def test_families_that_are_their_own_originals(schedule: str) -> None:
         assert torch.equal(make(name, NOISES[schedule], 7, native=True), make(name, NOISES[schedule], 7))
 
 
-@pytest.mark.parametrize("schedule", CONTINUOUS)
-@pytest.mark.parametrize("name", ["linear", "ddim", "trailing", "quadratic", "beta"])
-def test_integer_originals_are_refused_without_a_table(schedule: str, name: str) -> None:
-    with pytest.raises(TsAdaptError, match=f"native {name} .*leave native=True out"):
-        make(name, NOISES[schedule], 5, native=True)
-
-
-@pytest.mark.parametrize(("name", "steps"), [("linear", 1200), ("ddim", 1200), ("quadratic", 100), ("beta", 400)])
-def test_repeated_timesteps_of_an_original_are_refused(name: str, steps: int) -> None:
-    with pytest.raises(TsAdaptError, match=f"native {name} grid over {steps} steps is twice the same time"):
-        make(name, NOISES["sd"], steps, native=True)
-
-
-@pytest.mark.parametrize("steps", [0, -3])
-def test_too_few_steps_are_refused(steps: int) -> None:
-    with pytest.raises(TsAdaptError, match=f"steps is {steps}"):
-        make("karras", NOISES["sd"], steps)
+@pytest.mark.parametrize(
+    ("name", "schedule", "steps", "message"),
+    [
+        *((name, schedule, 5, f"native {name} .*leave native=True out")
+          for name in ("linear", "ddim", "trailing", "quadratic", "beta") for schedule in CONTINUOUS),
+        *((name, "sd", steps, f"native {name} grid over {steps} steps is twice the same time")
+          for name, steps in (("linear", 1200), ("ddim", 1200), ("quadratic", 100), ("beta", 400))),
+        *(("karras", "sd", steps, f"steps is {steps}") for steps in (0, -3)),
+    ],
+)  # fmt: skip
+def test_originals_that_do_not_exist_are_refused(name: str, schedule: str, steps: int, message: str) -> None:
+    with pytest.raises(TsAdaptError, match=message):
+        make(name, NOISES[schedule], steps, native=True)
 
 
 def test_an_unknown_name_lists_the_known_and_suggests_the_near() -> None:

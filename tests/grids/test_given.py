@@ -36,8 +36,9 @@ def test_timesteps_there_and_back(noise_schedule: NoiseSchedule, scale: float) -
 
 
 def test_the_clipped_sigma_of_zero_terminal_snr_is_infinite() -> None:
-    times, _ = from_sigmas([CLIPPED_SIGMA, 10.0, 1.0, 0.0], ZERO_SNR, "the list")
-    assert float(times[0]) == ZERO_SNR.t_max
+    times, remarks = from_sigmas([CLIPPED_SIGMA, 10.0, 1.0, 0.0], ZERO_SNR, "the list")
+    assert float(times[0]) == ZERO_SNR.t_max and not any("pure noise" in remark for remark in remarks)
+    assert "starts at sigma 10, not at pure noise (inf)" in from_sigmas([10.0, 1.0, 0.0], ZERO_SNR, "the list")[1][-1]
     torch.testing.assert_close(edm_sigma(ZERO_SNR, times[1:3]), torch.tensor([10.0, 1.0]).double())
 
 
@@ -56,10 +57,11 @@ def test_a_0_that_is_reached_nowhere_is_one_step_fewer() -> None:
 
 
 def test_ends_of_another_schedule_are_named() -> None:
-    with pytest.raises(TsAdaptError, match=r"the timestep 1200; those of the model run from 1000 down to 0"):
-        from_timesteps([1200, 500], RectifiedFlow(), "the list")
-    with pytest.raises(TsAdaptError, match=r"the sigma 14.6, outside the model's \[0, 1\]"):
-        from_sigmas([14.6, 1.0, 0.0], RectifiedFlow(), "the list")
-    with pytest.raises(TsAdaptError, match="the sigma nan at place 1"):
-        from_sigmas([3.0, float("nan"), 0.0], TABLE, "the list")
+    for read, given, noise_schedule, message in (
+        (from_timesteps, [1200, 500], RectifiedFlow(), "the timestep 1200; those of the model run from 1000 down to 0"),
+        (from_sigmas, [14.6, 1.0, 0.0], RectifiedFlow(), r"the sigma 14.6, outside the model's \[0, 1\]"),
+        (from_sigmas, [3.0, float("nan"), 0.0], TABLE, "the sigma nan at place 1"),
+    ):
+        with pytest.raises(TsAdaptError, match=message):
+            read(given, noise_schedule, "the list")
     assert "starts at sigma 3, not at pure noise" in from_sigmas([3.0, 1.0, 0.0], TABLE, "the list")[1][-1]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_utils import AysSchedules
 
-from noise_schedules import NOISES
+from noise_schedules import NOISES, assert_falls
 from noise_schedules import SD as CONFIG
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.fixed import make
 from ts_adapt.grids.published import TABLES, ays, round_to_timesteps
 from ts_adapt.interfaces import NoiseSchedule
-from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding, edm_sigma
+from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding
 
 SD = NOISES["sd"]
 SVD = VarianceExploding(t_min=0.002, t_max=700.0)
@@ -30,14 +30,6 @@ def test_tables_equal_those_of_diffusers(table: str) -> None:
     assert [*TABLES[table].sigmas, 0.0] == PUBLISHED[KEYS[table]]
 
 
-@pytest.mark.parametrize(("table", "noise_schedule"), OWN)
-def test_ten_steps_are_the_table_between_the_shared_ends(table: str, noise_schedule: NoiseSchedule) -> None:
-    times = ays(table, noise_schedule, 10)
-    assert float(times[0]) == noise_schedule.t_max and float(times[-1]) == noise_schedule.t_min
-    sigmas = edm_sigma(noise_schedule, times)[1:-1]
-    torch.testing.assert_close(sigmas, torch.tensor(TABLES[table].sigmas[1:], dtype=torch.float64), rtol=1e-9, atol=0)
-
-
 @pytest.mark.parametrize("key", ["StableDiffusionTimesteps", "StableDiffusionXLTimesteps"])
 def test_times_agree_with_the_published_integer_timesteps(key: str) -> None:
     table = "sdxl" if "XL" in key else "sd15"
@@ -46,13 +38,15 @@ def test_times_agree_with_the_published_integer_timesteps(key: str) -> None:
 
 
 @pytest.mark.parametrize(("table", "noise_schedule"), OWN)
-@pytest.mark.parametrize("steps", [1, 2, 5, 7, 20, 33])
-def test_other_numbers_of_steps_interpolate_log_sigma(table: str, noise_schedule: NoiseSchedule, steps: int) -> None:
+@pytest.mark.parametrize("steps", [1, 2, 5, 7, 10, 20, 33])
+def test_log_sigma_is_that_of_the_table_interpolated_between_the_shared_ends(
+    table: str, noise_schedule: NoiseSchedule, steps: int
+) -> None:
     nodes = np.log([*TABLES[table].sigmas, TABLES[table].sigma_min])
     expected = np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, 11), nodes)
-    got = -noise_schedule.log_snr(ays(table, noise_schedule, steps)).numpy()
-    np.testing.assert_allclose(got[1:-1], expected[1:-1], rtol=1e-9)
-    assert len(got) == steps + 1
+    times = ays(table, noise_schedule, steps)
+    np.testing.assert_allclose(-noise_schedule.log_snr(times).numpy()[1:-1], expected[1:-1], rtol=1e-9)
+    assert_falls(times, noise_schedule, steps)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +55,7 @@ def test_other_numbers_of_steps_interpolate_log_sigma(table: str, noise_schedule
 def test_a_table_for_another_range_is_refused_unless_rescaled(table: str, noise_schedule: NoiseSchedule) -> None:
     with pytest.raises(TsAdaptError, match="rescale=True"):
         ays(table, noise_schedule, 10)
-    times = ays(table, noise_schedule, 10, rescale=True)
-    assert float(times[0]) == noise_schedule.t_max and float(times[-1]) == noise_schedule.t_min
+    assert_falls(ays(table, noise_schedule, 10, rescale=True), noise_schedule, 10)
 
 
 def test_rescaling_is_affine_in_log_sigma() -> None:
@@ -105,13 +98,9 @@ def test_the_authors_integers_are_those_of_a_table_of_a_thousand() -> None:
     assert found.tolist() == [*nearest, -1] and found[0] == 499
 
 
-def test_bad_requests_are_refused() -> None:
-    with pytest.raises(TsAdaptError, match="did you mean 'sdxl'"):
-        ays("sdlx", SD, 10)
+def test_too_few_steps_are_refused() -> None:
     with pytest.raises(TsAdaptError, match="steps is 0"):
         ays("sd15", SD, 0)
-    with pytest.raises(TsAdaptError, match="choose one"):
-        ays("sd15", SD, 10, native=True, rescale=True)
 
 
 @pytest.mark.parametrize("config", [CONFIG, {}, {**CONFIG, "rescale_betas_zero_snr": True}])
@@ -128,9 +117,10 @@ def test_rounding_takes_the_timestep_nearest_in_log_sigma(config: dict[str, obje
 
 def test_rounding_refuses_duplicates_and_names_the_places() -> None:
     times = torch.tensor([999.0, 500.4, 500.2, 3.1, 2.9, 0.0], dtype=torch.float64)
-    with pytest.raises(TsAdaptError, match="places 1 and 2, 3 and 4;"):
-        round_to_timesteps(times, SD)
-    with pytest.raises(TsAdaptError, match="places 1 and 2 of sample 1"):
-        round_to_timesteps(torch.stack([make("linear", SD, 5), times]), SD)
-    with pytest.raises(TsAdaptError, match="BetaTable"):
-        round_to_timesteps(torch.tensor([1.0, 0.0]), RectifiedFlow())
+    for given, noise_schedule, message in (
+        (times, SD, "places 1 and 2, 3 and 4;"),
+        (torch.stack([make("linear", SD, 5), times]), SD, "places 1 and 2 of sample 1"),
+        (torch.tensor([1.0, 0.0]), RectifiedFlow(), "BetaTable"),
+    ):
+        with pytest.raises(TsAdaptError, match=message):
+            round_to_timesteps(given, noise_schedule)

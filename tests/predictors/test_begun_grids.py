@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from small_predictors import KINDS
+from small_predictors import KINDS, randomised
 from test_guidance_factors import FACTORS, LABELS, NOISE, STEPS, TIMES, guided, noise
 from ts_adapt import build_solver
 from ts_adapt.distances import l2
@@ -42,8 +42,5 @@ def test_untrained_it_solves_as_the_grid_does(kind: Any, tmp_path: Any) -> None:
     loaded, _ = load_predictor(tmp_path / "kept", NOISE)
     assert torch.equal(objective.student(loaded.policy(), batch), objective.student(predictor.policy(), batch))
 
-    with torch.no_grad():
-        predictor.encoder.weight.normal_()
-        predictor.encoder.bias.normal_()
-    predictor.forget(STEPS)
+    randomised(predictor).forget(STEPS)
     torch.testing.assert_close(objective.student(predictor.policy(), batch), expected, rtol=0, atol=1e-4)

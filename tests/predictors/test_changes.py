@@ -9,9 +9,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from noise_schedules import PLAIN
 from own_loops import by_hand, our_own
 from small_job import Job
-from small_predictors import KINDS, STEPS, build, walked
+from small_predictors import KINDS, STEPS, build, train, walked
 from ts_adapt import LearnedScheduler, integrate
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers.analytic import GaussianDenoiser, example_mixture
@@ -19,7 +20,7 @@ from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.grids.space import GridSpace
 from ts_adapt.interfaces import HISTORY, RESIDUAL, START, Node, TimeGrid
-from ts_adapt.noise import BetaTable, ContinuousVP, RectifiedFlow, VarianceExploding
+from ts_adapt.noise import BetaTable
 from ts_adapt.policies import Around, FollowGrid
 from ts_adapt.predictors.changes import BOUND, DILATIONS, WIDTH, Change, Moved
 from ts_adapt.predictors.encoder import Encoder
@@ -27,9 +28,8 @@ from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.recursive import Recursive
 from ts_adapt.predictors.store import load_predictor, save_predictor
-from ts_adapt.predictors.training import train_predictor
 
-NOISES = {"vp": ContinuousVP(), "flow": RectifiedFlow(), "ve": VarianceExploding()}
+NOISES = {name: PLAIN[name] for name in ("vp", "flow", "edm")}
 CONFIG = DDIMScheduler().config
 
 
@@ -42,6 +42,12 @@ def moving(kind, noise_schedule, name="start", **options):
     predictor = build(kind, noise_schedule, corrections=[name], **options)
     torch.nn.init.normal_(getattr(predictor, name).weight, 0, 0.3)
     return predictor
+
+
+def times_of(noise_schedule):
+    """Evenly from pure noise almost to the end."""
+    span = noise_schedule.t_max - noise_schedule.t_min
+    return noise_schedule.t_min + span * torch.linspace(1, 0.05, STEPS + 1, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,7 @@ class Added(Around):
 def test_where_x0_does_not_depend_on_the_state_it_is_another_noise(noise_schedule, solver):
     """Of data in one point: then the solve from x_T, moved, is the solve from the moved x_T."""
     denoiser, solver = GaussianDenoiser(noise_schedule, 0.5, 1e-20, (1, 4, 4)), build_solver(solver, noise_schedule)
-    span = noise_schedule.t_max - noise_schedule.t_min
-    grid = FollowGrid(noise_schedule.t_min + span * torch.linspace(1, 0.05, STEPS + 1, dtype=torch.float64))
+    grid = FollowGrid(times_of(noise_schedule))
     x_T, change = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
     noise = lambda step: torch.ones_like(x_T)  # noqa: E731
     moved = integrate(denoiser, solver, Moved(grid, lambda *_: change), x_T, step_noise=noise, check=False).x
@@ -77,8 +82,6 @@ def test_where_x0_does_not_depend_on_the_state_it_is_another_noise(noise_schedul
 def test_a_residual_is_another_prediction(noise_schedule, solver):
     """The solve whose every x0 is changed is that of data in another point, with weights of a history too."""
     solver = build_solver(solver, noise_schedule)
-    span = noise_schedule.t_max - noise_schedule.t_min
-    times = noise_schedule.t_min + span * torch.linspace(1, 0.05, STEPS + 1, dtype=torch.float64)
     x_T = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
     change, noise = torch.full_like(x_T, 0.25), lambda step: torch.ones_like(x_T)
 
@@ -87,7 +90,7 @@ def test_a_residual_is_another_prediction(noise_schedule, solver):
         return integrate(denoiser, solver, policy, x_T, step_noise=noise, check=False).x
 
     for held in ({}, {HISTORY: torch.full((STEPS, STEPS + 1), 0.1, dtype=torch.float64)}):
-        grid = FollowGrid(TimeGrid.of(times, held))
+        grid = FollowGrid(TimeGrid.of(times_of(noise_schedule), held))
         torch.testing.assert_close(solve(0.5, Added(grid, change)), solve(0.75, grid))
         assert not torch.allclose(solve(0.5, grid), solve(0.75, grid), atol=1e-2)
 
@@ -119,21 +122,16 @@ def test_every_pixel_of_it_sees_all_of_the_state(size):
     assert bool((picture.grad != 0).all())
 
 
-def test_only_the_first_step_has_it_and_none_of_a_solve_that_begins_inside(problem):
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_start_is_the_first_steps_and_none_inside_and_every_step_has_a_residual_of_its_own(first, problem):
     objective, batch = problem
-    predictor = moving(Recursive, objective.denoiser.noise_schedule)
-    for first in (0, 1):
-        nodes = walked(predictor.policy(first=first), batch)
-        assert [START in node.held for node in nodes] == [not first, *[False] * (len(nodes) - 1)]
-
-
-def test_every_step_has_a_residual_of_its_own_also_inside(problem):
-    objective, batch = problem
-    predictor = moving(Recursive, objective.denoiser.noise_schedule, "residual")
-    for first in (0, 1):
-        changes = [node.held[RESIDUAL] for node in walked(predictor.policy(first=first), batch)]
-        assert len(changes) == STEPS - first
-        assert all(not torch.allclose(a, b) for a, b in pairwise(changes))
+    start, residual = (
+        walked(moving(Recursive, objective.denoiser.noise_schedule, name).policy(first=first), batch)
+        for name in ("start", "residual")
+    )
+    assert [START in node.held for node in start] == [not first, *[False] * (STEPS - first - 1)]
+    assert len(residual) == STEPS - first
+    assert all(not torch.allclose(a.held[RESIDUAL], b.held[RESIDUAL]) for a, b in pairwise(residual))
 
 
 def test_every_weight_of_a_residual_is_used_by_the_steps_of_one_number_of_them(problem):
@@ -187,9 +185,7 @@ def test_it_is_learned(name, problem, tmp_path):
     predictor = build(Recursive, objective.denoiser.noise_schedule, corrections=[name])
     with torch.no_grad():
         before = float(objective.measure(predictor.policy(), batch).mean())
-    options = TrainOptions(epochs=20, batch_size=8)
-    train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
-    train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
+    train(predictor, problem, tmp_path, TrainOptions(epochs=20, batch_size=8))
     assert bool(getattr(predictor, name).weight.any())
     assert float(objective.measure(predictor.policy(), batch).mean()) < 0.9 * before
 

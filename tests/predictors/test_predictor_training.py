@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from interrupting import interrupted
-from small_predictors import KINDS, OF_ANY, STEPS, build
+from small_predictors import KINDS, OF_ANY, STEPS, build, logged, randomised, split, train
 from ts_adapt.denoisers.analytic import GaussianMixtureDenoiser
 from ts_adapt.distances import l2
 from ts_adapt.errors import TsAdaptError
@@ -42,13 +42,11 @@ def labelled(problem):
 def test_training_through_the_solver_lowers_the_distance_on_unseen_samples(kind, corrections, problem, tmp_path):
     objective, batch = problem
     predictor = build(kind, objective.denoiser.noise_schedule, corrections=corrections)
-    options = TrainOptions(epochs=20, lr=4e-3, batch_size=8)
-    train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
-    result = train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
+    result = train(predictor, problem, tmp_path, TrainOptions(epochs=20, lr=4e-3, batch_size=8))
     assert result.learned[STEPS] < result.static[STEPS] and result.gain > 0
-    measured = float(objective.measure(predictor.policy(), validation).mean())
+    measured = float(objective.measure(predictor.policy(), split(batch)[1]).mean())
     assert measured == pytest.approx(result.learned[STEPS], rel=1e-4)
-    assert list(tmp_path.rglob("events.out.tfevents*"))
+    assert "validation/relative" in logged(tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,12 +55,11 @@ def test_what_does_not_help_for_sure_is_not_kept(kind, problem, labelled, tmp_pa
     objective, batch = problem
     predictor = build(kind, objective.denoiser.noise_schedule)
     options, few = TrainOptions(loss="labels", label_epochs=10, batch_size=8), {STEPS: labelled.rows(slice(0, 4))}
-    validation = batch.rows(slice(36, None))
-    result = train_predictor(predictor, objective, batch, validation, options, tmp_path, labels=few, progress=False)
+    result = train(predictor, problem, tmp_path, options, labels=few)
     assert result.learned[STEPS] <= result.static[STEPS]
     if result.gain == 0:
-        times = predicted(predictor, objective, validation).times
-        torch.testing.assert_close(times, predictor.static_times.expand(len(validation), -1))
+        times = predicted(predictor, objective, batch).times
+        torch.testing.assert_close(times, predictor.static_times.expand(len(batch), -1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -70,16 +67,12 @@ def test_what_does_not_help_for_sure_is_not_kept(kind, problem, labelled, tmp_pa
 def test_a_killed_training_goes_on_as_if_it_had_not_been(kind, calls, problem, labelled, tmp_path):
     """Killed at any evaluation, it resumes after its last validated epoch: the same weights, bit for bit."""
     objective, batch = problem
-    train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
     options = TrainOptions(loss="both", epochs=4, label_epochs=4, validate_every=1, batch_size=12)
 
     def run(folder, objective):
         predictor = build(kind, objective.denoiser.noise_schedule, corrections=OF_ANY)
-        result = train_predictor(
-            predictor, objective, train, validation, options, tmp_path / folder, labels={STEPS: labelled},
-            checkpoint=tmp_path / folder / "training.safetensors", progress=False,
-        )  # fmt: skip
-        return result, predictor.state_dict()
+        given = {"labels": {STEPS: labelled}, "checkpoint": tmp_path / folder / "training.safetensors"}
+        return train(predictor, (objective, batch), tmp_path / folder, options, **given), predictor.state_dict()
 
     objective = replace(objective, derivative="exact")
     whole, weights = run("whole", objective)
@@ -92,35 +85,29 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(kind, calls, problem, l
 
 
 def test_a_damaged_checkpoint_is_not_used_and_one_of_other_options_is_refused(problem, tmp_path):
-    objective, batch = problem
     path, results = tmp_path / "training.safetensors", []
     for content in (None, b"junk", "foreign"):
-        predictor = build(OneShot, objective.denoiser.noise_schedule)
+        predictor = build(OneShot, problem[0].denoiser.noise_schedule)
         if content == "foreign":
             write_tensors(path, {"weights/x": torch.ones(2), "progress": torch.ones(5)})
         elif content:
             path.write_bytes(content)
-        options = TrainOptions(epochs=1, batch_size=24)
-        results.append(
-            train_predictor(predictor, objective, batch, batch, options, tmp_path, checkpoint=path, progress=False)
-        )
+        results.append(train(predictor, problem, tmp_path, TrainOptions(epochs=1, batch_size=24), checkpoint=path))
     assert results[0] == results[1] == results[2]
     options = TrainOptions(epochs=1, batch_size=24, lr=1e-4)
     with pytest.raises(TsAdaptError, match=r"of a training with other options\.lr"):
-        train_predictor(predictor, objective, batch, batch, options, tmp_path, checkpoint=path, progress=False)
+        train(predictor, problem, tmp_path, options, checkpoint=path)
 
 
 @pytest.mark.parametrize("loss", ["end_to_end", "labels", "both"])
 def test_an_option_changes_what_is_learned_where_a_result_of_the_loss_records_it(loss, problem, labelled, tmp_path):
-    objective, batch = problem
     options = TrainOptions(loss=loss, epochs=2, label_epochs=2, validate_every=2, batch_size=24)
 
     def trained(*changed):
-        predictor, path = build(Recursive, objective.denoiser.noise_schedule), tmp_path / f"{changed}.safetensors"
+        predictor, path = build(Recursive, problem[0].denoiser.noise_schedule), tmp_path / f"{changed}.safetensors"
         other = replace(options, **{name: getattr(options, name) / 2 for name in changed if name.endswith("lr")})
         other = replace(other, **{name: 1 for name in changed if not name.endswith("lr")})
-        training = {"labels": {STEPS: labelled}, "checkpoint": path, "progress": False}
-        train_predictor(predictor, objective, batch, batch, other, tmp_path, **training)
+        train(predictor, problem, tmp_path, other, labels={STEPS: labelled}, checkpoint=path)
         return {key: value for key, value in read_tensors(path).items() if key.startswith("weights/")}
 
     plain, idle = trained(), [name for name, under in USED_BY_LOSS.items() if loss not in under]
@@ -134,50 +121,42 @@ def test_an_option_changes_what_is_learned_where_a_result_of_the_loss_records_it
 @pytest.mark.parametrize("kind", KINDS)
 def test_regression_can_fit_its_labels(kind, problem, labelled, tmp_path):
     """With enough epochs the regression loss falls far below 1, the loss of the best constant grid."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule)
+    predictor = build(kind, problem[0].denoiser.noise_schedule)
     options = TrainOptions(
         loss="labels", label_epochs=60, label_lr=2e-2, weight_decay=0.0, batch_size=12, patience=1000, validate_every=60
     )
-    train_predictor(predictor, objective, batch, batch, options, tmp_path, labels={STEPS: labelled}, progress=False)
-    events = EventAccumulator(str(next(tmp_path.rglob("events*")).parent))
-    events.Reload()
-    assert events.Scalars("train/labels")[-1].value < 0.3
+    train(predictor, problem, tmp_path, options, labels={STEPS: labelled})
+    assert logged(tmp_path)["train/labels"][-1] < 0.3
 
 
 def test_nothing_to_predict_in_one_step_without_corrections(problem, tmp_path):
     objective, batch = problem
     noise_schedule = objective.denoiser.noise_schedule
     with pytest.raises(TsAdaptError, match="nfe 2 or more"):
-        train_predictor(build(OneShot, noise_schedule, 1), objective, batch, batch, TrainOptions(), tmp_path)
+        train(build(OneShot, noise_schedule, 1), problem, tmp_path, TrainOptions())
     options = TrainOptions(epochs=20, lr=1e-2, batch_size=8)
     for kind, correction in ((Recursive, "coefficients"), (Recursive, "start"), (OneShot, "start")):
         predictor = build(kind, noise_schedule, 1, corrections=[correction])
         assert train_predictor(predictor, objective, batch, batch, options, tmp_path, progress=False).gain > 0
     with pytest.raises(TsAdaptError, match="end to end"):
-        train_predictor(predictor, objective, batch, batch, TrainOptions(loss="labels"), tmp_path)
+        train(predictor, problem, tmp_path, TrainOptions(loss="labels"))
 
 
 @pytest.mark.parametrize("loss", ["labels", "end_to_end"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_is_of_training_alone_and_none_at_zero(kind, loss, problem, labelled, tmp_path):
-    objective, batch = problem
     met: list[tuple[bool, bool]] = []
 
     def trained(folder, **options):
-        predictor = build(kind, objective.denoiser.noise_schedule)
+        predictor = build(kind, problem[0].denoiser.noise_schedule)
         predictor.encoder.dense.register_forward_hook(
             lambda dense, args, out: met.append((out.requires_grad, predictor.encoder.kept is not None))
         )
         options = TrainOptions(loss=loss, epochs=1, label_epochs=1, validate_every=1, batch_size=12, lr=1e-3, **options)
-        training = {"labels": {STEPS: labelled}, "checkpoint": tmp_path / folder / "state.safetensors"}
-        train_predictor(
-            predictor, objective, batch, batch.rows(slice(0, 12)), options, tmp_path, progress=False, **training
-        )
+        path = tmp_path / folder / "state.safetensors"
+        train(predictor, problem, tmp_path, options, labels={STEPS: labelled}, checkpoint=path)
         assert predictor.encoder.kept is None
-        return read_tensors(training["checkpoint"])
+        return read_tensors(path)
 
     none, zero = trained("none"), trained("zero", dropout=0.0)
     assert {dropped for _, dropped in met} == {False}
@@ -202,10 +181,8 @@ def test_of_samples_that_are_solved_alone_features_are_dropped_as_in_a_batch(kin
     single = copy.copy(objective.denoiser)
     single.alone = True
     objectives = {False: objective, True: replace(objective, denoiser=single)}
-    predictor = build(kind, objective.denoiser.noise_schedule, corrections=["shift", "start"])
-    with torch.no_grad():
-        for table in (predictor.encoder.weight, predictor.start.weight):
-            table.normal_(0, 0.3)
+    predictor = randomised(build(kind, objective.denoiser.noise_schedule, corrections=["shift", "start"]))
+    torch.nn.init.normal_(predictor.start.weight, 0, 0.3)
     kept = kept_of(0.5, 4, predictor.options["hidden"], torch.Generator().manual_seed(0))
     rows, gradients = torch.tensor([7, 3, 0, 5]), {}
     for alone, each in objectives.items():
@@ -216,14 +193,11 @@ def test_of_samples_that_are_solved_alone_features_are_dropped_as_in_a_batch(kin
     torch.testing.assert_close(gradients[True], gradients[False], rtol=1e-3, atol=1e-5)
     together, one_by_one = (vars(predicted(predictor, each, batch)) for each in objectives.values())
     torch.testing.assert_close(one_by_one, together, rtol=1e-4, atol=1e-5)
-    options = TrainOptions(epochs=1, batch_size=4, dropout=0.5)
-    few = batch.rows(slice(0, 8))
-    train_predictor(predictor, objectives[True], few, few, options, tmp_path, progress=False)
+    train(predictor, (objectives[True], batch), tmp_path, TrainOptions(epochs=1, batch_size=16, dropout=0.5))
 
 
 def test_an_unknown_loss_and_labels_that_are_missing_or_have_corrections_are_refused(problem, labelled, tmp_path):
-    objective, batch = problem
-    predictor = build(OneShot, objective.denoiser.noise_schedule)
+    predictor = build(OneShot, problem[0].denoiser.noise_schedule)
     corrected = replace(labelled.grid, output_scale=torch.ones_like(labelled.grid.times[:, :-1]))
     for loss, labels, message in (
         ("x", None, "end_to_end, labels, both"),
@@ -231,7 +205,7 @@ def test_an_unknown_loss_and_labels_that_are_missing_or_have_corrections_are_ref
         ("both", {STEPS: replace(labelled, grid=corrected)}, "searched without corrections"),
     ):
         with pytest.raises(TsAdaptError, match=message):
-            train_predictor(predictor, objective, batch, batch, TrainOptions(loss=loss), tmp_path, labels=labels)
+            train(predictor, problem, tmp_path, TrainOptions(loss=loss), labels=labels)
 
 
 def test_regression_has_finite_gradients_where_log_snr_is_infinite():
@@ -252,5 +226,4 @@ def test_stochastic_solvers_can_be_trained_for(kind, problem, tmp_path):
     objective, batch = problem
     noisy = Objective(objective.denoiser, DDIM(objective.denoiser.noise_schedule, eta=1.0), objective.distance)
     predictor = build(kind, noisy.denoiser.noise_schedule, order=1, corrections=OF_ANY)
-    options = TrainOptions(epochs=1)
-    assert train_predictor(predictor, noisy, batch, batch, options, tmp_path, progress=False).epochs == 1
+    assert train(predictor, (noisy, batch), tmp_path, TrainOptions(epochs=1)).epochs == 1

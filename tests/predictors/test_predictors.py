@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from small_predictors import KINDS, OF_ANY, STEPS, build, walked
+from noise_schedules import assert_falls
+from small_predictors import KINDS, OF_ANY, STEPS, build, randomised, walked
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import positions, times_at
@@ -41,9 +42,7 @@ def test_predicted_grids_are_valid_for_any_weights(kind, corrections, problem):
         for parameter in predictor.parameters():
             parameter.normal_(0, 1.0)
     times = predicted(predictor, objective, batch).times
-    assert bool((times[:, 1:] < times[:, :-1]).all())
-    assert bool((times[:, 0] == objective.denoiser.noise_schedule.t_max).all())
-    assert bool((times[:, -1] == objective.denoiser.noise_schedule.t_min).all())
+    assert_falls(times, objective.denoiser.noise_schedule, STEPS)
     assert float(times[:, 1].std()) > 0
 
 
@@ -58,32 +57,23 @@ def test_times_that_do_not_fall_are_named(problem, monkeypatch):
         objective.student(predictor.policy(), batch)
 
 
-def test_corrections_before_the_first_step_that_overflow_are_named_there(problem):
-    objective, batch = problem
-    predictor = build(Recursive, objective.denoiser.noise_schedule, corrections=["scale"])
-    with torch.no_grad():
-        predictor.encoder.bias[predictor.places(predictor.learned[0]).stop - 1] = torch.nan
-    with pytest.raises(TsAdaptError, match="at the start"):
-        predictor.policy().init(batch.x_T, batch.condition)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_corrections_that_overflow_are_named(kind, problem):
+@pytest.mark.parametrize(
+    ("kind", "place", "number", "message"),
+    [*((kind, slice(None), 3e38, "NaN or infinite") for kind in KINDS), (Recursive, -1, torch.nan, "at the start")],
+)
+def test_corrections_that_overflow_are_named_also_before_the_first_step(kind, place, number, message, problem):
     """Weights near the largest float are finite; what they add up to is not."""
     objective, batch = problem
     predictor = build(kind, objective.denoiser.noise_schedule, corrections=OF_ANY)
-    with torch.no_grad():
-        predictor.encoder.bias.fill_(3e38)
-    with pytest.raises(TsAdaptError, match="NaN or infinite"):
+    predictor.encoder.bias.data[place] = number
+    with pytest.raises(TsAdaptError, match=message):
         objective.student(predictor.policy(), batch)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_of_samples_equals_single_samples(kind, problem):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, corrections=OF_ANY)
-    with torch.no_grad():
-        predictor.encoder.weight.normal_(0, 0.3)
+    predictor = randomised(build(kind, objective.denoiser.noise_schedule, corrections=OF_ANY))
     five = batch.rows(slice(0, 5))
     together = objective.student(predictor.policy(), five)
     alone = torch.cat([objective.student(predictor.policy(), five.rows(slice(i, i + 1))) for i in range(5)])
@@ -151,9 +141,7 @@ def test_positions_and_shares_invert(mixture):
 @pytest.mark.parametrize("kind", KINDS)
 def test_conditions_reach_the_grid(kind, problem):
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, classes=3)
-    with torch.no_grad():
-        predictor.encoder.weight.normal_(0, 0.5)
+    predictor = randomised(build(kind, objective.denoiser.noise_schedule, classes=3))
 
     def second(condition):
         node, state = predictor.policy().init(batch.x_T, condition)

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from small_predictors import KINDS, OF_ANY, build
+from small_predictors import KINDS, OF_ANY, build, logged, randomised, split, train
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.grids.parametric import between
@@ -24,13 +24,6 @@ from ts_adapt.sampling import generator_for
 from ts_adapt.search.per_sample import PerSampleOptions, search_per_sample
 
 SERVED = (2, 4)
-
-
-def randomised(predictor):
-    with torch.no_grad():
-        predictor.encoder.weight.normal_(0, 0.3)
-        predictor.encoder.bias.normal_(0, 0.03)
-    return predictor
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,12 +175,10 @@ def test_an_epoch_has_every_sample_once_for_every_number_of_steps_in_turn():
 def test_one_network_learns_every_number_of_steps(kind, problem, tmp_path):
     objective, batch = problem
     predictor = build(kind, objective.denoiser.noise_schedule, SERVED, corrections=OF_ANY)
-    train, validation = batch.rows(slice(0, 36)), batch.rows(slice(36, None))
-    options = TrainOptions(epochs=20, lr=4e-3, batch_size=8)
-    result = train_predictor(predictor, objective, train, validation, options, tmp_path, progress=False)
+    result = train(predictor, problem, tmp_path, TrainOptions(epochs=20, lr=4e-3, batch_size=8))
     assert set(result.learned) == set(SERVED) and result.gain > 0.02
     for steps in SERVED:
-        measured = float(objective.measure(predictor.policy(steps), validation).mean())
+        measured = float(objective.measure(predictor.policy(steps), split(batch)[1]).mean())
         assert measured == pytest.approx(result.learned[steps], rel=1e-4)
         assert measured < result.static[steps]
 
@@ -201,9 +192,9 @@ def test_labels_are_learned_for_every_number_of_steps(problem, tmp_path):
         found = search_per_sample(objective, batch, static, PerSampleOptions(iterations=5, random_starts=0))
         labels[steps] = Labelled(batch, found.grid, found.distance).rows(slice(0, 8 * steps))
     options = TrainOptions(loss="labels", label_epochs=4, validate_every=2, batch_size=8)
-    assert train_predictor(predictor, objective, batch, batch, options, tmp_path, labels=labels).epochs == 4
+    assert train(predictor, problem, tmp_path, options, labels=labels).epochs == 4
     with pytest.raises(TsAdaptError, match="none were given"):
-        train_predictor(predictor, objective, batch, batch, options, tmp_path, labels={4: labels[4]})
+        train(predictor, problem, tmp_path, options, labels={4: labels[4]})
 
 
 def test_a_number_of_steps_that_gains_nothing_for_sure_stays_static_and_the_others_are_kept(problem, tmp_path):
@@ -278,13 +269,8 @@ def test_the_spread_tells_a_static_grid_from_one_for_each_sample(kind, problem, 
 
 
 def test_what_is_predicted_is_logged_for_every_number_of_steps(problem, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    objective, batch = problem
-    predictor = build(Recursive, objective.denoiser.noise_schedule, SERVED, corrections=OF_ANY)
-    train_predictor(predictor, objective, batch, batch, TrainOptions(epochs=1), tmp_path, progress=False)
-    events = EventAccumulator(str(next(tmp_path.rglob("events*")).parent))
-    events.Reload()
+    predictor = build(Recursive, problem[0].denoiser.noise_schedule, SERVED, corrections=OF_ANY)
+    train(predictor, problem, tmp_path, TrainOptions(epochs=1))
     wanted = {"distance", *(f"spread/{what}" for what in ("times", *OF_ANY))}
-    assert {f"validation/{what}/{steps}-steps" for what in wanted for steps in SERVED} <= set(events.Tags()["scalars"])
-    assert events.Scalars("validation/relative")
+    found = {f"validation/{what}/{steps}-steps" for what in wanted for steps in SERVED}
+    assert {*found, "validation/relative"} <= logged(tmp_path).keys()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from small_job import edit
-from small_predictors import KINDS, build
+from small_predictors import KINDS, build, randomised
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.predictors.diagnosis import predicted
@@ -40,9 +40,7 @@ class Deaf:
 def told(kind: type[Predictor], problem: Any) -> tuple[Predictor, Objective, Batch]:
     """A predictor of random weights, and four samples of equal noise."""
     objective, batch = problem
-    predictor = build(kind, objective.denoiser.noise_schedule, scales=[LOW, HIGH])
-    with torch.no_grad():
-        predictor.encoder.weight.normal_(0, 0.3)
+    predictor = randomised(build(kind, objective.denoiser.noise_schedule, scales=[LOW, HIGH]))
     few = batch.rows(torch.zeros(4, dtype=torch.long))
     return predictor, Objective(Deaf(objective.denoiser), objective.solver, objective.distance), few  # type: ignore[arg-type]
 

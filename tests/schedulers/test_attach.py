@@ -11,6 +11,7 @@ from accelerate.hooks import AlignDevicesHook, CpuOffload, add_hook_to_module, r
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 
 import ts_adapt
+from pipeline_cases import KINDS, STEPS, images
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid
@@ -18,17 +19,12 @@ from ts_adapt.noise import BetaTable
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
-SHAPE, STEPS = (1, 8, 8), 4
+SHAPE = (1, 8, 8)
 
 
 @pytest.fixture
 def pipe(tiny: Any) -> Any:
     return tiny.pipeline("ddpm")
-
-
-def images(pipe: Any, count: int = 2, **options: Any) -> Any:
-    options = {"num_inference_steps": STEPS, **options}
-    return torch.from_numpy(pipe(count, torch.Generator().manual_seed(0), output_type="np", **options).images)
 
 
 def hooks(module: Any) -> int:
@@ -181,50 +177,34 @@ def test_steps_of_ddpm_draw_from_the_pipelines_generator(pipe: Any) -> None:
     assert torch.equal(images(pipe), theirs)
 
 
-@pytest.mark.parametrize("kind", ["static", "one-shot", "recursive"])
+OFFLOADS: dict[str, Any] = {
+    "hook": lambda pipe: add_hook_to_module(pipe.unet, CpuOffload("cpu")),
+    "aligned": lambda pipe: add_hook_to_module(pipe.unet, AlignDevicesHook("cpu", io_same_device=True, offload=True)),
+    "pipeline": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", ["attach first", "offload first"])
-@pytest.mark.parametrize("hook", [CpuOffload, AlignDevicesHook])
-def test_offload_hooks_in_either_order(kind: str, order: str, hook: Any, pipe: Any, tiny: Any) -> None:
+@pytest.mark.parametrize("offload", OFFLOADS.values(), ids=OFFLOADS)
+def test_offloading_in_either_order(kind: str, order: str, offload: Any, pipe: Any, tiny: Any) -> None:
     """accelerate replaces `module.forward` and diffusers asks its hook for the device to run on."""
-    schedule = tiny.schedule(kind, pipe.scheduler.config, SHAPE)
-    attach(pipe, schedule)
-    expected = images(pipe)
-    detach(pipe)
-
-    def offload() -> None:
-        given = CpuOffload("cpu") if hook is CpuOffload else AlignDevicesHook("cpu", io_same_device=True, offload=True)
-        add_hook_to_module(pipe.unet, given)
-
-    if order == "attach first":
-        attach(pipe, schedule)
-        offload()
-    else:
-        offload()
-        attach(pipe, schedule)
-    assert torch.equal(images(pipe), expected)
-    detach(pipe)
-    remove_hook_from_module(pipe.unet, recurse=True)
-    assert hooks(pipe.unet) == 0
-
-
-@pytest.mark.parametrize("kind", ["static", "one-shot", "recursive"])
-@pytest.mark.parametrize("order", ["attach first", "offload first"])
-def test_model_offloading_of_diffusers_in_either_order(kind: str, order: str, pipe: Any, tiny: Any) -> None:
     schedule = tiny.schedule(kind, pipe.scheduler.config, SHAPE)
     expected = images(attach(pipe, schedule))
     if order == "offload first":
         detach(pipe)
-    pipe.enable_model_cpu_offload(device="cpu")
+    offload(pipe)
     if order == "offload first":
         attach(pipe, schedule)
     assert torch.equal(images(pipe), expected) and torch.equal(images(pipe), expected)
     detach(pipe)
     pipe.remove_all_hooks()
+    remove_hook_from_module(pipe.unet, recurse=True)
     assert hooks(pipe.unet) == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("kind", ["static", "one-shot", "recursive"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_offloading_from_a_gpu(kind: str, pipe: Any, tiny: Any) -> None:
     expected = images(attach(pipe, tiny.schedule(kind, pipe.scheduler.config, SHAPE)))
     pipe.enable_model_cpu_offload()

@@ -13,7 +13,6 @@ from torch import Tensor
 from own_loops import CONFIG, FLOW, NOISE, V_CONFIG, X_T, Smooth, by_hand, grid, our_own
 from ts_adapt.assembly import SOLVERS, build_solver
 from ts_adapt.errors import TsAdaptError
-from ts_adapt.grids import fixed
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import BetaTable
 from ts_adapt.policies import FromNoise, as_policy
@@ -35,29 +34,23 @@ def test_steps_are_those_of_integrate(solver: str, config: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("solver", ["unipc-3", "dpmpp-3m", "ipndm-4", "euler"])
-def test_rectified_flow_with_both_ends_at_infinite_log_snr(solver: str) -> None:
-    schedule = LearnedScheduler.from_grid("karras", solver, FLOW)
-    times = fixed.make("karras", schedule.noise_schedule, 6)
-    torch.testing.assert_close(by_hand(schedule, 6), our_own(schedule, times), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(schedule.timesteps, (1000 * times[:-1]).float())
+ZERO_SNR = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True).config
 
 
-@pytest.mark.parametrize("name", ["karras", "ddim+native", "karras+rounded", "ays-sd15"])
-def test_fixed_grids_by_name(name: str) -> None:
-    schedule = LearnedScheduler.from_grid(name, "unipc", CONFIG)
-    expected = build_grid(name, NOISE, 6)
-    torch.testing.assert_close(by_hand(schedule, 6), our_own(schedule, expected), rtol=1e-6, atol=1e-6)
-
-
-def test_zero_terminal_snr() -> None:
-    config = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True).config
-    schedule = LearnedScheduler.from_grid("uniform", "unipc-2", config)
-    assert schedule.noise_schedule.zero_terminal_snr
-    found = by_hand(schedule, 5)
-    torch.testing.assert_close(
-        found, our_own(schedule, fixed.make("uniform", schedule.noise_schedule, 5)), rtol=1e-6, atol=1e-6
-    )
+@pytest.mark.parametrize(
+    ("name", "solver", "config"),
+    [
+        *((name, "unipc", CONFIG) for name in ("karras", "ddim+native", "karras+rounded", "ays-sd15")),
+        *(("karras", solver, FLOW) for solver in ("unipc-3", "dpmpp-3m", "ipndm-4", "euler")),
+        ("uniform", "unipc-2", ZERO_SNR),
+    ],
+)
+def test_fixed_grids_by_name(name: str, solver: str, config: Any) -> None:
+    """Of a flow both ends are at infinite log-SNR, with zero terminal SNR the first."""
+    schedule = LearnedScheduler.from_grid(name, solver, config)
+    expected, found = build_grid(name, schedule.noise_schedule, 6), by_hand(schedule, 6)
+    torch.testing.assert_close(found, our_own(schedule, expected), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(schedule.timesteps, schedule.noise_schedule.timestep(expected.times[:-1]).float())
     assert torch.isfinite(found).all()
 
 
@@ -87,18 +80,6 @@ def test_corrections_of_a_grid_are_followed(solver: str, own: bool) -> None:
     assert not torch.allclose(found, expected(given.times), rtol=1e-3)
 
 
-def test_one_grid_for_each_image() -> None:
-    rows = torch.stack([grid().times, fixed.make("uniform", NOISE, 5), fixed.make("quadratic", NOISE, 5)])
-    schedule = LearnedScheduler.from_grid(rows, "unipc-3", CONFIG)
-    found = by_hand(schedule, 5)
-    for i in range(3):
-        alone = our_own(schedule, rows[i], X_T[i : i + 1])
-        torch.testing.assert_close(found[i : i + 1], alone, rtol=1e-5, atol=1e-5)
-    schedule.set_timesteps(5)
-    with pytest.raises(TsAdaptError, match="3 grids for a batch of 2"):
-        schedule.network_timesteps(X_T[:2])
-
-
 @pytest.mark.parametrize("served", [(4,), (3, 4, 6)])
 @pytest.mark.parametrize("kind", [OneShot, Recursive])
 def test_predictors_by_hand(kind: Any, served: tuple[int, ...], tiny: Any) -> None:
@@ -110,18 +91,6 @@ def test_predictors_by_hand(kind: Any, served: tuple[int, ...], tiny: Any) -> No
         with torch.no_grad(), said:
             found, expected = by_hand(schedule, steps), our_own(schedule, predictor.policy(steps))
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-
-
-def test_a_recursive_schedule_begins_inside(tiny: Any) -> None:
-    predictor = tiny.predictor(Recursive, NOISE, (1, 4, 4))
-    schedule = LearnedScheduler.from_predictors(predictor, "unipc-3", CONFIG)
-    schedule.set_timesteps(4)
-    schedule.set_begin_index(2)
-    x = X_T
-    with torch.no_grad():
-        for t in schedule.timesteps[2:]:
-            x = schedule.step(Smooth()(x, schedule.network_timesteps(x)), t, x).prev_sample
-        torch.testing.assert_close(x, our_own(schedule, predictor.policy(first=2)), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("solver", [name for name in ONE_EVALUATION if name != "ddpm"])
@@ -191,17 +160,25 @@ def test_a_timestep_that_is_not_the_next_is_refused() -> None:
     schedule.step(X_T, t[2], X_T)
 
 
-def test_a_loop_of_ones_own_over_the_later_timesteps_tells_the_network_theirs(tiny: Any) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["set_begin_index", "timestep"])
+def test_a_recursive_schedule_begins_inside_and_tells_the_network_its_times(known: bool, tiny: Any) -> None:
     predictor = tiny.predictor(Recursive, NOISE, (1, 4, 4))
     schedule = LearnedScheduler.from_predictors(predictor, "unipc-3", CONFIG)
     schedule.set_timesteps(4)
     x, timesteps = X_T, schedule.timesteps[2:]
-    with pytest.raises(TsAdaptError, match=r"told the time of place 0 of the run and the step is that of place 2"):
-        schedule.step(Smooth()(x, schedule.network_timesteps(x)), timesteps[0], x)
+    if known:
+        schedule.set_begin_index(2)
+    else:
+        with pytest.raises(TsAdaptError, match=r"told the time of place 0 of the run and the step is that of place 2"):
+            schedule.step(Smooth()(x, schedule.network_timesteps(x)), timesteps[0], x)
     with torch.no_grad():
         for t in timesteps:
-            x = schedule.step(Smooth()(x, schedule.network_timesteps(x, timestep=t)), t, x).prev_sample
+            told = schedule.network_timesteps(x, timestep=None if known else t)
+            x = schedule.step(Smooth()(x, told), t, x).prev_sample
         torch.testing.assert_close(x, our_own(schedule, predictor.policy(first=2)), rtol=1e-6, atol=1e-6)
+
+
+def test_a_loop_over_the_later_timesteps_of_what_sees_pure_noise_is_refused(tiny: Any) -> None:
     oneshot = LearnedScheduler.from_predictors(tiny.predictor(OneShot, NOISE, (1, 4, 4)), "unipc-3", CONFIG)
     oneshot.set_timesteps(4)
     for use in (lambda t: oneshot.network_timesteps(X_T, timestep=t), lambda t: oneshot.step(X_T, t, X_T)):
@@ -275,6 +252,8 @@ def test_add_noise_is_that_of_diffusers_at_whole_timesteps() -> None:
     assert of_flow.init_noise_sigma == 1 and of_flow.order == 1
     assert torch.equal(of_flow.scale_model_input(x, 3), x)
     assert of_flow.add_noise(x.half(), eps.half(), torch.tensor(500.0)).dtype == torch.float16
+    in_full = of_flow.add_noise(x.double(), eps.double(), torch.tensor([300.0]))
+    torch.testing.assert_close(in_full, 0.7 * x.double() + 0.3 * eps.double(), rtol=1e-14, atol=1e-14)
 
 
 def test_from_config_takes_over_betas_and_prediction_type() -> None:

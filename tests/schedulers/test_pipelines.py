@@ -20,6 +20,7 @@ from pipeline_cases import (
     TOKENS,
     WIDTH,
     Counted,
+    assert_as_our_own,
     call_flux,
     call_sd,
     embeddings,
@@ -142,14 +143,10 @@ def test_corrections_and_grids_of_each_image(
 ) -> None:
     pipe, case = pipes(name), CASES[name]
     grid = make(tiny.static_times(noise_of(pipe.scheduler.config)[0]))
-    schedule = LearnedScheduler.from_grid(grid, solver, pipe.scheduler.config)
-    expected = our_own(pipe, case, schedule, ROWS)
-    attach(pipe, schedule)
-    found = case.call(pipe, ROWS)
+    assert_as_our_own(pipe, case, LearnedScheduler.from_grid(grid, solver, pipe.scheduler.config))
     if name == "sd" and make is not shared:
         with pytest.raises(TsAdaptError, match=r"are for 3 samples|3 grids for a batch of 2"):
             case.call(pipe, ROWS[:2])
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -162,11 +159,7 @@ def test_corrections_and_grids_of_each_image(
 )
 def test_predicted_corrections(name: str, kind: str, corrections: tuple[str, ...], pipes: Any, tiny: Any) -> None:
     pipe, case = pipes(name), CASES[name]
-    schedule = made(tiny, pipe, kind, name, corrections=corrections, order=3)
-    expected = our_own(pipe, case, schedule, ROWS)
-    attach(pipe, schedule)
-    found = case.call(pipe, ROWS)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert_as_our_own(pipe, case, made(tiny, pipe, kind, name, corrections=corrections, order=3))
 
 
 def steered(times: Tensor, own: bool) -> TimeGrid:
@@ -184,22 +177,10 @@ def test_factors_on_the_guidance(name: str, own: bool, pipes: Any, tiny: Any, tm
     pipe, case = pipes(name), CASES[name]
     grid = steered(tiny.static_times(noise_of(pipe.scheduler.config)[0]), own)
     LearnedScheduler.from_grid(grid, "unipc-3", pipe.scheduler.config).save_pretrained(tmp_path)
-    schedule = LearnedScheduler.from_pretrained(tmp_path)
-    expected = our_own(pipe, case, schedule, ROWS)
-    attach(pipe, schedule)
-    found = case.call(pipe, ROWS)
-    with pytest.raises(TsAdaptError, match="takes a pipeline guided by two answers"):
-        case.call(pipe, ROWS, guidance_scale=1.0)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-
-
-@torch.no_grad()
-def test_a_guidance_that_is_rescaled_has_no_factor(pipes: Any, tiny: Any) -> None:
-    pipe = pipes("sd")
-    grid = steered(tiny.static_times(noise_of(pipe.scheduler.config)[0]), own=False)
-    attach(pipe, LearnedScheduler.from_grid(grid, "unipc-3", pipe.scheduler.config))
-    with pytest.raises(TsAdaptError, match="takes a pipeline guided by two answers"):
-        CASES["sd"].call(pipe, ROWS, guidance_rescale=0.7)
+    assert_as_our_own(pipe, case, LearnedScheduler.from_pretrained(tmp_path))
+    for options in ({"guidance_scale": 1.0}, *([{"guidance_rescale": 0.7}] if name == "sd" else [])):
+        with pytest.raises(TsAdaptError, match="takes a pipeline guided by two answers"):
+            case.call(pipe, ROWS, **options)
 
 
 @torch.no_grad()

@@ -22,18 +22,12 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
-from pipeline_cases import KINDS, ROWS, call_sd, generators, made, noise
+from pipeline_cases import KINDS, ROWS, call_sd, generators, images, made, noise
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.schedulers.attach import attach, detach
 from ts_adapt.schedulers.scheduler import LearnedScheduler
 
 SHAPE = (1, 8, 8)
-
-
-def images(pipe: Any, count: int = 2) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    return torch.from_numpy(pipe(count, generator, num_inference_steps=4, output_type="np").images)
 
 
 @pytest.mark.parametrize("kind", KINDS)

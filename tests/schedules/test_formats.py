@@ -270,28 +270,17 @@ def test_a_list_with_ends_of_its_own_keeps_them() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "14,5,1,0.5",
-        "14, 5, 1, .5",
-        "[14, 5, 1, 0.5]",
-        "(14 5\n1 5e-1)",
-        "14.\n5.0\r\n1\n0.5\n",
-        "\t14 ,5,+1,0.5,",
-        "[14, 5, 1, 0.5,]\n",
-    ],
-)
+    ["14,5,1,0.5", "14, 5, 1, .5", "[14, 5, 1, 0.5]", "(14 5\n1 5e-1)", "14.\n5.0\r\n1\n0.5\n", "\t14 ,5,+1,0.5,",
+     "[14, 5, 1, 0.5,]\n"],
+)  # fmt: skip
 def test_lists_are_read_however_they_are_separated(text: str) -> None:
     times, _ = read_sigmas(text, "the list", TABLE)
     assert torch.allclose(edm_sigma(TABLE, times), torch.tensor([14, 5, 1, 0.5], dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", "is empty"),
-        (" \n", "is empty"),
-        ("[]", "is empty"),
-        (",", "is empty"),
+BAD = {
+    read_sigmas: [
+        *((text, "is empty") for text in ("", " \n", "[]", ",")),
         ("14.6", "1 number"),
         ("14.6, nan, 0", "'nan' at place 1"),
         ("14.6, inf, 0", "'inf' at place 1"),
@@ -312,16 +301,7 @@ def test_lists_are_read_however_they_are_separated(text: str) -> None:
         ("14.6, " + "9" * 100_000, "999 at place 0|at place 1|is followed by"),
         (", ".join(str(20_000 - i) for i in range(20_000)), "more than 10001 numbers"),
     ],
-)
-def test_a_bad_list_of_sigmas_is_one_sentence(text: str, expected: str) -> None:
-    with pytest.raises(TsAdaptError, match=expected) as caught:
-        read_sigmas(text, "the list", TABLE)
-    assert str(caught.value).startswith("the list") and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+    read_timesteps: [
         ("", "is empty"),
         ("0", "at least 2"),
         ("1000, 500", "the timestep 1000; those of the model run from 999 down to 0"),
@@ -330,10 +310,13 @@ def test_a_bad_list_of_sigmas_is_one_sentence(text: str, expected: str) -> None:
         ("13, 53, 116", "timestep 13 at place 0 is followed by 53"),
         ("999, x", "'x' at place 1"),
     ],
-)
-def test_a_bad_list_of_timesteps_is_one_sentence(text: str, expected: str) -> None:
+}
+
+
+@pytest.mark.parametrize(("read", "text", "expected"), [(read, *case) for read, cases in BAD.items() for case in cases])
+def test_a_bad_list_is_one_sentence(read: Any, text: str, expected: str) -> None:
     with pytest.raises(TsAdaptError, match=expected) as caught:
-        read_timesteps(text, "the list", TABLE)
+        read(text, "the list", TABLE)
     assert str(caught.value).startswith("the list") and "\n" not in str(caught.value)
 
 

@@ -271,12 +271,6 @@ def test_what_is_for_one_solver_is_taken_for_no_other(world: World, form: str) -
         export_schedule(world.session.config, of_world(world, form), "sigmas", "ddim", None)
 
 
-@pytest.mark.parametrize("form", [form for form in FOR_ONE if "predict" in form])
-def test_a_predictor_of_one_number_of_steps_samples_with_no_other(world: World, form: str) -> None:
-    with pytest.raises(TsAdaptError, match="3"):
-        sample_to_folder(world.session, of_world(world, form), SOLVER, 3, 2, 1, None, str(world.folder / "none"))
-
-
 @pytest.mark.parametrize("form", [form for form in FOR_ONE if "predict" not in form])
 def test_a_grid_of_one_number_of_steps_is_interpolated_for_others(world: World, form: str, tmp_path: Path) -> None:
     name = of_world(world, form)
@@ -286,15 +280,17 @@ def test_a_grid_of_one_number_of_steps_is_interpolated_for_others(world: World, 
     assert float((found - world.images(grid)).abs().max()) <= 1
 
 
-@pytest.mark.parametrize("form", ["mine.json", "mine"])
-def test_a_grid_is_sampled_over_twice_as_many_steps_as_it_has_at_most(world: World, form: str, tmp_path: Path) -> None:
-    with pytest.raises(TsAdaptError, match="more than 2 times"):
-        sample_to_folder(world.session, of_world(world, form), SOLVER, 2 * NFE + 1, 2, 1, None, str(tmp_path / "out"))
-
-
-def test_a_predictor_of_several_says_what_serves_where_it_does_not(world: World, tmp_path: Path) -> None:
-    with pytest.raises(TsAdaptError, match=r"export recursive-all .*--steps 40"):
-        sample_to_folder(world.session, "recursive-all", SOLVER, 40, 2, 1, None, str(tmp_path / "out"))
+@pytest.mark.parametrize(
+    ("form", "nfe", "message"),
+    [
+        *((form, 3, "3") for form in FOR_ONE if "predict" in form),
+        *((form, 2 * NFE + 1, "more than 2 times") for form in ("mine.json", "mine")),
+        ("recursive-all", 40, r"export recursive-all .*--steps 40"),
+    ],
+)
+def test_a_number_of_steps_that_is_not_served_is_refused(world: World, form: str, nfe: int, message: str) -> None:
+    with pytest.raises(TsAdaptError, match=message):
+        sample_to_folder(world.session, of_world(world, form), SOLVER, nfe, 2, 1, None, str(world.folder / "none"))
 
 
 def test_import_reads_files_and_nothing_else(world: World, tmp_path: Path) -> None:

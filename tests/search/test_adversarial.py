@@ -6,20 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
 from interrupting import interrupted
-from small_job import SMALL, Job
-from small_predictors import build, split, start
+from small_predictors import build, logged, split, start, train
 from ts_adapt.config import Config
 from ts_adapt.distances import l2
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
 from ts_adapt.predictors.recursive import Recursive
-from ts_adapt.predictors.training import train_predictor
-from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search.adversarial import GAMMA, LARGEST, TURNS, Adversary, Discriminator, losses_of, opposed, seen
 from ts_adapt.search.captions import Captions, asking
 from ts_adapt.search.distribution import Real, forget, matching
@@ -32,14 +28,6 @@ FEW = 3
 
 def drawn(count, seed, shape=(1, 8, 8), mean=0.0):
     return mean + torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture
-def narrow(problem):
-    """A teacher whose samples are drawn together, and samples of the law that it should have."""
-    objective, batch = problem
-    narrow = replace(batch, target=0.4 * batch.target)
-    return replace(objective, derivative="exact"), narrow, seen(objective.denoiser.draw(500, 1))
 
 
 def test_the_loss_of_a_linear_one_is_the_formula():
@@ -168,26 +156,20 @@ def mean_square(objective, schedule, batch):
         return float(objective.denoiser.decode(objective.student(schedule, batch)).square().mean())
 
 
-def test_a_search_nears_the_data_where_the_teacher_is_far_from_them_by_as_many_evaluations(narrow, monkeypatch):
+def test_a_search_nears_the_data_where_the_teacher_is_far_from_them_by_as_many_evaluations(narrow):
     objective, batch, images = narrow
     train, validation = split(batch)
-    calls, asked = {0.0: 0, 2.0: 0}, type(objective.denoiser).__call__
-
-    def counted(*given, **condition):
-        calls[weight] += 1
-        return asked(*given, **condition)
-
-    monkeypatch.setattr(type(objective.denoiser), "__call__", counted)
-    real, sizes = float(images.square().mean()), {}
+    real, sizes, calls = float(images.square().mean()), {}, {}
     for weight in (0.0, 2.0):
         options = StaticOptions(
             method="adam", iterations=40, lr=0.05, batch_size=16, validate_every=8, corrections=["scale", "history"],
             adversarial=weight,
         )  # fmt: skip
-        given = images if weight else None
+        given, before = images if weight else None, objective.denoiser.evaluations
         result = search_static(
             objective, train, validation, start(objective, FEW), options, images=given, progress=False
         )
+        calls[weight] = objective.denoiser.evaluations - before
         sizes[weight] = abs(mean_square(objective, result.grid, batch) - real)
         assert result.distance == pytest.approx(float(objective.measure(result.grid, validation).mean()), rel=1e-5)
         better = [value for _, value in result.curve if value < result.curve[0][1]]
@@ -198,34 +180,25 @@ def test_a_search_nears_the_data_where_the_teacher_is_far_from_them_by_as_many_e
 @pytest.mark.parametrize(("kind", "corrections"), [(OneShot, ["scale", "history", "start"]), (Recursive, ["residual"])])
 def test_a_predictor_learns_it_too(kind, corrections, narrow, tmp_path):
     objective, batch, images = narrow
-    train, validation = split(batch)
     real, sizes = float(images.square().mean()), {}
     for weight in (0.0, 2.0):
         predictor = build(kind, objective.denoiser.noise_schedule, FEW, corrections=corrections)
         options = TrainOptions(epochs=10, lr=0.02, batch_size=16, adversarial=weight)
-        result = train_predictor(
-            predictor, objective, train, validation, options, tmp_path / str(weight),
-            images=images if weight else None, progress=False,
-        )  # fmt: skip
+        result = train(predictor, narrow[:2], tmp_path / str(weight), options, images=images if weight else None)
         sizes[weight] = abs(mean_square(objective, predictor.policy(), batch) - real)
-        logged = EventAccumulator(str(tmp_path / str(weight))).Reload().Tags()["scalars"]
-        assert result.gain > 0 and ("train/discriminator" in logged) == (weight > 0)
+        assert result.gain > 0 and ("train/discriminator" in logged(tmp_path / str(weight))) == (weight > 0)
     assert sizes[2.0] < 0.8 * sizes[0.0]
 
 
 @pytest.mark.parametrize(("kind", "change"), [(OneShot, "start"), (Recursive, "residual")])
 def test_a_killed_training_goes_on_with_its_discriminator(kind, change, narrow, tmp_path):
     objective, batch, images = narrow
-    train, validation = split(batch)
     options = TrainOptions(epochs=3, batch_size=12, lr=0.01, adversarial=2.0)
 
     def run(folder, objective):
         predictor = build(kind, objective.denoiser.noise_schedule, corrections=["shift", change])
         checkpoint = tmp_path / folder / "kept"
-        result = train_predictor(
-            predictor, objective, train, validation, options, tmp_path / folder, images=images, checkpoint=checkpoint,
-            progress=False,
-        )  # fmt: skip
+        result = train(predictor, (objective, batch), tmp_path / folder, options, images=images, checkpoint=checkpoint)
         return result, predictor.state_dict(), read_tensors(checkpoint)
 
     whole, weights, kept = run("whole", objective)
@@ -241,66 +214,22 @@ def test_a_killed_training_goes_on_with_its_discriminator(kind, change, narrow, 
 
 
 def test_without_a_weight_it_is_no_part_of_what_a_search_or_a_training_is(narrow, tmp_path):
-    objective, batch, images = narrow
+    objective, _, images = narrow
     config = Config()
     config.static.adversarial = 0.5
     given = {"weight": 0.5, "data": None, "images": 5000}
     made = config.made_with("static")
     assert made["adversarial"] == given and "adversarial" not in made["static"]
     assert config.made_with("one-shot")["adversarial"] is None
-    train, validation = split(batch)
     state, ends = torch.get_rng_state(), []
     for given in (None, images):
         predictor = build(OneShot, objective.denoiser.noise_schedule)
         path = tmp_path / str(len(ends))
         options = TrainOptions(epochs=2, batch_size=12)
-        train_predictor(
-            predictor, objective, train, validation, options, path, images=given, checkpoint=path / "kept",
-            progress=False,
-        )  # fmt: skip
+        train(predictor, narrow[:2], path, options, images=given, checkpoint=path / "kept")
         ends.append(read_tensors(path / "kept"))
     assert ends[0].keys() == ends[1].keys() and not any(key.startswith("discriminator") for key in ends[0])
     assert all(torch.equal(ends[1][key], value) for key, value in ends[0].items())
     torch.set_rng_state(state)
     Adversary(images, 3)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_what_cannot_be_learned_from_is_refused(narrow, tmp_path):
-    objective, batch, images = narrow
-    for options, given, message in (
-        (StaticOptions(adversarial=1.0), images, "set static.method to adam"),
-        (StaticOptions(adversarial=1.0, method="adam", target="capped"), images, "static.target to mean"),
-        (StaticOptions(adversarial=1.0, method="adam", soft_teacher=True), images, "static.soft_teacher to false"),
-        (StaticOptions(adversarial=1.0, method="adam"), None, "none were given"),
-    ):
-        with pytest.raises(TsAdaptError, match=message):
-            search_static(objective, batch, batch, start(objective, FEW), options, images=given, progress=False)
-    predictor = build(OneShot, objective.denoiser.noise_schedule)
-    for loss, given, message in (("labels", images, r"train\.adversarial to 0"), ("end_to_end", None, "none were")):
-        with pytest.raises(TsAdaptError, match=message):
-            options = TrainOptions(loss=loss, adversarial=1.0)
-            train_predictor(predictor, objective, batch, batch, options, tmp_path, images=given)
-
-
-def test_images_that_are_learned_from_may_not_judge(tmp_path):
-    config = Config()
-    config.train.adversarial = 1.0
-    config.distribution.data, config.evaluate.reference = str(tmp_path / "real"), str(tmp_path)
-    with pytest.raises(TsAdaptError, match="folders apart"):
-        config.validate()
-
-
-def test_it_is_a_job_that_says_what_was_minimised(tmp_path, capsys):
-    job = Job.begun(tmp_path, SMALL + "distribution: {images: 50}\n")
-    assert job.run("teach") == 0
-    flags = ("--static.method", "adam", "--static.adversarial", "2.0")
-    assert job.run("search", *flags) == 0
-    said = capsys.readouterr().out
-    assert "2 times the relativistic loss of a discriminator" in said and "50 images of the model's own law" in said
-    kept = LearnedGrid.load(job.static).about["made_with"]
-    assert kept["adversarial"] == {"weight": 2.0, "data": None, "images": 50}
-    assert "made with another adversarial" in job.refused(capsys, "search", "--static.method", "adam")
-    assert job.run("train", *flags, "--train.loss", "end_to_end", "--train.adversarial", "1.0") == 0
-    assert "1 times the relativistic loss" in capsys.readouterr().out
-    assert not [*job.data.rglob("*training*")]

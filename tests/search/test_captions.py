@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from small_job import Job
-from small_predictors import build, split, start
+from small_predictors import build, split, start, train
 from tiny_clip import tiny_clip
 from ts_adapt import dual_encoders
 from ts_adapt.assembly import ModelOptions
@@ -24,7 +24,6 @@ from ts_adapt.jobs.runs import listed
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
-from ts_adapt.predictors.training import train_predictor
 from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search.captions import Captions, asking
 from ts_adapt.search.distribution import Real, matching, shares_of
@@ -144,31 +143,13 @@ def test_a_search_shows_more_of_the_prompts(problem, method):
 
 def test_a_predictor_learns_it_too(problem, tmp_path):
     objective, batch = problem
-    train, validation = split(batch)
     shown = {}
     for weight in (0.0, 10.0):
         predictor = build(OneShot, objective.denoiser.noise_schedule, STEPS, corrections=["scale", "history"])
         options = TrainOptions(epochs=8, lr=0.03, batch_size=16, caption=weight)
-        train_predictor(
-            predictor, objective, train, validation, options, tmp_path / str(weight),
-            captions=FLAT if weight else None, progress=False,
-        )  # fmt: skip
+        train(predictor, problem, tmp_path / str(weight), options, captions=FLAT if weight else None)
         shown[weight] = asked_of(objective, predictor.policy(), batch)
     assert shown[10.0] < 0.9 * shown[0.0]
-
-
-def test_what_cannot_be_asked_is_refused(problem, tmp_path):
-    objective, batch = problem
-    for options, given, message in (
-        (StaticOptions(caption=1.0, target="geometric"), FLAT, "static.target to mean"),
-        (StaticOptions(caption=1.0), None, "none were given"),
-    ):
-        with pytest.raises(TsAdaptError, match=message):
-            search_static(objective, batch, batch, start(objective, STEPS), options, captions=given, progress=False)
-    predictor = build(OneShot, objective.denoiser.noise_schedule)
-    with pytest.raises(TsAdaptError, match=r"train\.caption to 0"):
-        options = TrainOptions(loss="labels", caption=1.0)
-        train_predictor(predictor, objective, batch, batch, options, tmp_path, captions=FLAT)
 
 
 def test_without_a_weight_it_is_no_part_of_what_a_training_is():

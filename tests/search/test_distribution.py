@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from small_job import SMALL, Job
-from small_predictors import build, split, start
+from small_predictors import build, split, start, train
 from ts_adapt.config import Config
 from ts_adapt.distances import features_of, l2
 from ts_adapt.distances import make as make_distance
@@ -18,8 +17,6 @@ from ts_adapt.jobs import matched_images
 from ts_adapt.jobs.session import Session
 from ts_adapt.predictors.one_shot import OneShot
 from ts_adapt.predictors.phases import TrainOptions
-from ts_adapt.predictors.training import train_predictor
-from ts_adapt.schedules.file import LearnedGrid
 from ts_adapt.search.distribution import Matching, Real, forget, shares_of
 from ts_adapt.search.static import search_static
 from ts_adapt.search.static_options import StaticOptions
@@ -140,13 +137,6 @@ def mmd(objective, grid, batch, images):
     return float(shares_of(ends, ends, Real(images, l2)).mean())
 
 
-@pytest.fixture
-def narrow(problem):
-    """A teacher whose samples are drawn together, and samples of the law that it should have."""
-    objective, batch = problem
-    return objective, replace(batch, target=0.4 * batch.target), objective.denoiser.draw(500, 1)
-
-
 def test_a_search_nears_the_data_where_the_teacher_is_far_from_them(narrow):
     objective, batch, images = narrow
     train, validation = split(batch)
@@ -169,33 +159,13 @@ def test_a_search_nears_the_data_where_the_teacher_is_far_from_them(narrow):
 
 def test_a_predictor_learns_it_too(narrow, tmp_path):
     objective, batch, images = narrow
-    train, validation = split(batch)
     far = {}
     for weight in (0.0, 10.0):
         predictor = build(OneShot, objective.denoiser.noise_schedule, STEPS, corrections=["scale", "history"])
         options = TrainOptions(epochs=8, lr=0.03, batch_size=16, distribution=weight)
-        given = Real(images, l2) if weight else None
-        train_predictor(
-            predictor, objective, train, validation, options, tmp_path / str(weight), real=given, progress=False
-        )
+        train(predictor, narrow[:2], tmp_path / str(weight), options, real=Real(images, l2) if weight else None)
         far[weight] = mmd(objective, predictor.policy(), batch, images)
     assert far[10.0] < 0.5 * far[0.0]
-
-
-def test_what_cannot_be_matched_is_refused(problem, tmp_path):
-    objective, batch = problem
-    real = Real(objective.denoiser.draw(10, 1), l2)
-    for options, given, message in (
-        (StaticOptions(distribution=1.0), real, "set static.method to adam"),
-        (StaticOptions(distribution=1.0, method="adam", target="geometric"), real, "static.target to mean"),
-        (StaticOptions(distribution=1.0, method="adam"), None, "none were given"),
-    ):
-        with pytest.raises(TsAdaptError, match=message):
-            search_static(objective, batch, batch, start(objective, STEPS), options, real=given, progress=False)
-    predictor = build(OneShot, objective.denoiser.noise_schedule)
-    with pytest.raises(TsAdaptError, match=r"train\.distribution to 0"):
-        options = TrainOptions(loss="labels", distribution=1.0)
-        train_predictor(predictor, objective, batch, batch, options, tmp_path, real=real)
 
 
 def test_embedded_images_that_are_learned_from_do_not_judge(monkeypatch):
@@ -211,32 +181,3 @@ def test_embedded_images_that_are_learned_from_do_not_judge(monkeypatch):
     learned_from = session.real_images.features[:, 0]
     assert len(learned_from) == 5000 and not set(learned_from.tolist()) & set(judge.tolist())
     assert session.real_images is session.real_images
-
-
-def test_images_that_are_learned_from_may_not_judge(tmp_path):
-    config = Config()
-    config.static.distribution = 1.0
-    config.distribution.data, config.evaluate.reference = str(tmp_path / "real"), str(tmp_path)
-    with pytest.raises(TsAdaptError, match="folders apart"):
-        config.validate()
-    config.evaluate.reference = str(tmp_path / "others")
-    config.validate()
-
-
-def test_it_is_a_job_that_says_what_was_minimised(tmp_path, capsys):
-    config = SMALL.replace("features: pixels", "features: inception")
-    job = Job.begun(tmp_path, config + "distribution: {images: 50}\n")
-    assert job.run("teach") == 0
-    flags = ("--static.method", "adam", "--static.distribution", "2.0")
-    refused = job.refused(capsys, "search", *flags, "--evaluate.features", "pixels")
-    assert "may not judge; give --evaluate.features" in refused
-    assert job.run("search", *flags) == 0
-    said = capsys.readouterr().out
-    assert "2 times the unbiased MMD^2" in said and "at most 50 images of the model's own law" in said
-    kept = LearnedGrid.load(job.static).about["made_with"]
-    assert kept["distribution"] == {"weight": 2.0, "data": None, "images": 50}
-    assert "made with another distribution" in job.refused(capsys, "search", "--static.method", "adam")
-    assert job.run("train", *flags, "--train.loss", "end_to_end", "--train.distribution", "1.0") == 0
-    assert "1 times the unbiased MMD^2" in capsys.readouterr().out
-    assert job.run("evaluate", "--evaluate.features", "pixels") == 2
-    assert "static was learned to match a distribution in pixels features" in capsys.readouterr().err

@@ -33,27 +33,19 @@ def test_round_trip_in_the_order_of_parts(tmp_path):
     assert not store.has(0, torch.arange(5)) and not store.has(1, torch.arange(4))
 
 
-def test_labels_of_another_teacher_are_refused(tmp_path):
-    LabelStore.create(tmp_path, SPEC).write(0, part(0))
-    with pytest.raises(TsAdaptError, match="belong to the teacher abc, not to xyz"):
-        LabelStore.open(tmp_path, "xyz")
-    with pytest.raises(TsAdaptError, match="another teacher"):
-        LabelStore.create(tmp_path, {**SPEC, "teacher": "xyz"})
-
-
-def test_missing_and_unfinished_labels_say_what_to_do(tmp_path):
-    with pytest.raises(TsAdaptError, match="ts-adapt search"):
-        LabelStore.open(tmp_path / "none")
-    with pytest.raises(TsAdaptError, match="has not finished"):
-        LabelStore.create(tmp_path / "new", SPEC).load()
-
-
-def test_a_damaged_part_is_named(tmp_path):
+def test_labels_that_are_missing_damaged_or_of_another_teacher_are_refused(tmp_path):
     store = LabelStore.create(tmp_path, SPEC)
     store.write(0, part(0))
     store.path(0).write_bytes(store.path(0).read_bytes()[:100])
-    with pytest.raises(TsAdaptError, match="part-00000"):
-        store.load()
+    for ask, message in (
+        (lambda: LabelStore.open(tmp_path / "none"), "ts-adapt search"),
+        (lambda: LabelStore.create(tmp_path / "new", SPEC).load(), "has not finished"),
+        (lambda: LabelStore.open(tmp_path, "xyz"), "belong to the teacher abc, not to xyz"),
+        (lambda: LabelStore.create(tmp_path, {**SPEC, "teacher": "xyz"}), "another teacher"),
+        (store.load, "part-00000"),
+    ):
+        with pytest.raises(TsAdaptError, match=message):
+            ask()
 
 
 def test_corrections_are_kept_with_the_times_and_a_part_without_them_does_not_join(tmp_path):

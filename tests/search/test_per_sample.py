@@ -168,17 +168,6 @@ def test_a_planted_error_of_each_sample_s_output_is_undone_by_its_scale():
     assert torch.equal(labels.grid.times, grid.times.expand(5, -1))
 
 
-def test_corrections_undo_what_times_alone_cannot():
-    objective, batch, grid = exaggerated(3)
-    options = PerSampleOptions(iterations=60, random_starts=0)
-    times = search_per_sample(objective, batch, grid, options)
-    options.corrections = ["scale"]
-    scaled = search_per_sample(objective, batch, grid, options)
-    off = times.distance > 1e-3
-    assert int(off.sum()) > 1
-    assert bool((scaled.distance[off] < 1e-3 * times.distance[off]).all())
-
-
 def test_the_distance_s_gradient_in_all_corrections_is_exact():
     objective, batch, grid = exaggerated(3)
     space = GridSpace(objective.denoiser.noise_schedule, 3, OF_ANY, objective.solver.order)

@@ -96,13 +96,6 @@ def test_flow_between_infinite_log_snr(name, steps):
         torch.testing.assert_close(solution.x, solution.x0[:, -1])
 
 
-@pytest.mark.parametrize("name", sorted(NEEDS_SIGMA))
-def test_terminal_sigma_of_zero_is_refused(name):
-    noise_schedule = RectifiedFlow()
-    with pytest.raises(TsAdaptError, match="sigma"):
-        solved(SOLVERS[name], noise_schedule, grid(noise_schedule, 4, last=0.0))
-
-
 @pytest.mark.parametrize("name", SOLVERS)
 def test_zero_terminal_snr_start_is_finite(name):
     noise_schedule = NOISES["zero_snr"]
@@ -308,15 +301,6 @@ def test_refused(case):
     action, message = refusals()[case]
     with pytest.raises(TsAdaptError, match=message):
         action()
-
-
-def test_heun_pays_two_evaluations_a_step():
-    noise_schedule = ContinuousVP()
-    denoiser = mixture(noise_schedule)
-    integrate(
-        denoiser, Heun(noise_schedule), grid(noise_schedule, steps_of(Heun(noise_schedule), 10)), start(noise_schedule)
-    )
-    assert denoiser.evaluations == 10
 
 
 def test_heun_is_the_trapezoid_in_edm_variables():

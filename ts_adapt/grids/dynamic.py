@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from ts_adapt.errors import TsAdaptError
-from ts_adapt.grids.fixed import pin_ends
+from ts_adapt.grids.fixed import has_ends, pin_ends
 from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.numerics import check_finite, combine, validate_times
 from ts_adapt.parameterization import to_epsilon
@@ -50,15 +50,13 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 def cheapest_path(costs: Tensor, steps: int, coefficient: float = 1.0) -> Tensor:
-    """The places `(steps+1,)`, from 0 to M, whose steps have the smallest sum of coefficient^n `costs[i_n, i_{n+1}]`.
+    """The places `(steps+1,)`, from 0 to M, whose 1 to M steps have the smallest sum of coefficient^n
+    `costs[i_n, i_{n+1}]`.
 
     costs  `(M+1, M+1)`, of a step from the row's place to the column's; only what lies above the diagonal counts
 
-    Raises TsAdaptError for another shape, a cost that is not finite, or `steps` outside [1, M].
+    Raises TsAdaptError for a cost that is not finite.
     """
-    if costs.ndim != 2 or costs.shape[0] != costs.shape[1] or costs.shape[0] < 2:
-        raise TsAdaptError(f"costs of steps have shape {tuple(costs.shape)}; expected (M+1, M+1) with M >= 1")
-    _check_steps(steps, costs.shape[0] - 1)
     backwards = torch.ones_like(costs, dtype=torch.bool).tril()
     if not bool(torch.isfinite(costs[~backwards]).all()):
         raise TsAdaptError("costs of steps hold a NaN or infinite value; check the trajectory they were made from")
@@ -92,9 +90,10 @@ def gits(states: Tensor, x0: Tensor, times: Tensor, steps: int, noise_schedule: 
 def step_costs(states: Tensor, x0: Tensor, times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """c `(M+1, M+1)`, float64, on the CPU: the mean cost of one Euler step between any two places of a teacher.
 
-    Arguments and errors as in `gits`. Zero on and below the diagonal. Costs may be negative.
+    Arguments as in `gits`. Zero on and below the diagonal. Costs may be negative.
+
+    Raises TsAdaptError for x0 of another shape than the states, or not finite.
     """
-    times = _check_teacher(states, times, 1, noise_schedule)
     if x0.shape != states[:, 1:].shape or not bool(torch.isfinite(x0).all()):
         raise TsAdaptError(
             f"x0 of the teacher has shape {tuple(x0.shape)}; expected {tuple(states[:, 1:].shape)}, one prediction for "
@@ -166,17 +165,9 @@ def oss(denoise: Denoise, states: Tensor, times: Tensor, steps: int, noise_sched
 def median(times: Tensor) -> Tensor:
     """One grid `(N+1,)` for all samples: the median, place by place, of theirs `(B, N+1)`; the lower of the middle two.
 
-    The k-th smallest times of strictly decreasing grids decrease strictly too. Raises TsAdaptError for bad times.
+    The k-th smallest times of strictly decreasing grids decrease strictly too.
     """
-    times = validate_times(times)
-    if times.ndim != 2 or times.shape[0] < 1:
-        raise TsAdaptError(f"a median is taken of grids (B, N+1) with B >= 1; got times of shape {tuple(times.shape)}")
     return times.median(0).values
-
-
-def _check_steps(steps: int, most: int) -> None:
-    if not 1 <= steps <= most:
-        raise TsAdaptError(f"steps is {steps}; the teacher's {most} steps leave a choice of 1 to {most}")
 
 
 def check_places(times: Tensor, steps: int, noise_schedule: NoiseSchedule) -> Tensor:
@@ -186,16 +177,14 @@ def check_places(times: Tensor, steps: int, noise_schedule: NoiseSchedule) -> Te
         raise TsAdaptError(
             f"the teacher's times have shape {tuple(times.shape)}; expected (M+1,), shared by all samples"
         )
-    tolerance = 1e-6 * (noise_schedule.t_max - noise_schedule.t_min)
-    if (
-        abs(float(times[0]) - noise_schedule.t_max) > tolerance
-        or abs(float(times[-1]) - noise_schedule.t_min) > tolerance
-    ):
+    if not has_ends(times, noise_schedule):
         raise TsAdaptError(
             f"the teacher runs from {float(times[0]):.6g} to {float(times[-1]):.6g}; expected the ends of the noise "
             f"schedule, {noise_schedule.t_max:.6g} and {noise_schedule.t_min:.6g}: make its grid without native=True"
         )
-    _check_steps(steps, len(times) - 1)
+    most = len(times) - 1
+    if not 1 <= steps <= most:
+        raise TsAdaptError(f"steps is {steps}; the teacher's {most} steps leave a choice of 1 to {most}")
     return times
 
 

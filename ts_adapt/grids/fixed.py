@@ -73,6 +73,13 @@ def pin_ends(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     return torch.cat([times.new_tensor([noise_schedule.t_max]), times[1:-1], times.new_tensor([noise_schedule.t_min])])
 
 
+def has_ends(times: Tensor, noise_schedule: NoiseSchedule) -> bool:
+    """Whether `times` `(..., N+1)` run from t_max to t_min, but for roundings."""
+    ends = times.new_tensor([noise_schedule.t_max, noise_schedule.t_min])
+    tolerance = 1e-6 * (noise_schedule.t_max - noise_schedule.t_min)
+    return bool(((times.detach()[..., [0, -1]] - ends).abs() <= tolerance).all())
+
+
 def _between(first: float, last: float, points: int) -> Tensor:
     return torch.linspace(first, last, points, dtype=torch.float64)
 

@@ -119,10 +119,10 @@ def _falling(given: Sequence[float], what: str, kind: str) -> list[float]:
 
 def _own_ends(kind: str, first: float, last: float, high: float, low: float) -> list[str]:
     remarks = []
-    if first < high - RANGE_TOLERANCE * abs(high):
+    if first < high and not math.isclose(first, high, rel_tol=RANGE_TOLERANCE):  # high may be infinite
         remarks.append(
             f"the list starts at {kind} {first:.6g}, not at pure noise ({high:.6g}), which sampling starts from"
         )
-    if last > low + RANGE_TOLERANCE * abs(low):
+    if last > low and not math.isclose(last, low, rel_tol=RANGE_TOLERANCE):
         remarks.append(f"the list ends at {kind} {last:.6g}: the noise of that level stays in the images")
     return remarks

@@ -68,10 +68,9 @@ def klub(denoise: Denoise, x0: Tensor, times: Tensor, steps: int, noise_schedule
 def bound_costs(denoise: Denoise, x0: Tensor, times: Tensor, noise_schedule: NoiseSchedule, draw: Draw) -> Tensor:
     """c `(M+1, M+1)`, float64, on the CPU: what a step from one place to another adds to the bound, the mean over B.
 
-    Arguments and errors as in `klub`. Zero on and below the diagonal. Where s is infinite at t_min, the integral ends
-    with `numerics.finite_log_snr_range`.
+    Arguments and errors as in `klub`, whose times are checked. Zero on and below the diagonal. Where s is infinite at
+    t_min, the integral ends with `numerics.finite_log_snr_range`.
     """
-    times = check_places(times, 1, noise_schedule)
     if x0.ndim < 2 or x0.shape[0] < 1 or not bool(torch.isfinite(x0).all()):
         raise TsAdaptError(f"the data has shape {tuple(x0.shape)}; expected (B, ...) with B >= 1, all of it finite")
     log_snr = noise_schedule.log_snr(times)

@@ -31,7 +31,7 @@ from torch.nn.functional import pad
 
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.fixed import pin_ends
-from ts_adapt.grids.parametric import FLOOR
+from ts_adapt.grids.parametric import weights_of
 from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.numerics import check_steps, finite_log_snr_range, validate_times
 
@@ -47,23 +47,18 @@ def dmn(noise_schedule: NoiseSchedule, steps: int, order: int) -> Tensor:
     or `order` below 1.
     """
     check_steps(steps)
+    if order < 1:
+        raise TsAdaptError(f"order is {order}; a solver has order 1 at least")
     noisy, clean = finite_log_snr_range(noise_schedule)
     times = noise_schedule.time(_minimum(noisy, clean, steps, order))
     return validate_times(pin_ends(times, noise_schedule), noise_schedule, what=f"the DMN grid over {steps} steps")
 
 
 def error_bound(log_snr: Tensor, order: int) -> Tensor:
-    """The bound `()` that `dmn` minimises, for lambda_0 < .. < lambda_N `(N+1,)`; float64, differentiable.
+    """The bound `()` that `dmn` minimises, for finite lambda_0 < .. < lambda_N `(N+1,)`, float64; differentiable.
 
-    In units of sigma_N. Raises TsAdaptError for an order below 1, and unless lambda is finite and rises.
+    In units of sigma_N.
     """
-    if order < 1:
-        raise TsAdaptError(f"order is {order}; a solver has order 1 at least")
-    if log_snr.ndim != 1 or len(log_snr) < 2:
-        raise TsAdaptError(f"log-SNRs of a time grid have shape (N+1,) with N >= 1; got {tuple(log_snr.shape)}")
-    log_snr = log_snr.to(torch.float64)
-    if not bool(torch.isfinite(log_snr.detach()).all() & (log_snr.detach().diff() > 0).all()):
-        raise TsAdaptError("log-SNRs of a time grid are finite and rise strictly; replace an infinite end by a finite")
     steps = len(log_snr) - 1
     error, bound = torch.exp(-log_snr), log_snr.new_zeros(())
     for n in range(steps):
@@ -93,8 +88,7 @@ def _minimum(noisy: float, clean: float, steps: int, order: int) -> Tensor:
     """The lambda `(N+1,)` from `noisy` to `clean` with the smallest bound, found from the uniform one."""
 
     def spread(logits: Tensor) -> Tensor:
-        share = (1 - FLOOR) * torch.softmax(logits, 0) + FLOOR / steps
-        return noisy + (clean - noisy) * pad(share.cumsum(0), (1, 0))
+        return noisy + (clean - noisy) * pad(weights_of(logits).cumsum(0), (1, 0))
 
     def log_bound(logits: np.ndarray) -> tuple[float, np.ndarray]:
         variables = torch.from_numpy(logits).requires_grad_()

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ts_adapt.errors import TsAdaptError
+from ts_adapt.grids.fixed import has_ends
 from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.numerics import check_steps, finite_log_snr_range, validate_times
 
@@ -37,19 +38,20 @@ FLOOR = 1e-4
 def logits_to_times(logits: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """Times `(N+1,)` or `(B, N+1)`, float64, from `logits` `(N,)` or `(B, N)`; differentiable.
 
-    Raises TsAdaptError if the shape is another, or a logit is NaN or infinite.
+    Raises TsAdaptError if a logit is NaN or infinite.
     """
-    logits = torch.as_tensor(logits)
-    if logits.ndim not in (1, 2) or logits.shape[-1] < 1:
-        raise TsAdaptError(f"logits of a time grid have shape (N,) or (B, N) with N >= 1; got {tuple(logits.shape)}")
     if not bool(torch.isfinite(logits.detach()).all()):
         raise TsAdaptError("logits of a time grid hold a NaN or infinite value; try a smaller learning rate")
-    steps = logits.shape[-1]
-    weights = (1 - FLOOR) * torch.softmax(logits.to(torch.float64), -1) + FLOOR / steps
+    weights = weights_of(logits.to(torch.float64))
     noisy, clean = finite_log_snr_range(noise_schedule)
     inside = noise_schedule.time(noisy + (clean - noisy) * weights.cumsum(-1)[..., :-1])
     nothing = 0 * weights[..., :1]  # so that a grid of one step, all ends, has a gradient (of zero) too
     return torch.cat([nothing + noise_schedule.t_max, inside, nothing + noise_schedule.t_min], -1)
+
+
+def weights_of(logits: Tensor) -> Tensor:
+    """w `(..., N)` of `logits` `(..., N)`."""
+    return (1 - FLOOR) * torch.softmax(logits, -1) + FLOOR / logits.shape[-1]
 
 
 def times_to_logits(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
@@ -60,15 +62,11 @@ def times_to_logits(times: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """
     times = validate_times(times, noise_schedule)
     steps = times.shape[-1] - 1
-    tolerance = 1e-6 * (noise_schedule.t_max - noise_schedule.t_min)
-    first, last = times.detach()[..., 0], times.detach()[..., -1]
-    if bool(
-        ((first - noise_schedule.t_max).abs() > tolerance).any()
-        | ((last - noise_schedule.t_min).abs() > tolerance).any()
-    ):
+    if not has_ends(times, noise_schedule):
         raise TsAdaptError(
             f"logits stand for grids from t_max {noise_schedule.t_max:.6g} to t_min {noise_schedule.t_min:.6g}; this "
-            f"one runs from {float(first.min()):.6g} to {float(last.max()):.6g}: make it without native=True"
+            f"one runs from {float(times[..., 0].min()):.6g} to {float(times[..., -1].max()):.6g}: make it without "
+            "native=True"
         )
     noisy, clean = finite_log_snr_range(noise_schedule)
     weights = _finite_log_snr(times, noise_schedule).diff(dim=-1) / (clean - noisy)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ts_adapt.errors import TsAdaptError, unknown
+from ts_adapt.errors import TsAdaptError
 from ts_adapt.grids.fixed import nearest_timesteps, pin_ends, then
 from ts_adapt.interfaces import NoiseSchedule
 from ts_adapt.noise import BetaTable
@@ -65,14 +65,10 @@ def ays(table: str, noise_schedule: NoiseSchedule, steps: int, native: bool = Fa
     last sigma 0, or t_min where the noise schedule does not reach 0, and the times are timesteps where it has any. With
     `rescale` log edm_sigma is mapped linearly from the table's range to the noise schedule's.
 
-    Raises TsAdaptError if the table is unknown, `steps` is below 1, the table was made for another range of
-    edm_sigma and `rescale` is off, or both `native` and `rescale` are asked for.
+    Raises TsAdaptError if `steps` is below 1, and for a table that was made for another range of edm_sigma, unless
+    `rescale` is on.
     """
-    if table not in TABLES:
-        raise unknown("Align Your Steps table", table, TABLES)
     check_steps(steps)
-    if native and rescale:
-        raise TsAdaptError("native=True gives a table as published and rescale=True changes it; choose one")
     published = TABLES[table]
     nodes = torch.tensor([*published.sigmas, published.sigma_min], dtype=torch.float64).log().neg()
     if rescale:
@@ -81,7 +77,8 @@ def ays(table: str, noise_schedule: NoiseSchedule, steps: int, native: bool = Fa
     else:
         _refuse_other_range(table, noise_schedule)
     place = torch.linspace(0, len(nodes) - 1, steps + 1, dtype=torch.float64)
-    found = _interpolate(nodes, place)
+    node = place.floor().long().clamp(max=len(nodes) - 2)
+    found = torch.lerp(nodes[node], nodes[node + 1], place - node)
     times = pin_ends(noise_schedule.time(found), noise_schedule)
     if native:
         times = then(_native(published, noise_schedule, found[:-1]), noise_schedule.t_end)
@@ -95,11 +92,6 @@ def _native(published: SigmaTable, noise_schedule: NoiseSchedule, log_snr: Tenso
     if len(log_snr) == len(published.timesteps) and noise_schedule.t_max == published.timesteps[0]:
         return torch.tensor(published.timesteps)
     return nearest_timesteps(torch.exp(-log_snr), noise_schedule)
-
-
-def _interpolate(nodes: Tensor, place: Tensor) -> Tensor:
-    low = place.floor().long().clamp(max=len(nodes) - 2)
-    return torch.lerp(nodes[low], nodes[low + 1], place - low)
 
 
 def _refuse_other_range(table: str, noise_schedule: NoiseSchedule) -> None:

@@ -74,8 +74,6 @@ class GridSpace:
 
     def grid(self, z: Tensor) -> TimeGrid:
         """The grid of `z` `(P,)`, or the grids of `(B, P)`; differentiable."""
-        if z.shape[-1:] != (self.size,):
-            raise TsAdaptError(f"the numbers of a grid have shape {tuple(z.shape)}; expected (..., {self.size})")
         logits, *parts = z.split([self.steps * width for width in self.widths], -1)
         times = logits_to_times(logits, self.noise_schedule)
         return TimeGrid.of(

@@ -148,6 +148,8 @@ def train_predictor(
         objective = asking(objective, captions, options.caption)
     adversary = Adversary(images, options.seed) if options.adversarial else None
     phases_of(options, predictor, dict.fromkeys(predictor.learned, objective), train, labels)  # refuses at once
+    if options.distribution:
+        matching(objective, real, options.distribution)  # likewise
     about = {"predictor": predictor.kind, "network": predictor.options, "options": options.of_training}
     begun = [predictor.begun[steps] for steps in predictor.learned]
     kept = Checkpoint(checkpoint, {**about, "static": [as_numbers(grid) for grid in begun]})
@@ -269,10 +271,6 @@ class _Training:
         else:
             self.log({f"distance/{steps}-steps": value for steps, value in means.items()})
 
-    def total(self, value: float) -> float:
-        """The sum of the values of all processes."""
-        return float(total_of(torch.tensor(value, dtype=torch.float64, device=self.validation.x_T.device)))
-
     def log(self, values: Mapping[str, float]) -> None:
         self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=self.result.epochs)
 
@@ -324,7 +322,8 @@ class _Training:
             self.epoch, self.result.epochs = self.epoch + 1, self.result.epochs + 1
             if self.epoch % phase.validate_every and self.epoch < phase.epochs:
                 continue
-            sums = {steps: self.total(total) for steps, total in totals.items()}
+            here = torch.tensor([*totals.values()], dtype=torch.float64, device=self.validation.x_T.device)
+            sums = dict(zip(totals, total_of(here).tolist(), strict=True))
             mean = sum(sums.values()) / sum(phase.samples.values())
             means = {f"train/{phase.name}": mean} | (
                 {} if adversary is None else {"train/discriminator": adversary.level}

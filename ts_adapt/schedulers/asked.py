@@ -1,9 +1,7 @@
 """What a pipeline's class asks of its scheduler, read from its source: so that what ours has not is refused at once.
 
     scheduler.name, hasattr(scheduler, "name")      an attribute
-    scheduler.config.name                           a key of its config
     set_timesteps(name=...), step(name=...)         an argument, of the first through `retrieve_timesteps` too
-
     deepcopy(scheduler)                             copies, which run beside it
 
 `scheduler` is the pipeline's own or a function's argument of that name. `__init__` is over when a schedule is attached,
@@ -17,7 +15,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -25,17 +23,13 @@ METHODS = {"set_timesteps": "set_timesteps", "retrieve_timesteps": "set_timestep
 """What is called -> the method of the scheduler that gets the arguments."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Asked:
-    """Names of attributes, of keys of the config, and of methods' arguments (method, name); whether it is copied."""
+    """Names of attributes, and of methods' arguments (method, name); whether it is copied."""
 
-    attributes: frozenset[str] = frozenset()
-    keys: frozenset[str] = frozenset()
-    arguments: frozenset[tuple[str, str]] = frozenset()
+    attributes: set[str] = field(default_factory=set)
+    arguments: set[tuple[str, str]] = field(default_factory=set)
     copied: bool = False
-
-    def __or__(self, other: Asked) -> Asked:
-        return Asked(*(getattr(self, one.name) | getattr(other, one.name) for one in fields(self)))
 
 
 @cache
@@ -46,34 +40,26 @@ def asked_of_scheduler(pipeline: type) -> Asked:
     found = Asked()
     for kind in pipeline.__mro__:
         if kind is not DiffusionPipeline and issubclass(kind, DiffusionPipeline):
-            found |= _asked_in(kind.__module__)
+            _read(kind.__module__, found)
     return found
 
 
-@cache
-def _asked_in(module: str) -> Asked:
+def _read(module: str, found: Asked) -> None:
+    """Add to `found` what `module` asks."""
     try:
         nodes = list(_running(ast.parse(inspect.getsource(sys.modules[module]))))
     except (KeyError, OSError, TypeError, SyntaxError):
-        return Asked()
-    attributes: set[str] = set()
-    keys: set[str] = set()
-    arguments: set[tuple[str, str]] = set()
-    copied = False
+        return
     for node in nodes:
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            if _is_scheduler(node.value):
-                attributes.add(node.attr)
-            elif _name(node.value) == "config" and _is_scheduler(getattr(node.value, "value", None)):
-                keys.add(node.attr)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _is_scheduler(node.value):
+            found.attributes.add(node.attr)
         elif isinstance(node, ast.Call):
             if _name(node.func) == "hasattr" and _is_scheduler(node.args[0]):
-                attributes.add(ast.literal_eval(node.args[1]))
+                found.attributes.add(ast.literal_eval(node.args[1]))
             elif _name(node.func) == "deepcopy":
-                copied = copied or any(map(_is_scheduler, node.args))
+                found.copied |= any(map(_is_scheduler, node.args))
             elif method := METHODS.get(_name(node.func)):
-                arguments |= {(method, keyword.arg) for keyword in node.keywords if keyword.arg}
-    return Asked(frozenset(attributes), frozenset(keys), frozenset(arguments), copied)
+                found.arguments |= {(method, keyword.arg) for keyword in node.keywords if keyword.arg}
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:

@@ -143,9 +143,8 @@ def _is_pipeline_of(inner: Any, scheduler: Any) -> bool:
 
 
 def _refuse_what_the_pipeline_cannot(pipe: Any, schedule: LearnedScheduler, former: Any) -> None:
-    name, source = type(pipe).__name__, schedule.source
     kind: type = type(pipe)
-    asked = asked_of_scheduler(kind)
+    name, source, asked = kind.__name__, schedule.source, asked_of_scheduler(kind)
     arguments = inspect.signature(type(pipe).__call__).parameters
     lacking = {key for key in asked.attributes if hasattr(former, key) and not hasattr(LearnedScheduler, key)} - OWN
     lacking |= {
@@ -157,11 +156,8 @@ def _refuse_what_the_pipeline_cannot(pipe: Any, schedule: LearnedScheduler, form
             f"{name} asks its scheduler for {', '.join(sorted(lacking))}, which has no meaning for times that are not "
             "those of training; use it with a scheduler of diffusers"
         )
-    if (
-        asked.attributes
-        and "scale_model_input" not in asked.attributes
-        and scheduler_config(former)["_class_name"] in EDM
-    ):
+    shows_them_as_they_are = asked.attributes and "scale_model_input" not in asked.attributes
+    if shows_them_as_they_are and scheduler_config(former)["_class_name"] in EDM:
         raise TsAdaptError(
             f"{name} shows its network the states as they are, and {type(former).__name__} is for networks that see "
             "them in the unit of their variance; give the pipeline another scheduler"
@@ -203,8 +199,4 @@ def _refuse_what_the_pipeline_cannot(pipe: Any, schedule: LearnedScheduler, form
 
 
 def _takes(scheduler: Any, method: str, argument: str) -> bool:
-    return argument in inspect.signature(getattr(scheduler, method, _nothing)).parameters
-
-
-def _nothing() -> None:
-    """What is asked of a scheduler without the method."""
+    return hasattr(scheduler, method) and argument in inspect.signature(getattr(scheduler, method)).parameters

@@ -48,7 +48,7 @@ class TimeHook:
 
     denoises  whether it is that of the network that denoises: a ControlNet is told times alone
     divisor   what the pipeline has divided its timestep by in the call before
-    offset    what adds to the network's embedding of the time; None: no call had anything to add yet
+    offset_hook  what adds to the network's embedding of the time; None: no call had anything to add yet
     """
 
     def __init__(self, pipe: Any, schedule: LearnedScheduler, network: nn.Module, denoises: bool = True) -> None:

@@ -137,12 +137,8 @@ class Source:
 
     @property
     def own_times(self) -> bool:
-        """As in `Plan`, of any of the plans; `told` likewise."""
+        """As in `Plan`, of any of the plans."""
         return any(plan is None or plan.own_times for plan in self.plans.values())
-
-    @property
-    def told(self) -> bool:
-        return any(plan is None or plan.told for plan in self.plans.values())
 
     @property
     def inside(self) -> bool:
@@ -271,7 +267,11 @@ def stands_for_number(timesteps: Any, sigmas: Any, noise_schedule: NoiseSchedule
     given = [_listed(sigmas, "sigmas")] if sigmas is not None else []
     given += [[t / noise_schedule.time_scale for t in _listed(timesteps, "timesteps")]] if timesteps is not None else []
     usual = usual_lists(len(given[0]), noise_schedule.time_scale)
-    return all(any(len(one) == len(it) and _near(one, it) for it in usual) for one in given)
+
+    def near(one: list[float], other: list[float]) -> bool:
+        return len(one) == len(other) and all(abs(a - b) < 1e-6 for a, b in zip(one, other, strict=True))
+
+    return all(any(near(one, it) for it in usual) for one in given)
 
 
 def usual_lists(steps: int, scale: float) -> list[list[float]]:
@@ -291,10 +291,6 @@ def usual_lists(steps: int, scale: float) -> list[list[float]]:
     a, b = off / (half * rest**2), low / half - 2 * off / rest**2
     linear = [i * low / half for i in range(half)]
     return [*found, [1 - v for v in [*linear, *(a * i**2 + b * i + a * half**2 for i in range(half, steps))]]]
-
-
-def _near(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(abs(a - b) < 1e-6 for a, b in zip(one, other, strict=True))
 
 
 def whole(number: Any) -> int | None:

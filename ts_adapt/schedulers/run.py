@@ -215,7 +215,7 @@ class Run:
         x_T, condition = shown.samples(copies)
         predictor = self.plan.predictor
         if predictor is not None:
-            seen, learned = tuple((shown.view or _full)(x_T).shape[1:]), tuple(predictor.options["shape"])
+            seen, learned = tuple((shown.view or in_full)(x_T).shape[1:]), tuple(predictor.options["shape"])
             if seen != learned:
                 raise TsAdaptError(
                     f"the predictor was learned for samples of shape {learned}, the pipeline's are {seen}; give the "
@@ -231,7 +231,7 @@ class Run:
         policy = self.plan.policy(self.begin)
         looks = shown.view is not None and self.plan.grid is None
         self._policy = Seen(policy, shown.view) if looks and shown.view else policy
-        node, self._policy_state = self._policy.init(_full(x_T), condition)
+        node, self._policy_state = self._policy.init(in_full(x_T), condition)
         if node.steps - node.index != self.steps:
             raise TsAdaptError(
                 f"the step policy takes {node.steps - node.index} steps where {self.steps} were asked for; give "
@@ -326,13 +326,12 @@ class Run:
                 "EDM's networks are shown states in the unit of their variance and this one was not: call "
                 "scheduler.scale_model_input(sample, t) before it, or take a pipeline that does"
             )
-        if raw.shape != x_t.shape:
-            _check_answer(raw, x_t)
+        _check_answer(raw, x_t)
         if x_t.shape != self._shape:
             self._meet(x_t)
         node, policy, copies = self.node, self._policy, self._kept
         assert node is not None and policy is not None
-        x = _full(x_t)
+        x = in_full(x_t)
         if copies > 1:
             x, raw = x[: self.batch], raw[: self.batch]
         if noise is not None:
@@ -343,7 +342,7 @@ class Run:
                 "ts_adapt.attach(pipe, schedule), or take a schedule that was learned without embedding"
             )
         if GUIDANCE in node.held:
-            raw = self._guided(_full(raw), node.held[GUIDANCE])
+            raw = self._guided(in_full(raw), node.held[GUIDANCE])
         x0 = x0_from_raw(raw, x, node.t, self.noise_schedule, self.prediction, node.output_scale)
         x0 = x0.clamp(-1, 1) if self.clip_x0 else x0
         solver = absorbing(self.solver, self.network, self.prediction)
@@ -364,7 +363,7 @@ class Run:
         """
         answers, self._answers = self._answers, []
         heard = torch.cat(answers) if len({answer.shape[1:] for answer in answers}) == 1 else raw[:0]
-        first, second = _full(heard[:, : raw.shape[1]]).tensor_split(2)
+        first, second = in_full(heard[:, : raw.shape[1]]).tensor_split(2)
         once, copies = raw[: len(first)], len(raw) // max(1, len(first))
         w: float | None = None
         with torch.no_grad():
@@ -465,6 +464,6 @@ def _weight(first: Tensor, second: Tensor, raw: Tensor, eps: float) -> float | N
     return w if bool((guided - w * along).norm() <= allowed) else None
 
 
-def _full(x: Tensor) -> Tensor:
+def in_full(x: Tensor) -> Tensor:
     """`x` in float32 at least."""
     return x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float32)

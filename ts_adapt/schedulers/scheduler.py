@@ -32,7 +32,7 @@ from ts_adapt.noise import OnGrid, RectifiedFlow
 from ts_adapt.numerics import combine
 from ts_adapt.schedulers import storage
 from ts_adapt.schedulers.plan import LISTS, Plan, Predictor, Source, as_grid, whole
-from ts_adapt.schedulers.run import Run, Shown, cannot_begin_inside
+from ts_adapt.schedulers.run import Run, Shown, cannot_begin_inside, in_full
 from ts_adapt.schedules.file import LearnedGrid, in_common
 from ts_adapt.solvers.coefficients import check_end
 
@@ -103,14 +103,15 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
                 f"clip_x0 is {clip_x0!r} and learned_for {learned_for!r}; expected true or false, and an object"
             )
         self.register_to_config(solver=solver_name(solver))
-        self._noise = self._read_noise()
-        made = build_solver(self.config["solver"], self._noise[0] if self._noise else RectifiedFlow())
+        self.known_noise = self._read_noise()
+        """The noise schedule and the prediction; None where a pipeline has still to give them."""
+        made = build_solver(self.config["solver"], self.known_noise[0] if self.known_noise else RectifiedFlow())
         if made.evaluations_per_step != 1:
             raise TsAdaptError(
                 f"{type(made).__name__} evaluates the network {made.evaluations_per_step} times a step, and a "
                 "pipeline's loop does so once; choose a solver of one evaluation, such as unipc-3 or dpmpp-2m"
             )
-        self.source: Source = storage.source_of(grid, grids, predictors, self._noise and self._noise[0])
+        self.source: Source = storage.source_of(grid, grids, predictors, self.known_noise and self.known_noise[0])
         self._forget_runs()
 
     lists = LISTS
@@ -210,8 +211,8 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         taken = noise_config(config)
         left = [key for key in self.config.get("_use_default_values", []) if key not in taken]
         other.register_to_config(**taken, _use_default_values=left)
-        other._noise = other._read_noise()
-        old, new = self._noise and self._noise[0], other.noise_schedule
+        other.known_noise = other._read_noise()
+        old, new = self.known_noise and self.known_noise[0], other.noise_schedule
         if old is not None and (old.t_min, old.t_max) != (new.t_min, new.t_max):
             raise TsAdaptError(
                 f"the schedule's times run from {old.t_max:g} to {old.t_min:g}, the pipeline's from {new.t_max:g} "
@@ -271,11 +272,6 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         return None if kind != FLOW and betas == [None, None] else noise_of(self.config, type(self).__name__)
 
     @property
-    def known_noise(self) -> Noise | None:
-        """The noise schedule and the prediction; None where a pipeline has still to give them."""
-        return self._noise
-
-    @property
     def noise_schedule(self) -> NoiseSchedule:
         return self._known()[0]
 
@@ -285,11 +281,11 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         return self._known()[1]
 
     def _known(self) -> Noise:
-        if self._noise is None:
+        if self.known_noise is None:
             raise TsAdaptError(
                 "this grid has no noise schedule yet; attach it to a pipeline, or pass config=pipe.scheduler.config"
             )
-        return self._noise
+        return self.known_noise
 
     @property
     def init_noise_sigma(self) -> float:
@@ -304,7 +300,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         at, own = self.noise_schedule, None if self.run is None else self.run.noised_to(timesteps, len(noise))
         t = at.time_of_timestep(torch.as_tensor(timesteps)) if own is None else own
         t = t.clamp(at.t_min, at.t_max)
-        x, eps = original_samples.expand_as(noise).float(), noise.to(original_samples.device).float()
+        x, eps = in_full(original_samples.expand_as(noise)), in_full(noise.to(original_samples.device))
         return combine((at.alpha(t), x), (at.sigma(t), eps)).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
@@ -317,7 +313,7 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
         It is x_t itself but for EDM's networks, which see it in the unit of its variance: of the next step, or of that
         which `timestep` says.
         """
-        if self._noise is None or self._noise[0].data_std is None:
+        if self.known_noise is None or self.known_noise[0].data_std is None:
             return sample
         return self._running("scale_model_input").show(sample, timestep)
 

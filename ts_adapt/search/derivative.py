@@ -154,9 +154,6 @@ def trusted(
         return objective.differentiated(objective.derivative), None
     if steps == 1:
         return objective.differentiated("exact"), None
-
-    def ask() -> Agreement:
-        return compare(objective, steps, batch, part, recall)
-
+    ask = partial(compare, objective, steps, batch, part, recall)
     agreement = distributed.first(ask) if together else ask()
     return objective.differentiated(agreement.best), agreement

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ts_adapt.errors import unknown
 from ts_adapt.grids.dynamic import gits, median, oss
 from ts_adapt.grids.klub import klub
 from ts_adapt.interfaces import Solver, TimeGrid
@@ -45,10 +44,8 @@ def search_optimized(
     teacher, trajectory  gits, oss: the solver and the fine grid of the trajectories, from the noises of `batch`;
                          klub looks at the fine grid's places on ways from the targets of `batch` to noise
 
-    Raises TsAdaptError for an unknown method, and for more steps than `trajectory` has.
+    Raises TsAdaptError for more steps than `trajectory` has.
     """
-    if method not in ON_MODEL:
-        raise unknown("method", method, ON_MODEL)
     noise_schedule, denoiser, places = objective.denoiser.noise_schedule, objective.denoiser, trajectory.times
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:

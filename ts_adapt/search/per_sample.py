@@ -91,7 +91,12 @@ def search_per_sample(
     """
     objective, _ = trusted(objective, static.steps, batch)
     space = space_of(objective, static.steps, options.corrections, batch)
-    given = [_for_each(space.completed(grid), batch) for grid in (static, *starts)]
+
+    def own(value: Tensor, dims: int) -> Tensor:
+        """A row for every sample, beside the samples."""
+        return value.to(batch.x_T.device).expand(len(batch), *value.shape[-dims:])
+
+    given = [space.completed(grid).mapped(own) for grid in (static, *starts)]
     origins = [space.numbers(grid) for grid in given]
     static_distance = objective.measure(static, batch, len(batch))
     best, best_distance = given[0], static_distance.clone()
@@ -115,12 +120,6 @@ def search_per_sample(
         static_distance,
         torch.where(kept, winner, torch.zeros_like(winner)),
     )
-
-
-def _for_each(grid: TimeGrid, batch: Batch) -> TimeGrid:
-    """The grid with rows for every sample, beside the samples."""
-
-    return grid.mapped(lambda value, dims: value.to(batch.x_T.device).expand(len(batch), *value.shape[-dims:]))
 
 
 def _chosen(rows: Tensor, one: TimeGrid, other: TimeGrid) -> TimeGrid:

@@ -192,8 +192,9 @@ def search_static(
         recall = derivatives if derivatives is not None and usual else journal.recall
         taken, agreement = trusted(paired, steps, train, options.batch_size, recall)
         objective = replace(taken, distance=objective.distance, beside=objective.beside) if by_data else taken
-    track = _Track(objective, validation, space, starts[start], means[start], journal, on_step, options.adversarial > 0)
-    result = StaticResult(starts[start], means[start], start, means[start], agreement=agreement)
+    at_start = means[start]
+    result = StaticResult(starts[start], at_start, start, at_start, [(0, at_start)], agreement)
+    track = _Track(objective, validation, space, result, journal, on_step, options.adversarial > 0)
 
     def descend(method: Method, name: str, grid: TimeGrid, train: Batch = train) -> None:
         z = space.numbers(grid).detach().to(train.x_T.device)
@@ -206,26 +207,27 @@ def search_static(
     if options.method == "auto":
         if not objective.denoiser.loop_times_only and (agreement is None or agreement.leads_down):
             descend("adam", start, starts[start])
-        if track.distance >= means[start]:
+        if not result.moved:
             descend("forward", start, starts[start], train.rows(slice(0, FEW)))
     else:
         for name in finite[: options.starts if options.method == "lbfgs" else 1]:
             descend(options.method, name, starts[name])
-    found = replace(result, grid=track.grid, distance=track.distance, curve=track.curve)
-    return found.exponential() if options.target == "geometric" else found
+    return result.exponential() if options.target == "geometric" else result
 
 
+@dataclass
 class _Track:
-    """What is searched and how far it is: the best grid on the validation samples so far, or the last that is better
-    than the start where it `keeps_last`, and the curve of what was validated."""
+    """What is searched, and how far it is: in `result` the best grid on the validation samples so far, or the last that
+    is better than the start where it `keeps_last`, and the curve of what was validated."""
 
-    def __init__(
-        self, objective: Objective, validation: Batch, space: GridSpace, grid: TimeGrid, distance: float,
-        journal: Journal, on_step: Callable[[int, float], None] | None, keeps_last: bool,
-    ) -> None:  # fmt: skip
-        self.objective, self.validation, self.space = objective, validation, space
-        self.journal, self.on_step, self.keeps_last = journal, on_step, keeps_last
-        self.grid, self.distance, self.curve, self.steps = grid, distance, [(0, distance)], 0
+    objective: Objective
+    validation: Batch
+    space: GridSpace
+    result: StaticResult
+    journal: Journal
+    on_step: Callable[[int, float], None] | None
+    keeps_last: bool
+    steps: int = 0
 
     def step(self, loss: float) -> None:
         self.steps += 1
@@ -238,10 +240,11 @@ class _Track:
         (value,) = self.journal.recall(
             z.tolist(), lambda: [float(self.objective.measure(grid, self.validation).mean())]
         )
-        self.curve.append((self.steps, value))
-        if value < (self.curve[0][1] if self.keeps_last else self.distance):
-            self.distance, self.grid = value, grid
-        bar.set_postfix(validation=f"{value:.5f}", best=f"{self.distance:.5f}")
+        result = self.result
+        result.curve.append((self.steps, value))
+        if value < (result.start_distance if self.keeps_last else result.distance):
+            result.distance, result.grid = value, grid
+        bar.set_postfix(validation=f"{value:.5f}", best=f"{result.distance:.5f}")
 
 
 def _descend_lbfgs(track: _Track, train: Batch, origin: Tensor, options: StaticOptions, bar: Bar) -> None:

@@ -38,12 +38,6 @@ _TAYLOR_TERMS = 18
 _POWERS = torch.arange(_TAYLOR_TERMS, dtype=torch.float64)
 
 
-def shown(solver: Any) -> str:
-    """The class of a solver and the options that it has, as its `repr`."""
-    options = {name: value for name, value in vars(solver).items() if name != "needs_noise"}
-    return f"{type(solver).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
-
-
 def check_end(solver: Any, end: Tensor, what: str = "the grid") -> None:
     """TsAdaptError, naming `what`, if sigma is 0 at a time of `end`, of any shape, and `reaches_0` of `solver`, or of
     the one behind its corrector, is False."""
@@ -78,6 +72,27 @@ class Met:
     def push(self, value: Tensor, log_snr: Tensor, keep: int) -> Met:
         """The history with `value` in front, no longer than `keep`."""
         return Met((value, *self.values)[:keep], (log_snr, *self.log_snrs)[:keep])
+
+
+class Defaults:
+    """What a solver is unless it says otherwise: deterministic, of one evaluation a step, with what was met as memory.
+
+    reaches_0  whether it can step to sigma = 0
+    """
+
+    evaluations_per_step = 1
+    needs_noise = False
+    reaches_0 = True
+
+    def __init__(self, noise_schedule: NoiseSchedule) -> None:
+        self.noise_schedule = noise_schedule
+
+    def init(self, x: Tensor) -> Any:
+        return Met()
+
+    def __repr__(self) -> str:
+        options = {name: value for name, value in vars(self).items() if name != "needs_noise"}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
 
 def place(noise_schedule: NoiseSchedule, t: Tensor) -> Place:

@@ -21,6 +21,7 @@ from ts_adapt.errors import TsAdaptError
 from ts_adapt.interfaces import Node, NoiseSchedule, Solver
 from ts_adapt.numerics import combine
 from ts_adapt.solvers.coefficients import (
+    Defaults,
     Met,
     Place,
     check_order,
@@ -29,7 +30,6 @@ from ts_adapt.solvers.coefficients import (
     first_order,
     half_weight,
     place,
-    shown,
 )
 from ts_adapt.solvers.multistep import UniP
 
@@ -48,7 +48,7 @@ class CorrectorMemory:
     history: Met = field(default_factory=Met)
 
 
-class Corrected:
+class Corrected(Defaults):
     """`solver` with UniPC's corrector before every step but the first.
 
     solver             deterministic, one evaluation a step: DDIM, DPM-Solver++, DEIS, iPNDM, UniP
@@ -60,17 +60,14 @@ class Corrected:
     the solver's prediction. A step from infinite log-SNR is not corrected.
     """
 
-    evaluations_per_step = 1
-    needs_noise = False
-    __repr__ = shown
-
     def __init__(self, solver: Solver, order: int = 2, variant: str = "bh2", lower_order_final: bool = True) -> None:
         if solver.needs_noise or solver.evaluations_per_step != 1 or isinstance(solver, Corrected):
             raise TsAdaptError(
                 f"{type(solver).__name__} cannot be corrected: the corrector takes a deterministic solver with one "
                 "evaluation a step and no corrector of its own, such as DDIM, DPMSolverPP or DEIS"
             )
-        self.solver, self.noise_schedule = solver, solver.noise_schedule
+        self.solver = solver
+        super().__init__(solver.noise_schedule)
         self.corrector_order = check_order("UniPC's corrector", order, (1, 2, 3))
         self.order = solver.order
         self.variant, self.lower_order_final = check_variant(variant), lower_order_final

@@ -26,6 +26,7 @@ from ts_adapt.interfaces import Node, NoiseSchedule
 from ts_adapt.numerics import combine
 from ts_adapt.parameterization import to_epsilon
 from ts_adapt.solvers.coefficients import (
+    Defaults,
     Met,
     Place,
     check_end,
@@ -39,7 +40,6 @@ from ts_adapt.solvers.coefficients import (
     learned_terms,
     moments,
     place,
-    shown,
 )
 
 FEW_STEPS = 15
@@ -54,27 +54,22 @@ ADAMS_BASHFORTH = {
 """b_k of equal steps, newest first."""
 
 
-class Multistep:
+class Multistep(Defaults):
     """The step above; subclasses give the predictions they interpolate and the weights w_k."""
 
-    order: int
-    evaluations_per_step = 1
-    needs_noise = False
     interpolates = "x0"
     lower_order_final = False
     few_steps: float = FEW_STEPS
-    __repr__ = shown
 
     def __init__(self, noise_schedule: NoiseSchedule, order: int) -> None:
-        self.noise_schedule, self.order = noise_schedule, order
-
-    def init(self, x: Tensor) -> Met:
-        return Met()
+        super().__init__(noise_schedule)
+        self.order = order
 
     def update(
         self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: Met, noise: Tensor | None = None
     ) -> tuple[Tensor, Met]:
         """x_s at `next_node.t` and the memory with this step's prediction; states `(B, ...)`."""
+        check_end(self, next_node.t)
         t, s = place(self.noise_schedule, node.t), place(self.noise_schedule, next_node.t)
         value = x0 if self.interpolates == "x0" else to_epsilon(x0, x_t, t.alpha, t.sigma)
         weight_x, weight_x0 = first_order(t, s)
@@ -165,13 +160,6 @@ class DEIS(Multistep):
     def __init__(self, noise_schedule: NoiseSchedule, order: int = 3, lower_order_final: bool = True) -> None:
         super().__init__(noise_schedule, check_order("DEIS", order, (1, 2, 3)))
         self.lower_order_final = lower_order_final
-
-    def update(
-        self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: Met, noise: Tensor | None = None
-    ) -> tuple[Tensor, Met]:
-        """x_s at `next_node.t` and the memory with this step's eps; states `(B, ...)`."""
-        check_end(self, next_node.t)
-        return super().update(x_t, x0, node, next_node, memory)
 
     def weights(self, t: Place, s: Place, past: Sequence[Tensor]) -> list[Tensor]:
         h, endless = finite_step(t, s)

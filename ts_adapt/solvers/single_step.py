@@ -27,10 +27,10 @@ from ts_adapt.errors import TsAdaptError
 from ts_adapt.interfaces import Node, NoiseSchedule
 from ts_adapt.numerics import combine, scale
 from ts_adapt.parameterization import to_epsilon
-from ts_adapt.solvers.coefficients import Met, Place, check_end, first_order, learned_terms, place, shown
+from ts_adapt.solvers.coefficients import Defaults, Met, Place, check_end, first_order, learned_terms, place
 
 
-class DDIM:
+class DDIM(Defaults):
     """DDIM: order 1; deterministic at eta = 0, DDPM's ancestral sampling at eta = 1.
 
     eta  in [0, 1]; above 0 every step needs standard normal noise
@@ -39,17 +39,12 @@ class DDIM:
     """
 
     order = 1
-    evaluations_per_step = 1
-    __repr__ = shown
 
     def __init__(self, noise_schedule: NoiseSchedule, eta: float = 0.0) -> None:
         if not 0 <= eta <= 1:
             raise TsAdaptError(f"eta is {eta}; it runs from 0 (deterministic) to 1 (ancestral)")
-        self.noise_schedule, self.eta = noise_schedule, eta
-        self.needs_noise = eta > 0
-
-    def init(self, x: Tensor) -> Met:
-        return Met()
+        super().__init__(noise_schedule)
+        self.eta, self.needs_noise = eta, eta > 0
 
     def update(
         self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: Met, noise: Tensor | None = None
@@ -84,7 +79,7 @@ class Euler(DDIM):
         super().__init__(noise_schedule)
 
 
-class Heun:
+class Heun(Defaults):
     """Heun's method in EDM's variables: order 2, two evaluations a step; for teachers.
 
     The second evaluation is at the end of the step, so a grid must end at sigma > 0. Where alpha_t = 0, edm_sigma is
@@ -93,15 +88,7 @@ class Heun:
 
     order = 2
     evaluations_per_step = 2
-    needs_noise = False
     reaches_0 = False
-    __repr__ = shown
-
-    def __init__(self, noise_schedule: NoiseSchedule) -> None:
-        self.noise_schedule = noise_schedule
-
-    def init(self, x: Tensor) -> Met:
-        return Met()
 
     def update(
         self, x_t: Tensor, x0: Tensor, node: Node, next_node: Node, memory: Met, noise: Tensor | None = None
