@@ -18,7 +18,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from diffusers_zoo.others import NOT_ONE, betas, flow, others
+from diffusers_zoo.others import betas, flow, others
 from diffusers_zoo.sizes import SIZES
 from diffusers_zoo.stand_ins import Encoder, ImageEncoder, ImageProcessor, SafetyChecker, Tokenizer, Words
 
@@ -33,12 +33,8 @@ class NotBuilt(Exception):
 def classes() -> dict[str, type]:
     """All pipeline classes of the installed diffusers by name, but for their base."""
     found = {name: getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Pipeline")}
-    return {
-        name: kind
-        for name, kind in found.items()
-        if inspect.isclass(kind) and issubclass(kind, DiffusionPipeline) and kind is not DiffusionPipeline
-        and name not in NOT_ONE
-    }  # fmt: skip
+    return {name: kind for name, kind in found.items() if inspect.isclass(kind) and issubclass(kind, DiffusionPipeline)
+            and kind is not DiffusionPipeline}  # fmt: skip
 
 
 def pipeline(name: str) -> Any:
