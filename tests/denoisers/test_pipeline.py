@@ -342,9 +342,9 @@ def test_a_backend_that_is_not_installed_is_named(
 
 def test_load_opens_no_pickles(tmp_path: Path) -> None:
     pipe = DDPMPipeline(unet(), DDPMScheduler())
-    pipe.save_pretrained(tmp_path / "model", safe_serialization=False)
+    pipe.save_pretrained(tmp_path / "{model}", safe_serialization=False)
     with pytest.raises(TsAdaptError, match="cannot be loaded"):
-        load(tmp_path / "model")
+        load(tmp_path / "{model}")
 
 
 def test_load_of_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
