@@ -338,6 +338,8 @@ def test_load_of_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("whatever", "no model is called 'whatever'; the zoo has fashion-ddpm"),
         ("./nowhere", "there is no folder './nowhere'"),
         ("/no/such/folder", "there is no folder"),
+        ("model.ckpt", "is a pickle"),
+        ("gone.safetensors", "gone.safetensors cannot be read"),
     ],
 )
 def test_load_of_unknown_names(name: str, message: str) -> None:
@@ -355,6 +357,22 @@ def test_load_without_model_index_or_network(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", unreachable)
     with pytest.raises(TsAdaptError, match=r"could not be had from the Hugging Face hub.*model of the zoo"):
         load("owner/name")
+
+
+@pytest.mark.parametrize(
+    ("channels", "said"), [(64, "flux-dev.* cannot be loaded .as FluxPipeline"), (384, "flux-fill")]
+)
+def test_an_original_file_is_of_the_kind_that_its_tensors_say(
+    channels: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*args: object, **options: object) -> None:
+        raise ValueError("as FluxPipeline")
+
+    monkeypatch.setattr("diffusers.FluxPipeline.from_single_file", read)
+    names = ("double_blocks.0.img_attn.norm.key_norm.scale", "guidance_in.in_layer.bias", "img_in.weight")
+    save_file({name: torch.zeros(1, channels) for name in names}, tmp_path / "model.safetensors")
+    with pytest.raises(TsAdaptError, match=said):
+        load(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
