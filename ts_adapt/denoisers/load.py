@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -214,7 +215,8 @@ def _from_single_file(path: Path, dtype: torch.dtype | None) -> Any:
         raise TsAdaptError(f"{path} is a pickle, which runs code when opened; convert it to safetensors")
     try:
         with safe_open(path, "pt") as file:
-            kind = infer_diffusers_model_type({key: _Shaped(file.get_slice(key)) for key in file.keys()})  # noqa: SIM118
+            shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            kind = infer_diffusers_model_type({key: SimpleNamespace(shape=shape) for key, shape in shapes.items()})
     except (OSError, SafetensorError) as error:
         raise TsAdaptError(f"{path} cannot be read ({one_line(error)}); check its path") from error
     if kind not in SINGLE_FILES:
@@ -224,13 +226,6 @@ def _from_single_file(path: Path, dtype: torch.dtype | None) -> Any:
         )
     failure = f"the original file {path} ({kind}) cannot be loaded", "; a folder of its pipeline can"
     return _read(str(path), failure, dtype, getattr(diffusers, SINGLE_FILES[kind]).from_single_file)
-
-
-class _Shaped:
-    """A tensor of a file of which nothing but its shape is read."""
-
-    def __init__(self, part: Any) -> None:
-        self.shape = torch.Size(part.get_shape())
 
 
 def _from_folder(folder: Path, dtype: torch.dtype | None, network: _Network) -> Any:
