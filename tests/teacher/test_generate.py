@@ -16,6 +16,7 @@ from ts_adapt.denoisers.analytic import GaussianDenoiser
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import RectifiedFlow, VarianceExploding
+from ts_adapt.prompts import read_prompts
 from ts_adapt.sampling import initial_noise, integrate, noise_scale
 from ts_adapt.solvers import DDIM
 from ts_adapt.teacher.generate import (
@@ -147,20 +148,16 @@ def test_which_labels_a_denoiser_wants() -> None:
 
 def test_prompts_go_around_and_nested_conditions_return(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a\n\nbb\nccc\n")
-    prompts = Prompts.read(
-        tmp_path / "prompts.txt", lambda texts: {"added.embedding": torch.tensor([len(t) for t in texts])}
-    )
+    texts = read_prompts(tmp_path / "prompts.txt")
+    prompts = Prompts(texts, lambda texts: {"added.embedding": torch.tensor([len(t) for t in texts])})
     data = make(tmp_path / "t", 5, denoiser=Shifted(NOISE, 0.3, 0.25, SHAPE), condition=prompts).load(range(5))
     assert data["prompt_index"].tolist() == [0, 1, 2, 0, 1]
     condition = condition_of(data)
     assert list(condition) == ["added"] and condition["added"]["embedding"].tolist() == [1, 2, 3, 1, 2]
     with pytest.raises(TsAdaptError, match="entry of"):
         condition_of({"a": torch.ones(1), "a.b": torch.ones(1)})
-    (tmp_path / "none.txt").write_text("\n \n")
-    with pytest.raises(TsAdaptError, match="no prompts"):
-        Prompts.read(tmp_path / "none.txt", lambda texts: {})
-    with pytest.raises(TsAdaptError, match="there is no file"):
-        Prompts.read(tmp_path / "absent.txt", lambda texts: {})
+    with pytest.raises(TsAdaptError, match="give at least one"):
+        Prompts([], lambda texts: {})
 
 
 def test_png_files_are_written_and_missing_ones_made_up(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +23,7 @@ from ts_adapt import distributed
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid
 from ts_adapt.numerics import validate_grid
-from ts_adapt.prompts import prompts_of, read_prompts
+from ts_adapt.prompts import prompts_of
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.storage import files
 from ts_adapt.storage.layout import image_file
@@ -92,11 +91,6 @@ class Prompts:
         if not prompts:
             raise TsAdaptError("the list of prompts is empty; give at least one, one a line")
         self.prompts, self.encode = list(prompts), encode
-
-    @classmethod
-    def read(cls, path: str | Path, encode: Callable[[list[str]], Mapping[str, Tensor]]) -> Prompts:
-        """The prompts of a file; see `read_prompts`."""
-        return cls(read_prompts(path), encode)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "prompts", "count": len(self.prompts), "sha256": files.sha256_of_json(self.prompts)}
