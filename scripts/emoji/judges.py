@@ -11,7 +11,6 @@ pictures in accuracy.json.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 
 from emoji.captions import GROUPS
 from emoji.data import SIZE, STYLES, Data
-from train_classifier import Normalised, judged
+from train_classifier import Normalised, judged, scored
 from training import Plan, train
 from ts_adapt.storage.files import write_json, write_tensors
 from ts_adapt.zoo.data import to_model_range
@@ -94,12 +93,6 @@ def moved(pictures: Tensor, generator: torch.Generator) -> Tensor:
     padded = F.pad(to_model_range(pictures), (REACH,) * 4, value=1.0)
     places = torch.randint(2 * REACH + 1, (len(pictures), 2), generator=generator).tolist()
     return torch.stack([x[:, y : y + SIZE, z : z + SIZE] for x, (y, z) in zip(padded, places, strict=True)])
-
-
-@torch.no_grad()
-def scored(net: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
-    """What `net` says of uint8 pictures, a part at a time."""
-    return torch.cat([net(to_model_range(part)) for part in pictures.split(128)])
 
 
 def _kinds(data: Data, styles: list[str]) -> Tensor:

@@ -104,7 +104,14 @@ class Tokenizer:
         return 3 if isinstance(tokens, str) else [3] * len(tokens)
 
 
-class Encoder(nn.Module):
+class Placed(nn.Module):
+    """A network that says where its weights are, and in what precision."""
+
+    dtype = property(lambda self: next(self.parameters()).dtype)
+    device = property(lambda self: next(self.parameters()).device)
+
+
+class Encoder(Placed):
     """A text encoder: an embedding of the token ids; of as many layers as are asked for, all alike.
 
     projected  the first of its answer is the pooled text `(B, WIDTH)`, as in CLIPTextModelWithProjection; "twice":
@@ -122,14 +129,6 @@ class Encoder(nn.Module):
         }  # fmt: skip
         self.final_layer_norm = nn.Identity()
         self.config = SimpleNamespace(**sizes, text_config=SimpleNamespace(**sizes), to_dict=lambda: sizes)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.embedding.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.embedding.weight.device
 
     @property
     def model(self) -> Encoder:
@@ -154,7 +153,7 @@ class Encoder(nn.Module):
         return found.to_tuple() if return_dict is False else found
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(Placed):
     """An image encoder: a linear map of the colours of 4 x 4 patches."""
 
     def __init__(self, width: int = WIDTH) -> None:
@@ -162,14 +161,6 @@ class ImageEncoder(nn.Module):
         self.map = nn.Conv2d(3, width, 4, 4)
         sizes = {"hidden_size": width, "projection_dim": width, "image_size": 16, "patch_size": 4}
         self.config = SimpleNamespace(**sizes, vision_config=SimpleNamespace(**sizes))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.map.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.map.weight.device
 
     def forward(self, pixel_values: Tensor, **options: Any) -> Any:
         h = self.map(pixel_values).flatten(2).transpose(1, 2)

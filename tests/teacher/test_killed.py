@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from forked import codes, fork
-from small_teacher import make
+from small_teacher import content, make
 
 FINE = torch.linspace(1, 1e-3, 21, dtype=torch.float64)
 
@@ -76,10 +76,6 @@ def main(folder: Path) -> None:
         assert codes(begun(folder / f"call-{calls}", 6)) == [0]
         calls += 1
     print(json.dumps({"kills": kills, "calls": calls}))
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != ".lock"}
 
 
 def test_killed_at_any_moment_and_resumed_the_files_are_those_of_an_unbroken_run(tmp_path: Path) -> None:

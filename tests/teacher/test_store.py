@@ -12,17 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from small_teacher import SHAPE, TIMES, gaussian, make
+from small_teacher import SHAPE, TIMES, content, gaussian, make
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.sampling import initial_noise
 from ts_adapt.storage import files
 from ts_adapt.teacher.generate import ClassLabels
 from ts_adapt.teacher.store import TEST_END, TEST_START, TRAIN_START, TeacherStore, indices_of, place_of
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != ".lock"}
 
 
 def flip_a_bit(path: Path) -> None:
