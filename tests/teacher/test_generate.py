@@ -13,6 +13,7 @@ from torch import Tensor
 
 from small_teacher import NOISE, SHAPE, TIMES, gaussian, make
 from ts_adapt.denoisers.analytic import GaussianDenoiser
+from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import RectifiedFlow, VarianceExploding
@@ -191,4 +192,5 @@ def test_weights_hash_sees_every_parameter() -> None:
     assert before == weights_hash(Holder(network))  # type: ignore[arg-type]
     network[1].running_mean[0] = 1.0  # type: ignore[index]
     assert weights_hash(Holder(network)) != before  # type: ignore[arg-type]
-    assert weights_hash(gaussian(mean=0.1)) != weights_hash(gaussian(mean=0.2))
+    for around in (lambda inner: inner, lambda inner: Guided(inner, 2.0, {"class_labels": 0})):
+        assert weights_hash(around(gaussian(mean=0.1))) != weights_hash(around(gaussian(mean=0.2)))

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tqdm import tqdm
 
 from ts_adapt import distributed
+from ts_adapt.denoisers.wrapped import Wrapped
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid
 from ts_adapt.numerics import validate_grid
@@ -153,7 +154,12 @@ def weights_hash(denoiser: Denoiser) -> str:
     if network is not None:
         others = {f"{name}.{key}": v for name, part in denoiser.parts.items() for key, v in part.state_dict().items()}
         return files.sha256_of_tensors(_plain({**network.state_dict(), **others}))
-    return files.sha256_of_tensors({k: v for k, v in vars(denoiser).items() if isinstance(v, Tensor)})
+    return files.sha256_of_tensors(_tensors_of(denoiser))
+
+
+def _tensors_of(denoiser: Denoiser) -> dict[str, Tensor]:
+    inside = _tensors_of(denoiser.denoiser) if isinstance(denoiser, Wrapped) else {}
+    return inside | {key: value for key, value in vars(denoiser).items() if isinstance(value, Tensor)}
 
 
 def _plain(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
