@@ -172,6 +172,13 @@ def test_png_files_are_written_and_missing_ones_made_up(tmp_path: Path) -> None:
     assert paths[4].exists()
 
 
+def test_samples_that_are_no_images_are_refused_before_any_is_solved(tmp_path: Path) -> None:
+    denoiser = GaussianDenoiser(NOISE, 0.3, 0.25, (2,))
+    with pytest.raises(TsAdaptError, match=r"shape \(2,\) are no images"):
+        make(tmp_path, 3, denoiser=denoiser, shape=(2,), save_png=True)
+    assert denoiser.evaluations == 0
+
+
 def test_progress_shows_rate_and_remaining_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, denoiser = make(tmp_path, keep=False), gaussian()
     generate(denoiser, DDIM(NOISE), TIMES, store, samples=6, batch_size=3)

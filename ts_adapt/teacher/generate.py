@@ -244,6 +244,8 @@ def generate(
     """
     times = _shared_times(grid)
     _check_arguments(store, times, samples, batch_size, condition, denoiser.noise_schedule)
+    if save_png and denoiser.loop is None and denoiser.decoder is None:
+        _check_image(store.config["shape"])
     device = _device_of(denoiser)
     ranges = {shard: store.range_of(shard, samples) for shard in store.shards(samples)}
     with store.writing():
@@ -320,12 +322,16 @@ def _png(image: Tensor) -> bytes:
     """An image `(C, H, W)` in [-1, 1], C = 1 or 3, as PNG."""
     from PIL import Image
 
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise TsAdaptError(f"samples of shape {tuple(image.shape)} are no images; leave save_png out")
+    _check_image(image.shape)
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).squeeze(-1)
     buffer = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _check_image(shape: Sequence[int]) -> None:
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise TsAdaptError(f"samples of shape {tuple(shape)} are no images; leave save_png out")
 
 
 def _uniform(seed: int, index: Sequence[int], stream: int) -> Tensor:
