@@ -22,7 +22,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput, CLIPVisi
 from diffusers_zoo.sizes import LAYERS, LENGTH, SIZE, WIDTH
 
 VOCABULARY = 100
-PAD, END, BEGIN = 0, 1, 2
+PAD, END = 0, 1
 
 
 class Batch(BatchEncoding):
@@ -37,17 +37,13 @@ class Tokenizer:
 
     def __init__(self) -> None:
         self.padding_side = "right"
-        self.tokenizer = self.image_processor = self.video_processor = self
-        self.image_token, self.image_token_id = "<image>", 3
+        self.tokenizer = self.image_processor = self
+        self.image_token_id = 3
 
     model_max_length = LENGTH
-    pad_token_id, eos_token_id, bos_token_id, unk_token_id = PAD, END, BEGIN, 3
-    pad_token, eos_token, bos_token, unk_token = "<pad>", "</s>", "<s>", "<unk>"
-    vocab_size = VOCABULARY
-    merge_size = temporal_patch_size = 2
-    patch_size = 14
+    pad_token_id, pad_token, eos_token = PAD, "<pad>", "</s>"
+    merge_size = 2
     added_tokens_encoder: dict[str, int] = {}  # noqa: RUF012
-    special_tokens_map = added_tokens_encoder
 
     def __len__(self) -> int:
         return VOCABULARY
@@ -134,7 +130,7 @@ class Encoder(Placed):
     def model(self) -> Encoder:
         return self
 
-    encoder = language_model = text_model = model
+    language_model = text_model = model
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
@@ -166,17 +162,11 @@ class ImageEncoder(Placed):
         h = self.map(pixel_values).flatten(2).transpose(1, 2)
         return CLIPVisionModelOutput(image_embeds=h.mean(1), last_hidden_state=h, hidden_states=(h,) * 4)
 
-    def get_image_features(self, pixel_values: Tensor, **options: Any) -> Tensor:
-        return self(pixel_values).image_embeds
-
 
 class ImageProcessor:
     """Pictures of 16 x 16 for `ImageEncoder`, the middle of the values that they are given in."""
 
-    size: dict[str, int] = {"shortest_edge": 16, "height": 16, "width": 16}  # noqa: RUF012
-    crop_size = size
-    image_mean = image_std = (0.5, 0.5, 0.5)
-    do_normalize = do_resize = True
+    crop_size: dict[str, int] = {"height": 16, "width": 16}  # noqa: RUF012
 
     def __call__(self, images: Any = None, return_tensors: str | None = None, **options: Any) -> Any:
         several = len(images) if isinstance(images, list | tuple | Tensor) else 1
