@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,14 @@ def shifted(images: Tensor, reach: int) -> Tensor:
     return padded[torch.arange(n)[:, None, None], 0, rows, columns].unsqueeze(1)
 
 
-@torch.inference_mode()
-def accuracy(net: FeatureNet, images: Tensor, labels: Tensor) -> float:
-    scores = torch.cat([net.classify(part) for part in images.split(500)])
-    return (scores.argmax(1) == labels).double().mean().item()
+@torch.no_grad()
+def scored(net: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    """What `net` says of uint8 pictures, a part at a time."""
+    return torch.cat([net(to_model_range(part)) for part in pictures.split(128)])
+
+
+def accuracy(net: Callable[[Tensor], Tensor], pictures: Tensor, labels: Tensor) -> float:
+    return (scored(net, pictures).argmax(1) == labels).double().mean().item()
 
 
 def train(images: Tensor, labels: Tensor, epochs: int, batch: int, peak: float) -> Normalised:
@@ -123,7 +128,7 @@ def train_classifier(out: Path | None, epochs: int, batch: int, peak: float, see
     test, test_labels = load_fashion_mnist("test")
     data = to_model_range(images)
     net = train(data, labels, epochs, batch, peak).folded()
-    print(json.dumps({"test_accuracy": accuracy(net, to_model_range(test), test_labels)}), flush=True)
+    print(json.dumps({"test_accuracy": accuracy(net.classify, test, test_labels)}), flush=True)
     features = pooled_features(net, data).double()
     save_file({name: value.contiguous() for name, value in net.state_dict().items()}, out / WEIGHTS)
     save_file({"mean": features.mean(0), "covariance": features.T.cov().contiguous()}, out / STATISTICS)
@@ -142,11 +147,10 @@ def train_judge(plan: Plan) -> None:
         return F.cross_entropy(net(shifted(to_model_range(images[rows]), 2)), labels[rows], label_smoothing=0.1)
 
     def measure(net: Judge) -> float:
-        return F.cross_entropy(_seen(net, test), test_labels).item()
+        return F.cross_entropy(scored(net, test), test_labels).item()
 
     def write(net: Judge) -> None:
-        right = (_seen(net, test).argmax(1) == test_labels).double().mean().item()
-        print(json.dumps({"test_accuracy": right}), flush=True)
+        print(json.dumps({"test_accuracy": accuracy(net, test, test_labels)}), flush=True)
         write_tensors(plan.out / JUDGE, net.state_dict())
         write_tensors(plan.out / JUDGED, judged(net, images, test[:JUDGED_APART]))
 
@@ -166,8 +170,3 @@ def judged(net: Judge, images: Tensor, others: Tensor) -> dict[str, Tensor]:
         "count": torch.tensor([of_data.count]),
         "features": features.half(),
     }
-
-
-@torch.no_grad()
-def _seen(net: Judge, images: Tensor) -> Tensor:
-    return torch.cat([net(to_model_range(part)) for part in images.split(500)])

@@ -40,3 +40,7 @@ def make(folder: Path, samples: int = 10, *, keep: bool = True, solver: Any = No
             batch_size=settings["batch_size"], condition=condition, save_png=save_png, progress=False,
         )  # fmt: skip
     return store
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != ".lock"}

@@ -22,9 +22,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from emoji.data import SIZE, Data, in_model_range
+from emoji.data import SIZE, Data
 from training import Plan, train
 from ts_adapt.storage.files import sha256_of_file
+from ts_adapt.zoo.data import to_model_range
 
 CHANNELS, LATENTS = (16, 32, 64), 4
 EDGES, KL = 0.5, 1e-3
@@ -51,10 +52,10 @@ def network(channels: tuple[int, ...] = CHANNELS) -> AutoencoderKL:
 def train_autoencoder(data: Data, plan: Plan, channels: tuple[int, ...] = CHANNELS) -> AutoencoderKL:
     """Train it, or on; it is written to `plan.out` / vae, standardised and in float16."""
     torch.manual_seed(plan.seed)
-    seen, held_out = data.part(False).pictures, in_model_range(data.part(True).pictures)
+    seen, held_out = data.part(False).pictures, to_model_range(data.part(True).pictures)
 
     def loss(net: AutoencoderKL, count: int, generator: torch.Generator) -> Tensor:
-        x = varied(in_model_range(seen[torch.randint(len(seen), (count,), generator=generator)]), generator)
+        x = varied(to_model_range(seen[torch.randint(len(seen), (count,), generator=generator)]), generator)
         posterior = net.encode(x).latent_dist
         y = net.decode(posterior.sample(generator)).sample
         return difference(x, y) + KL * posterior.kl().mean() / (LATENTS * SIDE**2)
@@ -108,7 +109,7 @@ def standardise(net: AutoencoderKL, pictures: Tensor) -> None:
 @torch.no_grad()
 def posterior(net: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the latents, `(n, 4, 16, 16)` each, of `pictures` `(n, 3, 64, 64)` uint8."""
-    found = [net.encode(in_model_range(part)).latent_dist for part in pictures.split(64)]
+    found = [net.encode(to_model_range(part)).latent_dist for part in pictures.split(64)]
     return torch.cat([of.mean for of in found]), torch.cat([of.var for of in found])
 
 

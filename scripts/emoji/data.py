@@ -64,11 +64,6 @@ class Data:
         return [entry.caption for entry in self.entries]
 
 
-def in_model_range(pictures: Tensor) -> Tensor:
-    """uint8 -> [-1, 1]"""
-    return pictures.float() / 127.5 - 1
-
-
 def build(folder: Path, seed: int) -> Data:
     """Fetch the packages, make the set, write it into the `folder`, and return it."""
     names = dict(members(fetched(NAMES, folder / "packages"), "package/en/"))["package/en/data.json"]

@@ -11,17 +11,17 @@ pictures in accuracy.json.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from emoji.captions import GROUPS
-from emoji.data import SIZE, STYLES, Data, in_model_range
-from train_classifier import Normalised, judged
+from emoji.data import SIZE, STYLES, Data
+from train_classifier import Normalised, judged, scored
 from training import Plan, train
 from ts_adapt.storage.files import write_json, write_tensors
+from ts_adapt.zoo.data import to_model_range
 from ts_adapt.zoo.features import EMOJI, JUDGE, JUDGED, WEIGHTS
 from ts_adapt.zoo.networks import Judge
 
@@ -90,15 +90,9 @@ def train_judge(data: Data, plan: Plan) -> None:
 
 def moved(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """uint8 pictures `(B, 3, 64, 64)` in [-1, 1], each moved by up to REACH pixels each way over white."""
-    padded = F.pad(in_model_range(pictures), (REACH,) * 4, value=1.0)
+    padded = F.pad(to_model_range(pictures), (REACH,) * 4, value=1.0)
     places = torch.randint(2 * REACH + 1, (len(pictures), 2), generator=generator).tolist()
     return torch.stack([x[:, y : y + SIZE, z : z + SIZE] for x, (y, z) in zip(padded, places, strict=True)])
-
-
-@torch.no_grad()
-def scored(net: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
-    """What `net` says of uint8 pictures, a part at a time."""
-    return torch.cat([net(in_model_range(part)) for part in pictures.split(128)])
 
 
 def _kinds(data: Data, styles: list[str]) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from emoji.data import Data, in_model_range
+from emoji.data import Data
 from emoji.judges import moved
 from training import Plan, train
 from ts_adapt.storage.files import write_json, write_tensors
+from ts_adapt.zoo.data import to_model_range
 from ts_adapt.zoo.features import MATCHING, WORDS
 from ts_adapt.zoo.networks import DualEncoder
 
@@ -27,7 +28,7 @@ def train_matching(data: Data, plan: Plan) -> None:
     words = sorted({word for caption in seen.captions for word in caption.split()})
     net = DualEncoder(words)
     said, said_of_held_out = (net.numbers(part.captions) for part in (seen, held_out))
-    rows, x = seen.pictures, in_model_range(held_out.pictures)
+    rows, x = seen.pictures, to_model_range(held_out.pictures)
 
     def both_ways(scores: Tensor) -> Tensor:
         right = torch.arange(len(scores))

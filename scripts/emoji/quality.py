@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from emoji.data import Data, in_model_range
+from emoji.data import Data
 from emoji.judges import APART
 from emoji.making import BATCH, load, made
 from emoji.matching import found
 from ts_adapt.evaluation.metrics import FeatureStatistics, frechet
+from ts_adapt.zoo.data import to_model_range
 from ts_adapt.zoo.features import EMOJI, judged, load_judge, load_matching
 
 
@@ -42,5 +43,5 @@ def quality(
         right = found(encoder, x, encoder.numbers(captions))
         return {"frechet": frechet(FeatureStatistics.of(features), statistics), "right of 64": right}
 
-    real = in_model_range(data.pictures[rows])
+    real = to_model_range(data.pictures[rows])
     return {"real": measured(real), "made": measured(made(load(pipeline), captions, steps, guidance, seed))}

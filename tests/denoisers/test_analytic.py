@@ -134,13 +134,6 @@ def test_gradcheck_in_state_time_and_corrections(make):
     assert torch.autograd.gradcheck(lambda x, t, m, c: denoiser(x, t, model_time=m, output_scale=c), inputs)
 
 
-def test_pure_noise_of_a_flow_predicts_the_mean():
-    noise_schedule = RectifiedFlow()
-    denoiser = gaussian(noise_schedule)
-    x0 = denoiser(states(2, 2, 3), torch.tensor(1.0))
-    torch.testing.assert_close(x0, denoiser.mean.expand(2, 2, 3))
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -1,4 +1,4 @@
-"""Layout, fused projections and compilation change how a network runs, not what it says, and are taken off again."""
+"""Layout, fused projections and compilation change how a network runs, not what it says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tiny_networks import said
 from ts_adapt.assembly import ModelOptions, build_cachers
 from ts_adapt.cachers import attached
-from ts_adapt.denoisers.execution import Execution, execute, execution_of, plain
+from ts_adapt.denoisers.execution import Execution, execute, execution_of
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.cost import count_flops, peak_memory
@@ -25,24 +25,16 @@ from ts_adapt.solvers import DDIM
 from ts_adapt.teacher.generate import weights_hash
 
 
-def marks(network: nn.Module) -> list[Any]:
-    """What would be seen of anything left on the network."""
-    modules = [(name, id(m), sorted(vars(m)), len(m._state_dict_hooks)) for name, m in network.named_modules()]
-    tensors = [(name, id(p), p.is_contiguous(), p.stride()) for name, p in network.named_parameters()]
-    processors = [id(m.processor) for m in network.modules() if hasattr(m, "processor")]
-    return [modules, tensors, processors]
-
-
 @pytest.mark.parametrize("kind", ["unet", "text_unet"])
 @pytest.mark.parametrize("ways", [{"channels_last"}, {"fused_qkv"}, {"channels_last", "fused_qkv"}])
-def test_the_network_says_the_same_and_is_itself_again(tiny: Any, kind: str, ways: set[str]) -> None:
+def test_the_network_says_the_same(tiny: Any, kind: str, ways: set[str]) -> None:
     network = getattr(tiny, kind)()
     if kind == "unet":
         from diffusers import UNet2DModel
 
         network = UNet2DModel.from_config({**network.config, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"]})
         network.eval().requires_grad_(False)
-    before, full, state = marks(network), said(network), network.state_dict()
+    full, state = said(network), network.state_dict()
     linear = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
     execute(network, **dict.fromkeys(ways, True))
     torch.testing.assert_close(said(network), full, atol=1e-5, rtol=1e-4)
@@ -56,12 +48,10 @@ def test_the_network_says_the_same_and_is_itself_again(tiny: Any, kind: str, way
                 module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
         said(network)
         assert not any(name.endswith(("to_k", "to_v")) for name in ran)
-        for module in network.modules():
-            module._forward_pre_hooks.clear()
-    with pytest.raises(TsAdaptError, match="make it plain first"):
+    if "channels_last" in ways:
+        assert network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(TsAdaptError, match="is run in a way of its own already"):
         execute(network, channels_last=True)
-    plain(network)
-    assert marks(network) == before and torch.equal(said(network), full) and execution_of(network) == Execution()
 
 
 def test_a_network_without_attention_of_that_kind_is_refused(tiny: Any) -> None:
@@ -131,9 +121,9 @@ class Small(nn.Module):
         return out
 
 
-def test_a_compiled_network_notices_layers_and_hooks_and_is_itself_again() -> None:
+def test_a_compiled_network_notices_layers_and_hooks() -> None:
     network, x, t = Small().eval().requires_grad_(False), torch.randn(3, 4), torch.tensor([0.1, 0.2, 0.3])
-    before, full, seen = sorted(vars(network)), network(x, t), []
+    full, seen = network(x, t), list[int]()
     execute(network, compile="eager")
     torch.testing.assert_close(network(x, t), full)
     handle = network.middle.register_forward_hook(lambda *_: seen.append(1))
@@ -149,9 +139,6 @@ def test_a_compiled_network_notices_layers_and_hooks_and_is_itself_again() -> No
     torch.testing.assert_close(restore(network)(x, t), full)
     assert count_flops(lambda: network(x, t)) == 2 * 3 * (4 * 8 + 8 * 8 + 8 * 4)
     assert peak_memory(lambda: network(x, t)) > 0
-    plain(network)
-    assert sorted(vars(network)) == before and network._compiled_call_impl is None
-    assert torch.equal(network(x, t), full)
 
 
 def test_what_a_compiled_network_cannot_take_is_refused(tiny: Any) -> None:

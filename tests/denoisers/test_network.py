@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tiny_networks import small
 from ts_adapt.denoisers import NetworkDenoiser
 from ts_adapt.errors import TsAdaptError
-from ts_adapt.interfaces import Denoiser
 from ts_adapt.noise import BetaTable, RectifiedFlow, VarianceExploding
 
 VP = BetaTable.from_config({})
@@ -39,13 +38,6 @@ def test_x0_is_that_of_diffusers_ddim_at_integer_timesteps(unet: UNet2DModel, ki
         raw = unet(x, t).sample
         expected = scheduler.step(raw, t, x).pred_original_sample
         torch.testing.assert_close(denoiser(x, torch.tensor(float(t))), expected, rtol=2e-4, atol=2e-4)
-
-
-def test_velocity_on_rectified_flow_is_told_a_thousand_t(unet: UNet2DModel) -> None:
-    x, t = _batch(), torch.tensor([0.2, 0.5, 1.0])
-    denoiser = NetworkDenoiser(unet, RectifiedFlow(), "velocity")
-    u = unet(x, 1000 * t).sample
-    torch.testing.assert_close(denoiser(x, t), x - t[:, None, None, None] * u)
 
 
 def test_a_batch_with_times_of_its_own_is_as_many_single_calls(unet: UNet2DModel) -> None:
@@ -107,47 +99,28 @@ def test_the_network_runs_in_its_precision_and_x0_comes_in_that_of_the_state(une
     torch.testing.assert_close(out, NetworkDenoiser(unet, VP, "v")(x, t), rtol=0.05, atol=0.05)
 
 
-def test_shape_is_read_from_the_config_and_the_protocol_is_met(unet: UNet2DModel) -> None:
-    denoiser = NetworkDenoiser(unet, VP, "v")
-    assert denoiser.shape == (1, 8, 8)
-    assert isinstance(denoiser, Denoiser)
-    x = _batch()
-    assert denoiser.decode(x) is x
+LABELS, TEXT = torch.tensor([0, 3]), torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2))
+CONDITIONED = {
+    "UNet2DModel": ({"num_class_embeds": 4}, {"class_labels": LABELS}),
+    "UNet2DConditionModel": ({"cross_attention_dim": 8}, {"encoder_hidden_states": TEXT.double()}),
+    "DiTTransformer2DModel": ({"num_embeds_ada_norm": 10}, {"class_labels": LABELS}),
+    "SD3Transformer2DModel": (
+        {"joint_attention_dim": 8, "pooled_projection_dim": 8},
+        {"encoder_hidden_states": TEXT, "pooled_projections": TEXT[:, 0]},
+    ),
+}
 
 
-def test_classes_reach_the_network() -> None:
-    network = small("UNet2DModel", num_class_embeds=4)
-    x, t = _batch(2), torch.tensor(100.0)
+@pytest.mark.parametrize("kind", CONDITIONED)
+def test_conditions_reach_the_network_and_a_learned_variance_is_left_out(kind: str) -> None:
+    options, condition = CONDITIONED[kind]
+    network = small(kind, **options)
     denoiser = NetworkDenoiser(network, VP, "sample")
-    labels = torch.tensor([0, 3])
-    torch.testing.assert_close(denoiser(x, t, class_labels=labels), network(x, 100, class_labels=labels).sample)
-    assert not torch.equal(denoiser(x, t, class_labels=labels), denoiser(x, t, class_labels=labels.flip(0)))
-
-
-def test_unet_with_text() -> None:
-    network = small("UNet2DConditionModel", cross_attention_dim=8)
-    x, text = _batch(2, (4, 8, 8)), torch.randn(2, 5, 8, dtype=torch.float64)
-    denoiser = NetworkDenoiser(network, VP, "sample")
-    got = denoiser(x, torch.tensor(50.0), encoder_hidden_states=text)
-    torch.testing.assert_close(got, network(x, 50, encoder_hidden_states=text.float()).sample)
-
-
-def test_dit_with_a_learned_variance_gives_its_mean() -> None:
-    network = small("DiTTransformer2DModel", num_embeds_ada_norm=10)
-    x, labels = _batch(2, (4, 8, 8)), torch.tensor([1, 7])
-    got = NetworkDenoiser(network, VP, "sample")(x, torch.tensor(20.0), class_labels=labels)
-    raw = network(x, timestep=torch.tensor([20.0, 20.0]), class_labels=labels).sample
-    torch.testing.assert_close(got, raw[:, :4])
-
-
-def test_sd3_style_transformer() -> None:
-    network = small("SD3Transformer2DModel", joint_attention_dim=8, pooled_projection_dim=8)
-    x, text, pooled = _batch(2, (4, 8, 8)), torch.randn(2, 3, 8), torch.randn(2, 8)
-    t = torch.tensor([0.3, 0.8])
-    condition = {"encoder_hidden_states": text, "pooled_projections": pooled}
-    got = NetworkDenoiser(network, RectifiedFlow(), "velocity")(x, t, **condition)
-    u = network(x, timestep=1000 * t, **condition).sample
-    torch.testing.assert_close(got, x - t[:, None, None, None] * u)
+    x, t = _batch(2, denoiser.shape), torch.tensor([50.0, 700.0])
+    told = {key: value.float() if value.is_floating_point() else value for key, value in condition.items()}
+    got = denoiser(x, t, **condition)
+    torch.testing.assert_close(got, network(x, timestep=t, **told).sample[:, : x.shape[1]])
+    assert not torch.equal(got, denoiser(x, t, **{key: value.flip(0) for key, value in condition.items()}))
 
 
 def test_flux_style_transformer_takes_patches_as_tokens() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from enum import Enum
 from pathlib import Path
@@ -24,7 +25,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tiny_pipelines import ddpm, dit, ldm, stable_diffusion, unet, vae
+from tiny_pipelines import dit, ldm, stable_diffusion, text_unet, unet, vae
 from ts_adapt import zoo
 from ts_adapt.assembly import build_solver
 from ts_adapt.denoisers import Guided, NetworkDenoiser, encode_prompts, from_pipeline
@@ -40,6 +41,23 @@ from ts_adapt.teacher.generate import weights_hash
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a Stable Diffusion pipeline, with the weights of another network beside it."""
+    torch.manual_seed(0)
+    path: Path = tmp_path_factory.mktemp("sd")
+    stable_diffusion().save_pretrained(path)
+    save_file(text_unet().state_dict(), path / "other.safetensors")
+    for name in ("none.safetensors", "none.gguf", "none.bin"):
+        (path / name).write_bytes(b"none")
+    return path
+
+
+def same_decoders(one: Any, other: Any) -> bool:
+    states = (denoiser.decoder.state_dict().values() for denoiser in (one, other))
+    return all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
 def ddim(denoiser: Any, x: Tensor, steps: int, **condition: Any) -> Tensor:
@@ -65,27 +83,32 @@ def as_images(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_ddim_pipeline_end_to_end(kind: str) -> None:
-    pipe = DDIMPipeline(unet(), scheduler(kind))
-    x_T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(5))
-    theirs = pipe(2, torch.Generator().manual_seed(5), num_inference_steps=5, output_type="np").images
+@pytest.mark.parametrize(
+    ("name", "given", "condition"),
+    [
+        ("epsilon", {"batch_size": 2}, {}), ("v_prediction", {"batch_size": 2}, {}), ("sample", {"batch_size": 2}, {}),
+        ("ldm", {"batch_size": 2}, {}),
+        ("dit", {"class_labels": [3, 8], "guidance_scale": 4.0}, {"class_labels": torch.tensor([3, 8])}),
+    ],
+)  # fmt: skip
+def test_our_loop_ends_in_the_pictures_of_the_pipeline(
+    name: str, given: dict[str, Any], condition: dict[str, Tensor]
+) -> None:
+    """With the decoder of its latents, and guided with its null class, where it has them."""
+    if name == "ldm":
+        pipe: Any = LDMPipeline(ldm().vqvae, unet(3), scheduler())
+    elif name == "dit":
+        pipe = DiTPipeline(dit().transformer, vae(), scheduler())
+    else:
+        pipe = DDIMPipeline(unet(), scheduler(name))
+    theirs = pipe(**given, generator=torch.Generator().manual_seed(5), num_inference_steps=5, output_type="np").images
     denoiser = from_pipeline(pipe)
-    assert denoiser.prediction == {"v_prediction": "v"}.get(kind, kind)
-    ours = as_images(denoiser.decode(ddim(denoiser, x_T, 5)))
-    torch.testing.assert_close(ours, torch.from_numpy(theirs), atol=2e-4, rtol=2e-4)
+    solved: Any = Guided(denoiser, 4.0) if condition else denoiser
+    x_T = torch.randn(2, *denoiser.shape, generator=torch.Generator().manual_seed(5))
+    ours = as_images(solved.decode(ddim(solved, x_T, 5, **condition)))
+    torch.testing.assert_close(ours, torch.from_numpy(theirs), atol=1e-3, rtol=1e-3)
+    assert denoiser.prediction == {"v_prediction": "v", "sample": "sample"}.get(name, "epsilon")
     assert denoiser.evaluations == 5
-
-
-@torch.no_grad()
-def test_ldm_pipeline_end_to_end_with_its_decoder() -> None:
-    pipe = LDMPipeline(ldm().vqvae, unet(3), scheduler())
-    theirs = pipe(1, torch.Generator().manual_seed(5), num_inference_steps=4, output_type="np").images
-    denoiser = from_pipeline(pipe)
-    x_T = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-    image = denoiser.decode(ddim(denoiser, x_T, 4))
-    assert image.shape == (1, 3, 16, 16)
-    torch.testing.assert_close(as_images(image), torch.from_numpy(theirs), atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -98,20 +121,6 @@ def test_latents_of_images_are_scaled_as_the_decoder_undoes_it() -> None:
     ):
         torch.testing.assert_close(LatentDecoder(one).encode(images), latents)
         torch.testing.assert_close(LatentDecoder(one)(latents), one.decode(raw).sample)
-
-
-@torch.no_grad()
-def test_dit_pipeline_end_to_end_guided_with_its_null_class() -> None:
-    pipe = DiTPipeline(dit().transformer, vae(), scheduler())
-    labels = [3, 8]
-    theirs = pipe(
-        labels, guidance_scale=4.0, generator=torch.Generator().manual_seed(5), num_inference_steps=4, output_type="np"
-    ).images
-    denoiser = from_pipeline(pipe)
-    guided = Guided(denoiser, 4.0)
-    x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    ours = as_images(guided.decode(ddim(guided, x_T, 4, class_labels=torch.tensor(labels))))
-    torch.testing.assert_close(ours, torch.from_numpy(theirs), atol=1e-3, rtol=1e-3)
 
 
 def test_stable_diffusion_with_prompts() -> None:
@@ -170,9 +179,8 @@ def test_load_reads_a_folder_with_overrides(tmp_path: Path) -> None:
     assert next(other.network.parameters()).dtype == torch.bfloat16
 
 
-def test_load_pipeline_gives_any_class_and_its_image_to_image_twin(tmp_path: Path) -> None:
-    stable_diffusion().save_pretrained(tmp_path)
-    pipe = load_pipeline(str(tmp_path), "cpu", torch.bfloat16)
+def test_load_pipeline_gives_any_class_and_its_image_to_image_twin(folder: Path) -> None:
+    pipe = load_pipeline(str(folder), "cpu", torch.bfloat16)
     twin = image_to_image(pipe)
     assert (type(pipe).__name__, type(twin).__name__) == ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
     assert twin.unet is pipe.unet and image_to_image(twin) is twin
@@ -210,24 +218,25 @@ def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("rounding")
-def test_the_network_alone_is_quantized_by_diffusers_as_it_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [False, True])
+def test_the_network_alone_is_read_from_a_file_of_its_own_and_quantized_by_diffusers(own: bool, folder: Path) -> None:
     """By a backend of the test's own, as none is a dependency."""
-    stable_diffusion().save_pretrained(tmp_path)
-    plain = load(tmp_path)
-    found = load(tmp_path, quantization_config={"quant_backend": "rounding", "step": 0.25})
-    for value, full in zip(found.network.parameters(), plain.network.parameters(), strict=True):
-        assert torch.equal(value, (full / 0.25).round() * 0.25)
-    decoders = (one.decoder.state_dict() for one in (found, plain))
-    assert all(torch.equal(a, b) for a, b in zip(*(of.values() for of in decoders), strict=True))
-    assert weights_hash(found) != weights_hash(plain)
+    weights: dict[str, Any] = {"weights": folder / "other.safetensors"} if own else {}
+    plain, full = load(folder), load(folder, **weights)
+    found = load(folder, **weights, quantization_config={"quant_backend": "rounding", "step": 0.25})
+    expected = load_file(weights["weights"]) if own else plain.network.state_dict()
+    for name, value in full.network.state_dict().items():
+        assert torch.equal(value, expected[name])
+        assert torch.equal(found.network.state_dict()[name], (value / 0.25).round() * 0.25)
+    assert same_decoders(found, plain) and same_decoders(full, plain)
+    assert len({weights_hash(each) for each in (plain, full, found)}) == 2 + own
 
 
 @pytest.mark.packages
-def test_torchaos_weights_are_sampled_with_differentiated_and_told_apart(tmp_path: Path) -> None:
-    stable_diffusion().save_pretrained(tmp_path)
-    hashes = {weights_hash(load(tmp_path))}
+def test_torchaos_weights_are_sampled_with_differentiated_and_told_apart(folder: Path) -> None:
+    hashes = {weights_hash(load(folder))}
     for kind in ("Int8WeightOnlyConfig", {"Int8WeightOnlyConfig": {"set_inductor_config": False}}):
-        found = load(tmp_path, quantization_config={"quant_backend": "torchao", "quant_type": kind})
+        found = load(folder, quantization_config={"quant_backend": "torchao", "quant_type": kind})
         assert "Int8Tensor" in {type(p.data).__name__ for p in found.network.parameters()}
         x, text = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randn(2, 4, 16)
         x0 = found(x, torch.tensor(500.0), encoder_hidden_states=text)
@@ -236,36 +245,15 @@ def test_torchaos_weights_are_sampled_with_differentiated_and_told_apart(tmp_pat
     assert len(hashes) == 2
 
 
-def test_the_network_is_read_from_a_file_of_its_own(tiny: Any, tmp_path: Path) -> None:
-    tiny.stable_diffusion().save_pretrained(tmp_path / "one")
-    other = tiny.stable_diffusion().unet
-    with torch.no_grad():
-        for value in other.parameters():
-            value.add_(1.0)
-    save_file(other.state_dict(), tmp_path / "other.safetensors")
-    plain, found = load(tmp_path / "one"), load(tmp_path / "one", weights=tmp_path / "other.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(found.network.parameters(), other.parameters(), strict=True))
-    decoders = (one.decoder.state_dict() for one in (found, plain))
-    assert all(torch.equal(a, b) for a, b in zip(*(of.values() for of in decoders), strict=True))
-    few = dict(list(other.state_dict().items())[:-1])
+def test_weights_that_lack_some_are_refused(folder: Path, tmp_path: Path) -> None:
+    few = dict(list(load_file(folder / "other.safetensors").items())[:-1])
     save_file(few, tmp_path / "few.safetensors")
     with pytest.raises(TsAdaptError, match=r"cannot be read from .* missing"):
-        load(tmp_path / "one", weights=tmp_path / "few.safetensors")
-
-
-@pytest.mark.usefixtures("rounding")
-def test_what_is_read_from_a_file_of_its_own_is_quantized_as_well(tiny: Any, tmp_path: Path) -> None:
-    pipe = tiny.stable_diffusion()
-    pipe.save_pretrained(tmp_path)
-    save_file(pipe.unet.state_dict(), tmp_path / "own.safetensors")
-    config = {"quant_backend": "rounding", "step": 0.25}
-    found = load(tmp_path, weights=tmp_path / "own.safetensors", quantization_config=config)
-    for value, full in zip(found.network.parameters(), pipe.unet.parameters(), strict=True):
-        assert torch.equal(value, (full / 0.25).round() * 0.25)
+        load(folder, weights=tmp_path / "few.safetensors")
 
 
 @pytest.mark.packages
-def test_ggufs_few_bits_are_sampled_with_differentiated_and_told_apart(tiny: Any, tmp_path: Path) -> None:
+def test_ggufs_few_bits_are_sampled_with_differentiated_and_told_apart(tmp_path: Path) -> None:
     import gguf
 
     pipe = load_pipeline("emoji-sd3")
@@ -296,55 +284,41 @@ def test_ggufs_few_bits_are_sampled_with_differentiated_and_told_apart(tiny: Any
     ("name", "options", "message"),
     [
         ("gone.safetensors", {}, "no such file"),
-        ("own.bin", {}, r"expected a file \.safetensors or \.gguf"),
-        ("own.gguf", {"quantization_config": {"quant_backend": "gguf"}}, "leave model.quantization_config out"),
-        ("own.safetensors", {}, "cannot be read from"),
+        ("none.bin", {}, r"expected a file \.safetensors or \.gguf"),
+        ("none.gguf", {"quantization_config": {"quant_backend": "gguf"}}, "leave model.quantization_config out"),
+        ("none.safetensors", {}, "cannot be read from"),
     ],
 )
-def test_weights_that_are_not_the_networks(
-    name: str, options: dict[str, Any], message: str, tiny: Any, tmp_path: Path
-) -> None:
-    tiny.stable_diffusion().save_pretrained(tmp_path)
-    for made in ("own.safetensors", "own.gguf", "own.bin"):
-        (tmp_path / made).write_bytes(b"none")
+def test_weights_that_are_not_the_networks(name: str, options: dict[str, Any], message: str, folder: Path) -> None:
     with pytest.raises(TsAdaptError, match=message):
-        load(tmp_path, weights=tmp_path / name, **options)
+        load(folder, weights=folder / name, **options)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"quant_backend": "torchoa"}, "did you mean 'torchao'"),
-        ({}, "unknown quant_backend of model.quantization_config 'None'"),
+        ({"other": 1}, "unknown quant_backend of model.quantization_config 'None'"),
         ({"quant_backend": "quanto", "weights_dtype": "int9"}, "model.quantization_config cannot be used"),
+        ({"quant_backend": "quanto"}, "quanto"),
+        ({"quant_backend": "torchao"}, "torchao"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*Quanto")
 def test_what_diffusers_cannot_quantize_by_is_one_sentence(
-    config: dict[str, Any], message: str, tmp_path: Path
+    config: dict[str, Any], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ddpm().save_pretrained(tmp_path)
-    with pytest.raises(TsAdaptError, match=message):
-        load(tmp_path, quantization_config={"other": 1, **config})
-
-
-@pytest.mark.parametrize("backend", ["quanto", "torchao"])
-@pytest.mark.filterwarnings("ignore:.*Quanto")
-def test_a_backend_that_is_not_installed_is_named(
-    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("optimum.quanto", "torchao.quantization"):
+    for name in ("optimum.quanto", "torchao.quantization"):  # as if they were not installed
         monkeypatch.setitem(sys.modules, name, None)
-    ddpm().save_pretrained(tmp_path)
-    with pytest.raises(TsAdaptError, match=backend):
-        load(tmp_path, quantization_config={"quant_backend": backend})
+    with pytest.raises(TsAdaptError, match=message):
+        load(folder, quantization_config=config)
 
 
 def test_load_opens_no_pickles(tmp_path: Path) -> None:
     pipe = DDPMPipeline(unet(), DDPMScheduler())
-    pipe.save_pretrained(tmp_path / "model", safe_serialization=False)
+    pipe.save_pretrained(tmp_path / "{model}", safe_serialization=False)
     with pytest.raises(TsAdaptError, match="cannot be loaded"):
-        load(tmp_path / "model")
+        load(tmp_path / "{model}")
 
 
 def test_load_of_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,6 +338,8 @@ def test_load_of_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("whatever", "no model is called 'whatever'; the zoo has fashion-ddpm"),
         ("./nowhere", "there is no folder './nowhere'"),
         ("/no/such/folder", "there is no folder"),
+        ("model.ckpt", "is a pickle"),
+        ("gone.safetensors", "gone.safetensors cannot be read"),
     ],
 )
 def test_load_of_unknown_names(name: str, message: str) -> None:
@@ -383,10 +359,25 @@ def test_load_without_model_index_or_network(tmp_path: Path, monkeypatch: pytest
         load("owner/name")
 
 
+@pytest.mark.parametrize(
+    ("channels", "said"), [(64, "flux-dev.* cannot be loaded .as FluxPipeline"), (384, "flux-fill")]
+)
+def test_an_original_file_is_of_the_kind_that_its_tensors_say(
+    channels: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*args: object, **options: object) -> None:
+        raise ValueError("as FluxPipeline")
+
+    monkeypatch.setattr("diffusers.FluxPipeline.from_single_file", read)
+    names = ("double_blocks.0.img_attn.norm.key_norm.scale", "guidance_in.in_layer.bias", "img_in.weight")
+    save_file({name: torch.zeros(1, channels) for name in names}, tmp_path / "model.safetensors")
+    with pytest.raises(TsAdaptError, match=said):
+        load(tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_a_folder_without_some_of_the_weights_is_refused(part: str, tmp_path: Path) -> None:
-    stable_diffusion().save_pretrained(tmp_path)
-    load_pipeline(str(tmp_path))
+def test_a_folder_without_some_of_the_weights_is_refused(part: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (file,) = (tmp_path / part).glob("*.safetensors")
     tensors = load_file(file)
     left_out = sorted(tensors)[len(tensors) // 2]

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.embeddings import GaussianFourierProjection, Timesteps
 from torch import Tensor, nn
 
-from tiny_networks import small
+from tiny_networks import WIDTH, XL, small
 from ts_adapt.denoisers.analytic import example_mixture
 from ts_adapt.denoisers.edm import from_edm
 from ts_adapt.denoisers.guidance import Guided
@@ -24,7 +23,7 @@ from ts_adapt.sampling import initial_noise, integrate
 from ts_adapt.solvers import DDIM
 
 SHAPE = (1, 4, 4)
-WIDTH = 0.02
+SHARE = 0.02
 LINEAR = BetaTable.from_config(
     {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 )
@@ -65,11 +64,11 @@ def frequencies(components: int = 8) -> Tensor:
 @pytest.mark.parametrize("shape", [(), (3,)])
 def test_slow_damps_each_frequency_as_a_gaussian_mean_does(waves, shape):
     x, t = initial_noise(0, range(3), SHAPE), torch.full(shape, 417.3, dtype=torch.float64)
-    f, w = frequencies(), WIDTH * (waves.noise_schedule.t_max - waves.noise_schedule.t_min)
+    f, w = frequencies(), SHARE * (waves.noise_schedule.t_max - waves.noise_schedule.t_min)
     damped = f * torch.exp(-(f * w).square() / 2)
     cos, sin = torch.linspace(0.5, 1.5, 8, dtype=torch.float64).chunk(2)
     wanted = 16 * (damped * (-cos * torch.sin(f * 417.3) + sin * torch.cos(f * 417.3))).sum()
-    found = slope(TimeDerivative(waves, "slow", WIDTH), t, x)
+    found = slope(TimeDerivative(waves, "slow", SHARE), t, x)
     assert found.shape == shape
     assert torch.allclose(found if shape else found / 3, wanted.expand(shape), rtol=2e-3)
     assert not torch.allclose(slope(waves, t, x) if shape else slope(waves, t, x) / 3, wanted.expand(shape), rtol=0.1)
@@ -78,10 +77,10 @@ def test_slow_damps_each_frequency_as_a_gaussian_mean_does(waves, shape):
 @pytest.mark.parametrize("shape", [(), (3,)])
 def test_secant_is_the_difference_over_distances_that_vary_from_sample_to_sample(waves, shape):
     x, t = initial_noise(0, range(3), SHAPE), torch.full(shape, 417.3, dtype=torch.float64)
-    reach = WIDTH * 999 * (0.5 + torch.arange(3, dtype=torch.float64) * GOLDEN % 1)
+    reach = SHARE * 999 * (0.5 + torch.arange(3, dtype=torch.float64) * GOLDEN % 1)
     at = torch.full((3,), 417.3, dtype=torch.float64)
     rise = (waves(x, at + reach) - waves(x, at - reach)).double().flatten(1).sum(1) / (2 * reach)
-    found = slope(TimeDerivative(waves, "secant", WIDTH), t, x)
+    found = slope(TimeDerivative(waves, "secant", SHARE), t, x)
     assert torch.allclose(found, rise if shape else rise.sum(), rtol=1e-5)
 
 
@@ -89,9 +88,9 @@ def test_secant_stays_between_the_ends(waves):
     x, end = initial_noise(0, range(2), SHAPE), torch.tensor(999.0, dtype=torch.float64)
     rise = [
         (waves(x[b : b + 1], end) - waves(x[b : b + 1], end - reach)).double().sum() / reach
-        for b, reach in enumerate(WIDTH * 999 * torch.tensor([0.5, 0.5 + GOLDEN], dtype=torch.float64))
+        for b, reach in enumerate(SHARE * 999 * torch.tensor([0.5, 0.5 + GOLDEN], dtype=torch.float64))
     ]
-    assert torch.allclose(slope(TimeDerivative(waves, "secant", WIDTH), end, x), sum(rise), rtol=1e-5)
+    assert torch.allclose(slope(TimeDerivative(waves, "secant", SHARE), end, x), sum(rise), rtol=1e-5)
 
 
 @pytest.mark.parametrize("way", DERIVATIVES)
@@ -180,39 +179,27 @@ class Fourier(nn.Module):
         return x * self.map_noise(sigma.log() / 4).sum(1).reshape(-1, 1, 1, 1)
 
 
-def families() -> dict[str, tuple[NetworkDenoiser, dict[str, Tensor]]]:
-    text = torch.zeros(2, 3, 8)
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
-    plain: dict[str, Any] = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "norm_num_groups": 4, **blocks}
-    sd: dict[str, Any] = {
-        **plain, "down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",),
-        "cross_attention_dim": 8, "attention_head_dim": 4,
-    }  # fmt: skip
-    sdxl = {
-        "addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32,
-    }  # fmt: skip
-    sizes = {"text_embeds": torch.zeros(2, 8), "time_ids": torch.ones(2, 6)}
-    sd3 = small("SD3Transformer2DModel", in_channels=1, out_channels=1, joint_attention_dim=8, pooled_projection_dim=8)
-    return {
-        "UNet2DModel": (NetworkDenoiser(UNet2DModel(**plain), LINEAR, "epsilon"), {}),
-        "Fourier": (NetworkDenoiser(UNet2DModel(**plain, time_embedding_type="fourier"), LINEAR, "epsilon"), {}),
-        "SD": (NetworkDenoiser(UNet2DConditionModel(**sd), LINEAR, "epsilon"), {"encoder_hidden_states": text}),
-        "SDXL": (
-            NetworkDenoiser(UNet2DConditionModel(**sd, **sdxl), LINEAR, "epsilon"),
-            {"encoder_hidden_states": text, "added_cond_kwargs": sizes},
-        ),
-        "SD3": (
-            NetworkDenoiser(sd3, RectifiedFlow(), "velocity"),
-            {"encoder_hidden_states": text, "pooled_projections": torch.zeros(2, 8)},
-        ),
-    }  # fmt: skip
+ONE_BLOCK = {
+    "block_out_channels": (8,), "layers_per_block": 2, "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+}  # fmt: skip
+SIZES = {"text_embeds": torch.zeros(2, WIDTH), "time_ids": torch.ones(2, 6)}
+TEXT = {"encoder_hidden_states": torch.zeros(2, 3, WIDTH)}
+FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "DDPM": ("UNet2DModel", ONE_BLOCK, {}),
+    "Fourier": ("UNet2DModel", {"time_embedding_type": "fourier"}, {}),
+    "SD": ("UNet2DConditionModel", {}, TEXT),
+    "SDXL": ("UNet2DConditionModel", XL, {**TEXT, "added_cond_kwargs": SIZES}),
+    "SD3": ("SD3Transformer2DModel", {}, {**TEXT, "pooled_projections": torch.zeros(2, 6)}),
+}
 
 
-@pytest.mark.parametrize("family", ["UNet2DModel", "Fourier", "SD", "SDXL", "SD3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_embeddings_are_found_in_every_family_of_networks(family):
     torch.manual_seed(0)
-    denoiser, condition = families()[family]
-    denoiser.network.requires_grad_(False)
+    kind, options, condition = FAMILIES[family]
+    trained = (RectifiedFlow(), "velocity") if family == "SD3" else (LINEAR, "epsilon")
+    denoiser = NetworkDenoiser(small(kind, **options), *trained)
     x = initial_noise(0, range(2), denoiser.shape)
     t_max = denoiser.noise_schedule.t_max
     found, wanted, xi = [], [], torch.linspace(-3, 3, 31, dtype=torch.float64)
@@ -241,9 +228,9 @@ def test_two_experts_have_an_embedding_each():
 
     both = NetworkDenoiser(Experts().requires_grad_(False), LINEAR, "sample", shape=SHAPE)
     one = NetworkDenoiser(Waves().requires_grad_(False), LINEAR, "sample", shape=SHAPE)
-    x, taken = initial_noise(0, range(2), SHAPE), TimeDerivative(both, "slow", WIDTH)
+    x, taken = initial_noise(0, range(2), SHAPE), TimeDerivative(both, "slow", SHARE)
     for t in torch.tensor([700.3, 300.3], dtype=torch.float64):
-        assert torch.allclose(slope(taken, t, x), slope(TimeDerivative(one, "slow", WIDTH), t, x))
+        assert torch.allclose(slope(taken, t, x), slope(TimeDerivative(one, "slow", SHARE), t, x))
 
 
 def test_the_embedding_is_looked_at_within_the_range_of_times_alone():

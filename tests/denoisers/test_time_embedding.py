@@ -58,6 +58,26 @@ def moved(denoiser: Any, width: int, rows: int | None = None) -> TimeGrid:
     return TimeGrid.of(fixed.make("karras", denoiser.noise_schedule, STEPS), {EMBEDDING: offset})
 
 
+def width_of(unet: Any) -> int:
+    return int(unet.time_embedding.linear_2.out_features)
+
+
+def learned(pipe: Any, grid: TimeGrid) -> LearnedScheduler:
+    return LearnedScheduler.from_schedules([LearnedGrid(grid, "unipc-2", STEPS)], pipe.scheduler.config)
+
+
+def latents(pipe: Any, x: Tensor, scale: float = 1.0) -> Tensor:
+    """What a call of the pipeline makes of the noise `x` and the prompts."""
+    images: Tensor = pipe(
+        PROMPTS, num_inference_steps=STEPS, guidance_scale=scale, output_type="latent", latents=x
+    ).images
+    return images
+
+
+def hooked(network: nn.Module) -> bool:
+    return any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
 def of(pipe: Any) -> tuple[NetworkDenoiser, dict[str, Any]]:
     denoiser: Any = from_pipeline(pipe)
     return denoiser, dict(denoiser.encode(PROMPTS)) if denoiser.encode is not None else {}
@@ -131,15 +151,14 @@ def test_without_a_layer_behind_it_is_the_embedding_itself_and_a_network_may_hav
 @pytest.mark.parametrize("name", ["ddpm", "sd"])
 def test_it_is_what_a_bias_of_the_last_layer_is(name: str, tiny: Any) -> None:
     denoiser, condition = of(tiny.pipeline(name))
-    x, width = noise(denoiser), denoiser.network.time_embedding.linear_2.out_features  # type: ignore[union-attr]
-    grid = moved(denoiser, width)
+    x, grid = noise(denoiser), moved(denoiser, width_of(denoiser.network))
     offset = grid.held[EMBEDDING][0]
     same = TimeGrid.of(grid.times, {EMBEDDING: offset.expand(STEPS, -1)})
     found = solved(denoiser, same, x, condition)
     biased: Any = copy.deepcopy(denoiser)
     with torch.no_grad():
         biased.network.time_embedding.linear_2.bias += offset.float()
-    torch.testing.assert_close(found, solved(biased, TimeGrid(grid.times), x, condition), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, solved(biased, TimeGrid(grid.times), x, condition), rtol=1e-6, atol=1e-5)
     plain, zeros = TimeGrid(grid.times), TimeGrid.of(grid.times, {EMBEDDING: torch.zeros_like(grid.held[EMBEDDING])})
     assert torch.equal(solved(denoiser, plain, x, condition), solved(denoiser, zeros, x, condition))
     assert not torch.allclose(found, solved(denoiser, plain, x, condition), atol=1e-2)
@@ -164,10 +183,10 @@ def test_each_sample_has_its_own_guided_or_not(solver: str, tiny: Any) -> None:
 
 def test_looking_for_it_is_no_evaluation_and_leaves_no_hook(tiny: Any) -> None:
     denoiser, condition = of(tiny.pipeline("sd"))
-    grid = moved(denoiser, denoiser.network.time_embedding.linear_2.out_features)  # type: ignore[union-attr]
+    grid = moved(denoiser, width_of(denoiser.network))
     solved(denoiser, grid, noise(denoiser), condition)
     assert denoiser.evaluations == STEPS
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in denoiser.network.modules())
+    assert not hooked(denoiser.network)
 
 
 def test_it_is_for_the_thread_that_solves(tiny: Any) -> None:
@@ -201,22 +220,14 @@ def test_a_pipeline_samples_what_integrate_solves_and_is_itself_again(scale: flo
     inner, condition = of(pipe)
     denoiser: Any = inner if scale == 1 else Guided(inner, scale)
     x = noise(inner)
-    grid = moved(inner, inner.network.time_embedding.linear_2.out_features, rows)  # type: ignore[union-attr]
+    grid = moved(inner, width_of(inner.network), rows)
     expected = solved(denoiser, grid, x, condition)
-    schedule = LearnedScheduler.from_schedules([LearnedGrid(grid, "unipc-2", STEPS)], pipe.scheduler.config)
-    options = {"num_inference_steps": STEPS, "guidance_scale": scale, "output_type": "latent", "latents": x}
-
-    def called() -> Tensor:
-        images: Tensor = pipe(PROMPTS, **options).images
-        return images
-
-    before = called()
-    attach(pipe, schedule)
+    before = latents(pipe, x, scale)
+    attach(pipe, learned(pipe, grid))
     for _ in range(2):
-        assert close(called(), expected)
+        assert close(latents(pipe, x, scale), expected)
     detach(pipe)
-    assert torch.equal(called(), before)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
+    assert torch.equal(latents(pipe, x, scale), before) and not hooked(pipe.unet)
 
 
 @pytest.mark.parametrize("called_before", [False, True])
@@ -224,17 +235,15 @@ def test_a_compiled_network_is_added_to_as_well(called_before: bool, tiny: Any) 
     found = []
     for compiled in (False, True):
         pipe = tiny.pipeline("sd")
-        x = torch.randn(ROWS, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-        options = {"num_inference_steps": STEPS, "output_type": "latent", "latents": x}
+        inner, _ = of(pipe)
+        x = noise(inner)
         if compiled:
             torch._dynamo.reset()
             pipe.unet.compile(backend="eager", fullgraph=True)
         if called_before:
-            pipe(PROMPTS, **options)
-        inner, _ = of(pipe)
-        grid = moved(inner, pipe.unet.time_embedding.linear_2.out_features)
-        attach(pipe, LearnedScheduler.from_schedules([LearnedGrid(grid, "unipc-2", STEPS)], pipe.scheduler.config))
-        found.append(pipe(PROMPTS, **options).images)
+            latents(pipe, x, 7.5)
+        attach(pipe, learned(pipe, moved(inner, width_of(pipe.unet))))
+        found.append(latents(pipe, x, 7.5))
     assert close(found[1], found[0])
 
 
@@ -243,15 +252,12 @@ def test_a_cacher_that_calls_the_network_on_fewer_rows_is_added_to_as_well(rows:
     """Behind T-GATE's gate the network is called for the samples once; offsets of nothing change nothing there."""
     pipe = tiny.pipeline("sd")
     inner, _ = of(pipe)
-    grid = moved(inner, inner.network.time_embedding.linear_2.out_features, rows)  # type: ignore[union-attr]
-    options = {
-        "num_inference_steps": STEPS, "output_type": "latent", "latents": noise(inner), "guidance_scale": 3.0
-    }  # fmt: skip
+    grid = moved(inner, width_of(inner.network), rows)
     found = []
     for each in (grid, TimeGrid.of(grid.times, {EMBEDDING: 0 * grid.held[EMBEDDING]}), TimeGrid(grid.times)):
-        attach(pipe, LearnedScheduler.from_schedules([LearnedGrid(each, "unipc-2", STEPS)], pipe.scheduler.config))
+        attach(pipe, learned(pipe, each))
         with attached(pipe.unet, TGate(2)):
-            found.append(pipe(PROMPTS, **options).images)
+            found.append(latents(pipe, noise(inner), 3.0))
         detach(pipe)
     assert torch.equal(found[1], found[2]) and not torch.allclose(found[0], found[1], atol=1e-2)
 
@@ -259,18 +265,15 @@ def test_a_cacher_that_calls_the_network_on_fewer_rows_is_added_to_as_well(rows:
 def test_a_network_that_was_called_or_changed_is_looked_at_anew(tiny: Any) -> None:
     pipe = tiny.pipeline("sd")
     denoiser, condition = of(pipe)
-    x, width = noise(denoiser), denoiser.network.time_embedding.linear_2.out_features  # type: ignore[union-attr]
-    grid = moved(denoiser, width)
-    schedule = LearnedScheduler.from_schedules([LearnedGrid(grid, "unipc-2", STEPS)], pipe.scheduler.config)
-    options = {"num_inference_steps": STEPS, "output_type": "latent", "latents": x, "guidance_scale": 1.0}
-    attach(pipe, schedule)
-    expected = pipe(PROMPTS, **options).images
+    x, grid = noise(denoiser), moved(denoiser, width_of(denoiser.network))
+    attach(pipe, learned(pipe, grid))
+    expected = latents(pipe, x)
     t = torch.tensor([10.0, 500.0])
     plain = pipe.unet.forward(x, t, **condition).sample
     alone = copy.deepcopy(pipe.unet)
     assert torch.equal(alone.forward(x, t, **condition).sample, plain)
     pipe.unet.time_embedding = copy.deepcopy(pipe.unet.time_embedding)
-    assert torch.equal(pipe(PROMPTS, **options).images, expected)
+    assert torch.equal(latents(pipe, x), expected)
     detach(pipe)
     assert torch.equal(pipe.unet(x, t, **condition).sample, plain)
     assert close(solved(denoiser, grid, x, condition), expected)
@@ -306,8 +309,7 @@ def test_draws_leave_it_as_it_is() -> None:
 def test_a_loop_of_ones_own_is_refused(tiny: Any) -> None:
     pipe = tiny.pipeline("sd")
     denoiser, condition = of(pipe)
-    grid = moved(denoiser, denoiser.network.time_embedding.linear_2.out_features)  # type: ignore[union-attr]
-    schedule = LearnedScheduler.from_schedules([LearnedGrid(grid, "unipc-2", STEPS)], pipe.scheduler.config)
+    schedule = learned(pipe, moved(denoiser, width_of(denoiser.network)))
     schedule.set_timesteps(STEPS)
     x = noise(denoiser)
     timestep = schedule.network_timesteps(x)
@@ -331,8 +333,7 @@ def test_a_search_finds_what_the_teacher_was_offset_by() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictors_choose_it_for_each_sample(kind: Any, tiny: Any) -> None:
     denoiser, _ = of(tiny.pipeline("ddpm"))
-    width = denoiser.network.time_embedding.linear_2.out_features  # type: ignore[union-attr]
-    x = noise(denoiser)
+    x, width = noise(denoiser), width_of(denoiser.network)
     grid = moved(denoiser, width)
     objective = Objective(denoiser, build_solver("unipc-2", denoiser.noise_schedule), l2)
     batch = Batch(torch.arange(ROWS), x, x, {})
@@ -345,5 +346,5 @@ def test_predictors_choose_it_for_each_sample(kind: Any, tiny: Any) -> None:
     torch.nn.init.normal_(predictor.encoder.weight, 0, 0.3)
     offsets = predicted(predictor, objective, batch).held[EMBEDDING]
     assert bool((offsets.std(0) > 0).all())
-    own = TimeGrid.of(predicted(predictor, objective, batch).times, {EMBEDDING: offsets})
-    assert close(objective.student(predictor.policy(), batch), objective.student(own, batch))
+    alone = TimeGrid.of(predicted(predictor, objective, batch).times, {EMBEDDING: offsets})
+    assert close(objective.student(predictor.policy(), batch), objective.student(alone, batch))

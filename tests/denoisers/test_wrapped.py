@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ts_adapt import Guided, integrate
 from ts_adapt.denoisers.network import NetworkDenoiser
 from ts_adapt.denoisers.time_derivative import TimeDerivative
-from ts_adapt.denoisers.wrapped import Wrapped
 from ts_adapt.interfaces import Denoiser
 from ts_adapt.noise import ContinuousVP
 from ts_adapt.solvers import DDIM
@@ -65,10 +64,3 @@ def test_what_is_around_a_denoiser_tells_what_it_tells(wrap):
     outer.evaluations = 5
     assert inner.evaluations == 5
     assert torch.equal(outer.decode(torch.ones(1)), -torch.ones(1))
-
-
-def test_all_that_a_denoiser_says_is_passed_on() -> None:
-    for name in Denoiser.__annotations__:
-        own, said = Own(), object()
-        setattr(own, name, said)
-        assert getattr(Wrapped(own), name) is said, name

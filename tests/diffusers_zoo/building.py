@@ -18,7 +18,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from diffusers_zoo.others import NOT_ONE, betas, flow, others
+from diffusers_zoo.others import betas, flow, others
 from diffusers_zoo.sizes import SIZES
 from diffusers_zoo.stand_ins import Encoder, ImageEncoder, ImageProcessor, SafetyChecker, Tokenizer, Words
 
@@ -33,12 +33,8 @@ class NotBuilt(Exception):
 def classes() -> dict[str, type]:
     """All pipeline classes of the installed diffusers by name, but for their base."""
     found = {name: getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Pipeline")}
-    return {
-        name: kind
-        for name, kind in found.items()
-        if inspect.isclass(kind) and issubclass(kind, DiffusionPipeline) and kind is not DiffusionPipeline
-        and name not in NOT_ONE
-    }  # fmt: skip
+    return {name: kind for name, kind in found.items() if inspect.isclass(kind) and issubclass(kind, DiffusionPipeline)
+            and kind is not DiffusionPipeline}  # fmt: skip
 
 
 def pipeline(name: str) -> Any:
@@ -53,13 +49,11 @@ def pipeline(name: str) -> Any:
         if key in needs.get("given", {}):
             given = needs["given"][key]
             made[key] = given() if callable(given) else given
-        elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        else:
-            try:
-                made[key] = _component(name, key, parameter, needs.get("sizes", {}).get(key, {}))
-            except (TypeError, IndexError, ValueError) as error:
-                raise NotBuilt(f"{key}: {type(error).__name__}: {error}") from error
+        try:
+            made[key] = _component(name, key, parameter, needs.get("sizes", {}).get(key, {}))
+        except (TypeError, IndexError, ValueError) as error:
+            raise NotBuilt(f"{key}: {type(error).__name__}: {error}") from error
     try:
         pipe = kind(**made)
     except Exception as error:
@@ -103,17 +97,12 @@ def _component(pipeline_name: str, key: str, parameter: Any, sizes: Any) -> Any:
         if one in SIZES:
             found = getattr(diffusers, one, None) or _found_in_pipelines(one)
             torch.manual_seed(len(key))
-            return _ready(
-                found(
-                    **{**SIZES[one], **{key: value for key, value in sizes.items() if key not in ("needed", "class")}}
-                )
-            )
+            own = {key: value for key, value in sizes.items() if key not in ("needed", "class")}
+            return _ready(found(**SIZES[one] | own))
     if key == "guider":
         return diffusers.ClassifierFreeGuidance()
     if parameter.default is not parameter.empty:
         return parameter.default
-    if optional:
-        return None
     raise NotBuilt(f"no sizes for {key}: {' or '.join(named)}")
 
 
@@ -141,10 +130,11 @@ def _names(annotation: Any) -> Iterator[str]:
 
 
 def _ready(module: nn.Module) -> nn.Module:
-    """Random weights, none of them zero: layers that begin as nothing would hide what they are told."""
+    """Random weights, none of them zero: layers that begin as nothing would hide what they are told. Some tokens that
+    stand for padding begin as whatever the memory held."""
     with torch.no_grad():
         for name, weight in module.named_parameters():
-            if not weight.any() or "scale_shift_table" in name:
+            if not weight.any() or "scale_shift_table" in name or name.endswith("pad_token"):
                 weight.normal_(0, 0.1)
     return module.eval().requires_grad_(False)
 

@@ -41,7 +41,6 @@ def stacked(rows: Sequence[int], *shape: int) -> Tensor:
 
 FOR_A_ROW: dict[str, Callable[[int], Any]] = {
     "prompt": lambda row: WORDS[row % 3],
-    "prompts": lambda row: WORDS[row % 3],
     "image": picture,
     "mask_image": mask,
     "control_image": picture,

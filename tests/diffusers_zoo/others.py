@@ -21,7 +21,6 @@ from diffusers_zoo.stand_ins import ImageEncoder, picture
 from noise_schedules import SD
 
 BETAS = {**SD, "clip_sample": False}
-NOT_ONE = ("DiffusionPipeline",)
 
 
 def each(names: tuple[str, ...], entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -33,9 +32,6 @@ def flow() -> Any:
     return FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
-XL_UNET = {"sizes": {"unet": XL}}
-XL_CONTROL = {"sizes": {"unet": XL, "controlnet": XL}}
-NINE = {"sizes": {"unet": {"in_channels": 9}}}
 KANDINSKY = {"sizes": {"unet": {**TEXT_OR_IMAGE, "addition_embed_type": "image", "encoder_hid_dim_type": "image_proj"}}}
 KANDINSKY_TEXT = {
     "sizes": {"unet": {
@@ -72,10 +68,6 @@ def vocoder() -> Any:
         model_in_dim=32, sampling_rate=64, upsample_initial_channel=8, upsample_rates=[2], upsample_kernel_sizes=[4],
         resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]],
     ))  # fmt: skip
-
-
-def plain_flow() -> Any:
-    return FlowMatchEulerDiscreteScheduler()
 
 
 def betas() -> Any:
@@ -116,24 +108,21 @@ OTHERS: dict[str, dict[str, Any]] = {
     "StableDiffusionXLControlNetXSPipeline": {
         "sizes": {"unet": {**XL, "layers_per_block": 2}, "controlnet": {"cross_attention_dim": 2 * WIDTH}},
     },
-    "BriaFibo2Pipeline": {"leave": ("image",)},
     "Ideogram4Pipeline": {"call": {"guidance_schedule": None, "guidance_scale": 5.0, "max_sequence_length": 64}},
-    "StableUnCLIPImg2ImgPipeline": {"sizes": {"image_encoder": {"needed": True}}, "leave": ("image_embeds",)},
+    "StableUnCLIPImg2ImgPipeline": {"sizes": {"image_encoder": NEEDED}, "leave": ("image_embeds",)},
     "AnimateDiffSDXLPipeline": {"sizes": {"unet": XL, "motion_adapter": {**MOTION, "use_motion_mid_block": False}}},
     "BriaFiboEditPipeline": {"call": {"prompt": EDIT}},
-    "CogVideoXFunControlPipeline": {"sizes": {"transformer": {"in_channels": 8}}},
-    "CogVideoXImageToVideoPipeline": {"sizes": {"transformer": {"in_channels": 8}}},
-    "CogView4ControlPipeline": {"sizes": {"transformer": {"in_channels": 8}}},
+    **each(("CogVideoXFunControlPipeline", "CogVideoXImageToVideoPipeline", "CogView4ControlPipeline",
+            "HunyuanSkyreelsImageToVideoPipeline"), {"sizes": {"transformer": {"in_channels": 8}}}),
     "DiTPipeline": {"call": {"class_labels": list}},
-    "Flux2KleinKVPipeline": {"leave": ("image",)},
-    "Flux2KleinPipeline": {"leave": ("image",)},
-    "Flux2Pipeline": {"leave": ("image",)},
-    "FluxControlImg2ImgPipeline": {"sizes": {"transformer": {"in_channels": 32, "out_channels": 16}}},
-    "FluxControlInpaintPipeline": {"sizes": {"transformer": {"in_channels": 32, "out_channels": 16}}},
-    "FluxControlPipeline": {"sizes": {"transformer": {"in_channels": 32, "out_channels": 16}}},
+    **each(("BriaFibo2Pipeline", "Flux2KleinKVPipeline", "Flux2KleinPipeline", "Flux2Pipeline"), {"leave": ("image",)}),
+    **each(("FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline", "FluxControlPipeline"), {
+        "sizes": {"transformer": {"in_channels": 32, "out_channels": 16}},
+    }),
     "FluxFillPipeline": {"sizes": {"transformer": {"in_channels": 48, "out_channels": 16}}},
-    "FluxKontextInpaintPipeline": {"call": {"_auto_resize": False, "max_area": 1024}},
-    "FluxKontextPipeline": {"call": {"_auto_resize": False, "max_area": 1024}},
+    **each(("FluxKontextInpaintPipeline", "FluxKontextPipeline"), {
+        "call": {"_auto_resize": False, "max_area": 1024},
+    }),
     **each(("IFPipeline", "IFImg2ImgPipeline", "IFInpaintingPipeline"), IF_ALONE),
     **each(
         ("IFSuperResolutionPipeline", "IFImg2ImgSuperResolutionPipeline", "IFInpaintingSuperResolutionPipeline"),
@@ -144,23 +133,21 @@ OTHERS: dict[str, dict[str, Any]] = {
     **each(("KandinskyPipeline", "KandinskyImg2ImgPipeline"), KANDINSKY_TEXT),
     "KandinskyInpaintPipeline": {"sizes": {"unet": {**KANDINSKY_TEXT["sizes"]["unet"], "in_channels": 9}}},
     **each(("KandinskyV22ControlnetPipeline", "KandinskyV22ControlnetImg2ImgPipeline"), HINTED),
-    **each(("KandinskyV22CombinedPipeline", "KandinskyV22Img2ImgCombinedPipeline"), KANDINSKY),
-    "KandinskyV22InpaintCombinedPipeline": {"sizes": {"unet": {**KANDINSKY["sizes"]["unet"], "in_channels": 9}}},
-    **each(("KandinskyCombinedPipeline", "KandinskyImg2ImgCombinedPipeline"), KANDINSKY_TEXT),
-    "KandinskyInpaintCombinedPipeline": {"sizes": {"unet": {**KANDINSKY_TEXT["sizes"]["unet"], "in_channels": 9}}},
     **each(("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"), {
         "sizes": {"unet": {"time_cond_proj_dim": 8}},
     }),
     "LDMPipeline": {"sizes": {"vqvae": {"latent_channels": 3}}, "tolerance": 1e-2},
     "LDMSuperResolutionPipeline": {"sizes": {"vqvae": {"latent_channels": 3}, "unet": {"in_channels": 6}}},
-    "PIAPipeline": NINE,
-    "PaintByExamplePipeline": NINE,
+    **each(("PIAPipeline", "PaintByExamplePipeline"), {"sizes": {"unet": {"in_channels": 9}}}),
     "OmniGenPipeline": {"leave": ("input_images",)},
-    "Cosmos2TextToImagePipeline": {"scheduler": plain_flow},
-    "Cosmos2VideoToWorldPipeline": {"scheduler": plain_flow},
-    "ChronoEditPipeline": {"leave": ("image_embeds",)},
+    **each(("Cosmos2TextToImagePipeline", "Cosmos2VideoToWorldPipeline"), {
+        "scheduler": FlowMatchEulerDiscreteScheduler,
+    }),
+    **each(("ChronoEditPipeline", "SkyReelsV2DiffusionForcingImageToVideoPipeline", "WanAnimatePipeline"), {
+        "leave": ("image_embeds",),
+    }),
     "LucyEditPipeline": {"sizes": {"transformer": {"in_channels": 32}}},
-    "StableDiffusionImageVariationPipeline": {"sizes": {"image_encoder": {"needed": True}}},
+    "StableDiffusionImageVariationPipeline": {"sizes": {"image_encoder": NEEDED}},
     "StableDiffusionInstructPix2PixPipeline": {"sizes": {"unet": {"in_channels": 8}}},
     "StableDiffusionXLInstructPix2PixPipeline": {"sizes": {"unet": {**XL, "in_channels": 8}}},
     "StableDiffusionLDM3DPipeline": {"call": {"output_type": "np"}},
@@ -175,7 +162,6 @@ OTHERS: dict[str, dict[str, Any]] = {
         "call": {"gligen_phrases": ["a cat"], "gligen_boxes": [[0.1, 0.2, 0.6, 0.7]]},
     },
     "StableVideoDiffusionPipeline": {"sizes": {"image_encoder": NEEDED, "feature_extractor": NEEDED}},
-    **each(("KandinskyPriorPipeline", "KandinskyV22PriorPipeline", "KandinskyV22PriorEmb2EmbPipeline"), {}),
     **each(("HunyuanDiTPipeline", "HunyuanDiTControlNetPipeline", "HunyuanDiTPAGPipeline"), {
         "sizes": {
             "vae": {"block_out_channels": (8,) * 4, "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -187,7 +173,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     "HunyuanImageRefinerPipeline": {"sizes": {"transformer": {"in_channels": 8, "patch_size": (1, 1, 1),
                                                               "rope_axes_dim": (2, 4, 2)}}},
     "StableDiffusionLatentUpscalePipeline": {"sizes": {"unet": {"in_channels": 8}}},
-    "HunyuanSkyreelsImageToVideoPipeline": {"sizes": {"transformer": {"in_channels": 8}}},
     "Kandinsky5I2VPipeline": {"sizes": {"transformer": {"in_visual_dim": 4}}, "call": {"num_frames": 9}},
     **each(("Kandinsky5I2IPipeline", "Kandinsky5T2IPipeline"), {"set": {"resolutions": [(SIZE, SIZE)]}}),
     **each(("MotifVideoPipeline", "MotifVideoImage2VideoPipeline"), {"scheduler": flow}),
@@ -199,12 +184,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "VisualClozeGenerationPipeline": {"sizes": CLOZE, "given": {"resolution": SIZE}, "call": CLOZE_CALL},
     "VisualClozePipeline": {
         "sizes": CLOZE, "given": {"resolution": SIZE},
-        "call": {
-            **CLOZE_CALL, "upsampling_height": SIZE, "upsampling_width": SIZE,
-        },
+        "call": {**CLOZE_CALL, "upsampling_height": SIZE, "upsampling_width": SIZE},
     },
     "LDMTextToImagePipeline": {"sizes": {"unet": {"class": "UNet2DConditionModel"}}},
-    **each(("PRXPipeline", "PRXPixelPipeline"), {"call": {"use_resolution_binning": False}}),
     **each(("QwenImageEditPipeline", "QwenImageEditInpaintPipeline"),
            {"module": {"calculate_dimensions": lambda *area: (SIZE, SIZE, None)}}),
     **each(("QwenImageEditPlusPipeline", "QwenImageLayeredPipeline"),
@@ -216,26 +198,27 @@ OTHERS: dict[str, dict[str, Any]] = {
         "sizes": {"unet": {"in_channels": 12, "out_channels": 8}},
         "call": {"processing_resolution": 32, "output_type": "pt"},
     },
-    **each(("PixArtAlphaPipeline", "PixArtSigmaPipeline", "SanaPipeline",
-                     "SanaPAGPipeline", "SanaControlNetPipeline", "SanaSprintPipeline", "SanaSprintImg2ImgPipeline"),
-                    {"call": {"use_resolution_binning": False}}),
+    **each(("PRXPipeline", "PRXPixelPipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline", "SanaPipeline",
+            "SanaPAGPipeline", "SanaControlNetPipeline", "SanaSprintPipeline", "SanaSprintImg2ImgPipeline"), {
+        "call": {"use_resolution_binning": False},
+    }),
     "SkyReelsV2ImageToVideoPipeline": {
         "sizes": {"transformer": {"in_channels": 36, "image_dim": WIDTH}}, "leave": ("image_embeds",),
     },
-    "SkyReelsV2DiffusionForcingImageToVideoPipeline": {"leave": ("image_embeds",)},
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": {"call": {"overlap_history": 1, "base_num_frames": 5}},
     "LongCatImagePipeline": {"call": {"enable_prompt_rewrite": False}},
-    **each(("EasyAnimatePipeline", "EasyAnimateControlPipeline", "EasyAnimateInpaintPipeline"),
-                    {"call": {"negative_prompt": "a dog"}}),
+    **each(("EasyAnimatePipeline", "EasyAnimateControlPipeline", "EasyAnimateInpaintPipeline"), {
+        "call": {"negative_prompt": "a dog"},
+    }),
     "StableAudioPipeline": {"leave": ("height",), "call": {"audio_end_in_s": 1.0}, "scheduler": betas},
     "WanImageToVideoPipeline": {"sizes": {"transformer": {"in_channels": 36}}, "leave": ("image_embeds",)},
-    "WanAnimatePipeline": {"leave": ("image_embeds",)},
     "ZImageOmniPipeline": {"leave": ("image",), "given": {"siglip": ImageEncoder}},
 }  # fmt: skip
 
 
 def others(name: str) -> dict[str, Any]:
     """What the pipeline class `name` needs, by its own entry or by its family."""
+    name = name.replace("Combined", "")  # its parts are those of the pipeline that decodes
     if name.startswith("Kandinsky") and not name[len("Kandinsky")].isdigit():
         return {"call": {"output_type": "pt"}, **OTHERS.get(name, {})}
     if name in OTHERS:

@@ -22,7 +22,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput, CLIPVisi
 from diffusers_zoo.sizes import LAYERS, LENGTH, SIZE, WIDTH
 
 VOCABULARY = 100
-PAD, END, BEGIN = 0, 1, 2
+PAD, END = 0, 1
 
 
 class Batch(BatchEncoding):
@@ -37,17 +37,13 @@ class Tokenizer:
 
     def __init__(self) -> None:
         self.padding_side = "right"
-        self.tokenizer = self.image_processor = self.video_processor = self
-        self.image_token, self.image_token_id = "<image>", 3
+        self.tokenizer = self.image_processor = self
+        self.image_token_id = 3
 
     model_max_length = LENGTH
-    pad_token_id, eos_token_id, bos_token_id, unk_token_id = PAD, END, BEGIN, 3
-    pad_token, eos_token, bos_token, unk_token = "<pad>", "</s>", "<s>", "<unk>"
-    vocab_size = VOCABULARY
-    merge_size = temporal_patch_size = 2
-    patch_size = 14
+    pad_token_id, pad_token, eos_token = PAD, "<pad>", "</s>"
+    merge_size = 2
     added_tokens_encoder: dict[str, int] = {}  # noqa: RUF012
-    special_tokens_map = added_tokens_encoder
 
     def __len__(self) -> int:
         return VOCABULARY
@@ -104,7 +100,14 @@ class Tokenizer:
         return 3 if isinstance(tokens, str) else [3] * len(tokens)
 
 
-class Encoder(nn.Module):
+class Placed(nn.Module):
+    """A network that says where its weights are, and in what precision."""
+
+    dtype = property(lambda self: next(self.parameters()).dtype)
+    device = property(lambda self: next(self.parameters()).device)
+
+
+class Encoder(Placed):
     """A text encoder: an embedding of the token ids; of as many layers as are asked for, all alike.
 
     projected  the first of its answer is the pooled text `(B, WIDTH)`, as in CLIPTextModelWithProjection; "twice":
@@ -124,18 +127,10 @@ class Encoder(nn.Module):
         self.config = SimpleNamespace(**sizes, text_config=SimpleNamespace(**sizes), to_dict=lambda: sizes)
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.embedding.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.embedding.weight.device
-
-    @property
     def model(self) -> Encoder:
         return self
 
-    encoder = language_model = text_model = model
+    language_model = text_model = model
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
@@ -154,7 +149,7 @@ class Encoder(nn.Module):
         return found.to_tuple() if return_dict is False else found
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(Placed):
     """An image encoder: a linear map of the colours of 4 x 4 patches."""
 
     def __init__(self, width: int = WIDTH) -> None:
@@ -163,29 +158,15 @@ class ImageEncoder(nn.Module):
         sizes = {"hidden_size": width, "projection_dim": width, "image_size": 16, "patch_size": 4}
         self.config = SimpleNamespace(**sizes, vision_config=SimpleNamespace(**sizes))
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.map.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.map.weight.device
-
     def forward(self, pixel_values: Tensor, **options: Any) -> Any:
         h = self.map(pixel_values).flatten(2).transpose(1, 2)
         return CLIPVisionModelOutput(image_embeds=h.mean(1), last_hidden_state=h, hidden_states=(h,) * 4)
-
-    def get_image_features(self, pixel_values: Tensor, **options: Any) -> Tensor:
-        return self(pixel_values).image_embeds
 
 
 class ImageProcessor:
     """Pictures of 16 x 16 for `ImageEncoder`, the middle of the values that they are given in."""
 
-    size: dict[str, int] = {"shortest_edge": 16, "height": 16, "width": 16}  # noqa: RUF012
-    crop_size = size
-    image_mean = image_std = (0.5, 0.5, 0.5)
-    do_normalize = do_resize = True
+    crop_size: dict[str, int] = {"height": 16, "width": 16}  # noqa: RUF012
 
     def __call__(self, images: Any = None, return_tensors: str | None = None, **options: Any) -> Any:
         several = len(images) if isinstance(images, list | tuple | Tensor) else 1

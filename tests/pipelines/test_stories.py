@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
 
 from tiny_families import family, last_state
 from ts_adapt import cli
@@ -79,12 +78,6 @@ class Story:
         return Session(cli.parse(["teach", "--config", str(self.config)]).config, progress=False)
 
 
-def attached(story: Story, schedule: LearnedScheduler, x_T: Tensor, prompts: list[str]) -> Tensor:
-    """The last state of the pipeline's own run along `schedule`."""
-    attach(story.pipe, schedule)
-    return last_state(story.pipe, story.call, prompts, x_T, STEPS)
-
-
 @pytest.mark.parametrize("name", SEVEN)
 def test_a_published_config_gives_the_call_what_it_takes(name: str) -> None:
     pipe, _ = family(name)
@@ -114,7 +107,8 @@ def tell(name: str, folder: Path) -> Story:
             end = integrate(session.denoiser, session.solver(SOLVER), policy, batch.x_T, condition=batch.condition).x
         out = folder / kind
         assert story("export", kind, "--format", "diffusers", "--out", str(out)) == 0
-        found = attached(story, LearnedScheduler.from_pretrained(out), batch.x_T, prompts)
+        attach(story.pipe, LearnedScheduler.from_pretrained(out))
+        found = last_state(story.pipe, story.call, prompts, batch.x_T, STEPS)
         assert (found - end).norm() <= 1e-5 * end.norm()
     return story
 

@@ -21,6 +21,7 @@ from emoji.data import Data, Entry
 from training import Plan
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.storage.files import read_tensors
+from ts_adapt.zoo.data import to_model_range
 from ts_adapt.zoo.networks import DualEncoder
 
 PICTURES = 24
@@ -185,7 +186,7 @@ def test_zeros_that_stand_for_many_are_worth_as_many(made_up: Data) -> None:
 def test_latents_are_standardised_and_pictures_stay_what_they_were(made_up: Data) -> None:
     torch.manual_seed(0)
     net = autoencoder.network(WIDTHS).eval()
-    x = data.in_model_range(made_up.pictures)
+    x = to_model_range(made_up.pictures)
     with torch.no_grad():
         net.quant_conv.bias += torch.arange(8.0) - 4
         before = net.decode(net.encode(x).latent_dist.mode()).sample

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from small_teacher import NOISE, SHAPE, TIMES, gaussian, make
 from ts_adapt.denoisers.analytic import GaussianDenoiser
+from ts_adapt.denoisers.guidance import Guided
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.interfaces import TimeGrid
 from ts_adapt.noise import RectifiedFlow, VarianceExploding
+from ts_adapt.prompts import read_prompts
 from ts_adapt.sampling import initial_noise, integrate, noise_scale
 from ts_adapt.solvers import DDIM
 from ts_adapt.teacher.generate import (
@@ -147,20 +149,16 @@ def test_which_labels_a_denoiser_wants() -> None:
 
 def test_prompts_go_around_and_nested_conditions_return(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a\n\nbb\nccc\n")
-    prompts = Prompts.read(
-        tmp_path / "prompts.txt", lambda texts: {"added.embedding": torch.tensor([len(t) for t in texts])}
-    )
+    texts = read_prompts(tmp_path / "prompts.txt")
+    prompts = Prompts(texts, lambda texts: {"added.embedding": torch.tensor([len(t) for t in texts])})
     data = make(tmp_path / "t", 5, denoiser=Shifted(NOISE, 0.3, 0.25, SHAPE), condition=prompts).load(range(5))
     assert data["prompt_index"].tolist() == [0, 1, 2, 0, 1]
     condition = condition_of(data)
     assert list(condition) == ["added"] and condition["added"]["embedding"].tolist() == [1, 2, 3, 1, 2]
     with pytest.raises(TsAdaptError, match="entry of"):
         condition_of({"a": torch.ones(1), "a.b": torch.ones(1)})
-    (tmp_path / "none.txt").write_text("\n \n")
-    with pytest.raises(TsAdaptError, match="no prompts"):
-        Prompts.read(tmp_path / "none.txt", lambda texts: {})
-    with pytest.raises(TsAdaptError, match="there is no file"):
-        Prompts.read(tmp_path / "absent.txt", lambda texts: {})
+    with pytest.raises(TsAdaptError, match="give at least one"):
+        Prompts([], lambda texts: {})
 
 
 def test_png_files_are_written_and_missing_ones_made_up(tmp_path: Path) -> None:
@@ -172,6 +170,13 @@ def test_png_files_are_written_and_missing_ones_made_up(tmp_path: Path) -> None:
     paths[4].unlink()
     make(tmp_path, 6, save_png=True)
     assert paths[4].exists()
+
+
+def test_samples_that_are_no_images_are_refused_before_any_is_solved(tmp_path: Path) -> None:
+    denoiser = GaussianDenoiser(NOISE, 0.3, 0.25, (2,))
+    with pytest.raises(TsAdaptError, match=r"shape \(2,\) are no images"):
+        make(tmp_path, 3, denoiser=denoiser, shape=(2,), save_png=True)
+    assert denoiser.evaluations == 0
 
 
 def test_progress_shows_rate_and_remaining_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,4 +199,5 @@ def test_weights_hash_sees_every_parameter() -> None:
     assert before == weights_hash(Holder(network))  # type: ignore[arg-type]
     network[1].running_mean[0] = 1.0  # type: ignore[index]
     assert weights_hash(Holder(network)) != before  # type: ignore[arg-type]
-    assert weights_hash(gaussian(mean=0.1)) != weights_hash(gaussian(mean=0.2))
+    for around in (lambda inner: inner, lambda inner: Guided(inner, 2.0, {"class_labels": 0})):
+        assert weights_hash(around(gaussian(mean=0.1))) != weights_hash(around(gaussian(mean=0.2)))

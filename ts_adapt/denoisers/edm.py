@@ -77,7 +77,7 @@ class EDMDenoiser(Denoiser):
                 f"there are {sigma.shape[0]} times for a batch of {x.shape[0]}; give one, or one a sample"
             )
         self.evaluations += 1
-        out = self.D(x, sigma.to(device=x.device, dtype=torch.float32).expand(x.shape[0]), **condition)
+        out = self.D(x, self.timestep(sigma, x), **condition)
         if out.shape != x.shape:
             raise TsAdaptError(
                 f"the network answers states of shape {tuple(x.shape)} by {tuple(out.shape)}; give the shape that it "

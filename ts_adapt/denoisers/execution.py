@@ -5,7 +5,7 @@
                     [Q K V] = x [W_Q W_K W_V]
     compile         torch.compile, by one of its backends, in place
 
-What the network says stays the same up to rounding, and its `state_dict` altogether; `plain` takes all of it off again.
+What the network says stays the same up to rounding, and its `state_dict` altogether.
 Attention itself is torch's scaled_dot_product_attention with any of them and with none: diffusers' default.
 
 Fused projections are made of the weights that are there, so that a quantizer refuses them; a compiled network is run as
@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from ts_adapt.errors import TsAdaptError, unknown
 
@@ -31,21 +30,12 @@ RECOMPILATIONS = 64
 
 
 @dataclass(frozen=True)
-class _Fused:
-    """An attention layer with fused projections, the processor that it had before, and what keeps its state_dict."""
-
-    attention: Any
-    processor: Any
-    handle: RemovableHandle
-
-
-@dataclass
 class Execution:
     """How a network is run at present."""
 
     channels_last: bool = False
     compile: str | None = None
-    fused: tuple[_Fused, ...] = ()
+    fused: bool = False
 
 
 def execute(
@@ -57,12 +47,13 @@ def execute(
     unknown backend, and for a network that is run in some such way already.
     """
     if execution_of(network) != Execution():
-        raise TsAdaptError(f"this {type(network).__name__} is run in a way of its own already; make it plain first")
+        raise TsAdaptError(f"this {type(network).__name__} is run in a way of its own already; load another")
     if compile is not None:
         backends = torch.compiler.list_backends(exclude_tags=())
         if compile not in backends:
             raise unknown("backend of torch.compile", compile, sorted(backends))
-    fused = _fuse(network) if fused_qkv else ()
+    if fused_qkv:
+        _fuse(network)
     if channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compile is not None:
@@ -70,23 +61,7 @@ def execute(
         dynamo.skip_nnmodule_hook_guards = False
         dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILATIONS)
         network.compile(backend=compile)
-    setattr(network, ATTRIBUTE, Execution(channels_last, compile, fused))
-    return network
-
-
-def plain(network: nn.Module) -> nn.Module:
-    """`network` as it was before `execute`."""
-    former = execution_of(network)
-    if former.compile is not None:
-        network.__dict__.pop("_compiled_call_impl")
-    if former.channels_last:
-        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    for one in former.fused:
-        one.handle.remove()
-        one.attention.set_processor(one.processor)
-        one.attention.fused_projections = False
-        delattr(one.attention, _projection(one.attention))
-    network.__dict__.pop(ATTRIBUTE, None)
+    setattr(network, ATTRIBUTE, Execution(channels_last, compile, fused_qkv))
     return network
 
 
@@ -96,7 +71,7 @@ def execution_of(network: nn.Module) -> Execution:
     return found
 
 
-def _fuse(network: nn.Module) -> tuple[_Fused, ...]:
+def _fuse(network: nn.Module) -> None:
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 
     name = type(network).__name__
@@ -109,14 +84,11 @@ def _fuse(network: nn.Module) -> tuple[_Fused, ...]:
             f"the attention of this {name} is run by {type(foreign).__name__}, whose projections are not fused here; "
             "leave fused_qkv out"
         )
-    fused = []
     for attention in attentions:
-        former = attention.processor
         attention.fuse_projections()
         getattr(attention, _projection(attention)).requires_grad_(attention.to_k.weight.requires_grad)
         attention.set_processor(FusedAttnProcessor2_0())
-        fused.append(_Fused(attention, former, attention.register_state_dict_post_hook(_without_fused)))
-    return tuple(fused)
+        attention.register_state_dict_post_hook(_without_fused)
 
 
 def _projection(attention: Any) -> str:

@@ -42,29 +42,18 @@ def from_code(name: str, device: torch.device | str | None = None, dtype: torch.
     found = PLACE.fullmatch(name)
     if found is None:
         raise TsAdaptError(f"{name!r} is no function's place; give package.module:function or path/file.py:function")
+    file = Path(found["file"]).expanduser() if found["file"] else None
     function = found["made"] or found["function"]
-    try:
-        module = _of_file(Path(found["file"]).expanduser()) if found["file"] else _of_module(found["module"])
-    except TsAdaptError:
-        raise
-    except Exception as error:
-        raise TsAdaptError(f"{name!r} cannot be imported ({raised(error, 160)}); mend that first") from error
-    make = getattr(module, function, None)
-    if not callable(make):
-        own = inspect.getmembers(
-            module, lambda value: inspect.isfunction(value) and value.__module__ == module.__name__
-        )
-        known = ", ".join(key for key, _ in own if not key.startswith("_"))
-        raise TsAdaptError(f"{name!r}: there is no function {function}; there are {known or 'none'}")
-    try:
-        with _beside(Path(found["file"]).expanduser().resolve().parent if found["file"] else Path.cwd()):
+    with _beside(file.resolve().parent if file else Path.cwd()):
+        with _explained(f"{name!r} cannot be imported", "mend that first"):
+            module = _of_file(file) if file else importlib.import_module(found["module"])
+        make = getattr(module, function, None)
+        if not callable(make):
+            there = inspect.getmembers(module, inspect.isfunction)
+            known = ", ".join(key for key, value in there if value.__module__ == module.__name__ and key[0] != "_")
+            raise TsAdaptError(f"{name!r}: there is no function {function}; there are {known or 'none'}")
+        with _explained(f"{name!r} has made no denoiser", "it is called without arguments"):
             made = make()
-    except TsAdaptError:
-        raise
-    except Exception as error:
-        raise TsAdaptError(
-            f"{name!r} has made no denoiser ({raised(error)}); it is called without arguments"
-        ) from error
     if not isinstance(made, Denoiser):
         raise TsAdaptError(
             f"{name!r} has returned {type(made).__name__}, not a denoiser; return from_edm(network, shape), "
@@ -86,14 +75,8 @@ def _of_file(path: Path) -> ModuleType:
     spec: Any = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # as an import does: dataclasses and pickle look there
-    with _beside(path.resolve().parent):
-        spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module
-
-
-def _of_module(name: str) -> ModuleType:
-    with _beside(Path.cwd()):
-        return importlib.import_module(name)
 
 
 @contextmanager
@@ -104,3 +87,14 @@ def _beside(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder))
+
+
+@contextmanager
+def _explained(what: str, remedy: str) -> Iterator[None]:
+    """Turns what the user's code raises in the block into a TsAdaptError that says what came of it, and the remedy."""
+    try:
+        yield
+    except TsAdaptError:
+        raise
+    except Exception as error:
+        raise TsAdaptError(f"{what} ({raised(error, 160)}); {remedy}") from error

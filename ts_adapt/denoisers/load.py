@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -214,7 +215,8 @@ def _from_single_file(path: Path, dtype: torch.dtype | None) -> Any:
         raise TsAdaptError(f"{path} is a pickle, which runs code when opened; convert it to safetensors")
     try:
         with safe_open(path, "pt") as file:
-            kind = infer_diffusers_model_type({key: _Shaped(file.get_slice(key)) for key in file.keys()})  # noqa: SIM118
+            shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            kind = infer_diffusers_model_type({key: SimpleNamespace(shape=shape) for key, shape in shapes.items()})
     except (OSError, SafetensorError) as error:
         raise TsAdaptError(f"{path} cannot be read ({one_line(error)}); check its path") from error
     if kind not in SINGLE_FILES:
@@ -222,15 +224,8 @@ def _from_single_file(path: Path, dtype: torch.dtype | None) -> Any:
             f"{path} is an original file of the kind {kind!r}, and those of {', '.join(SINGLE_FILES)} are loaded; "
             "give a pipeline folder or a hub id"
         )
-    failure = f"the original file {path} ({kind}) cannot be loaded ({{}}); a folder of its pipeline can"
+    failure = f"the original file {path} ({kind}) cannot be loaded", "; a folder of its pipeline can"
     return _read(str(path), failure, dtype, getattr(diffusers, SINGLE_FILES[kind]).from_single_file)
-
-
-class _Shaped:
-    """A tensor of a file of which nothing but its shape is read."""
-
-    def __init__(self, part: Any) -> None:
-        self.shape = torch.Size(part.get_shape())
 
 
 def _from_folder(folder: Path, dtype: torch.dtype | None, network: _Network) -> Any:
@@ -249,21 +244,21 @@ def _from_folder(folder: Path, dtype: torch.dtype | None, network: _Network) -> 
             f"the {of_texts[0]} of the pipeline in {folder} needs transformers, which is not installed; "
             "pip install 'ts_adapt[text]'"
         )
-    failure = f"the pipeline in {folder} cannot be loaded ({{}})"
+    failure = f"the pipeline in {folder} cannot be loaded", ""
     absent = {name: None for name, place in parts.items() if place == [None, None]}  # some have to be told: T5 of SD3
     return _read(str(folder), failure, dtype, local_files_only=True, **absent, **network.options(str(folder), dtype))
 
 
 def _from_hub(name: str, dtype: torch.dtype | None, network: _Network) -> Any:
     failure = (
-        f"{name!r} is no folder here, and could not be had from the Hugging Face hub ({{}}); "
-        "without a network give a pipeline folder or a model of the zoo"
+        f"{name!r} is no folder here, and could not be had from the Hugging Face hub",
+        "; without a network give a pipeline folder or a model of the zoo",
     )
     return _read(name, failure, dtype, **network.options(name, dtype))
 
 
-def _read(source: str, failure: str, dtype: torch.dtype | None, read: Any = None, **options: Any) -> Any:
-    """The pipeline, or TsAdaptError of `failure` with the cause in its braces, whatever the loader `read` raises."""
+def _read(source: str, failure: tuple[str, str], dtype: torch.dtype | None, read: Any = None, **options: Any) -> Any:
+    """The pipeline, or TsAdaptError of `failure` with the cause in its middle, whatever the loader `read` raises."""
     from diffusers import DiffusionPipeline
 
     read = read or DiffusionPipeline.from_pretrained
@@ -271,15 +266,14 @@ def _read(source: str, failure: str, dtype: torch.dtype | None, read: Any = None
         with ONE_AT_A_TIME, quiet(), _lacking() as lacking:
             pipe = read(source, dtype=dtype or torch.float32, use_safetensors=True, **options)
     except Exception as error:
-        cause = one_line(error, 160)
-        raise TsAdaptError(failure.format(cause)) from error
+        raise TsAdaptError(f"{failure[0]} ({one_line(error, 160)}){failure[1]}") from error
     for name, part in pipe.components.items():
         tensors = part.state_dict() if isinstance(part, nn.Module) else {}
         keys = lacking.get(id(part)) or [key for key, value in tensors.items() if value.is_meta]
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             cause = f"its {name} is incomplete, without the weights {keys[0]}{more}"
-            raise TsAdaptError(f"{failure.format(cause)}; fetch or save it again")
+            raise TsAdaptError(f"{failure[0]} ({cause}){failure[1]}; fetch or save it again")
     return pipe
 
 

@@ -277,7 +277,10 @@ def _smoothed(embeddings: Mapping[nn.Module, Range], width: float) -> Iterator[N
         if times is None:
             return None
         ends = embeddings[module]
-        embed = partial(_embedded, module, args[1:], kwargs)
+
+        def embed(times: Tensor) -> Any:
+            return module.forward(times, *args[1:], **kwargs)
+
         embedding: Tensor = _Smoothed.apply(out, times, embed, width * (ends[1] - ends[0]), ends)
         return embedding
 
@@ -290,8 +293,3 @@ def _smoothed(embeddings: Mapping[nn.Module, Range], width: float) -> Iterator[N
             handle.remove()
     if not met:
         raise TsAdaptError("the modules that embed the time are no longer those of the network; search again")
-
-
-def _embedded(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], times: Tensor) -> Tensor:
-    embedding: Tensor = module.forward(times, *args, **kwargs)
-    return embedding

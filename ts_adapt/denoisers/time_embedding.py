@@ -218,7 +218,8 @@ def watched(networks: Sequence[nn.Module]) -> Iterator[Met]:
                 met.times[module], met.answers[module] = float(first.flatten()[0]), out
             return
         for maker, answer in met.answers.items():
-            if _same(first, answer) and (maker not in met.behind or met.behind[maker][0] in inside):
+            same = first.shape == answer.shape and torch.equal(first, answer.to(first))  # in whatever precision
+            if same and (maker not in met.behind or met.behind[maker][0] in inside):
                 met.behind[maker] = module, out.shape[-1]
 
     handles = [
@@ -245,8 +246,3 @@ def _alone(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if not args or not isinstance(first, Tensor) or any(isinstance(other, Tensor | dict) for other in others):
         return False
     return first.ndim in (1, 2) and len(first) > 0 and first.is_floating_point()
-
-
-def _same(given: Tensor, answer: Tensor) -> bool:
-    """Whether `given` is `answer`, in whatever precision."""
-    return given.shape == answer.shape and torch.equal(given, answer.to(given))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ts_adapt.interfaces import Condition, Denoiser, Loop, NoiseSchedule, StepAware
+from ts_adapt.interfaces import Condition, Denoiser, NoiseSchedule, StepAware
 
 
 def _inner(name: str) -> Any:
@@ -21,21 +20,6 @@ class Wrapped(Denoiser):
     evaluations: int = _inner("evaluations")
     noise_schedule: NoiseSchedule = _inner("noise_schedule")
     shape: tuple[int, ...] = _inner("shape")
-    network: nn.Module | None = _inner("network")
-    prediction: str | None = _inner("prediction")
-    clip_x0: bool = _inner("clip_x0")
-    null_condition: Condition | None = _inner("null_condition")
-    encode: Callable[[Sequence[str]], Condition] | None = _inner("encode")
-    decoder: Callable[[Tensor], Tensor] | None = _inner("decoder")
-    scheduler_config: Mapping[str, Any] | None = _inner("scheduler_config")
-    loop: Loop | None = _inner("loop")
-    parts: Mapping[str, nn.Module] = _inner("parts")
-    numbered: str | None = _inner("numbered")
-    alone: bool = _inner("alone")
-    loop_times_only: str = _inner("loop_times_only")
-    guides: bool = _inner("guides")
-    guidance_scale: float | None = _inner("guidance_scale")
-    other_scales: Mapping[str, float] = _inner("other_scales")
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
@@ -69,3 +53,7 @@ class Wrapped(Denoiser):
 
     def draw(self, count: int, seed: int) -> Tensor | None:
         return self.denoiser.draw(count, seed)
+
+
+for _name in Denoiser.__annotations__:  # those with a default too
+    setattr(Wrapped, _name, _inner(_name))

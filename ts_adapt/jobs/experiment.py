@@ -39,6 +39,7 @@ from ts_adapt.pictures import picture_files
 from ts_adapt.pipelines.load import build_denoiser, guided_by_samples
 from ts_adapt.predictors.phases import PREDICTED
 from ts_adapt.predictors.store import PREDICTORS
+from ts_adapt.prompts import read_prompts
 from ts_adapt.remedies import command
 from ts_adapt.sampling import embedding_of, initial_noise, is_guided, noise_scale
 from ts_adapt.schedules.name import grid_names
@@ -334,7 +335,7 @@ class Experiment:
                 given = "--prompt and --prompts" if texts else own
                 raise TsAdaptError(f"the model {self.config.model.name!r} takes no prompts; leave {given} out")
             encode = denoiser.encode
-            sources.append(Prompts(texts, encode) if texts else Prompts.read(str(prompts), encode))
+            sources.append(Prompts(texts or read_prompts(str(prompts)), encode))
         elif denoiser.encode is not None:
             raise TsAdaptError(
                 f"the model {self.config.model.name!r} is told what to make; give teacher.prompts, a file, or to "

@@ -12,7 +12,7 @@ images and packed tokens are the pipeline's own business, so that what is learne
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -144,7 +144,7 @@ class PipelineDenoiser(Denoiser):
 
     @property
     def encode(self) -> Any:  # type: ignore[override]
-        return _encoded_prompts if self.arguments.takes_prompts else None
+        return (lambda prompts: {"prompt": as_bytes(prompts)}) if self.arguments.takes_prompts else None
 
     @property
     def guidance_scale(self) -> float | None:  # type: ignore[override]
@@ -479,10 +479,6 @@ def _known(policy: Any) -> TimeGrid | None:
 
 def _leave(*_: Any, **__: Any) -> Any:
     raise Left
-
-
-def _encoded_prompts(prompts: Sequence[str]) -> Condition:
-    return {"prompt": as_bytes(prompts)}
 
 
 def _modules(pipe: Any) -> dict[str, nn.Module]:

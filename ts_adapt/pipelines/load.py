@@ -91,13 +91,11 @@ def build_denoiser(options: ModelOptions) -> Denoiser:
     """The denoiser of `options`, on its device; TsAdaptError for what its network cannot be."""
     device, dtype = device_and_dtype(options)
     if options.name in ANALYTIC:
-        for option in ("channels_last", "fused_qkv", "compile", "call", "quantization_config", "weights"):
+        for option in (
+            "channels_last", "fused_qkv", "compile", "call", "quantization_config", "weights", "prediction"
+        ):  # fmt: skip
             if getattr(options, option):
                 raise TsAdaptError(f"model.{option} is for networks, and {options.name!r} is none; leave it out")
-        if options.prediction is not None:
-            raise TsAdaptError(
-                f"model.prediction is {options.prediction!r}, but {options.name!r} is no network; leave it out"
-            )
         return ANALYTIC[options.name]()
     denoiser: Denoiser = load(
         options.name, options.prediction, device, dtype, options.call, options.quantization_config, options.weights

@@ -64,7 +64,8 @@ class Recorded:
     def listen(self, network: nn.Module, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Call the network and keep the form of its answer."""
         answer = forward(**arguments)
-        self.answers[network] = rows_of(arguments), each_tensor(answer, _zeros)
+        form = each_tensor(answer, lambda value: value.new_zeros(()).expand(value.shape))  # one zero is kept
+        self.answers[network] = rows_of(arguments), form
         return answer
 
     def silent(self, network: nn.Module, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -73,11 +74,6 @@ class Recorded:
             return self.listen(network, forward, arguments)
         then, answer = self.answers[network]
         return _with_rows(answer, then, rows_of(arguments))
-
-
-def _zeros(value: Tensor) -> Tensor:
-    """As many zeros, of which one is kept."""
-    return value.new_zeros(()).expand(value.shape)
 
 
 def _with_rows(answer: Any, then: int, rows: int) -> Any:

@@ -61,7 +61,6 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
 
     Raises TsAdaptError if the disk is full or the folder cannot be written to; the old file is then untouched.
     """
-    path = Path(path)
     with explained(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
@@ -95,7 +94,6 @@ def make_folder(path: Path) -> Path:
 
 def check_place(path: Path, *, folder: bool) -> None:
     """TsAdaptError where `path`, a folder, or else a file, could not be written; nothing is made, nothing is left."""
-    path = Path(path)
     above = path if folder else path.parent
     with explained(path, "written"):
         if not folder and path.exists() and not path.is_file():
@@ -121,7 +119,7 @@ def _is_there(path: Path) -> bool:
 
 def read_bytes(path: Path, *, limit: int | None = None) -> bytes:
     """The content of `path`; TsAdaptError if it is missing, cannot be read, or has more than `limit` bytes."""
-    with explained(Path(path), "read"), open(path, "rb") as file:
+    with explained(path, "read"), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if limit is None or 0 < size <= limit:
             return file.read()
@@ -155,7 +153,7 @@ def read_json(path: Path, schema: Schema | None = None) -> Any:
     """
     value = parse_json(read_bytes(path, limit=JSON_BYTES), path)
     if schema is not None:
-        check_schema(value, schema, Path(path))
+        check_schema(value, schema, path)
     return value
 
 
@@ -302,7 +300,7 @@ def is_finite(value: Tensor) -> bool:
 
 def sha256_of_file(path: Path) -> str:
     """The sha256 of the file's content, in hexadecimal."""
-    with explained(Path(path), "read"), open(path, "rb") as file:
+    with explained(path, "read"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

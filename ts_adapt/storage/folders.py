@@ -30,7 +30,6 @@ def hold(path: Path, what: str) -> Iterator[None]:
 
     Raises InUse at once if another process holds it; `what` says in that message what it is busy with.
     """
-    path = Path(path)
     with explained(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")  # noqa: SIM115 (closed below, when the block has run)
@@ -53,7 +52,6 @@ def making(path: Path) -> Iterator[None]:
     What processes that were killed left of it is put in order first: temporary files, and a folder half replaced.
     Raises InUse at once if another process is making it.
     """
-    path = Path(path)
     with hold(path.with_name(f".{path.name}.lock"), str(path)):
         former = _former(path)
         if former.is_dir():
@@ -80,7 +78,7 @@ def if_free(lock: AbstractContextManager[None]) -> Iterator[bool]:
 
 def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
     """Remove the temporary files of processes that were killed; the caller holds a lock on what they are of."""
-    for leftover in Path(folder).glob(pattern):
+    for leftover in folder.glob(pattern):
         with suppress(OSError):
             leftover.unlink()
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -21,10 +20,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tqdm import tqdm
 
 from ts_adapt import distributed
+from ts_adapt.denoisers.wrapped import Wrapped
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.interfaces import Denoiser, NoiseSchedule, Solver, TimeGrid
 from ts_adapt.numerics import validate_grid
-from ts_adapt.prompts import prompts_of, read_prompts
+from ts_adapt.prompts import prompts_of
 from ts_adapt.sampling import initial_noise, integrate, noise_for, noise_scale
 from ts_adapt.storage import files
 from ts_adapt.storage.layout import image_file
@@ -93,11 +93,6 @@ class Prompts:
             raise TsAdaptError("the list of prompts is empty; give at least one, one a line")
         self.prompts, self.encode = list(prompts), encode
 
-    @classmethod
-    def read(cls, path: str | Path, encode: Callable[[list[str]], Mapping[str, Tensor]]) -> Prompts:
-        """The prompts of a file; see `read_prompts`."""
-        return cls(read_prompts(path), encode)
-
     def describe(self) -> dict[str, Any]:
         return {"kind": "prompts", "count": len(self.prompts), "sha256": files.sha256_of_json(self.prompts)}
 
@@ -159,7 +154,12 @@ def weights_hash(denoiser: Denoiser) -> str:
     if network is not None:
         others = {f"{name}.{key}": v for name, part in denoiser.parts.items() for key, v in part.state_dict().items()}
         return files.sha256_of_tensors(_plain({**network.state_dict(), **others}))
-    return files.sha256_of_tensors({k: v for k, v in vars(denoiser).items() if isinstance(v, Tensor)})
+    return files.sha256_of_tensors(_tensors_of(denoiser))
+
+
+def _tensors_of(denoiser: Denoiser) -> dict[str, Tensor]:
+    inside = _tensors_of(denoiser.denoiser) if isinstance(denoiser, Wrapped) else {}
+    return inside | {key: value for key, value in vars(denoiser).items() if isinstance(value, Tensor)}
 
 
 def _plain(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -244,6 +244,8 @@ def generate(
     """
     times = _shared_times(grid)
     _check_arguments(store, times, samples, batch_size, condition, denoiser.noise_schedule)
+    if save_png and denoiser.loop is None and denoiser.decoder is None:
+        _check_image(store.config["shape"])
     device = _device_of(denoiser)
     ranges = {shard: store.range_of(shard, samples) for shard in store.shards(samples)}
     with store.writing():
@@ -320,12 +322,16 @@ def _png(image: Tensor) -> bytes:
     """An image `(C, H, W)` in [-1, 1], C = 1 or 3, as PNG."""
     from PIL import Image
 
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise TsAdaptError(f"samples of shape {tuple(image.shape)} are no images; leave save_png out")
+    _check_image(image.shape)
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).squeeze(-1)
     buffer = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _check_image(shape: Sequence[int]) -> None:
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise TsAdaptError(f"samples of shape {tuple(shape)} are no images; leave save_png out")
 
 
 def _uniform(seed: int, index: Sequence[int], stream: int) -> Tensor:

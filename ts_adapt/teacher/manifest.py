@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ def new_manifest(config: dict[str, Any]) -> dict[str, Any]:
     """Of a folder without shards; `config` as `plain` gives it."""
     return {
         **TEACHER.head, "hash": files.sha256_of_json(config), "config": config,
-        "versions": _versions(), "shards": {},
+        "versions": {"ts_adapt": __version__, "torch": version("torch"), "diffusers": version("diffusers")},
+        "shards": {},
     }  # fmt: skip
 
 
@@ -120,13 +121,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(part) for part in value]
     return float(f"{value:.12g}") if isinstance(value, float) else value
-
-
-def _versions() -> dict[str, str]:
-    found = {"ts_adapt": __version__}
-    for package in ("torch", "diffusers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -96,13 +96,13 @@ class Block(nn.Module):
 class Judge(nn.Module):
     """Images `(B, *shape)` in [-1, 1] -> the `Features` of a residual network, and of these `classes` scores."""
 
-    def __init__(self, classes: int, shape: Shape, widths: tuple[int, ...] = JUDGED) -> None:
+    def __init__(self, classes: int, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        self.stem = nn.Conv2d(shape[0], widths[0], 4, 2, 1)
-        self.blocks = nn.ModuleList(Block(inputs, outputs) for inputs, outputs in pairwise(widths))
-        self.norm = nn.GroupNorm(8, widths[-1])
-        self.head = nn.Linear(widths[-1], classes)
+        self.stem = nn.Conv2d(shape[0], JUDGED[0], 4, 2, 1)
+        self.blocks = nn.ModuleList(Block(inputs, outputs) for inputs, outputs in pairwise(JUDGED))
+        self.norm = nn.GroupNorm(8, JUDGED[-1])
+        self.head = nn.Linear(JUDGED[-1], classes)
 
     def features(self, x: Tensor) -> Features:
         """One map a block, and the mean of the last over its places; TsAdaptError for images of another shape."""
@@ -140,14 +140,14 @@ class DualEncoder(nn.Module):
     words  that it knows; of other ones in a caption it takes no notice
     """
 
-    def __init__(self, words: list[str], widths: tuple[int, ...] = SEEN) -> None:
+    def __init__(self, words: list[str]) -> None:
         super().__init__()
         self.place = {word: number for number, word in enumerate(words, start=1)}
-        stages: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 4), Mixer(widths[0])]
-        for inputs, outputs in pairwise(widths):
+        stages: list[nn.Module] = [nn.Conv2d(3, SEEN[0], 4, 4), Mixer(SEEN[0])]
+        for inputs, outputs in pairwise(SEEN):
             stages += [nn.Conv2d(inputs, outputs, 2, 2), Mixer(outputs), Mixer(outputs)]
         self.see = nn.Sequential(*stages)
-        self.of_picture = nn.Linear(widths[-1], NUMBERS)
+        self.of_picture = nn.Linear(SEEN[-1], NUMBERS)
         self.words = nn.Embedding(len(words) + 1, WORD, padding_idx=0)
         self.read = nn.GRU(WORD, NUMBERS // 2, batch_first=True, bidirectional=True)
         self.of_caption = nn.Linear(NUMBERS, NUMBERS)
