@@ -35,7 +35,7 @@ def one_line(said: object, length: int = 200) -> str:
 
 
 def raised(error: BaseException, length: int = 200) -> str:
-    """What other code has raised: its kind, what it says, and the file and line where, if it has come from any."""
+    """What other code has raised: its kind, what it says, and the last file and line where, but torch's own."""
     said = f"{type(error).__name__}: {one_line(error, length)}"
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if "torch" not in Path(one.filename).parts]
     return f"{said} at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else said

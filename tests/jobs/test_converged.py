@@ -112,4 +112,4 @@ def test_test_samples_may_have_a_finer_teacher(tmp_path: Path, capsys: Any) -> N
         grid = build_grid("log_snr", denoiser.noise_schedule, steps)
         found = integrate(denoiser, build_solver("unipc-3", denoiser.noise_schedule), grid, data["x_T"]).x
         torch.testing.assert_close(found, data["target"])
-    assert "teacher.test_nfe" in job.refused(capsys, "evaluate")
+    assert "test_nfe" in job.refused(capsys, "evaluate")

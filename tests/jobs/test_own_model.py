@@ -82,6 +82,10 @@ def number():
 
 def broken():
     raise ValueError("no weights here")
+
+
+def unfit():
+    small()(torch.zeros(1, 7, 6, 6), torch.zeros(1))
 '''
 CONFIG = """
 name: small
@@ -194,7 +198,8 @@ def test_a_model_from_a_module_in_the_current_folder(models, monkeypatch):
 @pytest.mark.parametrize(
     ("place", "said"),
     [("models.py:nothing", "there are broken, edm, flow, "), ("none.py:edm", "none.py"), ("models.py:number", "int"),
-     ("models.py:broken", "no weights here at models.py:"), ("not_a_module:edm", "not_a_module")],
+     ("models.py:broken", "no weights here at models.py:"), ("models.py:unfit", "at models.py:"),
+     ("not_a_module:edm", "not_a_module")],
 )  # fmt: skip
 def test_what_is_no_model_is_refused_with_what_was_found(models, capsys, monkeypatch, place, said):
     monkeypatch.chdir(models.parent)

@@ -3,8 +3,8 @@
     moved_b    distance(teacher_b, the same solver on the same grid with twice the evaluations)
     missed_b   distance(teacher_b, the first of the config's solvers on that grid, with the most of its `nfe`)
 
-What is learned is learned from the teacher's errors too: where `moved` is no small share of `missed`, it says so; and
-where it is none of what compared schedules miss, that they are as near to the teacher as it is to its own limit.
+What is learned is learned from the teacher's errors too: where `moved` is no small share of `missed`, it says so, and
+for which of the compared schedules it is no small share of what they miss.
 Solves that draw noise have no limit of their own and are left out, and so are grids without such numbers of steps.
 """
 
@@ -139,8 +139,8 @@ def said(session: Session) -> str:
     found = of_teacher(session)
     if found is None:
         return ""
-    moved = torch.tensor(found["moved"])
+    moved, nfe = torch.tensor(found["moved"]), session.config.teacher.nfe
     return (
-        f"With {2 * session.config.teacher.nfe} evaluations the teacher's samples move by {float(moved.mean()):.2g} "
+        f"With {2 * nfe} evaluations in place of {nfe} the teacher's samples move by {float(moved.mean()):.2g} "
         f"(median {float(moved.median()):.2g}, {len(moved)} training samples)."
     )

@@ -166,11 +166,9 @@ def _notes(session: Session, results: Results) -> list[str]:
     compared += "".join(f" Predictors: {line}." for line in minimised_said(session, config.train))
     scores = "No real images to compare with; evaluate.reference names a folder of them."
     if counts:
-        scores = (
-            f"{frechet_name(session.features)} to the data at {' / '.join(counts)} samples: the teacher's own images "
-        )
-        scores += " / ".join(written([*counts.values()]))
-        scores += f", real test images {' / '.join(written([*floor.values()]))}." if floor else "."
+        parts = {"the teacher's own images": counts, "real test images": floor}
+        found = [f"{what} {' / '.join(written([*of.values()]))}" for what, of in parts.items() if of]
+        scores = f"{frechet_name(session.features)} to the data at {' / '.join(counts)} samples: {', '.join(found)}."
     near = converged.too_near(session, plain(results.rows))
     return [compared, scores, *([near] if near else [])]
 

@@ -288,11 +288,7 @@ class TeacherStore:
                 former, now = (files.shortened(repr(of.get(key)), 60) for of in (kept, config))
                 steps, wanted = (len(of["times"]) - 1 for of in (kept, config))
                 if key == "times" and steps != wanted:
-                    key, former, now = (
-                        "steps",
-                        str(steps),
-                        f"{wanted}, which follow from teacher.nfe, of test samples teacher.test_nfe",
-                    )
+                    key, former, now = "steps", str(steps), f"{wanted}, which follow from teacher.nfe and test_nfe"
                 raise TsAdaptError(
                     f"the teacher folder {self.folder} was made with {key} = {former}, not {now}; set it back "
                     "(as --config the config.yml that `learn` left in its log folder does), remove the folder, or "
