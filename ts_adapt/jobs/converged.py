@@ -125,8 +125,8 @@ def too_near(session: Session, rows: Sequence[Row]) -> str:
     near = [row for row in once(rows) if moved > NEAR * row.distance]
     if not near:
         return ""
-    named = ", ".join(f"{row.schedule} of {row.sampler}, NFE {row.nfe}" for row in near[:MANY])
-    named += ", ..." if len(near) > MANY else ""
+    named = "; ".join(f"{row.schedule} of {row.sampler}, NFE {row.nfe}" for row in near[:MANY])
+    named += "; ..." if len(near) > MANY else ""
     return (
         f"The teacher itself is {moved:.2g} away from its solve with twice the evaluations, which is no small share of "
         f"what the nearest schedules miss ({named}): which of them is better, their distances do not say. Without "
