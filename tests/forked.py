@@ -7,6 +7,12 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from threading import RLock
+
+from tqdm import tqdm
+
+tqdm.set_lock(RLock())  # one for each process: who is killed never gives back one that all share
+tqdm.monitor_interval = 0  # no thread beside the one that forks
 
 
 def fork(count: int, part: Callable[[int], int | None]) -> list[int]:

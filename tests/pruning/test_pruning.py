@@ -14,7 +14,7 @@ from torch import nn
 from tiny_networks import ATTENTIVE, said, small
 from ts_adapt.assembly import build_cachers
 from ts_adapt.cachers import attached
-from ts_adapt.denoisers.execution import execute, plain
+from ts_adapt.denoisers.execution import execute
 from ts_adapt.errors import TsAdaptError
 from ts_adapt.evaluation.cost import count_flops
 from ts_adapt.pruning import PruneOptions, candidates, evolve, pruned, put_back, read, remove, removed, save
@@ -205,5 +205,4 @@ def test_a_network_is_pruned_however_it_is_run(way: dict[str, Any]) -> None:
         torch.testing.assert_close(said(network), less)
     assert marks(network) == before
     torch.testing.assert_close(said(network), full)
-    assert {name: id(p) for name, p in plain(network).named_parameters()} == weights
-    assert torch.equal(said(network), full)
+    assert weights.items() <= {name: id(p) for name, p in network.named_parameters()}.items()
